@@ -1,0 +1,35 @@
+"""One terminal for several logs: each line carries the name of the part it is from."""
+
+import itertools
+import os
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TextIO
+
+COLOURS = (36, 33, 35, 32, 34)  # cyan, yellow, magenta, green, blue
+RUNNER = "stack"
+
+
+class Console:
+    """Prints whole lines, from any thread."""
+
+    def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
+        names = [RUNNER, *names]
+        width = max(map(len, names))
+        colours = itertools.cycle(COLOURS)
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._prefixes = {name: f"{name:<{width}} | " for name in names}
+        if stream.isatty() and not os.environ.get("NO_COLOR"):
+            self._prefixes = {name: f"\033[{next(colours)}m{prefix}\033[0m" for name, prefix in self._prefixes.items()}
+
+    def say(self, text: str) -> None:
+        """The runner's own words."""
+        for line in text.splitlines() or [""]:
+            self.show(RUNNER, line)
+
+    def show(self, name: str, line: str) -> None:
+        # A reader that went away (`make run | head`, a closed terminal) must not stop the parts.
+        with self._lock, suppress(OSError):
+            print(self._prefixes[name] + line, file=self._stream, flush=True)

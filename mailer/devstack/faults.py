@@ -1,0 +1,93 @@
+"""What the local SMTP server does wrong, on demand.
+
+A `Fault` names the stage of the conversation and what happens there. Tests set them at run time:
+
+    server.faults.add(Fault("rcpt", "450 4.2.0 greylisted", times=2))
+    server.faults.add(Fault("dot", DROP, recipient="ada@example.com"))
+
+In the local stack a person asks for one by the recipient's address:
+
+    450@fault.example    refused for now             550@fault.example      refused for good
+    drop@fault.example   the line dies at the dot    doubt@fault.example    the mail is taken, then the line dies
+    slow@fault.example   the reply takes 5 seconds   hang@fault.example     the reply never comes, the line stays open
+"""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Stage = Literal["connect", "ehlo", "auth", "mail", "rcpt", "data", "dot", "quit"]
+
+DROP = "drop"  # close the socket instead of answering
+HANG = "hang"  # say nothing, keep the socket open until the server stops
+DELAY = "delay"  # answer as usual, but only after `delay`
+ACCEPT_AND_DROP = "accept_and_drop"  # dot only: take the mail, close instead of answering
+CLOSE_AFTER_250 = "close_after_250"  # dot only: take the mail, answer, close
+AFTER_ACCEPTING = (ACCEPT_AND_DROP, CLOSE_AFTER_250)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """At `stage`, after `delay` seconds, do `action`: one of the words above, or a reply such as "451 4.7.1 try later".
+
+    It happens `times` times (None: for ever); with a `recipient` only for mail to that address (stages rcpt, data and dot).
+    """
+
+    stage: Stage
+    action: str
+    times: int | None = 1
+    recipient: str | None = None
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.action in AFTER_ACCEPTING and self.stage != "dot":
+            raise ValueError(f'{self.action!r} is for the stage "dot", not for {self.stage!r}')
+
+    def concerns(self, stage: Stage, recipients: Iterable[str]) -> bool:
+        return self.stage == stage and (self.recipient is None or self.recipient in recipients)
+
+
+class Faults:
+    """The faults that are still to happen, oldest first. Any thread may add to them."""
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self._lock = threading.Lock()
+        self._pending = list(faults)
+
+    def add(self, *faults: Fault) -> None:
+        with self._lock:
+            self._pending.extend(faults)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._pending.clear()
+
+    def take(self, stage: Stage, recipients: Iterable[str] = ()) -> Fault | None:
+        """The fault that happens now, if any. It is used up once its `times` are over."""
+        with self._lock:
+            for index, fault in enumerate(self._pending):
+                if fault.concerns(stage, recipients):
+                    self._pending[index : index + 1] = _left_of(fault)
+                    return fault
+        return None
+
+
+def _left_of(fault: Fault) -> list[Fault]:
+    if fault.times is None:
+        return [fault]
+    return [replace(fault, times=fault.times - 1)] if fault.times > 1 else []
+
+
+def _for_ever(name: str, stage: Stage, action: str, delay: float = 0.0) -> Fault:
+    return Fault(stage, action, times=None, recipient=f"{name}@fault.example", delay=delay)
+
+
+BY_ADDRESS = (
+    _for_ever("450", "rcpt", "450 4.2.0 The mailbox is busy, try later"),
+    _for_ever("550", "rcpt", "550 5.1.1 No such user here"),
+    _for_ever("drop", "dot", DROP),
+    _for_ever("doubt", "dot", ACCEPT_AND_DROP),
+    _for_ever("slow", "dot", DELAY, delay=5.0),
+    _for_ever("hang", "dot", HANG),
+)

@@ -1,0 +1,270 @@
+"""The SMTP server of the local stack and of the tests: takes every mail, and misbehaves on demand (see `faults`).
+
+    with InboxServer(inbox.add) as server:          # a free port on loopback, in a thread of its own
+        server.faults.add(Fault("rcpt", "550 5.1.1 no such user"))
+        ... server.port, server.connections ...
+
+`python -m mailer.devstack.smtpd` is the inbox process: it keeps what it takes in MAILER_INBOX_DIR and listens on MAIL_PORT.
+"""
+
+import asyncio
+import hmac
+import logging
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aiosmtpd.smtp import MISSING, SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from .faults import ACCEPT_AND_DROP, AFTER_ACCEPTING, BY_ADDRESS, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Faults, Stage
+from .inbox import Inbox
+
+log = logging.getLogger("mailer.inbox")
+
+# (envelope sender, recipients, the mail's bytes) -> the id for the reply. `Inbox.add` is one. It runs in the server's thread.
+Accept = Callable[[str, list[str], bytes], str]
+
+
+class InboxServer:
+    """Listens on loopback from `start()` to `stop()`, in one thread that ends with it.
+
+    `tls` is offered (and then demanded) as STARTTLS, or spoken from the first byte with `implicit_tls`.
+    With `credentials`, a (user, password), mail is only taken after AUTH.
+    """
+
+    def __init__(
+        self,
+        accept: Accept,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        faults: Iterable[Fault] = (),
+        tls: ssl.SSLContext | None = None,
+        implicit_tls: bool = False,
+        credentials: tuple[str, str] | None = None,
+    ) -> None:
+        self.accept = accept
+        self.host = host
+        self.port = port
+        self.faults = Faults(faults)
+        self.tls = tls
+        self.implicit_tls = implicit_tls
+        self.credentials = credentials
+        self.connections = 0  # how many there have been: a warm connection that is used again counts once
+        self._sessions: set[_Session] = set()
+
+    def start(self) -> Self:
+        listener = socket.create_server((self.host, self.port), backlog=512)  # here, so that a port in use is the caller's error
+        self.port = listener.getsockname()[1]
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(listener),), name="inbox", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    def stop(self) -> None:
+        """Hangs up on everybody and returns when the thread is gone. Without effect on a server that does not run."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        # aiosmtpd leaves the exceptions of sessions that were cut off to the loop; a cut is daily bread here.
+        self._loop.set_exception_handler(lambda loop, context: None)
+        self._stopping = asyncio.Event()
+        server = await self._loop.create_server(self._new_session, sock=listener, ssl=self.tls if self.implicit_tls else None)
+        self._started.set()
+        await self._stopping.wait()
+        self._loop.remove_reader(listener)  # before close(): a connection that asyncio is just accepting would leak
+        await self._end_sessions()
+        server.close()
+
+    async def _end_sessions(self) -> None:
+        while self._sessions or self._tasks():
+            tasks = self._tasks()
+            await asyncio.sleep(0)  # a connection accepted just now gets its transport, which alone can close it
+            for task in tasks:
+                task.cancel()
+            for session in list(self._sessions):
+                session.hang_up()
+
+    def _tasks(self) -> set[asyncio.Task[Any]]:
+        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    def _new_session(self) -> "_Session":
+        starttls = None if self.implicit_tls else self.tls
+        return _Session(
+            _Conversation(self),
+            sessions=self._sessions,
+            loop=self._loop,
+            hostname="inbox.localhost",  # the default asks the DNS at every connection
+            ident="Mailer inbox",
+            enable_SMTPUTF8=True,
+            tls_context=starttls,
+            require_starttls=starttls is not None,
+            auth_require_tls=starttls is not None,  # aiosmtpd does not see implicit TLS
+            authenticator=self._authenticate,
+        )
+
+    def _authenticate(self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, login: Any) -> AuthResult:
+        given = (login.login, login.password) if isinstance(login, LoginPassword) else (b"", b"")
+        wanted = tuple(text.encode() for text in self.credentials or ("", ""))
+        equal = hmac.compare_digest(b"\0".join(given), b"\0".join(wanted))
+        return AuthResult(success=equal and self.credentials is not None, handled=False, auth_data=login)
+
+
+class _Session(SMTP):
+    """One connection. aiosmtpd has no hooks for the greeting and for the reply to DATA, so these two are overridden."""
+
+    event_handler: "_Conversation"
+
+    def __init__(self, conversation: "_Conversation", sessions: "set[_Session]", **options: Any) -> None:
+        super().__init__(conversation, **options)
+        self._sessions = sessions
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self not in self._sessions:  # STARTTLS comes here a second time
+            self._sessions.add(self)
+            self.event_handler.server.connections += 1
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._sessions.discard(self)
+        super().connection_lost(error)
+
+    def hang_up(self) -> None:
+        if isinstance(self.transport, asyncio.WriteTransport):
+            self.transport.abort()
+
+    async def never(self) -> None:
+        """Waits until the connection is lost: aiosmtpd cancels its session then."""
+        await asyncio.Event().wait()
+
+    async def _handle_client(self) -> None:
+        refusal = await self.event_handler.stumble(self, "connect")
+        if refusal:
+            await self.push_and_close(refusal)
+        await super()._handle_client()
+
+    async def smtp_DATA(self, arg: str) -> None:
+        assert self.envelope is not None
+        refusal = await self.event_handler.stumble(self, "data", self.envelope.rcpt_tos)
+        if refusal:
+            await self.push(refusal)
+        else:
+            await super().smtp_DATA(arg)
+
+    async def push_and_close(self, reply: str) -> None:
+        await self.push(reply)
+        self._writer.close()
+        await self.never()
+
+
+class _Conversation:
+    """What the server answers at each stage: aiosmtpd's hooks."""
+
+    def __init__(self, server: InboxServer) -> None:
+        self.server = server
+
+    async def handle_HELO(self, smtp: _Session, session: Session, envelope: Envelope, name: str) -> str:
+        refusal = await self.stumble(smtp, "ehlo")
+        if refusal:
+            return refusal
+        session.host_name = name
+        return f"250 {smtp.hostname}"
+
+    async def handle_EHLO(self, smtp: _Session, session: Session, envelope: Envelope, name: str, offers: list[str]) -> list[str]:
+        refusal = await self.stumble(smtp, "ehlo")
+        if refusal:
+            return [refusal]
+        session.host_name = name
+        return [offer for offer in offers if self.server.credentials or not offer.startswith("250-AUTH")]
+
+    async def handle_AUTH(self, smtp: _Session, session: Session, envelope: Envelope, args: Sequence[str]) -> Any:
+        return await self.stumble(smtp, "auth") or MISSING
+
+    async def handle_MAIL(self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
+        # aiosmtpd's own auth_required warns at every connection without STARTTLS.
+        if self.server.credentials and not session.authenticated:
+            return "530 5.7.0 Authentication required"
+        return await self.stumble(smtp, "mail") or MISSING
+
+    async def handle_RCPT(self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
+        return await self.stumble(smtp, "rcpt", [address]) or MISSING
+
+    async def handle_DATA(self, smtp: _Session, session: Session, envelope: Envelope) -> str:
+        fault = self.server.faults.take("dot", envelope.rcpt_tos)
+        refusal = await self.play(smtp, fault) if fault else None
+        if refusal:
+            return refusal
+        reply = self._accept(envelope)
+        if fault and fault.action == ACCEPT_AND_DROP:
+            smtp.hang_up()
+            await smtp.never()
+        if fault and fault.action == CLOSE_AFTER_250:
+            await smtp.push_and_close(reply)
+        return reply
+
+    async def handle_QUIT(self, smtp: _Session, session: Session, envelope: Envelope) -> Any:
+        return await self.stumble(smtp, "quit") or MISSING
+
+    async def stumble(self, smtp: _Session, stage: Stage, recipients: Sequence[str] = ()) -> str | None:
+        """Plays the fault of this stage, if there is one. Returns the reply to give instead of the usual one."""
+        fault = self.server.faults.take(stage, recipients)
+        return await self.play(smtp, fault) if fault else None
+
+    async def play(self, smtp: _Session, fault: Fault) -> str | None:
+        await asyncio.sleep(fault.delay)
+        if fault.action == DELAY or fault.action in AFTER_ACCEPTING:
+            return None
+        if fault.action == DROP:
+            smtp.hang_up()
+        if fault.action in (DROP, HANG):
+            await smtp.never()
+        if fault.action.startswith("421"):  # "closing transmission channel"
+            await smtp.push_and_close(fault.action)
+        return fault.action
+
+    def _accept(self, envelope: Envelope) -> str:
+        sender = "" if envelope.mail_from in (None, "<>") else str(envelope.mail_from)
+        assert envelope.original_content is not None
+        try:
+            mail_id = self.server.accept(sender, list(envelope.rcpt_tos), envelope.original_content)
+        except OSError as error:
+            return f"451 4.3.0 The mail could not be kept: {error}"
+        return f"250 2.0.0 Ok: queued as {mail_id}"
+
+
+def main() -> None:
+    """The inbox process: until SIGTERM or Ctrl-C."""
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    inbox = Inbox(Path(os.environ["MAILER_INBOX_DIR"]))
+
+    def keep(sender: str, recipients: list[str], raw: bytes) -> str:
+        mail_id = inbox.add(sender, recipients, raw)
+        log.info("%s  %s -> %s  %d bytes", mail_id, sender or "<>", ", ".join(recipients), len(raw))
+        return mail_id
+
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # in every thread, so that they wait for sigwait
+    with InboxServer(keep, port=int(os.environ["MAIL_PORT"]), faults=BY_ADDRESS) as server:
+        log.info("SMTP on %s:%d, mails are kept in %s", server.host, server.port, inbox.directory)
+        signal.sigwait(stop_signals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Every exception of the package. Each text says what is wrong, where, and what to do.
+
+MailerError
+├── ConfigurationError      a setting is missing or wrong; nothing has started
+├── InvalidMail             the call was wrong; nothing was stored
+│   ├── InvalidAddress
+│   ├── InvalidHeader
+│   ├── InvalidAttachment
+│   └── TemplateError       missing, or it could not be rendered
+├── UnknownMail             no mail has this id
+└── StoreError              the database
+    ├── StoreUnavailable    it did not answer; the mail is NOT queued
+    └── SchemaMismatch      its tables are older or newer than this code
+
+Failures of delivery are no exceptions: they are values, see `mailer.message.Outcome`.
+"""
+
+
+class MailerError(Exception):
+    """Any error of Mailer."""
+
+
+class ConfigurationError(MailerError):
+    """A setting is missing or has a value that can't be used."""
+
+
+class InvalidMail(MailerError, ValueError):
+    """The mail can't be sent as it was given. Nothing was stored."""
+
+
+class InvalidAddress(InvalidMail):
+    """An address that no mail server would take."""
+
+
+class InvalidHeader(InvalidMail):
+    """A header that would break the mail, or that Mailer writes itself."""
+
+
+class InvalidAttachment(InvalidMail):
+    """An attachment whose name or type can't be written into a mail."""
+
+
+class TemplateError(InvalidMail):
+    """A template that is missing or could not be rendered."""
+
+
+class UnknownMail(MailerError, LookupError):
+    """No mail has this id; it may have been purged."""
+
+
+class StoreError(MailerError):
+    """Something is wrong with the database."""
+
+
+class StoreUnavailable(StoreError):
+    """The database did not answer. What was being queued is not queued."""
+
+
+class SchemaMismatch(StoreError):
+    """The tables in the database do not fit this version of Mailer."""

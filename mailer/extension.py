@@ -1,0 +1,178 @@
+"""`Mailer`: the only place that wires. What it makes belongs to the app: `app.extensions["mailer"]`."""
+
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import flask_mail
+from flask import Flask, current_app
+from sqlalchemy import URL
+
+from mailer.cli import mail_group
+from mailer.delivery import Courier, Doorstep
+from mailer.errors import ConfigurationError
+from mailer.intake import Addresses, Intake, Options, When
+from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
+from mailer.rendering import Renderer
+from mailer.settings import Settings, keys
+from mailer.smtp import Relay
+from mailer.store import Store
+from mailer.tasks import CeleryBell, install, make_celery
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The rooms of one app, furnished."""
+
+    settings: Settings
+    store: Store
+    intake: Intake
+    courier: Courier
+
+
+class Mailer:
+    """The extension. It keeps nothing of its own, so that one object serves any number of apps."""
+
+    def __init__(self, app: Flask | None = None) -> None:
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Check the settings, and give the app its queue, its Celery app and `flask mail`."""
+        if "mailer" in app.extensions:
+            raise ConfigurationError("This app has its Mailer already: use that one, and call init_app() once.")
+        settings = Settings.load(app.config, os.environ, default_database_url=_database_in(app.instance_path))
+        app.extensions["mail"] = _flask_mail_state(settings)
+        if "celery" not in app.extensions:
+            app.extensions["celery"] = make_celery(app, settings)
+        app.extensions["mailer"] = _furnish(app, settings)
+        app.cli.add_command(mail_group)
+
+    def send_email(
+        self,
+        to: Addresses,
+        subject: str,
+        template: str,
+        *,
+        cc: Addresses = None,
+        bcc: Addresses = None,
+        reply_to: Addresses = None,
+        sender: AddressLike | None = None,
+        attachments: Iterable[Attachment | flask_mail.Attachment] = (),
+        headers: Mapping[str, str] | None = None,
+        lane: Lane | str = Lane.NORMAL,
+        send_at: When = None,
+        expires_at: When = None,
+        on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        tags: Iterable[str] = (),
+        context: Mapping[str, Any] | None = None,
+        **more_context: Any,
+    ) -> Receipt:
+        """Render `<template>.txt` and `<template>.html` with the context, and queue the mail.
+
+        When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here, and nothing is stored.
+        A template variable that has the name of an argument goes into `context={…}`.
+        """
+        return _state().intake.send_email(
+            to,
+            subject,
+            template,
+            {**(context or {}), **more_context},
+            cc=cc,
+            bcc=bcc,
+            reply_to=reply_to,
+            sender=sender,
+            attachments=attachments,
+            headers=headers,
+            options=Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags),
+        )
+
+    def enqueue(
+        self,
+        message: flask_mail.Message,
+        *,
+        lane: Lane | str = Lane.NORMAL,
+        send_at: When = None,
+        expires_at: When = None,
+        on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        tags: Iterable[str] = (),
+    ) -> Receipt:
+        """Queue a message of Flask-Mail as it is."""
+        options = Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags)
+        return _state().intake.enqueue(message, options)
+
+    def status(self, mail_id: str) -> MailStatus:
+        """What became of a mail; raises `UnknownMail`."""
+        return _state().store.status(mail_id)
+
+    def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
+        """The same for many at once; ids that are unknown are left out."""
+        return _state().store.statuses(mail_ids)
+
+    def cancel(self, mail_id: str) -> bool:
+        """Do not send what is still queued of a mail; whether there was any."""
+        return bool(_state().store.settle_if_resting(mail_id, Status.CANCELLED, now=time.time()))
+
+
+class Mail(flask_mail.Mail):
+    """Drop-in for `flask_mail.Mail`: `mail.send(message)` queues, and nothing else in the app changes."""
+
+    def init_app(self, app: Flask) -> flask_mail._Mail:
+        if "mailer" not in app.extensions:
+            Mailer(app)
+        state: flask_mail._Mail = app.extensions["mail"]
+        return state
+
+    def send(self, message: flask_mail.Message) -> None:
+        """Queue the message."""
+        _state(self.app).intake.enqueue(message, Options())
+
+    def connect(self) -> "QueueConnection":
+        """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
+        return QueueConnection((self.app or current_app).extensions["mail"])
+
+
+class QueueConnection(flask_mail.Connection):
+    """What looks like a connection to the relay, and is the way into the queue."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        pass
+
+    def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
+        """Queue the message."""
+        _state().intake.enqueue(message, Options(), envelope_from=envelope_from)
+
+
+def _state(app: Flask | None = None) -> State:
+    try:
+        state: State = (app or current_app).extensions["mailer"]
+    except KeyError:
+        raise ConfigurationError("This app has no Mailer: call Mailer().init_app(app) where the app is made.") from None
+    return state
+
+
+def _furnish(app: Flask, settings: Settings) -> State:
+    celery = app.extensions["celery"]
+    store = Store(settings.database_url)
+    bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
+    courier = Courier(settings, store, Relay(settings, app, app.extensions["mail"]), bell)
+    if isinstance(bell, Doorstep):
+        bell.courier = courier
+    install(celery, app, settings=settings, store=store, courier=courier, bell=bell)
+    return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
+
+
+def _flask_mail_state(settings: Settings) -> flask_mail._Mail:
+    """The state that Flask-Mail's own objects look for, out of the settings that were checked."""
+    values = {key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")}
+    return flask_mail.Mail().init_mail(values)
+
+
+def _database_in(folder: str) -> str:
+    return URL.create("sqlite", database=str(Path(folder) / "mailer.sqlite3")).render_as_string()

@@ -1,0 +1,411 @@
+"""What a mail is: values without I/O.
+
+A `Message` is what is said. A `Delivery` is one envelope: one recipient of one message, with a `Status` of its own.
+An `Outcome` is what one try to hand it to a relay came to.
+"""
+
+import mimetypes
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from functools import lru_cache
+from typing import Self
+
+from email_validator import EmailNotValidError, validate_email
+
+from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+class Status(StrEnum):
+    """Where a delivery is. The comment says who moves it on."""
+
+    QUEUED = "queued"  #: a worker claims it when it is due; the sweep expires it; a person cancels it
+    CLAIMED = "claimed"  #: its worker marks or releases it; the sweep, when the worker's lease is over
+    TRANSMITTING = "transmitting"  #: its worker records the outcome; the sweep calls it doubtful when the lease is over
+    SENT = "sent"  #: final; a bounce or a complaint may still come back
+    FAILED = "failed"  #: final; a person may requeue it
+    DOUBTFUL = "doubtful"  #: the sweep resends it once, if the mail wants that; else a person decides
+    CANCELLED = "cancelled"  #: final
+    EXPIRED = "expired"  #: final
+    SUPPRESSED = "suppressed"  #: final
+    BOUNCED = "bounced"  #: final
+    COMPLAINED = "complained"  #: final
+
+    @property
+    def is_final(self) -> bool:
+        return self in FINAL
+
+
+FINAL = frozenset(
+    {Status.SENT, Status.FAILED, Status.CANCELLED, Status.EXPIRED, Status.SUPPRESSED, Status.BOUNCED, Status.COMPLAINED}
+)
+
+#: The state chart. docs/states.md draws it, the CHECK in the schema knows its states, the tests try every pair.
+TRANSITIONS = frozenset(
+    {
+        (Status.QUEUED, Status.CLAIMED),
+        (Status.QUEUED, Status.CANCELLED),
+        (Status.QUEUED, Status.EXPIRED),
+        (Status.QUEUED, Status.SUPPRESSED),
+        (Status.CLAIMED, Status.TRANSMITTING),
+        (Status.CLAIMED, Status.QUEUED),
+        (Status.CLAIMED, Status.FAILED),
+        (Status.TRANSMITTING, Status.SENT),
+        (Status.TRANSMITTING, Status.QUEUED),
+        (Status.TRANSMITTING, Status.FAILED),
+        (Status.TRANSMITTING, Status.DOUBTFUL),
+        (Status.DOUBTFUL, Status.SENT),
+        (Status.DOUBTFUL, Status.QUEUED),
+        (Status.DOUBTFUL, Status.FAILED),
+        (Status.FAILED, Status.QUEUED),
+        (Status.SENT, Status.BOUNCED),
+        (Status.SENT, Status.COMPLAINED),
+    }
+)
+
+
+class Lane(IntEnum):
+    """Urgent mail does not wait for bulk mail: a slice is filled in this order."""
+
+    CRITICAL = 0
+    NORMAL = 1
+    BULK = 2
+
+
+class OnDoubt(StrEnum):
+    """What happens to a mail whose last byte was sent and whose reply never came."""
+
+    RESEND = "resend"  #: once more, later, with the same Message-ID
+    HOLD = "hold"  #: a person decides
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+_NAME_AND_ADDRESS = re.compile(r'\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^<>"]*?))\s*<(?P<email>[^<>]*)>\s*')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox, checked: `email` has its domain in ASCII, `name` may be empty."""
+
+    email: str
+    name: str = ""
+
+    @classmethod
+    def parse(cls, given: "AddressLike", *, field: str) -> Self:
+        """Takes "ada@example.com", "Ada <ada@example.com>" or ("Ada", "ada@example.com"); `field` names it in the error."""
+        if isinstance(given, Address):
+            return cls(given.email, given.name)
+        if isinstance(given, str):
+            name, email = _split(given)
+        elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str):
+            name, email = given[0] or "", given[1]
+        else:
+            raise InvalidAddress(f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'.")
+        if _CONTROL.search(name) or _CONTROL.search(email):
+            raise InvalidAddress(f"{field}: {given!r} contains a line break or another control character: remove it.")
+        return cls(_checked(email, field), name)
+
+    @classmethod
+    def stored(cls, text: str) -> Self:
+        """Read back what `str()` wrote: nothing is checked a second time."""
+        name, email = _split(text)
+        return cls(email, name)
+
+    @property
+    def domain(self) -> str:
+        return self.email.rpartition("@")[2]
+
+    def __str__(self) -> str:
+        if not self.name:
+            return self.email
+        escaped = self.name.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}" <{self.email}>'
+
+
+AddressLike = str | tuple[str | None, str] | Address
+
+
+def _split(given: str) -> tuple[str, str]:
+    match = _NAME_AND_ADDRESS.fullmatch(given)
+    if match is None:
+        return "", given.strip(" ")
+    quoted = match["quoted"]
+    return (re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else match["plain"]), match["email"]
+
+
+def _checked(email: str, field: str) -> str:
+    try:
+        return _normalised(email)
+    except EmailNotValidError as error:
+        hint = " Give several recipients as a list." if "," in email or ";" in email else ""
+        raise InvalidAddress(f"{field}: {email!r} is not a usable address: {error}{hint}") from None
+
+
+@lru_cache(maxsize=4096)
+def _normalised(email: str) -> str:
+    # Whether the domain has a mail server is the relay's business; "root@localhost" is fine inside a network.
+    valid = validate_email(email, check_deliverability=False, strict=True, globally_deliverable=False)
+    if "." not in valid.ascii_domain and valid.ascii_domain != "localhost":
+        raise EmailNotValidError("The part after the @-sign has no period.")
+    return f"{valid.local_part}@{valid.ascii_domain}"
+
+
+def parse_addresses(given: AddressLike | Iterable[AddressLike] | None, *, field: str) -> tuple[Address, ...]:
+    """One address or many."""
+    if given is None:
+        return ()
+    if isinstance(given, (str, Address)):
+        return (Address.parse(given, field=field),)
+    several = tuple(given)
+    match several:
+        # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
+        case (str(name), str(email)) if "@" not in name:
+            return (Address.parse((name, email), field=field),)
+    return tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # parse() refuses the rest
+
+
+# --- headers ----------------------------------------------------------------------------------------------------------
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+_OURS = frozenset(
+    "from sender to cc bcc reply-to subject date message-id mime-version return-path received dkim-signature".split()
+)
+
+
+def check_text(value: str, *, field: str) -> str:
+    """A value for one header line."""
+    if not isinstance(value, str):
+        raise InvalidHeader(f"{field}: {value!r} is no text.")
+    if _CONTROL.search(value):
+        raise InvalidHeader(f"{field}: {value!r} contains a line break or another control character: remove it.")
+    return value
+
+
+def check_headers(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(_check_header(name, value) for name, value in headers)
+
+
+def _check_header(name: str, value: str) -> tuple[str, str]:
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        raise InvalidHeader(f"headers: {name!r} is no header name: use letters, digits and hyphens, 64 at most.")
+    if name.lower() in _OURS or name.lower().startswith(("content-", "resent-")):
+        raise InvalidHeader(f"headers: {name!r} is written by Mailer: use the argument of that name, if there is one.")
+    return name, check_text(value, field=f"headers[{name!r}]")
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+# A multipart or a whole message is no file: base64, in which files travel, is forbidden for them.
+_FILE_TYPE = re.compile(
+    r"(?!multipart/|message/)[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE
+)
+_WRITTEN_FOR_PARTS = frozenset({"content-type", "content-transfer-encoding", "content-disposition", "content-id", "mime-version"})
+_CONTENT_ID = re.compile(r"[A-Za-z0-9._@+-]{1,120}")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that goes with a mail. With a `content_id` it is an inline image: `<img src="cid:logo">`."""
+
+    filename: str | None
+    data: bytes = field(repr=False)
+    content_type: str = ""  #: guessed from the name, if empty
+    content_id: str | None = None
+    disposition: str = ""  #: "inline" with a content_id, else "attachment", if empty
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"attachment {self.filename!r}"
+        if not isinstance(self.data, bytes):
+            raise InvalidAttachment(f"{where}: its data is {type(self.data).__name__}: give bytes.")
+        if self.filename is not None and _CONTROL.search(self.filename):
+            raise InvalidAttachment(f"{where}: the name contains a line break or another control character: remove it.")
+        if not self.content_type:
+            guessed = mimetypes.guess_type(self.filename or "")[0] or ""
+            object.__setattr__(self, "content_type", guessed if _FILE_TYPE.fullmatch(guessed) else "application/octet-stream")
+        if not _FILE_TYPE.fullmatch(self.content_type):
+            raise InvalidAttachment(f"{where}: {self.content_type!r} is no type for a file: give one such as 'application/pdf'.")
+        if self.content_id is not None and not _CONTENT_ID.fullmatch(self.content_id):
+            raise InvalidAttachment(f"{where}: content_id {self.content_id!r}: use letters, digits and . _ @ + - only.")
+        if not self.disposition:
+            object.__setattr__(self, "disposition", "inline" if self.content_id else "attachment")
+        if self.disposition not in ("inline", "attachment"):
+            raise InvalidAttachment(f"{where}: disposition {self.disposition!r}: use 'attachment' or 'inline'.")
+        for name, value in self.headers:
+            _check_part_header(where, name, value)
+
+    def with_ascii_filename(self) -> "Attachment":
+        """Accents off, other scripts away, as Flask-Mail does it for MAIL_ASCII_ATTACHMENTS."""
+        plain = unicodedata.normalize("NFKD", self.filename or "").encode("ascii", "ignore").decode()
+        return replace(self, filename=" ".join(plain.split()) if self.filename is not None else None)
+
+
+def _check_part_header(where: str, name: str, value: str) -> None:
+    if not _HEADER_NAME.fullmatch(name) or name.lower() in _WRITTEN_FOR_PARTS:
+        raise InvalidAttachment(f"{where}: the header {name!r} is written by Mailer or no header name: leave it out.")
+    check_text(value, field=f"{where}: {name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is said, to whoever it goes. Written once."""
+
+    id: str
+    message_id: str
+    created_at: float
+    sender: Address
+    subject: str
+    text: str | None
+    html: str | None
+    to: tuple[Address, ...]
+    cc: tuple[Address, ...] = ()
+    reply_to: tuple[Address, ...] = ()
+    envelope_from: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    alternatives: tuple[tuple[str, str], ...] = ()  #: more (type, content) beside text and html: a calendar, AMP
+    attachments: tuple[Attachment, ...] = ()
+    tags: tuple[str, ...] = ()
+    mail_options: tuple[str, ...] = ()
+    rcpt_options: tuple[str, ...] = ()
+
+    @property
+    def bounce_address(self) -> str:
+        return self.envelope_from or self.sender.email
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """How a message is to travel: the same for each of its recipients."""
+
+    recipients: tuple[str, ...]
+    lane: Lane = Lane.NORMAL
+    due_at: float
+    expires_at: float | None = None
+    on_doubt: OnDoubt = OnDoubt.RESEND
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One recipient of one message, in the hands of the worker that claimed it."""
+
+    id: int
+    mail_id: str
+    recipient: str
+    attempts: int
+    doubts: int
+    queued_at: float  #: since when it is to be sent: its age counts from here
+    on_doubt: OnDoubt
+    token: str
+    lease_until: float
+
+    def with_lease(self, until: float) -> "Delivery":
+        return replace(self, lease_until=until)
+
+
+def new_id(now: float) -> str:
+    """32 hex digits that sort by time, so that new rows land side by side in their index."""
+    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
+
+
+def new_message_id(mail_id: str, sender: Address) -> str:
+    return f"<{mail_id}@{sender.domain}>"
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """How far a try got. From DATA on the relay may have the whole mail; from DOT on it surely had it."""
+
+    CONNECT = "connect"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    DOT = "dot"
+
+
+class Verdict(StrEnum):
+    """What a try came to."""
+
+    SENT = "sent"  #: the relay took it
+    DEFERRED = "deferred"  #: it asked to try this mail again later
+    REFUSED = "refused"  #: it will never take this mail
+    UNREACHED = "unreached"  #: it could not be talked to: no fault of the mail, which costs no attempt
+    DOUBTFUL = "doubtful"  #: all bytes were sent, no reply came
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one try, in the relay's own words where it said any."""
+
+    verdict: Verdict
+    reply: str
+    phase: Phase = Phase.DOT
+
+
+# --- answers to "what became of it?" ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What `send_email()` returns: the mail is stored, and `mailer.status(receipt.id)` tells what became of it."""
+
+    id: str
+    message_id: str
+    recipients: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A try that did not end in `sent`."""
+
+    at: datetime
+    verdict: Verdict
+    phase: Phase
+    reply: str
+    relay: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryStatus:
+    """How one recipient's copy is doing."""
+
+    id: int
+    recipient: str
+    status: Status
+    lane: Lane
+    attempts: int
+    due_at: datetime | None
+    finished_at: datetime | None
+    reply: str | None
+    relay: str | None
+    history: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailStatus:
+    """How a mail is doing, recipient by recipient."""
+
+    id: str
+    message_id: str
+    subject: str
+    created_at: datetime
+    deliveries: tuple[DeliveryStatus, ...]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(delivery.status.is_final for delivery in self.deliveries)
+
+    def __iter__(self) -> Iterator[DeliveryStatus]:
+        return iter(self.deliveries)

@@ -1,0 +1,226 @@
+"""The tables, and how a database gets them.
+
+Times are seconds since the epoch, in UTC, as floating point: one meaning on SQLite and on PostgreSQL.
+`message` is written once. `delivery` is the queue: small rows, with partial indexes for what is asked every second.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    inspect,
+    select,
+    text,
+)
+
+from mailer.errors import SchemaMismatch
+from mailer.message import FINAL, Lane, OnDoubt, Status
+
+#: The newest migration in migrations/versions.
+REVISION = "0001"
+
+metadata = MetaData()
+_Time = Float(53)
+_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER primary keys by itself
+
+
+def _one_of(column: str, values: Any) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+version = Table("mailer_version", MetaData(), Column("version_num", Text, primary_key=True))
+
+message = Table(
+    "mailer_message",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("message_id", Text, nullable=False),
+    Column("created_at", _Time, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("envelope_from", Text),
+    Column("subject", Text, nullable=False),
+    Column("to", JSON, nullable=False),
+    Column("cc", JSON, nullable=False),
+    Column("reply_to", JSON, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("text", Text),
+    Column("html", Text),
+    Column("alternatives", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("mail_options", JSON, nullable=False),
+    Column("rcpt_options", JSON, nullable=False),
+)
+
+#: The bytes of attachments, stored once however many mails carry them.
+blob = Table(
+    "mailer_blob",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("used_at", _Time, nullable=False),  # when a mail last came with it: the purge spares what was just used
+    Column("data", LargeBinary, nullable=False),
+)
+
+attachment = Table(
+    "mailer_attachment",
+    metadata,
+    Column("mail_id", ForeignKey(message.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("position", SmallInteger, primary_key=True),
+    Column("sha256", ForeignKey(blob.c.sha256), nullable=False, index=True),
+    Column("filename", Text),
+    Column("content_type", Text, nullable=False),
+    Column("content_id", Text),
+    Column("disposition", Text, nullable=False),
+    Column("headers", JSON, nullable=False),
+)
+
+delivery = Table(
+    "mailer_delivery",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column(
+        "mail_id",
+        ForeignKey(message.c.id, ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("recipient", Text, nullable=False),
+    Column("domain", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("lane", SmallInteger, nullable=False),
+    Column("on_doubt", Text, nullable=False),
+    Column("queued_at", _Time, nullable=False),
+    Column("due_at", _Time),  # empty in `doubtful`: nobody but a person moves it on
+    Column("expires_at", _Time),
+    Column("attempts", SmallInteger, nullable=False),
+    Column("doubts", SmallInteger, nullable=False),
+    Column("token", Text),  # whose claim this is
+    Column("lease_until", _Time),
+    Column("finished_at", _Time),
+    Column("reply", Text),
+    Column("relay", Text),
+    CheckConstraint(_one_of("status", Status), name="mailer_delivery_status_is_known"),
+    CheckConstraint(_one_of("on_doubt", OnDoubt), name="mailer_delivery_on_doubt_is_known"),
+    CheckConstraint(
+        f"lane BETWEEN {min(Lane):d} AND {max(Lane):d}",
+        name="mailer_delivery_lane_is_known",
+    ),
+    CheckConstraint(
+        f"(finished_at IS NOT NULL) = ({_one_of('status', sorted(FINAL))})",
+        name="mailer_delivery_finished_if_and_only_if_final",
+    ),
+    CheckConstraint(
+        "(token IS NOT NULL AND lease_until IS NOT NULL) OR status NOT IN ('claimed', 'transmitting')",
+        name="mailer_delivery_held_by_somebody",
+    ),
+    CheckConstraint(
+        "due_at IS NOT NULL OR status <> 'queued'",
+        name="mailer_delivery_queued_is_due_some_day",
+    ),
+)
+
+
+def _only(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+Index(
+    "mailer_delivery_due",
+    delivery.c.lane,
+    delivery.c.due_at,
+    **_only("status = 'queued'"),
+)
+Index(
+    "mailer_delivery_expiring",
+    delivery.c.expires_at,
+    **_only("status = 'queued' AND expires_at IS NOT NULL"),
+)
+Index(
+    "mailer_delivery_leased",
+    delivery.c.lease_until,
+    **_only("lease_until IS NOT NULL"),
+)
+Index("mailer_delivery_doubtful", delivery.c.due_at, **_only("status = 'doubtful'"))
+Index(
+    "mailer_delivery_finished",
+    delivery.c.finished_at,
+    **_only("finished_at IS NOT NULL"),
+)
+
+#: What went wrong: the happy path leaves no row here.
+attempt = Table(
+    "mailer_attempt",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column(
+        "delivery_id",
+        ForeignKey(delivery.c.id, ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("at", _Time, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("reply", Text, nullable=False),
+    Column("relay", Text, nullable=False),
+)
+
+#: The chores of the installation and when each is due: whoever moves the date does the chore.
+chore = Table(
+    "mailer_chore",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("due_at", _Time, nullable=False),
+)
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The migration this database is at, None if it has none of our tables."""
+    if not inspect(connection).has_table(version.name):
+        return None
+    return connection.scalar(select(version.c.version_num))
+
+
+def check_revision(found: str | None) -> None:
+    """Refuse a schema that this code does not know."""
+    if found is None:
+        raise SchemaMismatch("The database has no tables of Mailer yet: run 'flask mail migrate'.")
+    if found < REVISION:
+        raise SchemaMismatch(f"The tables of Mailer are at {found}, this version needs {REVISION}: run 'flask mail migrate'.")
+    if found > REVISION:
+        raise SchemaMismatch(
+            f"The tables of Mailer are at {found}, this version knows {REVISION} at most:"
+            " install the newer version, or go back with its 'flask mail migrate --to'."
+        )
+
+
+def migrate(engine: Engine, to: str = "head") -> None:
+    """Bring the tables to a revision, in one transaction."""
+    # Imported here: it takes 0.1 s, and is needed once in a database's life.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "mailer.schema:migrations")
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # One migration at a time, however many machines are being deployed, and as long as it needs.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('mailer_migration'))")
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        config.attributes["connection"] = connection
+        upwards = to == "head" or (to != "base" and (revision_of(connection) or "") <= to)
+        (command.upgrade if upwards else command.downgrade)(config, to)

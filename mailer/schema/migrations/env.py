@@ -1,0 +1,14 @@
+"""Alembic's entry: migrations run on the connection that `mailer.schema.migrate` passes in, in its transaction."""
+
+from alembic import context
+
+from mailer import schema
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=schema.metadata,
+    version_table=schema.version.name,
+    # SQLite alters a table by making a new one.
+    render_as_batch=True,
+)
+context.run_migrations()

@@ -1,0 +1,188 @@
+"""The settings: `MAIL_*` and `MAILER_*` keys, checked once, then frozen."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticUndefined
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from mailer.errors import ConfigurationError, InvalidAddress
+from mailer.message import Address
+from mailer.policy import RetryPolicy
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _key(alias: str, description: str, default: Any = PydanticUndefined, **bounds: Any) -> Any:
+    return Field(default=default, alias=alias, description=description, **bounds)
+
+
+class Settings(BaseModel):
+    """Everything that can be configured. The descriptions are the settings table of the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    mail_server: str = _key("MAIL_SERVER", "Host of the relay.", "127.0.0.1", min_length=1)
+    mail_port: int = _key("MAIL_PORT", "Port of the relay.", 25, ge=1, le=65535)
+    mail_use_tls: bool = _key("MAIL_USE_TLS", "Upgrade the connection with STARTTLS; a relay without it gets no mail.", False)
+    mail_use_ssl: bool = _key("MAIL_USE_SSL", "Speak TLS from the first byte.", False)
+    mail_username: str | None = _key("MAIL_USERNAME", "Log in as.", None)
+    mail_password: str | None = _key("MAIL_PASSWORD", "Log in with.", None, repr=False)
+    mail_default_sender: str | tuple[str, str] | None = _key(
+        "MAIL_DEFAULT_SENDER", "Sender of mails that name none: `Ada <ada@example.com>`, an address, or a pair.", None
+    )
+    mail_max_emails: int | None = _key(
+        "MAIL_MAX_EMAILS", "Mails on one connection before it is closed; no limit if unset.", None, ge=1
+    )
+    mail_suppress_send: bool = _key(
+        "MAIL_SUPPRESS_SEND",
+        "Deliver to nobody, at once and in the calling process: everything happens but SMTP. On by default if `TESTING`.",
+        False,
+    )
+    mail_debug: bool = _key("MAIL_DEBUG", "Print the SMTP dialogue, passwords included: never in production.", False)
+    mail_ascii_attachments: bool = _key("MAIL_ASCII_ATTACHMENTS", "Reduce the names of attachments to ASCII.", False)
+
+    database_url: str = _key(
+        "MAILER_DATABASE_URL", "Where mails are kept: `sqlite:///file` or `postgresql://…`.", min_length=1, repr=False
+    )
+    redis_url: str = _key(
+        "MAILER_REDIS_URL",
+        "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL Celery takes. `REDIS_URL` is read if it is unset.",
+        "redis://127.0.0.1:6379/0",
+        min_length=1,
+        repr=False,
+    )
+    subject_prefix: str = _key("MAILER_SUBJECT_PREFIX", "Put before every subject, with a space between.", "")
+    tls_ca_file: str | None = _key(
+        "MAILER_TLS_CA_FILE", "PEM file of the authority that signed the relay's certificate, if it is your own.", None
+    )
+    connect_timeout: Seconds = _key("MAILER_CONNECT_TIMEOUT", "Seconds to wait for a connection to the relay.", 10.0)
+    command_timeout: Seconds = _key(
+        "MAILER_COMMAND_TIMEOUT", "Seconds to wait for the greeting and for the reply to a command.", 60.0
+    )
+    data_timeout: Seconds = _key("MAILER_DATA_TIMEOUT", "Seconds to wait while the relay takes the bytes of a mail.", 180.0)
+    reply_timeout: Seconds = _key(
+        "MAILER_REPLY_TIMEOUT",
+        "Seconds to wait for the reply after the last byte; a short wait makes duplicates (RFC 5321, 4.5.3.2.6).",
+        600.0,
+    )
+    idle_timeout: Seconds = _key("MAILER_IDLE_TIMEOUT", "Seconds an unused connection is kept warm.", 30.0)
+    retry_first: Seconds = _key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", 60.0)
+    retry_factor: float = _key("MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", 3.0, ge=1)
+    retry_longest: Seconds = _key("MAILER_RETRY_LONGEST", "The longest wait between two tries, in seconds.", 4 * 3600.0)
+    retry_attempts: int = _key("MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", 12, ge=1)
+    retry_age: Seconds = _key("MAILER_RETRY_AGE", "Age in seconds at which a deferred mail has failed.", 2 * 86400.0)
+    relay_rest: Seconds = _key("MAILER_RELAY_REST", "Seconds a process leaves a relay alone that can't be reached.", 10.0)
+    doubt_resend_after: Seconds = _key("MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", 900.0)
+    slice_seconds: Seconds = _key(
+        "MAILER_SLICE_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
+    )
+    claim_lease: Seconds = _key(
+        "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 300.0
+    )
+    keep_days: float = _key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str) -> Self:
+        """Read each key from the app's config, else from the environment, and refuse what can't be used."""
+        # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
+        given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
+        given.setdefault("MAILER_DATABASE_URL", default_database_url)
+        if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL"))):
+            given["MAILER_REDIS_URL"] = fallback
+        given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigurationError(_explained(error, given)) from None
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        try:
+            backend = make_url(value).get_backend_name()
+        except ArgumentError:
+            raise ValueError("allowed: sqlite:///path/to/file or postgresql://user:password@host/name") from None
+        if backend not in ("sqlite", "postgresql"):
+            raise ValueError("allowed: a URL of SQLite or PostgreSQL")
+        return value
+
+    @field_validator("mail_default_sender")
+    @classmethod
+    def _usable_sender(cls, value: str | tuple[str, str] | None) -> str | tuple[str, str] | None:
+        try:
+            if value is not None:
+                Address.parse(value, field="MAIL_DEFAULT_SENDER")
+        except InvalidAddress as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("tls_ca_file")
+    @classmethod
+    def _readable_file(cls, value: str | None) -> str | None:
+        if value is not None and not os.access(value, os.R_OK):
+            raise ValueError("allowed: the path of a PEM file that can be read")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_tls(self) -> Self:
+        if self.mail_use_tls and self.mail_use_ssl:
+            raise ValueError(
+                "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS from the start on 465"
+            )
+        return self
+
+    @property
+    def broker_url(self) -> str:
+        """The broker as Celery spells it."""
+        return self.redis_url.replace("unix://", "redis+socket://", 1)
+
+    @property
+    def flag_url(self) -> str | None:
+        """The same Redis as its own client spells it; None where rings can't be coalesced over a plain Redis."""
+        url = self.redis_url.replace("redis+socket://", "unix://", 1)
+        return url if url.startswith(("redis://", "rediss://", "unix://")) else None
+
+    @property
+    def retry(self) -> RetryPolicy:
+        return RetryPolicy(
+            first=self.retry_first,
+            factor=self.retry_factor,
+            longest=self.retry_longest,
+            max_attempts=self.retry_attempts,
+            max_age=self.retry_age,
+            doubt_resend_after=self.doubt_resend_after,
+            relay_rest=self.relay_rest,
+        )
+
+    @property
+    def longest_try(self) -> float:
+        """The most seconds one mail can take on the wire: a lease must outlast it."""
+        commands = 3 * self.command_timeout  # MAIL, RCPT, DATA
+        return commands + self.data_timeout + self.reply_timeout
+
+    @property
+    def transmit_lease(self) -> float:
+        return self.longest_try + 60.0
+
+
+def keys() -> dict[str, str]:
+    """Key -> the name of its field."""
+    return {str(field.alias): name for name, field in Settings.model_fields.items()}
+
+
+_SECRETS = frozenset({"MAIL_PASSWORD", "MAILER_DATABASE_URL", "MAILER_REDIS_URL"})
+
+
+def _explained(error: ValidationError, given: Mapping[str, Any]) -> str:
+    """One line a wrong key: the key, the value (secrets left out) and what is allowed."""
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        key = str(fault["loc"][0]) if fault["loc"] else ""
+        shown = "" if not key else f"{key}=<hidden>: " if key in _SECRETS else f"{key}={given.get(key)!r}: "
+        text = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        lines.append(shown + (text if fault["type"] == "value_error" else f"allowed: {text}") + ".")
+    return "\n".join(dict.fromkeys(lines))

@@ -1,0 +1,139 @@
+"""The fixtures: real services, each test with a fresh share of them, and the application wired to that share."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from flask import Flask
+
+from mailer.devstack import broker
+from tests.application import create_app
+from tests.services.broker import RedisServer
+from tests.services.databases import Databases, PostgresDatabases, SqliteDatabases
+from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
+from tests.services.requirement import do_without, find_program, require
+from tests.services.sink import Sink
+from tests.services.worker import Fleet, StartWorker, StartWorkers
+
+# Databases
+
+
+@pytest.fixture(scope="session")
+def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> Databases:
+    return SqliteDatabases(tmp_path_factory.mktemp("sqlite"))
+
+
+@pytest.fixture(scope="session")
+def postgres_databases() -> Iterator[Databases]:
+    initdb = require("PostgreSQL", find_program("initdb", also_in=DEBIAN_FOLDERS))
+    with running_postgres(initdb) as server:
+        yield PostgresDatabases(server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Runs the test once on each database; `@sqlite_only` keeps it to one."""
+    found: Databases = request.getfixturevalue({"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param])
+    return found
+
+
+@pytest.fixture
+def database_url(databases: Databases) -> Iterator[str]:
+    with databases.migrated() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(databases: Databases) -> Iterator[str]:
+    with databases.empty() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: Databases) -> Iterator[str]:
+    with postgres_databases.migrated() as url:
+        yield url
+
+
+# Redis
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> Path:
+    """The one the local stack takes."""
+    try:
+        return broker.find_program()
+    except broker.CannotStart:
+        do_without("Redis or Valkey")
+
+
+@pytest.fixture(scope="session")
+def shared_redis(redis_program: Path) -> Iterator[RedisServer]:
+    yield from _running_redis(redis_program)
+
+
+@pytest.fixture
+def redis_server(redis_program: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to be stopped, started, paused and flushed."""
+    yield from _running_redis(redis_program)
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisServer) -> str:
+    shared_redis.flush()
+    return shared_redis.url
+
+
+def _running_redis(program: Path) -> Iterator[RedisServer]:
+    with TemporaryDirectory(prefix="mailer-redis-") as folder:  # a short path: that of a socket may have about 100 characters
+        server = RedisServer(program, Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+# Mail
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+# The application and its workers
+
+
+@pytest.fixture
+def config(database_url: str, redis_url: str, sink: Sink) -> dict[str, str]:
+    """What the application and its workers are both configured with; a test may change it before it starts them."""
+    return {
+        "MAILER_DATABASE_URL": database_url,
+        "MAILER_REDIS_URL": redis_url,
+        "MAIL_SERVER": sink.host,
+        "MAIL_PORT": str(sink.port),
+        "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
+    }
+
+
+@pytest.fixture
+def make_app(config: Mapping[str, str]) -> Callable[..., Flask]:
+    """`make_app(**config)`: the application, as a web process has it."""
+    return lambda **changes: create_app({**config, **changes})
+
+
+@pytest.fixture
+def start_workers(config: Mapping[str, str], tmp_path: Path) -> Iterator[StartWorkers]:
+    """`start_workers(count, pool=, concurrency=, env=)`: worker processes of the same application, stopped after the test."""
+    fleet = Fleet(config, tmp_path)
+    yield fleet.start
+    fleet.end()
+
+
+@pytest.fixture
+def start_worker(start_workers: StartWorkers) -> StartWorker:
+    """`start_worker(pool=, concurrency=, env=)`: one of them."""
+    return lambda **options: start_workers(1, **options)[0]

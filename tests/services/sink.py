@@ -1,0 +1,27 @@
+"""The SMTP server the mails of a test arrive at."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from mailer.devstack.inbox import Received
+from mailer.devstack.smtpd import InboxServer
+from tests.services.waiting import wait_until
+
+
+class Sink(InboxServer):
+    """The inbox of the local stack, kept in memory. It makes mistakes on demand: `sink.faults.add(Fault(…))`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(self._keep, **options)
+        self.messages: list[Received] = []
+
+    def wait_for(self, count: int, timeout: float = 10) -> list[Received]:
+        """Return the mails as soon as there are this many, in the order of their arrival."""
+        __tracebackhide__ = True
+        wait_until(lambda: len(self.messages) >= count, timeout)
+        return list(self.messages)
+
+    def _keep(self, sender: str, recipients: list[str], raw: bytes) -> str:
+        mail_id = str(len(self.messages) + 1)
+        self.messages.append(Received(mail_id, datetime.now(UTC), sender, tuple(recipients), raw))
+        return mail_id

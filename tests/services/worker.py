@@ -1,0 +1,89 @@
+"""Real Celery workers: the command a deployment runs, as processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tests.services.waiting import wait_until
+
+PROJECT = Path(__file__).parents[2]
+
+#: Celery logs it when it begins to consume.
+READY = " ready."
+
+
+class Worker:
+    """One `celery -A tests.worker_app worker`, in a session of its own with whatever children its pool has."""
+
+    def __init__(self, name: str, pool: str, concurrency: int, env: Mapping[str, str], folder: Path) -> None:
+        self.log = folder / f"{name}.log"
+        self._killed = False
+        command = [sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", "INFO"]
+        command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
+        with self.log.open("wb") as log:
+            environment = {**os.environ, **env}
+            self.process = subprocess.Popen(
+                command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_until_ready(self) -> None:
+        wait_until(lambda: READY in self.log.read_text() or not self.is_running, timeout=30)
+        assert self.is_running, f"{self.log.stem} ended at once with code {self.process.returncode}"
+
+    def stop(self, timeout: float = 60) -> None:
+        """Let it finish what it is doing, as a deploy does: SIGTERM to the main process only. It must end without an error."""
+        self.process.terminate()
+        code = self.process.wait(timeout)
+        assert code == 0 or self._killed, f"{self.log.stem} ended with code {code}"
+
+    def kill(self) -> None:
+        """Kill it with all its children, as a power cut does."""
+        self._killed = self._killed or self.is_running
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Fleet:
+    """The workers of one test."""
+
+    def __init__(self, config: Mapping[str, str], folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+        self._workers: list[Worker] = []
+
+    def start(
+        self, count: int = 1, *, pool: str = "threads", concurrency: int = 4, env: Mapping[str, str] | None = None
+    ) -> list[Worker]:
+        """Start this many more workers; return when all of them are ready."""
+        environment = {**self._config, **(env or {})}
+        names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
+        started = [Worker(name, pool, concurrency, environment, self._folder) for name in names]
+        self._workers += started
+        for worker in started:
+            worker.wait_until_ready()
+        return started
+
+    def end(self) -> None:
+        """Stop those that still run, in good order, and leave none behind whatever happens."""
+        try:
+            for worker in self._workers:
+                worker.process.terminate()
+            for worker in self._workers:
+                worker.stop()
+        finally:
+            for worker in self._workers:
+                worker.kill()
+                print(f"--- {worker.log.name}\n{worker.log.read_text()}")  # pytest shows it when the test has failed
+
+
+StartWorkers = Callable[..., list[Worker]]
+StartWorker = Callable[..., Worker]
