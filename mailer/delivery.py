@@ -4,6 +4,8 @@ No SQL transaction is open while the network is used, and no single mail stops t
 """
 
 import logging
+import math
+import mmap
 import random
 import secrets
 import threading
@@ -46,6 +48,22 @@ class Courier:
         self._relay = relay
         self._bell = bell
         self._seconds_per_mail = 0.02
+        self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
+
+    def deliver(self, at_most: float) -> int:
+        """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
+        ends = time.monotonic() + at_most
+        sent = 0
+        while (delivered := self.deliver_slice()) and not self._stopped[0]:
+            sent += delivered
+            if time.monotonic() > ends:
+                self._bell.ring()
+                break
+        return sent
+
+    def stop(self) -> None:
+        """No slice after this one, in whatever process of this worker."""
+        self._stopped[0] = 1
 
     # --- a slice ------------------------------------------------------------------------------------------------------
 
@@ -53,10 +71,10 @@ class Courier:
         """Claim what is most urgent, hand it over, record what came of it; returns how many the relay took."""
         if self._relay.is_resting:
             return 0
-        started = time.monotonic()
         waiting = self._claim()
         if not waiting:
             return 0
+        started = time.monotonic()  # after the claim: however long that took, a slice gets something done
         sent = 0
         known: Composed = {}
         try:
@@ -105,18 +123,20 @@ class Courier:
         """Mark, send, record. What was marked and not begun when the connection broke goes back as it was."""
         started = time.monotonic()
         letters = self._mark(letters)
+        begun = 0
         results: list[Result] = []
         try:
             for letter in letters:
                 if not self._has_time(letter.delivery):
                     break
+                begun += 1
                 outcome = self._relay.send(connection, letter.message)
                 results.append(self._result(letter.delivery, outcome))
                 if outcome.verdict in (Verdict.UNREACHED, Verdict.DOUBTFUL):
                     break
         finally:
             self._record(results)
-        self._give_back(letter.delivery for letter in letters[len(results) :])
+            self._give_back(letter.delivery for letter in letters[begun:])
         if results:
             self._seconds_per_mail = smoothed(self._seconds_per_mail, (time.monotonic() - started) / len(results))
         return sum(result.outcome.verdict is Verdict.SENT for result in results)
@@ -187,7 +207,7 @@ class Courier:
         """Hang up on connections that nobody used for a while."""
         self._relay.close_idle(self._settings.idle_timeout)
 
-    def stop(self) -> None:
+    def hang_up(self) -> None:
         """Say goodbye to the relay."""
         self._relay.close_idle()
 
@@ -214,8 +234,7 @@ class Doorstep:
             return
         self._here.delivers = True
         try:
-            while self.courier.deliver_slice():
-                pass
+            self.courier.deliver(at_most=math.inf)
         finally:
             self._here.delivers = False
 

@@ -3,15 +3,16 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar
 
 import flask_mail
 
-from mailer.errors import ConfigurationError, InvalidAttachment, InvalidMail
+from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail
 from mailer.message import (
     Address,
     AddressLike,
@@ -21,8 +22,10 @@ from mailer.message import (
     Message,
     OnDoubt,
     Receipt,
+    check_body,
     check_headers,
     check_text,
+    is_file_type,
     new_id,
     new_message_id,
     parse_addresses,
@@ -31,6 +34,7 @@ from mailer.rendering import Renderer, text_from_html
 from mailer.settings import Settings
 from mailer.store import Store
 
+Item = TypeVar("Item")
 Addresses = AddressLike | Iterable[AddressLike] | None
 When = datetime | timedelta | None
 
@@ -76,13 +80,12 @@ class Intake:
         bcc: Addresses,
         reply_to: Addresses,
         sender: AddressLike | None,
-        attachments: Iterable[Attachment | flask_mail.Attachment],
+        attachments: Iterable[Attachment | flask_mail.Attachment] | None,
         headers: Mapping[str, str] | None,
         options: Options,
     ) -> Receipt:
         """Render a template pair and queue it."""
         now = time.time()
-        prefix = self._settings.subject_prefix
         bodies = self._renderer.render(template, context)
         author = self._sender(sender)
         mail_id = new_id(now)
@@ -91,13 +94,13 @@ class Intake:
             message_id=new_message_id(mail_id, author),
             created_at=now,
             sender=author,
-            subject=check_text(f"{prefix} {subject}" if prefix else subject, field="subject"),
-            text=_storable(bodies.text, field="text"),
-            html=_storable(bodies.html, field="html"),
+            subject=" ".join(filter(None, [self._settings.subject_prefix, check_text(subject, field="subject")])),
+            text=bodies.text,
+            html=bodies.html,
             to=parse_addresses(to, field="to"),
             cc=parse_addresses(cc, field="cc"),
             reply_to=parse_addresses(reply_to, field="reply_to"),
-            headers=check_headers((headers or {}).items()),
+            headers=check_headers(headers),
             attachments=self._attachments(attachments),
             tags=_tags(options.tags),
         )
@@ -105,27 +108,28 @@ class Intake:
 
     def enqueue(self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None) -> Receipt:
         """Queue a message of Flask-Mail as it is."""
+        if not isinstance(mail, flask_mail.Message):
+            raise InvalidMail(f"message: give a Message of Flask-Mail, not {type(mail).__name__}.")
         now = time.time()
-        alternatives = {kind: content for kind, content in mail.alts.items() if kind != "html"}
-        text = mail.body if mail.body is not None else text_from_html(mail.html) if mail.html else ""
+        text, html, alternatives = _bodies(mail)
         message = Message(
             id=new_id(now),
-            message_id=check_text(mail.msgId, field="msgId"),
-            created_at=mail.date or now,
+            message_id=_message_id(mail.msgId),
+            created_at=_date(mail.date, now),
             sender=self._sender(mail.sender),
             envelope_from=Address.parse(envelope_from, field="envelope_from").email if envelope_from else None,
             subject=check_text(mail.subject or "", field="subject"),
-            text=_storable(text, field="body"),
-            html=_storable(mail.html, field="html"),
-            alternatives=_alternatives(alternatives),
+            text=text,
+            html=html,
+            alternatives=alternatives,
             to=parse_addresses(mail.recipients, field="recipients"),
             cc=parse_addresses(mail.cc, field="cc"),
             reply_to=parse_addresses(mail.reply_to, field="reply_to"),
-            headers=check_headers((mail.extra_headers or {}).items()),
+            headers=check_headers(mail.extra_headers),
             attachments=self._attachments(mail.attachments),
             tags=_tags(options.tags),
-            mail_options=tuple(check_text(option, field="mail_options") for option in mail.mail_options),
-            rcpt_options=tuple(check_text(option, field="rcpt_options") for option in mail.rcpt_options),
+            mail_options=_smtp_options(mail.mail_options, field="mail_options"),
+            rcpt_options=_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
         return self._accept(message, parse_addresses(mail.bcc, field="bcc"), options, now)
 
@@ -146,15 +150,18 @@ class Intake:
             raise ConfigurationError("The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.")
         return Address.parse(sender, field="sender")
 
-    def _attachments(self, given: Iterable[Attachment | flask_mail.Attachment]) -> tuple[Attachment, ...]:
-        attachments = [_attachment(one) for one in given]
+    def _attachments(self, given: Iterable[Attachment | flask_mail.Attachment] | None) -> tuple[Attachment, ...]:
+        attachments = [_attachment(one) for one in _each(given, field="attachments", of="Attachment(filename, data)")]
         if self._settings.mail_ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
 
 
+# --- how it is to travel ----------------------------------------------------------------------------------------------
+
+
 def _envelope(recipients: tuple[str, ...], options: Options, now: float) -> Envelope:
-    due_at = _seconds(options.send_at, now, field="send_at") or now
+    due_at = max(now, _seconds(options.send_at, now, field="send_at") or now)
     expires_at = _seconds(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
         raise InvalidMail("expires_at: the mail would expire before it is due: give a later time.")
@@ -185,42 +192,89 @@ def _seconds(given: When, now: float, *, field: str) -> float | None:
     if given is None:
         return None
     if isinstance(given, timedelta):
-        return now + given.total_seconds()
-    if not isinstance(given, datetime) or given.utcoffset() is None:
+        seconds = now + given.total_seconds()
+    elif isinstance(given, datetime) and given.utcoffset() is not None:
+        seconds = given.timestamp()
+    else:
         raise InvalidMail(f"{field}: {given!r}: give a timedelta, or a datetime with a time zone: datetime.now(UTC) + …")
-    return given.timestamp()
+    return _in_the_calendar(seconds, field=field)
 
 
-def _storable(text: str | None, *, field: str) -> str | None:
-    if text is None:
-        return None
-    if "\x00" in text:
-        raise InvalidMail(f"{field}: it contains a NUL character, which no mail can carry: remove it.")
+def _in_the_calendar(seconds: float, *, field: str) -> float:
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidMail(f"{field}: it contains half of a character at {error.start}: {error.reason}.") from None
-    return text
+        datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidMail(f"{field}: {seconds!r} seconds since 1970 are in no year from 1 to 9999.") from None
+    return seconds
 
 
-def _alternatives(given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (check_text(kind, field="alts"), _storable(content, field=f"alts[{kind!r}]") or "") for kind, content in given.items()
-    )
+# --- what Flask-Mail's messages hold ----------------------------------------------------------------------------------
+
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
+_SMTP_OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?")
 
 
-def _tags(given: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(given, str):
-        raise InvalidMail(f"tags: {given!r} is one text: give a list of tags.")
-    return tuple(check_text(tag, field="tags") for tag in given)
+def _bodies(mail: flask_mail.Message) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
+    """Text, html and what is there beside them."""
+    alternatives = dict(mail.alts or {})
+    html = alternatives.pop("html", None)
+    if html is not None:
+        check_body(html, field="html")
+    text = check_body(mail.body, field="body") if mail.body is not None else text_from_html(html) if html else ""
+    return text, html, tuple(_alternative(kind, content) for kind, content in alternatives.items())
+
+
+def _alternative(kind: str, content: str) -> tuple[str, str]:
+    if not isinstance(kind, str) or not is_file_type(kind if "/" in kind else f"text/{kind}"):
+        raise InvalidMail(f"alts: {kind!r} is no type of text: give one such as 'calendar' or 'text/calendar'.")
+    return kind, check_body(content, field=f"alts[{kind!r}]")
+
+
+def _message_id(given: str) -> str:
+    if not isinstance(given, str) or not _MESSAGE_ID.fullmatch(given):
+        raise InvalidHeader(f"msgId: {given!r} is no Message-ID: keep Flask-Mail's, or give one such as '<unique@example.com>'.")
+    return given
+
+
+def _date(given: float | None, now: float) -> float:
+    if not isinstance(given or now, (int, float)):
+        raise InvalidMail(f"date: {given!r}: give seconds since 1970, as time.time() does.")
+    return _in_the_calendar(given or now, field="date")
+
+
+def _smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]:
+    options = _each(given, field=field, of="options such as 'BODY=8BITMIME'")
+    for option in options:
+        if not isinstance(option, str) or not _SMTP_OPTION.fullmatch(option):
+            raise InvalidMail(f"{field}: {option!r} is no option of SMTP: give one such as 'BODY=8BITMIME'.")
+    return options
 
 
 def _attachment(given: Attachment | flask_mail.Attachment) -> Attachment:
     if isinstance(given, Attachment):
         return given
     if not isinstance(given, flask_mail.Attachment):
-        raise InvalidAttachment(f"attachments: {type(given).__name__}: give Attachment(filename, data).")
-    data = given.data.encode() if isinstance(given.data, str) else bytes(given.data)
-    headers = dict(given.headers or {})
-    content_id = next((headers.pop(name).strip("<>") for name in list(headers) if name.lower() == "content-id"), None)
+        raise InvalidAttachment(f"attachments: give Attachment(filename, data), not {type(given).__name__}.")
+    where = f"attachment {given.filename!r}"
+    if not isinstance(given.headers or {}, Mapping):
+        raise InvalidAttachment(f"{where}: headers: give a dict, not {type(given.headers).__name__}.")
+    headers = {str(name): value for name, value in (given.headers or {}).items()}
+    content_id = next((str(headers.pop(name)).strip("<>") for name in list(headers) if name.lower() == "content-id"), None)
+    data = check_body(given.data, field=where, error=InvalidAttachment).encode() if isinstance(given.data, str) else given.data
     return Attachment(given.filename, data, given.content_type, content_id, given.disposition, tuple(headers.items()))
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def _tags(given: Iterable[str] | None) -> tuple[str, ...]:
+    return tuple(check_text(tag, field="tags", error=InvalidMail) for tag in _each(given, field="tags", of="texts"))
+
+
+def _each(given: Iterable[Item] | None, *, field: str, of: str) -> tuple[Item, ...]:
+    """Many of something, and never the letters of one text."""
+    if given is None:
+        return ()
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InvalidMail(f"{field}: give a list of {of}, not {type(given).__name__}.")
+    return tuple(given)

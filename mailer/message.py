@@ -8,7 +8,7 @@ import mimetypes
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -17,7 +17,7 @@ from typing import Self
 
 from email_validator import EmailNotValidError, validate_email
 
-from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader
+from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader, InvalidMail
 
 # --- states -----------------------------------------------------------------------------------------------------------
 
@@ -87,8 +87,8 @@ class OnDoubt(StrEnum):
 
 # --- addresses --------------------------------------------------------------------------------------------------------
 
-_NAME_AND_ADDRESS = re.compile(r'\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^<>"]*?))\s*<(?P<email>[^<>]*)>\s*')
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_PRIVATE_DOMAIN = re.compile(r"[@.](?:localhost|local|test)\Z", re.IGNORECASE)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,17 @@ class Address:
     @classmethod
     def parse(cls, given: "AddressLike", *, field: str) -> Self:
         """Takes "ada@example.com", "Ada <ada@example.com>" or ("Ada", "ada@example.com"); `field` names it in the error."""
-        if isinstance(given, Address):
-            return cls(given.email, given.name)
-        if isinstance(given, str):
-            name, email = _split(given)
-        elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str):
-            name, email = given[0] or "", given[1]
-        else:
-            raise InvalidAddress(f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'.")
-        if _CONTROL.search(name) or _CONTROL.search(email):
-            raise InvalidAddress(f"{field}: {given!r} contains a line break or another control character: remove it.")
+        match given:
+            case Address(email, name):
+                pass
+            case str():
+                name, email = _split(given)
+            case (None | str(), str()) if isinstance(given, tuple):
+                name, email = given[0] or "", given[1]
+            case _:
+                raise _no_address(given, field)
+        for part in (name, email):
+            check_text(part, field=field, error=InvalidAddress)
         return cls(_checked(email, field), name)
 
     @classmethod
@@ -134,11 +135,16 @@ AddressLike = str | tuple[str | None, str] | Address
 
 
 def _split(given: str) -> tuple[str, str]:
-    match = _NAME_AND_ADDRESS.fullmatch(given)
-    if match is None:
+    """The name and the address in "Ada <ada@example.com>"; a text without that form is all address."""
+    before, bracket, inside = given.strip(" ").rpartition("<")
+    name = before.strip(" ")
+    if not bracket or not inside.endswith(">"):
         return "", given.strip(" ")
-    quoted = match["quoted"]
-    return (re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else match["plain"]), match["email"]
+    if quoted := _QUOTED.fullmatch(name):
+        return re.sub(r"\\(.)", r"\1", quoted[1]), inside[:-1]
+    if set("<>") & set(name) or ("@" in name and set(",;") & set(name)):
+        return "", given  # several mailboxes: the first must not become the name of the last
+    return name, inside[:-1]
 
 
 def _checked(email: str, field: str) -> str:
@@ -151,46 +157,65 @@ def _checked(email: str, field: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _normalised(email: str) -> str:
-    # Whether the domain has a mail server is the relay's business; "root@localhost" is fine inside a network.
-    valid = validate_email(email, check_deliverability=False, strict=True, globally_deliverable=False)
-    if "." not in valid.ascii_domain and valid.ascii_domain != "localhost":
-        raise EmailNotValidError("The part after the @-sign has no period.")
-    return f"{valid.local_part}@{valid.ascii_domain}"
+    # Whether the domain has a mail server is the relay's business: ada@office.local is fine inside a network, and only there.
+    suffix = ".example.com" if _PRIVATE_DOMAIN.search(email) else ""
+    valid = validate_email(email + suffix, check_deliverability=False, strict=True)
+    return f"{valid.local_part}@{valid.ascii_domain.removesuffix(suffix)}"
 
 
 def parse_addresses(given: AddressLike | Iterable[AddressLike] | None, *, field: str) -> tuple[Address, ...]:
     """One address or many."""
     if given is None:
         return ()
+    # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
+    if isinstance(given, tuple) and len(given) == 2 and "@" not in str(given[0] or ""):
+        return (Address.parse(given, field=field),)  # type: ignore[arg-type]  # parse() refuses what is no mailbox
     if isinstance(given, (str, Address)):
         return (Address.parse(given, field=field),)
-    several = tuple(given)
-    match several:
-        # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
-        case (str(name), str(email)) if "@" not in name:
-            return (Address.parse((name, email), field=field),)
-    return tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # parse() refuses the rest
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise _no_address(given, field)
+    return tuple(Address.parse(one, field=field) for one in given)  # type: ignore[arg-type]  # the same
 
 
-# --- headers ----------------------------------------------------------------------------------------------------------
+def _no_address(given: object, field: str) -> InvalidAddress:
+    return InvalidAddress(f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'.")
 
+
+# --- text and headers -------------------------------------------------------------------------------------------------
+
+_NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NOT_IN_A_BODY = re.compile(r"[\x00\ud800-\udfff]")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset(
     "from sender to cc bcc reply-to subject date message-id mime-version return-path received dkim-signature".split()
 )
 
 
-def check_text(value: str, *, field: str) -> str:
-    """A value for one header line."""
-    if not isinstance(value, str):
-        raise InvalidHeader(f"{field}: {value!r} is no text.")
-    if _CONTROL.search(value):
-        raise InvalidHeader(f"{field}: {value!r} contains a line break or another control character: remove it.")
+def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHeader) -> str:
+    """A text for one line of a header, or for a command of SMTP."""
+    _check_is_text(value, field, error)
+    if found := _NOT_IN_A_LINE.search(value):
+        raise error(f"{field}: {value!r} contains {found[0]!r}: remove line breaks and other control characters.")
     return value
 
 
-def check_headers(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple(_check_header(name, value) for name, value in headers)
+def check_body(value: str, *, field: str, error: type[InvalidMail] = InvalidMail) -> str:
+    """A text of many lines."""
+    _check_is_text(value, field, error)
+    if found := _NOT_IN_A_BODY.search(value):
+        raise error(f"{field}: the character {found[0]!r} at {found.start()} can't be in a mail: remove it.")
+    return value
+
+
+def _check_is_text(value: object, field: str, error: type[InvalidMail]) -> None:
+    if not isinstance(value, str):
+        raise error(f"{field}: give a str, not {type(value).__name__}.")
+
+
+def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    if not isinstance(headers or {}, Mapping):
+        raise InvalidHeader(f"headers: {headers!r}: give a dict, such as {{'List-Id': 'news.example.com'}}.")
+    return tuple(_check_header(name, value) for name, value in (headers or {}).items())
 
 
 def _check_header(name: str, value: str) -> tuple[str, str]:
@@ -204,8 +229,9 @@ def _check_header(name: str, value: str) -> tuple[str, str]:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 # A multipart or a whole message is no file: base64, in which files travel, is forbidden for them.
+_WORD = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _FILE_TYPE = re.compile(
-    r"(?!multipart/|message/)[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE
+    rf'(?!multipart/|message/){_WORD}/{_WORD}(?:; ?{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]{{0,126}}")){{0,4}}', re.IGNORECASE
 )
 _WRITTEN_FOR_PARTS = frozenset({"content-type", "content-transfer-encoding", "content-disposition", "content-id", "mime-version"})
 _CONTENT_ID = re.compile(r"[A-Za-z0-9._@+-]{1,120}")
@@ -226,21 +252,19 @@ class Attachment:
         where = f"attachment {self.filename!r}"
         if not isinstance(self.data, bytes):
             raise InvalidAttachment(f"{where}: its data is {type(self.data).__name__}: give bytes.")
-        if self.filename is not None and _CONTROL.search(self.filename):
-            raise InvalidAttachment(f"{where}: the name contains a line break or another control character: remove it.")
+        if self.filename is not None:
+            check_text(self.filename, field=f"{where}: filename", error=InvalidAttachment)
         if not self.content_type:
-            guessed = mimetypes.guess_type(self.filename or "")[0] or ""
-            object.__setattr__(self, "content_type", guessed if _FILE_TYPE.fullmatch(guessed) else "application/octet-stream")
-        if not _FILE_TYPE.fullmatch(self.content_type):
+            object.__setattr__(self, "content_type", _guessed_type(self.filename))
+        if not is_file_type(self.content_type):
             raise InvalidAttachment(f"{where}: {self.content_type!r} is no type for a file: give one such as 'application/pdf'.")
-        if self.content_id is not None and not _CONTENT_ID.fullmatch(self.content_id):
+        if self.content_id is not None and not (isinstance(self.content_id, str) and _CONTENT_ID.fullmatch(self.content_id)):
             raise InvalidAttachment(f"{where}: content_id {self.content_id!r}: use letters, digits and . _ @ + - only.")
         if not self.disposition:
             object.__setattr__(self, "disposition", "inline" if self.content_id else "attachment")
         if self.disposition not in ("inline", "attachment"):
             raise InvalidAttachment(f"{where}: disposition {self.disposition!r}: use 'attachment' or 'inline'.")
-        for name, value in self.headers:
-            _check_part_header(where, name, value)
+        _check_part_headers(where, self.headers)
 
     def with_ascii_filename(self) -> "Attachment":
         """Accents off, other scripts away, as Flask-Mail does it for MAIL_ASCII_ATTACHMENTS."""
@@ -248,10 +272,24 @@ class Attachment:
         return replace(self, filename=" ".join(plain.split()) if self.filename is not None else None)
 
 
-def _check_part_header(where: str, name: str, value: str) -> None:
-    if not _HEADER_NAME.fullmatch(name) or name.lower() in _WRITTEN_FOR_PARTS:
-        raise InvalidAttachment(f"{where}: the header {name!r} is written by Mailer or no header name: leave it out.")
-    check_text(value, field=f"{where}: {name}")
+def is_file_type(given: object) -> bool:
+    """A content type that a part of a mail can have, parameters included."""
+    return isinstance(given, str) and _FILE_TYPE.fullmatch(given) is not None
+
+
+def _guessed_type(filename: str | None) -> str:
+    kind, compression = mimetypes.guess_type(filename or "")
+    return kind if kind and not compression and is_file_type(kind) else "application/octet-stream"
+
+
+def _check_part_headers(where: str, headers: object) -> None:
+    pairs = isinstance(headers, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in headers)
+    if not pairs:
+        raise InvalidAttachment(f"{where}: headers {headers!r}: give pairs, such as (('Content-Description', 'The invoice'),).")
+    for name, value in headers:  # type: ignore[attr-defined]  # pairs, as just seen
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or name.lower() in _WRITTEN_FOR_PARTS:
+            raise InvalidAttachment(f"{where}: the header {name!r} is written by Mailer or no header name: leave it out.")
+        check_text(value, field=f"{where}: {name}", error=InvalidAttachment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

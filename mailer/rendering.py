@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
+from traceback import walk_tb
 from typing import Any
 
 import css_inline
@@ -13,11 +15,14 @@ from inscriptis.model.config import ParserConfig
 from jinja2 import Environment, StrictUndefined, Template, TemplateNotFound, TemplateSyntaxError, UndefinedError
 
 from mailer.errors import TemplateError
+from mailer.message import check_body
 
 # load_remote_stylesheets=False: a <link> in a template must read neither the network nor the files of this machine.
 _INLINER = css_inline.CSSInliner(load_remote_stylesheets=False, keep_style_tags=True, keep_at_rules=True)
 _TEXT_LAYOUT = ParserConfig(css=CSS_PROFILES["strict"], display_links=True, display_anchors=False)
 _HAS_STYLE = re.compile(r"<style\b", re.IGNORECASE)
+# The inliner walks down the document recursively: 20,000 open tags in each other overflow the stack, which ends the process.
+_MOST_TAGS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,10 @@ class Renderer:
     def _find(self, name: str) -> Template | None:
         try:
             return self._environment.get_template(name)
-        except TemplateNotFound as error:
-            if error.name == name:
-                return None
-            raise TemplateError(f"template {name!r} uses {error.name!r}, which is in no template folder.") from error
+        except TemplateNotFound:
+            return None
         except TemplateSyntaxError as error:
-            raise TemplateError(f"template {error.name or name!r}, line {error.lineno}: {error.message}.") from error
+            raise TemplateError(f"template {name!r}: {error.message}{_place(error)}: correct it.") from error
 
     @property
     def _environment(self) -> Environment:
@@ -68,19 +71,33 @@ class Renderer:
 
 
 def _rendered(template: Template, values: dict[str, Any]) -> str:
+    where = f"template {template.name!r}"
     try:
-        return template.render(values)
+        rendered = template.render(values)
     except UndefinedError as error:
-        raise TemplateError(f"template {template.name!r}: {error.message}: pass it as a keyword, or in context={{…}}.") from error
+        raise TemplateError(
+            f"{where}: {error.message}{_place(error)}: correct the name there, or pass the value: a keyword, or context={{…}}."
+        ) from error
     except TemplateNotFound as error:
-        raise TemplateError(f"template {template.name!r} uses {error.name!r}, which is in no template folder.") from error
+        raise TemplateError(f"{where} uses {error.name!r}, which is in no template folder{_place(error)}.") from error
     except Exception as error:
-        raise TemplateError(f"template {template.name!r} could not be rendered: {type(error).__name__}: {error}") from error
+        raise TemplateError(f"{where} could not be rendered: {type(error).__name__}: {error}{_place(error)}") from error
+    return check_body(rendered, field=where, error=TemplateError)
+
+
+def _place(error: Exception) -> str:
+    """The file and the line of the template: often not the one that was asked for, but one that it extends or includes."""
+    if isinstance(error, TemplateSyntaxError):
+        return f" ({error.name}, line {error.lineno})"
+    # Jinja writes its templates into the traceback; all else in there is Python.
+    frames = [(PurePath(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
+    places = [f" ({path.name}, line {line})" for path, line in frames if path.suffix not in (".py", "", ".pyx")]
+    return places[-1] if places else ""
 
 
 def inline_css(html: str) -> str:
     """Rules of <style> become style attributes, which all mail clients know; media queries stay where they are."""
-    if not _HAS_STYLE.search(html):
+    if not _HAS_STYLE.search(html) or html.count("<") > _MOST_TAGS:
         return html
     try:
         return _INLINER.inline(html)

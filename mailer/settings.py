@@ -1,19 +1,24 @@
 """The settings: `MAIL_*` and `MAILER_*` keys, checked once, then frozen."""
 
 import os
-from collections.abc import Mapping
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from mailer.errors import ConfigurationError, InvalidAddress
-from mailer.message import Address
+from mailer.errors import ConfigurationError, InvalidMail
+from mailer.message import Address, check_text
 from mailer.policy import RetryPolicy
 
-Seconds = Annotated[float, Field(gt=0)]
+# A year at most: what waits longer has waited for ever, and sockets refuse to count so far.
+Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 
 
 def _key(alias: str, description: str, default: Any = PydanticUndefined, **bounds: Any) -> Any:
@@ -71,9 +76,9 @@ class Settings(BaseModel):
     )
     idle_timeout: Seconds = _key("MAILER_IDLE_TIMEOUT", "Seconds an unused connection is kept warm.", 30.0)
     retry_first: Seconds = _key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", 60.0)
-    retry_factor: float = _key("MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", 3.0, ge=1)
+    retry_factor: float = _key("MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", 3.0, ge=1, le=100)
     retry_longest: Seconds = _key("MAILER_RETRY_LONGEST", "The longest wait between two tries, in seconds.", 4 * 3600.0)
-    retry_attempts: int = _key("MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", 12, ge=1)
+    retry_attempts: int = _key("MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", 12, ge=1, le=1000)
     retry_age: Seconds = _key("MAILER_RETRY_AGE", "Age in seconds at which a deferred mail has failed.", 2 * 86400.0)
     relay_rest: Seconds = _key("MAILER_RELAY_REST", "Seconds a process leaves a relay alone that can't be reached.", 10.0)
     doubt_resend_after: Seconds = _key("MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", 900.0)
@@ -102,29 +107,49 @@ class Settings(BaseModel):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
+        value = re.sub("^postgres://", "postgresql://", value)  # as some platforms spell it
         try:
-            backend = make_url(value).get_backend_name()
+            backend, _, driver = make_url(value).drivername.partition("+")
         except ArgumentError:
-            raise ValueError("allowed: sqlite:///path/to/file or postgresql://user:password@host/name") from None
-        if backend not in ("sqlite", "postgresql"):
-            raise ValueError("allowed: a URL of SQLite or PostgreSQL")
+            backend, driver = "", ""
+        if backend not in ("sqlite", "postgresql") or driver not in ("", "pysqlite", "psycopg"):
+            raise ValueError("allowed: sqlite:////path/to/file or postgresql://user:password@host/name")
+        if backend == "postgresql" and find_spec("psycopg") is None:
+            raise ValueError("PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _complete_url(cls, value: str) -> str:
+        try:
+            complete = bool(re.match("[a-z][a-z0-9+.-]*://", value)) and urlsplit(value).port != 0
+        except ValueError:
+            complete = False
+        if not complete:
+            raise ValueError("allowed: a URL such as redis://:password@host:6379/0 or unix:///path/to/socket")
         return value
 
     @field_validator("mail_default_sender")
     @classmethod
     def _usable_sender(cls, value: str | tuple[str, str] | None) -> str | tuple[str, str] | None:
-        try:
-            if value is not None:
-                Address.parse(value, field="MAIL_DEFAULT_SENDER")
-        except InvalidAddress as error:
-            raise ValueError(str(error)) from None
+        if value is not None:
+            _checked(Address.parse, value, key="MAIL_DEFAULT_SENDER")
+        return value
+
+    @field_validator("subject_prefix")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        _checked(check_text, value, key="MAILER_SUBJECT_PREFIX")
         return value
 
     @field_validator("tls_ca_file")
     @classmethod
-    def _readable_file(cls, value: str | None) -> str | None:
-        if value is not None and not os.access(value, os.R_OK):
-            raise ValueError("allowed: the path of a PEM file that can be read")
+    def _usable_certificate(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                ssl.create_default_context(cafile=value)
+        except OSError as error:
+            raise ValueError(f"allowed: the path of a PEM file with certificates ({error.strerror or error})") from None
         return value
 
     @model_validator(mode="after")
@@ -175,6 +200,39 @@ def keys() -> dict[str, str]:
 
 
 _SECRETS = frozenset({"MAIL_PASSWORD", "MAILER_DATABASE_URL", "MAILER_REDIS_URL"})
+_KINDS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a text",
+    "array": "a pair (name, address)",
+}
+
+
+def allowed(key: str) -> str:
+    """What a key takes, in words."""
+    schema = Settings.model_json_schema()["properties"][key]
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind["type"] != "null"]
+    return " or ".join(_KINDS[kind["type"]] + _bounds(kind) for kind in kinds)
+
+
+def _bounds(kind: Mapping[str, Any]) -> str:
+    least, above, most = kind.get("minimum"), kind.get("exclusiveMinimum"), kind.get("maximum")
+    if kind.get("minLength"):
+        return " that is not empty"
+    if least is not None:
+        return f" from {least:g} to {most:g}" if most is not None else f", {least:g} or more"
+    if above is not None:
+        return f" above {above:g}" + (f", {most:.0f} at most" if most is not None else "")
+    return ""
+
+
+def _checked(check: Callable[..., Any], value: object, *, key: str) -> None:
+    """Check as at a call; the key is named by `_explained`."""
+    try:
+        check(value, field=key)
+    except InvalidMail as error:
+        raise ValueError(str(error).removeprefix(f"{key}: ")) from None
 
 
 def _explained(error: ValidationError, given: Mapping[str, Any]) -> str:
@@ -183,6 +241,6 @@ def _explained(error: ValidationError, given: Mapping[str, Any]) -> str:
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         key = str(fault["loc"][0]) if fault["loc"] else ""
         shown = "" if not key else f"{key}=<hidden>: " if key in _SECRETS else f"{key}={given.get(key)!r}: "
-        text = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        lines.append(shown + (text if fault["type"] == "value_error" else f"allowed: {text}") + ".")
-    return "\n".join(dict.fromkeys(lines))
+        ours = fault["type"] == "value_error"
+        lines.append(shown + (fault["msg"].removeprefix("Value error, ") if ours else f"allowed: {allowed(key)}"))
+    return "\n".join(f"{line.rstrip('.')}." for line in dict.fromkeys(lines))

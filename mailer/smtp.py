@@ -24,10 +24,12 @@ from mailer.mime import WireMessage
 from mailer.policy import classify
 from mailer.settings import Settings
 
-_QUIT_SECONDS = 2.0
+# For RSET and QUIT: a relay that does not answer these loses the warm connection, and nothing waits.
+_COURTESY_SECONDS = 2.0
 # A connection that was silent for longer is asked whether it is still there, before a mail depends on it.
 _TRUSTED_IDLE_SECONDS = 2.0
 _LONGEST_REPLY = 1000
+_MOST_LINES = 100
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,8 @@ class RelayConnection(flask_mail.Connection):
 
     def configure_host(self) -> smtplib.SMTP:
         settings = self._settings
-        context = ssl.create_default_context(cafile=settings.tls_ca_file)
         if settings.mail_use_ssl:
+            context = _verifying(settings)
             host: _Session = _TlsSession(local_hostname=_own_name(), timeout=settings.connect_timeout, context=context)
         else:
             host = _Session(local_hostname=_own_name(), timeout=settings.connect_timeout)
@@ -62,13 +64,13 @@ class RelayConnection(flask_mail.Connection):
         host.greeting_timeout = settings.command_timeout
         host.expect_name(settings.mail_server)
         try:
-            self._greet(host, context)
+            self._greet(host)
         except BaseException:
             host.close()
             raise
         return host
 
-    def _greet(self, host: smtplib.SMTP, context: ssl.SSLContext) -> None:
+    def _greet(self, host: smtplib.SMTP) -> None:
         settings = self._settings
         code, reply = host.connect(settings.mail_server, settings.mail_port)
         if code != 220:
@@ -76,9 +78,7 @@ class RelayConnection(flask_mail.Connection):
         host.ehlo_or_helo_if_needed()
         if settings.mail_use_tls:
             # Refuses when the relay does not offer it: a stripped STARTTLS must not send passwords in clear.
-            code, reply = host.starttls(context=context)
-            if code != 220:
-                raise smtplib.SMTPResponseException(code, reply)
+            host.starttls(context=_verifying(settings))
             host.ehlo_or_helo_if_needed()
         if settings.mail_username and settings.mail_password:
             host.login(settings.mail_username, settings.mail_password)
@@ -89,7 +89,7 @@ class RelayConnection(flask_mail.Connection):
         if host is None:
             return
         with suppress(OSError, smtplib.SMTPException):
-            _wait_at_most(host, _QUIT_SECONDS)
+            _wait_at_most(host, _COURTESY_SECONDS)
             host.quit()
         host.close()
 
@@ -101,10 +101,6 @@ class RelayConnection(flask_mail.Connection):
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-    @property
-    def is_fresh(self) -> bool:
-        return self.num_emails == 0
 
     @property
     def idle_seconds(self) -> float:
@@ -129,7 +125,9 @@ class RelayConnection(flask_mail.Connection):
             reply = self._transmit(message, envelope_from or message.envelope_from) if self.host else "250 delivered to nobody"
         except _NoYes as error:
             outcome = self._answered(error.smtp_code, error.smtp_error)
-        except (OSError, smtplib.SMTPException, UnicodeError, ValueError) as error:
+        except (smtplib.SMTPNotSupportedError, ValueError) as error:
+            outcome = self._unspeakable(error)
+        except (OSError, smtplib.SMTPException) as error:
             outcome = self._broken(error)
         else:
             outcome = Outcome(Verdict.SENT, reply)
@@ -157,7 +155,7 @@ class RelayConnection(flask_mail.Connection):
         return _words(*reply)
 
     def _mail_options(self, host: smtplib.SMTP, message: WireMessage) -> list[str]:
-        options = list(message.mail_options)
+        options = [option for option in message.mail_options if option.upper() != "SMTPUTF8"]
         if host.has_extn("size"):
             options.append(f"SIZE={len(message.as_bytes())}")
         if message.needs_smtputf8:
@@ -183,20 +181,30 @@ class RelayConnection(flask_mail.Connection):
         return outcome
 
     def _reset(self) -> bool:
+        if self.host is None:
+            return False
         try:
-            return self.host is not None and self.host.rset()[0] == 250
+            _wait_at_most(self.host, _COURTESY_SECONDS)
+            return self.host.rset()[0] == 250
         except (OSError, smtplib.SMTPException):
             return False
 
     def _broken(self, error: Exception) -> Outcome:
         """No reply. After the final dot nobody knows; before it, the relay has no mail."""
         self.drop()
-        verdict = Verdict.DOUBTFUL if self._phase is Phase.DOT else Verdict.UNREACHED
-        return Outcome(verdict, f"{_PHASE_WORDS[self._phase]}: {_reason(error)}", self._phase)
+        verdict, words = _SILENCE[self._phase]
+        return Outcome(verdict, f"{words}: {_reason(error)}", self._phase)
+
+    def _unspeakable(self, error: Exception) -> Outcome:
+        """A sender, recipient or option that can't be said to this relay is the mail's fault; our name or password is not."""
+        if self._phase not in (Phase.MAIL, Phase.RCPT):
+            return self._broken(error)
+        self.drop()
+        return Outcome(Verdict.REFUSED, f"the relay would not understand it: {_reason(error)}", self._phase)
 
 
 class _Session(smtplib.SMTP):
-    """An SMTP session that may take longer to greet us than to be connected."""
+    """An SMTP session that may take longer to greet us than to be connected, but no reply longer than its time-out."""
 
     greeting_timeout: float
 
@@ -209,6 +217,37 @@ class _Session(smtplib.SMTP):
         connected.settimeout(self.greeting_timeout)
         return connected
 
+    def getreply(self) -> tuple[int, bytes]:
+        """A reply, the whole of it within the time-out: smtplib would wait that long for every single byte."""
+        if self.sock is None:
+            raise smtplib.SMTPServerDisconnected("not connected")
+        patience = self.sock.gettimeout() or 0.0
+        deadline = time.monotonic() + patience
+        try:
+            lines = [self._line(self.sock, deadline)]
+            while lines[-1][3:4] == b"-":
+                lines = [*lines[:_MOST_LINES], self._line(self.sock, deadline)]
+        finally:
+            self.sock.settimeout(patience)
+        code = lines[-1][:3]
+        return int(code) if code.isdigit() else -1, b"\n".join(line[4:].strip() for line in lines)
+
+    def _line(self, sock: socket.socket, deadline: float) -> bytes:
+        """The next line; of one that is too long the rest is read and thrown away."""
+        if self.file is None:
+            self.file = sock.makefile("rb")
+        line = b""
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            arrived = self.file.peek()
+            if not arrived:
+                raise smtplib.SMTPServerDisconnected("the relay hung up")
+            end = arrived.find(b"\n") + 1
+            line = (line + self.file.read(end or len(arrived)))[:_LONGEST_REPLY]
+            if end:
+                return line
+        raise TimeoutError("timed out")
+
 
 class _TlsSession(_Session, smtplib.SMTP_SSL):
     """The same, with TLS from the first byte."""
@@ -220,23 +259,28 @@ class _NoYes(smtplib.SMTPResponseException):
 
 @cache
 def _own_name() -> str:
-    # Asked once: where DNS is slow, each look-up takes seconds.
-    return socket.getfqdn()
+    # Asked once: where DNS is slow, each look-up takes seconds. Where there is no name, smtplib takes the address.
+    return smtplib.SMTP().local_hostname
 
 
-_PHASE_WORDS = {
-    Phase.CONNECT: "no connection to the relay",
-    Phase.MAIL: "connection lost at MAIL",
-    Phase.RCPT: "connection lost at RCPT",
-    Phase.DATA: "connection lost before the end of the mail",
-    Phase.DOT: "no reply after the end of the mail",
+# What it means that the relay fell silent. At RCPT and DATA it may be this mail that it can't bear: that counts as a try.
+_SILENCE = {
+    Phase.CONNECT: (Verdict.UNREACHED, "no connection to the relay"),
+    Phase.MAIL: (Verdict.UNREACHED, "connection lost at MAIL"),
+    Phase.RCPT: (Verdict.DEFERRED, "connection lost at RCPT"),
+    Phase.DATA: (Verdict.DEFERRED, "connection lost before the end of the mail"),
+    Phase.DOT: (Verdict.DOUBTFUL, "no reply after the end of the mail"),
 }
+
+
+def _verifying(settings: Settings) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=settings.tls_ca_file)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
         return _words(error.smtp_code, error.smtp_error)
-    return f"{type(error).__name__}: {error}"[:_LONGEST_REPLY]
+    return _printable(f"{type(error).__name__}: {error}")
 
 
 def _wait_at_most(host: smtplib.SMTP, seconds: float) -> None:
@@ -245,7 +289,7 @@ def _wait_at_most(host: smtplib.SMTP, seconds: float) -> None:
 
 
 def _expect(reply: tuple[int, bytes], *codes: int) -> None:
-    if reply[0] == -1:
+    if not 200 <= reply[0] < 600:
         raise smtplib.SMTPServerDisconnected("the relay said something that is no reply")
     if reply[0] not in codes:
         raise _NoYes(*reply)
@@ -253,7 +297,12 @@ def _expect(reply: tuple[int, bytes], *codes: int) -> None:
 
 def _words(code: int, text: bytes | str) -> str:
     said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return f"{code} {' '.join(said.split())}"[:_LONGEST_REPLY]
+    return _printable(f"{code} {said}")
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what a database would not take: PostgreSQL refuses NUL."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:_LONGEST_REPLY]
 
 
 def _dot_stuffed(mail: bytes) -> bytes:
@@ -294,7 +343,7 @@ class Relay:
 
     def send(self, connection: RelayConnection, message: WireMessage) -> Outcome:
         """Send; a warm connection that turns out to be gone before the mail began is replaced once."""
-        was_warm = connection.host is not None and not connection.is_fresh
+        was_warm = connection.host is not None
         outcome = connection.send(message)
         if outcome.verdict is Verdict.UNREACHED and was_warm:
             outcome = connection.send(message)

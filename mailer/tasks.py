@@ -23,6 +23,8 @@ from mailer.store import Store
 
 SEND, SWEEP, PURGE = "mailer.send_email", "mailer.sweep", "mailer.purge"
 
+# How long a task goes on while more is due. A worker whose slots were all busy looks for new tasks once a second only.
+_TASK_SECONDS = 10.0
 _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _PURGE_SECONDS = 3600.0
@@ -93,7 +95,7 @@ def install(celery: Celery[Any], app: Flask, *, settings: Settings, store: Store
     def send_email() -> None:
         with app.app_context():
             bell.answer()  # before the claim: whoever commits after it rings again
-            courier.deliver_slice()
+            courier.deliver(at_most=_TASK_SECONDS)
 
     def sweep() -> None:
         with app.app_context():
@@ -107,9 +109,13 @@ def install(celery: Celery[Any], app: Flask, *, settings: Settings, store: Store
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
     celery.steps["worker"].add(_chores_step(app, settings, store, courier))
 
-    def goodbye(**_signal: Any) -> None:
+    def no_more(**_signal: Any) -> None:
         courier.stop()
 
+    def goodbye(**_signal: Any) -> None:
+        courier.hang_up()
+
+    signals.worker_shutting_down.connect(no_more, weak=False)
     signals.worker_process_shutdown.connect(goodbye, weak=False)
     signals.worker_shutdown.connect(goodbye, weak=False)
 

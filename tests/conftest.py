@@ -1,6 +1,7 @@
 """The fixtures: real services, each test with a fresh share of them, and the application wired to that share."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -62,10 +63,9 @@ def postgres_url(postgres_databases: Databases) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_program() -> Path:
     """The one the local stack takes."""
-    try:
+    with suppress(broker.CannotStart):
         return broker.find_program()
-    except broker.CannotStart:
-        do_without("Redis or Valkey")
+    return do_without("Redis or Valkey")
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ def server_command(program: Path, folder: Path) -> tuple[str, ...]:
         "--unixsocketperm": "700",
         "--dir": str(socket.parent),
         "--appendonly": "yes",
+        "--aof-use-rdb-preamble": "no",  # another server, or an older one, reads the file as well
         "--save": "",
         "--loglevel": "warning",
     }

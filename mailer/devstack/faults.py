@@ -59,6 +59,11 @@ class Faults:
         with self._lock:
             self._pending.extend(faults)
 
+    def __len__(self) -> int:
+        """How many faults are still to happen."""
+        with self._lock:
+            return len(self._pending)
+
     def clear(self) -> None:
         with self._lock:
             self._pending.clear()

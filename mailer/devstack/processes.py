@@ -24,8 +24,9 @@ class Process:
 
     def terminate(self) -> None:
         """Asks the main process, and it alone, to stop: its helpers are its own business."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+        if self.alive:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and everything in its group."""

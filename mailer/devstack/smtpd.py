@@ -69,7 +69,7 @@ class InboxServer:
         return self
 
     def stop(self) -> None:
-        """Hangs up on everybody and returns when the thread is gone. Without effect on a server that does not run."""
+        """Hangs up on everybody and returns when the thread is gone. Stopping twice is no mistake."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
@@ -83,7 +83,9 @@ class InboxServer:
     async def _serve(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         # aiosmtpd leaves the exceptions of sessions that were cut off to the loop; a cut is daily bread here.
-        self._loop.set_exception_handler(lambda loop, context: None)
+        self._loop.set_exception_handler(
+            lambda loop, context: log.debug("%s", context["message"], exc_info=context.get("exception"))
+        )
         self._stopping = asyncio.Event()
         server = await self._loop.create_server(self._new_session, sock=listener, ssl=self.tls if self.implicit_tls else None)
         self._started.set()

@@ -133,6 +133,9 @@ class Supervisor:
         for child in self._children:
             ending = child.ending()
             if ending:
+                self._children.remove(child)
+                child.process.kill()  # its helpers, and at once: its pid may soon be another's
+                child.close()
                 raise PartFailed(f"{child.part.name} {ending}, see its log above.")
 
     def _end(self, process: Process) -> bool:

@@ -212,6 +212,7 @@ def migrate(engine: Engine, to: str = "head") -> None:
     # Imported here: it takes 0.1 s, and is needed once in a database's life.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "mailer.schema:migrations")
@@ -221,6 +222,12 @@ def migrate(engine: Engine, to: str = "head") -> None:
             # One migration at a time, however many machines are being deployed, and as long as it needs.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('mailer_migration'))")
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        found = revision_of(connection)
+        if found is not None and found > REVISION:
+            check_revision(found)
         config.attributes["connection"] = connection
-        upwards = to == "head" or (to != "base" and (revision_of(connection) or "") <= to)
-        (command.upgrade if upwards else command.downgrade)(config, to)
+        upwards = to == "head" or (to != "base" and (found or "") <= to)
+        try:
+            (command.upgrade if upwards else command.downgrade)(config, to)
+        except CommandError as error:
+            raise SchemaMismatch(f"There is no migration to {to!r}: {error}. The newest is {REVISION}.") from error

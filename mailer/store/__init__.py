@@ -17,9 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, make_url, select, text
+from sqlalchemy import Connection, Select, bindparam, make_url, select, text
 from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import StaticPool
 
 from mailer import schema
 from mailer.errors import StoreUnavailable, UnknownMail
@@ -29,6 +30,7 @@ from mailer.store import rows
 from mailer.store.engines import make_engine
 
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
+_EXPIRED_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ _RESEND = text(
 )
 _EXPIRE = text(
     "UPDATE mailer_delivery SET status = 'expired', due_at = NULL, finished_at = :now"
-    " WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now RETURNING id"
+    " WHERE status = 'queued' AND id IN (SELECT id FROM mailer_delivery WHERE status = 'queued'"
+    " AND expires_at IS NOT NULL AND expires_at <= :now LIMIT :most) RETURNING id"
 )
 _SETTLE = _moving(
     "UPDATE mailer_delivery SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,"
@@ -110,17 +113,24 @@ _IS_DUE = text(
     "SELECT 1 FROM mailer_delivery WHERE status = 'queued' AND lane = :lane AND due_at <= :now"
     " AND (expires_at IS NULL OR expires_at > :now) LIMIT 1"
 )
-_CHORE_IS_DONE = text("SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now")
+# A date beyond the next one was written by a clock that ran ahead: it must not stop the chore until then.
+_CHORE_IS_DONE = text("SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :next")
 _TAKE_CHORE = text(
-    "INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)"
-    " ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now RETURNING name"
+    "INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next) ON CONFLICT (name) DO UPDATE SET due_at = :next"
+    " WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :next RETURNING name"
 )
 _COUNT = text("SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP BY status, lane ORDER BY lane, status")
-_PURGE_MAILS = text(
-    "DELETE FROM mailer_message WHERE id IN ("
-    " SELECT mail_id FROM mailer_delivery AS old WHERE finished_at IS NOT NULL AND finished_at <= :before"
+# The deliveries first, then the mails that have none: one that is being requeued meanwhile stays, and its mail with it.
+_PURGE_DELIVERIES = text(
+    "DELETE FROM mailer_delivery WHERE finished_at <= :before AND mail_id IN ("
+    " SELECT mail_id FROM mailer_delivery AS old WHERE finished_at <= :before"
     " AND NOT EXISTS (SELECT 1 FROM mailer_delivery AS young WHERE young.mail_id = old.mail_id"
-    " AND (young.finished_at IS NULL OR young.finished_at > :before)) ORDER BY finished_at LIMIT :most) RETURNING id"
+    " AND (young.finished_at IS NULL OR young.finished_at > :before)) ORDER BY finished_at LIMIT :most) RETURNING mail_id"
+)
+_PURGE_MAILS = _moving(
+    "DELETE FROM mailer_message WHERE id IN :ids"
+    " AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) RETURNING id",
+    "ids",
 )
 _PURGE_BLOBS = text(
     "DELETE FROM mailer_blob WHERE used_at <= :before AND NOT EXISTS"
@@ -136,8 +146,8 @@ class Store:
         self._sqlite = self.engine.dialect.name == "sqlite"
         self._claim = text(_CLAIM.format(lock="" if self._sqlite else "FOR UPDATE SKIP LOCKED"))
         self._checked = False
-        # SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop.
-        self._turn: AbstractContextManager[Any] = threading.Lock() if self._sqlite else nullcontext()
+        self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
+        self._turn = self._new_turn()
         self._parents_pool: Any = None
         _survive_forks(self)
 
@@ -186,7 +196,7 @@ class Store:
                     "id": result.delivery.id,
                     "token": result.delivery.token,
                     "due_at": result.move.due_at,
-                    "reply": result.outcome.reply,
+                    "reply": rows.storable(result.outcome.reply),
                     "relay": relay,
                 }
                 if result.move.to is Status.DOUBTFUL:
@@ -209,10 +219,12 @@ class Store:
 
     def fail_if_claimed(self, delivery: Delivery, reason: str, *, now: float) -> bool:
         """claimed -> failed: a mail that can't even be composed."""
-        return bool(self._move(_FAIL, id=delivery.id, token=delivery.token, now=now, reply=reason))
+        return bool(self._move(_FAIL, id=delivery.id, token=delivery.token, now=now, reply=rows.storable(reason)))
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
         """What is to be said, by id."""
+        if not mail_ids:
+            return {}
         with self._read() as connection:
             table = schema.message
             mails = connection.execute(select(table).where(table.c.id.in_(list(mail_ids)))).all()
@@ -238,8 +250,11 @@ class Store:
         return self._move(_RESEND, now=now)
 
     def expire_overdue(self, now: float) -> set[int]:
-        """queued -> expired: too late to be of use."""
-        return self._move(_EXPIRE, now=now)
+        """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
+        expired: set[int] = set()
+        while bite := self._move(_EXPIRE, now=now, most=_EXPIRED_AT_ONCE):
+            expired |= bite
+        return expired
 
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""
@@ -248,40 +263,42 @@ class Store:
 
     def take_chore(self, name: str, *, now: float, every: float) -> bool:
         """Whether this process is the one to do the chore now: one of all, each `every` seconds."""
+        values = {"name": name, "now": now, "next": now + every}
         with self._read() as connection:
-            if connection.execute(_CHORE_IS_DONE, {"name": name, "now": now}).first():
+            if connection.execute(_CHORE_IS_DONE, values).first():
                 return False
         with self._write() as connection:
-            return connection.execute(_TAKE_CHORE, {"name": name, "now": now, "next": now + every}).first() is not None
+            return connection.execute(_TAKE_CHORE, values).first() is not None
 
     def purge_finished(self, before: float, *, most: int) -> int:
         """Delete mails that finished before then, `most` at once, and the bytes nobody refers to; returns how many."""
         with self._write() as connection:
-            purged = len(connection.execute(_PURGE_MAILS, {"before": before, "most": most}).all())
+            mail_ids = set(connection.execute(_PURGE_DELIVERIES, {"before": before, "most": most}).scalars())
+            purged = connection.execute(_PURGE_MAILS, {"ids": list(mail_ids)}).all()
             connection.execute(_PURGE_BLOBS, {"before": before})
-        return purged
+        return len(purged)
 
     # --- a person's ---------------------------------------------------------------------------------------------------
 
     def settle_if_resting(self, mail_id: str, to: Status, *, now: float) -> set[int]:
-        """Move a mail's deliveries along the state chart, but for those that a worker has in its hands."""
-        leaving = [str(source) for source, target in TRANSITIONS if target is to and source not in _WORKERS]
-        due_at = now if to is Status.QUEUED else None
-        finished_at = now if to.is_final else None
+        """Move a mail's deliveries along the state chart, but into no worker's hands and out of none."""
+        leaving = [str(source) for source, target in TRANSITIONS if target is to and not {source, target} & _WORKERS]
         if not leaving:
             return set()
+        due_at = now if to is Status.QUEUED else None
+        finished_at = now if to.is_final else None
         return self._move(_SETTLE, mail_id=mail_id, to=str(to), leaving=leaving, due_at=due_at, finished_at=finished_at, now=now)
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
         """How mails are doing, by id; ids that are unknown are left out."""
         ids = list(mail_ids)
+        mail, delivery, attempt = schema.message.c, schema.delivery.c, schema.attempt.c
+        heads: Select[Any] = select(mail.id, mail.message_id, mail.subject, mail.created_at).where(mail.id.in_(ids))
+        copies = select(schema.delivery).where(delivery.mail_id.in_(ids)).order_by(delivery.id)
+        tries = select(schema.attempt).join(schema.delivery).where(delivery.mail_id.in_(ids)).order_by(attempt.id)
         with self._read() as connection:
-            mails = connection.execute(select(schema.message).where(schema.message.c.id.in_(ids))).all()
-            query = select(schema.delivery).where(schema.delivery.c.mail_id.in_(ids)).order_by(schema.delivery.c.id)
-            deliveries = connection.execute(query).all()
-            tries = select(schema.attempt).join(schema.delivery).where(schema.delivery.c.mail_id.in_(ids))
-            attempts = connection.execute(tries.order_by(schema.attempt.c.id)).all()
-        return {mail.id: rows.mail_status(mail, deliveries, attempts) for mail in mails}
+            mails, deliveries, attempts = (connection.execute(query).all() for query in (heads, copies, tries))
+        return rows.mail_statuses(mails, deliveries, attempts)
 
     def status(self, mail_id: str) -> MailStatus:
         try:
@@ -330,18 +347,24 @@ class Store:
         with _mapped_errors(), self._turn, self.engine.connect().execution_options(mailer_reads=True) as connection:
             yield connection
 
+    def _new_turn(self) -> AbstractContextManager[Any]:
+        """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
+        return threading.Lock() if self._sqlite else nullcontext()
+
     # --- forks --------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """A child must not inherit a lock that a thread of its parent holds, SQLite's own included."""
+        """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
         self._turn.__enter__()
+        if self._in_file:
+            self.engine.dispose()
 
     def after_fork_in_parent(self) -> None:
         self._turn.__exit__(None, None, None)
 
     def after_fork_in_child(self) -> None:
-        """The connections are the parent's. Kept, so that no garbage collector closes them."""
-        self._turn.__exit__(None, None, None)
+        """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""
+        self._turn = self._new_turn()
         self._parents_pool = self.engine.pool
         self.engine.dispose(close=False)
 
@@ -350,10 +373,12 @@ class Store:
 def _mapped_errors() -> Iterator[None]:
     try:
         yield
-    except (sqlalchemy_errors.OperationalError, sqlalchemy_errors.InterfaceError, sqlalchemy_errors.TimeoutError) as error:
-        reason = getattr(error, "orig", None) or error
+    except (sqlalchemy_errors.IntegrityError, sqlalchemy_errors.DataError, sqlalchemy_errors.ProgrammingError):
+        raise  # a mistake of ours, which trying again does not mend
+    except (sqlalchemy_errors.DatabaseError, sqlalchemy_errors.InterfaceError, sqlalchemy_errors.TimeoutError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip(" \n.?")
         raise StoreUnavailable(
-            f"The database of Mailer did not do it: {reason}. Nothing was queued; MAILER_DATABASE_URL names it."
+            f"The database of Mailer (MAILER_DATABASE_URL) did not do it: {reason}. Nothing was queued or changed."
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Rows of the tables, and the values they stand for."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -115,22 +116,38 @@ def delivery(row: Row[Any], token: str, lease_until: float) -> Delivery:
 
 
 def attempt_row(delivery_id: int, outcome: Outcome, now: float, relay: str) -> Mapping[str, Any]:
-    words = {"verdict": str(outcome.verdict), "phase": str(outcome.phase), "reply": outcome.reply}
+    words = {"verdict": str(outcome.verdict), "phase": str(outcome.phase), "reply": storable(outcome.reply)}
     return {"delivery_id": delivery_id, "at": now, "relay": relay, **words}
 
 
-def mail_status(mail: Row[Any], deliveries: Sequence[Row[Any]], attempts: Sequence[Row[Any]]) -> MailStatus:
-    history: dict[int, list[Attempt]] = {}
+def storable(words: str) -> str:
+    """A stranger's words, without what a database refuses: an outcome that can't be recorded would be doubt."""
+    return words.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def mail_statuses(
+    mails: Iterable[Row[Any]], deliveries: Iterable[Row[Any]], attempts: Iterable[Row[Any]]
+) -> dict[str, MailStatus]:
+    history: dict[int, list[Attempt]] = defaultdict(list)
     for row in attempts:
-        tried = Attempt(at=_when(row.at), verdict=Verdict(row.verdict), phase=Phase(row.phase), reply=row.reply, relay=row.relay)
-        history.setdefault(row.delivery_id, []).append(tried)
-    return MailStatus(
-        id=mail.id,
-        message_id=mail.message_id,
-        subject=mail.subject,
-        created_at=_when(mail.created_at),
-        deliveries=tuple(_delivery_status(row, history.get(row.id, [])) for row in deliveries if row.mail_id == mail.id),
-    )
+        history[row.delivery_id].append(_attempt(row))
+    copies: dict[str, list[DeliveryStatus]] = defaultdict(list)
+    for row in deliveries:
+        copies[row.mail_id].append(_delivery_status(row, history[row.id]))
+    return {
+        mail.id: MailStatus(
+            id=mail.id,
+            message_id=mail.message_id,
+            subject=mail.subject,
+            created_at=_when(mail.created_at),
+            deliveries=tuple(copies[mail.id]),
+        )
+        for mail in mails
+    }
+
+
+def _attempt(row: Row[Any]) -> Attempt:
+    return Attempt(at=_when(row.at), verdict=Verdict(row.verdict), phase=Phase(row.phase), reply=row.reply, relay=row.relay)
 
 
 def _delivery_status(row: Row[Any], history: list[Attempt]) -> DeliveryStatus:

@@ -1,32 +1,215 @@
-"""One mail, and a thousand, from the request to the SMTP server, with real workers over a real broker."""
+"""From the request to the SMTP server: real processes queue, real workers deliver, over a real broker."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
+import redis
 from flask import Flask
+from sqlalchemy import text
 
 from mailer import Mailer, Status
+from mailer.devstack.faults import DELAY, HANG, Fault
+from tests.services.broker import RedisServer
+from tests.services.queueing import address, queue_from_processes
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
-from tests.services.worker import StartWorker
+from tests.services.worker import PROJECT, StartWorker, StartWorkers
 
 MakeApp = Callable[..., Flask]
+Config = dict[str, str]
+
+mailer = Mailer()
+sqlite_only = pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_a_mail_arrives(make_app: MakeApp, start_worker: StartWorker, sink: Sink, pool: str) -> None:
-    """What a request queued, a worker delivers, and its status tells the relay's words."""
+    """What a request queued, a worker of any pool delivers, and the status tells the relay's words."""
     start_worker(pool=pool)
 
     with make_app().test_request_context():
-        receipt = Mailer().send_email("ada@example.com", "Welcome", "welcome", name="Ada")
-
+        receipt = mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
         [received] = sink.wait_for(1)
-        wait_until(lambda: Mailer().status(receipt.id).is_finished)
-        [delivery] = Mailer().status(receipt.id).deliveries
+        wait_until(lambda: mailer.status(receipt.id).is_finished)
+        [delivery] = mailer.status(receipt.id).deliveries
 
     assert received.recipients == ("ada@example.com",)
     assert received.message_id == receipt.message_id
-    assert delivery.status is Status.SENT
-    assert delivery.attempts == 1
+    assert (delivery.status, delivery.attempts) == (Status.SENT, 1)
     assert "queued as 1" in (delivery.reply or "")
+
+
+# A thousand mails
+
+
+def assert_each_was_sent_once(app: Flask, sink: Sink, ids: list[str]) -> None:
+    """Compare three histories: the ids that were given out, what arrived, and what the database says."""
+    expected = {address(number): 1 for number in range(len(ids))}
+    with app.app_context():
+
+        def unfinished() -> list[str]:
+            statuses = mailer.statuses(ids)
+            return [mail_id for mail_id in ids if mail_id not in statuses or not statuses[mail_id].is_finished]
+
+        wait_until(lambda: not unfinished(), timeout=60)
+        statuses = mailer.statuses(ids)
+
+    assert Counter(recipient for mail in sink.messages for recipient in mail.recipients) == expected
+    assert len({mail.message_id for mail in sink.messages}) == len(ids)
+    assert {mail.message_id for mail in sink.messages} == {status.message_id for status in statuses.values()}
+    deliveries = [delivery for status in statuses.values() for delivery in status]
+    assert {delivery.status for delivery in deliveries} == {Status.SENT}
+    assert all("queued as" in (delivery.reply or "") for delivery in deliveries)
+    assert {delivery.attempts for delivery in deliveries} == {1}
+
+
+def test_a_thousand_mails_arrive_once_each(config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink) -> None:
+    """Queued by four processes, delivered by two workers: every mail arrives, none arrives twice."""
+    start_workers(2)
+
+    ids = queue_from_processes(config, processes=4, each=250)
+
+    assert_each_was_sent_once(make_app(), sink, ids)
+
+
+def test_a_redis_that_forgets_everything_costs_nothing(
+    config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink, redis_server: RedisServer
+) -> None:
+    """FLUSHALL in the middle: rings are lost, mails are not, and none is sent twice."""
+    config["MAILER_REDIS_URL"] = redis_server.url
+    start_workers(2)
+
+    with ThreadPoolExecutor(1) as thread:
+        queueing = thread.submit(queue_from_processes, config, processes=4, each=250)
+        for mails in (100, 400, 700):
+            sink.wait_for(mails, timeout=60)
+            redis_server.flush()
+
+    assert_each_was_sent_once(make_app(), sink, queueing.result())
+
+
+# The broker away
+
+
+def test_a_request_does_not_wait_for_a_redis_that_is_down(
+    config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_server: RedisServer
+) -> None:
+    """With Redis stopped the mail is accepted at once, and goes out when Redis is back."""
+    config["MAILER_REDIS_URL"] = redis_server.url
+    start_worker()
+    redis_server.stop()
+
+    with make_app().test_request_context():
+        started = time.perf_counter()
+        mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+        assert time.perf_counter() - started < 1  # far from any time-out; the bench says how long it takes
+
+    assert not sink.messages
+    redis_server.start()
+    sink.wait_for(1, timeout=45)
+
+
+def test_a_request_waits_for_a_frozen_redis_once(config: Config, make_app: MakeApp, redis_server: RedisServer) -> None:
+    """A Redis that hangs costs the first mail of a process one time-out, and the next ones nothing."""
+    config["MAILER_REDIS_URL"] = redis_server.url
+    redis_server.pause()
+    try:
+        with make_app().test_request_context():
+            mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+            started = time.perf_counter()
+            for _ in range(20):
+                mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+            assert time.perf_counter() - started < 1.5  # less than one more time-out
+    finally:
+        redis_server.resume()
+
+
+def test_a_lost_ring_costs_one_sweep(make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_url: str) -> None:
+    """A mail whose ring never reached a worker is found by the sweep, without beat."""
+    with make_app().test_request_context():
+        mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.delete("celery") == 1  # the ring; its flag stays, so that no other enqueuer rings
+
+    start_worker()
+
+    sink.wait_for(1, timeout=10)
+
+
+def test_scheduled_mail_goes_out_without_beat(make_app: MakeApp, start_worker: StartWorker, sink: Sink) -> None:
+    """`send_at` is kept by the sweep: not before its time, and soon after."""
+    start_worker()
+
+    with make_app().test_request_context():
+        due = time.time() + 1.5
+        mailer.send_email("ada@example.com", "Later", "welcome", name="Ada", send_at=timedelta(seconds=1.5))
+
+    [received] = sink.wait_for(1, timeout=10)
+    assert received.at.timestamp() >= due
+
+
+# Workers come and go
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_mail(make_app: MakeApp, start_worker: StartWorker, sink: Sink) -> None:
+    """SIGTERM in the middle of a mail: it arrives, it is recorded as sent, and what was claimed is free at once."""
+    worker = start_worker()
+    sink.faults.add(Fault("dot", DELAY, delay=1.0))
+
+    with make_app().test_request_context():
+        receipt = mailer.send_email("ada@example.com", "Slow", "welcome", name="Ada")
+        wait_until(lambda: not sink.faults)  # the relay has the whole mail, and takes its time
+        worker.stop()
+        [delivery] = mailer.status(receipt.id).deliveries
+
+    assert delivery.status is Status.SENT
+    assert len(sink.messages) == 1
+
+
+def test_a_killed_worker_leaves_only_doubt_behind(
+    config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink
+) -> None:
+    """kill -9 while the relay has the mail and has not answered: in doubt, then sent once more with the same Message-ID."""
+    config["MAILER_DOUBT_RESEND_AFTER"] = "0.1"
+    app = make_app()
+    worker = start_worker()
+    sink.faults.add(Fault("dot", HANG))
+
+    with app.test_request_context():
+        receipt = mailer.send_email("ada@example.com", "Doubt", "welcome", name="Ada")
+        wait_until(lambda: not sink.faults)  # the relay has the whole mail, and says nothing
+        worker.kill()
+        with app.extensions["mailer"].store.engine.begin() as connection:
+            connection.execute(text("UPDATE mailer_delivery SET lease_until = 0"))  # as if its lease had gone by
+        start_worker()
+        sink.wait_for(1)
+        wait_until(lambda: mailer.status(receipt.id).is_finished)
+        [delivery] = mailer.status(receipt.id).deliveries
+
+    assert (delivery.status, delivery.attempts) == (Status.SENT, 2)
+    assert {mail.message_id for mail in sink.messages} == {receipt.message_id}
+
+
+# An ordinary Celery app
+
+
+@sqlite_only
+@pytest.mark.parametrize("command", [("inspect", "ping"), ("report",), ("inspect", "registered")])
+def test_celery_commands_work(config: Mapping[str, str], start_worker: StartWorker, command: tuple[str, ...]) -> None:
+    """The worker answers what any Celery worker answers."""
+    start_worker()
+
+    celery = [sys.executable, "-m", "celery", "-A", "tests.worker_app", *command]
+    ran = subprocess.run(
+        celery, cwd=PROJECT, env={**os.environ, **config}, check=True, capture_output=True, text=True, timeout=60
+    )
+
+    expected = {"ping": "pong", "report": "transport:redis", "registered": "mailer.send_email"}[command[-1]]
+    assert expected in ran.stdout

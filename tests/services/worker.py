@@ -22,6 +22,7 @@ class Worker:
     def __init__(self, name: str, pool: str, concurrency: int, env: Mapping[str, str], folder: Path) -> None:
         self.log = folder / f"{name}.log"
         self._killed = False
+        self._told = False
         command = [sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", "INFO"]
         command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
         with self.log.open("wb") as log:
@@ -40,9 +41,15 @@ class Worker:
 
     def stop(self, timeout: float = 60) -> None:
         """Let it finish what it is doing, as a deploy does: SIGTERM to the main process only. It must end without an error."""
-        self.process.terminate()
+        self.tell_to_stop()
         code = self.process.wait(timeout)
         assert code == 0 or self._killed, f"{self.log.stem} ended with code {code}"
+
+    def tell_to_stop(self) -> None:
+        """Send the signal, once: a second SIGTERM means "at once" to Celery."""
+        if not self._told:
+            self._told = True
+            self.process.terminate()
 
     def kill(self) -> None:
         """Kill it with all its children, as a power cut does."""
@@ -76,7 +83,7 @@ class Fleet:
         """Stop those that still run, in good order, and leave none behind whatever happens."""
         try:
             for worker in self._workers:
-                worker.process.terminate()
+                worker.tell_to_stop()
             for worker in self._workers:
                 worker.stop()
         finally:

@@ -1,0 +1,74 @@
+# Everything runs from the checkout, in a virtual environment of its own. Needed: make, and Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Name another Python with `make run PYTHON=/path/to/python`. Else the first of these that is new enough is taken.
+PYTHON :=
+PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
+
+# Touched when everything in the lock of the same name is installed: a half-finished installation has none and is repaired.
+LOCAL := $(VENV)/local.installed
+DEV := $(VENV)/dev.installed
+
+# The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
+BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
+
+.PHONY: help setup run test check lint types layers lock clean set-up-anew
+
+help: ## List what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(DEV) ## Set up the virtual environment with all tools of the developers
+
+run: $(LOCAL) ## Start the local stack: broker, SMTP inbox, worker, web (PORT and MAIL_PORT choose other ports)
+	@exec $(BIN)/python -m mailer.devstack
+
+test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types layers ## Run all checks of the source
+
+lint: $(DEV) ## Check the style
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+
+types: $(DEV) ## Check the types
+	$(BIN)/python -m mypy
+
+layers: $(DEV) ## Check that a room imports only rooms above it
+	$(BIN)/lint-imports
+
+lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade takes the newest)
+	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
+	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) --extra local --extra postgres --extra web -c requirements/dev.txt -o requirements/local.txt
+	$(COMPILE) --extra postgres --extra web -c requirements/dev.txt -o requirements/deploy.txt
+
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS) pyproject.toml
+
+clean: ## Remove the virtual environment and the caches; the mails in instance/ stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/%.installed: requirements/%.txt $(BROKEN)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(CREATE_VENV); }
+	@echo "Installing what $< lists; this takes a moment."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+define CREATE_VENV
+for python in $(PYTHONS) none; do \
+	$$python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && break; \
+done; \
+if [ $$python = none ]; then \
+	echo "Mailer needs Python 3.11 or newer ($(PYTHONS): not found, or older): install one, or name it with PYTHON=/path/to/python." >&2; \
+	exit 1; \
+fi; \
+if ! $$python -c "import ensurepip, venv" 2>/dev/null; then \
+	echo "$$python can't make virtual environments: on Debian and Ubuntu install the package python3-venv, then call make again." >&2; \
+	exit 1; \
+fi; \
+echo "Setting up $(VENV) with $$($$python --version)."; \
+$$python -m venv --clear $(VENV)
+endef

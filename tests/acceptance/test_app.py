@@ -1,0 +1,338 @@
+"""The reference integration over HTTP: with a real worker where a mail has to arrive."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app import create_app
+from mailer.devstack.inbox import Inbox, Received
+from mailer.devstack.smtpd import InboxServer
+from tests.services.databases import sqlite_only
+from tests.services.waiting import wait_until
+from tests.services.worker import PROJECT, StartWorker
+
+pytestmark = sqlite_only
+
+RACE = "/race/8a6e0804-2bd0-4672-b79d-d97027f9071a"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def inbox(config: dict[str, str], tmp_path: Path) -> Iterator[Inbox]:
+    """The inbox of the local stack; the application and the worker deliver to it."""
+    inbox = Inbox(tmp_path / "inbox")
+    with InboxServer(inbox.add) as server:
+        config |= {"MAIL_PORT": str(server.port), "MAILER_INBOX_DIR": str(inbox.directory), "INSTANCE_PATH": str(tmp_path)}
+        yield inbox
+
+
+@pytest.fixture
+def app(inbox: Inbox, config: dict[str, str]) -> Flask:
+    app = create_app(config)
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    return app
+
+
+@pytest.fixture
+def visitor(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def arrives(inbox: Inbox, start_worker: StartWorker) -> Callable[[int], list[Received]]:
+    """`arrives(2)`: the first two mails a worker delivered, the oldest first."""
+    start_worker()
+
+    def arrives(count: int) -> list[Received]:
+        wait_until(lambda: inbox.count() >= count)
+        return inbox.latest()[::-1]
+
+    return arrives
+
+
+def sign_up(visitor: FlaskClient, nickname: str, address: str) -> TestResponse:
+    return visitor.post("/members", data={"nickname": nickname, "address": address})
+
+
+def write(visitor: FlaskClient, to: str, subject: str = "Hello", text: str = "Dear Ada") -> TestResponse:
+    return visitor.post("/write", data={"to": to, "subject": subject, "text": text})
+
+
+def part(mail: Received, kind: str) -> str:
+    found = mail.parsed.get_body((kind,))
+    assert found is not None
+    return str(found.get_content())
+
+
+# --- members ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_name_is_told_to_the_administrator(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+    """With the profile's absolute address in both parts, and an answer goes to the new member."""
+    answer = sign_up(visitor, "ada", "ada@example.org")
+
+    assert (answer.status_code, answer.location) == (302, "/members")
+    [mail] = arrives(1)
+    assert (mail.recipients, mail.subject) == (("admin@example.com",), "New user")
+    assert mail.parsed["Reply-To"] == "ada@example.org"
+    for kind in ("plain", "html"):
+        assert "http://localhost/members/ada" in part(mail, kind)
+
+
+def test_a_known_name_is_not_new(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+    """Signing up again with the same address is coming back; nobody is told."""
+    sign_up(visitor, "ada", "ada@example.org")
+    sign_up(visitor, "ADA", "ada@example.org")
+    sign_up(visitor, "grace", "grace@example.org")
+
+    assert {mail.parsed["Reply-To"] for mail in arrives(2)} == {"ada@example.org", "grace@example.org"}
+
+
+def test_a_name_belongs_to_one_address(visitor: FlaskClient) -> None:
+    """Somebody else can't take it, and sees why beside what was typed."""
+    sign_up(visitor, "ada", "ada@example.org")
+
+    answer = sign_up(visitor, "ada", "eve@example.org")
+
+    assert answer.status_code == 422
+    assert "Somebody else is called ada already." in answer.text
+    assert 'value="eve@example.org"' in answer.text
+
+
+def test_an_unusable_address_is_not_kept(visitor: FlaskClient) -> None:
+    """Mailer's own words are shown, and the name stays free."""
+    answer = sign_up(visitor, "ada", "nonsense")
+
+    assert answer.status_code == 422
+    assert "is not a usable address" in answer.text
+    assert visitor.get("/members/ada").status_code == 404
+
+
+@pytest.mark.parametrize("nickname", ["", "a", "a b", "../admin", "<b>ada</b>", "a" * 31])
+def test_a_nickname_is_a_word(visitor: FlaskClient, nickname: str) -> None:
+    """It becomes part of an address."""
+    assert sign_up(visitor, nickname, "ada@example.org").status_code == 422
+
+
+def test_the_followed_member_gets_a_mail(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+    """Once, with the follower's picture inside the mail and an absolute link to the profile."""
+    sign_up(visitor, "ada", "ada@example.org")
+    sign_up(visitor, "zoë", "zoe@example.org")
+
+    answers = [visitor.post("/follow/ada", follow_redirects=True).text for _ in range(2)]
+
+    assert "You follow ada now" in answers[0]
+    assert "You follow ada already" in answers[1]
+    sign_up(visitor, "last", "last@example.org")
+    [mail] = [mail for mail in arrives(4) if mail.recipients == ("ada@example.org",)]
+    assert mail.subject == "zoë follows you"
+    assert "http://localhost/members/zo%C3%AB" in part(mail, "plain")
+    assert 'src="cid:avatar"' in part(mail, "html")
+    [picture] = [part for part in mail.parsed.walk() if part.get_content_maintype() == "image"]
+    assert picture["Content-ID"] == "<avatar>"
+    assert picture.get_content().startswith(PNG)
+
+
+def test_looking_at_a_link_follows_nobody(visitor: FlaskClient) -> None:
+    """Mail scanners and browsers open links ahead of a person."""
+    sign_up(visitor, "ada", "ada@example.org")
+
+    assert visitor.get("/follow/ada").status_code == 405
+
+
+def test_a_stranger_is_asked_to_sign_up(app: Flask, visitor: FlaskClient) -> None:
+    """Before following somebody."""
+    sign_up(visitor, "ada", "ada@example.org")
+
+    answer = app.test_client().post("/follow/ada", follow_redirects=True)
+
+    assert "Sign up first" in answer.text
+
+
+# --- write ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_typed_mail_is_followed_to_the_inbox(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+    """Its page shows each recipient's copy and links to what the mail server received."""
+    location = write(visitor, "ada@example.org, Grace <grace@example.org>", "Hello", "<b>Dear</b> all").location
+
+    arrives(2)
+    page = wait_until(lambda: is_over(visitor.get(location)))
+
+    assert page.count('class="state sent"') == 2
+    assert "250 2.0.0 Ok: queued as" in page
+    [link] = re.findall(r'href="(/inbox\?message_id=[^"]+)"', page)
+    received = re.findall(r'href="(/inbox/[^"]+)"', visitor.get(link).text)
+    assert len(received) == 2
+    assert "&lt;b&gt;Dear&lt;/b&gt; all" in visitor.get(received[0]).text
+    assert "&lt;b&gt;Dear&lt;/b&gt; all" in visitor.get(f"{received[0]}/html").text
+
+
+def is_over(answer: TestResponse) -> str:
+    """The page, once it asks to be looked at no more."""
+    return "" if "data-live" in answer.text else answer.text
+
+
+@pytest.mark.parametrize(("to", "subject"), [("nonsense", "Hello"), ("", "Hello"), ("ada@example.org", "a\nb")])
+def test_what_cannot_be_sent_is_said_beside_what_was_typed(visitor: FlaskClient, to: str, subject: str) -> None:
+    """And nothing that was typed is lost."""
+    answer = write(visitor, to, subject, "a long letter")
+
+    assert answer.status_code == 422
+    assert 'role="alert"' in answer.text
+    assert "a long letter" in answer.text
+
+
+def test_an_unknown_mail_is_not_found(visitor: FlaskClient) -> None:
+    """A page says so, not an error."""
+    assert visitor.get("/mail/unknown").status_code == 404
+
+
+# --- race -------------------------------------------------------------------------------------------------------------
+
+
+def test_three_ways_bring_the_same_mails(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+    """Each way's mails all arrive, and the page says so."""
+    for way in ("request", "thread", "queue"):
+        assert visitor.post(RACE, data={"way": way, "count": "5"}).status_code == 302
+
+    page = wait_until(lambda: is_over(visitor.get(RACE)))
+
+    assert page.count("5 sent") == 3
+    assert page.count("the visitor waited") == 3
+    assert len(arrives(15)) == 15
+
+
+def test_mails_that_are_not_queued_fail_for_good(config: dict[str, str], app: Flask) -> None:
+    """With the mail server away, what was sent in the request or in a thread is lost; what was queued waits."""
+    visitor = create_app(config | {"MAIL_PORT": "1"}).test_client()
+    for way in ("request", "thread", "queue"):
+        visitor.post(RACE, data={"way": way, "count": "3"})
+
+    page = wait_until(lambda: found if (found := visitor.get(RACE).text).count("3 failed") == 2 else "")
+
+    assert "3 queued" in page
+    assert "Connection refused" in page
+
+
+@pytest.mark.parametrize("count", ["", "0", "201", "many", "9" * 5000])
+def test_a_race_has_1_to_200_mails(visitor: FlaskClient, count: str) -> None:
+    """Anything else is explained."""
+    answer = visitor.post(RACE, data={"way": "queue", "count": count})
+
+    assert answer.status_code == 422
+    assert "from 1 to 200" in answer.text
+
+
+def test_a_race_of_another_process_is_called_unknown(visitor: FlaskClient) -> None:
+    """It is not shown as one that was never run."""
+    assert "does not know of it" in visitor.get(f"{RACE[:-4]}0000?ran=queue").text
+
+
+# --- inbox ------------------------------------------------------------------------------------------------------------
+
+HOSTILE = b"""\
+From: eve@example.org\r
+Subject: <script>alert(1)</script>\r
+Message-ID: <1@example.org>\r
+MIME-Version: 1.0\r
+Content-Type: multipart/related; boundary=x\r
+\r
+--x\r
+Content-Type: text/html\r
+\r
+<script>alert(2)</script><img src="cid:dot">\r
+--x\r
+Content-Type: image/gif\r
+Content-ID: <dot>\r
+Content-Transfer-Encoding: base64\r
+\r
+R0lGODlhAQABAAAAADs=\r
+--x--\r
+"""
+
+
+def test_a_received_mail_can_do_nothing(visitor: FlaskClient, inbox: Inbox) -> None:
+    """Its words are escaped; its html runs no script, loads nothing, and shows the pictures it brought along."""
+    address = f"/inbox/{inbox.add('eve@example.org', ['ada@example.org'], HOSTILE)}"
+
+    for page in ("/inbox", address):
+        assert "<script>alert" not in visitor.get(page).text
+    assert "&lt;script&gt;alert(2)" in visitor.get(address).text  # as it came over the wire
+    html = visitor.get(f"{address}/html")
+    assert html.headers["Content-Security-Policy"].startswith("sandbox allow-popups")
+    assert "script-src" not in html.headers["Content-Security-Policy"]
+    assert 'src="data:image/gif;base64,R0lGODlhAQABAAAAADs="' in html.text
+
+
+def test_an_unknown_received_mail_is_not_found(visitor: FlaskClient) -> None:
+    """Whatever is in the address."""
+    for received_id in ("20260101T000000000000-00000000", "..%2Fsecret"):
+        assert visitor.get(f"/inbox/{received_id}").status_code == 404
+
+
+def test_without_a_local_inbox_the_page_says_where_to_look(app: Flask, visitor: FlaskClient) -> None:
+    """An installation has an inbox of its own, or none."""
+    app.config.update(MAILER_INBOX_DIR="", INBOX_URL="http://localhost:8025")
+
+    assert 'href="http://localhost:8025"' in visitor.get("/inbox").text
+
+
+# --- every page -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["/", "/members", "/write", RACE, "/inbox", "/nowhere"])
+def test_every_page_is_guarded(visitor: FlaskClient, page: str) -> None:
+    """No page runs a script that is not a file of ours, and no page has one in its text."""
+    answer = visitor.get(page)
+
+    assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
+    assert not re.search(r"<script(?! src=)|\son\w+=|\sstyle=", answer.text)
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:81"])
+def test_a_form_on_another_site_does_nothing(visitor: FlaskClient, origin: str) -> None:
+    """Browsers say where a form was."""
+    data = {"to": "ada@example.org", "subject": "Hello", "text": "Dear Ada"}
+
+    assert visitor.post("/write", data=data, headers={"Origin": origin}).status_code == 403
+    assert visitor.post("/write", data=data, headers={"Origin": "http://localhost"}).status_code == 302
+
+
+def test_a_cookie_outlives_a_restart(config: dict[str, str], visitor: FlaskClient) -> None:
+    """The key that signs it is made once."""
+    sign_up(visitor, "ada", "ada@example.org")
+    cookie = visitor.get_cookie("session")
+    assert cookie is not None
+
+    restarted = create_app(config).test_client()
+    restarted.set_cookie("session", cookie.value)
+
+    assert 'href="/members/ada"' in restarted.get("/").text
+
+
+def test_it_says_that_it_is_up(visitor: FlaskClient) -> None:
+    """For whoever starts it."""
+    assert visitor.get("/healthz").text == "ok"
+
+
+SHELL_SESSION = """
+mail.send(Message("One", recipients=["ada@example.org"], body="from the shell"))
+send_email("ada@example.org", "Two", "mail/letter", text="from the shell")
+"""
+
+
+def test_the_shell_has_what_one_needs(app: Flask, config: dict[str, str], arrives: Callable[[int], list[Received]]) -> None:
+    """`flask shell` sends a mail without a single import."""
+    command = [sys.executable, "-m", "flask", "--app", "app", "shell"]
+    subprocess.run(command, cwd=PROJECT, env=os.environ | config, input=SHELL_SESSION, text=True, check=True)
+
+    assert {mail.subject for mail in arrives(2)} == {"One", "Two"}

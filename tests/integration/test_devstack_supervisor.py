@@ -1,0 +1,232 @@
+"""The supervisor with small stand-ins for the parts."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from mailer.devstack.console import Console
+from mailer.devstack.processes import Ledger, Process, start_time
+from mailer.devstack.supervisor import Interrupts, Part, PartFailed, StopRequested, Supervisor
+from tests.services.waiting import wait_until
+
+# Writes its name to the file `order` when it is asked to stop.
+OBEDIENT = """
+    import pathlib, signal, sys
+    name = sys.argv[1]
+    def stop(*_):
+        with open("order", "a") as order:
+            order.write(name + " ")
+        print("bye", flush=True)
+        sys.exit()
+    signal.signal(signal.SIGTERM, stop)
+    print("hello", flush=True)
+    pathlib.Path(name).touch()
+    while True:
+        signal.pause()
+"""
+STUBBORN = """
+    import pathlib, signal, sys
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pathlib.Path(sys.argv[1]).touch()
+    while True:
+        signal.pause()
+"""
+# Starts a helper in its own group that would note a SIGTERM, tells its pid, and leaves it behind when it stops.
+WITH_HELPER = """
+    import pathlib, signal, subprocess, sys
+    helper = "import pathlib, signal; signal.signal(15, lambda *_: pathlib.Path('helper-was-signalled').touch());" \\
+        "pathlib.Path('helper-is-ready').touch();\\nwhile True: signal.pause()"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    process = subprocess.Popen([sys.executable, "-c", helper])
+    while not pathlib.Path("helper-is-ready").exists():
+        pass
+    pathlib.Path(sys.argv[1]).write_text(str(process.pid))
+    while True:
+        signal.pause()
+"""
+
+
+class Scene:
+    """A supervisor in an empty folder, and what it said."""
+
+    def __init__(self, folder: Path, interrupts: Interrupts) -> None:
+        self.folder = folder
+        self.out = StringIO()
+        self.ledger = Ledger(folder / "ledger.json")
+        self.supervisor = Supervisor(Console(self.out, ["one", "two"]), self.ledger, interrupts)
+
+    def part(self, name: str, script: str, **limits: float) -> Part:
+        """A part that is ready when the file of its name exists."""
+        command = (sys.executable, "-c", dedent(script), name)
+        return Part(name, command, os.environ, (self.folder / name).exists, **limits)
+
+
+@pytest.fixture
+def interrupts() -> Iterator[Interrupts]:
+    with Interrupts() as interrupts:
+        yield interrupts
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: Interrupts) -> Iterator[Scene]:
+    monkeypatch.chdir(tmp_path)
+    scene = Scene(tmp_path, interrupts)
+    yield scene
+    scene.supervisor.stop()
+
+
+def is_running(pid: int) -> bool:
+    return start_time(pid) is not None
+
+
+def test_parts_are_started_and_stopped_one_after_the_other(scene: Scene) -> None:
+    """The last started is stopped first; each log line has its part's name; nothing stays in the ledger."""
+    scene.supervisor.start(scene.part("one", OBEDIENT))
+    scene.supervisor.start(scene.part("two", OBEDIENT))
+    noted = scene.ledger.left_behind()
+
+    assert scene.supervisor.stop()
+
+    assert (scene.folder / "order").read_text().split() == ["two", "one"]
+    assert [process.name for process in noted] == ["one", "two"]
+    assert not any(process.alive for process in noted)
+    assert scene.ledger.left_behind() == []
+    lines = scene.out.getvalue().splitlines()
+    for line in ("one   | hello", "two   | hello", "one   | bye", "two   | bye", "stack | Stopping two ..."):
+        assert line in lines
+
+
+def test_a_part_that_does_not_stop_is_killed(scene: Scene) -> None:
+    """After its grace, and the caller learns of it."""
+    scene.supervisor.start(scene.part("one", STUBBORN, grace=0.1))
+
+    assert not scene.supervisor.stop()
+
+    assert "Killing one, after waiting" in scene.out.getvalue()
+
+
+def test_whoever_insists_does_not_wait(scene: Scene, interrupts: Interrupts) -> None:
+    """The second Ctrl-C kills."""
+    scene.supervisor.start(scene.part("one", STUBBORN, grace=60))
+    interrupts.insisted = True
+
+    assert not scene.supervisor.stop()
+
+    assert "Killing one, as you insist." in scene.out.getvalue()
+
+
+def test_only_the_main_process_is_asked(scene: Scene) -> None:
+    """Helpers are the business of their part; those it leaves behind are killed."""
+    scene.supervisor.start(scene.part("one", WITH_HELPER))
+    wait_until((scene.folder / "one").read_text)
+    helper = int((scene.folder / "one").read_text())
+    assert is_running(helper)
+
+    assert scene.supervisor.stop()
+
+    wait_until(lambda: not is_running(helper))
+    assert not (scene.folder / "helper-was-signalled").exists()
+
+
+def test_a_part_that_ends_by_itself(scene: Scene) -> None:
+    """It is named, with its exit code, after its last words."""
+    scene.supervisor.start(scene.part("one", OBEDIENT))
+
+    with pytest.raises(PartFailed, match=r"two ended by itself \(exit code 3\)"):
+        scene.supervisor.start(scene.part("two", "import sys; print('no such table'); sys.exit(3)"))
+
+    assert "two   | no such table" in scene.out.getvalue()
+
+
+def test_a_part_that_is_killed(scene: Scene) -> None:
+    """While the stack runs, somebody notices."""
+    scene.supervisor.start(scene.part("one", OBEDIENT))
+    (process,) = scene.ledger.left_behind()
+    process.kill()
+
+    with pytest.raises(PartFailed, match="one was ended by SIGKILL"):
+        scene.supervisor.watch()
+
+
+def test_a_part_that_never_gets_ready(scene: Scene) -> None:
+    """Waiting has an end."""
+    with pytest.raises(PartFailed, match="one did not get ready within 0 s"):
+        scene.supervisor.start(scene.part("one", "import signal; signal.pause()", start_limit=0.1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_stop(scene: Scene, interrupts: Interrupts, number: signal.Signals) -> None:
+    """It is heard while the parts run; the same signal many times at once is one request."""
+    scene.supervisor.start(scene.part("one", OBEDIENT))
+    for _ in range(3):
+        signal.raise_signal(number)
+
+    with pytest.raises(StopRequested):
+        scene.supervisor.watch()
+    assert not interrupts.insisted
+
+
+def test_what_an_interrupted_run_left_behind_is_stopped(scene: Scene) -> None:
+    """The next run finds it in the ledger, whatever became of the runner."""
+    leftover = subprocess.Popen(
+        [sys.executable, "-c", dedent(OBEDIENT), "one"], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    wait_until((scene.folder / "one").exists)
+    Ledger(scene.folder / "ledger.json").add(Process("one", leftover.pid, start_time(leftover.pid) or "", grace=10))
+
+    scene.supervisor.recover()
+
+    assert leftover.wait() == 0
+    assert "An interrupted run left one behind" in scene.out.getvalue()
+    assert scene.ledger.left_behind() == []
+
+
+def test_a_process_that_is_not_ours_is_left_alone(scene: Scene) -> None:
+    """Its pid was ours once; its start time says that it is another process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", dedent(OBEDIENT), "one"], start_new_session=True, stdout=subprocess.DEVNULL
+    ) as stranger:
+        wait_until((scene.folder / "one").exists)
+        Ledger(scene.folder / "ledger.json").add(Process("one", stranger.pid, "long ago", grace=10))
+
+        scene.supervisor.recover()
+
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died; elsewhere the ledger does")
+def test_a_killed_runner_takes_its_parts_along(scene: Scene) -> None:
+    """SIGKILL leaves the runner no time; the kernel asks the parts to stop."""
+    runner = """
+        import os, sys
+        from pathlib import Path
+        from mailer.devstack.console import Console
+        from mailer.devstack.processes import Ledger
+        from mailer.devstack.supervisor import Interrupts, Part, Supervisor
+        part = Part("one", (sys.executable, "-c", sys.argv[1], "one"), os.environ, Path("one").exists)
+        supervisor = Supervisor(Console(sys.stdout, ["one"]), Ledger(Path("ledger.json")), Interrupts())
+        supervisor.start(part)
+        supervisor.watch()
+    """
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", dedent(runner), dedent(OBEDIENT)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+    )
+    (part,) = wait_until(scene.ledger.left_behind, timeout=30)
+    wait_until((scene.folder / "one").exists, timeout=30)
+
+    process.kill()
+    process.wait()
+
+    wait_until(lambda: not part.alive)
+    assert (scene.folder / "order").read_text() == "one "

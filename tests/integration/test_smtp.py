@@ -1,0 +1,286 @@
+"""One mail over a real connection: what comes of it, whatever the relay does."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import chain, repeat
+from typing import Any
+
+import flask_mail
+import pytest
+
+from mailer import smtp
+from mailer.devstack.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Stage
+from mailer.message import Address, Outcome, Phase, Verdict
+from mailer.smtp import Relay
+from tests.services.relay import LONG, SHORT, TIMEOUTS, RawServer, Reply, make_letter, make_relay, send
+from tests.services.sink import Sink
+
+MakeRelay = Callable[..., Relay]
+Answering = Callable[..., RawServer]
+
+
+@pytest.fixture
+def relay_to() -> Iterator[MakeRelay]:
+    """`relay_to(server, **config)`: a relay whose connections are closed after the test."""
+    with ExitStack() as stack:
+
+        def relay_to(server: Sink | RawServer, **config: Any) -> Relay:
+            relay = make_relay(server.host, server.port, **config)
+            stack.callback(relay.close_idle)
+            return relay
+
+        yield relay_to
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    """`answering(MAIL=b"…")`: a server that replies so, byte for byte."""
+    with ExitStack() as stack:
+        yield lambda **replies: stack.enter_context(RawServer(**replies))
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_is_taken(relay_to: MakeRelay, sink: Sink) -> None:
+    """The envelope, the bytes and the relay's words are right."""
+    letter = make_letter("eve@example.com", envelope_from="bounces@example.com")
+
+    outcome = send(relay_to(sink), letter)
+
+    assert outcome == Outcome(Verdict.SENT, "250 2.0.0 Ok: queued as 1")
+    [received] = sink.messages
+    assert (received.envelope_from, received.recipients) == ("bounces@example.com", ("eve@example.com",))
+    assert received.raw == letter.as_bytes()
+
+
+@pytest.mark.parametrize("text", [".", "..", ".first\n.\n..\n", "a\n.", "\n.\n\n", "a\r\n.\r\nQUIT\r\n"])
+def test_dots_at_the_start_of_a_line_arrive(relay_to: MakeRelay, sink: Sink, text: str) -> None:
+    """A line that is a single dot does not end the mail early."""
+    letter = make_letter(text=text)
+
+    assert send(relay_to(sink), letter).verdict is Verdict.SENT
+    assert sink.messages[0].raw == letter.as_bytes()
+
+
+def test_the_size_is_announced_and_the_options_are_passed_on(relay_to: MakeRelay, answering: Answering) -> None:
+    """A relay with a limit can say no before the bytes are sent."""
+    server = answering(EHLO=b"250-relay\r\n250-SIZE 10000\r\n250 DSN\r\n")
+    letter = make_letter(mail_options=("RET=HDRS",), rcpt_options=("NOTIFY=NEVER",))
+
+    send(relay_to(server), letter)
+
+    size = len(letter.as_bytes())
+    assert f"mail FROM:<ada@example.com> RET=HDRS SIZE={size}\r\n".encode() in server.heard
+    assert b"rcpt TO:<bob@example.com> NOTIFY=NEVER\r\n" in server.heard
+
+
+def test_a_mail_above_the_limit_of_the_relay_has_failed(relay_to: MakeRelay, answering: Answering) -> None:
+    """It would be as large tomorrow."""
+    server = answering(EHLO=b"250-relay\r\n250 SIZE 100\r\n", mail=b"552 5.3.4 too big\r\n")
+
+    assert send(relay_to(server)) == Outcome(Verdict.REFUSED, "552 5.3.4 too big", Phase.MAIL)
+
+
+def test_a_relay_that_knows_only_helo_gets_plain_smtp(relay_to: MakeRelay, answering: Answering) -> None:
+    """Options are left out where there is no EHLO."""
+    server = answering(EHLO=b"500 what?\r\n")
+
+    assert send(relay_to(server), make_letter(mail_options=("RET=HDRS",))).verdict is Verdict.SENT
+    assert b"mail FROM:<ada@example.com>\r\n" in server.heard
+
+
+def test_letters_beyond_ascii_in_an_address_need_smtputf8(relay_to: MakeRelay, sink: Sink) -> None:
+    """The relay is told once, also if the caller has asked for it."""
+    letter = make_letter("jürgen@example.com", to=(Address("jürgen@example.com"),), mail_options=("SMTPUTF8",))
+
+    assert send(relay_to(sink), letter).verdict is Verdict.SENT
+    assert sink.messages[0].recipients == ("jürgen@example.com",)
+    assert send(relay_to(sink)).verdict is Verdict.SENT
+
+
+@pytest.mark.parametrize("options", [(), ("SMTPUTF8",)])
+def test_a_relay_without_smtputf8_can_not_take_such_an_address(
+    relay_to: MakeRelay, answering: Answering, options: tuple[str, ...]
+) -> None:
+    """The mail has failed, the reason says why, and the next mail goes out over the same connection."""
+    server = answering()
+    relay = relay_to(server)
+
+    outcome = send(relay, make_letter("jürgen@example.com", mail_options=options))
+
+    assert (outcome.verdict, outcome.phase) == (Verdict.REFUSED, Phase.MAIL)
+    assert "SMTPUTF8" in outcome.reply
+    assert send(relay).verdict is Verdict.SENT
+    assert [line for line in server.heard if line.startswith(b"ehlo")] == server.heard[:1]
+
+
+@pytest.mark.parametrize("options", [{"mail_options": ("RET=ÄLL",)}, {"rcpt_options": ("ORCPT=rfc822;jürgen@example.com",)}])
+def test_what_can_not_be_said_in_ascii_is_the_fault_of_the_mail(
+    relay_to: MakeRelay, sink: Sink, options: dict[str, tuple[str, ...]]
+) -> None:
+    """It fails alone: the relay is not to blame, and need not rest."""
+    relay = relay_to(sink)
+
+    assert send(relay, make_letter(**options)).verdict is Verdict.REFUSED
+    assert not relay.is_resting
+    assert send(relay).verdict is Verdict.SENT
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "verdict", "phase"),
+    [
+        ("connect", "421 4.3.2 too busy", Verdict.UNREACHED, Phase.CONNECT),
+        ("connect", "554 5.7.1 not you", Verdict.UNREACHED, Phase.CONNECT),
+        ("ehlo", "421 4.3.2 too busy", Verdict.UNREACHED, Phase.CONNECT),
+        ("ehlo", "450 4.7.1 not now", Verdict.UNREACHED, Phase.CONNECT),
+        ("ehlo", "550 5.7.1 not you", Verdict.UNREACHED, Phase.CONNECT),
+        ("mail", "421 4.3.2 closing", Verdict.UNREACHED, Phase.MAIL),
+        ("mail", "451 4.7.1 try later", Verdict.DEFERRED, Phase.MAIL),
+        ("mail", "530 5.7.0 log in first", Verdict.UNREACHED, Phase.MAIL),
+        ("mail", "550 5.7.1 not that sender", Verdict.REFUSED, Phase.MAIL),
+        ("rcpt", "421 4.3.2 closing", Verdict.DEFERRED, Phase.RCPT),
+        ("rcpt", "450 4.2.0 greylisted", Verdict.DEFERRED, Phase.RCPT),
+        ("rcpt", "552 5.5.3 too many recipients", Verdict.DEFERRED, Phase.RCPT),
+        ("rcpt", "550 5.1.1 no such user", Verdict.REFUSED, Phase.RCPT),
+        ("data", "421 4.3.2 closing", Verdict.DEFERRED, Phase.DATA),
+        ("data", "451 4.3.0 disk full", Verdict.DEFERRED, Phase.DATA),
+        ("data", "554 5.5.1 no valid recipients", Verdict.REFUSED, Phase.DATA),
+        ("dot", "421 4.3.2 closing", Verdict.DEFERRED, Phase.DOT),
+        ("dot", "452 4.3.1 disk full", Verdict.DEFERRED, Phase.DOT),
+        ("dot", "554 5.6.0 spam", Verdict.REFUSED, Phase.DOT),
+    ],
+)
+def test_a_reply_that_is_no_yes(
+    relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str, verdict: Verdict, phase: Phase
+) -> None:
+    """Its meaning depends on where it comes; its words are kept; the next mail goes out."""
+    sink.faults.add(Fault(stage, reply, times=2 if stage == "ehlo" else 1))  # after EHLO comes HELO
+    relay = relay_to(sink)
+
+    outcome = send(relay)
+
+    assert (outcome.verdict, outcome.phase) == (verdict, phase)
+    assert reply in outcome.reply
+    assert sink.messages == []
+    assert relay.is_resting is (verdict is Verdict.UNREACHED)
+    assert send(relay).verdict is Verdict.SENT
+
+
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
+@pytest.mark.parametrize("reply", ["450 4.7.1 not now", "550 5.7.1 never"])
+def test_the_session_goes_on_after_a_mail_that_was_not_taken(relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str) -> None:
+    """A mail's bad luck does not cost the others a connection."""
+    sink.faults.add(Fault(stage, reply))
+    relay = relay_to(sink)
+
+    assert send(relay).verdict is not Verdict.SENT
+    assert send(relay).verdict is Verdict.SENT
+    assert sink.connections == 1
+
+
+def test_a_relay_that_does_not_answer_rset_loses_the_connection_only(
+    relay_to: MakeRelay, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal is known, and is not kept waiting."""
+    monkeypatch.setattr(smtp, "_COURTESY_SECONDS", SHORT)
+    server = answering(RSET=(), **{".": b"554 5.6.0 spam\r\n"})
+    relay = relay_to(server)
+
+    assert send(relay) == Outcome(Verdict.REFUSED, "554 5.6.0 spam", Phase.DOT)
+    send(relay)
+    assert sum(line.startswith(b"ehlo") for line in server.heard) == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "verdict"),
+    [
+        ("greeting", Verdict.UNREACHED),
+        ("EHLO", Verdict.UNREACHED),
+        ("MAIL", Verdict.UNREACHED),
+        ("RCPT", Verdict.DEFERRED),
+        ("DATA", Verdict.DEFERRED),
+        (".", Verdict.DOUBTFUL),
+    ],
+)
+@pytest.mark.parametrize("garbage", [b"what?\r\n", b"\r\n", b"\xff\xfe\x00\n", b"25 ok\r\n", b"2_5 ok\r\n", b"999 ok\r\n", b"-50 ok\r\n"])
+def test_garbage_is_no_reply(
+    relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, garbage: bytes
+) -> None:
+    """Who talks so says nothing: neither yes nor no."""
+    server = answering(HELO=garbage, **{stage: garbage})
+
+    assert send(relay_to(server)).verdict is verdict
+
+
+def test_a_very_long_reply_is_cut(relay_to: MakeRelay, answering: Answering) -> None:
+    """A yes is a yes, however long the words."""
+    relay = relay_to(answering(**{".": b"250-" + b"x" * 100_000 + b"\r\n250-y\r\n" * 500 + b"250 " + b"z" * 100_000 + b"\r\n"}))
+
+    outcome = send(relay)
+
+    assert (outcome.verdict, len(outcome.reply)) == (Verdict.SENT, 1000)
+    assert outcome.reply.startswith("250 xxxx")
+    assert send(relay).verdict is Verdict.SENT
+
+
+def test_the_words_of_a_reply_are_made_printable(relay_to: MakeRelay, answering: Answering) -> None:
+    """They are stored, and shown: a NUL would lose the outcome, for PostgreSQL refuses it."""
+    server = answering(**{".": b"250-2.0.0\t taken\x00\r\n250 2.0.0 as \x1b[31m \xff\xc3\xbc\r\n"})
+
+    assert send(relay_to(server)).reply == "250 2.0.0 taken 2.0.0 as [31m \N{REPLACEMENT CHARACTER}ü"
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "verdict", "phase"),
+    [
+        ("connect", Verdict.UNREACHED, Phase.CONNECT),
+        ("ehlo", Verdict.UNREACHED, Phase.CONNECT),
+        ("auth", Verdict.UNREACHED, Phase.CONNECT),
+        ("mail", Verdict.UNREACHED, Phase.MAIL),
+        ("rcpt", Verdict.DEFERRED, Phase.RCPT),
+        ("data", Verdict.DEFERRED, Phase.DATA),
+        ("dot", Verdict.DOUBTFUL, Phase.DOT),
+    ],
+)
+@pytest.mark.parametrize("action", [HANG, DROP])
+def test_a_relay_that_falls_silent(
+    relay_to: MakeRelay, action: str, stage: Stage, verdict: Verdict, phase: Phase
+) -> None:
+    """Only all bytes and no reply is doubt; before that the relay has no mail. Each phase waits as long as it is told to."""
+    key = "MAILER_REPLY_TIMEOUT" if stage == "dot" else "MAILER_COMMAND_TIMEOUT"
+    login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"}
+    with Sink(credentials=("ada", "secret")) as sink:
+        relay = relay_to(sink, **login, **{key: SHORT})
+        sink.faults.add(Fault(stage, action))
+        started = time.monotonic()
+
+        outcome = send(relay)
+
+        assert (outcome.verdict, outcome.phase) == (verdict, phase)
+        assert time.monotonic() - started < LONG / 2
+        assert relay.is_resting is (verdict is Verdict.UNREACHED)
+        assert send(relay).verdict is Verdict.SENT
+        assert len(sink.messages) == 1
+
+
+def test_nobody_accepts_the_connection(relay_to: MakeRelay) -> None:
+    """A relay that is gone behind a firewall says nothing at all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        address = listener.getsockname()
+        for _ in range(2):  # the queue is full: the kernel answers no more
+            stack.enter_context(closing(socket.socket())).setblocking(False)
+        relay = make_relay(*address, MAILER_CONNECT_TIMEOUT=SHORT)
+
+        outcome = send(relay)
+
+    assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+    assert "timed out" in outcome.reply

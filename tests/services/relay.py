@@ -1,0 +1,110 @@
+"""The client's side of SMTP: a relay to talk to, something to say, and a server whose every byte is the test's."""
+
+import socketserver
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from flask import Flask
+
+from mailer.extension import _flask_mail_state
+from mailer.message import Address, Message, Outcome, new_id, new_message_id
+from mailer.mime import WireMessage, compose
+from mailer.settings import Settings
+from mailer.smtp import Relay
+
+TIMEOUTS = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
+LONG = 60.0  # a time-out that no test waits for
+SHORT = 0.3  # one that it does
+
+
+def make_relay(host: str, port: int, **config: Any) -> Relay:
+    """The relay of an app with this configuration."""
+    given = {"MAIL_SERVER": host, "MAIL_PORT": port, **dict.fromkeys(TIMEOUTS, LONG), **config}
+    settings = Settings.load(given, {}, default_database_url="sqlite://")
+    return Relay(settings, Flask("tests"), _flask_mail_state(settings))
+
+
+def make_letter(recipient: str = "bob@example.com", **changes: Any) -> WireMessage:
+    """A mail for one recipient, ready to go."""
+    now = time.time()
+    mail_id = new_id(now)
+    sender = Address("ada@example.com", "Ada")
+    said = {"subject": "Hello", "text": "Hello\n", "html": None, "sender": sender, "to": (Address("bob@example.com"),), **changes}
+    message = Message(id=mail_id, message_id=new_message_id(mail_id, sender), created_at=now, **said)
+    return WireMessage(message, recipient, compose(message))
+
+
+def send(relay: Relay, letter: WireMessage | None = None) -> Outcome:
+    """One mail over a connection of the relay's, which is kept warm."""
+    with relay.connection() as connection:
+        return relay.send(connection, letter or make_letter())
+
+
+Reply = bytes | Iterable[bytes]
+
+_USUAL: Mapping[str, Reply] = {
+    "greeting": b"220 relay\r\n",
+    "EHLO": b"250-relay\r\n250 HELP\r\n",
+    "DATA": b"354 go on\r\n",
+    ".": b"250 taken\r\n",
+    "QUIT": b"221 bye\r\n",
+}
+
+
+class RawServer(socketserver.ThreadingTCPServer):
+    """Replies what it was told, whether that is SMTP or not.
+
+    The stages are "greeting", the commands, and "." for the end of a mail. A reply may come in pieces, with a pause after each;
+    no piece at all is silence, and one of which there is no end keeps the server from reading on.
+    """
+
+    daemon_threads = False
+
+    def __init__(self, **replies: Reply) -> None:
+        super().__init__(("127.0.0.1", 0), _Conversation)
+        self.host, self.port = "127.0.0.1", int(self.server_address[1])
+        self.replies = {**_USUAL, **replies}
+        self.heard: list[bytes] = []  # the commands
+        self.stopping = threading.Event()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="raw server")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stopping.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class _Conversation(socketserver.StreamRequestHandler):
+    server: RawServer
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            self._reply("greeting")
+            for line in self.rfile:
+                self.server.heard.append(line)
+                command = line.split()[0].decode().upper()
+                self._reply(command)
+                if command == "DATA":
+                    self._read_mail()
+                    self._reply(".")
+
+    def _read_mail(self) -> None:
+        for line in self.rfile:
+            if line == b".\r\n":
+                return
+
+    def _reply(self, stage: str) -> None:
+        reply = self.server.replies.get(stage, b"250 ok\r\n")
+        for piece in [reply] if isinstance(reply, bytes) else reply:
+            self.wfile.write(piece)
+            if not isinstance(reply, bytes) and self.server.stopping.wait(0.02):
+                return

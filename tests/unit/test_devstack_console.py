@@ -1,0 +1,46 @@
+"""The one terminal of the local stack."""
+
+from io import StringIO
+
+import pytest
+
+from mailer.devstack.console import Console
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_each_line_carries_the_name_of_its_part() -> None:
+    """Names are padded, so that the logs line up."""
+    out = StringIO()
+    console = Console(out, ["web", "worker"])
+
+    console.show("web", "hello")
+    console.show("worker", "world")
+    console.say("two\nlines")
+
+    assert out.getvalue() == "web    | hello\nworker | world\nstack  | two\nstack  | lines\n"
+
+
+def test_colours_only_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file gets plain text, and so does a person who set NO_COLOR."""
+    terminal, plain = Terminal(), Terminal()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    Console(terminal, ["web"]).show("web", "hello")
+    monkeypatch.setenv("NO_COLOR", "1")
+    Console(plain, ["web"]).show("web", "hello")
+
+    assert "\033[" in terminal.getvalue()
+    assert "\033[" not in plain.getvalue()
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    """`make run | head` must not stop the parts."""
+
+    class Gone(StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    Console(Gone(), ["web"]).show("web", "hello")

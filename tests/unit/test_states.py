@@ -1,0 +1,68 @@
+"""The state chart is kept in the code, in the schema and in the documentation: they agree."""
+
+import re
+
+from mailer import schema
+from mailer.message import FINAL, TRANSITIONS, Status
+from mailer.store import Store
+from tests.chart import PAGE, drawn
+
+
+def check(name: str) -> str:
+    """The condition of a CHECK of the table of deliveries."""
+    [found] = [one for one in schema.delivery.constraints if one.name == f"mailer_delivery_{name}"]
+    return str(found.sqltext)  # type: ignore[attr-defined]  # only a CHECK has such a name
+
+
+def states_in(text: str) -> set[str]:
+    return set(re.findall(r"'(\w+)'", text))
+
+
+def test_the_page_draws_the_transitions() -> None:
+    """Each arrow of the chart is a transition, and the other way round."""
+    assert drawn().keys() == TRANSITIONS
+
+
+def test_each_arrow_is_named_by_methods_of_the_store() -> None:
+    """Who renames a method renames it in the chart."""
+    for verbs in drawn().values():
+        assert verbs
+        assert all(callable(getattr(Store, verb)) for verb in verbs)
+
+
+def test_each_method_that_moves_is_at_an_arrow() -> None:
+    """The first line of its docstring shows an arrow, so the chart has one for it."""
+    moving = {name for name, method in vars(Store).items() if re.match(r"\w[\w ,()]+ -> \w", method.__doc__ or "")}
+
+    assert moving | {"settle_if_resting"} == set.union(*drawn().values())
+
+
+def test_the_table_of_the_page_has_every_state() -> None:
+    """In the order of the code."""
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
+
+    assert sorted(rows) == sorted(Status)
+
+
+def test_the_schema_knows_the_states() -> None:
+    """The CHECKs name all of them, the final ones, and those in a worker's hands."""
+    assert states_in(check("status_is_known")) == set(Status)
+    assert states_in(check("finished_if_and_only_if_final")) == FINAL
+    assert states_in(check("held_by_somebody")) == {Status.CLAIMED, Status.TRANSMITTING}
+    assert states_in(check("queued_is_due_some_day")) == {Status.QUEUED}
+
+
+def test_what_is_final_is_left_by_people_only() -> None:
+    """No worker and no sweep moves what is finished."""
+    for (source, _target), verbs in drawn().items():
+        if source.is_final:
+            assert verbs == {"settle_if_resting"}
+
+
+def test_every_state_can_be_reached() -> None:
+    """From `queued`, where each delivery begins."""
+    reached = {Status.QUEUED}
+    while more := {target for source, target in TRANSITIONS if source in reached} - reached:
+        reached |= more
+
+    assert reached == set(Status)
