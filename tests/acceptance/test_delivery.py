@@ -1,11 +1,8 @@
 """From the request to the SMTP server: real processes queue, real workers deliver, over a real broker."""
 
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -20,13 +17,12 @@ from tests.services.broker import RedisServer
 from tests.services.queueing import address, queue_from_processes
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
-from tests.services.worker import PROJECT, StartWorker, StartWorkers
+from tests.services.worker import StartWorker, StartWorkers
 
 MakeApp = Callable[..., Flask]
 Config = dict[str, str]
 
 mailer = Mailer()
-sqlite_only = pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
@@ -195,21 +191,3 @@ def test_a_killed_worker_leaves_only_doubt_behind(
 
     assert (delivery.status, delivery.attempts) == (Status.SENT, 2)
     assert {mail.message_id for mail in sink.messages} == {receipt.message_id}
-
-
-# An ordinary Celery app
-
-
-@sqlite_only
-@pytest.mark.parametrize("command", [("inspect", "ping"), ("report",), ("inspect", "registered")])
-def test_celery_commands_work(config: Mapping[str, str], start_worker: StartWorker, command: tuple[str, ...]) -> None:
-    """The worker answers what any Celery worker answers."""
-    start_worker()
-
-    celery = [sys.executable, "-m", "celery", "-A", "tests.worker_app", *command]
-    ran = subprocess.run(
-        celery, cwd=PROJECT, env={**os.environ, **config}, check=True, capture_output=True, text=True, timeout=60
-    )
-
-    expected = {"ping": "pong", "report": "transport:redis", "registered": "mailer.send_email"}[command[-1]]
-    assert expected in ran.stdout
