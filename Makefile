@@ -14,7 +14,7 @@ DEV := $(VENV)/dev.installed
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test check lint types layers lock clean set-up-anew
+.PHONY: help setup run test bench check lint types layers lock clean set-up-anew
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ run: $(LOCAL) ## Start the local stack: broker, SMTP inbox, worker, web (PORT an
 
 test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(DEV) ## Measure how long a request waits, and how soon a mail arrives
+	$(BIN)/python -m bench.latency
 
 check: lint types layers ## Run all checks of the source
 
@@ -43,7 +46,7 @@ lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade t
 	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
 	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) --extra local --extra postgres --extra web -c requirements/dev.txt -o requirements/local.txt
-	$(COMPILE) --extra postgres --extra web -c requirements/dev.txt -o requirements/deploy.txt
+	$(COMPILE) --extra flower --extra postgres --extra web -c requirements/dev.txt -o requirements/deploy.txt
 
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS) pyproject.toml
 

@@ -23,7 +23,7 @@ from mailer.store import Store
 
 SEND, SWEEP, PURGE = "mailer.send_email", "mailer.sweep", "mailer.purge"
 
-# How long a task goes on while more is due. A worker whose slots were all busy looks for new tasks once a second only.
+# How long a task goes on while more is due, before other tasks of the worker get their turn.
 _TASK_SECONDS = 10.0
 _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
@@ -69,8 +69,8 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
         task_acks_late=False,
         task_reject_on_worker_lost=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Never worker_disable_prefetch: after a burst, the worker would look for the next ring only once a second.
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,
         worker_send_task_events=False,
         worker_eta_task_limit=100,
     )

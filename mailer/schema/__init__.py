@@ -4,6 +4,7 @@ Times are seconds since the epoch, in UTC, as floating point: one meaning on SQL
 `message` is written once. `delivery` is the queue: small rows, with partial indexes for what is asked every second.
 """
 
+import logging
 from typing import Any
 
 from sqlalchemy import (
@@ -214,6 +215,7 @@ def migrate(engine: Engine, to: str = "head") -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # its commentary is for those who write migrations
     config = Config()
     config.set_main_option("script_location", "mailer.schema:migrations")
     config.set_main_option("path_separator", "os")

@@ -1,5 +1,6 @@
 """The client's side of SMTP: a relay to talk to, something to say, and a server whose every byte is the test's."""
 
+import socket
 import socketserver
 import threading
 import time
@@ -70,6 +71,7 @@ class RawServer(socketserver.ThreadingTCPServer):
         self.replies = {**_USUAL, **replies}
         self.heard: list[bytes] = []  # the commands
         self.stopping = threading.Event()
+        self.clients: list[socket.socket] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="raw server")
 
     def __enter__(self) -> Self:
@@ -80,18 +82,26 @@ class RawServer(socketserver.ThreadingTCPServer):
         self.stopping.set()
         self.shutdown()
         self._thread.join()
+        self.hang_up()
         self.server_close()
+
+    def hang_up(self) -> None:
+        """On everybody who is connected."""
+        for client in self.clients:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
 
 class _Conversation(socketserver.StreamRequestHandler):
     server: RawServer
 
     def handle(self) -> None:
+        self.server.clients.append(self.request)
         with suppress(OSError):
             self._reply("greeting")
             for line in self.rfile:
                 self.server.heard.append(line)
-                command = line.split()[0].decode().upper()
+                command = line.decode("ascii", "replace").partition(" ")[0].strip().upper()
                 self._reply(command)
                 if command == "DATA":
                     self._read_mail()

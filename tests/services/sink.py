@@ -1,7 +1,10 @@
 """The SMTP server the mails of a test arrive at."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+
+import pytest
 
 from mailer.devstack.inbox import Received
 from mailer.devstack.smtpd import InboxServer
@@ -18,7 +21,9 @@ class Sink(InboxServer):
     def wait_for(self, count: int, timeout: float = 10) -> list[Received]:
         """Return the mails as soon as there are this many, in the order of their arrival."""
         __tracebackhide__ = True
-        wait_until(lambda: len(self.messages) >= count, timeout)
+        with suppress(pytest.fail.Exception):
+            wait_until(lambda: len(self.messages) >= count, timeout)
+        assert len(self.messages) >= count, f"waited {timeout:g} s for {count} mails, {len(self.messages)} came"
         return list(self.messages)
 
     def _keep(self, sender: str, recipients: list[str], raw: bytes) -> str:

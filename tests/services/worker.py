@@ -79,7 +79,7 @@ class Fleet:
             worker.wait_until_ready()
         return started
 
-    def end(self) -> None:
+    def end(self, *, show_logs: bool = True) -> None:
         """Stop those that still run, in good order, and leave none behind whatever happens."""
         try:
             for worker in self._workers:
@@ -89,7 +89,8 @@ class Fleet:
         finally:
             for worker in self._workers:
                 worker.kill()
-                print(f"--- {worker.log.name}\n{worker.log.read_text()}")  # pytest shows it when the test has failed
+                if show_logs:
+                    print(f"--- {worker.log.name}\n{worker.log.read_text()}")  # pytest shows it when the test has failed
 
 
 StartWorkers = Callable[..., list[Worker]]

@@ -1,0 +1,97 @@
+"""How long a request waits for `send_email()`, and how soon the mail is at the SMTP server: `make bench`.
+
+Everything is real: the broker, the worker process, the SMTP server, SQLite with an fsync for each commit. Figures depend on the
+machine and on what else it does: compare only what one run prints.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+
+from flask import Flask
+
+from mailer import send_email
+from tests.application import create_app
+from tests.services.broker import RedisServer
+from tests.services.requirement import find_program
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+from tests.services.worker import Fleet
+
+MAILS = 200
+
+
+def main() -> None:
+    program = find_program("redis-server", "valkey-server")
+    if program is None:
+        raise SystemExit("The bench needs redis-server or valkey-server on PATH: install one of them.")
+    with tempfile.TemporaryDirectory() as folder, Sink() as sink:
+        redis = RedisServer(program, Path(folder))
+        redis.start()
+        config = {
+            "MAILER_DATABASE_URL": f"sqlite:///{folder}/mailer.sqlite3",
+            "MAILER_REDIS_URL": redis.url,
+            "MAIL_SERVER": sink.host,
+            "MAIL_PORT": str(sink.port),
+            "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
+        }
+        print(f"{'':44}{'first':>9}{'p50':>9}{'p99':>9}   milliseconds, {MAILS} mails each")
+        with worker(config, Path(folder)):
+            report("send_email(), all well", queue_all(create_app(config)))
+            report("send_email() until the mail has arrived", arrive_all(create_app(config), sink))
+        redis.pause()
+        report("send_email(), Redis frozen", queue_all(create_app(config)))
+        redis.resume()
+        redis.stop()
+        report("send_email(), Redis down", queue_all(create_app(config)))
+
+
+@contextmanager
+def worker(config: dict[str, str], folder: Path) -> Iterator[None]:
+    fleet = Fleet({**os.environ, **config}, folder)
+    fleet.start(pool="threads")
+    try:
+        yield
+    finally:
+        fleet.end(show_logs=False)
+
+
+def queue_all(app: Flask) -> list[float]:
+    with app.test_request_context():
+        return [timed(queue_one) for _ in range(MAILS)]
+
+
+def arrive_all(app: Flask, sink: Sink) -> list[float]:
+    """One at a time, on an idle system."""
+
+    def arrive_one() -> None:
+        expected = len(sink.messages) + 1
+        queue_one()
+        while len(sink.messages) < expected:
+            time.sleep(0.0002)
+
+    wait_until(lambda: len(sink.messages) == MAILS)  # what was queued before is out of the way
+    with app.test_request_context():
+        return [timed(arrive_one) for _ in range(MAILS)]
+
+
+def queue_one() -> None:
+    send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - started)
+
+
+def report(what: str, times: list[float]) -> None:
+    print(f"{what:44}{times[0]:9.1f}{median(times):9.1f}{quantiles(times, n=100)[98]:9.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Writes docs/settings.md from the settings themselves: `python -m docs.settings_table`."""
+
+from pathlib import Path
+from typing import Any
+
+from mailer.settings import Settings, allowed, keys
+
+PAGE = Path(__file__).with_name("settings.md")
+OPENING = """\
+# Settings
+
+Written by `python -m docs.settings_table`: change `mailer/settings.py`, not this page.
+
+Each key is read from the app's configuration, or else from the environment, where `True` and `587` are read as what they
+mean. A value that can't be used is refused when the app starts, with the key and what is allowed.
+
+| Key | Default | Allowed | What it is for |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    return OPENING + "".join(_row(key, name) for key, name in keys().items())
+
+
+def _row(key: str, name: str) -> str:
+    field = Settings.model_fields[name]
+    default = "SQLite in the instance folder" if field.is_required() else _shown(field.default)
+    return f"| `{key}` | {default} | {allowed(key)} | {field.description} |\n"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == "":
+        return "none"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

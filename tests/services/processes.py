@@ -1,0 +1,36 @@
+"""Work that several processes do at the same moment."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Not "fork": a child would inherit what the test holds open.
+_processes = multiprocessing.get_context("spawn")
+
+
+def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
+    """Call `work(*arguments)`, a function of a module, in this many new processes, and return what each of them returned."""
+    together = _processes.Barrier(count)
+    ends = [_processes.Pipe(duplex=False) for _ in range(count)]
+    started = [_processes.Process(target=_do, args=(writing, together, work, arguments)) for _reading, writing in ends]
+    for process in started:
+        process.start()
+    try:
+        for _reading, writing in ends:
+            writing.close()  # so that a child that dies is an end of file, not silence
+        return [reading.recv() for reading, _writing in ends]
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+        for reading, _writing in ends:
+            reading.close()
+
+
+def _do(result: "Connection[Any, Any]", together: Barrier, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    together.wait()
+    result.send(work(*arguments))
