@@ -30,7 +30,7 @@ def main() -> None:
     if program is None:
         raise SystemExit("The bench needs redis-server or valkey-server on PATH: install one of them.")
     with tempfile.TemporaryDirectory() as folder, Sink() as sink:
-        redis = RedisServer(program, Path(folder))
+        redis = RedisServer(Path(program), Path(folder))
         redis.start()
         config = {
             "MAILER_DATABASE_URL": f"sqlite:///{folder}/mailer.sqlite3",

@@ -46,9 +46,7 @@ def queue() -> None:
     if not counts:
         click.echo("No mail yet.")
     for status, lane, count, oldest in counts:
-        waits = (
-            f"  due since {_clock(datetime.fromtimestamp(oldest, UTC))}" if status is Status.QUEUED and oldest is not None else ""
-        )
+        waits = f"  the first due at {_clock(datetime.fromtimestamp(oldest, UTC))}" if status is Status.QUEUED and oldest else ""
         click.echo(f"{lane.name.lower():10}{status:14}{count:>9}{waits}")
 
 
@@ -80,15 +78,18 @@ def requeue(mail_id: str) -> None:
 
 @mail_group.command()
 @click.argument("mail_id")
-@click.argument("verdict", type=click.Choice([Status.SENT, Status.FAILED]))
+@click.argument("verdict", type=click.Choice([Status.SENT.value, Status.FAILED.value]))
 def settle(mail_id: str, verdict: str) -> None:
     """Decide what is doubtful of a mail: it was sent, or it has failed."""
     _settle(mail_id, Status(verdict))
 
 
 def _settle(mail_id: str, to: Status) -> None:
-    _store().status(mail_id)  # an unknown id is an error, not "0 moved"
+    before = _store().status(mail_id)  # an unknown id is an error, not "0 moved"
     moved = _store().settle_if_resting(mail_id, to, now=time.time())
+    if not moved:
+        states = ", ".join(sorted({delivery.status for delivery in before.deliveries}))
+        raise click.ClickException(f"Nothing was moved to {to}: the deliveries of this mail are {states}.")
     click.echo(f"{len(moved)} moved to {to}.")
 
 

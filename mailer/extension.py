@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from mailer.cli import mail_group
 from mailer.delivery import Courier, Doorstep
-from mailer.errors import ConfigurationError
+from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.rendering import Renderer
@@ -76,6 +76,8 @@ class Mailer:
         When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here, and nothing is stored.
         A template variable that has the name of an argument goes into `context={…}`.
         """
+        if not isinstance(context or {}, Mapping):
+            raise InvalidMail(f"context: give a dict of template variables, not {type(context).__name__}.")
         return _state().intake.send_email(
             to,
             subject,
@@ -132,7 +134,7 @@ class Mail(flask_mail.Mail):
 
     def connect(self) -> "QueueConnection":
         """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
-        return QueueConnection((self.app or current_app).extensions["mail"])
+        return QueueConnection(self)
 
 
 class QueueConnection(flask_mail.Connection):
@@ -146,7 +148,7 @@ class QueueConnection(flask_mail.Connection):
 
     def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
         """Queue the message."""
-        _state().intake.enqueue(message, Options(), envelope_from=envelope_from)
+        _state(self.mail.app).intake.enqueue(message, Options(), envelope_from=envelope_from)
 
 
 def _state(app: Flask | None = None) -> State:

@@ -115,7 +115,8 @@ class Intake:
         message = Message(
             id=new_id(now),
             message_id=_message_id(mail.msgId),
-            created_at=_date(mail.date, now),
+            created_at=now,
+            date=_date(mail.date),
             sender=self._sender(mail.sender),
             envelope_from=Address.parse(envelope_from, field="envelope_from").email if envelope_from else None,
             subject=check_text(mail.subject or "", field="subject"),
@@ -236,10 +237,12 @@ def _message_id(given: str) -> str:
     return given
 
 
-def _date(given: float | None, now: float) -> float:
-    if not isinstance(given or now, (int, float)):
+def _date(given: float | None) -> float | None:
+    if given is None:
+        return None
+    if not isinstance(given, (int, float)):
         raise InvalidMail(f"date: {given!r}: give seconds since 1970, as time.time() does.")
-    return _in_the_calendar(given or now, field="date")
+    return _in_the_calendar(given, field="date")
 
 
 def _smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]:

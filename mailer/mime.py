@@ -16,9 +16,10 @@ from mailer.message import Address, Attachment, Message
 Part = tuple[list[str], bytes]  # the header lines of a MIME part, and its encoded content
 
 _LONGEST_LINE = 990  # RFC 5322 allows 998
+_LONGEST_NAME = 60
 _NEWLINE = re.compile(rb"\r\n|\r|\n")
 _LONG_LINE = re.compile(rf"[^\n]{{{_LONGEST_LINE}}}".encode())
-_LONG_WORD = re.compile(rf"\S{{{_LONGEST_LINE - 80}}}")
+_LONG_WORD = re.compile(r"\S{500}|\s{400}")  # a header line breaks between words: a word and the blanks before it must fit
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 _PLAIN_FILENAME = re.compile(r"[\x20-\x7e]{0,60}")
@@ -45,7 +46,7 @@ class WireMessage(flask_mail.Message):
             sender=str(message.sender),
             cc=[str(address) for address in message.cc],
             reply_to=", ".join(map(str, message.reply_to)) or None,
-            date=message.created_at,
+            date=message.dated,
             extra_headers=dict(message.headers),
             mail_options=list(message.mail_options),
             rcpt_options=list(message.rcpt_options),
@@ -85,14 +86,12 @@ def _as_flask_mail(attachment: Attachment) -> flask_mail.Attachment:
 
 
 def _envelope_headers(message: Message) -> list[str]:
-    lines = [
-        f"Date: {formatdate(message.created_at)}",
-        _address_header("From", [message.sender]),
+    lines = [f"Date: {formatdate(message.dated)}", _address_header("From", [message.sender])]
+    if message.to:
+        lines.append(_address_header("To", message.to))
+    elif not message.cc:
         # Without a To or Cc header some relays write one of their own, with the Bcc recipient in it.
-        _address_header("To", message.to) if message.to or message.cc else "To: undisclosed-recipients:;",
-    ]
-    if not message.to and message.cc:
-        lines.pop()
+        lines.append("To: undisclosed-recipients:;")
     if message.cc:
         lines.append(_address_header("Cc", message.cc))
     if message.reply_to:
@@ -104,7 +103,9 @@ def _envelope_headers(message: Message) -> list[str]:
 
 
 def _text_header(name: str, value: str) -> str:
-    return f"{name}: {_encoded(value, len(name) + 2)}"
+    """Plain where that is safe, folded where it is long, RFC 2047 where it must be."""
+    write = _encoded if _needs_encoding(value) else _folded
+    return f"{name}: {write(value, len(name) + 2)}"
 
 
 def _address_header(name: str, addresses: Iterable[Address]) -> str:
@@ -115,21 +116,17 @@ def _mailbox(address: Address, column: int) -> str:
     if not address.name:
         return address.email
     name = address.name
-    if not name.isascii() or _needs_encoding(name):
+    if _needs_encoding(name) or len(name) > _LONGEST_NAME:
         return f"{_encoded(name, column)}\r\n <{address.email}>"
-    if not _ATOM.fullmatch(name) or name != name.strip() or "=?" in name:
+    if not _ATOM.fullmatch(name):
         escaped = name.replace("\\", "\\\\").replace('"', '\\"')
         name = f'"{escaped}"'
-    return f"{name} <{address.email}>" if len(name) < 60 else f"{name}\r\n <{address.email}>"
+    return f"{name} <{address.email}>"
 
 
 def _encoded(value: str, column: int) -> str:
-    """Plain where that is safe, folded where it is long, RFC 2047 where it must be."""
-    if _needs_encoding(value):
-        return Header(value, "utf-8", maxlinelen=76, header_name="x" * (column - 2)).encode(linesep="\r\n")
-    if column + len(value) <= 78:
-        return value
-    return _folded(value, column)
+    """RFC 2047, in lines."""
+    return Header(value, "utf-8", maxlinelen=76, header_name="x" * (column - 2)).encode(linesep="\r\n")
 
 
 def _needs_encoding(value: str) -> bool:
@@ -139,6 +136,8 @@ def _needs_encoding(value: str) -> bool:
 
 def _folded(value: str, column: int) -> str:
     """Break before a blank; unfolding gives the same value back, runs of blanks included."""
+    if column + len(value) <= 78:
+        return value
     lines, line = [], ""
     for word in re.findall(r"[ \t]*[^ \t]+", value):
         if line and column + len(line) + len(word) > 78:

@@ -42,10 +42,11 @@ class Renderer:
 
     def render(self, template: str, context: Mapping[str, Any]) -> Bodies:
         """Render `<template>.txt` and `<template>.html`; one of the two is enough."""
-        text_template, html_template = self._find(f"{template}.txt"), self._find(f"{template}.html")
+        text_name, html_name = f"{template}.txt", f"{template}.html"
+        text_template, html_template = self._find(text_name), self._find(html_name)
         if text_template is None and html_template is None:
             raise TemplateError(
-                f"template {template!r}: neither '{template}.txt' nor '{template}.html' is in a template folder:"
+                f"template {template!r}: neither {text_name!r} nor {html_name!r} is in a template folder:"
                 " create one of them, and give the name without its ending."
             )
         values = dict(context)
@@ -61,6 +62,8 @@ class Renderer:
             return None
         except TemplateSyntaxError as error:
             raise TemplateError(f"template {name!r}: {error.message}{_place(error)}: correct it.") from error
+        except (OSError, UnicodeError) as error:
+            raise TemplateError(f"template {name!r} can't be read as UTF-8: {error}") from error
 
     @property
     def _environment(self) -> Environment:

@@ -6,11 +6,11 @@ import ssl
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
+import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from mailer.errors import ConfigurationError, InvalidMail
@@ -47,7 +47,9 @@ class Settings(BaseModel):
         "Deliver to nobody, at once and in the calling process: everything happens but SMTP. On by default if `TESTING`.",
         False,
     )
-    mail_debug: bool = _key("MAIL_DEBUG", "Print the SMTP dialogue, passwords included: never in production.", False)
+    mail_debug: bool | int = _key(
+        "MAIL_DEBUG", "Print the SMTP dialogue, passwords included: never in production. 2 adds the time.", default=False
+    )
     mail_ascii_attachments: bool = _key("MAIL_ASCII_ATTACHMENTS", "Reduce the names of attachments to ASCII.", False)
 
     database_url: str = _key(
@@ -60,7 +62,7 @@ class Settings(BaseModel):
         min_length=1,
         repr=False,
     )
-    subject_prefix: str = _key("MAILER_SUBJECT_PREFIX", "Put before every subject, with a space between.", "")
+    subject_prefix: str = _key("MAILER_SUBJECT_PREFIX", "Put before the subjects of `send_email`, with a space between.", "")
     tls_ca_file: str | None = _key(
         "MAILER_TLS_CA_FILE", "PEM file of the authority that signed the relay's certificate, if it is your own.", None
     )
@@ -86,7 +88,7 @@ class Settings(BaseModel):
         "MAILER_SLICE_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
     )
     claim_lease: Seconds = _key(
-        "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 300.0
+        "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0
     )
     keep_days: float = _key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
 
@@ -109,24 +111,27 @@ class Settings(BaseModel):
     def _known_database(cls, value: str) -> str:
         value = re.sub("^postgres://", "postgresql://", value)  # as some platforms spell it
         try:
-            backend, _, driver = make_url(value).drivername.partition("+")
+            url = make_url(value)
         except ArgumentError:
-            backend, driver = "", ""
-        if backend not in ("sqlite", "postgresql") or driver not in ("", "pysqlite", "psycopg"):
+            url = URL.create("nothing")
+        is_postgresql = url.get_backend_name() == "postgresql"
+        if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):
             raise ValueError("allowed: sqlite:////path/to/file or postgresql://user:password@host/name")
-        if backend == "postgresql" and find_spec("psycopg") is None:
+        if is_postgresql and find_spec("psycopg") is None:
             raise ValueError("PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'")
         return value
 
     @field_validator("redis_url")
     @classmethod
-    def _complete_url(cls, value: str) -> str:
+    def _usable_url(cls, value: str) -> str:
         try:
-            complete = bool(re.match("[a-z][a-z0-9+.-]*://", value)) and urlsplit(value).port != 0
+            usable = re.match("[a-z][a-z0-9+.-]*://", value) is not None
+            if usable and (url := _for_redis(value)):
+                redis.ConnectionPool.from_url(url)
         except ValueError:
-            complete = False
-        if not complete:
-            raise ValueError("allowed: a URL such as redis://:password@host:6379/0 or unix:///path/to/socket")
+            usable = False
+        if not usable:
+            raise ValueError("allowed, as in REDIS_URL: redis://:password@host:6379/0, unix:///path/to/socket, or another broker")
         return value
 
     @field_validator("mail_default_sender")
@@ -168,8 +173,7 @@ class Settings(BaseModel):
     @property
     def flag_url(self) -> str | None:
         """The same Redis as its own client spells it; None where rings can't be coalesced over a plain Redis."""
-        url = self.redis_url.replace("redis+socket://", "unix://", 1)
-        return url if url.startswith(("redis://", "rediss://", "unix://")) else None
+        return _for_redis(self.redis_url)
 
     @property
     def retry(self) -> RetryPolicy:
@@ -192,6 +196,11 @@ class Settings(BaseModel):
     @property
     def transmit_lease(self) -> float:
         return self.longest_try + 60.0
+
+
+def _for_redis(url: str) -> str | None:
+    url = url.replace("redis+socket://", "unix://", 1)
+    return url if url.startswith(("redis://", "rediss://", "unix://")) else None
 
 
 def keys() -> dict[str, str]:

@@ -75,11 +75,11 @@ class RelayConnection(flask_mail.Connection):
         code, reply = host.connect(settings.mail_server, settings.mail_port)
         if code != 220:
             raise smtplib.SMTPConnectError(code, reply)
-        host.ehlo_or_helo_if_needed()
+        _say_hello(host)
         if settings.mail_use_tls:
             # Refuses when the relay does not offer it: a stripped STARTTLS must not send passwords in clear.
             host.starttls(context=_verifying(settings))
-            host.ehlo_or_helo_if_needed()
+            _say_hello(host)
         if settings.mail_username and settings.mail_password:
             host.login(settings.mail_username, settings.mail_password)
 
@@ -271,6 +271,15 @@ _SILENCE = {
     Phase.DATA: (Verdict.DEFERRED, "connection lost before the end of the mail"),
     Phase.DOT: (Verdict.DOUBTFUL, "no reply after the end of the mail"),
 }
+
+
+def _say_hello(host: smtplib.SMTP) -> None:
+    """EHLO, and HELO to a relay that does not know it. smtplib says HELO after a 421 as well, and so loses the reason."""
+    code, reply = host.ehlo()
+    if 500 <= code < 600:
+        code, reply = host.helo()
+    if code != 250:
+        raise smtplib.SMTPHeloError(code, reply)
 
 
 def _verifying(settings: Settings) -> ssl.SSLContext:

@@ -51,6 +51,7 @@ message = Table(
     Column("id", Text, primary_key=True),
     Column("message_id", Text, nullable=False),
     Column("created_at", _Time, nullable=False),
+    Column("date", _Time),
     Column("sender", Text, nullable=False),
     Column("envelope_from", Text),
     Column("subject", Text, nullable=False),

@@ -17,20 +17,34 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, make_url, select, text
+from sqlalchemy import Connection, Select, Text, bindparam, make_url, select, text
 from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
 from mailer import schema
 from mailer.errors import StoreUnavailable, UnknownMail
-from mailer.message import TRANSITIONS, Attachment, Delivery, Envelope, Lane, MailStatus, Message, Outcome, Status, Verdict
+from mailer.message import (
+    TRANSITIONS,
+    Attachment,
+    Delivery,
+    Envelope,
+    Lane,
+    MailStatus,
+    Message,
+    Outcome,
+    Status,
+    Verdict,
+    could_be_id,
+)
 from mailer.policy import Move
 from mailer.store import rows
 from mailer.store.engines import make_engine
 
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
 _EXPIRED_AT_ONCE = 5000
+# In seconds. The purge spares bytes for longer than mails rely on them without a look.
+_BLOB_IS_FRESH, _BLOB_IS_SPARED = 1800.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,10 @@ def _moving(sql: str, *lists: str) -> Any:
 
 
 # States stand in the statements as literals: the partial indexes are found only so.
+#
+# What takes many rows takes them in two steps of one statement. The first chooses, guards and locks; the second has nothing
+# but ids to go by. With the guard in it as well, PostgreSQL compares every row of the queue with every chosen one whenever its
+# statistics are from a time when the queue was empty.
 _CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -55,12 +73,32 @@ WITH due AS MATERIALIZED (
     ORDER BY due_at LIMIT :most {lock})
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
-WHERE status = 'queued' AND id IN (SELECT id FROM due)
+WHERE id IN (SELECT id FROM due)
 RETURNING id, mail_id, recipient, attempts, doubts, queued_at, on_doubt, due_at
+"""
+_EXPIRE = """
+WITH overdue AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now
+    ORDER BY expires_at LIMIT :most {lock})
+UPDATE mailer_delivery
+SET status = 'expired', due_at = NULL, finished_at = :now
+WHERE id IN (SELECT id FROM overdue)
+RETURNING id
+"""
+_PURGE = """
+WITH old AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE finished_at <= :before
+    ORDER BY finished_at LIMIT :most {lock})
+DELETE FROM mailer_delivery
+WHERE id IN (SELECT id FROM old)
+RETURNING mail_id
 """
 _MARK = _moving(
     "UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until"
-    " WHERE id IN :ids AND token = :token AND status = 'claimed' AND lease_until > :now RETURNING id",
+    # COALESCE keeps PostgreSQL from looking through all leases for a few ids.
+    " WHERE id IN :ids AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now RETURNING id",
     "ids",
 )
 _RECORD = text(
@@ -97,11 +135,6 @@ _DOUBT_LAPSED = text(
 _RESEND = text(
     "UPDATE mailer_delivery SET status = 'queued', token = NULL WHERE status = 'doubtful' AND due_at <= :now RETURNING id"
 )
-_EXPIRE = text(
-    "UPDATE mailer_delivery SET status = 'expired', due_at = NULL, finished_at = :now"
-    " WHERE status = 'queued' AND id IN (SELECT id FROM mailer_delivery WHERE status = 'queued'"
-    " AND expires_at IS NOT NULL AND expires_at <= :now LIMIT :most) RETURNING id"
-)
 _SETTLE = _moving(
     "UPDATE mailer_delivery SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,"
     " attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,"
@@ -120,20 +153,11 @@ _TAKE_CHORE = text(
     " WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :next RETURNING name"
 )
 _COUNT = text("SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP BY status, lane ORDER BY lane, status")
-# The deliveries first, then the mails that have none: one that is being requeued meanwhile stays, and its mail with it.
-_PURGE_DELIVERIES = text(
-    "DELETE FROM mailer_delivery WHERE finished_at <= :before AND mail_id IN ("
-    " SELECT mail_id FROM mailer_delivery AS old WHERE finished_at <= :before"
-    " AND NOT EXISTS (SELECT 1 FROM mailer_delivery AS young WHERE young.mail_id = old.mail_id"
-    " AND (young.finished_at IS NULL OR young.finished_at > :before)) ORDER BY finished_at LIMIT :most) RETURNING mail_id"
-)
-_PURGE_MAILS = _moving(
-    "DELETE FROM mailer_message WHERE id IN :ids"
-    " AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) RETURNING id",
-    "ids",
-)
+_PURGE_MAILS = text(
+    "DELETE FROM mailer_message WHERE id IN :ids AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id)"
+).bindparams(bindparam("ids", expanding=True, type_=Text))
 _PURGE_BLOBS = text(
-    "DELETE FROM mailer_blob WHERE used_at <= :before AND NOT EXISTS"
+    "DELETE FROM mailer_blob WHERE used_at <= :unused_since AND NOT EXISTS"
     " (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)"
 )
 
@@ -144,7 +168,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self.engine = make_engine(make_url(url))
         self._sqlite = self.engine.dialect.name == "sqlite"
-        self._claim = text(_CLAIM.format(lock="" if self._sqlite else "FOR UPDATE SKIP LOCKED"))
+        lock = "" if self._sqlite else "FOR UPDATE SKIP LOCKED"
+        self._claim, self._expire, self._purge = (text(sql.format(lock=lock)) for sql in (_CLAIM, _EXPIRE, _PURGE))
         self._checked = False
         self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
         self._turn = self._new_turn()
@@ -157,16 +182,27 @@ class Store:
         """-> queued: the message and a delivery for each recipient, all or nothing."""
         with self._write() as connection:
             connection.execute(schema.message.insert(), rows.message_row(message))
-            for position, attachment in enumerate(message.attachments):
-                self._insert_attachment(connection, message, position, attachment)
+            if message.attachments:
+                self._insert_attachments(connection, message)
             connection.execute(schema.delivery.insert(), rows.delivery_rows(message, envelope))
 
-    def _insert_attachment(self, connection: Connection, message: Message, position: int, attachment: Attachment) -> None:
-        sha256 = hashlib.sha256(attachment.data).hexdigest()
+    def _insert_attachments(self, connection: Connection, message: Message) -> None:
+        """Bytes that are there already are neither sent again nor locked: many mails carry the same logo at the same time."""
+        hashes = [hashlib.sha256(attachment.data).hexdigest() for attachment in message.attachments]
+        blobs = {sha256: attachment.data for sha256, attachment in zip(hashes, message.attachments, strict=True)}
+        blob = schema.blob.c
+        fresh = select(blob.sha256).where(blob.sha256.in_(blobs), blob.used_at > message.created_at - _BLOB_IS_FRESH)
+        new = blobs.keys() - connection.execute(fresh).scalars()
+        for sha256 in sorted(new):  # in one order for all: else two mails with the same files may wait for each other
+            self._upsert_blob(connection, sha256, message.created_at, blobs[sha256])
+        attached = zip(hashes, message.attachments, strict=True)
+        values = [rows.attachment_row(message.id, position, *one) for position, one in enumerate(attached)]
+        connection.execute(schema.attachment.insert(), values)
+
+    def _upsert_blob(self, connection: Connection, sha256: str, used_at: float, data: bytes) -> None:
         insert = sqlite.insert if self._sqlite else postgresql.insert
-        blob = insert(schema.blob).values(sha256=sha256, used_at=message.created_at, data=attachment.data)
-        connection.execute(blob.on_conflict_do_update(index_elements=["sha256"], set_={"used_at": message.created_at}))
-        connection.execute(schema.attachment.insert(), rows.attachment_row(message.id, position, sha256, attachment))
+        blob = insert(schema.blob).values(sha256=sha256, used_at=used_at, data=data)
+        connection.execute(blob.on_conflict_do_update(index_elements=["sha256"], set_={"used_at": used_at}))
 
     # --- a worker's ---------------------------------------------------------------------------------------------------
 
@@ -252,7 +288,7 @@ class Store:
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
         expired: set[int] = set()
-        while bite := self._move(_EXPIRE, now=now, most=_EXPIRED_AT_ONCE):
+        while bite := self._move(self._expire, now=now, most=_EXPIRED_AT_ONCE):
             expired |= bite
         return expired
 
@@ -271,11 +307,11 @@ class Store:
             return connection.execute(_TAKE_CHORE, values).first() is not None
 
     def purge_finished(self, before: float, *, most: int) -> int:
-        """Delete mails that finished before then, `most` at once, and the bytes nobody refers to; returns how many."""
+        """Delete what finished before then, `most` deliveries at once; returns how many. Mails and bytes go with their last."""
         with self._write() as connection:
-            mail_ids = set(connection.execute(_PURGE_DELIVERIES, {"before": before, "most": most}).scalars())
-            purged = connection.execute(_PURGE_MAILS, {"ids": list(mail_ids)}).all()
-            connection.execute(_PURGE_BLOBS, {"before": before})
+            purged = connection.execute(self._purge, {"before": before, "most": most}).scalars().all()
+            connection.execute(_PURGE_MAILS, {"ids": list(set(purged))})
+            connection.execute(_PURGE_BLOBS, {"unused_since": before - _BLOB_IS_SPARED})
         return len(purged)
 
     # --- a person's ---------------------------------------------------------------------------------------------------
@@ -283,7 +319,7 @@ class Store:
     def settle_if_resting(self, mail_id: str, to: Status, *, now: float) -> set[int]:
         """Move a mail's deliveries along the state chart, but into no worker's hands and out of none."""
         leaving = [str(source) for source, target in TRANSITIONS if target is to and not {source, target} & _WORKERS]
-        if not leaving:
+        if not leaving or not could_be_id(mail_id):
             return set()
         due_at = now if to is Status.QUEUED else None
         finished_at = now if to.is_final else None
@@ -291,7 +327,7 @@ class Store:
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
         """How mails are doing, by id; ids that are unknown are left out."""
-        ids = list(mail_ids)
+        ids = [mail_id for mail_id in mail_ids if could_be_id(mail_id)]
         mail, delivery, attempt = schema.message.c, schema.delivery.c, schema.attempt.c
         heads: Select[Any] = select(mail.id, mail.message_id, mail.subject, mail.created_at).where(mail.id.in_(ids))
         copies = select(schema.delivery).where(delivery.mail_id.in_(ids)).order_by(delivery.id)
@@ -376,9 +412,9 @@ def _mapped_errors() -> Iterator[None]:
     except (sqlalchemy_errors.IntegrityError, sqlalchemy_errors.DataError, sqlalchemy_errors.ProgrammingError):
         raise  # a mistake of ours, which trying again does not mend
     except (sqlalchemy_errors.DatabaseError, sqlalchemy_errors.InterfaceError, sqlalchemy_errors.TimeoutError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip(" \n.?")
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise StoreUnavailable(
-            f"The database of Mailer (MAILER_DATABASE_URL) did not do it: {reason}. Nothing was queued or changed."
+            f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {reason}"
         ) from error
 
 

@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("message_id", sa.Text(), nullable=False),
         sa.Column("created_at", TIME, nullable=False),
+        sa.Column("date", TIME),
         sa.Column("sender", sa.Text(), nullable=False),
         sa.Column("envelope_from", sa.Text()),
         sa.Column("subject", sa.Text(), nullable=False),

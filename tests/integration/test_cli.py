@@ -1,0 +1,281 @@
+"""`flask mail …`: what it prints, how it exits, and what it moves."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import create_engine, text
+
+from mailer import Status, send_email
+from mailer.message import Lane
+from mailer.schema import REVISION
+from tests.mails import LATER, bring, claim, insert, mark, record, table
+from tests.services.databases import sqlite_only
+from tests.shop import OpenShop, rows, store_of
+
+PROJECT = Path(__file__).parents[2]
+
+Flasks = Callable[..., Result]
+
+
+@pytest.fixture
+def flask_mail(shop: Flask) -> Flasks:
+    """`flask_mail("status", mail_id)`: the command in this process."""
+    return lambda *arguments: run_in(shop, *arguments)
+
+
+def run_in(app: Flask, *arguments: str) -> Result:
+    return app.test_cli_runner().invoke(args=["mail", *arguments])
+
+
+def failure(result: Result) -> str:
+    """What it says when it fails: a sentence, never a traceback."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    return result.stderr
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_queue(flask_mail: Flasks) -> None:
+    """Nothing is said in words, not by silence."""
+    assert flask_mail("queue").output == "No mail yet.\n"
+
+
+def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
+    """A line a lane and state, the most urgent first; what waits with the time it waits for."""
+    store = store_of(shop)
+    bring(store, Status.SENT, lane=Lane.CRITICAL)
+    insert(store, "ada@example.com", "bob@example.com", lane=Lane.BULK, due_at=LATER)
+    insert(store, lane=Lane.BULK)
+    result = flask_mail("queue")
+
+    assert result.exit_code == 0
+    assert [line.split() for line in result.output.splitlines()] == [
+        "critical sent 1".split(),
+        "bulk queued 3 the first due at 2027-01-15 08:00:00 UTC".split(),
+    ]
+
+
+def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
+    """A line a recipient, with the relay's own words; what went wrong before is below it."""
+    store = store_of(shop)
+    mail_id = insert(store, "ada@example.com", "bob@example.com")
+    ada, bob = claim(store)
+    mark(store, ada, bob)
+    record(store, ada, to=Status.QUEUED, reply="450 4.2.1 mailbox busy")
+    record(store, bob, to=Status.SENT, reply="250 2.0.0 queued as 7")
+    result = flask_mail("status", mail_id)
+    head, line_of_ada, trial, line_of_bob = result.output.splitlines()
+
+    assert result.exit_code == 0
+    assert head == f"{mail_id}  2027-01-15 08:00:00 UTC  Welcome"
+    assert line_of_ada.startswith("  ada@example.com  queued  2027-01-16 08:00:00 UTC  attempts 1")
+    assert trial == "    2027-01-15 08:00:00 UTC  deferred at dot, relay.example.com: 450 4.2.1 mailbox busy"
+    assert line_of_bob == "  bob@example.com  sent  2027-01-15 08:00:00 UTC  attempts 1  relay.example.com: 250 2.0.0 queued as 7"
+
+
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
+DECISIONS = [
+    (Status.QUEUED, ["cancel"], Status.CANCELLED),
+    (Status.FAILED, ["requeue"], Status.QUEUED),
+    (Status.DOUBTFUL, ["requeue"], Status.QUEUED),
+    (Status.DOUBTFUL, ["settle", "sent"], Status.SENT),
+    (Status.DOUBTFUL, ["settle", "failed"], Status.FAILED),
+]
+
+
+def test_a_person_moves_a_mail(shop: Flask, flask_mail: Flasks) -> None:
+    """Along the state chart, and the command says how many went."""
+    for state, [name, *verdict], to in DECISIONS:
+        delivery = bring(store_of(shop), state)
+        result = flask_mail(name, delivery.mail_id, *verdict)
+
+        assert (result.exit_code, result.output) == (0, f"1 moved to {to}.\n")
+        assert table(store_of(shop))[delivery.id]["status"] == to
+        store_of(shop).settle_if_resting(delivery.mail_id, Status.CANCELLED, now=LATER)  # out of the way of the next
+
+
+def test_only_what_can_be_moved_is(shop: Flask, flask_mail: Flasks) -> None:
+    """Of a mail with many recipients, those that wait are cancelled; what is out is out."""
+    store = store_of(shop)
+    mail_id = insert(store, "ada@example.com", "bob@example.com", "eve@example.com")
+    [first] = claim(store, most=1)
+    mark(store, first)
+    record(store, first, to=Status.SENT)
+
+    assert flask_mail("cancel", mail_id).output == "2 moved to cancelled.\n"
+    assert sorted(row["status"] for row in table(store).values()) == ["cancelled", "cancelled", "sent"]
+
+
+@sqlite_only
+def test_nothing_to_move_is_a_failure(shop: Flask, flask_mail: Flasks) -> None:
+    """A script must notice that what it asked for did not happen; a person reads why."""
+    sent = bring(store_of(shop), Status.SENT).mail_id
+    claimed = bring(store_of(shop), Status.CLAIMED).mail_id
+
+    for arguments, to, state in [
+        (["cancel", sent], "cancelled", "sent"),
+        (["requeue", sent], "queued", "sent"),
+        (["settle", sent, "failed"], "failed", "sent"),
+        (["cancel", claimed], "cancelled", "claimed"),
+    ]:
+        assert failure(flask_mail(*arguments)) == f"Error: Nothing was moved to {to}: the deliveries of this mail are {state}.\n"
+
+
+@sqlite_only
+def test_an_unknown_id(flask_mail: Flasks) -> None:
+    """It may have been purged, or it is another installation's."""
+    for arguments in (["status", "nope"], ["cancel", "nope"], ["requeue", "nope"], ["settle", "nope", "sent"]):
+        assert failure(flask_mail(*arguments)) == (
+            "Error: No mail has the id 'nope': it was never queued here, or it has been purged.\n"
+        )
+
+
+@sqlite_only
+def test_a_wrong_call(flask_mail: Flasks) -> None:
+    """Click says what is allowed, and exits with 2."""
+    unknown_verdict, no_id = flask_mail("settle", "nope", "lost"), flask_mail("status")
+
+    assert (unknown_verdict.exit_code, no_id.exit_code) == (2, 2)
+    assert "'lost' is not one of 'sent', 'failed'" in unknown_verdict.stderr
+    assert "Missing argument 'MAIL_ID'" in no_id.stderr
+
+
+@sqlite_only
+def test_every_command_is_explained(flask_mail: Flasks) -> None:
+    """`flask mail --help` is where an operator begins."""
+    lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
+
+    assert [line.split()[0] for line in lines] == ["cancel", "migrate", "queue", "requeue", "settle", "status"]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def set_revision(url: str, revision: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE mailer_version SET version_num = :revision"), {"revision": revision})
+    engine.dispose()
+
+
+def test_migrate(open_shop: OpenShop, empty_database_url: str) -> None:
+    """An empty database gets the tables; a second time changes nothing."""
+    shop = open_shop(MAILER_DATABASE_URL=empty_database_url)
+
+    for _ in range(2):
+        result = run_in(shop, "migrate")
+        assert (result.exit_code, result.output) == (0, "The tables of Mailer are up to date.\n")
+    assert rows(shop) == {}
+
+
+def test_migrate_keeps_mails(shop: Flask, flask_mail: Flasks) -> None:
+    """What is queued stays queued."""
+    insert(store_of(shop))
+
+    assert flask_mail("migrate").exit_code == 0
+    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
+
+
+def test_migrate_to_a_revision(flask_mail: Flasks) -> None:
+    """Back to nothing and to the newest by its name; an unknown name changes nothing."""
+    assert flask_mail("migrate", "--to", REVISION).output == f"The tables of Mailer are at {REVISION}.\n"
+    assert failure(flask_mail("migrate", "--to", "nonsense")).startswith("Error: There is no migration to 'nonsense'")
+    assert flask_mail("migrate", "--to", "base").output == "The tables of Mailer are at base.\n"
+
+
+def test_tables_of_another_version(open_shop: OpenShop, database_url: str) -> None:
+    """Each command says which revision was found, which is known, and what mends it."""
+    for revision, remedy in (("0000", "run 'flask mail migrate'"), ("9999", "install the newer version")):
+        set_revision(database_url, revision)
+        shop = open_shop()
+
+        for arguments in (["queue"], ["status", "nope"], ["cancel", "nope"]):
+            error = failure(run_in(shop, *arguments))
+            assert error.startswith(f"Error: The tables of Mailer are at {revision}, this version ")
+            assert remedy in error
+
+
+def test_tables_of_a_newer_version_are_not_migrated(open_shop: OpenShop, database_url: str) -> None:
+    """This code does not know the way back."""
+    set_revision(database_url, "9999")
+
+    assert "The tables of Mailer are at 9999" in failure(run_in(open_shop(), "migrate"))
+
+
+def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_path: Path) -> None:
+    """The key that names it, what the driver says, and no password."""
+    gone = "postgresql://mailer:geheim@127.0.0.1:1/mailer" if database_url.startswith("postgresql") else f"sqlite:///{tmp_path}"
+    shop = open_shop(MAILER_DATABASE_URL=gone)
+
+    for arguments in (["queue"], ["status", "nope"], ["migrate"]):
+        error = failure(run_in(shop, *arguments))
+        assert error.startswith("Error: The database of Mailer (MAILER_DATABASE_URL)")
+        assert "geheim" not in error
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+
+def flask(config: Mapping[str, str], *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """The command of a deployment, configured by the environment."""
+    command = [sys.executable, "-m", "flask", "--app", "tests.application:create_app({})", *arguments]
+    environment = {**os.environ, **config}
+    return subprocess.run(
+        command, cwd=PROJECT, env=environment, input=typed, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
+def test_a_deployment(config: dict[str, str], empty_database_url: str, open_shop: OpenShop) -> None:
+    """Migrate, queue a mail in `flask shell`, look at it: as an operator does it, in a process each."""
+    config["MAILER_DATABASE_URL"] = empty_database_url
+
+    migrated = flask(config, "mail", "migrate")
+    assert (migrated.returncode, migrated.stdout) == (0, "The tables of Mailer are up to date.\n"), migrated.stderr
+
+    shell = flask(
+        config, "shell", typed="from mailer import send_email\nsend_email('ada@example.com', 'Hi', 'welcome', name='Ada').id\n"
+    )
+    assert shell.returncode == 0, shell.stderr
+    [mail_id] = {row["mail_id"] for row in table(store_of(open_shop())).values()}
+    assert mail_id in shell.stdout
+
+    looked = flask(config, "mail", "status", mail_id)
+    assert looked.returncode == 0
+    assert "ada@example.com  queued" in looked.stdout
+
+
+@sqlite_only
+def test_a_failure_of_the_real_command(config: dict[str, str]) -> None:
+    """Its exit code is for scripts, its words are on stderr."""
+    unknown = flask(config, "mail", "status", "nope")
+    wrong = flask({**config, "MAIL_PORT": "abc"}, "mail", "queue")
+
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr == "Error: No mail has the id 'nope': it was never queued here, or it has been purged.\n"
+    assert wrong.returncode != 0
+    assert "MAIL_PORT='abc': allowed: a whole number from 1 to 65535." in wrong.stderr
+
+
+@sqlite_only
+def test_a_command_of_the_application_sends_mail(shop: Flask) -> None:
+    """Any command of Flask has the app's context."""
+
+    @shop.cli.command("greet")
+    def greet() -> None:
+        send_email("ada@example.com", "Hello", "only_text", name="Ada")
+
+    assert shop.test_cli_runner().invoke(args=["greet"]).exit_code == 0
+    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}

@@ -1,0 +1,449 @@
+"""A slice of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
+
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from mailer import delivery
+from mailer.devstack.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
+from mailer.errors import StoreUnavailable
+from mailer.message import Address, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.mime import WireMessage, compose
+from mailer.smtp import RelayConnection
+from mailer.store import Result, Store
+from tests.mails import a_message, claim, table
+from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+
+
+def states(store: Store) -> dict[str, str]:
+    """The status of each delivery, by the local part of its recipient."""
+    return {row["recipient"].partition("@")[0]: row["status"] for row in table(store).values()}
+
+
+def queue_each(store: Store, *names: str, **options: Any) -> None:
+    """A mail for each, in this order."""
+    for name in names:
+        queue(store, f"{name}@example.com", **options)
+
+
+# --- what comes of a mail ---------------------------------------------------------------------------------------------
+
+
+def test_a_mail_the_relay_takes(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """It is sent, with the relay's words, and that is all there is to know."""
+    mail_id = queue(store, "ada@example.com")
+
+    assert make_courier().deliver_slice() == 1
+
+    sent = copy_of(store, mail_id)
+    assert (sent.status, sent.attempts, sent.due_at, sent.history) == (Status.SENT, 1, None, ())
+    assert (sent.reply, sent.relay) == ("250 2.0.0 Ok: queued as 1", f"127.0.0.1:{sink.port}")
+    assert sent.finished_at is not None
+    assert sink.messages[0].message_id == store.status(mail_id).message_id
+
+
+def test_a_mail_the_relay_defers(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """It is tried again, not at once, and its history keeps the relay's words."""
+    mail_id = queue(store, "ada@example.com")
+    sink.faults.add(Fault("rcpt", "450 4.2.0 greylisted"))
+    courier = make_courier()
+    before = clock.time()
+
+    courier.deliver_slice()
+
+    deferred = copy_of(store, mail_id)
+    assert (deferred.status, deferred.attempts, deferred.reply) == (Status.QUEUED, 1, "450 4.2.0 greylisted")
+    assert deferred.due_at is not None
+    assert before + 48 <= deferred.due_at.timestamp() <= clock.time() + 72  # a minute, spread by a fifth
+    [attempt] = deferred.history
+    assert (attempt.verdict, attempt.phase, attempt.reply) == (Verdict.DEFERRED, Phase.RCPT, "450 4.2.0 greylisted")
+
+    assert courier.deliver_slice() == 0
+    clock.ahead = 73
+    courier.deliver_slice()
+
+    sent = copy_of(store, mail_id)
+    assert (sent.status, sent.attempts, sent.history) == (Status.SENT, 2, (attempt,))
+
+
+def test_each_wait_is_longer_than_the_one_before(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """A relay that is in trouble is not troubled more; and once the tries are used up, the mail has failed."""
+    mail_id = queue(store, "ada@example.com")
+    sink.faults.add(Fault("dot", "451 4.3.0 disk full", times=None))
+    courier = make_courier(MAILER_RETRY_ATTEMPTS=4)
+    waits = []
+    for _ in range(3):
+        courier.deliver_slice()
+        due_at = copy_of(store, mail_id).due_at
+        assert due_at is not None
+        waits.append(due_at.timestamp() - clock.time())
+        clock.ahead += waits[-1] + 1
+    assert all(longer > 1.5 * wait for wait, longer in pairwise(waits))
+
+    courier.deliver_slice()
+
+    failed = copy_of(store, mail_id)
+    assert (failed.status, failed.attempts, failed.reply) == (Status.FAILED, 4, "451 4.3.0 disk full")
+    assert len(failed.history) == 4
+    assert failed.finished_at is not None
+
+
+def test_a_mail_the_relay_refuses(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """It has failed, and is left alone."""
+    mail_id = queue(store, "ada@example.com")
+    sink.faults.add(Fault("rcpt", "550 5.1.1 no such user"))
+    courier = make_courier()
+
+    courier.deliver_slice()
+    clock.ahead = 86_400
+
+    failed = copy_of(store, mail_id)
+    assert (failed.status, failed.attempts, failed.reply) == (Status.FAILED, 1, "550 5.1.1 no such user")
+    assert [attempt.verdict for attempt in failed.history] == [Verdict.REFUSED]
+    assert courier.deliver_slice() == 0
+
+
+def test_a_relay_that_can_not_be_reached(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, bell: CountingBell
+) -> None:
+    """No mail pays for it with a try, the slice goes back, and this process leaves the relay alone for a while."""
+    queue_each(store, "ada", "bob", "eve")
+    sink.faults.add(Fault("connect", DROP))
+    courier = make_courier(MAILER_RELAY_REST=0.5)
+
+    courier.deliver_slice()
+
+    assert states(store) == {"ada": "queued", "bob": "queued", "eve": "queued"}
+    assert [row["attempts"] for row in table(store).values()] == [0, 0, 0]
+    assert (bell.rings, sink.connections) == (1, 1)
+    assert courier.deliver_slice() == 0
+    assert sink.connections == 1
+
+    clock.ahead = 5
+    wait_until(courier.deliver_slice)
+    assert states(store) == {"ada": "sent", "bob": "sent", "eve": "sent"}
+
+
+def test_one_bad_mail_does_not_stop_the_others(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """Whatever the relay holds against one mail, the rest of its window goes out."""
+    queue_each(store, "refused", "deferred", "dropped", "cut", "closed", "fine")
+    sink.faults.add(
+        Fault("rcpt", "550 5.1.1 no such user", recipient="refused@example.com"),
+        Fault("dot", "421 4.3.2 closing", recipient="deferred@example.com"),
+        Fault("rcpt", DROP, recipient="dropped@example.com"),
+        Fault("data", DROP, recipient="cut@example.com"),
+        Fault("dot", CLOSE_AFTER_250, recipient="closed@example.com"),
+    )
+
+    assert make_courier().deliver_slice() == 6
+
+    assert states(store) == {
+        "refused": "failed",
+        "deferred": "queued",
+        "dropped": "queued",
+        "cut": "queued",
+        "closed": "sent",
+        "fine": "sent",
+    }
+    assert [received.recipients for received in sink.messages] == [("closed@example.com",), ("fine@example.com",)]
+
+
+def test_a_mail_that_makes_the_relay_hang_up_does_not_go_on_for_ever(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock
+) -> None:
+    """That counts as a try: one mail must not keep a relay from all others."""
+    mail_id = queue(store, "poison@example.com")
+    sink.faults.add(Fault("data", DROP, times=None))
+    courier = make_courier(MAILER_RETRY_ATTEMPTS=3)
+
+    for _ in range(3):
+        courier.deliver_slice()
+        clock.ahead += 86_400 / 2
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.FAILED, 3)
+
+
+def test_a_mail_that_can_not_be_composed_fails_alone(
+    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all its recipients, at once and with the reason."""
+    broken = queue(store, "broken@example.com", "too@example.com")
+    queue_each(store, "fine")
+    monkeypatch.setattr(delivery, "compose", lambda message: compose(message) if message.id != broken else message.nonsense)
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"broken": "failed", "too": "failed", "fine": "sent"}
+    assert all("nonsense" in str(one.reply) for one in store.status(broken))
+
+
+# --- one mail, many recipients ----------------------------------------------------------------------------------------
+
+
+def test_every_recipient_gets_the_same_bytes(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """One transaction with one recipient each; who was hidden stays hidden from the others, and from the bytes."""
+    message = a_message(to=(Address("ada@example.com"), Address("bob@example.com")), cc=(Address("eve@example.com"),))
+    queue(store, "ada@example.com", "bob@example.com", "eve@example.com", "hidden@example.com", message=message)
+    sink.faults.add(Fault("rcpt", "550 5.1.1 no such user", recipient="bob@example.com"))
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "failed", "eve": "sent", "hidden": "sent"}
+    assert {mail.recipients for mail in sink.messages} == {("ada@example.com",), ("eve@example.com",), ("hidden@example.com",)}
+    [raw] = {mail.raw for mail in sink.messages}
+    assert b"hidden" not in raw
+    assert b"bcc" not in raw.lower()
+
+
+# --- doubt ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_in_doubt(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """It waits, is sent once more with the same Message-ID, and a second doubt is for a person to settle."""
+    mail_id = queue(store, "ada@example.com")
+    sink.faults.add(Fault("dot", ACCEPT_AND_DROP, times=2))
+    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=900)
+
+    courier.deliver_slice()
+    courier.sweep()
+    assert (copy_of(store, mail_id).status, courier.deliver_slice()) == (Status.DOUBTFUL, 0)
+
+    clock.ahead = 901
+    courier.sweep()
+    courier.deliver_slice()
+    clock.ahead = 100_000
+    courier.sweep()
+
+    doubtful = copy_of(store, mail_id)
+    assert (doubtful.status, doubtful.due_at, doubtful.attempts) == (Status.DOUBTFUL, None, 2)
+    assert [attempt.verdict for attempt in doubtful.history] == [Verdict.DOUBTFUL, Verdict.DOUBTFUL]
+    assert [mail.message_id for mail in sink.messages] == [store.status(mail_id).message_id] * 2
+
+
+def test_a_mail_in_doubt_that_must_not_go_out_twice(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """A person decides, at once and for ever."""
+    mail_id = queue(store, "ada@example.com", on_doubt=OnDoubt.HOLD)
+    sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
+    courier = make_courier()
+
+    courier.deliver_slice()
+    clock.ahead = 100_000
+    courier.sweep()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
+    assert len(sink.messages) == 1
+
+
+def test_doubt_about_one_mail_is_none_about_the_next(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """What was marked and not begun goes back as if it had never been claimed."""
+    queue_each(store, "ada", "bob", "eve")
+    sink.faults.add(Fault("dot", DROP))
+    courier = make_courier()
+
+    while courier.deliver_slice():
+        pass
+
+    assert states(store) == {"ada": "doubtful", "bob": "sent", "eve": "sent"}
+    assert [row["attempts"] for row in table(store).values()] == [1, 1, 1]
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def test_mails_are_marked_and_recorded_in_windows(
+    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that must not go out twice is alone in its window: no other mail delays the record of it."""
+    queue_each(store, "a", "b")
+    queue_each(store, "c", on_doubt=OnDoubt.HOLD)
+    queue_each(store, "d", "e", "f")
+    writes: list[tuple[str, int]] = []
+    mark, record = store.mark_if_claimed, store.record_if_transmitting
+
+    def marking(ids: Collection[int], **values: Any) -> set[int]:
+        writes.append(("mark", len(ids)))
+        return mark(ids, **values)
+
+    def recording(results: Collection[Result], **values: Any) -> set[int]:
+        writes.append(("record", len(results)))
+        return record(results, **values)
+
+    monkeypatch.setattr(delivery, "window_size", lambda seconds_per_mail: 20)
+    monkeypatch.setattr(store, "mark_if_claimed", marking)
+    monkeypatch.setattr(store, "record_if_transmitting", recording)
+    courier = make_courier()
+
+    while courier.deliver_slice():
+        pass
+
+    assert writes == [(verb, size) for size in (2, 1, 3) for verb in ("mark", "record")]
+    assert set(states(store).values()) == {"sent"}
+
+
+def test_a_slice_ends_in_time(make_courier: MakeCourier, store: Store, sink: Sink, bell: CountingBell) -> None:
+    """When it takes longer than was thought, the rest goes back, and somebody is called for it."""
+    queue_each(store, *(f"reader{number}" for number in range(30)))
+    sink.faults.add(Fault("dot", DELAY, delay=0.3))
+    courier = make_courier(MAILER_SLICE_SECONDS=0.2)
+
+    assert courier.deliver_slice() == 20
+
+    assert sorted(states(store).values()) == ["queued"] * 10 + ["sent"] * 20
+    assert sum(row["attempts"] for row in table(store).values()) == 20
+    assert bell.rings == 1
+
+
+def test_a_slow_claim_does_not_eat_up_the_slice(make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy database must not make workers claim and give back for ever."""
+    queue_each(store, "ada")
+    claim_due = store.claim_due
+
+    def slow(*values: Any, **more: Any) -> Any:
+        time.sleep(0.2)
+        return claim_due(*values, **more)
+
+    monkeypatch.setattr(store, "claim_due", slow)
+
+    assert make_courier(MAILER_SLICE_SECONDS=0.1).deliver_slice() == 1
+
+
+def test_a_full_slice_calls_somebody_to_join_in(make_courier: MakeCourier, store: Store, bell: CountingBell) -> None:
+    """There is probably more; a slice that is not full calls nobody."""
+    queue_each(store, "ada", "bob")
+    courier = make_courier(windows_of=1, MAILER_SLICE_SECONDS=0.05)  # a slice of one
+
+    courier.deliver_slice()
+    assert bell.rings == 1
+    make_courier().deliver_slice()
+    assert bell.rings == 1
+
+
+def test_many_threads_deliver_each_mail_once(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """They share a courier and its warm connections, and nothing else."""
+    names = [f"reader{number}" for number in range(60)]
+    queue_each(store, *names)
+    courier = make_courier(windows_of=2, MAILER_SLICE_SECONDS=0.1)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: courier.deliver(at_most=60), range(4)))
+
+    assert sorted(mail.recipients for mail in sink.messages) == sorted((f"{name}@example.com",) for name in names)
+    assert set(states(store).values()) == {"sent"}
+    assert sink.connections <= 4
+
+
+# --- what happens to a worker -----------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_lost_its_claim_sends_nothing(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it was frozen, another one took over."""
+    queue_each(store, "ada", "bob")
+    load_messages = store.load_messages
+
+    def too_late(mail_ids: Collection[str]) -> Any:
+        much_later = clock.time() + 3600
+        store.requeue_lapsed_claims(much_later)
+        claim(store, 1, now=much_later, token="another's", lease_until=much_later + 300)
+        return load_messages(mail_ids)
+
+    monkeypatch.setattr(store, "load_messages", too_late)
+
+    assert make_courier().deliver_slice() == 0
+    assert states(store) == {"ada": "claimed", "bob": "queued"}
+    assert {row["token"] for row in table(store).values()} == {"another's", None}
+    assert sink.messages == []
+
+
+def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time it got an answer, its lease would be over; nobody was told that it began, so the mail goes back."""
+    queue_each(store, "ada")
+    mark = store.mark_if_claimed
+
+    def freeze(ids: Collection[int], **values: Any) -> set[int]:
+        marked = mark(ids, **values)
+        clock.ahead += 120
+        return marked
+
+    monkeypatch.setattr(store, "mark_if_claimed", freeze)
+
+    assert make_courier().deliver_slice() == 0
+    assert states(store) == {"ada": "queued"}
+    assert sink.messages == []
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_worker_that_is_interrupted(
+    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    """What it knows is recorded, what it had not begun goes back, and only the mail on the wire is in doubt."""
+    queue_each(store, "ada", "bob", "eve", "joe")
+    send = RelayConnection.send
+
+    def interrupted(self: RelayConnection, message: WireMessage) -> Outcome:
+        if message.recipient == "bob@example.com":
+            raise failure
+        return send(self, message)
+
+    monkeypatch.setattr(RelayConnection, "send", interrupted)
+
+    with pytest.raises(failure):
+        make_courier(windows_of=3).deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "transmitting", "eve": "queued", "joe": "queued"}
+
+
+# --- a database that is away ------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_waits_for_the_database(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a fact by then: the mail was sent, and is not sent again because somebody restarted PostgreSQL."""
+    queue_each(store, "ada", "bob")
+    failures = iter(range(3))
+    record = store.record_if_transmitting
+
+    def away(results: Collection[Result], **values: Any) -> set[int]:
+        if next(failures, None) is not None:
+            raise StoreUnavailable("restarting")
+        return record(results, **values)
+
+    monkeypatch.setattr(store, "record_if_transmitting", away)
+    courier = make_courier()
+
+    assert courier.deliver_slice() == 2
+    assert states(store) == {"ada": "sent", "bob": "sent"}
+    assert len(clock.slept) == 3
+    assert len(sink.messages) == 2
+
+
+def test_a_database_that_does_not_come_back(
+    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker does not wait for ever. What it sent is in doubt then, for nobody has written that down."""
+    queue_each(store, "ada")
+
+    def away(results: Collection[Result], **values: Any) -> set[int]:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(store, "record_if_transmitting", away)
+    courier = make_courier()
+
+    with pytest.raises(StoreUnavailable):
+        courier.deliver_slice()
+
+    assert 30 < sum(clock.slept) < 120
+    assert states(store) == {"ada": "transmitting"}
+    clock.ahead = 3600
+    courier.sweep()
+    assert states(store) == {"ada": "doubtful"}

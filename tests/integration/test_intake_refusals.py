@@ -1,0 +1,288 @@
+"""What can't be sent is refused at the call, in words that say what to do, and leaves nothing behind."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import flask_mail
+import pytest
+from flask import Flask
+
+from mailer import (
+    Address,
+    Attachment,
+    ConfigurationError,
+    InvalidAddress,
+    InvalidAttachment,
+    InvalidHeader,
+    InvalidMail,
+    Mail,
+    Mailer,
+    MailerError,
+    SchemaMismatch,
+    StoreUnavailable,
+    TemplateError,
+    send_email,
+)
+from tests.injections import injected
+from tests.services.databases import sqlite_only
+from tests.shop import OpenShop, rows
+
+mailer = Mailer()
+
+
+def send(**changes: Any) -> None:
+    """A mail with which nothing is wrong but the changes."""
+    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    send_email(**{**mail, **changes})
+
+
+def enqueue(**changes: Any) -> None:
+    """A message of Flask-Mail with which nothing is wrong but the changes."""
+    message = flask_mail.Message("Hello", ["ada@example.com"], "text")
+    for name, value in changes.items():
+        setattr(message, name, value)
+    mailer.enqueue(message)
+
+
+def attached(**changes: Any) -> dict[str, Any]:
+    return {"attachments": [flask_mail.Attachment(**{"filename": "a.pdf", "data": b"%PDF", **changes})]}
+
+
+def refusal(call: Callable[..., None], **changes: Any) -> tuple[type[MailerError], str]:
+    with pytest.raises(MailerError) as error:
+        call(**changes)
+    return type(error.value), str(error.value)
+
+
+# --- whatever is wrong with it ----------------------------------------------------------------------------------------
+
+GIVE_AN_ADDRESS = "give 'ada@example.com' or 'Ada <ada@example.com>'."
+NOBODY = "The mail has no recipient: give at least one in to, cc or bcc."
+FILE = Attachment("a.pdf", b"%PDF")
+
+REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
+    ({"to": None}, InvalidMail, NOBODY),
+    ({"to": []}, InvalidMail, NOBODY),
+    ({"to": iter([])}, InvalidMail, NOBODY),
+    ({"to": 5}, InvalidAddress, f"to: 5 is no address: {GIVE_AN_ADDRESS}"),
+    ({"to": b"ada@example.com"}, InvalidAddress, f"to: b'ada@example.com' is no address: {GIVE_AN_ADDRESS}"),
+    ({"to": ["ada@example.com", None]}, InvalidAddress, f"to: None is no address: {GIVE_AN_ADDRESS}"),
+    ({"to": "ada"}, InvalidAddress, "to: 'ada' is not a usable address: An email address must have an @-sign."),
+    ({"cc": "ada"}, InvalidAddress, "cc: 'ada' is not a usable address: An email address must have an @-sign."),
+    ({"bcc": "ada"}, InvalidAddress, "bcc: 'ada' is not a usable address: An email address must have an @-sign."),
+    ({"reply_to": "ada"}, InvalidAddress, "reply_to: 'ada' is not a usable address: An email address must have an @-sign."),
+    ({"sender": "ada"}, InvalidAddress, "sender: 'ada' is not a usable address: An email address must have an @-sign."),
+    ({"sender": 5}, InvalidAddress, f"sender: 5 is no address: {GIVE_AN_ADDRESS}"),
+    ({"subject": None}, InvalidHeader, "subject: give a str, not NoneType."),
+    ({"subject": 5}, InvalidHeader, "subject: give a str, not int."),
+    ({"template": "nothing"}, TemplateError, "template 'nothing': neither 'nothing.txt' nor 'nothing.html' is in"),
+    ({"template": None}, TemplateError, "template None: neither"),
+    ({"template": "broken"}, TemplateError, "template 'broken.txt': Expected an expression, got 'end of"),
+    ({"context": {}}, TemplateError, "template 'only_text.txt': 'name' is undefined"),
+    ({"context": {"name": "\x00"}}, TemplateError, r"template 'only_text.txt': the character '\x00' at 6 can't be in a mail"),
+    ({"template": "link"}, TemplateError, "template 'link.txt' could not be rendered: RuntimeError: Unable to build URLs"),
+    ({"attachments": FILE}, InvalidMail, "attachments: give a list of Attachment(filename, data), not Attachment."),
+    ({"attachments": "a.pdf"}, InvalidMail, "attachments: give a list of Attachment(filename, data), not str."),
+    ({"attachments": b"%PDF"}, InvalidMail, "attachments: give a list of Attachment(filename, data), not bytes."),
+    ({"attachments": {"a.pdf": b"%PDF"}}, InvalidMail, "attachments: give a list of Attachment(filename, data), not dict."),
+    ({"attachments": ["a.pdf"]}, InvalidAttachment, "attachments: give Attachment(filename, data), not str."),
+    ({"attachments": [FILE, Path("a.pdf")]}, InvalidAttachment, "attachments: give Attachment(filename, data), not PosixPath."),
+    ({"headers": [("X-A", "b")]}, InvalidHeader, "headers: [('X-A', 'b')]: give a dict"),
+    ({"headers": {"X-A": 5}}, InvalidHeader, "headers['X-A']: give a str, not int."),
+    ({"headers": {"Bcc": "eve@example.com"}}, InvalidHeader, "headers: 'Bcc' is written by Mailer: use the argument"),
+    ({"lane": "urgent"}, InvalidMail, "lane: 'urgent': use 'critical', 'normal' or 'bulk'."),
+    ({"lane": 7}, InvalidMail, "lane: 7: use 'critical', 'normal' or 'bulk'."),
+    ({"on_doubt": "forget"}, InvalidMail, "on_doubt: 'forget': use 'resend' or 'hold'."),
+    ({"on_doubt": None}, InvalidMail, "on_doubt: None: use 'resend' or 'hold'."),
+    ({"send_at": 60}, InvalidMail, "send_at: 60: give a timedelta, or a datetime with a time zone"),
+    ({"send_at": "tomorrow"}, InvalidMail, "send_at: 'tomorrow': give a timedelta, or a datetime with a time zone"),
+    ({"send_at": date(2100, 1, 1)}, InvalidMail, "send_at: datetime.date(2100, 1, 1): give a timedelta, or a datetime with"),
+    ({"send_at": datetime(2100, 1, 1)}, InvalidMail, "send_at: datetime.datetime(2100, 1, 1, 0, 0): give"),  # noqa: DTZ001 - that is it
+    ({"send_at": timedelta.max}, InvalidMail, "send_at: 8"),
+    ({"send_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))}, InvalidMail, "send_at: 2"),
+    ({"expires_at": timedelta(0)}, InvalidMail, "expires_at: the mail would expire before it is due: give a later time."),
+    ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, InvalidMail, "expires_at: the mail would expire before it is due"),
+    ({"send_at": timedelta(2), "expires_at": timedelta(1)}, InvalidMail, "expires_at: the mail would expire before it is due"),
+    ({"tags": "welcome"}, InvalidMail, "tags: give a list of texts, not str."),
+    ({"tags": 5}, InvalidMail, "tags: give a list of texts, not int."),
+    ({"tags": [5]}, InvalidMail, "tags: give a str, not int."),
+]  # fmt: skip
+
+REFUSED_MESSAGES: list[tuple[dict[str, Any], type[MailerError], str]] = [
+    ({"recipients": []}, InvalidMail, NOBODY),
+    ({"recipients": 5}, InvalidAddress, f"recipients: 5 is no address: {GIVE_AN_ADDRESS}"),
+    ({"recipients": ["ada"]}, InvalidAddress, "recipients: 'ada' is not a usable address"),
+    ({"cc": ["ada"]}, InvalidAddress, "cc: 'ada' is not a usable address"),
+    ({"bcc": ["ada"]}, InvalidAddress, "bcc: 'ada' is not a usable address"),
+    ({"reply_to": "ada"}, InvalidAddress, "reply_to: 'ada' is not a usable address"),
+    ({"sender": "ada"}, InvalidAddress, "sender: 'ada' is not a usable address"),
+    ({"subject": 5}, InvalidHeader, "subject: give a str, not int."),
+    ({"body": 5}, InvalidMail, "body: give a str, not int."),
+    ({"body": b"text"}, InvalidMail, "body: give a str, not bytes."),
+    ({"body": "\x00"}, InvalidMail, r"body: the character '\x00' at 0 can't be in a mail: remove it."),
+    ({"html": "<p>\ud800"}, InvalidMail, r"html: the character '\ud800' at 3 can't be in a mail: remove it."),
+    ({"html": 5}, InvalidMail, "html: give a str, not int."),
+    ({"alts": {"not a type": "x"}}, InvalidMail, "alts: 'not a type' is no type of text: give one such as 'calendar'"),
+    ({"alts": {"multipart/mixed": "x"}}, InvalidMail, "alts: 'multipart/mixed' is no type of text"),
+    ({"alts": {5: "x"}}, InvalidMail, "alts: 5 is no type of text"),
+    ({"alts": {"calendar": b"x"}}, InvalidMail, "alts['calendar']: give a str, not bytes."),
+    ({"alts": {"calendar": None}}, InvalidMail, "alts['calendar']: give a str, not NoneType."),
+    ({"date": "today"}, InvalidMail, "date: 'today': give seconds since 1970, as time.time() does."),
+    ({"date": datetime(2020, 1, 1, tzinfo=UTC)}, InvalidMail, "date: datetime.datetime(2020, 1, 1"),
+    ({"date": 1e20}, InvalidMail, "date: 1e+20 seconds since 1970 are in no year from 1 to 9999."),
+    ({"date": float("nan")}, InvalidMail, "date: nan seconds since 1970 are in no year from 1 to 9999."),
+    ({"msgId": "no id"}, InvalidHeader, "msgId: 'no id' is no Message-ID: keep Flask-Mail's, or give one such as"),
+    ({"msgId": None}, InvalidHeader, "msgId: None is no Message-ID"),
+    ({"extra_headers": [("X-A", "b")]}, InvalidHeader, "headers: [('X-A', 'b')]: give a dict"),
+    ({"mail_options": "BODY=8BITMIME"}, InvalidMail, "mail_options: give a list of options such as 'BODY=8BITMIME', not str."),
+    ({"mail_options": ["SIZE=1 RCPT"]}, InvalidMail, "mail_options: 'SIZE=1 RCPT' is no option of SMTP: give one such as"),
+    ({"rcpt_options": ["NOTIFY=Ä"]}, InvalidMail, "rcpt_options: 'NOTIFY=Ä' is no option of SMTP"),
+    ({"rcpt_options": [5]}, InvalidMail, "rcpt_options: 5 is no option of SMTP"),
+    ({"attachments": ["a.pdf"]}, InvalidAttachment, "attachments: give Attachment(filename, data), not str."),
+    (attached(data=5), InvalidAttachment, "attachment 'a.pdf': its data is int: give bytes."),
+    (attached(data="\ud800"), InvalidAttachment, r"attachment 'a.pdf': the character '\ud800'"),
+    (attached(content_type="nonsense"), InvalidAttachment, "attachment 'a.pdf': 'nonsense' is no type"),
+    (attached(filename="a.eml"), InvalidAttachment, "attachment 'a.eml': 'message/rfc822' is"),
+    (attached(headers=[("X-A", "b")]), InvalidAttachment, "attachment 'a.pdf': headers: give a dict, not list."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "refused"), [(send, REFUSED_MAILS), (enqueue, REFUSED_MESSAGES)], ids=["send_email", "enqueue"])
+def test_refused_and_nothing_stored(
+    shop: Flask, call: Callable[..., None], refused: list[tuple[dict[str, Any], type[MailerError], str]]
+) -> None:
+    """The error names the argument, shows the value, says what to give; and no table has a row."""
+    for changes, kind, words in refused:
+        error, text = refusal(call, **changes)
+
+        assert (error, text[: len(words)]) == (kind, words)
+        assert rows(shop) == {}
+    call()
+    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
+
+
+# --- injection --------------------------------------------------------------------------------------------------------
+
+
+#: Every way from an argument into a header or a command of SMTP: how the text gets in, and what the error begins with.
+WAYS_IN: dict[str, tuple[Callable[..., None], Callable[[str], Mapping[str, Any]], str]] = {
+    "subject": (send, lambda text: {"subject": text}, "subject: "),
+    "name in to": (send, lambda text: {"to": f"{text} <ada@example.com>"}, "to: "),
+    "quoted name in to": (send, lambda text: {"to": [f'"{text}" <ada@example.com>']}, "to: "),
+    "pair in to": (send, lambda text: {"to": [(text, "ada@example.com")]}, "to: "),
+    "object in to": (send, lambda text: {"to": Address("ada@example.com", text)}, "to: "),
+    "address in to": (send, lambda text: {"to": f"{text}@example.com"}, "to: "),
+    "address of an object in to": (send, lambda text: {"to": Address(f"ada@example.com{text}")}, "to: "),
+    "name in cc": (send, lambda text: {"cc": [(text, "ada@example.com")]}, "cc: "),
+    "address in cc": (send, lambda text: {"cc": f"ada@example.com{text}"}, "cc: "),
+    "name in bcc": (send, lambda text: {"bcc": [(text, "ada@example.com")]}, "bcc: "),
+    "address in bcc": (send, lambda text: {"bcc": f"ada@example.com{text}"}, "bcc: "),
+    "name in reply_to": (send, lambda text: {"reply_to": (text, "ada@example.com")}, "reply_to: "),
+    "address in reply_to": (send, lambda text: {"reply_to": f"ada@example.com{text}"}, "reply_to: "),
+    "name in sender": (send, lambda text: {"sender": (text, "ada@example.com")}, "sender: "),
+    "address in sender": (send, lambda text: {"sender": f"ada@example.com{text}"}, "sender: "),
+    "name of a header": (send, lambda text: {"headers": {text: "value"}}, "headers: "),
+    "value of a header": (send, lambda text: {"headers": {"X-Campaign": text}}, "headers['X-Campaign']: "),
+    "tag": (send, lambda text: {"tags": [text]}, "tags: "),
+    "name of a file": (send, lambda text: {"attachments": [Attachment(text, b"")]}, "attachment "),
+    "type of a file": (send, lambda text: {"attachments": [Attachment("a", b"", f"text/plain{text}")]}, "attachment 'a': "),
+    "content_id": (send, lambda text: {"attachments": [Attachment("a", b"", content_id=text)]}, "attachment 'a': content_id "),
+    "header of a file": (send, lambda text: {"attachments": [Attachment("a", b"", headers=(("X", text),))]}, "attachment 'a': X"),
+    "message's subject": (enqueue, lambda text: {"subject": text}, "subject: "),
+    "message's recipient": (enqueue, lambda text: {"recipients": [f"{text} <ada@example.com>"]}, "recipients: "),
+    "message's cc": (enqueue, lambda text: {"cc": [(text, "ada@example.com")]}, "cc: "),
+    "message's bcc": (enqueue, lambda text: {"bcc": [f"ada@example.com{text}"]}, "bcc: "),
+    "message's reply_to": (enqueue, lambda text: {"reply_to": f"{text} <ada@example.com>"}, "reply_to: "),
+    "message's sender": (enqueue, lambda text: {"sender": f"{text} <ada@example.com>"}, "sender: "),
+    "message's name of a header": (enqueue, lambda text: {"extra_headers": {text: "value"}}, "headers: "),
+    "message's header": (enqueue, lambda text: {"extra_headers": {"X-Campaign": text}}, "headers['X-Campaign']: "),
+    "msgId": (enqueue, lambda text: {"msgId": f"<1@example.com>{text}"}, "msgId: "),
+    "mail_options": (enqueue, lambda text: {"mail_options": [f"SIZE=1{text}"]}, "mail_options: "),
+    "rcpt_options": (enqueue, lambda text: {"rcpt_options": [f"NOTIFY=NEVER{text}"]}, "rcpt_options: "),
+    "type of an alternative": (enqueue, lambda text: {"alts": {f"calendar{text}": "x"}}, "alts: "),
+    "message's name of a file": (enqueue, lambda text: attached(filename=text), "attachment "),
+    "message's type of a file": (enqueue, lambda text: attached(content_type=f"text/plain{text}"), "attachment 'a.pdf': "),
+    "message's disposition": (enqueue, lambda text: attached(disposition=f"inline{text}"), "attachment 'a.pdf': disposition "),
+    "message's name of a file's header": (enqueue, lambda text: attached(headers={text: "b"}), "attachment 'a.pdf': "),
+    "message's header of a file": (enqueue, lambda text: attached(headers={"X-A": text}), "attachment 'a.pdf': X-A: "),
+    "message's Content-ID": (enqueue, lambda text: attached(headers={"Content-Id": text}), "attachment 'a.pdf': content_id"),
+}  # fmt: skip
+
+
+def test_no_field_carries_a_second_line(shop: Flask) -> None:
+    """Line breaks, NUL, other controls and halves of characters are refused wherever a header or a command begins with them."""
+    for way, (call, changes, beginning) in WAYS_IN.items():
+        for text in injected():
+            error, words = refusal(lambda call=call, changes=changes, text=text: call(**changes(text)))
+
+            assert issubclass(error, InvalidMail), way
+            assert words.startswith(beginning), way
+    assert rows(shop) == {}
+
+
+@sqlite_only
+def test_no_sender_of_a_connection_carries_a_second_line(shop: Flask) -> None:
+    """`connection.send(message, envelope_from=…)` reaches MAIL FROM."""
+    for text in injected("ada@example.com", "> SIZE=1"):
+        with Mail(shop).connect() as connection, pytest.raises(InvalidAddress, match=r"^envelope_from: "):
+            connection.send(flask_mail.Message("Hello", ["ada@example.com"]), envelope_from=text)
+    assert rows(shop) == {}
+
+
+# --- what is missing around it ----------------------------------------------------------------------------------------
+
+
+@sqlite_only
+def test_no_sender(open_shop: OpenShop) -> None:
+    """Nobody is made up: the error names the argument and the key."""
+    shop = open_shop(MAIL_DEFAULT_SENDER=None)
+    with shop.app_context():
+        for call in (send, enqueue):
+            assert refusal(call) == (ConfigurationError, "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.")
+        assert rows(shop) == {}
+        send(sender="ada@example.com")
+
+
+@sqlite_only
+def test_what_is_no_message(shop: Flask) -> None:
+    """`enqueue()` and `send_email()` are easily mixed up."""
+    for given, kind in (("ada@example.com", "str"), (None, "NoneType")):
+        with pytest.raises(InvalidMail, match=f"^message: give a Message of Flask-Mail, not {kind}.$"):
+            mailer.enqueue(given)  # type: ignore[arg-type]
+
+
+@sqlite_only
+def test_no_app(open_shop: OpenShop) -> None:
+    """Flask says what to do outside of any app, and Mailer what to do in an app without it."""
+    with pytest.raises(RuntimeError, match="Working outside of application context"):
+        send()
+    with (
+        Flask("bare").app_context(),
+        pytest.raises(ConfigurationError, match=r"no Mailer: call Mailer\(\).init_app\(app\) where"),
+    ):
+        send()
+
+
+def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_path: Path) -> None:
+    """The caller learns that the mail is not queued, and which key names the database."""
+    gone = "postgresql://mailer@127.0.0.1:1/mailer" if database_url.startswith("postgresql") else f"sqlite:///{tmp_path}"
+    with open_shop(MAILER_DATABASE_URL=gone).app_context():
+        for call in (send, enqueue):
+            error, text = refusal(call)
+
+            assert error is StoreUnavailable
+            assert "MAILER_DATABASE_URL" in text
+            assert "nothing was queued" in text
+
+
+def test_a_database_without_tables(open_shop: OpenShop, empty_database_url: str) -> None:
+    """SQLite gets its tables at the first mail, PostgreSQL by a command: the error says which."""
+    shop = open_shop(MAILER_DATABASE_URL=empty_database_url)
+    with shop.app_context():
+        if empty_database_url.startswith("sqlite"):
+            send()
+            assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
+        else:
+            assert refusal(send) == (SchemaMismatch, "The database has no tables of Mailer yet: run 'flask mail migrate'.")

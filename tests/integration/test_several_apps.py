@@ -1,0 +1,178 @@
+"""State belongs to the app: several in one process, the factory pattern, and nothing set at all."""
+
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from flask import Flask
+from jinja2 import DictLoader
+
+from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, send_email
+from tests.services.databases import Databases, sqlite_only
+from tests.services.sink import Sink
+from tests.shop import OpenShop, rows, store_of, stored
+
+#: One object for all apps, as a module of an application has it.
+mailer = Mailer()
+
+
+@pytest.fixture
+def other_database_url(sqlite_databases: Databases) -> Iterator[str]:
+    with sqlite_databases.migrated() as url:
+        yield url
+
+
+@pytest.fixture
+def shops(open_shop: OpenShop, other_database_url: str) -> tuple[Flask, Flask]:
+    """Two apps of one factory: each with a database, a prefix and a sender of its own."""
+    one = open_shop(MAILER_SUBJECT_PREFIX="[one]", MAIL_DEFAULT_SENDER="one@example.com")
+    other = open_shop(
+        MAILER_SUBJECT_PREFIX="[other]", MAIL_DEFAULT_SENDER="other@example.com", MAILER_DATABASE_URL=other_database_url
+    )
+    return one, other
+
+
+def deliver(app: Flask) -> None:
+    """What a worker of this app does when it is called."""
+    with app.app_context():
+        app.extensions["mailer"].courier.deliver_slice()
+
+
+def test_each_app_has_its_own_queue(shops: tuple[Flask, Flask], sink: Sink) -> None:
+    """A mail is kept in the database of the app that queued it, with that app's settings, and nobody else delivers it."""
+    one, other = shops
+    with one.app_context():
+        mine = mailer.send_email("ada@example.com", "Hello", "only_text", name="Ada")
+    with other.app_context():
+        yours = send_email("bob@example.com", "Hello", "only_text", name="Bob")
+
+        with pytest.raises(UnknownMail, match=mine.id):
+            mailer.status(mine.id)
+
+    assert rows(one) == rows(other) == {"mailer_message": 1, "mailer_delivery": 1}
+    assert (stored(one, mine).subject, str(stored(one, mine).sender)) == ("[one] Hello", "one@example.com")
+    assert (stored(other, yours).subject, str(stored(other, yours).sender)) == ("[other] Hello", "other@example.com")
+
+    deliver(other)
+    assert [mail.recipients for mail in sink.messages] == [("bob@example.com",)]
+    with one.app_context():
+        assert [one.status for one in mailer.status(mine.id)] == [Status.QUEUED]
+
+
+def test_apps_in_each_others_context(shops: tuple[Flask, Flask]) -> None:
+    """The innermost context counts, as everywhere in Flask."""
+    one, other = shops
+    with one.app_context(), other.test_request_context():
+        receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
+
+    assert rows(one) == {}
+    assert stored(other, receipt).subject == "[other] Hello"
+
+
+def test_apps_in_threads(shops: tuple[Flask, Flask]) -> None:
+    """Requests to both at the same time do not mix."""
+
+    def request(number: int) -> None:
+        with shops[number % 2].test_request_context():
+            send_email(f"{number % 2}-{number}@example.com", "Hello", "only_text", name="you")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(request, range(40)))
+
+    for number, shop in enumerate(shops):
+        with shop.app_context(), store_of(shop).engine.connect() as connection:
+            found = connection.exec_driver_sql("SELECT recipient FROM mailer_delivery").scalars().all()
+        assert len(found) == 20
+        assert {address[0] for address in found} == {str(number)}
+
+
+@sqlite_only
+def test_the_drop_in_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> None:
+    """`Mail(app)` needs no context of that app to send, as with Flask-Mail."""
+    one, other = shops
+    with other.app_context():
+        Mail(one).send(Message("Hello", ["ada@example.com"], sender="ada@example.com"))
+
+    assert rows(one) == {"mailer_message": 1, "mailer_delivery": 1}
+    assert rows(other) == {}
+
+
+@sqlite_only
+def test_the_connection_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> None:
+    """So does `Mail(app).connect()`."""
+    one, other = shops
+    with other.app_context(), Mail(one).connect() as connection:
+        connection.send(Message("Hello", ["ada@example.com"], sender="ada@example.com"))
+
+    assert rows(one) == {"mailer_message": 1, "mailer_delivery": 1}
+    assert rows(other) == {}
+
+
+@sqlite_only
+def test_each_app_has_its_own_celery(shops: tuple[Flask, Flask]) -> None:
+    """As in Flask's documentation: `app.extensions["celery"]`, with Mailer's three tasks on it."""
+    celeries = [shop.extensions["celery"] for shop in shops]
+
+    assert celeries[0] is not celeries[1]
+    for celery in celeries:
+        celery.finalize()
+        assert {name for name in celery.tasks if name.startswith("mailer.")} == {
+            "mailer.send_email",
+            "mailer.sweep",
+            "mailer.purge",
+        }
+
+
+@sqlite_only
+def test_the_applications_own_celery_is_used(config: dict[str, str]) -> None:
+    """It gets the tasks, and none of its settings is changed."""
+    app = Flask("shop")
+    app.config.from_mapping(config)
+    celery: Celery[Any] = Celery("shop", broker="memory://", set_as_current=False)
+    app.extensions["celery"] = celery
+    Mailer(app)
+    celery.finalize()
+
+    assert app.extensions["celery"] is celery
+    assert celery.conf.broker_url == "memory://"
+    assert "mailer.send_email" in celery.tasks
+
+
+@sqlite_only
+def test_init_app_twice_is_refused(open_shop: OpenShop) -> None:
+    """A second set of connections for the same app is a mistake."""
+    with pytest.raises(ConfigurationError, match="has its Mailer already: use that one"):
+        mailer.init_app(open_shop())
+
+
+def test_a_refused_app_can_be_mended(tmp_path: Path) -> None:
+    """Nothing of a wrong start stays behind: a corrected configuration works."""
+    app = Flask("shop", instance_path=str(tmp_path))
+    app.config["MAIL_PORT"] = "abc"
+    with pytest.raises(ConfigurationError, match=r"^MAIL_PORT='abc': allowed: a whole number from 1 to 65535"):
+        mailer.init_app(app)
+
+    app.config["MAIL_PORT"] = "587"
+    mailer.init_app(app)
+
+
+def test_nothing_is_set(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new user's first app: SQLite is made in the instance folder, at the first mail and not before."""
+    monkeypatch.setenv("REDIS_URL", redis_url)  # a ring must not reach a broker that happens to run here
+    folder = tmp_path / "instance"
+    app = Flask("shop", instance_path=str(folder))
+    app.jinja_loader = DictLoader({"hello.txt": "Hello {{ name }}"})
+    mailer.init_app(app)
+    assert not (folder / "mailer.sqlite3").exists()
+
+    with app.app_context():
+        receipt = send_email("ada@example.com", "Hello", "hello", sender="shop@example.com", name="Ada")
+
+    store_of(app).engine.dispose()
+    with closing(sqlite3.connect(folder / "mailer.sqlite3")) as database:
+        assert database.execute("SELECT mail_id, recipient FROM mailer_delivery").fetchall() == [(receipt.id, "ada@example.com")]

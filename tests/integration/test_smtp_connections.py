@@ -1,0 +1,230 @@
+"""Connections stay warm, are lent to one mail at a time, and their end costs no mail."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from mailer import smtp
+from mailer.devstack.faults import CLOSE_AFTER_250, DROP, HANG, Fault
+from mailer.message import Verdict
+from mailer.smtp import Relay, RelayConnection
+from tests.services.relay import SHORT, RawServer, make_letter, send
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+
+MakeRelay = Callable[..., Relay]
+Answering = Callable[..., RawServer]
+
+
+@pytest.fixture
+def no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short a connection was idle, it is asked whether the relay is still there."""
+    monkeypatch.setattr(smtp, "_TRUSTED_IDLE_SECONDS", 0.0)
+
+
+def said(server: RawServer, command: bytes) -> int:
+    """How often the server heard it."""
+    return sum(line.startswith(command) for line in server.heard)
+
+
+# --- warm connections -------------------------------------------------------------------------------------------------
+
+
+def test_one_connection_for_many_mails(relay_to: MakeRelay, sink: Sink) -> None:
+    """Greeting, TLS and login are paid for once."""
+    relay = relay_to(sink)
+
+    assert [send(relay).verdict for _ in range(5)] == [Verdict.SENT] * 5
+    assert (len(sink.messages), sink.connections) == (5, 1)
+
+
+def test_a_limit_of_mails_on_a_connection(relay_to: MakeRelay, sink: Sink) -> None:
+    """MAIL_MAX_EMAILS, for relays that count."""
+    relay = relay_to(sink, MAIL_MAX_EMAILS=2)
+
+    assert [send(relay).verdict for _ in range(5)] == [Verdict.SENT] * 5
+    assert sink.connections == 3
+
+
+def test_a_relay_that_has_hung_up(relay_to: MakeRelay, sink: Sink) -> None:
+    """The mail that notices goes out over a new connection at once: nothing was lost, so nobody rests."""
+    relay = relay_to(sink)
+    sink.faults.add(Fault("dot", CLOSE_AFTER_250))
+
+    assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
+    assert (len(sink.messages), sink.connections) == (2, 2)
+    assert not relay.is_resting
+
+
+def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
+    """The same for one that waits for the next mail to say that it has had enough."""
+    relay = relay_to(sink)
+    send(relay)
+    sink.faults.add(Fault("mail", "421 4.4.2 idle for too long"))
+
+    assert send(relay).verdict is Verdict.SENT
+    assert (len(sink.messages), sink.connections) == (2, 2)
+    assert not relay.is_resting
+
+
+def test_a_relay_that_has_hung_up_after_a_refusal(relay_to: MakeRelay, answering: Answering) -> None:
+    """A connection over which no mail has gone yet is as warm as any other."""
+    server = answering(RCPT=b"550 5.1.1 no such user\r\n")
+    relay = relay_to(server)
+    assert send(relay).verdict is Verdict.REFUSED
+
+    server.hang_up()
+
+    assert send(relay).verdict is Verdict.REFUSED
+    assert not relay.is_resting
+
+
+def test_a_relay_that_restarts_under_a_warm_connection(relay_to: MakeRelay, sink: Sink, no_trust: None) -> None:
+    """A connection that was silent for a while is asked first."""
+    relay = relay_to(sink)
+    send(relay)
+    sink.stop()
+
+    with Sink(port=sink.port) as restarted:
+        assert send(relay).verdict is Verdict.SENT
+        assert len(restarted.messages) == 1
+
+
+def test_a_connection_that_answers_is_trusted(relay_to: MakeRelay, answering: Answering, no_trust: None) -> None:
+    """NOOP is the question, and a yes keeps the connection."""
+    server = answering()
+    relay = relay_to(server)
+
+    send(relay)
+    send(relay)
+
+    assert (said(server, b"ehlo"), said(server, b"noop")) == (1, 1)
+
+
+@pytest.mark.parametrize("answer", [(), b"421 4.4.2 idle for too long\r\n", b"hm\r\n"])
+def test_a_connection_that_does_not_is_replaced(
+    relay_to: MakeRelay, answering: Answering, no_trust: None, answer: bytes | tuple[()]
+) -> None:
+    """A silent one too, and soon."""
+    server = answering(NOOP=answer)
+    relay = relay_to(server, MAILER_CONNECT_TIMEOUT=SHORT)
+
+    assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
+    assert said(server, b"ehlo") == 2
+
+
+def test_connections_that_nobody_uses_are_closed(relay_to: MakeRelay, answering: Answering) -> None:
+    """Politely, and not before their time."""
+    server = answering()
+    relay = relay_to(server)
+    send(relay)
+
+    relay.close_idle(longer_than=3600)
+    assert said(server, b"quit") == 0
+    relay.close_idle(longer_than=0)
+    wait_until(lambda: said(server, b"quit") == 1)
+    assert send(relay).verdict is Verdict.SENT
+
+
+def test_a_connection_that_was_idle_for_too_long_is_not_used(relay_to: MakeRelay, sink: Sink) -> None:
+    """MAILER_IDLE_TIMEOUT: firewalls forget connections without a word."""
+    relay = relay_to(sink, MAILER_IDLE_TIMEOUT=0.000001)
+
+    assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
+    assert sink.connections == 2
+
+
+# --- a relay that can't be reached ------------------------------------------------------------------------------------
+
+
+def test_a_relay_that_can_not_be_reached_rests(relay_to: MakeRelay, sink: Sink) -> None:
+    """Nobody waits for it again so soon, and not for ever either."""
+    relay = relay_to(sink, MAILER_RELAY_REST=SHORT)
+    sink.faults.add(Fault("connect", DROP))
+
+    assert send(relay).verdict is Verdict.UNREACHED
+    assert relay.is_resting
+    wait_until(lambda: not relay.is_resting)
+    assert send(relay).verdict is Verdict.SENT
+
+
+def test_a_warm_connection_is_replaced_once(relay_to: MakeRelay, sink: Sink) -> None:
+    """A relay that hangs up on the second one too is in trouble: it rests."""
+    relay = relay_to(sink)
+    send(relay)
+    sink.faults.add(Fault("mail", DROP, times=2))
+
+    assert send(relay).verdict is Verdict.UNREACHED
+    assert relay.is_resting
+    assert sink.connections == 2
+
+
+def test_a_mail_in_doubt_is_not_sent_again(relay_to: MakeRelay, sink: Sink) -> None:
+    """Only what surely never began is tried a second time."""
+    relay = relay_to(sink, MAILER_REPLY_TIMEOUT=SHORT)
+    send(relay)
+    sink.faults.add(Fault("dot", HANG))
+
+    assert send(relay).verdict is Verdict.DOUBTFUL
+    assert not relay.is_resting
+    assert sink.connections == 1
+
+
+# --- threads and processes --------------------------------------------------------------------------------------------
+
+
+def test_no_connection_is_lent_twice(relay_to: MakeRelay, sink: Sink) -> None:
+    """Threads get connections of their own, warm ones as far as there are any."""
+    relay = relay_to(sink)
+    at_once = threading.Barrier(4)
+
+    def send_three(_: int) -> list[RelayConnection]:
+        used = []
+        for _ in range(3):
+            with relay.connection() as connection:
+                at_once.wait(timeout=10)
+                assert relay.send(connection, make_letter()).verdict is Verdict.SENT
+                at_once.wait(timeout=10)
+            used.append(connection)
+        return used
+
+    with ThreadPoolExecutor(4) as threads:
+        rounds = zip(*threads.map(send_three, range(4)), strict=True)
+
+    assert all(len(set(connections)) == 4 for connections in rounds)
+    assert len(sink.messages) == 12
+
+
+def test_a_connection_is_not_kept_after_an_error(relay_to: MakeRelay, sink: Sink) -> None:
+    """Nobody knows in the middle of what it was."""
+    relay = relay_to(sink)
+
+    with suppress(KeyboardInterrupt), relay.connection() as connection:
+        relay.send(connection, make_letter())
+        raise KeyboardInterrupt
+
+    assert send(relay).verdict is Verdict.SENT
+    assert sink.connections == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_leaves_the_connections_of_its_parent_alone(relay_to: MakeRelay, sink: Sink) -> None:
+    """Two processes on one connection would mix their mails."""
+    relay = relay_to(sink)
+    send(relay)
+
+    if (child := os.fork()) == 0:
+        failed = True
+        try:
+            failed = send(relay).verdict is not Verdict.SENT
+            relay.close_idle()
+        finally:
+            os._exit(failed)  # or pytest would go on here too
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    assert send(relay).verdict is Verdict.SENT
+    assert (len(sink.messages), sink.connections) == (3, 2)

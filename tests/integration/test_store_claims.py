@@ -1,0 +1,197 @@
+"""Which delivery is next, and that nobody gets it twice: on both databases."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from mailer.message import Lane, Status
+from mailer.store import Store
+from tests.mails import LATER, NOW, bring, claim, insert, postgresql_only, row
+from tests.services.processes import at_once
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_most_urgent_lane_first_and_in_it_what_waits_the_longest(store: Store) -> None:
+    """Bulk mail that has been due for an hour waits for a password that is due now."""
+    for lane, waits, name in [
+        (Lane.BULK, 3600, "newsletter"),
+        (Lane.NORMAL, 10, "second"),
+        (Lane.CRITICAL, 0, "password"),
+        (Lane.NORMAL, 20, "first"),
+    ]:
+        insert(store, f"{name}@example.com", lane=lane, due_at=NOW - waits)
+
+    order = [one.recipient.partition("@")[0] for one in (*claim(store, 3), *claim(store, 3))]
+
+    assert order == ["password", "first", "second", "newsletter"]
+
+
+def test_a_slice_is_no_larger_than_asked_for(store: Store) -> None:
+    """Also when it is filled from several lanes."""
+    insert(store, "ada@example.com", "bob@example.com", lane=Lane.CRITICAL)
+    insert(store, "cy@example.com", "di@example.com", lane=Lane.BULK)
+
+    assert [len(claim(store, most)) for most in (0, 3, 3, 3)] == [0, 3, 1, 0]
+
+
+def test_recipients_of_one_mail_stay_together(store: Store) -> None:
+    """In the order they were given: its bytes are made once for all that follow each other."""
+    recipients = [f"reader{number}@example.com" for number in range(50)]
+    insert(store, *recipients)
+
+    assert [one.recipient for _ in range(5) for one in claim(store, 10)] == recipients
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
+    """To the fraction of a second."""
+    insert(store, due_at=NOW + 0.5)
+
+    assert claim(store, now=NOW + 0.499) == []
+    assert len(claim(store, now=NOW + 0.5)) == 1
+
+
+def test_mail_that_came_too_late_is_not_claimed(store: Store) -> None:
+    """Also when the sweep has not said so yet."""
+    insert(store, expires_at=NOW + 10)
+
+    assert claim(store, now=NOW + 10) == []
+    assert len(claim(store, now=NOW + 9)) == 1
+
+
+def test_a_claim_is_written_down(store: Store) -> None:
+    """Whose it is, until when, and that an attempt began."""
+    delivery = bring(store, Status.QUEUED)
+
+    [claimed] = store.claim_due(1, token="mine", now=NOW, lease_until=NOW + 5)
+
+    assert (claimed.token, claimed.lease_until, claimed.attempts) == ("mine", NOW + 5, 1)
+    written = row(store, delivery)
+    assert [written[name] for name in ("status", "token", "lease_until", "attempts")] == ["claimed", "mine", NOW + 5, 1]
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def claim_everything(store: Store) -> list[int]:
+    """In small slices, so that everybody has something to fight for."""
+    ids: list[int] = []
+    while claimed := claim(store, 7):
+        ids += [one.id for one in claimed]
+    return ids
+
+
+def claim_in_a_process(url: str) -> list[int]:
+    store = Store(url)
+    try:
+        return claim_everything(store)
+    finally:
+        store.engine.dispose()
+
+
+def test_threads_claim_each_delivery_once(store: Store) -> None:
+    """Eight threads share one store."""
+    insert(store, *(f"reader{number}@example.com" for number in range(500)))
+    together = threading.Barrier(8)
+
+    def work(_number: int) -> list[int]:
+        together.wait()
+        return claim_everything(store)
+
+    with ThreadPoolExecutor(8) as threads:
+        claimed = [number for ids in threads.map(work, range(8)) for number in ids]
+
+    assert sorted(claimed) == list(range(1, 501))
+
+
+def test_processes_claim_each_delivery_once(store: Store, database_url: str) -> None:
+    """Four processes share one database."""
+    insert(store, *(f"reader{number}@example.com" for number in range(500)))
+
+    claimed = [number for ids in at_once(4, claim_in_a_process, database_url) for number in ids]
+
+    assert sorted(claimed) == list(range(1, 501))
+
+
+# --- indexes ----------------------------------------------------------------------------------------------------------
+
+
+def plan_of(store: Store, ask: Callable[[Store], Any]) -> str:
+    """How the database would do what is asked, were there a million rows."""
+    executed: list[tuple[str, Any]] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_context: Any) -> None:
+        executed.append((statement, parameters))
+
+    event.listen(store.engine, "before_cursor_execute", listen)
+    ask(store)
+    event.remove(store.engine, "before_cursor_execute", listen)
+    with store.engine.connect() as connection:
+        explain = "EXPLAIN "
+        if connection.dialect.name == "sqlite":
+            explain = "EXPLAIN QUERY PLAN "
+        else:
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        plans = [
+            connection.exec_driver_sql(explain + statement, parameters)
+            for statement, parameters in executed
+            if "mailer_delivery" in statement
+        ]
+        return "\n".join(str(line) for plan in plans for line in plan)
+
+
+DUE, LEASED = "mailer_delivery_due", "mailer_delivery_leased"
+
+
+@pytest.mark.parametrize(
+    ("ask", "index"),
+    [
+        pytest.param(claim, DUE, id="claim"),
+        pytest.param(lambda store: store.is_due(NOW), DUE, id="is anything due"),
+        pytest.param(lambda store: store.requeue_lapsed_claims(NOW), LEASED, id="lapsed claims"),
+        pytest.param(lambda store: store.doubt_lapsed_transmissions(NOW, resend_at=LATER), LEASED, id="lapsed transmissions"),
+        pytest.param(lambda store: store.resend_doubtful(NOW), "mailer_delivery_doubtful", id="resends"),
+        pytest.param(lambda store: store.expire_overdue(NOW), "mailer_delivery_expiring", id="overdue"),
+        pytest.param(lambda store: store.purge_finished(NOW, most=10), "mailer_delivery_finished", id="purge"),
+        pytest.param(lambda store: store.statuses(["mail"]), "ix_mailer_delivery_mail_id", id="status"),
+    ],
+)
+def test_no_question_reads_the_whole_queue(store: Store, ask: Callable[[Store], Any], index: str) -> None:
+    """What is asked all the time is answered from an index."""
+    store.check_schema()
+
+    plan = plan_of(store, ask)
+
+    assert index in plan
+    assert "SCAN mailer_delivery" not in plan
+    assert "Seq Scan on mailer_delivery" not in plan
+
+
+@postgresql_only
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(claim, id="claim"),
+        pytest.param(lambda store: store.mark_if_claimed([1, 2], token="mine", now=NOW, lease_until=LATER), id="mark"),
+        pytest.param(lambda store: store.expire_overdue(NOW), id="overdue"),
+        pytest.param(lambda store: store.purge_finished(NOW, most=10), id="purge"),
+    ],
+)
+def test_a_burst_after_a_silence(store: Store, ask: Callable[[Store], Any]) -> None:
+    """What is chosen is found by its id, also while PostgreSQL's statistics say that nothing is queued, held or finished."""
+    insert(store, *(f"reader{number}@example.com" for number in range(1000)), due_at=LATER)
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("UPDATE mailer_delivery SET status = 'doubtful', due_at = NULL")
+        connection.exec_driver_sql("VACUUM ANALYZE mailer_delivery")
+
+    plan = plan_of(store, ask)
+
+    assert "Join Filter: (mailer_delivery.id" not in plan
+    assert "Index Scan using mailer_delivery_pkey on mailer_delivery " in plan

@@ -1,0 +1,332 @@
+"""The state chart, tried on both databases: what moves, what does not, and whose move it is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+
+import pytest
+from sqlalchemy import delete
+
+from mailer import schema
+from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
+from mailer.policy import RetryPolicy, next_move
+from mailer.store import Result, Store
+from tests.chart import drawn
+from tests.mails import LATER, LEASE, NOW, assert_moved, bring, claim, insert, mark, moved_by, record, row, table
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A method of the store that moves deliveries: where it leads, and a call with all that could make it move."""
+
+    targets: frozenset[Status]
+    call: Callable[[Store, Delivery, Status], set[int]]
+
+
+def verb(*targets: Status) -> Callable[[Callable[[Store, Delivery, Status], set[int]]], Verb]:
+    return partial(Verb, frozenset(targets))
+
+
+RECORDED = (Status.SENT, Status.QUEUED, Status.FAILED, Status.DOUBTFUL)
+
+WORKERS = {
+    "mark_if_claimed": verb(Status.TRANSMITTING)(lambda store, one, to: mark(store, one, token=one.token)),
+    "record_if_transmitting": verb(*RECORDED)(lambda store, one, to: record(store, one, to=to)),
+    "release_if_held": verb(Status.QUEUED)(lambda store, one, to: store.release_if_held([one.id], token=one.token)),
+    "fail_if_claimed": verb(Status.FAILED)(
+        lambda store, one, to: {one.id} if store.fail_if_claimed(one, "it can't be composed", now=NOW) else set()
+    ),
+}
+SWEEPS = {
+    "requeue_lapsed_claims": verb(Status.QUEUED)(lambda store, one, to: store.requeue_lapsed_claims(LATER)),
+    "doubt_lapsed_transmissions": verb(Status.DOUBTFUL)(
+        lambda store, one, to: store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
+    ),
+    "resend_doubtful": verb(Status.QUEUED)(lambda store, one, to: store.resend_doubtful(LATER)),
+    "expire_overdue": verb(Status.EXPIRED)(lambda store, one, to: store.expire_overdue(LATER)),
+}
+VERBS = {
+    "claim_due": verb(Status.CLAIMED)(lambda store, one, to: {claimed.id for claimed in claim(store)}),
+    **WORKERS,
+    **SWEEPS,
+    "settle_if_resting": verb(*Status)(lambda store, one, to: store.settle_if_resting(one.mail_id, to, now=NOW)),
+}
+
+# Where a worker has a delivery in its hands, and where it may go from there.
+HELD = [
+    pytest.param(WORKERS[name], source, target, id=f"{name}-{source}-{target}")
+    for (source, target), names in sorted(drawn().items())
+    for name in sorted(names & WORKERS.keys())
+]
+
+
+# --- the chart --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def chart_store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """One database for all pairs, emptied for each: making one takes longer than the test."""
+    databases = request.getfixturevalue({"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param])
+    with databases.migrated() as url:
+        store = Store(url)
+        yield store
+        store.engine.dispose()
+
+
+@pytest.mark.parametrize(("source", "target"), list(product(Status, Status)))
+def test_every_pair(chart_store: Store, source: Status, target: Status) -> None:
+    """The methods at an arrow of the chart go its way, and no others. Where there is no arrow, nothing moves."""
+    movers = set()
+    for name, verb in VERBS.items():
+        if target in verb.targets:
+            with chart_store.engine.begin() as connection:
+                connection.execute(delete(schema.message))
+            delivery = bring(chart_store, source, expires_at=NOW + 3600)
+            moves = moved_by(chart_store, partial(verb.call, chart_store, delivery, target))
+            assert moves in ({}, {delivery.id: (source, target)})
+            movers |= {name} if moves else set()
+
+    assert movers == drawn().get((source, target), set())
+    assert bool(movers) == ((source, target) in TRANSITIONS)
+
+
+# --- the token --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("verb", "source", "target"), HELD)
+def test_a_worker_moves_its_own_only(store: Store, verb: Verb, source: Status, target: Status) -> None:
+    """A method with somebody else's token moves nothing; with the right one it leaves the neighbours alone."""
+    bring(store, source)
+    delivery = bring(store, source)
+
+    assert_moved(store, lambda: verb.call(store, replace(delivery, token="another's"), target), [], target)
+    assert_moved(store, lambda: verb.call(store, delivery, target), [delivery], target)
+
+
+@pytest.mark.parametrize("target", RECORDED)
+@pytest.mark.parametrize("lost_in", [Status.CLAIMED, Status.TRANSMITTING])
+def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Status) -> None:
+    """What its successor has claimed since, a worker that wakes up can't mark, record, release or fail."""
+    mine = bring(store, lost_in, on_doubt=OnDoubt.RESEND)
+    store.requeue_lapsed_claims(LATER)
+    store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
+    store.resend_doubtful(LATER)
+    [theirs] = claim(store, now=LATER, token="its successor's", lease_until=LATER + 300)
+    assert theirs.id == mine.id
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: None,
+        lambda: store.mark_if_claimed([theirs.id], token=theirs.token, now=LATER, lease_until=LATER + 300),
+        lambda: record(store, theirs, to=Status.DOUBTFUL),
+    )
+    for step, found_in in zip(steps, (Status.CLAIMED, Status.TRANSMITTING, Status.DOUBTFUL), strict=True):
+        step()
+        assert row(store, mine)["status"] == found_in
+        assert_moved(store, lambda: mark(store, mine), [], Status.TRANSMITTING)
+        assert_moved(store, lambda: record(store, mine, to=target), [], target)
+        assert_moved(store, lambda: store.release_if_held([mine.id], token=mine.token), [], Status.QUEUED)
+        assert not store.fail_if_claimed(mine, "it can't be composed", now=LATER)
+
+
+def test_a_lease_that_is_over_can_not_be_begun(store: Store) -> None:
+    """Also before the sweep has noticed: it may notice at any moment."""
+    delivery = bring(store, Status.CLAIMED)
+
+    assert_moved(store, lambda: mark(store, delivery, now=LEASE), [], Status.TRANSMITTING)
+    assert_moved(store, lambda: mark(store, delivery, now=LEASE - 1), [delivery], Status.TRANSMITTING)
+
+
+def test_a_lease_that_holds_is_nobody_elses(store: Store) -> None:
+    """The sweep takes nothing from a worker that is in time."""
+    bring(store, Status.TRANSMITTING)
+    bring(store, Status.CLAIMED)
+
+    assert_moved(store, lambda: store.requeue_lapsed_claims(LEASE - 1), [], Status.QUEUED)
+    assert_moved(store, lambda: store.doubt_lapsed_transmissions(LEASE - 1, resend_at=LATER), [], Status.DOUBTFUL)
+
+
+def test_some_of_a_slice(store: Store) -> None:
+    """A statement for many moves those that can be moved, and says which."""
+    insert(store, *(f"reader{number}@example.com" for number in range(600)))
+    claimed = claim(store, 600)
+    gone, held = claimed[:100], claimed[100:]
+    store.release_if_held([one.id for one in gone], token=gone[0].token)
+
+    assert_moved(store, lambda: mark(store, *claimed), held, Status.TRANSMITTING)
+    assert_moved(store, lambda: mark(store), [], Status.TRANSMITTING)
+
+
+# --- what a move writes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [Status.CLAIMED, Status.TRANSMITTING])
+def test_what_is_released_was_never_claimed(store: Store, held: Status) -> None:
+    """The attempt is given back, the due time is as before."""
+    delivery = bring(store, Status.QUEUED)
+    queued = row(store, delivery)
+    [claimed] = claim(store)
+    assert row(store, claimed)["attempts"] == claimed.attempts == 1
+    if held is Status.TRANSMITTING:
+        mark(store, claimed)
+
+    store.release_if_held([claimed.id], token=claimed.token)
+
+    assert row(store, delivery) == queued
+
+
+def test_what_is_released_may_have_to_wait(store: Store) -> None:
+    """A reason to wait comes as a later due time."""
+    delivery = bring(store, Status.CLAIMED)
+
+    store.release_if_held([delivery.id], token=delivery.token, due_at=LATER)
+
+    assert row(store, delivery)["due_at"] == LATER
+    assert claim(store, now=LATER - 1) == []
+
+
+def test_a_lapsed_claim_costs_no_attempt(store: Store) -> None:
+    """Its worker is gone; that says nothing about the mail."""
+    delivery = bring(store, Status.QUEUED)
+    queued = row(store, delivery)
+    claim(store)
+
+    store.requeue_lapsed_claims(LEASE)
+
+    assert row(store, delivery) == queued
+
+
+def test_what_was_said_is_kept(store: Store) -> None:
+    """The reply, the relay and the time; and for a try that failed, a line in the history."""
+    refused, accepted = bring(store, Status.TRANSMITTING), bring(store, Status.TRANSMITTING)
+
+    record(store, refused, to=Status.QUEUED, reply="451 später 🐌")
+    record(store, accepted, to=Status.SENT, reply="250 queued as 7")
+
+    [status] = store.status(accepted.mail_id).deliveries
+    assert (status.reply, status.relay, status.history) == ("250 queued as 7", "relay.example.com", ())
+    assert status.finished_at is not None
+    assert status.finished_at.timestamp() == NOW
+    [status] = store.status(refused.mail_id).deliveries
+    assert [(tried.verdict, tried.reply, tried.relay) for tried in status.history] == [
+        (Verdict.DEFERRED, "451 später 🐌", "relay.example.com")
+    ]
+    assert status.due_at is not None
+    assert status.due_at.timestamp() == LATER
+    assert status.finished_at is None
+
+
+def test_a_try_that_does_not_count(store: Store) -> None:
+    """A relay that could not be talked to costs no attempt."""
+    delivery = bring(store, Status.TRANSMITTING)
+
+    record(store, delivery, to=Status.QUEUED, counts=False)
+
+    assert row(store, delivery)["attempts"] == 0
+
+
+def test_any_words_can_be_recorded(store: Store) -> None:
+    """What a relay says is no reason to lose an outcome, though PostgreSQL stores no NUL and no database half a character."""
+    sent, failed = bring(store, Status.TRANSMITTING), bring(store, Status.TRANSMITTING)
+    broken = bring(store, Status.CLAIMED)
+
+    record(store, sent, to=Status.SENT, reply="250 \x00\udcff ok")
+    record(store, failed, to=Status.FAILED, reply="550 \x00\udcff no")
+    store.fail_if_claimed(broken, "\x00\udcff", now=NOW)
+
+    assert {one["id"]: one["reply"] for one in table(store).values()} == {
+        sent.id: "250 \ufffd? ok",
+        failed.id: "550 \ufffd? no",
+        broken.id: "\ufffd?",
+    }
+
+
+def test_a_second_report_changes_nothing(store: Store) -> None:
+    """Outcomes are recorded again when the answer of the database got lost."""
+    delivery = bring(store, Status.TRANSMITTING)
+    record(store, delivery, to=Status.FAILED)
+
+    assert_moved(store, lambda: record(store, delivery, to=Status.FAILED), [], Status.FAILED)
+    [status] = store.status(delivery.mail_id).deliveries
+    assert len(status.history) == 1
+
+
+def test_a_requeued_mail_begins_anew(store: Store) -> None:
+    """All its attempts and all its time are before it."""
+    delivery = bring(store, Status.FAILED)
+
+    store.settle_if_resting(delivery.mail_id, Status.QUEUED, now=LATER)
+
+    after = row(store, delivery)
+    assert (after["attempts"], after["queued_at"], after["due_at"], after["finished_at"]) == (0, LATER, LATER, None)
+
+
+def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
+    """And no other mail's."""
+    insert(store, "eve@example.com")
+    mail_id = insert(store, "ada@example.com", "bob@example.com", "cy@example.com")
+    [_eve, ada, *rest] = sorted(claim(store), key=lambda one: one.id)
+    store.release_if_held([one.id for one in rest], token=ada.token)
+
+    assert_moved(store, lambda: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW), rest, Status.CANCELLED)
+
+
+# --- doubt ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [Status.SENT, Status.FAILED, Status.QUEUED])
+@pytest.mark.parametrize("noticed_by", ["its worker", "the sweep"])
+def test_a_late_reply_settles_a_doubt(store: Store, noticed_by: str, target: Status) -> None:
+    """The worker was slow, not dead: what the relay said is true."""
+    delivery = bring(store, Status.TRANSMITTING)
+    if noticed_by == "the sweep":
+        store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
+    else:
+        record(store, delivery, to=Status.DOUBTFUL)
+
+    assert_moved(store, lambda: record(store, delivery, to=target), [delivery], target)
+
+
+def test_a_doubt_that_was_resent_is_settled_by_nobody_late(store: Store) -> None:
+    """The old claim is over: its reply says nothing about the new one."""
+    delivery = bring(store, Status.DOUBTFUL)
+    store.resend_doubtful(LATER)
+
+    assert_moved(store, lambda: record(store, delivery, to=Status.SENT), [], Status.SENT)
+
+
+def doubt_by_worker(store: Store, delivery: Delivery) -> set[int]:
+    outcome = Outcome(Verdict.DOUBTFUL, "no reply after the end of the mail")
+    move = next_move(delivery, outcome, RetryPolicy(doubt_resend_after=900), now=NOW, dice=0.5)
+    return store.record_if_transmitting([Result(delivery, outcome, move)], now=NOW, relay="relay.example.com")
+
+
+def doubt_by_sweep(store: Store, delivery: Delivery) -> set[int]:
+    return store.doubt_lapsed_transmissions(LATER, resend_at=NOW + 900)
+
+
+@pytest.mark.parametrize("doubt", [doubt_by_worker, doubt_by_sweep])
+def test_resend_means_once(store: Store, doubt: Callable[[Store, Delivery], set[int]]) -> None:
+    """A mail in doubt is sent once more when its time has come; a second doubt waits for a person."""
+    delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.RESEND)
+    assert_moved(store, lambda: doubt(store, delivery), [delivery], Status.DOUBTFUL)
+    assert_moved(store, lambda: store.resend_doubtful(NOW + 899), [], Status.QUEUED)
+    assert_moved(store, lambda: store.resend_doubtful(NOW + 900), [delivery], Status.QUEUED)
+
+    [again] = claim(store, now=NOW + 900, lease_until=NOW + 1000)
+    store.mark_if_claimed([again.id], token=again.token, now=NOW + 900, lease_until=NOW + 1000)
+    assert (again.id, again.attempts, again.doubts) == (delivery.id, 2, 1)
+    assert_moved(store, lambda: doubt(store, again), [again], Status.DOUBTFUL)
+    assert row(store, again)["due_at"] is None
+    assert_moved(store, lambda: store.resend_doubtful(LATER * 2), [], Status.QUEUED)
+
+
+@pytest.mark.parametrize("doubt", [doubt_by_worker, doubt_by_sweep])
+def test_hold_means_never(store: Store, doubt: Callable[[Store, Delivery], set[int]]) -> None:
+    """It waits for a person, who may send it once more."""
+    delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.HOLD)
+    assert_moved(store, lambda: doubt(store, delivery), [delivery], Status.DOUBTFUL)
+    assert_moved(store, lambda: store.resend_doubtful(LATER * 2), [], Status.QUEUED)
+
+    resend = partial(store.settle_if_resting, delivery.mail_id, Status.QUEUED, now=NOW)
+    assert_moved(store, resend, [delivery], Status.QUEUED)
+    assert [one.id for one in claim(store)] == [delivery.id]

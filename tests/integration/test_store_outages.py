@@ -1,0 +1,163 @@
+"""A database that is away: one kind of error, whose text says what is wrong and which setting names the database."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url
+
+from mailer.errors import ConfigurationError, StoreUnavailable
+from mailer.store import Store, engines
+from tests.mails import NOW, insert, postgresql_only, table
+from tests.services.databases import Databases, sqlite_only
+
+
+@contextmanager
+def unavailable(reason: str) -> Iterator[None]:
+    with pytest.raises(StoreUnavailable, match=rf"MAILER_DATABASE_URL.*nothing was queued.*{reason}") as caught:
+        yield
+    assert "secret" not in str(caught.value)
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://mailer:secret@127.0.0.1:1/mailer", "Connection refused"),
+        ("postgresql://mailer:secret@/mailer?host=/nowhere", "No such file or directory"),
+    ],
+)
+def test_nobody_listens(url: str, reason: str) -> None:
+    """A wrong port, a server that was not started."""
+    store = Store(url)
+
+    with unavailable(reason):
+        insert(store)
+
+
+@postgresql_only
+def test_there_is_no_such_database(database_url: str) -> None:
+    """The server says so."""
+    store = Store(make_url(database_url).set(database="forgotten").render_as_string(hide_password=False))
+
+    with unavailable('"forgotten" does not exist'):
+        store.is_due(NOW)
+
+
+@pytest.fixture
+def administer(postgres_databases: Databases) -> Iterator[Callable[[str], None]]:
+    """What somebody does to the server meanwhile."""
+    with postgres_databases.empty() as url:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+
+        def execute(statement: str) -> None:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(statement)
+
+        yield execute
+        engine.dispose()
+
+
+def hang_up(name: str | None) -> str:
+    """The statement that closes all connections to a database."""
+    return f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608 -- a name of ours
+
+
+@postgresql_only
+def test_the_database_goes_away_and_comes_back(store: Store, administer: Callable[[str], None]) -> None:
+    """What was queued is there, what could not be queued is not, and nothing needs to be restarted."""
+    name = store.engine.url.database
+    insert(store, "before@example.com")
+    administer(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    administer(hang_up(name))
+
+    with unavailable("not currently accepting connections"):
+        insert(store, "meanwhile@example.com")
+    administer(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    insert(store, "after@example.com")
+
+    assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
+
+
+@postgresql_only
+def test_a_connection_that_was_lost_unnoticed(store: Store, administer: Callable[[str], None]) -> None:
+    """The server was restarted while nobody asked it anything: no one sees it."""
+    insert(store)
+    administer(hang_up(store.engine.url.database))
+
+    assert store.is_due(NOW)
+
+
+@postgresql_only
+def test_a_server_that_only_reads(store: Store, administer: Callable[[str], None]) -> None:
+    """A standby, after its primary has moved on to another machine."""
+    administer(f'ALTER DATABASE "{store.engine.url.database}" SET default_transaction_read_only = on')
+
+    with unavailable("read-only transaction"):
+        insert(store)
+
+
+# --- SQLite -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_can_not_be_made(tmp_path: Path) -> None:
+    """A wrong setting, said at start-up."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigurationError, match=r"MAILER_DATABASE_URL.*file/folder.*can't be made"):
+        Store(f"sqlite:///{tmp_path}/file/folder/mailer.sqlite3")
+
+
+def test_the_database_is_a_folder(tmp_path: Path) -> None:
+    """SQLite says what it makes of it."""
+    with unavailable("unable to open database file"):
+        insert(Store(f"sqlite:///{tmp_path}"))
+
+
+def test_the_file_is_something_else(tmp_path: Path) -> None:
+    """And is left as it is."""
+    file = tmp_path / "letter.txt"
+    file.write_text("Dear Ada, " * 1000)
+
+    with unavailable("file is not a database"):
+        insert(Store(f"sqlite:///{file}"))
+    assert file.read_text() == "Dear Ada, " * 1000
+
+
+@sqlite_only
+def test_somebody_else_writes_for_too_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting has an end, and what comes afterwards is not harmed."""
+    monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
+    store = Store(database_url)
+    with closing(sqlite3.connect(str(store.engine.url.database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with unavailable("database is locked"):
+            insert(store)
+        other.execute("COMMIT")
+
+    insert(store)
+    assert len(table(store)) == 1
+    store.engine.dispose()
+
+
+@sqlite_only
+def test_the_disk_is_full(store: Store) -> None:
+    """A mail that does not fit is not queued, and the next one that does is."""
+    store.check_schema()
+
+    def allow(pages: int) -> None:
+        with store.engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    allow(1)  # no more than it has
+    with unavailable("database or disk is full"):
+        insert(store, *(f"reader{number}@example.com" for number in range(1000)))
+    assert table(store) == {}
+    allow(1_000_000)
+    insert(store)
+
+    assert len(table(store)) == 1

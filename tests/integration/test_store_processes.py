@@ -1,0 +1,113 @@
+"""One database, several processes: forked from each other, or started at the same moment."""
+
+import os
+import threading
+from collections.abc import Callable
+from itertools import count
+
+from mailer.store import Store
+from tests.mails import NOW, a_message, insert, table
+from tests.services.databases import sqlite_only
+from tests.services.processes import at_once
+
+_numbers = count(1)
+
+
+def queue(store: Store, recipient: str) -> None:
+    """A mail of this process; a fork would count on where its parent was."""
+    insert(store, recipient, message=a_message(id=f"{os.getpid()}-{next(_numbers)}"))
+
+
+def recipients(store: Store) -> list[str]:
+    return [row["recipient"] for row in table(store).values()]
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The process id of a child that does this work, and ends with 0 if it could."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended_well(pid: int) -> bool:
+    return os.waitpid(pid, 0)[1] == 0
+
+
+# --- forks ------------------------------------------------------------------------------------------------------------
+
+
+def fork_while_a_thread_queues(url: str) -> list[bool]:
+    store = Store(url)
+    stop = threading.Event()
+
+    def go_on() -> None:
+        while not stop.is_set():
+            queue(store, "thread@example.com")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    well = [ended_well(forked(lambda: queue(store, "child@example.com"))) for _ in range(10)]
+    stop.set()
+    thread.join()
+    queue(store, "parent@example.com")
+    store.engine.dispose()
+    return well
+
+
+def test_a_fork_at_any_moment(store: Store, database_url: str) -> None:
+    """Parent and child both go on, also when a thread was in the middle of a transaction."""
+    [well] = at_once(1, fork_while_a_thread_queues, database_url)
+
+    assert well == [True] * 10
+    stored = recipients(store)
+    assert stored.count("child@example.com") == 10
+    assert stored.count("parent@example.com") == 1
+
+
+def fork_and_close(url: str) -> bool:
+    store = Store(url)
+    queue(store, "parent@example.com")
+    opened, closed = os.pipe(), os.pipe()
+
+    def write_on() -> None:
+        queue(store, "before@example.com")
+        os.write(opened[1], b".")
+        os.read(closed[0], 1)
+        queue(store, "after@example.com")
+
+    pid = forked(write_on)
+    os.read(opened[0], 1)
+    store.engine.dispose()
+    os.write(closed[1], b".")
+    return ended_well(pid)
+
+
+@sqlite_only
+def test_a_child_outlives_its_parents_connections(store: Store, database_url: str) -> None:
+    """SQLite deletes its log when the last connection closes: it has to know that of the child."""
+    assert at_once(1, fork_and_close, database_url) == [True]
+
+    assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+
+
+# --- the first start --------------------------------------------------------------------------------------------------
+
+
+def take_the_first_chore(url: str) -> bool:
+    store = Store(url)
+    try:
+        return store.take_chore("sweep", now=NOW, every=1)
+    finally:
+        store.engine.dispose()
+
+
+@sqlite_only
+def test_many_processes_find_no_database(empty_database_url: str) -> None:
+    """One of them makes it, the others wait."""
+    assert sorted(at_once(8, take_the_first_chore, empty_database_url)) == [False] * 7 + [True]

@@ -1,0 +1,167 @@
+"""What nobody else looks after: the sweep and the purge."""
+
+from typing import Any
+
+import pytest
+
+from mailer.errors import UnknownMail
+from mailer.message import Attachment, OnDoubt, Status
+from mailer.store import Store
+from tests.mails import a_message, claim, table
+from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue
+from tests.services.sink import Sink
+
+LEASE = 30.0
+DAY = 86_400.0
+
+
+def died_on_the_wire(store: Store, clock: Clock, **options: Any) -> str:
+    """A mail that a worker has marked and nobody has heard of since."""
+    mail_id = queue(store, "ada@example.com", **options)
+    [delivery] = claim(store, now=clock.time(), token="dead", lease_until=clock.time() + LEASE)
+    store.mark_if_claimed([delivery.id], token="dead", now=clock.time(), lease_until=clock.time() + LEASE)
+    return mail_id
+
+
+# --- rescue -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_died_before_it_began(make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell) -> None:
+    """When its lease is over its mails go back as if they had never been claimed, and somebody is called."""
+    mail_id = queue(store, "ada@example.com")
+    claim(store, now=clock.time(), lease_until=clock.time() + LEASE)
+    courier = make_courier()
+
+    courier.sweep()
+    assert (copy_of(store, mail_id).status, bell.rings) == (Status.CLAIMED, 0)
+
+    clock.ahead += LEASE + 1
+    courier.sweep()
+    assert (copy_of(store, mail_id).status, bell.rings) == (Status.QUEUED, 1)
+
+    courier.deliver_slice()
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.SENT, 1)
+
+
+def test_a_worker_died_on_the_wire(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """Nobody knows whether the mail was taken: it waits for MAILER_DOUBT_RESEND_AFTER, then goes out once more."""
+    mail_id = died_on_the_wire(store, clock)
+    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=900)
+
+    courier.sweep()
+    assert copy_of(store, mail_id).status is Status.TRANSMITTING
+
+    clock.ahead += LEASE + 1
+    courier.sweep()
+    doubtful = copy_of(store, mail_id)
+    assert (doubtful.status, doubtful.reply) == (
+        Status.DOUBTFUL,
+        "the worker died or lost its connection before the reply was recorded",
+    )
+
+    clock.ahead += 800
+    courier.sweep()
+    assert copy_of(store, mail_id).status is Status.DOUBTFUL
+
+    clock.ahead += 101
+    courier.sweep()
+    courier.deliver_slice()
+    assert copy_of(store, mail_id).status is Status.SENT
+    assert [mail.message_id for mail in sink.messages] == [store.status(mail_id).message_id]
+
+
+def test_a_second_worker_died_on_the_wire(make_courier: MakeCourier, store: Store, clock: Clock) -> None:
+    """Twice is enough: a person decides."""
+    mail_id = died_on_the_wire(store, clock)
+    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=1)
+    for _ in range(2):
+        clock.ahead += LEASE + 1
+        courier.sweep()
+    [delivery] = claim(store, now=clock.time(), token="dead too", lease_until=clock.time() + LEASE)
+    store.mark_if_claimed([delivery.id], token="dead too", now=clock.time(), lease_until=clock.time() + LEASE)
+
+    for _ in range(3):
+        clock.ahead += DAY
+        courier.sweep()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
+
+
+def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(make_courier: MakeCourier, store: Store, clock: Clock) -> None:
+    """A person decides at once."""
+    mail_id = died_on_the_wire(store, clock, on_doubt=OnDoubt.HOLD)
+    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=1)
+
+    for _ in range(3):
+        clock.ahead += DAY
+        courier.sweep()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
+
+
+# --- due, and overdue -------------------------------------------------------------------------------------------------
+
+
+def test_somebody_is_called_for_what_is_due_and_only_then(
+    make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell
+) -> None:
+    """Scheduled mail, retries, and mail whose ring got lost."""
+    courier = make_courier()
+    courier.sweep()
+    queue(store, "ada@example.com", due_at=clock.time() + 3600)
+    courier.sweep()
+    assert bell.rings == 0
+
+    clock.ahead += 3601
+    courier.sweep()
+    assert bell.rings == 1
+
+
+def test_what_comes_too_late_is_not_sent(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """A one-time password of yesterday."""
+    mail_id = queue(store, "ada@example.com", expires_at=clock.time() + 600)
+    courier = make_courier()
+    clock.ahead += 601
+
+    assert courier.deliver_slice() == 0
+    courier.sweep()
+
+    expired = copy_of(store, mail_id)
+    assert (expired.status, expired.attempts, sink.messages) == (Status.EXPIRED, 0, [])
+    assert expired.finished_at is not None
+
+
+# --- the purge --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_kept_for_a_while(make_courier: MakeCourier, store: Store, clock: Clock) -> None:
+    """MAILER_KEEP_DAYS; what is not finished stays however old it is."""
+    attachment = Attachment("report.pdf", b"report")
+    sent = queue(store, "ada@example.com", message=a_message(created_at=clock.time(), attachments=(attachment,)))
+    courier = make_courier(MAILER_KEEP_DAYS=30)
+    courier.deliver_slice()
+    waiting = queue(store, "bob@example.com", due_at=clock.time() + 365 * DAY)
+
+    clock.ahead += 29 * DAY
+    assert (courier.purge(), store.status(sent).is_finished) == (0, True)
+
+    clock.ahead += 2 * DAY
+    assert (courier.purge(), courier.purge()) == (1, 0)
+    with pytest.raises(UnknownMail):
+        store.status(sent)
+    assert [row["mail_id"] for row in table(store).values()] == [waiting]
+
+
+def test_a_long_purge_goes_in_small_bites(
+    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, but never so much at once that others wait for the database."""
+    monkeypatch.setattr("mailer.delivery._PURGED_AT_ONCE", 2)
+    for number in range(5):
+        queue(store, f"reader{number}@example.com")
+    courier = make_courier(MAILER_KEEP_DAYS=1)
+    courier.deliver_slice()
+    clock.ahead += 2 * DAY
+
+    assert courier.purge() == 5
+    assert table(store) == {}

@@ -1,0 +1,51 @@
+"""A courier in the hands of a test, which is its worker, its bell and its clock."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mailer.delivery import Courier
+from mailer.message import DeliveryStatus
+from mailer.store import Store
+from tests.mails import insert
+
+MakeCourier = Callable[..., Courier]  # `make_courier(**config)`, a fixture
+
+
+class Clock:
+    """The time that the courier sees; nobody waits for it."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.slept: list[float] = []
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+class CountingBell:
+    """Nobody comes when it rings."""
+
+    rings = 0
+
+    def ring(self, *, urge: bool = False) -> None:
+        self.rings += 1
+
+    def answer(self) -> None:
+        """Nobody was called."""
+
+
+def queue(store: Store, *recipients: str, **options: Any) -> str:
+    """A mail that is due now; returns its id."""
+    return insert(store, *recipients, **{"due_at": time.time(), **options})
+
+
+def copy_of(store: Store, mail_id: str) -> DeliveryStatus:
+    """How the copy of a mail's only recipient is doing."""
+    [delivery] = store.status(mail_id)
+    return delivery

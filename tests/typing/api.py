@@ -1,0 +1,160 @@
+"""Every public call, as an application writes it. Nobody runs this file: mypy checks that each is allowed and what it gives."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+import flask_mail
+from flask import Flask
+
+import mailer
+from mailer import (
+    Address,
+    Attachment,
+    DeliveryStatus,
+    InvalidAddress,
+    InvalidMail,
+    Lane,
+    Mail,
+    Mailer,
+    MailerError,
+    MailStatus,
+    Message,
+    OnDoubt,
+    Receipt,
+    Status,
+    StoreUnavailable,
+    UnknownMail,
+    send_email,
+)
+
+app = Flask(__name__)
+
+# --- set up -----------------------------------------------------------------------------------------------------------
+
+queue = Mailer()
+queue.init_app(app)
+assert_type(Mailer(app), Mailer)
+
+# --- queue ------------------------------------------------------------------------------------------------------------
+
+receipt = queue.send_email("ada@example.com", "Welcome", "mail/welcome")
+assert_type(receipt, Receipt)
+assert_type(receipt.id, str)
+assert_type(receipt.message_id, str)
+assert_type(receipt.recipients, tuple[str, ...])
+assert_type(send_email("ada@example.com", "Welcome", "mail/welcome", user="Ada", count=5), Receipt)
+assert_type(mailer.send_email("ada@example.com", "Welcome", "mail/welcome", context={"subject": "Welcome"}), Receipt)
+
+
+def recipients() -> Iterator[str]:
+    yield "ada@example.com"
+
+
+# One or many, in any of the ways to write an address.
+queue.send_email("Ada <ada@example.com>", "Welcome", "mail/welcome")
+queue.send_email(("Ada", "ada@example.com"), "Welcome", "mail/welcome")
+queue.send_email((None, "ada@example.com"), "Welcome", "mail/welcome")
+queue.send_email(Address("ada@example.com", "Ada"), "Welcome", "mail/welcome")
+queue.send_email(["ada@example.com", ("Bob", "bob@example.com"), Address("eve@example.com")], "Welcome", "mail/welcome")
+queue.send_email({"ada@example.com", "bob@example.com"}, "Welcome", "mail/welcome")
+queue.send_email(recipients(), "Welcome", "mail/welcome")
+queue.send_email(None, "Welcome", "mail/welcome", bcc=["ada@example.com"])
+
+queue.send_email(
+    "ada@example.com",
+    "Your invoice",
+    "mail/invoice",
+    cc=["bob@example.com"],
+    bcc=("Eve", "eve@example.com"),
+    reply_to="billing@example.com",
+    sender=("Billing", "billing@example.com"),
+    attachments=[
+        Attachment("invoice.pdf", b"%PDF"),
+        Attachment("logo.png", b"PNG", content_id="logo"),
+        Attachment("meeting", b"ICS", "text/calendar; method=REQUEST", disposition="attachment", headers=(("X-A", "b"),)),
+        flask_mail.Attachment("notes.txt", "text/plain", "Hello"),
+    ],
+    headers={"X-Campaign": "november"},
+    lane="critical",
+    send_at=timedelta(hours=1),
+    expires_at=datetime.now(UTC) + timedelta(days=1),
+    on_doubt="hold",
+    tags=["invoice"],
+    context={"subject": "a name that an argument has"},
+    invoice=object(),
+)
+queue.send_email("ada@example.com", "News", "mail/news", lane=Lane.BULK, on_doubt=OnDoubt.HOLD, tags=("news",))
+
+# --- messages of Flask-Mail -------------------------------------------------------------------------------------------
+
+message = Message("Welcome", ["ada@example.com"], "Hello")
+assert_type(message, flask_mail.Message)
+assert_type(queue.enqueue(message), Receipt)
+queue.enqueue(message, lane="bulk", send_at=timedelta(hours=1), expires_at=timedelta(days=1), on_doubt=OnDoubt.RESEND, tags=["a"])
+
+mail = Mail(app)
+later = Mail()
+later.init_app(app)
+mail.send(message)
+mail.send_message("Welcome", ["ada@example.com"], "Hello")
+with mail.connect() as connection:
+    connection.send(message)
+    connection.send(message, envelope_from="bounces@example.com")
+outbox: AbstractContextManager[Any] = mail.record_messages()
+
+# --- what became of it ------------------------------------------------------------------------------------------------
+
+status = queue.status(receipt.id)
+assert_type(status, MailStatus)
+assert_type(status.id, str)
+assert_type(status.message_id, str)
+assert_type(status.subject, str)
+assert_type(status.created_at, datetime)
+assert_type(status.is_finished, bool)
+assert_type(status.deliveries, tuple[DeliveryStatus, ...])
+assert_type(queue.statuses([receipt.id]), dict[str, MailStatus])
+assert_type(queue.statuses({receipt.id}), dict[str, MailStatus])
+assert_type(queue.cancel(receipt.id), bool)
+
+for delivery in status:
+    assert_type(delivery, DeliveryStatus)
+    assert_type(delivery.id, int)
+    assert_type(delivery.recipient, str)
+    assert_type(delivery.status, Status)
+    assert_type(delivery.status.is_final, bool)
+    assert_type(delivery.lane, Lane)
+    assert_type(delivery.attempts, int)
+    assert_type(delivery.due_at, datetime | None)
+    assert_type(delivery.finished_at, datetime | None)
+    assert_type(delivery.reply, str | None)
+    assert_type(delivery.relay, str | None)
+    for attempt in delivery.history:
+        assert_type(attempt.at, datetime)
+        assert_type(attempt.reply, str)
+
+# --- what can be wrong ------------------------------------------------------------------------------------------------
+
+try:
+    queue.send_email("ada@example.com", "Welcome", "mail/welcome")
+except InvalidAddress as invalid_address:
+    assert_type(invalid_address, InvalidAddress)
+except InvalidMail as invalid:
+    value_error: ValueError = invalid
+except StoreUnavailable as unavailable:
+    mailer_error: MailerError = unavailable
+try:
+    queue.status("unknown")
+except UnknownMail as unknown:
+    lookup_error: LookupError = unknown
+
+# --- what is no call: mypy says so, as an ignore that is not needed is an error -----------------------------------------
+
+queue.send_email(5, "Welcome", "mail/welcome")  # type: ignore[arg-type]
+queue.send_email("ada@example.com", 5, "mail/welcome")  # type: ignore[arg-type]
+queue.send_email("ada@example.com", "Welcome", "mail/welcome", attachments=["invoice.pdf"])  # type: ignore[list-item]
+queue.send_email("ada@example.com", "Welcome", "mail/welcome", headers=[("X-Campaign", "november")])  # type: ignore[arg-type]
+queue.send_email("ada@example.com", "Welcome", "mail/welcome", send_at=60)  # type: ignore[arg-type]
+queue.enqueue("ada@example.com")  # type: ignore[arg-type]
+Attachment("notes.txt", "text")  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""What is decided about a mail: pure, with the clock and the dice passed in."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.policy import (
+    MOST_IN_A_SLICE,
+    MOST_IN_A_WINDOW,
+    Move,
+    RetryPolicy,
+    backoff,
+    classify,
+    next_move,
+    slice_size,
+    smoothed,
+    window_size,
+)
+
+NOW = 1_800_000_000.0
+RETRY = RetryPolicy()
+
+dice = st.floats(min_value=0, max_value=1, exclude_max=True)
+policies = st.builds(
+    RetryPolicy,
+    first=st.floats(1, 3600),
+    factor=st.floats(1, 10),
+    longest=st.floats(1, 86_400),
+    max_attempts=st.integers(1, 50),
+    max_age=st.floats(1, 1e6),
+    doubt_resend_after=st.floats(1, 1e5),
+    relay_rest=st.floats(1, 600),
+)
+
+
+def a_delivery(attempts: int = 1, doubts: int = 0, queued_at: float = NOW, on_doubt: OnDoubt = OnDoubt.RESEND) -> Delivery:
+    return Delivery(
+        id=1,
+        mail_id="mail",
+        recipient="ada@example.com",
+        attempts=attempts,
+        doubts=doubts,
+        queued_at=queued_at,
+        on_doubt=on_doubt,
+        token="this worker's",
+        lease_until=NOW + 300,
+    )
+
+
+deliveries = st.builds(
+    a_delivery,
+    attempts=st.integers(1, 100),
+    doubts=st.integers(0, 2),
+    queued_at=st.floats(NOW - 1e6, NOW),
+    on_doubt=st.sampled_from(OnDoubt),
+)
+
+
+def move(verdict: Verdict, delivery: Delivery | None = None, retry: RetryPolicy = RETRY, dice: float = 0.5) -> Move:
+    return next_move(delivery or a_delivery(), Outcome(verdict, "as the relay said"), retry, now=NOW, dice=dice)
+
+
+# --- the next move ----------------------------------------------------------------------------------------------------
+
+
+def test_sent_is_sent() -> None:
+    """There is nothing left to do."""
+    assert move(Verdict.SENT) == Move(to=Status.SENT)
+
+
+def test_refused_is_final() -> None:
+    """However few attempts were made."""
+    assert move(Verdict.REFUSED) == Move(to=Status.FAILED)
+
+
+def test_deferred_comes_back_later() -> None:
+    """After the back-off, and it counts."""
+    assert move(Verdict.DEFERRED, a_delivery(attempts=1)) == Move(to=Status.QUEUED, due_at=NOW + 60)
+    assert move(Verdict.DEFERRED, a_delivery(attempts=2)) == Move(to=Status.QUEUED, due_at=NOW + 180)
+
+
+def test_deferred_has_failed_when_its_attempts_are_used_up() -> None:
+    """The last attempt is the one with the number of the limit."""
+    assert move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts - 1)).to is Status.QUEUED
+    assert move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts)) == Move(to=Status.FAILED)
+
+
+def test_deferred_has_failed_when_its_next_try_would_be_too_late() -> None:
+    """Its age counts from when it was to be sent, not from when it was written."""
+    oldest = NOW + 60 - RETRY.max_age
+    assert move(Verdict.DEFERRED, a_delivery(queued_at=oldest)).to is Status.QUEUED
+    assert move(Verdict.DEFERRED, a_delivery(queued_at=oldest - 1)) == Move(to=Status.FAILED)
+
+
+def test_unreached_costs_nothing() -> None:
+    """A relay that is down for a week is no fault of the mail: it waits, and the waits are spread."""
+    old_and_tired = a_delivery(attempts=100, queued_at=NOW - 10 * RETRY.max_age)
+
+    assert move(Verdict.UNREACHED, old_and_tired, dice=0) == Move(to=Status.QUEUED, due_at=NOW + 10, counts=False)
+    assert move(Verdict.UNREACHED, old_and_tired, dice=0.5) == Move(to=Status.QUEUED, due_at=NOW + 15, counts=False)
+
+
+@pytest.mark.parametrize(
+    ("on_doubt", "doubts", "due_at"),
+    [
+        (OnDoubt.RESEND, 0, NOW + RETRY.doubt_resend_after),
+        (OnDoubt.RESEND, 1, None),
+        (OnDoubt.HOLD, 0, None),
+        (OnDoubt.HOLD, 1, None),
+    ],
+)
+def test_doubt_is_resent_once_if_the_mail_wants_it(on_doubt: OnDoubt, doubts: int, due_at: float | None) -> None:
+    """Without a time it waits for a person."""
+    assert move(Verdict.DOUBTFUL, a_delivery(doubts=doubts, on_doubt=on_doubt)) == Move(to=Status.DOUBTFUL, due_at=due_at)
+
+
+@given(delivery=deliveries, verdict=st.sampled_from(Verdict), retry=policies, dice=dice)
+def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, retry: RetryPolicy, dice: float) -> None:
+    """And what is queued is due some day, what is final never."""
+    to, due_at = (made := move(verdict, delivery, retry, dice)).to, made.due_at
+
+    assert (Status.TRANSMITTING, to) in TRANSITIONS
+    if to is Status.QUEUED:
+        assert due_at is not None
+        assert due_at > NOW
+    if to.is_final:
+        assert due_at is None
+
+
+# --- back-off ---------------------------------------------------------------------------------------------------------
+
+
+@given(attempts=st.integers(1, 10_000), retry=policies, dice=dice)
+def test_the_wait_has_bounds(attempts: int, retry: RetryPolicy, dice: float) -> None:
+    """Around the first wait at least and the longest at most, spread by a fifth to either side."""
+    wait = backoff(attempts, retry, dice)
+
+    assert 0.8 * min(retry.first, retry.longest) <= wait <= 1.2 * retry.longest
+
+
+@given(retry=policies, dice=dice)
+def test_no_wait_is_shorter_than_the_one_before(retry: RetryPolicy, dice: float) -> None:
+    """With the same dice."""
+    waits = [backoff(attempts, retry, dice) for attempts in range(1, 60)]
+
+    assert all(one <= next_one for one, next_one in pairwise(waits))
+
+
+@given(attempts=st.integers(1, 50), dice=st.lists(dice, min_size=2, max_size=2, unique=True))
+def test_the_dice_spread_the_waits(attempts: int, dice: list[float]) -> None:
+    """Thousand mails that were deferred together do not come back together."""
+    low, high = (backoff(attempts, RETRY, one) for one in sorted(dice))
+
+    assert low <= high <= low * 1.5 + 1e-9
+
+
+def test_the_waits_by_default() -> None:
+    """A minute, three, nine, … four hours: twelve tries in about a day, more than a relay's bad afternoon."""
+    waits = [round(backoff(attempts, RETRY, 0.5)) for attempts in range(1, RETRY.max_attempts)]
+
+    assert waits[:6] == [60, 180, 540, 1620, 4860, 14400]
+    assert set(waits[6:]) == {14400}
+    assert 86_400 <= sum(waits) <= RETRY.max_age
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+SENT, DEFERRED, REFUSED, UNREACHED = Verdict.SENT, Verdict.DEFERRED, Verdict.REFUSED, Verdict.UNREACHED
+
+
+@pytest.mark.parametrize(
+    ("code", "connect", "mail", "rcpt", "data", "dot"),
+    [
+        (250, UNREACHED, DEFERRED, DEFERRED, DEFERRED, SENT),
+        (421, UNREACHED, UNREACHED, DEFERRED, DEFERRED, DEFERRED),  # it is closing; at MAIL this can't be about the mail
+        (450, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+        (451, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+        (452, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+        (454, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+        (530, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),  # about our login
+        (534, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),
+        (535, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),
+        (538, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),
+        (550, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
+        (552, UNREACHED, REFUSED, DEFERRED, REFUSED, REFUSED),  # at RCPT an old way to say "too many recipients"
+        (553, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
+        (554, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),  # as a greeting: it does not want to talk to us
+        (354, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+        (600, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+        (-1, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
+    ],
+)
+def test_what_a_reply_means(code: int, connect: Verdict, mail: Verdict, rcpt: Verdict, data: Verdict, dot: Verdict) -> None:
+    """By how far the dialogue had come."""
+    assert [classify(phase, code) for phase in Phase] == [connect, mail, rcpt, data, dot]
+
+
+@given(phase=st.sampled_from(Phase), code=st.integers(-1, 999))
+def test_a_mail_is_sent_by_one_reply_only(phase: Phase, code: int) -> None:
+    """A 2xx to the final dot. And no reply at all is a doubt: a doubt is a silence."""
+    verdict = classify(phase, code)
+
+    assert (verdict is Verdict.SENT) == (phase is Phase.DOT and 200 <= code < 300)
+    assert verdict is not Verdict.DOUBTFUL
+
+
+@given(code=st.integers(-1, 999))
+def test_nothing_at_the_connection_is_held_against_a_mail(code: int) -> None:
+    """The relay has not heard of it yet."""
+    assert classify(Phase.CONNECT, code) is Verdict.UNREACHED
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds_per_mail", "size"), [(10, 1), (0.06, 1), (0.05, 1), (0.01, 5), (0.0025, 20), (1e-5, 20)])
+def test_a_window_is_twenty_mails_or_fifty_milliseconds(seconds_per_mail: float, size: int) -> None:
+    """And never none."""
+    assert window_size(seconds_per_mail) == size
+
+
+@pytest.mark.parametrize(("seconds_per_mail", "size"), [(10, 1), (1, 1), (0.5, 2), (0.02, 50), (0.001, 500), (1e-5, 500)])
+def test_a_slice_is_what_its_time_allows(seconds_per_mail: float, size: int) -> None:
+    """And never none, and never so many that a worker that dies leaves a mountain."""
+    assert slice_size(seconds_per_mail, slice_seconds=1.0) == size
+
+
+@given(seconds_per_mail=st.floats(1e-5, 1e4), slice_seconds=st.floats(1e-3, 1e4))
+def test_sizes_have_bounds(seconds_per_mail: float, slice_seconds: float) -> None:
+    """Whatever was measured, and whatever was configured."""
+    assert 1 <= window_size(seconds_per_mail) <= MOST_IN_A_WINDOW
+    assert 1 <= slice_size(seconds_per_mail, slice_seconds) <= MOST_IN_A_SLICE
+
+
+@given(before=st.floats(1e-5, 1e3), measured=st.floats(0, 1e3))
+def test_the_average_follows_what_is_measured(before: float, measured: float) -> None:
+    """It lies between what was believed and what was seen, and never at zero: sizes are divided by it."""
+    after = smoothed(before, measured)
+
+    assert after >= 1e-5
+    assert min(before, measured) * 0.999 <= after <= max(before, measured, 1e-5) * 1.001
+
+
+def test_a_relay_that_became_slow_is_noticed_soon() -> None:
+    """Three windows after it takes a hundred times as long, windows are small."""
+    seconds_per_mail = 0.001
+    for _ in range(3):
+        seconds_per_mail = smoothed(seconds_per_mail, 0.1)
+
+    assert window_size(seconds_per_mail) == 1

@@ -1,0 +1,120 @@
+"""The front door: what `from mailer import …` gives, and what an import does not do."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flask_mail
+import pytest
+
+import mailer
+from mailer import errors
+
+PROJECT = Path(__file__).parents[2]
+
+#: A promise to everybody who imports from here. To add a name is easy, to take one away breaks somebody's application.
+PUBLIC = set(
+    """
+    Mail Mailer send_email
+    Address Attachment Lane Message OnDoubt
+    DeliveryStatus MailStatus Receipt Status
+    ConfigurationError InvalidAddress InvalidAttachment InvalidHeader InvalidMail MailerError
+    SchemaMismatch StoreError StoreUnavailable TemplateError UnknownMail
+""".split()
+)
+ERRORS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
+
+
+def test_what_is_public() -> None:
+    """`__all__` is the promise, each name once and at hand."""
+    assert set(mailer.__all__) == PUBLIC
+    assert len(mailer.__all__) == len(PUBLIC)
+    assert {name for name in dir(mailer) if not name.startswith("_") and not inspect.ismodule(getattr(mailer, name))} == PUBLIC
+
+
+@pytest.mark.parametrize("page", [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_the_documentation_imports_what_is_public(page: Path) -> None:
+    """Whoever copies from it gets what it shows."""
+    for names in re.findall(r"from mailer import ([\w, ]+)", page.read_text(encoding="utf-8")):
+        assert set(names.replace(" ", "").split(",")) <= PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_everything_public_is_explained(name: str) -> None:
+    """By a docstring of its own: editors show it."""
+    assert inspect.getdoc(getattr(mailer, name))
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, _ in inspect.getmembers(mailer.Mailer, inspect.isfunction) if name != "__init__"]
+)
+def test_every_method_is_explained(method: str) -> None:
+    """All that `mailer.` completes to."""
+    assert getattr(mailer.Mailer, method).__doc__
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_every_error_has_one_ancestor(name: str) -> None:
+    """`except MailerError` catches them all; each is explained and can be imported from the front door."""
+    assert issubclass(ERRORS[name], mailer.MailerError)
+    assert vars(ERRORS[name])["__doc__"]
+    assert getattr(mailer, name) is ERRORS[name]
+
+
+def test_the_tree_of_errors_is_drawn() -> None:
+    """As they derive from each other: the depth in the drawing is the depth of the class."""
+    drawn = {name: len(line) // 4 for line, name in re.findall(r"^([│├└─ ]*)(\w+)(?:  .*)?$", errors.__doc__ or "", re.MULTILINE)}
+
+    assert drawn == {name: kind.mro().index(mailer.MailerError) for name, kind in ERRORS.items()}
+
+
+def test_errors_are_what_python_calls_them() -> None:
+    """Code that knows nothing of Mailer can tell a wrong value and a missing key from the rest."""
+    assert issubclass(mailer.InvalidMail, ValueError)
+    assert issubclass(mailer.UnknownMail, LookupError)
+
+
+def test_message_is_flask_mails() -> None:
+    """One kind of message: what an application has already is taken."""
+    assert mailer.Message is flask_mail.Message
+    assert issubclass(mailer.Mail, flask_mail.Mail)
+
+
+IMPORT = """
+import logging, sys, threading
+from pathlib import Path
+
+TOUCHED = ("socket.connect", "socket.bind", "sqlite3.connect", "subprocess.Popen")
+events = []
+sys.addaudithook(lambda event, arguments: events.append(event) if event in TOUCHED else None)
+before = {path for path in Path.cwd().rglob("*")}
+
+import mailer
+
+assert events == [], events
+assert {path for path in Path.cwd().rglob("*")} == before
+assert threading.active_count() == 1, threading.enumerate()
+assert logging.root.handlers == [], "a handler at the root"
+assert logging.root.level == logging.WARNING
+for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "mailer"]:
+    assert logging.getLogger(name).handlers == [], name
+    assert logging.getLogger(name).level == logging.NOTSET, name
+for heavy in ("alembic", "psycopg", "aiosmtpd", "mailer.devstack"):
+    assert heavy not in sys.modules, heavy
+"""
+
+
+def test_an_import_does_nothing(tmp_path: Path) -> None:
+    """No connection, no file, no thread, no logging: an application decides about all of them. What is optional is not loaded."""
+    command = [sys.executable, "-W", "error", "-c", IMPORT]
+
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_types_come_with_it() -> None:
+    """Type checkers look for the marker."""
+    assert (PROJECT / "mailer" / "py.typed").exists()

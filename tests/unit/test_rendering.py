@@ -1,0 +1,328 @@
+"""Templates become text and html; whatever is wrong with one is said with its name, its line and what to do."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mailer.errors import TemplateError
+from mailer.rendering import Bodies, Renderer, inline_css, text_from_html
+
+Render = Callable[..., Bodies]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Flask]:
+    app = Flask("shop", template_folder=tmp_path)
+    with app.app_context():
+        yield app
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Callable[..., None]:
+    """`template("mail/hello.txt", "Hello {{ name }}")` writes it into the app's template folder."""
+
+    def write(name: str, source: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+
+    return write
+
+
+@pytest.fixture
+def render(app: Flask) -> Render:
+    """`render("mail/hello", name="Ada")`: the bodies."""
+    renderer = Renderer(app)
+    return lambda name, /, **context: renderer.render(name, context)
+
+
+@pytest.fixture
+def refusal(render: Render) -> Callable[..., str]:
+    """`refusal("mail/hello")`: the words of the error."""
+
+    def refusal(name: str, /, **context: Any) -> str:
+        with pytest.raises(TemplateError) as error:
+            render(name, **context)
+        return str(error.value)
+
+    return refusal
+
+
+# --- a pair, or one of the two ----------------------------------------------------------------------------------------
+
+
+def test_both_are_rendered(template: Callable[..., None], render: Render) -> None:
+    """The name comes without its ending."""
+    template("mail/hello.txt", "Hello {{ name }}")
+    template("mail/hello.html", "<p>Hello <b>{{ name }}</b></p>")
+
+    assert render("mail/hello", name="Ada") == Bodies("Hello Ada", "<p>Hello <b>Ada</b></p>")
+
+
+def test_only_a_text(template: Callable[..., None], render: Render) -> None:
+    """Then the mail has no html."""
+    template("hello.txt", "Hello {{ name }}")
+
+    assert render("hello", name="Ada") == Bodies("Hello Ada", None)
+
+
+def test_only_html(template: Callable[..., None], render: Render) -> None:
+    """Then the text is what can be read in it, with the targets of its links."""
+    template("hello.html", "<h1>Hello {{ name }}</h1><ul><li>one<li>two</ul><a href='https://example.com/a?b=1&amp;c=2'>More</a>")
+
+    text = render("hello", name="Ada & Bob").text
+
+    assert text.split() == "Hello Ada & Bob * one * two [More](https://example.com/a?b=1&c=2)".split()
+
+
+def test_neither(refusal: Callable[..., str]) -> None:
+    """The error names both files that were looked for."""
+    assert refusal("mail/hello") == (
+        "template 'mail/hello': neither 'mail/hello.txt' nor 'mail/hello.html' is in a template folder:"
+        " create one of them, and give the name without its ending."
+    )
+
+
+def test_a_name_with_its_ending(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """The most likely mistake is answered."""
+    template("hello.html", "Hello")
+
+    assert refusal("hello.html").endswith("give the name without its ending.")
+
+
+@pytest.mark.parametrize("name", ["../hello", "/etc/passwd", "", None, 5])
+def test_no_template_is_outside_the_folders(name: str, refusal: Callable[..., str]) -> None:
+    """Names are Jinja's, not paths."""
+    assert "is in a template folder" in refusal(name)
+
+
+# --- html and text ----------------------------------------------------------------------------------------------------
+
+
+def test_only_html_is_escaped(template: Callable[..., None], render: Render) -> None:
+    """A name with a tag in it is shown in html, and stands in the text as it is."""
+    template("hello.txt", "{{ name }}")
+    template("hello.html", "{{ name }}")
+
+    assert render("hello", name="<b>Ada & Bob</b>") == Bodies("<b>Ada & Bob</b>", "&lt;b&gt;Ada &amp; Bob&lt;/b&gt;")
+
+
+def test_css_is_inlined(template: Callable[..., None], render: Render) -> None:
+    """Rules become attributes; what can't become one stays for those that know it."""
+    template("hello.html", "<style>p { color: red } @media print { p { color: black } } a:hover { color: blue }</style><p>Hello")
+
+    html = render("hello").html or ""
+
+    assert '<p style="color: red;">Hello</p>' in html
+    assert "@media print" in html
+    assert "a:hover" in html
+
+
+def test_html_without_css_is_left_alone(template: Callable[..., None], render: Render) -> None:
+    """Not a byte is changed where there is nothing to do."""
+    template("hello.html", "<p class=a>Hello<br>&nbsp;&copy; <img src='cid:logo'>")
+
+    assert render("hello").html == "<p class=a>Hello<br>&nbsp;&copy; <img src='cid:logo'>"
+
+
+def test_no_stylesheet_is_fetched(tmp_path: Path) -> None:
+    """Neither from the network nor from this machine: a link in a mail must not read a file."""
+    secret = tmp_path / "secret.css"
+    secret.write_text("p { color: red }")
+
+    for href in (secret, secret.as_uri(), "http://127.0.0.1:1/a.css"):
+        html = inline_css(f'<link rel="stylesheet" href="{href}"><style>@import url({href}); a {{ b: c }}</style><p>Hello</p>')
+        assert "red" not in html
+
+
+def test_an_inline_image_survives(template: Callable[..., None], render: Render) -> None:
+    """The inliner keeps what it does not know."""
+    template("hello.html", "<style>img { width: 10px }</style><img src='cid:logo'><!--[if mso]>Outlook<![endif]-->")
+
+    html = render("hello").html or ""
+
+    assert 'src="cid:logo"' in html
+    assert "<!--[if mso]>Outlook<![endif]-->" in html
+
+
+def test_a_bottomless_document_ends_no_process() -> None:
+    """Thousands of tags in each other are left as they are: the inliner would overflow the stack."""
+    html = "<style>p { color: red }</style>" + "<div>" * 100_000
+
+    assert inline_css(html) == html
+    assert text_from_html(html)
+
+
+@given(st.text())
+@example("")
+@example("<!-- nothing -->")
+@example("<?xml version='1.0' encoding='utf-16'?><p>Hello")
+@example("\ufeff<!doctype html>")
+@example("<table><td rowspan=99999999 colspan=99999999>Hello")
+def test_any_html_has_a_text(html: str) -> None:
+    """However broken it is; the text ends with a line."""
+    assert text_from_html(html).endswith("\n")
+
+
+# --- what a template can use ------------------------------------------------------------------------------------------
+
+
+def test_a_template_has_what_the_apps_pages_have(app: Flask, template: Callable[..., None], render: Render) -> None:
+    """Filters, globals, context processors and `config`; what is passed comes before what a processor adds."""
+    app.add_template_filter(str.upper, "shout")
+    app.add_template_global(lambda: "global", "greet")
+    app.context_processor(lambda: {"shop": "Shop", "name": "nobody"})
+    app.config["COLOUR"] = "red"
+    template("hello.txt", "{{ name|shout }} {{ greet() }} {{ shop }} {{ config.COLOUR }} {{ g.get('x') }}")
+
+    assert render("hello", name="Ada").text == "ADA global Shop red None"
+
+
+def test_filters_that_come_later_are_known(app: Flask, template: Callable[..., None], render: Render) -> None:
+    """An app may be completed after its first mail."""
+    template("hello.txt", "Hello")
+    render("hello")
+    app.jinja_env.filters["shout"] = str.upper
+    template("loud.txt", "{{ 'hello'|shout }}")
+
+    assert render("loud").text == "HELLO"
+
+
+def test_the_apps_own_pages_stay_lenient(app: Flask, template: Callable[..., None], render: Render) -> None:
+    """Only a mail is strict about what is missing: the app's pages are none of our business."""
+    template("hello.txt", "Hello {{ name }}")
+    with pytest.raises(TemplateError):
+        render("hello")
+
+    assert app.jinja_env.get_template("hello.txt").render() == "Hello "
+
+
+def test_what_may_be_missing_can_be_said(template: Callable[..., None], render: Render) -> None:
+    """`default` and `is defined` work as ever."""
+    template("hello.txt", "{{ name|default('friend') }}{% if title is defined %}{{ title }}{% endif %}")
+
+    assert render("hello").text == "friend"
+
+
+# --- what is wrong with a template ------------------------------------------------------------------------------------
+
+ADVICE = "correct the name there, or pass the value: a keyword, or context={…}."
+
+
+def test_a_variable_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """In either of the two, whatever is done with it: printed, tested, looped over."""
+    template("hello.txt", "Hello\n{{ name }}")
+    template("page.txt", "Hello")
+    template("page.html", "{% if name %}Hello{% endif %}")
+    template("list.html", "{% for one in names %}{% endfor %}")
+
+    assert refusal("hello") == f"template 'hello.txt': 'name' is undefined (hello.txt, line 2): {ADVICE}"
+    assert refusal("page") == f"template 'page.html': 'name' is undefined (page.html, line 1): {ADVICE}"
+    assert refusal("list") == f"template 'list.html': 'names' is undefined (list.html, line 1): {ADVICE}"
+
+
+def test_an_attribute_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """A misspelt name is more likely than a missing value."""
+    template("hello.txt", "{{ user.nmae }}")
+
+    assert refusal("hello", user={"name": "Ada"}) == (
+        f"template 'hello.txt': 'dict object' has no attribute 'nmae' (hello.txt, line 1): {ADVICE}"
+    )
+
+
+def test_the_place_is_where_it_went_wrong(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """In the template that the mail's extends, includes or imports."""
+    template("base.html", "<p>\n{{ shop }}")
+    template("extends.html", "{% extends 'base.html' %}")
+    template("footer.txt", "\n\n{{ shop }}")
+    template("includes.txt", "{% include 'footer.txt' %}")
+    template("macros.jinja", "{% macro footer() %}\n{{ shop }}{% endmacro %}")
+    template("imports.txt", "{% from 'macros.jinja' import footer %}{{ footer() }}")
+
+    assert refusal("extends").startswith("template 'extends.html': 'shop' is undefined (base.html, line 2)")
+    assert refusal("includes").startswith("template 'includes.txt': 'shop' is undefined (footer.txt, line 3)")
+    assert refusal("imports").startswith("template 'imports.txt': 'shop' is undefined (macros.jinja, line 2)")
+
+
+def test_a_template_that_another_one_uses_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """The error names the one that is missing and the one that asks for it."""
+    template("hello.html", "\n{% extends 'bsae.html' %}")
+
+    assert refusal("hello") == "template 'hello.html' uses 'bsae.html', which is in no template folder (hello.html, line 2)."
+
+
+def test_a_template_can_not_be_read(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """A slip in its syntax, in itself or in one that it uses."""
+    template("hello.txt", "Hello\n{% if %}")
+    template("outer.txt", "{% include 'hello.txt' %}")
+    template("filter.txt", "{{ 1|shout }}")
+
+    assert refusal("hello") == (
+        "template 'hello.txt': Expected an expression, got 'end of statement block' (hello.txt, line 2): correct it."
+    )
+    assert "(hello.txt, line 2)" in refusal("outer")
+    assert refusal("filter") == "template 'filter.txt': No filter named 'shout'. (filter.txt, line 1): correct it."
+
+
+def test_a_template_of_another_encoding(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    """Jinja reads UTF-8 only."""
+    (tmp_path / "hello.txt").write_bytes("Grüße".encode("latin-1"))
+
+    assert refusal("hello").startswith(
+        "template 'hello.txt' can't be read as UTF-8: 'utf-8' codec can't decode byte 0xfc in position 2"
+    )
+
+
+def test_code_that_a_template_calls_fails(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """Whatever it raises; the original error is the cause."""
+
+    def fail() -> None:
+        raise LookupError("no such order")
+
+    template("hello.txt", "\n\n{{ fail() }}")
+
+    assert refusal("hello", fail=fail) == (
+        "template 'hello.txt' could not be rendered: LookupError: no such order (hello.txt, line 3)"
+    )
+
+
+def test_a_link_needs_a_server_name(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """Outside a request nobody knows the app's address: the error says which key to set."""
+    template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
+
+    assert "outside an active request without 'SERVER_NAME' configured" in refusal("hello")
+
+
+def test_a_link_in_a_request(app: Flask, template: Callable[..., None], render: Render) -> None:
+    """The visitor's address is the app's."""
+    template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
+
+    with app.test_request_context(base_url="https://shop.example"):
+        assert render("hello").text == "https://shop.example/static/a.css"
+
+
+def test_a_link_outside_a_request(template: Callable[..., None], tmp_path: Path) -> None:
+    """With SERVER_NAME it is known everywhere."""
+    template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
+    app = Flask("shop", template_folder=tmp_path)
+    app.config.update(SERVER_NAME="shop.example", PREFERRED_URL_SCHEME="https")
+
+    with app.app_context():
+        assert Renderer(app).render("hello", {}).text == "https://shop.example/static/a.css"
+
+
+@pytest.mark.parametrize("forbidden", ["\x00", "\ud800"])
+def test_what_no_mail_can_hold_is_refused(forbidden: str, template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """A value from outside may bring it in; the error names the template that shows it."""
+    template("hello.txt", "Hello {{ name }}")
+    template("page.html", "<style>p { color: red }</style>{{ name }}")
+
+    assert (
+        refusal("hello", name=forbidden)
+        == f"template 'hello.txt': the character {forbidden!r} at 6 can't be in a mail: remove it."
+    )
+    assert refusal("page", name=forbidden).startswith(f"template 'page.html': the character {forbidden!r} at 31")
