@@ -23,6 +23,8 @@ from mailer.smtp import Relay, RelayConnection
 from mailer.store import Result, Store
 
 _PURGED_AT_ONCE = 500
+# While the broker is away, the sweep itself delivers for so long, before it looks again.
+_ALONE_SECONDS = 1.0
 # How long an outcome waits for a database that is away, in seconds between tries: a minute in all.
 _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 
@@ -182,15 +184,15 @@ class Courier:
     # --- chores -------------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Rescue what was left behind, expire what came too late, ring for what is due."""
+        """Rescue what was left behind, expire what came too late, ring for what is due; with nobody to hear it, deliver."""
         now = time.time()
         self._store.requeue_lapsed_claims(now)
         if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=now + self._settings.doubt_resend_after):
             log.warning("%d deliveries are in doubt: their worker was gone before it recorded the reply", len(doubtful))
         self._store.resend_doubtful(now)
         self._store.expire_overdue(now)
-        if self._store.is_due(now):
-            self._bell.ring(urge=True)
+        if self._store.is_due(now) and not self._bell.ring(urge=True):
+            self.deliver(at_most=_ALONE_SECONDS)
 
     def purge(self) -> int:
         """Delete what is finished and older than it is to be kept, in small bites that hold up nobody."""
@@ -225,15 +227,16 @@ class Doorstep:
     def __init__(self) -> None:
         self._here = threading.local()
 
-    def ring(self, *, urge: bool = False) -> None:
+    def ring(self, *, urge: bool = False) -> bool:
         """Deliver what is due; a ring out of that delivery itself adds nothing."""
         if getattr(self._here, "delivers", False):
-            return
+            return True
         self._here.delivers = True
         try:
             self.courier.deliver(at_most=math.inf)
         finally:
             self._here.delivers = False
+        return True
 
     def answer(self) -> None:
         """Nobody was called."""

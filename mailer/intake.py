@@ -42,8 +42,8 @@ When = datetime | timedelta | None
 class Bell(Protocol):
     """Tells the workers that there is mail. A ring may get lost: the sweep finds the mail all the same."""
 
-    def ring(self, *, urge: bool = False) -> None:
-        """Never waits for long, never raises. `urge`: the last ring may have been lost."""
+    def ring(self, *, urge: bool = False) -> bool:
+        """Never waits for long, never raises; whether it can be heard. `urge`: the last ring may have been lost."""
 
     def answer(self) -> None:
         """A worker is about to look: from now on the next ring counts."""

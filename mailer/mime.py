@@ -6,8 +6,9 @@
 import binascii
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from email.header import Header
-from email.utils import encode_rfc2231, formatdate
+from email.utils import encode_rfc2231, format_datetime
 
 import flask_mail
 
@@ -22,6 +23,7 @@ _LONG_LINE = re.compile(rf"[^\n]{{{_LONGEST_LINE}}}".encode())
 _LONG_WORD = re.compile(r"\S{500}|\s{400}")  # a header line breaks between words: a word and the blanks before it must fit
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
+_SPECIALS = re.compile(r'[()<>\[\]:;@\\,."]')
 _PLAIN_FILENAME = re.compile(r"[\x20-\x7e]{0,60}")
 
 
@@ -39,13 +41,13 @@ class WireMessage(flask_mail.Message):
     def __init__(self, message: Message, recipient: str, composed: bytes) -> None:
         super().__init__(
             subject=message.subject,
-            recipients=[str(address) for address in message.to],
+            recipients=[_as_given(address) for address in message.to],
             body=message.text,
             html=message.html,
             alts=list(message.alternatives) or None,
-            sender=str(message.sender),
-            cc=[str(address) for address in message.cc],
-            reply_to=", ".join(map(str, message.reply_to)) or None,
+            sender=_as_given(message.sender),
+            cc=[_as_given(address) for address in message.cc],
+            reply_to=", ".join(map(_as_given, message.reply_to)) or None,
             date=message.dated,
             extra_headers=dict(message.headers),
             mail_options=list(message.mail_options),
@@ -75,6 +77,12 @@ class WireMessage(flask_mail.Message):
         return self._composed.decode()
 
 
+def _as_given(address: Address) -> str:
+    """Without quotes, as in the application's code and in its tests, where none are needed."""
+    bare = address.name and not _SPECIALS.search(address.name)
+    return f"{address.name} <{address.email}>" if bare else str(address)
+
+
 def _as_flask_mail(attachment: Attachment) -> flask_mail.Attachment:
     headers = dict(attachment.headers)
     if attachment.content_id:
@@ -86,7 +94,8 @@ def _as_flask_mail(attachment: Attachment) -> flask_mail.Attachment:
 
 
 def _envelope_headers(message: Message) -> list[str]:
-    lines = [f"Date: {formatdate(message.dated)}", _address_header("From", [message.sender])]
+    sent_at = datetime.fromtimestamp(message.dated, UTC)
+    lines = [f"Date: {format_datetime(sent_at)}", _address_header("From", [message.sender])]
     if message.to:
         lines.append(_address_header("To", message.to))
     elif not message.cc:

@@ -9,6 +9,7 @@ import os
 import smtplib
 import socket
 import ssl
+import sys
 import threading
 import time
 import weakref
@@ -24,7 +25,7 @@ from mailer.mime import WireMessage
 from mailer.policy import classify
 from mailer.settings import Settings
 
-# For RSET and QUIT: a relay that does not answer these loses the warm connection, and nothing waits.
+# For RSET, and for sending QUIT: a relay that is slow at these loses its warm connection, and nothing else.
 _COURTESY_SECONDS = 2.0
 # A connection that was silent for longer is asked whether it is still there, before a mail depends on it.
 _TRUSTED_IDLE_SECONDS = 2.0
@@ -90,7 +91,7 @@ class RelayConnection(flask_mail.Connection):
             return
         with suppress(OSError, smtplib.SMTPException):
             _wait_at_most(host, _COURTESY_SECONDS)
-            host.quit()
+            host.putcmd("QUIT")  # the reply would change nothing, so nobody waits for it
         host.close()
 
     def drop(self) -> None:
@@ -176,7 +177,7 @@ class RelayConnection(flask_mail.Connection):
     def _answered(self, code: int, text: bytes | str) -> Outcome:
         """A reply that is no yes: the session can go on after RSET, unless the relay is closing it."""
         outcome = Outcome(classify(self._phase, code), _words(code, text), self._phase)
-        if code == 421 or code < 0 or outcome.verdict is Verdict.UNREACHED or not self._reset():
+        if code == 421 or outcome.verdict is Verdict.UNREACHED or not self._reset():
             self.drop()
         return outcome
 
@@ -245,6 +246,8 @@ class _Session(smtplib.SMTP):
             end = arrived.find(b"\n") + 1
             line = (line + self.file.read(end or len(arrived)))[:_LONGEST_REPLY]
             if end:
+                if self.debuglevel:
+                    print("reply:", line, file=sys.stderr)
                 return line
         raise TimeoutError("timed out")
 

@@ -131,16 +131,21 @@ class CeleryBell:
         self._flag = _SharedFlag(settings.flag_url) if settings.flag_url else _OwnFlag()
         self._quiet_until = 0.0
 
-    def ring(self, *, urge: bool = False) -> None:
+    def ring(self, *, urge: bool = False) -> bool:
         """Call a worker. The enqueuer has committed before; `urge` is the sweep's, which trusts neither flag nor silence."""
-        if not urge and time.monotonic() < self._quiet_until:
-            return
+        is_quiet = time.monotonic() < self._quiet_until
+        if is_quiet and not urge:
+            return False
         try:
             if self._flag.raise_it(urge):
                 self._celery.send_task(SEND, ignore_result=True, retry=True, retry_policy=dict(_ONE_TRY))
         except (OperationalError, redis.RedisError, OSError) as error:
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
-            log.warning("The broker does not answer (%s); the mail is stored, and the workers' sweep will find it.", error)
+            if not is_quiet:
+                log.warning("The broker does not answer (%s); mail is stored, and the sweep of the workers finds it.", error)
+            return False
+        self._quiet_until = 0.0
+        return True
 
     def answer(self) -> None:
         """A worker is up: the next one who has mail may ring."""
@@ -198,9 +203,10 @@ class Chores:
         self._thread.start()
 
     def stop(self) -> None:
+        """End the chore at hand, which may be a mail on the wire."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_SECONDS):

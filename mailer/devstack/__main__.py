@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from mailer.devstack import probes
+from mailer.devstack.broker import CannotStart, find_program, given_url
+from mailer.devstack.console import Console
+from mailer.devstack.processes import Ledger
+from mailer.devstack.stack import HOST, Stack, is_local, plan
+from mailer.devstack.supervisor import Interrupts, PartFailed, StopRequested, Supervisor
 from mailer.errors import MailerError
-
-from . import probes
-from .broker import CannotStart, find_program, given_url
-from .console import Console
-from .processes import Ledger
-from .stack import HOST, Stack, is_local, plan
-from .supervisor import Interrupts, PartFailed, StopRequested, Supervisor
 
 
 def main() -> int:

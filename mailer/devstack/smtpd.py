@@ -22,8 +22,19 @@ from typing import Any, Self
 
 from aiosmtpd.smtp import MISSING, SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from .faults import ACCEPT_AND_DROP, AFTER_ACCEPTING, BY_ADDRESS, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Faults, Stage
-from .inbox import Inbox
+from mailer.devstack.faults import (
+    ACCEPT_AND_DROP,
+    AFTER_ACCEPTING,
+    BY_ADDRESS,
+    CLOSE_AFTER_250,
+    DELAY,
+    DROP,
+    HANG,
+    Fault,
+    Faults,
+    Stage,
+)
+from mailer.devstack.inbox import Inbox
 
 log = logging.getLogger("mailer.inbox")
 

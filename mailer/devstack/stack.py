@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from . import probes
-from .broker import CannotStart, given_url, server_command, socket_path
-from .supervisor import Part
+from mailer.devstack import probes
+from mailer.devstack.broker import CannotStart, given_url, server_command, socket_path
+from mailer.devstack.supervisor import Part
 
 HOST = "127.0.0.1"
 

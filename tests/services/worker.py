@@ -25,6 +25,7 @@ class Worker:
         self._told = False
         command = [sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", "INFO"]
         command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
+        command += ["--without-mingle", "--without-gossip"]  # they ask other workers for a second; the README's test does not
         with self.log.open("wb") as log:
             environment = {**os.environ, **env}
             self.process = subprocess.Popen(
