@@ -167,8 +167,8 @@ class Courier:
         for pause in _RECORD_AGAIN_AFTER:
             try:
                 self._store.record_if_transmitting(results, now=time.time(), relay=self._relay.name)
-            except StoreUnavailable:
-                log.warning("%d outcomes wait for the database", len(results), exc_info=True)
+            except StoreUnavailable as error:
+                log.warning("%d outcomes wait for the database: %s", len(results), error)
                 time.sleep(pause)
             else:
                 return

@@ -190,8 +190,9 @@ class Settings(BaseModel):
     @property
     def longest_try(self) -> float:
         """The most seconds one mail can take on the wire: a lease must outlast it."""
-        commands = 3 * self.command_timeout  # MAIL, RCPT, DATA
-        return commands + self.data_timeout + self.reply_timeout
+        # The MAIL that finds a warm connection dead; then greeting, EHLO, STARTTLS, EHLO, AUTH in two steps, MAIL, RCPT, DATA.
+        commands = 10 * self.command_timeout
+        return self.connect_timeout + commands + self.data_timeout + self.reply_timeout
 
     @property
     def transmit_lease(self) -> float:

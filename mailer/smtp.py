@@ -91,7 +91,7 @@ class RelayConnection(flask_mail.Connection):
             return
         with suppress(OSError, smtplib.SMTPException):
             _wait_at_most(host, _COURTESY_SECONDS)
-            host.putcmd("QUIT")  # the reply would change nothing, so nobody waits for it
+            host.putcmd("quit")  # the reply would change nothing, so nobody waits for it
         host.close()
 
     def drop(self) -> None:

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mailer.delivery import Courier
-from mailer.errors import MailerError
+from mailer.errors import MailerError, StoreUnavailable
 from mailer.intake import Bell
 from mailer.settings import Settings
 from mailer.store import Store
@@ -199,7 +199,11 @@ class Chores:
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
     def start(self) -> None:
-        self._store.check_schema()
+        """Tables that do not fit stop the worker; a database that is away is waited for."""
+        try:
+            self._store.check_schema()
+        except StoreUnavailable as error:
+            log.warning("The chores wait: %s", error)
         self._thread.start()
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ def _postgresql_engine(url: URL) -> Engine:
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 5, "keepalives_idle": 30, "options": settings},
+        connect_args={"connect_timeout": 5, "client_encoding": "utf8", "keepalives_idle": 30, "options": settings},
     )
 
 
