@@ -166,13 +166,19 @@ class Courier:
             return
         for pause in _RECORD_AGAIN_AFTER:
             try:
-                self._store.record_if_transmitting(results, now=time.time(), relay=self._relay.name)
+                self._record_now(results)
             except StoreUnavailable as error:
                 log.warning("%d outcomes wait for the database: %s", len(results), error)
                 time.sleep(pause)
             else:
                 return
-        self._store.record_if_transmitting(results, now=time.time(), relay=self._relay.name)
+        self._record_now(results)
+
+    def _record_now(self, results: list[Result]) -> None:
+        moved = self._store.record_if_transmitting(results, now=time.time(), relay=self._relay.name)
+        for result in results:
+            if result.delivery.id not in moved:
+                log.warning("delivery %d: %s, but the claim was lost", result.delivery.id, result.outcome.verdict)
 
     def _give_back(self, deliveries: Iterable[Delivery]) -> None:
         """Never tried, so safe to be claimed by anybody, at once."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 from email_validator import EmailNotValidError, validate_email
 
@@ -270,6 +270,14 @@ class Attachment:
         if self.disposition not in ("inline", "attachment"):
             raise InvalidAttachment(f"{where}: disposition {self.disposition!r}: use 'attachment' or 'inline'.")
         _check_part_headers(where, self.headers)
+
+    @classmethod
+    def stored(cls, **fields: Any) -> Self:
+        """Read back what was checked when it came: a rule that is newer than the mail must not stop it."""
+        attachment = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(attachment, name, value)
+        return attachment
 
     def with_ascii_filename(self) -> "Attachment":
         """Accents off, other scripts away, as Flask-Mail does it for MAIL_ASCII_ATTACHMENTS."""

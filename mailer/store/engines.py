@@ -3,9 +3,11 @@
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
 from mailer.errors import ConfigurationError
@@ -48,27 +50,37 @@ def _make_folder(folder: Path) -> None:
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not at the driver's guess
-    _write_ahead(connection)
+    _patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """When several processes switch a new file at once, SQLite fails some of them instead of letting them wait."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
-            if not is_busy or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer that begins as a reader fails at once, without waiting, when another one writes in between.
-    reads = connection.get_execution_options().get("mailer_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get("mailer_reads", False):
+        connection.exec_driver_sql("BEGIN")
+    else:
+        # A writer that begins as a reader fails at once, without waiting, when another one writes in between.
+        _patiently(connection.connection.driver_connection, "BEGIN IMMEDIATE")
+
+
+def _patiently(connection: Any, sql: str) -> None:
+    """Look every millisecond whether nobody else is writing.
+
+    SQLite would look ten times a second, and starve beside a process that writes without a pause;
+    and for its turn to switch the journal it would not wait at all.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.execute(sql)
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
+                if not is_busy or time.monotonic() > deadline:
+                    raise OperationalError(sql, None, error) from error
+                time.sleep(0.001)
+            else:
+                return
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")

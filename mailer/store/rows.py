@@ -84,8 +84,14 @@ def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachm
 
 
 def attachment(row: Row[Any]) -> Attachment:
-    headers = tuple((name, value) for name, value in row.headers)
-    return Attachment(row.filename, row.data, row.content_type, row.content_id, row.disposition, headers)
+    return Attachment.stored(
+        filename=row.filename,
+        data=row.data,
+        content_type=row.content_type,
+        content_id=row.content_id,
+        disposition=row.disposition,
+        headers=tuple((name, value) for name, value in row.headers),
+    )
 
 
 def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:

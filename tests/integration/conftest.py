@@ -25,6 +25,16 @@ def store(database_url: str) -> Iterator[Store]:
     store.engine.dispose()
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """One for a file of many small tests, which empty it: making a database takes longer than any of them."""
+    databases = request.getfixturevalue({"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param])
+    with databases.migrated() as url:
+        store = Store(url)
+        yield store
+        store.engine.dispose()
+
+
 @pytest.fixture
 def relay_to() -> Iterator[Callable[..., Relay]]:
     """`relay_to(server, **config)`: the client of a server; its connections are closed after the test."""

@@ -19,7 +19,7 @@ from mailer import schema
 from mailer.errors import SchemaMismatch
 from mailer.message import Lane, OnDoubt, Status
 from mailer.store import Store
-from tests.mails import NOW, bring, insert, postgresql_only, table
+from tests.mails import NOW, bring, emptied, insert, postgresql_only, table
 from tests.services.databases import Databases, sqlite_only
 
 
@@ -228,20 +228,20 @@ def test_a_migration_to_nowhere(store: Store) -> None:
         ("status = 'transmitting', lease_until = 1", "held_by_somebody"),
     ],
 )
-def test_nonsense_is_refused(store: Store, nonsense: str, name: str) -> None:
+def test_nonsense_is_refused(shared_store: Store, nonsense: str, name: str) -> None:
     """Whatever wrote it: no row can say what can't be."""
-    bring(store, Status.QUEUED)
+    bring(emptied(shared_store), Status.QUEUED)
 
-    with pytest.raises(IntegrityError, match=f"mailer_delivery_{name}"), store.engine.begin() as connection:
+    with pytest.raises(IntegrityError, match=f"mailer_delivery_{name}"), shared_store.engine.begin() as connection:
         connection.execute(text(f"UPDATE mailer_delivery SET {nonsense}"))  # noqa: S608 -- it is written above
 
 
 @pytest.mark.parametrize("on_doubt", OnDoubt)
 @pytest.mark.parametrize("lane", Lane)
-def test_all_that_makes_sense_is_accepted(store: Store, lane: Lane, on_doubt: OnDoubt) -> None:
+def test_all_that_makes_sense_is_accepted(shared_store: Store, lane: Lane, on_doubt: OnDoubt) -> None:
     """The CHECKs know every value of the code."""
     for status in Status:
-        bring(store, status, lane=lane, on_doubt=on_doubt)
+        bring(emptied(shared_store), status, lane=lane, on_doubt=on_doubt)
 
 
 def test_no_delivery_without_a_mail(store: Store) -> None:

@@ -299,6 +299,15 @@ def test_a_reply_that_does_not_end(relay_to: MakeRelay, answering: Answering, st
     assert send(relay_to(server, **short)).verdict is verdict
 
 
+def test_the_dialogue_can_be_watched(relay_to: MakeRelay, sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+    """MAIL_DEBUG shows both sides, as it does in Flask-Mail."""
+    send(relay_to(sink, MAIL_DEBUG=True))
+
+    seen = capsys.readouterr().err
+    assert "mail FROM:<ada@example.com>" in seen
+    assert "250 2.0.0 Ok: queued as 1" in seen
+
+
 # --- what must not change the outcome ---------------------------------------------------------------------------------
 
 

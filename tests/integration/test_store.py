@@ -12,7 +12,7 @@ from mailer import schema
 from mailer.errors import UnknownMail
 from mailer.message import Address, Attachment, Lane, Message, OnDoubt, Status
 from mailer.store import Store
-from tests.mails import LATER, NOW, a_message, bring, claim, insert, postgresql_only, table
+from tests.mails import LATER, NOW, a_message, bring, claim, emptied, insert, table
 
 LOGO = Attachment("logo.png", b"\x89PNG\x00\xff", content_id="logo")
 TERMS = Attachment("Geschäftsbedingungen 📜.pdf", b"%PDF", headers=(("X-Kind", "terms"),))
@@ -36,6 +36,11 @@ EVERYTHING = Message(
     mail_options=("BODY=8BITMIME",),
     rcpt_options=("NOTIFY=FAILURE",),
 )
+
+
+@pytest.fixture
+def store(shared_store: Store) -> Store:
+    return emptied(shared_store)
 
 
 def count(store: Store, name: str) -> int:
@@ -143,10 +148,9 @@ def test_bytes_that_were_just_used_are_spared(store: Store) -> None:
     assert count(store, "blob") == 0
 
 
-@postgresql_only
 def test_mails_with_the_same_files_do_not_wait_for_each_other(store: Store) -> None:
     """Whatever order each of them has them in."""
-    together = threading.Barrier(2)
+    together = threading.Barrier(2, timeout=20)
 
     def queue(direction: int) -> None:
         for number in range(20):
@@ -215,7 +219,7 @@ def test_a_purged_mail_leaves_nothing(store: Store) -> None:
     )
 
 
-@postgresql_only
+@pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)  # SQLite has one writer
 def test_a_mail_that_is_being_requeued_is_not_purged(store: Store) -> None:
     """Although the purge still sees it as failed."""
     delivery = bring(store, Status.FAILED)

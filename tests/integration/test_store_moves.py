@@ -1,59 +1,75 @@
 """The state chart, tried on both databases: what moves, what does not, and whose move it is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
 import pytest
-from sqlalchemy import delete
 
-from mailer import schema
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
 from mailer.policy import RetryPolicy, next_move
 from mailer.store import Result, Store
 from tests.chart import drawn
-from tests.mails import LATER, LEASE, NOW, assert_moved, bring, claim, insert, mark, moved_by, record, row, table
+from tests.mails import LATER, LEASE, NOW, assert_moved, bring, claim, emptied, insert, mark, moved_by, record, row, table
 
 
 @dataclass(frozen=True)
 class Verb:
     """A method of the store that moves deliveries: where it leads, and a call with all that could make it move."""
 
-    targets: frozenset[Status]
+    leads_to: Collection[Status]
     call: Callable[[Store, Delivery, Status], set[int]]
-
-
-def verb(*targets: Status) -> Callable[[Callable[[Store, Delivery, Status], set[int]]], Verb]:
-    return partial(Verb, frozenset(targets))
 
 
 RECORDED = (Status.SENT, Status.QUEUED, Status.FAILED, Status.DOUBTFUL)
 
 WORKERS = {
-    "mark_if_claimed": verb(Status.TRANSMITTING)(lambda store, one, to: mark(store, one, token=one.token)),
-    "record_if_transmitting": verb(*RECORDED)(lambda store, one, to: record(store, one, to=to)),
-    "release_if_held": verb(Status.QUEUED)(lambda store, one, to: store.release_if_held([one.id], token=one.token)),
-    "fail_if_claimed": verb(Status.FAILED)(
-        lambda store, one, to: {one.id} if store.fail_if_claimed(one, "it can't be composed", now=NOW) else set()
+    "mark_if_claimed": Verb(
+        [Status.TRANSMITTING],
+        lambda store, one, to: mark(store, one, token=one.token),
+    ),
+    "record_if_transmitting": Verb(
+        RECORDED,
+        lambda store, one, to: record(store, one, to=to),
+    ),
+    "release_if_held": Verb(
+        [Status.QUEUED],
+        lambda store, one, to: store.release_if_held([one.id], token=one.token),
+    ),
+    "fail_if_claimed": Verb(
+        [Status.FAILED],
+        lambda store, one, to: {one.id} if store.fail_if_claimed(one, "it can't be composed", now=NOW) else set(),
     ),
 }
-SWEEPS = {
-    "requeue_lapsed_claims": verb(Status.QUEUED)(lambda store, one, to: store.requeue_lapsed_claims(LATER)),
-    "doubt_lapsed_transmissions": verb(Status.DOUBTFUL)(
-        lambda store, one, to: store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
+OTHERS = {
+    "claim_due": Verb(
+        [Status.CLAIMED],
+        lambda store, one, to: {claimed.id for claimed in claim(store)},
     ),
-    "resend_doubtful": verb(Status.QUEUED)(lambda store, one, to: store.resend_doubtful(LATER)),
-    "expire_overdue": verb(Status.EXPIRED)(lambda store, one, to: store.expire_overdue(LATER)),
-}
-VERBS = {
-    "claim_due": verb(Status.CLAIMED)(lambda store, one, to: {claimed.id for claimed in claim(store)}),
-    **WORKERS,
-    **SWEEPS,
-    "settle_if_resting": verb(*Status)(lambda store, one, to: store.settle_if_resting(one.mail_id, to, now=NOW)),
+    "requeue_lapsed_claims": Verb(
+        [Status.QUEUED],
+        lambda store, one, to: store.requeue_lapsed_claims(LATER),
+    ),
+    "doubt_lapsed_transmissions": Verb(
+        [Status.DOUBTFUL],
+        lambda store, one, to: store.doubt_lapsed_transmissions(LATER, resend_at=LATER),
+    ),
+    "resend_doubtful": Verb(
+        [Status.QUEUED],
+        lambda store, one, to: store.resend_doubtful(LATER),
+    ),
+    "expire_overdue": Verb(
+        [Status.EXPIRED],
+        lambda store, one, to: store.expire_overdue(LATER),
+    ),
+    "settle_if_resting": Verb(
+        list(Status),
+        lambda store, one, to: store.settle_if_resting(one.mail_id, to, now=NOW),
+    ),
 }
 
-# Where a worker has a delivery in its hands, and where it may go from there.
+# What a worker may do with what it has in its hands.
 HELD = [
     pytest.param(WORKERS[name], source, target, id=f"{name}-{source}-{target}")
     for (source, target), names in sorted(drawn().items())
@@ -61,29 +77,22 @@ HELD = [
 ]
 
 
+@pytest.fixture
+def store(shared_store: Store) -> Store:
+    return emptied(shared_store)
+
+
 # --- the chart --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def chart_store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """One database for all pairs, emptied for each: making one takes longer than the test."""
-    databases = request.getfixturevalue({"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param])
-    with databases.migrated() as url:
-        store = Store(url)
-        yield store
-        store.engine.dispose()
-
-
 @pytest.mark.parametrize(("source", "target"), list(product(Status, Status)))
-def test_every_pair(chart_store: Store, source: Status, target: Status) -> None:
+def test_every_pair(store: Store, source: Status, target: Status) -> None:
     """The methods at an arrow of the chart go its way, and no others. Where there is no arrow, nothing moves."""
     movers = set()
-    for name, verb in VERBS.items():
-        if target in verb.targets:
-            with chart_store.engine.begin() as connection:
-                connection.execute(delete(schema.message))
-            delivery = bring(chart_store, source, expires_at=NOW + 3600)
-            moves = moved_by(chart_store, partial(verb.call, chart_store, delivery, target))
+    for name, verb in {**WORKERS, **OTHERS}.items():
+        if target in verb.leads_to:
+            delivery = bring(emptied(store), source, expires_at=NOW + 3600)
+            moves = moved_by(store, partial(verb.call, store, delivery, target))
             assert moves in ({}, {delivery.id: (source, target)})
             movers |= {name} if moves else set()
 
@@ -264,8 +273,8 @@ def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
     """And no other mail's."""
     insert(store, "eve@example.com")
     mail_id = insert(store, "ada@example.com", "bob@example.com", "cy@example.com")
-    [_eve, ada, *rest] = sorted(claim(store), key=lambda one: one.id)
-    store.release_if_held([one.id for one in rest], token=ada.token)
+    [eve, ada, *rest] = claim(store)
+    store.release_if_held([one.id for one in (eve, *rest)], token=ada.token)
 
     assert_moved(store, lambda: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW), rest, Status.CANCELLED)
 

@@ -117,6 +117,16 @@ def test_somebody_is_called_for_what_is_due_and_only_then(
     assert bell.rings == 1
 
 
+def test_when_nobody_can_be_called_the_sweep_delivers(make_courier: MakeCourier, store: Store, bell: CountingBell) -> None:
+    """While the broker is away."""
+    bell.works = False
+    mail_id = queue(store, "ada@example.com")
+
+    make_courier().sweep()
+
+    assert copy_of(store, mail_id).status is Status.SENT
+
+
 def test_what_comes_too_late_is_not_sent(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
     """A one-time password of yesterday."""
     mail_id = queue(store, "ada@example.com", expires_at=clock.time() + 600)

@@ -29,12 +29,14 @@ class Clock:
 
 
 class CountingBell:
-    """Nobody comes when it rings."""
+    """Nobody comes when it rings, though it can be heard as long as `works` is true."""
 
     rings = 0
+    works = True
 
-    def ring(self, *, urge: bool = False) -> None:
+    def ring(self, *, urge: bool = False) -> bool:
         self.rings += 1
+        return self.works
 
     def answer(self) -> None:
         """Nobody was called."""

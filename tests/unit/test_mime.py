@@ -8,6 +8,7 @@ from email.message import EmailMessage
 from email.utils import getaddresses
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +155,21 @@ def in_lines(text: str) -> str:
     return found if found.endswith("\n") else found + "\n"
 
 
+LONG = ["word " * 500 + "end", "a" + " " * 2000 + "b", "x" * 2000, '"' * 2000, ("y" * 490 + " " * 390) * 3 + "z", "ü" * 2000]
+
+
+@pytest.mark.parametrize("text", LONG, ids=lambda text: repr(text[:2]))
+def test_long_lines(text: str) -> None:
+    """What only a program writes, and always finds the way to."""
+    people = (Address("eve@example.com", text), Address("joe@example.com", text))
+    file = Attachment(text, b"", headers=(("X-" + "h" * 62, text),))
+    mail = compose(a_mail(subject=text, text=text, to=people, headers=(("X-" + "h" * 62, text),), attachments=(file,)))
+
+    assert max(map(len, mail.split(b"\r\n"))) <= 998
+    assert parse(mail)["Subject"] == text
+    assert [one.addr_spec for one in parse(mail)["To"].addresses] == ["eve@example.com", "joe@example.com"]
+
+
 # --- what a mail looks like -------------------------------------------------------------------------------------------
 
 
@@ -174,7 +190,7 @@ def a_mail(**said: Any) -> Message:
 def test_a_plain_mail_can_be_read_as_it_is() -> None:
     """Nothing is encoded that need not be."""
     assert compose(a_mail(text="Dear Bob,\n.\nyours, Ada")) == (
-        b"Date: Mon, 21 Sep 2026 14:13:20 -0000\r\n"
+        b"Date: Mon, 21 Sep 2026 14:13:20 +0000\r\n"
         b"From: Ada <ada@example.com>\r\n"
         b"To: Bob <bob@example.com>\r\n"
         b"Subject: Hello\r\n"
