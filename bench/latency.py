@@ -15,9 +15,9 @@ from statistics import median, quantiles
 from flask import Flask
 
 from mailer import send_email
+from mailer.devstack.broker import find_program
 from tests.application import create_app
 from tests.services.broker import RedisServer
-from tests.services.requirement import find_program
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import Fleet
@@ -26,11 +26,8 @@ MAILS = 200
 
 
 def main() -> None:
-    program = find_program("redis-server", "valkey-server")
-    if program is None:
-        raise SystemExit("The bench needs redis-server or valkey-server on PATH: install one of them.")
     with tempfile.TemporaryDirectory() as folder, Sink() as sink:
-        redis = RedisServer(Path(program), Path(folder))
+        redis = RedisServer(find_program(), Path(folder))
         redis.start()
         config = {
             "MAILER_DATABASE_URL": f"sqlite:///{folder}/mailer.sqlite3",
