@@ -5,6 +5,8 @@ Times are seconds since the epoch, in UTC, as floating point: one meaning on SQL
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import (
@@ -209,6 +211,19 @@ def check_revision(found: str | None) -> None:
         )
 
 
+@contextmanager
+def _without_commentary() -> Iterator[None]:
+    """Alembic tells each of its steps, which is for those who write migrations."""
+    logger = logging.getLogger("alembic")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_without_commentary()
 def migrate(engine: Engine, to: str = "head") -> None:
     """Bring the tables to a revision, in one transaction."""
     # Imported here: it takes 0.1 s, and is needed once in a database's life.
@@ -216,7 +231,6 @@ def migrate(engine: Engine, to: str = "head") -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # its commentary is for those who write migrations
     config = Config()
     config.set_main_option("script_location", "mailer.schema:migrations")
     config.set_main_option("path_separator", "os")
