@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -160,7 +161,8 @@ class _Session(SMTP):
 
     def hang_up(self) -> None:
         if isinstance(self.transport, asyncio.WriteTransport):
-            self.transport.abort()
+            with suppress(AttributeError):  # Python 3.11.2, that of Debian 12, trips over a TLS connection that is closed already
+                self.transport.abort()
 
     async def never(self) -> None:
         """Waits until the connection is lost: aiosmtpd cancels its session then."""
