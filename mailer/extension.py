@@ -166,7 +166,7 @@ def _furnish(app: Flask, settings: Settings) -> State:
     courier = Courier(settings, store, Relay(settings, app, app.extensions["mail"]), bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
-    install(celery, app, settings=settings, store=store, courier=courier, bell=bell)
+    install(celery, app, store, courier, bell)
     return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
 
 

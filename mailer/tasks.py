@@ -74,8 +74,17 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
         worker_send_task_events=False,
         worker_eta_task_limit=100,
     )
+    celery.steps["worker"].add(PatientWorker)
     celery.set_default()
     return celery
+
+
+class PatientWorker(bootsteps.Step):
+    """A worker can wait longer for the broker than a request does: for BRPOP it has to."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        worker.app.conf.broker_transport_options = _transport_options(connect=2, answer=10)
 
 
 def _transport_options(connect: float, answer: float) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def _transport_options(connect: float, answer: float) -> dict[str, Any]:
     }
 
 
-def install(celery: Celery[Any], app: Flask, *, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
+def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
     """Make every worker of this Celery app deliver the mail of this Flask app."""
 
     def send_email() -> None:
@@ -107,7 +116,7 @@ def install(celery: Celery[Any], app: Flask, *, settings: Settings, store: Store
 
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
-    celery.steps["worker"].add(_chores_step(app, settings, store, courier))
+    celery.steps["worker"].add(_chores_step(app, store, courier))
 
     def no_more(**_signal: Any) -> None:
         courier.stop()
@@ -231,15 +240,12 @@ class Chores:
         self._courier.rest()
 
 
-def _chores_step(app: Flask, settings: Settings, store: Store, courier: Courier) -> type[bootsteps.StartStopStep]:
+def _chores_step(app: Flask, store: Store, courier: Courier) -> type[bootsteps.StartStopStep]:
     class ChoresStep(bootsteps.StartStopStep):
         # After the pool: its processes are forked before the thread exists. Before the broker is reached.
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> Chores:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
-            if worker.app.conf.broker_url == settings.broker_url:
-                # A worker can wait longer than a request: for BRPOP it has to.
-                worker.app.conf.broker_transport_options = _transport_options(connect=2, answer=10)
             return Chores(app, store, courier)
 
     return ChoresStep

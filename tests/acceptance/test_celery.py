@@ -22,7 +22,13 @@ def celery(*arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "answer"), [("inspect ping", "pong"), ("inspect registered", "mailer.send_email"), ("report", "transport:redis")]
+    ("command", "answer"),
+    [
+        ("inspect ping", "pong"),
+        ("inspect registered", "mailer.send_email"),
+        ("inspect conf", '"socket_timeout": 10'),  # a request would wait for 2 seconds only
+        ("report", "transport:redis"),
+    ],
 )
 def test_its_commands_work(config: dict[str, str], start_worker: StartWorker, command: str, answer: str) -> None:
     """The worker answers what any Celery worker answers."""
