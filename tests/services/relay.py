@@ -69,7 +69,7 @@ class RawServer(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Conversation)
         self.host, self.port = "127.0.0.1", int(self.server_address[1])
         self.replies = {**_USUAL, **replies}
-        self.heard: list[bytes] = []  # the commands
+        self.heard: list[bytes] = []  # the commands, in lower case: the versions of smtplib differ in it
         self.stopping = threading.Event()
         self.clients: list[socket.socket] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="raw server")
@@ -100,7 +100,7 @@ class _Conversation(socketserver.StreamRequestHandler):
         with suppress(OSError):
             self._reply("greeting")
             for line in self.rfile:
-                self.server.heard.append(line)
+                self.server.heard.append(line.lower())
                 command = line.decode("ascii", "replace").partition(" ")[0].strip().upper()
                 self._reply(command)
                 if command == "DATA":
