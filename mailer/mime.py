@@ -29,8 +29,7 @@ _PLAIN_FILENAME = re.compile(r"[\x20-\x7e]{0,60}")
 
 def compose(message: Message) -> bytes:
     """The mail as it goes over the wire, the same for every recipient: Bcc is nowhere in it."""
-    part = _body(message)
-    inner, content = part
+    inner, content = _body(message)
     lines = [*_envelope_headers(message), "MIME-Version: 1.0", *inner]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
@@ -39,24 +38,23 @@ class WireMessage(flask_mail.Message):
     """A composed mail for one recipient, in the shape that Flask-Mail's connection and its signal know."""
 
     def __init__(self, message: Message, recipient: str, composed: bytes) -> None:
-        super().__init__(
-            subject=message.subject,
-            recipients=[_as_given(address) for address in message.to],
-            body=message.text,
-            html=message.html,
-            alts=list(message.alternatives) or None,
-            sender=_as_given(message.sender),
-            cc=[_as_given(address) for address in message.cc],
-            reply_to=", ".join(map(_as_given, message.reply_to)) or None,
-            date=message.dated,
-            extra_headers=dict(message.headers),
-            mail_options=list(message.mail_options),
-            rcpt_options=list(message.rcpt_options),
-            attachments=[_as_flask_mail(attachment) for attachment in message.attachments],
-        )
-        if message.html is not None:
-            self.html = message.html
+        # Flask-Mail's own __init__ makes a Message-ID and asks the DNS for it, which takes seconds where DNS is slow.
+        self.subject = message.subject
+        self.sender = _as_given(message.sender)
+        self.recipients = [_as_given(address) for address in message.to]
+        self.cc = [_as_given(address) for address in message.cc]
+        self.bcc = []
+        self.reply_to = ", ".join(map(_as_given, message.reply_to)) or None
+        self.body = message.text
+        self.alts = dict(message.alternatives)
+        self.html = message.html
+        self.charset = None
+        self.date = message.dated
         self.msgId = message.message_id
+        self.extra_headers = dict(message.headers)
+        self.mail_options = list(message.mail_options)
+        self.rcpt_options = list(message.rcpt_options)
+        self.attachments = [_as_flask_mail(attachment) for attachment in message.attachments]
         self.envelope_from = message.bounce_address
         self.recipient = recipient
         self._composed = composed

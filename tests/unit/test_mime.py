@@ -1,6 +1,7 @@
 """Whatever is said arrives as it was said: what `compose()` writes, the parser of the standard library reads."""
 
 import re
+import socket
 from collections.abc import Callable
 from email import message_from_bytes, policy
 from email.header import decode_header, make_header
@@ -254,3 +255,15 @@ def test_the_shape_that_flask_mail_knows() -> None:
     assert (attached.filename, attached.data, attached.headers) == ("report.pdf", b"report", {"X-Origin": "tests"})
     assert wire.as_bytes() == compose(mail)
     assert wire.as_string() == compose(mail).decode()
+
+
+def test_a_delivery_asks_no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flask-Mail looks up this machine's name for every message; where DNS is slow that takes seconds, for each recipient."""
+
+    def refuse(*_arguments: object) -> str:
+        raise AssertionError("the DNS was asked")
+
+    monkeypatch.setattr(socket, "getfqdn", refuse)
+    letter = WireMessage(a_mail(text="Hello"), "ada@example.com", b"")
+
+    assert letter.msgId == "<1@example.com>"
