@@ -22,7 +22,8 @@ from tests.services.sink import Sink
 from tests.services.worker import Fleet
 
 MAILS = 200
-MAILS_OF_THE_SWEEP = 30  # about a second each
+FEWER = 30  # where each takes long
+BURST = 60
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
         with worker(config, Path(folder)):
             report("send_email(), all well", queue_all(create_app(config)))
             report("send_email() until the mail has arrived", arrive_all(create_app(config), sink, MAILS))
-            report("the same, the ring lost: found by the sweep", arrive_all(create_app(cut_off), sink, MAILS_OF_THE_SWEEP))
+            report(f"the same, right after a burst of {BURST}", arrive_all(create_app(config), sink, FEWER, BURST))
+            report("the same, the ring lost: found by the sweep", arrive_all(create_app(cut_off), sink, FEWER))
         redis.pause()
         report("send_email(), Redis frozen", queue_all(create_app(config)))
         redis.resume()
@@ -64,21 +66,26 @@ def queue_all(app: Flask) -> list[float]:
         return [timed(queue_one) for _ in range(MAILS)]
 
 
-def arrive_all(app: Flask, sink: Sink, mails: int) -> list[float]:
-    """One at a time, on an idle system."""
+def arrive_all(app: Flask, sink: Sink, mails: int, burst: int = 0) -> list[float]:
+    """One at a time, on an idle system, or when the last of a burst has just arrived."""
     seen = 0
     while seen != len(sink.messages):  # what was queued before is out of the way
         seen = len(sink.messages)
         time.sleep(0.5)
 
-    def arrive_one() -> None:
-        expected = len(sink.messages) + 1
-        queue_one()
+    def arrive(count: int) -> None:
+        expected = len(sink.messages) + count
+        for _ in range(count):
+            queue_one()
         while len(sink.messages) < expected:
             time.sleep(0.0002)
 
+    def arrive_after_burst() -> float:
+        arrive(burst)
+        return timed(lambda: arrive(1))
+
     with app.test_request_context():
-        return [timed(arrive_one) for _ in range(mails)]
+        return [arrive_after_burst() for _ in range(mails)]
 
 
 def queue_one() -> None:
