@@ -21,6 +21,9 @@ from mailer.policy import RetryPolicy
 Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 
 
+_RETRY = RetryPolicy()  # the defaults of what it holds are written there
+
+
 def _key(alias: str, description: str, default: Any = PydanticUndefined, **bounds: Any) -> Any:
     return Field(default=default, alias=alias, description=description, **bounds)
 
@@ -77,13 +80,23 @@ class Settings(BaseModel):
         600.0,
     )
     idle_timeout: Seconds = _key("MAILER_IDLE_TIMEOUT", "Seconds an unused connection is kept warm.", 30.0)
-    retry_first: Seconds = _key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", 60.0)
-    retry_factor: float = _key("MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", 3.0, ge=1, le=100)
-    retry_longest: Seconds = _key("MAILER_RETRY_LONGEST", "The longest wait between two tries, in seconds.", 4 * 3600.0)
-    retry_attempts: int = _key("MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", 12, ge=1, le=1000)
-    retry_age: Seconds = _key("MAILER_RETRY_AGE", "Age in seconds at which a deferred mail has failed.", 2 * 86400.0)
-    relay_rest: Seconds = _key("MAILER_RELAY_REST", "Seconds a process leaves a relay alone that can't be reached.", 10.0)
-    doubt_resend_after: Seconds = _key("MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", 900.0)
+    retry_first: Seconds = _key(
+        "MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", _RETRY.first
+    )
+    retry_factor: float = _key(
+        "MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", _RETRY.factor, ge=1, le=100
+    )
+    retry_longest: Seconds = _key("MAILER_RETRY_LONGEST", "The longest wait between two tries, in seconds.", _RETRY.longest)
+    retry_attempts: int = _key(
+        "MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", _RETRY.max_attempts, ge=1, le=1000
+    )
+    retry_age: Seconds = _key("MAILER_RETRY_AGE", "Age in seconds at which a deferred mail has failed.", _RETRY.max_age)
+    relay_rest: Seconds = _key(
+        "MAILER_RELAY_REST", "Seconds a process leaves a relay alone that can't be reached.", _RETRY.relay_rest
+    )
+    doubt_resend_after: Seconds = _key(
+        "MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", _RETRY.doubt_resend_after
+    )
     slice_seconds: Seconds = _key(
         "MAILER_SLICE_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
     )

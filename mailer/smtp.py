@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
@@ -142,17 +142,17 @@ class RelayConnection(flask_mail.Connection):
         assert host is not None
         _wait_at_most(host, self._settings.command_timeout)
         self._phase = Phase.MAIL
-        _expect(host.mail(sender, self._mail_options(host, message)), 250)
+        _expect(host.mail(sender, self._mail_options(host, message)), {250})
         self._phase = Phase.RCPT
-        _expect(host.rcpt(message.recipient, message.rcpt_options), 250, 251)
+        _expect(host.rcpt(message.recipient, message.rcpt_options), {250, 251})
         self._phase = Phase.DATA
-        _expect(host.docmd("DATA"), 354)
+        _expect(host.docmd("DATA"), {354})
         _wait_at_most(host, self._settings.data_timeout)
         host.send(_dot_stuffed(message.as_bytes()))
         self._phase = Phase.DOT
         _wait_at_most(host, self._settings.reply_timeout)
         reply = host.getreply()
-        _expect(reply, *range(200, 300))
+        _expect(reply, range(200, 300))
         return _words(*reply)
 
     def _mail_options(self, host: smtplib.SMTP, message: WireMessage) -> list[str]:
@@ -300,7 +300,7 @@ def _wait_at_most(host: smtplib.SMTP, seconds: float) -> None:
         host.sock.settimeout(seconds)
 
 
-def _expect(reply: tuple[int, bytes], *codes: int) -> None:
+def _expect(reply: tuple[int, bytes], codes: Container[int]) -> None:
     if not 200 <= reply[0] < 600:
         raise smtplib.SMTPServerDisconnected("the relay said something that is no reply")
     if reply[0] not in codes:
@@ -313,7 +313,7 @@ def _words(code: int, text: bytes | str) -> str:
 
 
 def _printable(text: str) -> str:
-    """On one line, and without what a database would not take: PostgreSQL refuses NUL."""
+    """On one line, for people: a relay may say anything."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:_LONGEST_REPLY]
 
 
