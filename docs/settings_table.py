@@ -4,7 +4,8 @@
 from pathlib import Path
 from typing import Any
 
-from mailer.settings import Settings, allowed, keys
+from mailer.settings import Settings, keys
+from mailer.settings.words import allowed
 
 PAGE = Path(__file__).with_name("settings.md")
 OPENING = """\
@@ -27,11 +28,11 @@ def page() -> str:
 def _row(key: str, name: str) -> str:
     field = Settings.model_fields[name]
     default = "SQLite in the instance folder" if field.is_required() else _shown(field.default)
-    return f"| `{key}` | {default} | {allowed(key)} | {field.description} |\n"
+    return f"| `{key}` | {default} | {allowed(Settings, key)} | {field.description} |\n"
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == "":
+    if default in (None, "", (), {}):
         return "none"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 

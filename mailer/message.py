@@ -355,15 +355,14 @@ class Delivery:
     id: int
     mail_id: str
     recipient: str
+    domain: str
+    lane: Lane
     attempts: int
     doubts: int
     queued_at: float  #: since when it is to be sent: its age counts from here
     on_doubt: OnDoubt
     token: str
     lease_until: float
-
-    def with_lease(self, until: float) -> "Delivery":
-        return replace(self, lease_until=until)
 
 
 def could_be_id(given: object) -> bool:
@@ -410,6 +409,18 @@ class Outcome:
     verdict: Verdict
     reply: str
     phase: Phase = Phase.DOT
+    retry_after: float | None = None  #: seconds it asked us to wait
+    advice: str = ""  #: what a person can do about it, where it is our own configuration that stops us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Something is left alone for a while: a relay that could not be reached."""
+
+    until: float | None  #: None: until a person says so
+    failures: int  #: how often it failed in a row
+    reason: str
+    since: datetime
 
 
 # --- answers to "what became of it?" ----------------------------------------------------------------------------------

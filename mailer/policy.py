@@ -1,5 +1,6 @@
 """What to do next: pure decisions, with the clock and the dice passed in."""
 
+import re
 from dataclasses import dataclass
 
 from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
@@ -9,6 +10,9 @@ WINDOW_SECONDS = 0.05
 MOST_IN_A_SLICE = 500
 
 
+# --- the next move ----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """The numbers that bound a mail's retries, in seconds."""
@@ -16,10 +20,13 @@ class RetryPolicy:
     first: float = 60.0
     factor: float = 3.0
     longest: float = 4 * 3600.0
+    jitter: float = 0.2  #: the share of a wait by which it is spread, to either side
     max_attempts: int = 12
-    max_age: float = 2 * 86400.0
+    # RFC 5321, 4.5.4.1: four or five days at least. A relay that breaks on a Friday evening may be noticed on Monday.
+    max_age: float = 5 * 86400.0
     doubt_resend_after: float = 900.0
     relay_rest: float = 10.0
+    relay_rest_longest: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +36,18 @@ class Move:
     to: Status
     due_at: float | None = None
     counts: bool = True  #: whether the try counts as one of the mail's attempts
+    reason: str = ""  #: why it is given up, where the reply alone would not tell
 
 
 def backoff(attempts: int, retry: RetryPolicy, dice: float) -> float:
-    """Seconds until the next try after `attempts` tries; `dice` in [0, 1) spreads it by a fifth to either side."""
+    """Seconds until the next try after `attempts` tries; `dice` in [0, 1) spreads it."""
     delay = min(retry.longest, retry.first * retry.factor ** min(attempts - 1, 30))
-    return delay * (0.8 + 0.4 * dice)
+    return delay * (1 + retry.jitter * (2 * dice - 1))
+
+
+def rest(failures: int, retry: RetryPolicy, dice: float) -> float:
+    """Seconds a relay is left alone that could not be used, when `failures` tries before had failed as well."""
+    return min(retry.relay_rest_longest, retry.relay_rest * 2.0 ** min(failures, 30) * (1 + retry.jitter * dice))
 
 
 def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: float, dice: float) -> Move:
@@ -45,30 +58,178 @@ def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: 
         case Verdict.REFUSED:
             return Move(to=Status.FAILED)
         case Verdict.UNREACHED:
-            return Move(to=Status.QUEUED, due_at=now + retry.relay_rest * (1 + dice), counts=False)
+            return _again(delivery, retry, now + retry.relay_rest * (1 + dice), counts=False)
         case Verdict.DOUBTFUL:
             resend = delivery.on_doubt is OnDoubt.RESEND and delivery.doubts == 0
             return Move(to=Status.DOUBTFUL, due_at=now + retry.doubt_resend_after if resend else None)
         case Verdict.DEFERRED:
-            due_at = now + backoff(delivery.attempts, retry, dice)
-            given_up = delivery.attempts >= retry.max_attempts or due_at - delivery.queued_at > retry.max_age
-            return Move(to=Status.FAILED) if given_up else Move(to=Status.QUEUED, due_at=due_at)
+            if delivery.attempts >= retry.max_attempts:
+                tries = "1 try" if delivery.attempts == 1 else f"{delivery.attempts} tries"
+                return Move(to=Status.FAILED, reason=f"given up after {tries}, see MAILER_RETRY_ATTEMPTS")
+            # Whoever names a time is asked then or later: sooner would waste a try.
+            asked = (outcome.retry_after or 0.0) * (1 + retry.jitter * dice)
+            return _again(delivery, retry, now + max(asked, backoff(delivery.attempts, retry, dice)))
 
 
-# An answer about our login, not about the mail: a wrong password must not fail ten thousand mails.
-_ABOUT_US = frozenset({530, 534, 535, 538})
+def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: bool = True) -> Move:
+    """Another try, unless the mail is too old by then."""
+    if due_at - delivery.queued_at > retry.max_age:
+        return Move(to=Status.FAILED, counts=counts, reason="given up, too old for another try, see MAILER_RETRY_AGE")
+    return Move(to=Status.QUEUED, due_at=due_at, counts=counts)
 
 
-def classify(phase: Phase, code: int) -> Verdict:
-    """What a reply means; only a silence after the final dot is doubt, and a silence is no reply."""
+# --- what a reply means -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a relay's reply means for the mail it was given to."""
+
+    verdict: Verdict
+    retry_after: float | None = None  #: seconds it asked us to wait
+
+
+LEAST_ASKED, MOST_ASKED = 5.0, 86400.0
+# What postgrey, SQLgrey and rspamd wait by default; few of them name the time.
+GREYLISTED_FOR = 300.0
+
+# RFC 4954: answers about our login, not about the mail. A wrong password must not fail ten thousand mails.
+_LOGIN_CODES = frozenset({530, 534, 535, 538})
+# The same said in enhanced codes (RFC 5248), and Exchange's "client was not authenticated". 5.7.9 is not among them: for Yahoo
+# it is a verdict on the mail.
+_LOGIN_STATUSES = frozenset({"5.7.8", "5.7.10", "5.7.11", "5.7.12", "5.7.57"})
+# RFC 3463 knows these as passing troubles only, whatever the first digit: mailbox full, disk full, congestion (Gmail's daily
+# limit). And too many recipients can't be said of one recipient, so it is a limit over time.
+_PASSING_STATUSES = frozenset({"5.2.2", "5.3.1", "5.4.5", "5.5.3"})
+# Too big for the mailbox, too big for the system: also said as "exceeds the limit", and still final.
+_TOO_BIG = frozenset({"5.2.3", "5.3.4"})
+
+_GREYLISTED = re.compile(r"gr[ea]y-?list")
+
+# Not this mail is turned away, but whoever brings it. It is we who have to change, so no mail fails of it at once.
+_ABOUT_US = re.compile(
+    r"""
+    # no login, or no TLS before it
+      \bauthentication\s(is\s)?(required|needed)\b | \brequires\s(smtp\s)?authentication\b | \bauthenticate\sfirst\b
+    | \bclient\s(was\s|is\s)?not\sauthenticated\b | \bunauthenticated\ssenders\b | \bnot\slogged\sin\b | \bstarttls\b
+    # a relay that does not relay for us
+    | \brelay(ing)?\s(access\s)?(is\s)?(denied|not\s(permitted|allowed))\b | \b(unable|permitted|allowed)\sto\srelay\b
+    | \bcredentials\sfor\srelay\b | \ballowed\srcpthosts\b
+    # our host: its name, its address, a block list it is on. SPF is about the sender of the mail
+    | \bclient\shost\b | ^(?!.*\bspf\b).*\b(your|sending|this|unauthorized)\sip\b
+    # the account as a whole: Amazon SES
+    | \bsending\s(is\s|has\sbeen\s)?(paused|suspended|disabled)\b | \bnot\sauthorized\sto\sperform\b
+    """,
+    re.VERBOSE,
+)
+
+# A 5xx that is not final, by its own words. Each of these comes with a 5xx from the servers that are named.
+_PASSING = re.compile(
+    r"""
+    # it wants to be asked again: Zoho, SendGrid
+      \b(try|retry|resend|come\sback|wait)\b.{0,40}\b(later|tomorrow|some\s?time)\b | \btemporarily\b
+    # it was too fast: Exchange, QQ, Gmail, Zoho
+    | throttl | \b(rate|frequency).?limit | \bat\sa\srate\sthat\b | \bunusual\s(sending\s)?(rate|volume|activity)\b
+    # it was too much at once: Mailtrap, OVH
+    | \btoo\s(many|much)\s(\w+\s){0,3}(e-?)?(mails?|messages?|recipients?|connections?)\b
+    # it was too much for a day: Gmail, StartMail, cPanel, Exchange. Not too long, and not too much like spam
+    | ^(?!.*\b(size|length|lines?|headers?|attachments?|hops?|score)\b).*
+      (\b(limits?|quota|credits?)\b.{0,40}\b(exceeded|reached)\b
+      | \b(exceeds?|exceeded|reached)\b.{0,40}\b(limits?|quota|per\s(second|minute|hour|day))\b)
+    # a mailbox that somebody will tidy up: Orange
+    | \b(mailbox|inbox|account|storage|disk)\b.{0,40}\bfull\b | \bover-?\s?quota | quota\s?exceeded
+    """,
+    re.VERBOSE,
+)
+
+
+def classify(phase: Phase, code: int, text: str) -> Answer:
+    """What a reply means: by its enhanced code, else by its class, and last by words that are known to belie them.
+
+    Only a silence after the final dot is doubt, and a silence is no reply.
+    """
     if phase is Phase.DOT and 200 <= code < 300:
-        return Verdict.SENT
-    if phase is Phase.CONNECT or code in _ABOUT_US or (code == 421 and phase is Phase.MAIL):
-        return Verdict.UNREACHED
+        return Answer(Verdict.SENT)
+    status, words = _read(code, text)
+    asked = _seconds_asked(words)
+    if phase is Phase.CONNECT:
+        return Answer(Verdict.UNREACHED, asked)
+    if _GREYLISTED.search(words):
+        return Answer(Verdict.DEFERRED, asked or GREYLISTED_FOR)
+    about_us = code in _LOGIN_CODES or status in _LOGIN_STATUSES or _ABOUT_US.search(words) is not None
+    if phase is Phase.MAIL and (code == 421 or about_us):
+        return Answer(Verdict.UNREACHED, asked)
+    # From RCPT on the same words may be about this recipient only: others must still get through, so the relay stays open.
+    if not about_us and asked is None and _is_final(phase, code, status, words):
+        return Answer(Verdict.REFUSED)
+    return Answer(Verdict.DEFERRED, asked)
+
+
+def _is_final(phase: Phase, code: int, status: str, words: str) -> bool:
+    """Whether it is a no for ever."""
+    if code == 421 or not 400 <= code < 600:  # 421: it is closing, whatever else it says
+        return False
+    if status in _TOO_BIG:
+        return True
+    if status in _PASSING_STATUSES or _PASSING.search(words):
+        return False
+    if status:
+        return status.startswith("5")
     # RFC 5321 4.5.3.1.10: an old 552 to RCPT means 452, too many recipients.
-    if 500 <= code < 600 and not (code == 552 and phase is Phase.RCPT):
-        return Verdict.REFUSED
-    return Verdict.DEFERRED
+    return code >= 500 and not (code == 552 and phase is Phase.RCPT)
+
+
+# At the beginning of a line, or as qmail writes it. What has a fourth number is an IP address.
+_STATUS = re.compile(r"^[ \t#(\[]*([45]\.\d{1,3}\.\d{1,3})(?![.\d])|\(#([45]\.\d{1,3}\.\d{1,3})\)", re.MULTILINE)
+_MOST_READ = 1000
+
+
+def _read(code: int, text: str) -> tuple[str, str]:
+    """The enhanced code, if there is one, and the words, on one line.
+
+    Without the codes, which may begin each line of a reply, and without addresses, which were chosen by strangers.
+    """
+    text = re.sub(rf"^(?:{code}[ -])+", "", text[:_MOST_READ], flags=re.MULTILINE)
+    found = _STATUS.search(text)
+    status = (found[1] or found[2]) if found else ""
+    if status:
+        text = text.replace(status, " ")
+    words = re.sub(r"<[^<>]*>", " ", text.lower()).split()
+    return status, " ".join(word for word in words if "@" not in word)
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SPAN = (
+    r"(?:\d{1,6}(?:\.\d{1,3})?|\b(?:an?|one)\b) ?"
+    r"(?:s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)(?:\(s\))?"
+)
+_SPANS = re.compile(
+    # What one is told to do …
+    r"\b(?:try|again|later|retry|resend|wait|back|gr[ea]y-?list(?:ed|ing)|deferred|delayed|blocked|limited|available)"
+    # … and nothing but small words until the time, so that it is no other time …
+    r"(?:[ :,=(~-]+(?:please|try|again|later|in|after|for|at|least|about|another|the|next|this|your|message)\b){0,6}[ :,=(~-]+"
+    # … with nothing stuck to its end: "5d1443fb-20" is the name of a mail.
+    rf"({_SPAN}(?:(?: |,|, | and |){_SPAN})*)(?![\w-])"
+)
+_EACH_SPAN = re.compile(r"(\d+(?:\.\d+)?|\b(?:an?|one)\b) ?([smhd])")
+_CLOCK = re.compile(r"\bin (\d{1,3}):([0-5]\d):([0-5]\d)\b")
+
+
+def _seconds_asked(words: str) -> float | None:
+    """The N of "try again in N", within reason."""
+    if clock := _CLOCK.search(words):
+        hours, minutes, seconds = map(int, clock.groups())
+        asked = 3600.0 * hours + 60.0 * minutes + seconds
+    elif spans := _SPANS.search(words):
+        asked = sum(
+            (float(number) if number[0].isdigit() else 1.0) * _UNITS[unit[0]] for number, unit in _EACH_SPAN.findall(spans[1])
+        )
+    else:
+        return None
+    return min(max(asked, LEAST_ASKED), MOST_ASKED)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def window_size(seconds_per_mail: float) -> int:

@@ -1,20 +1,23 @@
 """What is decided about a mail: pure, with the clock and the dice passed in."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.message import TRANSITIONS, Delivery, Lane, OnDoubt, Outcome, Status, Verdict
 from mailer.policy import (
+    LEAST_ASKED,
+    MOST_ASKED,
     MOST_IN_A_SLICE,
     MOST_IN_A_WINDOW,
     Move,
     RetryPolicy,
     backoff,
-    classify,
     next_move,
+    rest,
     slice_size,
     smoothed,
     window_size,
@@ -29,10 +32,12 @@ policies = st.builds(
     first=st.floats(1, 3600),
     factor=st.floats(1, 10),
     longest=st.floats(1, 86_400),
+    jitter=st.floats(0, 0.9),
     max_attempts=st.integers(1, 50),
     max_age=st.floats(1, 1e6),
     doubt_resend_after=st.floats(1, 1e5),
     relay_rest=st.floats(1, 600),
+    relay_rest_longest=st.floats(1, 3600),
 )
 
 
@@ -41,6 +46,8 @@ def a_delivery(attempts: int = 1, doubts: int = 0, queued_at: float = NOW, on_do
         id=1,
         mail_id="mail",
         recipient="ada@example.com",
+        domain="example.com",
+        lane=Lane.NORMAL,
         attempts=attempts,
         doubts=doubts,
         queued_at=queued_at,
@@ -59,8 +66,15 @@ deliveries = st.builds(
 )
 
 
-def move(verdict: Verdict, delivery: Delivery | None = None, retry: RetryPolicy = RETRY, dice: float = 0.5) -> Move:
-    return next_move(delivery or a_delivery(), Outcome(verdict, "as the relay said"), retry, now=NOW, dice=dice)
+def move(
+    verdict: Verdict,
+    delivery: Delivery | None = None,
+    retry: RetryPolicy = RETRY,
+    dice: float = 0.5,
+    retry_after: float | None = None,
+) -> Move:
+    outcome = Outcome(verdict, "as the relay said", retry_after=retry_after)
+    return next_move(delivery or a_delivery(), outcome, retry, now=NOW, dice=dice)
 
 
 # --- the next move ----------------------------------------------------------------------------------------------------
@@ -83,24 +97,71 @@ def test_deferred_comes_back_later() -> None:
 
 
 def test_deferred_has_failed_when_its_attempts_are_used_up() -> None:
-    """The last attempt is the one with the number of the limit."""
+    """The last attempt is the one with the number of the limit; and it says so, as the reply alone would not tell."""
+    last = move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts))
+
     assert move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts - 1)).to is Status.QUEUED
-    assert move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts)) == Move(to=Status.FAILED)
+    assert last == Move(to=Status.FAILED, reason="given up after 12 tries, see MAILER_RETRY_ATTEMPTS")
+    assert "1 try," in move(Verdict.DEFERRED, retry=RetryPolicy(max_attempts=1)).reason
 
 
 def test_deferred_has_failed_when_its_next_try_would_be_too_late() -> None:
     """Its age counts from when it was to be sent, not from when it was written."""
     oldest = NOW + 60 - RETRY.max_age
+    too_old = move(Verdict.DEFERRED, a_delivery(queued_at=oldest - 1))
+
     assert move(Verdict.DEFERRED, a_delivery(queued_at=oldest)).to is Status.QUEUED
-    assert move(Verdict.DEFERRED, a_delivery(queued_at=oldest - 1)) == Move(to=Status.FAILED)
+    assert too_old == Move(to=Status.FAILED, reason="given up, too old for another try, see MAILER_RETRY_AGE")
 
 
-def test_unreached_costs_nothing() -> None:
-    """A relay that is down for a week is no fault of the mail: it waits, and the waits are spread."""
-    old_and_tired = a_delivery(attempts=100, queued_at=NOW - 10 * RETRY.max_age)
+def test_who_names_a_time_is_asked_at_that_time() -> None:
+    """Or a little later, so that those who were told the same do not come together; never earlier."""
+    assert move(Verdict.DEFERRED, retry_after=300, dice=0) == Move(to=Status.QUEUED, due_at=NOW + 300)
+    assert move(Verdict.DEFERRED, retry_after=300, dice=0.5) == Move(to=Status.QUEUED, due_at=NOW + 330)
 
-    assert move(Verdict.UNREACHED, old_and_tired, dice=0) == Move(to=Status.QUEUED, due_at=NOW + 10, counts=False)
-    assert move(Verdict.UNREACHED, old_and_tired, dice=0.5) == Move(to=Status.QUEUED, due_at=NOW + 15, counts=False)
+
+def test_a_short_time_does_not_shorten_the_wait() -> None:
+    """A relay that says "in 5 seconds" every time would use up all tries in a minute."""
+    assert move(Verdict.DEFERRED, a_delivery(attempts=3), retry_after=5) == Move(to=Status.QUEUED, due_at=NOW + 540)
+
+
+def test_a_time_beyond_the_mails_age_is_not_waited_for() -> None:
+    """It has failed now: nothing would come of the wait."""
+    assert move(Verdict.DEFERRED, a_delivery(queued_at=NOW - RETRY.max_age + 3000), retry_after=3600).to is Status.FAILED
+
+
+@given(delivery=deliveries, retry=policies, dice=dice, retry_after=st.floats(LEAST_ASKED, MOST_ASKED))
+def test_no_time_that_was_asked_for_is_cut_short(delivery: Delivery, retry: RetryPolicy, dice: float, retry_after: float) -> None:
+    """Whatever the configuration; and no mail waits beyond its age."""
+    made = move(Verdict.DEFERRED, delivery, retry, dice, retry_after)
+
+    if made.to is Status.QUEUED:
+        assert made.due_at is not None
+        assert made.due_at >= NOW + retry_after
+        assert made.due_at - delivery.queued_at <= retry.max_age
+        assert delivery.attempts < retry.max_attempts
+    else:
+        assert made.to is Status.FAILED
+        assert made.reason
+
+
+def test_unreached_costs_no_attempt() -> None:
+    """A relay that is down is no fault of the mail: it waits, and the waits are spread."""
+    tired = a_delivery(attempts=100)
+
+    assert move(Verdict.UNREACHED, tired, dice=0) == Move(to=Status.QUEUED, due_at=NOW + 10, counts=False)
+    assert move(Verdict.UNREACHED, tired, dice=0.5) == Move(to=Status.QUEUED, due_at=NOW + 15, counts=False)
+
+
+def test_unreached_ends_at_its_age() -> None:
+    """A queue that nobody can empty ends in a state that a person can see. A long weekend is not the end."""
+    since_friday = a_delivery(queued_at=NOW - 4 * 86_400)
+    since_last_week = a_delivery(queued_at=NOW - 6 * 86_400)
+
+    assert move(Verdict.UNREACHED, since_friday).to is Status.QUEUED
+    assert move(Verdict.UNREACHED, since_last_week) == Move(
+        to=Status.FAILED, counts=False, reason="given up, too old for another try, see MAILER_RETRY_AGE"
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,10 +196,12 @@ def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, re
 
 @given(attempts=st.integers(1, 10_000), retry=policies, dice=dice)
 def test_the_wait_has_bounds(attempts: int, retry: RetryPolicy, dice: float) -> None:
-    """Around the first wait at least and the longest at most, spread by a fifth to either side."""
+    """Around the first wait at least and the longest at most, spread by the jitter to either side."""
     wait = backoff(attempts, retry, dice)
+    middle = backoff(attempts, replace(retry, jitter=0.0), dice)
 
-    assert 0.8 * min(retry.first, retry.longest) <= wait <= 1.2 * retry.longest
+    assert min(retry.first, retry.longest) <= middle <= retry.longest
+    assert (1 - retry.jitter) * middle * 0.999 <= wait <= (1 + retry.jitter) * middle * 1.001
 
 
 @given(retry=policies, dice=dice)
@@ -151,10 +214,12 @@ def test_no_wait_is_shorter_than_the_one_before(retry: RetryPolicy, dice: float)
 
 @given(attempts=st.integers(1, 50), dice=st.lists(dice, min_size=2, max_size=2, unique=True))
 def test_the_dice_spread_the_waits(attempts: int, dice: list[float]) -> None:
-    """Thousand mails that were deferred together do not come back together."""
+    """Thousand mails that were deferred together do not come back together; unless that is what is configured."""
     low, high = (backoff(attempts, RETRY, one) for one in sorted(dice))
+    still = RetryPolicy(jitter=0.0)
 
     assert low <= high <= low * 1.5 + 1e-9
+    assert backoff(attempts, still, dice[0]) == backoff(attempts, still, dice[1])
 
 
 def test_the_waits_by_default() -> None:
@@ -166,51 +231,14 @@ def test_the_waits_by_default() -> None:
     assert 86_400 <= sum(waits) <= RETRY.max_age
 
 
-# --- replies ----------------------------------------------------------------------------------------------------------
+@given(retry=policies, dice=dice)
+def test_a_relay_that_fails_again_is_left_alone_longer(retry: RetryPolicy, dice: float) -> None:
+    """Twice as long each time, up to the longest rest, so that it is found again soon after it is repaired."""
+    rests = [rest(failures, retry, dice) for failures in range(60)]
 
-SENT, DEFERRED, REFUSED, UNREACHED = Verdict.SENT, Verdict.DEFERRED, Verdict.REFUSED, Verdict.UNREACHED
-
-
-@pytest.mark.parametrize(
-    ("code", "connect", "mail", "rcpt", "data", "dot"),
-    [
-        (250, UNREACHED, DEFERRED, DEFERRED, DEFERRED, SENT),
-        (421, UNREACHED, UNREACHED, DEFERRED, DEFERRED, DEFERRED),  # it is closing; at MAIL this can't be about the mail
-        (450, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-        (451, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-        (452, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-        (454, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-        (530, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),  # about our login
-        (534, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),
-        (535, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),
-        (538, UNREACHED, UNREACHED, UNREACHED, UNREACHED, UNREACHED),
-        (550, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
-        (552, UNREACHED, REFUSED, DEFERRED, REFUSED, REFUSED),  # at RCPT an old way to say "too many recipients"
-        (553, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
-        (554, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),  # as a greeting: it does not want to talk to us
-        (354, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-        (600, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-        (-1, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
-    ],
-)
-def test_what_a_reply_means(code: int, connect: Verdict, mail: Verdict, rcpt: Verdict, data: Verdict, dot: Verdict) -> None:
-    """By how far the dialogue had come."""
-    assert [classify(phase, code) for phase in Phase] == [connect, mail, rcpt, data, dot]
-
-
-@given(phase=st.sampled_from(Phase), code=st.integers(-1, 999))
-def test_a_mail_is_sent_by_one_reply_only(phase: Phase, code: int) -> None:
-    """A 2xx to the final dot. And no reply at all is a doubt: a doubt is a silence."""
-    verdict = classify(phase, code)
-
-    assert (verdict is Verdict.SENT) == (phase is Phase.DOT and 200 <= code < 300)
-    assert verdict is not Verdict.DOUBTFUL
-
-
-@given(code=st.integers(-1, 999))
-def test_nothing_at_the_connection_is_held_against_a_mail(code: int) -> None:
-    """The relay has not heard of it yet."""
-    assert classify(Phase.CONNECT, code) is Verdict.UNREACHED
+    assert rests[0] >= min(retry.relay_rest, retry.relay_rest_longest)
+    assert all(one <= longer <= 2 * one for one, longer in pairwise(rests))
+    assert rests[-1] <= (1 + retry.jitter) * retry.relay_rest_longest
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

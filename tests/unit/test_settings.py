@@ -1,5 +1,6 @@
 """The settings: read from the app or the environment, checked once, and refused in words that say what to do."""
 
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 from mailer.errors import ConfigurationError
-from mailer.settings import Settings, allowed, keys
+from mailer.message import Lane
+from mailer.settings import Settings, keys
+from mailer.settings.rates import DomainLimit
+from mailer.settings.words import allowed
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECRET = "geheim"
@@ -49,14 +53,29 @@ WORDS = {
 OWN_WORDS = {
     "MAILER_DATABASE_URL": ("postgresql://db/mailer", "postgresql://db/mailer"),
     "MAILER_REDIS_URL": ("rediss://cache:6380/1", "rediss://cache:6380/1"),
+    "MAILER_RETRY_JITTER": ("0.5", 0.5),
     "MAILER_TLS_CA_FILE": None,  # a file: see below
+    "MAILER_TLS_CLIENT_CERT": None,  # a file: see test_settings_relay.py
+    "MAILER_TLS_MINIMUM": ("TLSv1.3", "TLSv1.3"),
+    "MAILER_OAUTH": None,  # JSON: see test_settings_relay.py
+    "MAILER_PROXY": ("http://proxy:3128", "http://proxy:3128"),
+    "MAILER_SOURCE_ADDRESS": ("192.0.2.1", "192.0.2.1"),
+    "MAILER_TLS_CLIENT_CERT": None,  # the same
+    "MAILER_TLS_MINIMUM": ("TLSv1.3", "TLSv1.3"),
+    "MAILER_OAUTH": None,  # it wants other keys beside it
+    "MAILER_PROXY": ("http://proxy:3128", "http://proxy:3128"),
+    "MAILER_SOURCE_ADDRESS": ("192.0.2.1", "192.0.2.1"),
+    "MAILER_RELAYS": None,  # JSON: see below
+    "MAILER_DKIM_KEYS": None,  # JSON: see test_dkim_keys.py
+    "MAILER_RELAY_RATE": ("14/second", "14/second"),
+    "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit("1/day")}),
 }
 
 
 @pytest.mark.parametrize("key", keys())
 def test_every_key_can_come_from_the_environment(key: str) -> None:
     """A text means what it says: "True" is true, "7" is a number."""
-    text_and_value = OWN_WORDS.get(key, WORDS.get(allowed(key), ("7", 7)))
+    text_and_value = OWN_WORDS.get(key, WORDS.get(allowed(Settings, key), ("7", 7)))
     if text_and_value is None:
         return
     text, value = text_and_value
@@ -104,6 +123,112 @@ def test_they_are_frozen() -> None:
     """Checked once, and not changed behind the back of who was given them."""
     with pytest.raises(ValueError, match="frozen"):
         load().mail_port = 26
+
+
+# --- several relays ---------------------------------------------------------------------------------------------------
+
+FIRST = {"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": "587", "MAIL_USE_TLS": True, "weight": 3}
+SECOND = {
+    "MAIL_SERVER": "10.0.0.1",
+    "preference": 1,
+    "domains": ["example.com"],
+    "senders": ["Ada@example.com"],
+    "lanes": ["bulk"],
+}
+
+
+@pytest.mark.parametrize("given", [[FIRST, SECOND], (FIRST, SECOND), json.dumps([FIRST, SECOND])])
+def test_several_relays(given: object) -> None:
+    """A list in the app's config, JSON in the environment; what an entry leaves out is as for one relay."""
+    first, second = load(MAILER_RELAYS=given).relays
+
+    assert (first.name, first.mail_server, first.mail_port, first.mail_use_tls) == ("first", "smtp.example.com", 587, True)
+    assert (first.weight, first.preference, first.has_rules) == (3, 0, False)
+    assert (second.name, second.mail_port, second.weight, second.preference) == ("10.0.0.1:25", 25, 1, 1)
+    assert (second.domains, second.senders, second.lanes) == (("example.com",), ("ada@example.com",), (Lane.BULK,))
+
+
+def test_one_relay_is_that_of_the_apps_own_keys() -> None:
+    """It has a name, too: what its mails and its pause are marked with."""
+    [relay] = load(MAIL_SERVER="smtp.example.com", MAIL_PORT=587).relays
+
+    assert (relay.name, relay.preference, relay.weight, relay.has_rules) == ("smtp.example.com:587", 0, 1, False)
+
+
+def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
+    """How long to wait goes for all; who and where a relay is, and what it is logged in to with, for itself only."""
+    app = {
+        "MAILER_COMMAND_TIMEOUT": 7,
+        "MAILER_RELAY_RATE": "14/second",
+        "MAIL_SERVER": "a",
+        "MAIL_PORT": 587,
+        "MAIL_USE_TLS": True,
+    }
+    login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": SECRET}
+    first, second = load(
+        **app, **login, MAILER_RELAYS=[{"name": "first"}, {"name": "second", "MAILER_COMMAND_TIMEOUT": 8}]
+    ).relays
+
+    assert (first.command_timeout, second.command_timeout, second.relay_rate) == (7, 8, "14/second")
+    assert (first.mail_server, first.mail_port, first.mail_use_tls) == ("127.0.0.1", 25, False)
+    assert (first.mail_username, first.mail_password) == (None, None)
+
+
+RELAYS_IN_WORDS = "MAILER_RELAYS: allowed: a list of relays, in the environment as JSON: "
+
+
+@pytest.mark.parametrize(
+    ("relays", "words"),
+    [
+        ("smtp.example.com", RELAYS_IN_WORDS),
+        ("[]", RELAYS_IN_WORDS),
+        ("{}", RELAYS_IN_WORDS),
+        ('["smtp.example.com"]', RELAYS_IN_WORDS),
+        ([], RELAYS_IN_WORDS),
+        ([{"MAIL_PORT": "x"}], "MAILER_RELAYS[0]['MAIL_PORT']='x': allowed: a whole number from 1 to 65535."),
+        ([{}, {"name": ""}], "MAILER_RELAYS[1]['name']='': allowed: a text that is not empty."),
+        ([{"weight": 0}], "MAILER_RELAYS[0]['weight']=0: allowed: a number above 0, 1000000 at most."),
+        ([{"weight": "inf"}], "MAILER_RELAYS[0]['weight']='inf': allowed: a number above 0, 1000000 at most."),
+        ([{"preference": "high"}], "MAILER_RELAYS[0]['preference']='high': allowed: a whole number."),
+        ([{"lanes": ["urgent"]}], "MAILER_RELAYS[0]['lanes']=['urgent']: allowed: a list of 'critical', 'normal' and 'bulk'."),
+        ([{"lanes": "bulk"}], "MAILER_RELAYS[0]['lanes']='bulk': allowed: a list."),
+        ([{"senders": "example.com"}], "MAILER_RELAYS[0]['senders']='example.com': allowed: a list."),
+        (
+            [{"domains": ["*.example.com"]}],
+            "MAILER_RELAYS[0]['domains']=['*.example.com']: '*.example.com': allowed: such as 'example.com',",
+        ),
+        (
+            [{"domains": ["ada@example.com"]}],
+            "MAILER_RELAYS[0]['domains']=['ada@example.com']: 'ada@example.com': allowed: such as 'example.com',",
+        ),
+        (
+            [{"senders": ["@example.com"]}],
+            "MAILER_RELAYS[0]['senders']=['@example.com']: '@example.com': allowed: such as 'ada@example.com' or 'example.com',",
+        ),
+        (
+            [{"MAILER_RELAY_RATE": "fast"}],
+            "MAILER_RELAYS[0]['MAILER_RELAY_RATE']='fast': allowed: a rate such as '14/second' or '100/5 minutes',",
+        ),
+        ([{"MAILER_KEEP_DAYS": 1, "nam": "x"}], "MAILER_RELAYS[0]: MAILER_KEEP_DAYS, nam: not known; allowed: MAILER_COMMAND_"),
+        (
+            [{"name": "first", "MAIL_USE_TLS": 1, "MAIL_USE_SSL": 1}],
+            "MAILER_RELAYS[0]=<hidden>: MAIL_USE_TLS and MAIL_USE_SSL: set one of them:",
+        ),
+        ([{"name": "a"}, {"name": "a"}], "MAILER_RELAYS=<hidden>: two relays are named a: give each a name of its own."),
+        ([{}, {}], "MAILER_RELAYS=<hidden>: two relays are named 127.0.0.1:25: give each a name of its own."),
+        (
+            [{"name": "a", "domains": ["example.com"]}, {"name": "b", "lanes": ["bulk"]}],
+            "MAILER_RELAYS=<hidden>: one relay must take what the rules of no other do:",
+        ),
+        ([{"MAIL_PASSWORD": [SECRET]}], "MAILER_RELAYS[0]['MAIL_PASSWORD']=<hidden>: allowed: a text."),
+    ],
+)
+def test_relays_that_can_not_be_used(relays: object, words: str) -> None:
+    """Each error says in which entry, what, and what is allowed, and shows no password."""
+    error = refusal(MAILER_RELAYS=relays)
+
+    assert error.startswith(words)
+    assert "all_proxy" not in error
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -190,6 +315,7 @@ def test_each_wrong_value_has_a_line() -> None:
         ("MAILER_REDIS_URL", f"redis://:{SECRET}@cache:port"),
         ("MAILER_REDIS_URL", f":{SECRET}@cache"),
         ("REDIS_URL", f"redis://:{SECRET}@cache:port"),
+        ("MAILER_RELAYS", [{"name": "first", "MAIL_PASSWORD": [SECRET]}]),
     ],
 )
 def test_an_error_shows_no_secret(key: str, value: object) -> None:
@@ -298,11 +424,12 @@ def test_the_page_of_the_documentation_is_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == script["page"](), "run: python -m docs.settings_table"
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_described(name: str) -> None:
+@pytest.mark.parametrize("key", keys())
+def test_every_setting_is_described(key: str) -> None:
     """By a sentence, as the page is made of them; a key is spelt as its field, or shorter by our name."""
-    field = Settings.model_fields[name]
+    name = keys()[key]
+    description = Settings.model_fields[name].description
 
-    assert field.description is not None
-    assert field.description.endswith(".")
-    assert field.alias in (name.upper(), f"MAILER_{name.upper()}")
+    assert description is not None
+    assert description.endswith(".")
+    assert name.upper().removeprefix("LISTED_").startswith(key.removeprefix("MAILER_"))

@@ -1,0 +1,265 @@
+"""The settings: `MAIL_*` and `MAILER_*` keys, checked once, then frozen."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, Self
+
+import redis
+from pydantic import ValidationError, field_validator
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from mailer.errors import ConfigurationError, InvalidMail
+from mailer.message import Address, check_text
+from mailer.policy import RetryPolicy
+from mailer.settings.dkim import DkimKey, read_keys
+from mailer.settings.proxy import AMBIENT, ambient
+from mailer.settings.rates import DomainLimit, read_domain_limits
+from mailer.settings.relay import RelaySettings, Seconds, key
+from mailer.settings.words import LOGINS, explained
+
+__all__ = ["RelaySettings", "Settings", "keys"]
+
+_RETRY = RetryPolicy()  # the defaults of what it holds are written there
+
+
+class Settings(RelaySettings):
+    """Everything that can be configured. The descriptions are the settings table of the documentation."""
+
+    listed_relays: tuple[RelaySettings, ...] = key(
+        "MAILER_RELAYS",
+        "Several relays, in the environment as JSON: a list of objects with the keys of the relay and, if needed, `name`,"
+        " `preference`, `weight`, `senders`, `domains`, `lanes`.",
+        (),
+        repr=False,
+    )
+    mail_default_sender: str | tuple[str, str] | None = key(
+        "MAIL_DEFAULT_SENDER", "Sender of mails that name none: `Ada <ada@example.com>`, an address, or a pair.", None
+    )
+    mail_suppress_send: bool = key(
+        "MAIL_SUPPRESS_SEND",
+        "Deliver to nobody, at once and in the calling process: everything happens but SMTP. On by default if `TESTING`.",
+        False,
+    )
+    mail_ascii_attachments: bool = key("MAIL_ASCII_ATTACHMENTS", "Reduce the names of attachments to ASCII.", False)
+
+    database_url: str = key(
+        "MAILER_DATABASE_URL", "Where mails are kept: `sqlite:///file` or `postgresql://…`.", min_length=1, repr=False
+    )
+    redis_url: str = key(
+        "MAILER_REDIS_URL",
+        "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL Celery takes. `REDIS_URL` is read if it is unset.",
+        "redis://127.0.0.1:6379/0",
+        min_length=1,
+        repr=False,
+    )
+    domain_limits: dict[str, DomainLimit] = key(
+        "MAILER_DOMAIN_LIMITS",
+        "The most that recipient domains are given, by all workers, in the environment as JSON:"
+        ' `{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}`; `*` is each domain not named.',
+        {},
+    )
+    dkim_keys: tuple[DkimKey, ...] = key(
+        "MAILER_DKIM_KEYS",
+        'Keys to sign mail with, in the environment as JSON: `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`, or'
+        " `key` with the PEM itself.",
+        (),
+        repr=False,
+    )
+    subject_prefix: str = key("MAILER_SUBJECT_PREFIX", "Put before the subjects of `send_email`, with a space between.", "")
+    retry_first: Seconds = key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", _RETRY.first)
+    retry_factor: float = key(
+        "MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", _RETRY.factor, ge=1, le=100
+    )
+    retry_longest: Seconds = key("MAILER_RETRY_LONGEST", "The longest wait between two tries, in seconds.", _RETRY.longest)
+    retry_jitter: float = key(
+        "MAILER_RETRY_JITTER", "The share of a wait by which it is spread, to either side.", _RETRY.jitter, ge=0, le=0.9
+    )
+    retry_attempts: int = key(
+        "MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", _RETRY.max_attempts, ge=1, le=1000
+    )
+    retry_age: Seconds = key(
+        "MAILER_RETRY_AGE",
+        "Age in seconds at which a mail has failed that no relay took, be it deferred or no relay reached.",
+        _RETRY.max_age,
+    )
+    relay_rest: Seconds = key(
+        "MAILER_RELAY_REST", "Seconds for which nobody tries a relay that can't be used; longer each time.", _RETRY.relay_rest
+    )
+    relay_rest_longest: Seconds = key(
+        "MAILER_RELAY_REST_LONGEST",
+        "The most seconds between two tries of a relay that can't be used.",
+        _RETRY.relay_rest_longest,
+    )
+    doubt_resend_after: Seconds = key(
+        "MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", _RETRY.doubt_resend_after
+    )
+    slice_seconds: Seconds = key(
+        "MAILER_SLICE_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
+    )
+    claim_lease: Seconds = key(
+        "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0
+    )
+    keep_days: float = key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str) -> Self:
+        """Read each key from the app's config, else from the environment, and refuse what can't be used."""
+        # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
+        given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
+        given.update(ambient(environ))
+        given.setdefault("MAILER_DATABASE_URL", default_database_url)
+        if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL"))):
+            given["MAILER_REDIS_URL"] = fallback
+        given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
+        if "MAILER_RELAYS" in given:
+            given["MAILER_RELAYS"] = _relays(given)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigurationError(explained(cls, error, given)) from None
+
+    @field_validator("listed_relays")
+    @classmethod
+    def _complete(cls, value: tuple[RelaySettings, ...]) -> tuple[RelaySettings, ...]:
+        if value and all(relay.has_rules for relay in value):
+            raise ValueError("one relay must take what the rules of no other do: give one without senders, domains and lanes")
+        names = [relay.name for relay in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two relays are named {', '.join(twice)}: give each a name of its own")
+        return value
+
+    @field_validator("domain_limits", mode="before")
+    @classmethod
+    def _usable_limits(cls, value: object) -> dict[str, DomainLimit]:
+        return read_domain_limits(value)
+
+    @field_validator("dkim_keys", mode="before")
+    @classmethod
+    def _readable_keys(cls, value: object) -> tuple[DkimKey, ...]:
+        return read_keys(value)
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        value = re.sub("^postgres://", "postgresql://", value)  # as some platforms spell it
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            url = URL.create("nothing")
+        is_postgresql = url.get_backend_name() == "postgresql"
+        if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):
+            raise ValueError("allowed: sqlite:////path/to/file or postgresql://user:password@host/name")
+        if is_postgresql and find_spec("psycopg") is None:
+            raise ValueError("PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        try:
+            usable = re.match("[a-z][a-z0-9+.-]*://", value) is not None
+            if usable and (url := _for_redis(value)):
+                redis.ConnectionPool.from_url(url)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("allowed, as in REDIS_URL: redis://:password@host:6379/0, unix:///path/to/socket, or another broker")
+        return value
+
+    @field_validator("mail_default_sender")
+    @classmethod
+    def _usable_sender(cls, value: str | tuple[str, str] | None) -> str | tuple[str, str] | None:
+        if value is not None:
+            _checked(Address.parse, value, key="MAIL_DEFAULT_SENDER")
+        return value
+
+    @field_validator("subject_prefix")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        _checked(check_text, value, key="MAILER_SUBJECT_PREFIX")
+        return value
+
+    @property
+    def broker_url(self) -> str:
+        """The broker as Celery spells it."""
+        return self.redis_url.replace("unix://", "redis+socket://", 1)
+
+    @property
+    def flag_url(self) -> str | None:
+        """The same Redis as its own client spells it; None where rings can't be coalesced over a plain Redis."""
+        return _for_redis(self.redis_url)
+
+    @property
+    def retry(self) -> RetryPolicy:
+        return RetryPolicy(
+            first=self.retry_first,
+            factor=self.retry_factor,
+            longest=self.retry_longest,
+            jitter=self.retry_jitter,
+            max_attempts=self.retry_attempts,
+            max_age=self.retry_age,
+            doubt_resend_after=self.doubt_resend_after,
+            relay_rest=self.relay_rest,
+            relay_rest_longest=self.relay_rest_longest,
+        )
+
+    @property
+    def relays(self) -> tuple[RelaySettings, ...]:
+        """Those of MAILER_RELAYS, or the one of the app's own keys."""
+        return self.listed_relays or (self,)
+
+    @property
+    def transmit_lease(self) -> float:
+        """How long a marked mail is safe from being called doubtful: longer than any relay can take for it."""
+        return max(relay.longest_try for relay in self.relays) + 120.0
+
+
+def _for_redis(url: str) -> str | None:
+    url = url.replace("redis+socket://", "unix://", 1)
+    return url if url.startswith(("redis://", "rediss://", "unix://")) else None
+
+
+def keys() -> dict[str, str]:
+    """Key -> the name of its field."""
+    return {str(field.alias): name for name, field in Settings.model_fields.items() if str(field.alias).isupper()}
+
+
+def _relays(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each relay of MAILER_RELAYS is configured with.
+
+    An entry starts from the `MAILER_*` keys of the app; `MAIL_*` keys and logins never pass from one relay to another.
+    """
+    own = {str(field.alias) for field in RelaySettings.model_fields.values()}
+    entries = _entries(given["MAILER_RELAYS"])
+    shared = {key: value for key, value in given.items() if key in own and not key.startswith("MAIL_") and key not in LOGINS}
+    allowed = own.difference(AMBIENT)
+    for at, entry in enumerate(entries):
+        if unknown := sorted(entry.keys() - allowed):
+            known = ", ".join(sorted(allowed))
+            raise ConfigurationError(f"MAILER_RELAYS[{at}]: {', '.join(unknown)}: not known; allowed: {known}.")
+    return [{**shared, **entry} for entry in entries]
+
+
+def _entries(given: Any) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        entries = None
+    if not isinstance(entries, (list, tuple)) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigurationError(
+            "MAILER_RELAYS: allowed: a list of relays, in the environment as JSON:"
+            """ [{"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}, …]."""
+        )
+    return [*entries]
+
+
+def _checked(check: Callable[..., Any], value: object, *, key: str) -> None:
+    """Check as at a call; the key is named by `explained`."""
+    try:
+        check(value, field=key)
+    except InvalidMail as error:
+        raise ValueError(str(error).removeprefix(f"{key}: ")) from None

@@ -1,0 +1,267 @@
+"""What is said of one relay: where it is, how to talk to it, and which mail it is for."""
+
+import ipaddress
+import ssl
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticUndefined
+
+from mailer.errors import InvalidAddress
+from mailer.message import Address, Lane
+from mailer.settings.oauth import OAuth, read_oauth
+from mailer.settings.proxy import NO_PROXY, checked_proxy, is_exempt, is_local
+from mailer.settings.rates import read_rates
+
+# A year at most: what waits longer has waited for ever, and sockets refuse to count so far.
+Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
+#: An address, or a domain that stands for its subdomains too.
+Rule = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
+
+TlsVersion = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
+
+
+def key(alias: str, description: str, default: Any = PydanticUndefined, **bounds: Any) -> Any:
+    return Field(default=default, alias=alias, description=description, **bounds)
+
+
+class RelaySettings(BaseModel):
+    """What is said of one relay. `MAILER_RELAYS` says it of several, each starting from the keys of the app."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    mail_server: str = key(
+        "MAIL_SERVER", "Host of the relay, or the path of its socket: `/run/relay.sock`.", "127.0.0.1", min_length=1
+    )
+    mail_port: int = key("MAIL_PORT", "Port of the relay.", 25, ge=1, le=65535)
+    mail_use_tls: bool = key("MAIL_USE_TLS", "Upgrade the connection with STARTTLS; a relay without it gets no mail.", False)
+    mail_use_ssl: bool = key("MAIL_USE_SSL", "Speak TLS from the first byte.", False)
+    mail_username: str | None = key("MAIL_USERNAME", "Log in as.", None)
+    mail_password: str | None = key("MAIL_PASSWORD", "Log in with.", None, repr=False)
+    mail_max_emails: int | None = key(
+        "MAIL_MAX_EMAILS", "Mails on one connection before it is closed; no limit if unset.", None, ge=1
+    )
+    mail_debug: bool | int = key(
+        "MAIL_DEBUG", "Print the SMTP dialogue, passwords included: never in production. 2 adds the time.", default=False
+    )
+    tls_ca_file: str | None = key(
+        "MAILER_TLS_CA_FILE", "PEM file of the authority that signed the relay's certificate, if it is your own.", None
+    )
+    tls_client_certificate: str | None = key(
+        "MAILER_TLS_CLIENT_CERT", "PEM file with a certificate and its key, for a relay that wants to see one.", None
+    )
+    tls_minimum: TlsVersion = key("MAILER_TLS_MINIMUM", "The oldest version of TLS to speak with the relay.", "TLSv1.2")
+    oauth: Annotated[OAuth | None, PlainValidator(read_oauth), WithJsonSchema({"type": "object"})] = key(
+        "MAILER_OAUTH",
+        "Where the token comes from that `MAIL_USERNAME` logs in with instead of a password, in the environment as JSON:"
+        ' `{"provider": "microsoft", "tenant": "…", "client_id": "…", "client_secret": "…"}`,'
+        ' `{"provider": "google", "service_account_file": "…", "subject": "ada@example.com"}` or'
+        ' `{"token": "package.module:function"}`.',
+        None,
+        repr=False,
+    )
+    lmtp: bool = key("MAILER_LMTP", "Speak LMTP, as mail stores do, instead of SMTP.", False)
+    proxy: str | None = key(
+        "MAILER_PROXY",
+        "Reach the relay through a proxy: `socks5://user:password@host:1080`, `socks5h://…` (the proxy asks the DNS), `socks4://…`,"
+        " `http://host:3128`. If it is unset, `ALL_PROXY` and `NO_PROXY` of the environment are followed for relays on other"
+        " machines; `none` turns that off.",
+        None,
+        repr=False,
+    )
+    source_address: str | None = key(
+        "MAILER_SOURCE_ADDRESS", "IP address of this machine that connections to the relay come from.", None
+    )
+    connect_timeout: Seconds = key(
+        "MAILER_CONNECT_TIMEOUT", "Seconds to wait for a connection to the relay, through a proxy if there is one.", 10.0
+    )
+    command_timeout: Seconds = key(
+        "MAILER_COMMAND_TIMEOUT", "Seconds to wait for the greeting and for the reply to a command.", 60.0
+    )
+    data_timeout: Seconds = key("MAILER_DATA_TIMEOUT", "Seconds to wait while the relay takes the bytes of a mail.", 180.0)
+    reply_timeout: Seconds = key(
+        "MAILER_REPLY_TIMEOUT",
+        "Seconds to wait for the reply after the last byte; a short wait makes duplicates (RFC 5321, 4.5.3.2.6).",
+        600.0,
+    )
+    idle_timeout: Seconds = key("MAILER_IDLE_TIMEOUT", "Seconds an unused connection is kept warm.", 30.0)
+    relay_rate: str | None = key(
+        "MAILER_RELAY_RATE", "The most mails this relay is given, by all workers: `14/second; 50000/day`.", None
+    )
+    relay_concurrency: int | None = key(
+        "MAILER_RELAY_CONCURRENCY", "The most connections to this relay, of all workers together.", None, ge=1
+    )
+
+    # What the environment says of proxies:
+    ambient_proxy: str | None = Field(None, alias="all_proxy", repr=False)
+    exempt_from_proxy: str = Field("", alias="no_proxy")
+
+    # Only in an entry of MAILER_RELAYS:
+    given_name: str | None = Field(None, alias="name", min_length=1)
+    preference: int = Field(0, alias="preference")
+    weight: float = Field(1.0, alias="weight", gt=0, le=1_000_000)
+    senders: tuple[Rule, ...] = Field((), alias="senders")
+    domains: tuple[Rule, ...] = Field((), alias="domains")
+    lanes: tuple[Lane, ...] = Field((), alias="lanes")
+
+    @property
+    def name(self) -> str:
+        """What its mails, its pause and the log call it."""
+        return self.given_name or (self.mail_server if self.is_unix else f"{self.mail_server}:{self.mail_port}")
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a socket in the file system."""
+        return self.mail_server.startswith("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nobody can listen on the way to it."""
+        return is_local(self.mail_server)
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.mail_use_tls or self.mail_use_ssl
+
+    @property
+    def proxy_to_use(self) -> str | None:
+        """Its own, or that of the environment; None: the relay is reached directly."""
+        if self.is_unix or self.proxy == NO_PROXY:
+            return None
+        if self.proxy is not None:
+            return self.proxy
+        return None if self.is_local or is_exempt(self.mail_server, self.exempt_from_proxy) else self.ambient_proxy
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether it takes only some of the mail."""
+        return bool(self.senders or self.domains or self.lanes)
+
+    @property
+    def longest_greeting(self) -> float:
+        """The most seconds until a relay that is down is known to be."""
+        return self.connect_timeout + self.command_timeout
+
+    @property
+    def longest_opening(self) -> float:
+        """The most seconds until a connection is there, greeted, secured and logged in."""
+        token = 0 if self.oauth is None else 6 * self.connect_timeout  # three tries to fetch one, each a connection and a reply
+        return token + self.connect_timeout + 4 * self.command_timeout
+
+    @property
+    def longest_try(self) -> float:
+        """The most seconds from the moment a mail is asked for until it has an outcome: a lease must outlast it."""
+        envelope = 4 * self.command_timeout  # RSET, MAIL, RCPT and DATA
+        mail = self.data_timeout + self.reply_timeout
+        # Asked for while the mail before it is on the wire, or when there is no connection; then the connection ends before the
+        # mail has begun, and it is begun once more on another.
+        waiting = max(mail, self.longest_opening)
+        return waiting + envelope + self.longest_opening + envelope + mail
+
+    @field_validator("lanes", mode="before")
+    @classmethod
+    def _lanes_by_name(cls, value: Any) -> Any:
+        try:
+            return tuple(Lane[name.upper()] for name in value) if isinstance(value, (list, tuple)) else value
+        except (KeyError, AttributeError):
+            raise ValueError("allowed: a list of 'critical', 'normal' and 'bulk'") from None
+
+    @field_validator("senders", "domains")
+    @classmethod
+    def _as_addresses_are_stored(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(_checked_rule(rule, for_senders=info.field_name == "senders") for rule in value)
+
+    @field_validator("relay_rate")
+    @classmethod
+    def _usable_rate(cls, value: str | None) -> str | None:
+        read_rates(value)
+        return value
+
+    @field_validator("tls_ca_file")
+    @classmethod
+    def _usable_certificate(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                ssl.create_default_context(cafile=value)
+        except OSError as error:
+            raise ValueError(f"allowed: the path of a PEM file with certificates ({error.strerror or error})") from None
+        return value
+
+    @field_validator("tls_client_certificate")
+    @classmethod
+    def _usable_client_certificate(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                ssl.create_default_context().load_cert_chain(value, password="")  # a password is never asked for at a terminal
+        except OSError as error:
+            raise ValueError(
+                f"allowed: the path of a PEM file with a certificate and its key ({error.strerror or error})"
+            ) from None
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _usable_proxy(cls, value: str | None) -> str | None:
+        return None if value is None else checked_proxy(value)
+
+    @field_validator("source_address")
+    @classmethod
+    def _an_ip_address(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else str(ipaddress.ip_address(value))
+        except ValueError:
+            raise ValueError("allowed: an IP address of this machine, such as 192.0.2.1") from None
+
+    @model_validator(mode="after")
+    def _one_kind_of_tls(self) -> Self:
+        if self.mail_use_tls and self.mail_use_ssl:
+            raise ValueError(
+                "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS from the start on 465"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_needs_a_name(self) -> Self:
+        if self.is_unix and self.uses_tls:
+            raise ValueError(
+                "MAIL_USE_TLS and MAIL_USE_SSL: unset them: MAIL_SERVER is a socket, which has no name that a certificate is for"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_log_in(self) -> Self:
+        if self.oauth is None:
+            return self
+        if self.mail_password:
+            raise ValueError("MAILER_OAUTH and MAIL_PASSWORD: set one of them")
+        if not self.mail_username:
+            raise ValueError("MAILER_OAUTH: set MAIL_USERNAME too, to the mailbox that is logged in to")
+        if not (self.uses_tls or self.is_local):
+            raise ValueError(
+                "MAILER_OAUTH: whoever hears a token can use it: set MAIL_USE_TLS (port 587) or MAIL_USE_SSL (port 465)"
+            )
+        return self
+
+
+def _checked_rule(rule: str, *, for_senders: bool) -> str:
+    """One that no address could ever meet would send mail over the wrong relay, and nobody would notice."""
+    at, domain = rule.rpartition("@")[1:]
+    try:
+        if for_senders and at:
+            return Address.parse(rule, field="senders").email.lower()
+        if not at:
+            return Address.parse(f"postmaster@sub.{domain}", field="domains").domain.lower().removeprefix("sub.")
+    except InvalidAddress:
+        pass
+    example = "'ada@example.com' or 'example.com'" if for_senders else "'example.com'"
+    raise ValueError(f"{rule!r}: allowed: such as {example}, a domain stands for its subdomains too")
