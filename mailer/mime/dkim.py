@@ -1,0 +1,111 @@
+"""DKIM (RFC 6376): what is signed, and how it is written. The keys and their algorithms are in `keys`."""
+
+import binascii
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from mailer.errors import ConfigurationError
+from mailer.settings.dkim import DkimKey
+
+#: What is signed where it is there: what a reader sees, what says how to read it, and what programs act upon.
+_SIGNED = (
+    "from to cc reply-to subject date message-id mime-version content-type content-transfer-encoding in-reply-to references "
+    "list-id list-help list-owner list-post list-subscribe list-archive list-unsubscribe list-unsubscribe-post "
+    "auto-submitted feedback-id"
+).split()
+#: Signed once more than it is there, so that nobody can add another one that is shown instead.
+_OVERSIGNED = frozenset("from to cc reply-to subject date".split())
+_BLANKS = re.compile(rb"[ \t\r\n]+")
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """It signs in the name of a domain; its public half is in the DNS, at `<selector>._domainkey.<domain>`."""
+
+    domain: str
+    selector: str
+    algorithm: str
+    sign: Callable[[bytes], bytes] = field(repr=False)
+
+
+class Signer:
+    """The keys of an app, by the domain they sign for."""
+
+    def __init__(self, keys: Iterable[SigningKey]) -> None:
+        self._keys: dict[str, tuple[SigningKey, ...]] = {}
+        for key in keys:
+            self._keys[key.domain] = (*self._keys.get(key.domain, ()), key)
+
+    def keys_for(self, domain: str) -> tuple[SigningKey, ...]:
+        """All of the domain itself, else of the closest one above it, which DMARC takes for the same sender."""
+        domain = domain.lower()
+        while domain and domain not in self._keys:
+            domain = domain.partition(".")[2]
+        return self._keys.get(domain, ())
+
+
+def make_signer(given: Iterable[DkimKey]) -> Signer | None:
+    """Out of the keys in the settings; None without any."""
+    given = tuple(given)
+    if not given:
+        return None
+    if find_spec("cryptography") is None:
+        raise ConfigurationError("MAILER_DKIM_KEYS: signing needs one more package: pip install 'flask-mailer-queue[dkim]'.")
+    from mailer.mime.keys import load_key  # noqa: PLC0415 -- it imports what only they need who sign
+
+    return Signer(map(load_key, given))
+
+
+def signature_lines(keys: Iterable[SigningKey], headers: Sequence[str], content: bytes, *, signed_at: float) -> list[str]:
+    """A DKIM-Signature of each key, always the same for the same mail."""
+    names, signed = _selected(headers)
+    body_hash = _base64(hashlib.sha256(relaxed_body(content)).digest())
+    tags = f"t={int(signed_at)};\r\n h={_in_lines(names, ':', 4)};\r\n bh={body_hash};\r\n b="
+    lines = []
+    for key in keys:
+        line = f"DKIM-Signature: v=1; a={key.algorithm}; c=relaxed/relaxed;\r\n d={key.domain};\r\n s={key.selector}; {tags}"
+        signature = key.sign(signed + relaxed_field(line.encode()))
+        lines.append(line + _in_lines(_base64(signature), "", 72))
+    return lines
+
+
+def _selected(headers: Sequence[str]) -> tuple[list[str], bytes]:
+    """The names for h=, and what they stand for: of several headers of one name, the last comes first."""
+    there: dict[str, list[bytes]] = defaultdict(list)
+    for line in headers:
+        there[line.partition(":")[0].lower()].append(relaxed_field(line.encode()) + b"\r\n")
+    names: list[str] = []
+    signed: list[bytes] = []
+    for name in _SIGNED:
+        fields = there[name]
+        names += [name] * (len(fields) + (name in _OVERSIGNED))
+        signed += reversed(fields)
+    return names, b"".join(signed)
+
+
+def relaxed_field(line: bytes) -> bytes:
+    """RFC 6376, 3.4.2: the name in small letters, on one line, each run of blanks a single one."""
+    name, _, value = line.partition(b":")
+    return name.rstrip().lower() + b":" + _BLANKS.sub(b" ", value).strip(b" ")
+
+
+def relaxed_body(content: bytes) -> bytes:
+    """RFC 6376, 3.4.4: each run of blanks a single one, none at the end of a line, no empty line at the end."""
+    content = content.replace(b"\t", b" ")
+    while b"  " in content:
+        content = content.replace(b"  ", b" ")
+    content = content.replace(b" \r\n", b"\r\n").rstrip(b"\r\n")
+    return content + b"\r\n" if content else b""
+
+
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def _in_lines(items: Sequence[str], between: str, each: int) -> str:
+    """So many on a line."""
+    return f"{between}\r\n ".join([between.join(items[at : at + each]) for at in range(0, len(items), each)])

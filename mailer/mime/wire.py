@@ -1,0 +1,102 @@
+"""A composed mail on its way to one recipient."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flask_mail
+
+from mailer.message import Address, Attachment, Message
+from mailer.mime.composed import Composed
+from mailer.mime.headers import SPECIALS
+
+
+class WireMessage(flask_mail.Message):
+    """A composed mail for one recipient, in the shape that Flask-Mail's connection and its signal know.
+
+    One is made for every delivery and few are looked at: what Flask-Mail's `__init__` would set is made when it is asked for.
+    That `__init__` would also make a Message-ID, and ask the DNS for it, which takes seconds where DNS is slow.
+    """
+
+    def __init__(self, message: Message, recipient: str, composed: Composed) -> None:
+        self.recipient = recipient
+        self.mail_options = list(message.mail_options)
+        self.rcpt_options = list(message.rcpt_options)
+        self._said = message
+        self._composed = composed
+
+    # --- for the relay ------------------------------------------------------------------------------------------------
+
+    @property
+    def envelope_from(self) -> str:
+        return self._said.bounce_address
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        return self._composed.needs_smtputf8 or not self.recipient.isascii()
+
+    def wire(self, eightbit: bool) -> bytes:
+        """All that follows DATA, the end of the mail included; `eightbit`: the relay offers 8BITMIME."""
+        return self._composed.form(eightbit=eightbit).wire
+
+    def size(self, eightbit: bool) -> int:
+        """What SIZE= declares."""
+        return self._composed.form(eightbit=eightbit).size
+
+    def is_8bit(self, eightbit: bool) -> bool:
+        """Whether BODY=8BITMIME is to be said."""
+        return eightbit and self._composed.form(eightbit=True).is_8bit
+
+    # --- for Flask-Mail -----------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _SEEN_BY_FLASK_MAIL:
+            raise AttributeError(f"A mail on its way has no {name!r}.", name=name, obj=self)
+        value = _SEEN_BY_FLASK_MAIL[name](self._said)
+        setattr(self, name, value)
+        return value
+
+    @property
+    def send_to(self) -> set[str | tuple[str, str]]:
+        return {self.recipient}
+
+    def as_bytes(self) -> bytes:
+        """As a relay without 8BITMIME takes it, too."""
+        return self._composed.as_bytes()
+
+    def as_string(self) -> str:
+        return self.as_bytes().decode()
+
+
+def _as_given(address: Address) -> str:
+    """Without quotes, as in the application's code and in its tests, where none are needed."""
+    bare = address.name and not SPECIALS.search(address.name)
+    return f"{address.name} <{address.email}>" if bare else str(address)
+
+
+def _alternatives(message: Message) -> dict[str, str]:
+    html = {} if message.html is None else {"html": message.html}
+    return {**dict(message.alternatives), **html}
+
+
+def _as_flask_mail(attachment: Attachment) -> flask_mail.Attachment:
+    headers = dict(attachment.headers)
+    if attachment.content_id:
+        headers["Content-ID"] = f"<{attachment.content_id}>"
+    return flask_mail.Attachment(attachment.filename, attachment.content_type, attachment.data, attachment.disposition, headers)
+
+
+_SEEN_BY_FLASK_MAIL: Mapping[str, Callable[[Message], Any]] = {
+    "subject": lambda message: message.subject,
+    "sender": lambda message: _as_given(message.sender),
+    "recipients": lambda message: [_as_given(address) for address in message.to],
+    "cc": lambda message: [_as_given(address) for address in message.cc],
+    "bcc": lambda _: [],
+    "reply_to": lambda message: ", ".join(map(_as_given, message.reply_to)) or None,
+    "body": lambda message: message.text,
+    "alts": _alternatives,
+    "charset": lambda _: None,
+    "date": lambda message: message.dated,
+    "msgId": lambda message: message.message_id,
+    "extra_headers": lambda message: dict(message.headers),
+    "attachments": lambda message: [_as_flask_mail(attachment) for attachment in message.attachments],
+}

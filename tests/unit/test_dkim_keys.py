@@ -1,0 +1,169 @@
+"""A key that can't sign is refused when the app starts, with the reason, and with nothing of the key."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateNumbers, RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from mailer.errors import ConfigurationError
+from mailer.mime import dkim, make_signer
+from mailer.settings import Settings
+from mailer.settings.dkim import DkimKey
+from tests.signing import ED25519, RSA, rsa_pem
+
+RSA_TEXT = RSA.pem.decode()
+
+
+def load(given: Any) -> Settings:
+    return Settings.load({"MAILER_DKIM_KEYS": given}, {}, default_database_url="sqlite://")
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    given = {"domain": "example.com", "selector": "2026a", "key": RSA_TEXT, **changes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+# --- what is taken ----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_comes_as_a_text_or_in_a_file(tmp_path: Path) -> None:
+    """The domain may be written as people write it, with letters of any script."""
+    file = tmp_path / "ed.pem"
+    file.write_bytes(ED25519.pem)
+    settings = load([entry(), entry(domain="Bücher.example", selector="2026B", key=None, key_file=str(file))])
+
+    assert settings.dkim_keys == (
+        DkimKey("example.com", "2026a", RSA.pem),
+        DkimKey("xn--bcher-kva.example", "2026b", ED25519.pem),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([entry()]),
+        json.dumps([entry(key=RSA_TEXT.replace("\n", "\\n"))]),  # escaped twice, as some panels do
+        json.dumps([entry()]).replace("\\n", "\n"),  # not at all
+    ],
+)
+def test_the_environment_has_them_as_json(text: str) -> None:
+    """However the line ends of the key got into the variable."""
+    settings = Settings.load({}, {"MAILER_DKIM_KEYS": text}, default_database_url="sqlite://")
+
+    assert settings.dkim_keys == (DkimKey("example.com", "2026a", RSA.pem),)
+    assert make_signer(settings.dkim_keys) is not None
+
+
+@pytest.mark.parametrize("pem", [RSA.pem, ED25519.pem, rsa_pem(1024), rsa_pem(2048, PrivateFormat.TraditionalOpenSSL)])
+def test_a_key_that_can_sign(pem: bytes) -> None:
+    """RSA in both formats that OpenSSL writes, and Ed25519."""
+    assert make_signer([DkimKey("example.com", "2026a", pem)]) is not None
+
+
+def test_two_keys_of_one_domain() -> None:
+    """As it is during a rotation. Another domain may have a selector of the same name."""
+    assert len(load([entry(), entry(selector="2026b"), entry(domain="example.org")]).dkim_keys) == 3
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("nonsense", "no JSON"),
+        ('{"domain": "example.com"}', "a list of entries such as"),
+        (3, "a list of entries such as"),
+        (["example.com"], "entry 1 is no object"),
+        ([entry(), entry(selektor="x")], "entry 2 has 'selektor': allowed: domain, key, key_file, selector"),
+        ([entry(domain=None)], "entry 1: give domain, selector, and either key_file or key"),
+        ([entry(key=None)], "entry 1: give domain, selector, and either key_file or key"),
+        ([entry(key_file="/x.pem")], "entry 1: give domain, selector, and either key_file or key"),
+        ([entry(selector=2026)], "entry 1: selector: give a text"),
+        ([entry(selector="a b")], "the selector 'a b' is no name in the DNS"),
+        ([entry(domain="ada@example.com")], "'ada@example.com' is no domain"),
+        ([entry(domain="example.com; d=other")], "is no domain"),
+        ([entry(key=None, key_file="/nowhere/2026a.pem")], "the file '/nowhere/2026a.pem' can't be read: No such file"),
+        ([entry(key=None, key_file="/")], "the file '/' can't be read: Is a directory"),
+        ([entry(key=None, key_file="a\0b")], "can't be read: embedded null byte"),
+        ([entry(), entry(selector="2026A")], "the selector 2026a of example.com is there twice"),
+    ],
+)
+def test_an_entry_that_can_not_be_used(given: Any, reason: str) -> None:
+    """It says which, and what to write instead."""
+    with pytest.raises(ConfigurationError, match=re.escape(reason)) as refused:
+        load(given)
+    assert str(refused.value).startswith("MAILER_DKIM_KEYS=<hidden>: ")
+    assert "PRIVATE KEY" not in str(refused.value)
+
+
+def encrypted(pem: bytes) -> bytes:
+    return load_pem_private_key(pem, None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+
+
+def of_another_kind() -> bytes:
+    return generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def public(pem: bytes) -> bytes:
+    return load_pem_private_key(pem, None).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def too_short() -> bytes:
+    """RSA of 512 bits: no tool here would make such a key, so it is made of its primes."""
+    p, q, e = 3 * 2**254 + 49, 3 * 2**254 + 119, 65537
+    d = pow(e, -1, (p - 1) * (q - 1))
+    numbers = RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), RSAPublicNumbers(e, p * q))
+    return numbers.private_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.mark.parametrize(
+    ("pem", "reason"),
+    [
+        (b"nonsense", "no private key in PEM"),
+        (b"", "no private key in PEM"),
+        (RSA.pem[:200], "no private key in PEM"),
+        (public(RSA.pem), "no private key in PEM"),
+        (encrypted(RSA.pem), "it is encrypted"),
+        (of_another_kind(), "DKIM knows RSA and Ed25519 only"),
+        (too_short(), "RSA of 512 bits: take 2048"),
+        (rsa_pem(4104), "RSA of 4104 bits: take 2048, from 1024 to 4096 are possible"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_key_that_can_not_sign(pem: bytes, reason: str) -> None:
+    """Nobody else would notice before the first mail."""
+    with pytest.raises(ConfigurationError, match=re.escape(reason)) as refused:
+        make_signer([RSA, DkimKey("example.com", "2026a", pem)])
+    assert str(refused.value).startswith("MAILER_DKIM_KEYS=<hidden>: the key 2026a of example.com can't be used: ")
+
+
+def test_signing_without_the_package_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how to install it."""
+    monkeypatch.setattr(dkim, "find_spec", lambda _name: None)
+
+    with pytest.raises(ConfigurationError, match=re.escape("pip install 'flask-mailer-queue[dkim]'")):
+        make_signer([RSA])
+
+
+def test_a_key_is_shown_nowhere() -> None:
+    """Neither by the settings nor by what is made of them."""
+    settings = load([entry()])
+    signer = make_signer(settings.dkim_keys)
+    assert signer is not None
+
+    for shown in (settings, settings.dkim_keys, signer, signer.keys_for("example.com")):
+        assert RSA_TEXT[40:60] not in repr(shown)
+        assert "PRIVATE" not in repr(shown)
