@@ -34,7 +34,7 @@ from mailer.errors import SchemaMismatch
 from mailer.message import FINAL, Lane, OnDoubt, Status
 
 #: The newest migration in migrations/versions.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData()
 _Time = Float(53)
@@ -188,6 +188,19 @@ chore = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("due_at", _Time, nullable=False),
+)
+
+
+#: What is left alone, until when and why.
+pause = Table(
+    "mailer_pause",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("until", _Time),  # empty: until a person says so
+    Column("failures", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", _Time, nullable=False),
 )
 
 

@@ -5,9 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
 from mailer.errors import ConfigurationError
@@ -23,7 +22,6 @@ def _postgresql_engine(url: URL) -> Engine:
     settings = "-c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
-        pool_pre_ping=True,
         connect_args={"connect_timeout": 5, "client_encoding": "utf8", "keepalives_idle": 30, "options": settings},
     )
 
@@ -35,7 +33,7 @@ def _sqlite_engine(url: URL) -> Engine:
         _make_folder(Path(str(url.database)).parent)
         engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
     event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", lambda connection: patiently(connection.connection.driver_connection, "BEGIN IMMEDIATE"))
     return engine
 
 
@@ -50,20 +48,12 @@ def _make_folder(folder: Path) -> None:
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not at the driver's guess
-    _patiently(connection, "PRAGMA journal_mode = WAL")
+    patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    if connection.get_execution_options().get("mailer_reads", False):
-        connection.exec_driver_sql("BEGIN")
-    else:
-        # A writer that begins as a reader fails at once, without waiting, when another one writes in between.
-        _patiently(connection.connection.driver_connection, "BEGIN IMMEDIATE")
-
-
-def _patiently(connection: Any, sql: str) -> None:
+def patiently(connection: Any, sql: str) -> None:
     """Look every millisecond whether nobody else is writing.
 
     SQLite would look ten times a second, and starve beside a process that writes without a pause;
@@ -78,7 +68,7 @@ def _patiently(connection: Any, sql: str) -> None:
             except sqlite3.OperationalError as error:
                 is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
                 if not is_busy or time.monotonic() > deadline:
-                    raise OperationalError(sql, None, error) from error
+                    raise
                 time.sleep(0.001)
             else:
                 return

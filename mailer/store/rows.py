@@ -1,11 +1,12 @@
 """Rows of the tables, and the values they stand for."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
-
-from sqlalchemy import Row
 
 from mailer.message import (
     Address,
@@ -19,10 +20,13 @@ from mailer.message import (
     Message,
     OnDoubt,
     Outcome,
+    Pause,
     Phase,
     Status,
     Verdict,
 )
+from mailer.policy import Move
+from mailer.store.transactions import Row
 
 
 def message_row(message: Message) -> dict[str, Any]:
@@ -34,40 +38,59 @@ def message_row(message: Message) -> dict[str, Any]:
         "sender": str(message.sender),
         "envelope_from": message.envelope_from,
         "subject": message.subject,
-        "to": [str(address) for address in message.to],
-        "cc": [str(address) for address in message.cc],
-        "reply_to": [str(address) for address in message.reply_to],
-        "headers": message.headers,
+        "to": _packed([str(address) for address in message.to]),
+        "cc": _packed([str(address) for address in message.cc]),
+        "reply_to": _packed([str(address) for address in message.reply_to]),
+        "headers": _packed(message.headers),
         "text": message.text,
         "html": message.html,
-        "alternatives": message.alternatives,
-        "tags": message.tags,
-        "mail_options": message.mail_options,
-        "rcpt_options": message.rcpt_options,
+        "alternatives": _packed(message.alternatives),
+        "tags": _packed(message.tags),
+        "mail_options": _packed(message.mail_options),
+        "rcpt_options": _packed(message.rcpt_options),
     }
 
 
-def message(row: Row[Any], attachments: Sequence[Attachment]) -> Message:
+def message(row: Row, attachments: Sequence[Attachment]) -> Message:
+    """The columns are those of `statements.LOAD`."""
+    mail_id, message_id, created_at, date, sender, envelope_from, subject, to, cc, reply_to, headers, *rest = row
+    text, html, alternatives, tags, mail_options, rcpt_options, _has_attachments = rest
     return Message(
-        id=row.id,
-        message_id=row.message_id,
-        created_at=row.created_at,
-        date=row.date,
-        sender=Address.stored(row.sender),
-        envelope_from=row.envelope_from,
-        subject=row.subject,
-        to=tuple(map(Address.stored, row.to)),
-        cc=tuple(map(Address.stored, row.cc)),
-        reply_to=tuple(map(Address.stored, row.reply_to)),
-        headers=tuple((name, value) for name, value in row.headers),
-        text=row.text,
-        html=row.html,
-        alternatives=tuple((kind, content) for kind, content in row.alternatives),
-        tags=tuple(row.tags),
-        mail_options=tuple(row.mail_options),
-        rcpt_options=tuple(row.rcpt_options),
+        id=mail_id,
+        message_id=message_id,
+        created_at=created_at,
+        date=date,
+        sender=_address(sender),
+        envelope_from=envelope_from,
+        subject=subject,
+        to=tuple(map(_address, _unpacked(to))),
+        cc=tuple(map(_address, _unpacked(cc))),
+        reply_to=tuple(map(_address, _unpacked(reply_to))),
+        headers=_pairs(headers),
+        text=text,
+        html=html,
+        alternatives=_pairs(alternatives),
+        tags=tuple(_unpacked(tags)),
+        mail_options=tuple(_unpacked(mail_options)),
+        rcpt_options=tuple(_unpacked(rcpt_options)),
         attachments=tuple(attachments),
     )
+
+
+_EMPTY = "[]"
+_address = lru_cache(4096)(Address.stored)
+
+
+def _packed(values: Sequence[Any]) -> str:
+    return json.dumps(values) if values else _EMPTY
+
+
+def _unpacked(text: str) -> Sequence[Any]:
+    return json.loads(text) if text != _EMPTY else ()
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, content) for name, content in _unpacked(value))
 
 
 def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachment) -> dict[str, Any]:
@@ -79,18 +102,20 @@ def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachm
         "content_type": attachment.content_type,
         "content_id": attachment.content_id,
         "disposition": attachment.disposition,
-        "headers": attachment.headers,
+        "headers": _packed(attachment.headers),
     }
 
 
-def attachment(row: Row[Any]) -> Attachment:
-    return Attachment.stored(
-        filename=row.filename,
-        data=row.data,
-        content_type=row.content_type,
-        content_id=row.content_id,
-        disposition=row.disposition,
-        headers=tuple((name, value) for name, value in row.headers),
+def attachment(row: Row) -> tuple[str, Attachment]:
+    """The mail's id, and what comes with it; the columns are those of `statements.LOAD_ATTACHMENTS`."""
+    mail_id, filename, data, content_type, content_id, disposition, headers = row
+    return mail_id, Attachment.stored(
+        filename=filename,
+        data=data,
+        content_type=content_type,
+        content_id=content_id,
+        disposition=disposition,
+        headers=_pairs(headers),
     )
 
 
@@ -109,18 +134,40 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
     return [{"recipient": email, "domain": email.rpartition("@")[2], **shared} for email in envelope.recipients]
 
 
-def delivery(row: Row[Any], token: str, lease_until: float) -> Delivery:
-    return Delivery(
-        id=row.id,
-        mail_id=row.mail_id,
-        recipient=row.recipient,
-        attempts=row.attempts,
-        doubts=row.doubts,
-        queued_at=row.queued_at,
-        on_doubt=OnDoubt(row.on_doubt),
-        token=token,
-        lease_until=lease_until,
-    )
+def deliveries(claimed: Sequence[Row], token: str, lease_until: float) -> list[Delivery]:
+    """What a claim returned, in its order: PostgreSQL and SQLite return it in any."""
+    return [
+        Delivery(
+            id=number,
+            mail_id=mail_id,
+            recipient=recipient,
+            domain=domain,
+            lane=_LANES[lane],
+            attempts=attempts,
+            doubts=doubts,
+            queued_at=queued_at,
+            on_doubt=_ON_DOUBT[on_doubt],
+            token=token,
+            lease_until=lease_until,
+        )
+        for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, _due_at in sorted(
+            claimed, key=_BY_DUE_TIME
+        )
+    ]
+
+
+# Looked up: to call an Enum takes several times as long, and a slice has hundreds of rows.
+_LANES = {int(lane): lane for lane in Lane}
+_ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
+_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `statements.CLAIM` and `HEAD` return
+
+
+def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> tuple[Any, ...]:
+    """The columns are those of the table of results."""
+    finished_at = now if move.to.is_final else None
+    doubts = int(move.to is Status.DOUBTFUL)
+    words = storable(outcome.reply)
+    return delivery.id, delivery.token, move.to.value, move.due_at, finished_at, words, int(not move.counts), doubts
 
 
 def attempt_row(delivery_id: int, outcome: Outcome, now: float, relay: str) -> Mapping[str, Any]:
@@ -133,43 +180,60 @@ def storable(words: str) -> str:
     return words.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def mail_statuses(
-    mails: Iterable[Row[Any]], deliveries: Iterable[Row[Any]], attempts: Iterable[Row[Any]]
-) -> dict[str, MailStatus]:
+def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[Row]) -> dict[str, MailStatus]:
+    """By id; the columns are those of `statements.HEADS`, `COPIES` and `TRIES`."""
     history: dict[int, list[Attempt]] = defaultdict(list)
-    for row in attempts:
-        history[row.delivery_id].append(_attempt(row))
-    copies: dict[str, list[DeliveryStatus]] = defaultdict(list)
-    for row in deliveries:
-        copies[row.mail_id].append(_delivery_status(row, history[row.id]))
+    for delivery_id, *attempt in tries:
+        history[delivery_id].append(_attempt(*attempt))
+    deliveries: dict[str, list[DeliveryStatus]] = defaultdict(list)
+    for mail_id, delivery_id, *copy in copies:
+        deliveries[mail_id].append(_delivery_status(delivery_id, *copy, history=tuple(history[delivery_id])))
     return {
-        mail.id: MailStatus(
-            id=mail.id,
-            message_id=mail.message_id,
-            subject=mail.subject,
-            created_at=_when(mail.created_at),
-            deliveries=tuple(copies[mail.id]),
+        mail_id: MailStatus(
+            id=mail_id,
+            message_id=message_id,
+            subject=subject,
+            created_at=_when(created_at),
+            deliveries=tuple(deliveries[mail_id]),
         )
-        for mail in mails
+        for mail_id, message_id, subject, created_at in heads
     }
 
 
-def _attempt(row: Row[Any]) -> Attempt:
-    return Attempt(at=_when(row.at), verdict=Verdict(row.verdict), phase=Phase(row.phase), reply=row.reply, relay=row.relay)
+def pause(row: Row) -> tuple[str, Pause]:
+    """What is paused, and how; the columns are those of `statements.PAUSES`."""
+    key, until, failures, reason, since = row
+    return key, Pause(until=until, failures=failures, reason=reason, since=_when(since))
 
 
-def _delivery_status(row: Row[Any], history: list[Attempt]) -> DeliveryStatus:
+def _attempt(at: float, verdict: str, phase: str, reply: str, relay: str) -> Attempt:
+    return Attempt(at=_when(at), verdict=Verdict(verdict), phase=Phase(phase), reply=reply, relay=relay)
+
+
+def _delivery_status(
+    number: int,
+    recipient: str,
+    status: str,
+    lane: int,
+    attempts: int,
+    due_at: float | None,
+    finished_at: float | None,
+    reply: str | None,
+    relay: str | None,
+    *,
+    history: tuple[Attempt, ...],
+) -> DeliveryStatus:
     return DeliveryStatus(
-        id=row.id,
-        recipient=row.recipient,
-        status=Status(row.status),
-        lane=Lane(row.lane),
-        attempts=row.attempts,
-        due_at=None if row.due_at is None else _when(row.due_at),
-        finished_at=None if row.finished_at is None else _when(row.finished_at),
-        reply=row.reply,
-        relay=row.relay,
-        history=tuple(history),
+        id=number,
+        recipient=recipient,
+        status=Status(status),
+        lane=Lane(lane),
+        attempts=attempts,
+        due_at=None if due_at is None else _when(due_at),
+        finished_at=None if finished_at is None else _when(finished_at),
+        reply=reply,
+        relay=relay,
+        history=history,
     )
 
 

@@ -1,16 +1,16 @@
 """Which delivery is next, and that nobody gets it twice: on both databases."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
-from mailer.message import Lane, Status
+from mailer.message import Delivery, Lane, OnDoubt, Status
 from mailer.store import Store
-from tests.mails import LATER, NOW, bring, claim, emptied, insert, row, table
+from mailer.store.transactions import Row, Transaction
+from tests.mails import LATER, NOW, bring, claim, emptied, insert, record, row, table
 from tests.services.processes import at_once
 
 
@@ -135,13 +135,15 @@ def test_processes_claim_each_delivery_once(store: Store) -> None:
 def plan_of(store: Store, ask: Callable[[Store], Any]) -> str:
     """How the database would do what is asked, were there a million rows."""
     executed: list[tuple[str, Any]] = []
+    execute = Transaction.execute
 
-    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_context: Any) -> None:
-        executed.append((statement, parameters))
+    def noting(self: Transaction, statement: str, values: Mapping[str, Any]) -> list[Row]:
+        executed.append((self._spell(statement), values))
+        return execute(self, statement, values)
 
-    event.listen(store.engine, "before_cursor_execute", listen)
-    ask(store)
-    event.remove(store.engine, "before_cursor_execute", listen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transaction, "execute", noting)
+        ask(store)
     with store.engine.connect() as connection:
         explain = "EXPLAIN "
         if connection.dialect.name == "sqlite":
@@ -156,6 +158,23 @@ def plan_of(store: Store, ask: Callable[[Store], Any]) -> str:
         return "\n".join(str(line) for plan in plans for line in plan)
 
 
+#: In the hands of a worker, or so it thinks.
+HELD = [
+    Delivery(
+        id=number,
+        mail_id="mail",
+        recipient="ada@example.com",
+        domain="example.com",
+        lane=Lane.NORMAL,
+        attempts=1,
+        doubts=0,
+        queued_at=NOW,
+        on_doubt=OnDoubt.RESEND,
+        token="mine",
+        lease_until=LATER,
+    )
+    for number in (1, 2)
+]
 DUE, LEASED = "mailer_delivery_due", "mailer_delivery_leased"
 
 
@@ -189,6 +208,9 @@ def test_no_question_reads_the_whole_queue(store: Store, ask: Callable[[Store], 
     [
         pytest.param(claim, id="claim"),
         pytest.param(lambda store: store.mark_if_claimed([1, 2], token="mine", now=NOW, lease_until=LATER), id="mark"),
+        pytest.param(lambda store: record(store, *HELD, to=Status.SENT), id="record"),
+        pytest.param(lambda store: store.release_if_held({1: None, 2: LATER}, token="mine"), id="release"),
+        pytest.param(lambda store: store.postpone_if_queued({1: LATER, 2: LATER}, now=NOW), id="postpone"),
         pytest.param(lambda store: store.expire_overdue(NOW), id="overdue"),
         pytest.param(lambda store: store.purge_finished(NOW, most=10), id="purge"),
     ],
@@ -203,4 +225,4 @@ def test_a_burst_after_a_silence(store: Store, ask: Callable[[Store], Any]) -> N
     plan = plan_of(store, ask)
 
     assert "Join Filter: (mailer_delivery.id" not in plan
-    assert "Index Scan using mailer_delivery_pkey on mailer_delivery " in plan
+    assert "mailer_delivery_pkey" in plan

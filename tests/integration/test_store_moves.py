@@ -35,7 +35,7 @@ WORKERS = {
     ),
     "release_if_held": Verb(
         [Status.QUEUED],
-        lambda store, one, to: store.release_if_held([one.id], token=one.token),
+        lambda store, one, to: store.release_if_held({one.id: None}, token=one.token),
     ),
     "fail_if_claimed": Verb(
         [Status.FAILED],
@@ -133,7 +133,7 @@ def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Sta
         assert row(store, mine)["status"] == found_in
         assert_moved(store, lambda: mark(store, mine), [], Status.TRANSMITTING)
         assert_moved(store, lambda: record(store, mine, to=target), [], target)
-        assert_moved(store, lambda: store.release_if_held([mine.id], token=mine.token), [], Status.QUEUED)
+        assert_moved(store, lambda: store.release_if_held({mine.id: None}, token=mine.token), [], Status.QUEUED)
         assert not store.fail_if_claimed(mine, "it can't be composed", now=LATER)
 
 
@@ -159,7 +159,7 @@ def test_some_of_a_slice(store: Store) -> None:
     insert(store, *(f"reader{number}@example.com" for number in range(600)))
     claimed = claim(store, 600)
     gone, held = claimed[:100], claimed[100:]
-    store.release_if_held([one.id for one in gone], token=gone[0].token)
+    store.release_if_held(dict.fromkeys(one.id for one in gone), token=gone[0].token)
 
     assert_moved(store, lambda: mark(store, *claimed), held, Status.TRANSMITTING)
     assert_moved(store, lambda: mark(store), [], Status.TRANSMITTING)
@@ -178,7 +178,7 @@ def test_what_is_released_was_never_claimed(store: Store, held: Status) -> None:
     if held is Status.TRANSMITTING:
         mark(store, claimed)
 
-    store.release_if_held([claimed.id], token=claimed.token)
+    store.release_if_held({claimed.id: None}, token=claimed.token)
 
     assert row(store, delivery) == queued
 
@@ -187,7 +187,7 @@ def test_what_is_released_may_have_to_wait(store: Store) -> None:
     """A reason to wait comes as a later due time."""
     delivery = bring(store, Status.CLAIMED)
 
-    store.release_if_held([delivery.id], token=delivery.token, due_at=LATER)
+    store.release_if_held({delivery.id: LATER}, token=delivery.token)
 
     assert row(store, delivery)["due_at"] == LATER
     assert claim(store, now=LATER - 1) == []
@@ -274,7 +274,7 @@ def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
     insert(store, "eve@example.com")
     mail_id = insert(store, "ada@example.com", "bob@example.com", "cy@example.com")
     [eve, ada, *rest] = claim(store)
-    store.release_if_held([one.id for one in (eve, *rest)], token=ada.token)
+    store.release_if_held(dict.fromkeys(one.id for one in (eve, *rest)), token=ada.token)
 
     assert_moved(store, lambda: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW), rest, Status.CANCELLED)
 

@@ -1,0 +1,278 @@
+"""The statements, spelt for SQLite and for PostgreSQL.
+
+States stand in them as literals: the partial indexes are found only so.
+
+What takes many rows takes them in two steps of one statement. The first chooses, guards and locks; the second has nothing
+but ids to go by. With the guard in it as well, PostgreSQL compares every row of the queue with every chosen one whenever its
+statistics are from a time when the queue was empty.
+
+Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement would be another one, to be
+compiled anew, for each length.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MESSAGE_COLUMNS = (
+    *("id", "message_id", "created_at", "date", "sender", "envelope_from", "subject", "to", "cc", "reply_to", "headers"),
+    *("text", "html", "alternatives", "tags", "mail_options", "rcpt_options"),
+)
+_ATTACHMENT_COLUMNS = (*("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers"),)
+_JSON = frozenset({"to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"})
+_DELIVERY_COLUMNS = (
+    *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
+    *("attempts", "doubts"),
+)
+#: The tables of values, with the types that PostgreSQL wants to know.
+_RESULTS = {
+    "id": "bigint",
+    "token": "text",
+    "status": "text",
+    "due_at": "float8",
+    "finished_at": "float8",
+    "reply": "text",
+    "uncounted": "smallint",
+    "doubts": "smallint",
+}
+_WAITS = {"id": "bigint", "due_at": "float8"}
+
+
+def packed(values: Iterable[Any]) -> str:
+    """A list, or the rows of a table, as one parameter."""
+    return json.dumps(list(values))
+
+
+def spelt(statement: str, *, sqlite: bool) -> str:
+    """The statement as this kind of database reads it, and its driver: parameters stand in it as `:name`."""
+    words = statement.format(
+        lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
+        ids=_list("ids", "bigint", sqlite=sqlite),
+        mails=_list("mails", "text", sqlite=sqlite),
+        hashes=_list("hashes", "text", sqlite=sqlite),
+        leaving=_list("leaving", "text", sqlite=sqlite),
+        results=_table("results", _RESULTS, sqlite=sqlite),
+        waits=_table("waits", _WAITS, sqlite=sqlite),
+        among_results=_among("results", sqlite=sqlite),
+        among_waits=_among("waits", sqlite=sqlite),
+    )
+    return words if sqlite else re.sub(r":(\w+)", r"%(\1)s", words)
+
+
+def _list(name: str, kind: str, *, sqlite: bool) -> str:
+    """PostgreSQL is told that it is a list: to any other source of values it might join the whole table."""
+    if sqlite:
+        return f"IN (SELECT value FROM json_each(:{name}))"
+    return f"= ANY (ARRAY (SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST(:{name} AS json))))"
+
+
+def _table(name: str, columns: Mapping[str, str], *, sqlite: bool) -> str:
+    if sqlite:
+        values = [f"json_extract(value, '$[{place}]') AS {column}" for place, column in enumerate(columns)]
+        source = f"json_each(:{name})"
+    else:
+        values = [f"CAST(value->>{place} AS {kind}) AS {column}" for place, (column, kind) in enumerate(columns.items())]
+        source = f"json_array_elements(CAST(:{name} AS json))"
+    return f"(SELECT {', '.join(values)} FROM {source}) AS {name}"
+
+
+def _among(name: str, *, sqlite: bool) -> str:
+    """The deliveries that a table of values names; for PostgreSQL by a list of their ids, as above."""
+    joined = f"mailer_delivery.id = {name}.id"
+    if sqlite:
+        return joined
+    ids = f"SELECT CAST(value->>0 AS bigint) FROM json_array_elements(CAST(:{name} AS json))"
+    return f"{joined} AND mailer_delivery.id = ANY (ARRAY ({ids}))"
+
+
+def _as_text(column: str) -> str:
+    """JSON as it is stored: most of it is "[]", which nobody has to parse."""
+    return f'CAST("{column}" AS text) AS "{column}"' if column in _JSON else f'"{column}"'
+
+
+def _insert(table: str, columns: Iterable[str]) -> str:
+    columns = [*columns]
+    names = ", ".join(f'"{column}"' for column in columns)
+    return f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{column}' for column in columns)})"
+
+
+# --- intake -----------------------------------------------------------------------------------------------------------
+
+INSERT_MESSAGE = _insert("mailer_message", MESSAGE_COLUMNS)
+INSERT_DELIVERY = _insert("mailer_delivery", _DELIVERY_COLUMNS)
+INSERT_ATTACHMENT = _insert("mailer_attachment", _ATTACHMENT_COLUMNS)
+FRESH_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at > :since"
+UPSERT_BLOB = """
+INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data)
+ON CONFLICT (sha256) DO UPDATE SET used_at = :used_at
+"""
+
+# --- a worker's -------------------------------------------------------------------------------------------------------
+
+CLAIM = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now)
+    ORDER BY due_at LIMIT :most {lock})
+UPDATE mailer_delivery
+SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
+WHERE id IN (SELECT id FROM due)
+RETURNING id, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at
+"""
+# COALESCE, here and below, keeps PostgreSQL from looking through all leases, or all that is queued, for a few ids.
+MARK = """
+UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
+WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
+RETURNING id
+"""
+# A doubtful one keeps its token: should the reply come after all, its worker may still record it.
+RECORD = """
+UPDATE mailer_delivery
+SET status = results.status, due_at = results.due_at, finished_at = results.finished_at, reply = results.reply, relay = :relay,
+    attempts = mailer_delivery.attempts - results.uncounted, doubts = mailer_delivery.doubts + results.doubts,
+    token = CASE WHEN results.status = 'doubtful' THEN mailer_delivery.token END, lease_until = NULL
+FROM {results}
+WHERE {among_results} AND mailer_delivery.token = results.token
+    AND (mailer_delivery.status = 'transmitting' OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
+RETURNING mailer_delivery.id
+"""
+RELEASE = """
+UPDATE mailer_delivery
+SET status = 'queued', due_at = COALESCE(waits.due_at, mailer_delivery.due_at), attempts = attempts - 1,
+    token = NULL, lease_until = NULL
+FROM {waits}
+WHERE {among_waits} AND token = :token AND status IN ('claimed', 'transmitting')
+RETURNING mailer_delivery.id
+"""
+FAIL = """
+UPDATE mailer_delivery
+SET status = 'failed', due_at = NULL, finished_at = :now, reply = :reply, token = NULL, lease_until = NULL
+WHERE id = :id AND token = :token AND status = 'claimed'
+RETURNING id
+"""
+INSERT_ATTEMPT = _insert("mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay"))
+LOAD = f"""
+SELECT {", ".join(_as_text(column) for column in MESSAGE_COLUMNS)},
+    EXISTS (SELECT 1 FROM mailer_attachment WHERE mail_id = mailer_message.id)
+FROM mailer_message WHERE id {{mails}}
+"""
+LOAD_ATTACHMENTS = """
+SELECT mail_id, filename, data, content_type, content_id, disposition, CAST(headers AS text)
+FROM mailer_attachment JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+WHERE mail_id {mails}
+ORDER BY mail_id, position
+"""
+SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
+HEAD = """
+SELECT id, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at FROM mailer_delivery
+WHERE status = 'queued' AND lane = :lane AND due_at <= :now
+ORDER BY due_at LIMIT :most
+"""
+POSTPONE = """
+UPDATE mailer_delivery SET due_at = waits.due_at
+FROM {waits}
+WHERE {among_waits} AND COALESCE(status, '') = 'queued' AND COALESCE(mailer_delivery.due_at, 0) <= :now
+RETURNING mailer_delivery.id
+"""
+
+# --- the sweep's ------------------------------------------------------------------------------------------------------
+
+REQUEUE_LAPSED = """
+UPDATE mailer_delivery SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL
+WHERE status = 'claimed' AND lease_until <= :now
+RETURNING id
+"""
+DOUBT_LAPSED = """
+UPDATE mailer_delivery
+SET status = 'doubtful', doubts = doubts + 1, lease_until = NULL,
+    reply = 'the worker died or lost its connection before the reply was recorded',
+    due_at = CASE WHEN on_doubt = 'resend' AND doubts = 0 THEN :resend_at END
+WHERE status = 'transmitting' AND lease_until <= :now
+RETURNING id
+"""
+RESEND = "UPDATE mailer_delivery SET status = 'queued', token = NULL WHERE status = 'doubtful' AND due_at <= :now RETURNING id"
+EXPIRE = """
+WITH overdue AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now
+    ORDER BY expires_at LIMIT :most {lock})
+UPDATE mailer_delivery
+SET status = 'expired', due_at = NULL, finished_at = :now
+WHERE id IN (SELECT id FROM overdue)
+RETURNING id
+"""
+IS_DUE = """
+SELECT 1 FROM mailer_delivery
+WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now)
+LIMIT 1
+"""
+NEXT_DUE = """
+SELECT MIN(due_at) FROM mailer_delivery
+WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before
+"""
+# A date beyond the next one was written by a clock that ran ahead: it must not stop the chore until then.
+CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :next"
+TAKE_CHORE = """
+INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)
+ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :next
+RETURNING name
+"""
+PURGE = """
+WITH old AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE finished_at <= :before
+    ORDER BY finished_at LIMIT :most {lock})
+DELETE FROM mailer_delivery
+WHERE id IN (SELECT id FROM old)
+RETURNING mail_id
+"""
+PURGE_MAILS = """
+DELETE FROM mailer_message
+WHERE id {mails} AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id)
+"""
+PURGE_BLOBS = """
+DELETE FROM mailer_blob
+WHERE used_at <= :unused_since
+    AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+"""
+
+# --- pauses -----------------------------------------------------------------------------------------------------------
+
+PAUSES = "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope"
+# A pause that another worker set a moment ago stands: workers that fail at the same time count as one failure.
+PAUSE = """
+INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, :until, 1, :reason, :now)
+ON CONFLICT (scope, key) DO UPDATE SET until = :until, failures = mailer_pause.failures + 1, reason = :reason
+WHERE mailer_pause.failures = :failures
+RETURNING failures
+"""
+TAKE_PROBE = """
+UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until <= :now RETURNING key
+"""
+RETURN_PROBE = "UPDATE mailer_pause SET until = :now WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
+RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
+
+# --- a person's -------------------------------------------------------------------------------------------------------
+
+SETTLE = """
+UPDATE mailer_delivery
+SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,
+    attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,
+    queued_at = CASE WHEN :to = 'queued' THEN :now ELSE queued_at END
+WHERE mail_id = :mail_id AND status {leaving}
+RETURNING id
+"""
+HEADS = "SELECT id, message_id, subject, created_at FROM mailer_message WHERE id {mails}"
+COPIES = """
+SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay
+FROM mailer_delivery WHERE mail_id {mails}
+ORDER BY id
+"""
+TRIES = """
+SELECT delivery_id, at, verdict, phase, mailer_attempt.reply, mailer_attempt.relay
+FROM mailer_attempt JOIN mailer_delivery ON mailer_delivery.id = delivery_id
+WHERE mail_id {mails}
+ORDER BY mailer_attempt.id
+"""
+COUNT = "SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP BY status, lane ORDER BY lane, status"

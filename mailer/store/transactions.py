@@ -1,0 +1,122 @@
+"""Transactions on the driver's own connections: SQLAlchemy's bookkeeping would take longer than the statements in them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from sqlalchemy import Engine
+
+from mailer.store.engines import patiently
+
+Row = tuple[Any, ...]
+
+
+class Transaction:
+    """Where statements are executed. `begin` is told each new connection."""
+
+    def __init__(self, engine: Engine, spell: Callable[[str], str], begin: Callable[[Any], None]) -> None:
+        self._engine = engine
+        self._spell = spell
+        self._begin = begin
+        self._is_begun = False
+        self._open()
+
+    def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
+        """The rows that it finds or returns."""
+        spelt = self._spell(statement)
+        try:
+            self._cursor.execute(spelt, values)
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            if self._is_begun or not self._is_lost(error):
+                raise
+            # The server was restarted since the connection was used last. Nothing has been done yet, so nobody has to know.
+            self.abandon()
+            self._open()
+            self._cursor.execute(spelt, values)
+        self._is_begun = True
+        return self._cursor.fetchall() if self._cursor.description else []
+
+    def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
+        """Once for each row of values."""
+        self._cursor.executemany(self._spell(statement), values)
+
+    def commit(self) -> None:
+        self._connection.commit()
+
+    def close(self) -> None:
+        """Back to the pool, which rolls back what was not committed."""
+        self._connection.close()
+
+    def abandon(self) -> None:
+        """It is not given to anybody else."""
+        if self._connection.is_valid:
+            self._connection.invalidate()
+
+    def _open(self) -> None:
+        self._connection = self._engine.raw_connection()
+        try:
+            self._begin(self._connection.driver_connection)
+            self._cursor: Any = self._connection.cursor()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _is_lost(self, error: Exception) -> bool:
+        return self._engine.dialect.is_disconnect(error, self._connection.driver_connection, self._cursor)  # type: ignore[arg-type]
+
+
+class Transactions:
+    """The transactions of one database."""
+
+    def __init__(self, engine: Engine, spell: Callable[[str], str]) -> None:
+        self._engine = engine
+        self._spell = spell
+        is_sqlite = engine.dialect.name == "sqlite"
+        self._begin_writing = _begin_immediately if is_sqlite else _by_itself
+        self._begin_reading = _begin if is_sqlite else _by_itself
+        self._begin_looking = _begin if is_sqlite else _without_transaction
+
+    def write(self) -> AbstractContextManager[Transaction]:
+        """All of it, or nothing."""
+        return self._opened(self._begin_writing, commits=True)
+
+    def read(self) -> AbstractContextManager[Transaction]:
+        """All of it in one transaction."""
+        return self._opened(self._begin_reading)
+
+    def look(self) -> AbstractContextManager[Transaction]:
+        """At one thing: PostgreSQL is spared the two round trips of a transaction."""
+        return self._opened(self._begin_looking)
+
+    @contextmanager
+    def _opened(self, begin: Callable[[Any], None], *, commits: bool = False) -> Iterator[Transaction]:
+        transaction = Transaction(self._engine, self._spell, begin)
+        try:
+            yield transaction
+            if commits:
+                transaction.commit()
+        except self._engine.dialect.loaded_dbapi.OperationalError:
+            transaction.abandon()
+            raise
+        finally:
+            transaction.close()
+
+
+def _begin_immediately(connection: Any) -> None:
+    """A writer that begins as a reader fails at once, without waiting, when another one writes in between."""
+    patiently(connection, "BEGIN IMMEDIATE")
+
+
+def _begin(connection: Any) -> None:
+    connection.execute("BEGIN")
+
+
+def _by_itself(connection: Any) -> None:
+    """The driver begins a transaction with the first statement."""
+    if connection.autocommit:
+        connection.autocommit = False
+
+
+def _without_transaction(connection: Any) -> None:
+    if not connection.autocommit:
+        connection.autocommit = True
