@@ -9,11 +9,11 @@ import flask_mail
 import pytest
 from flask import Flask
 
-from mailer import smtp
 from mailer.devstack.faults import ACCEPT_AND_DROP, DELAY, DROP, HANG, Fault, Stage
 from mailer.message import Address, Outcome, Phase, Verdict
 from mailer.mime import WireMessage
 from mailer.smtp import Relay
+from mailer.smtp.session import Session
 from tests.services.relay import LONG, SHORT, TIMEOUTS, RawServer, make_letter, make_relay, send
 from tests.services.sink import Sink
 
@@ -57,15 +57,45 @@ def test_the_size_is_announced_and_the_options_are_passed_on(relay_to: MakeRelay
     send(relay_to(server), letter)
 
     size = len(letter.as_bytes())
-    assert f"mail from:<ada@example.com> ret=hdrs size={size}\r\n".encode() in server.heard
+    assert f"mail from:<ada@example.com> size={size} ret=hdrs\r\n".encode() in server.heard
     assert b"rcpt to:<bob@example.com> notify=never\r\n" in server.heard
 
 
 def test_a_mail_above_the_limit_of_the_relay_has_failed(relay_to: MakeRelay, answering: Answering) -> None:
-    """It would be as large tomorrow."""
-    server = answering(EHLO=b"250-relay\r\n250 SIZE 100\r\n", MAIL=b"552 5.3.4 too big\r\n")
+    """It would be as large tomorrow, and needs not be sent to find that out."""
+    server = answering(EHLO=b"250-relay\r\n250 SIZE 100\r\n")
+    letter = make_letter()
+    size = len(letter.as_bytes())
 
-    assert send(relay_to(server)) == Outcome(Verdict.REFUSED, "552 5.3.4 too big", Phase.MAIL)
+    outcome = send(relay_to(server), letter)
+
+    assert outcome == Outcome(Verdict.REFUSED, f"552 5.3.4 the mail has {size} octets, the relay takes 100", Phase.MAIL)
+    assert [line[:4] for line in server.heard] == [b"ehlo"]
+
+
+@pytest.mark.parametrize("limit", [b"SIZE", b"SIZE 0", b"SIZE 1000000", b"SIZE what"])
+def test_a_relay_without_a_limit(relay_to: MakeRelay, answering: Answering, limit: bytes) -> None:
+    """RFC 1870: none, or 0, is no limit."""
+    assert send(relay_to(answering(EHLO=b"250-relay\r\n250 " + limit + b"\r\n"))).verdict is Verdict.SENT
+
+
+@pytest.mark.parametrize(("offer", "said"), [(b"8BITMIME", b" body=8bitmime"), (b"HELP", b"")])
+def test_letters_beyond_ascii_in_the_text(relay_to: MakeRelay, answering: Answering, offer: bytes, said: bytes) -> None:
+    """They go as they are to a relay that takes them so, which is told, and encoded to any other."""
+    server = answering(EHLO=b"250-relay\r\n250 " + offer + b"\r\n")
+
+    assert send(relay_to(server), make_letter(text="Grüße\n")).verdict is Verdict.SENT
+    assert b"mail from:<ada@example.com>" + said + b"\r\n" in server.heard
+    assert b"".join(server.mails[0].split(b"\r\n\r\n")[1:]).isascii() is (offer != b"8BITMIME")
+
+
+@pytest.mark.parametrize("options", [("BODY=8BITMIME",), ("size=1",), ("SMTPUTF8",)])
+def test_options_that_are_ours_to_say(relay_to: MakeRelay, answering: Answering, options: tuple[str, ...]) -> None:
+    """Said twice, or untrue, they would make a relay refuse the mail."""
+    server = answering(EHLO=b"250-relay\r\n250 8BITMIME\r\n")
+
+    assert send(relay_to(server), make_letter(mail_options=options)).verdict is Verdict.SENT
+    assert b"mail from:<ada@example.com>\r\n" in server.heard
 
 
 def test_a_relay_that_knows_only_helo_gets_plain_smtp(relay_to: MakeRelay, answering: Answering) -> None:
@@ -101,17 +131,32 @@ def test_a_relay_without_smtputf8_can_not_take_such_an_address(
     assert [line for line in server.heard if line.startswith(b"ehlo")] == server.heard[:1]
 
 
+def slipped_past(**attributes: str | list[str]) -> WireMessage:
+    """A mail with what the checks at the call let through, by some mistake."""
+    letter = make_letter()
+    for name, value in attributes.items():
+        setattr(letter, name, value)
+    return letter
+
+
 @pytest.mark.parametrize(
     "letter",
-    [make_letter(mail_options=("RET=ÄLL",)), make_letter(rcpt_options=("ORCPT=rfc822;jürgen@example.com",))],
-    ids=["mail", "rcpt"],
+    [
+        make_letter(mail_options=("RET=ÄLL",)),
+        make_letter(rcpt_options=("ORCPT=rfc822;jürgen@example.com",)),
+        slipped_past(mail_options=["RET=HDRS\r\nRCPT TO:<eve@example.com>"]),
+        slipped_past(rcpt_options=["NOTIFY=NEVER DATA"]),
+        slipped_past(recipient="bob@example.com>\r\nRCPT TO:<eve@example.com"),
+        slipped_past(recipient="bob@example.com> NOTIFY=NEVER"),
+        slipped_past(recipient="bob@example.com\0"),
+    ],
+    ids=["mail in ascii", "rcpt in ascii", "mail option", "rcpt option", "line", "bracket", "nul"],
 )
-def test_what_can_not_be_said_in_ascii_is_the_fault_of_the_mail(relay_to: MakeRelay, sink: Sink, letter: WireMessage) -> None:
-    """It fails alone: the relay is not to blame, and need not rest."""
+def test_what_can_not_be_said_is_the_fault_of_the_mail(relay_to: MakeRelay, sink: Sink, letter: WireMessage) -> None:
+    """It fails alone: the relay is not to blame."""
     relay = relay_to(sink)
 
     assert send(relay, letter).verdict is Verdict.REFUSED
-    assert not relay.is_resting
     assert send(relay).verdict is Verdict.SENT
 
 
@@ -151,7 +196,6 @@ def test_a_reply_that_is_no_yes(relay_to: MakeRelay, sink: Sink, stage: Stage, r
     assert (outcome.verdict, outcome.phase) == (verdict, phase_of(stage))
     assert reply in outcome.reply
     assert sink.messages == []
-    assert relay.is_resting is (verdict is Verdict.UNREACHED)
     assert send(relay).verdict is Verdict.SENT
 
 
@@ -171,11 +215,11 @@ def test_a_relay_that_does_not_answer_rset_loses_the_connection_only(
     relay_to: MakeRelay, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The refusal is known, and is not kept waiting."""
-    monkeypatch.setattr(smtp, "_COURTESY_SECONDS", SHORT)
-    server = answering(RSET=(), **{".": b"554 5.6.0 spam\r\n"})
+    monkeypatch.setattr(Session, "courtesy_seconds", SHORT)
+    server = answering(RSET=(), RCPT=b"550 5.1.1 no such user\r\n")
     relay = relay_to(server)
 
-    assert send(relay) == Outcome(Verdict.REFUSED, "554 5.6.0 spam", Phase.DOT)
+    assert send(relay) == Outcome(Verdict.REFUSED, "550 5.1.1 no such user", Phase.RCPT)
     send(relay)
     assert sum(line.startswith(b"ehlo") for line in server.heard) == 2
 
@@ -249,7 +293,6 @@ def test_a_relay_that_falls_silent(relay_to: MakeRelay, action: str, stage: Stag
 
         assert (outcome.verdict, outcome.phase) == (verdict, phase_of(stage))
         assert time.monotonic() - started < LONG / 2
-        assert relay.is_resting is (verdict is Verdict.UNREACHED)
         assert send(relay).verdict is Verdict.SENT
         assert len(sink.messages) == 1
 
@@ -331,13 +374,13 @@ def test_a_reply_that_is_late_is_a_reply(relay_to: MakeRelay, sink: Sink) -> Non
 @pytest.mark.parametrize("action", [HANG, DROP, "421 4.3.2 closing", "500 5.5.1 what?"])
 def test_a_quit_that_fails(relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
     """The mail stays sent, and hanging up is not held up."""
-    monkeypatch.setattr(smtp, "_COURTESY_SECONDS", SHORT)
+    monkeypatch.setattr(Session, "courtesy_seconds", SHORT)
     sink.faults.add(Fault("quit", action, times=None))
     relay = relay_to(sink, MAIL_MAX_EMAILS=2)
     started = time.monotonic()
 
     assert [send(relay).verdict for _ in range(3)] == [Verdict.SENT] * 3
-    relay.close_idle()
+    relay.hang_up()
 
     assert time.monotonic() - started < LONG / 2
     assert sink.connections == 2

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import pytest
 
-from mailer import smtp
 from mailer.devstack.faults import CLOSE_AFTER_250, DROP, HANG, Fault
 from mailer.message import Verdict
 from mailer.smtp import Relay, RelayConnection
@@ -18,12 +17,6 @@ from tests.services.waiting import wait_until
 
 MakeRelay = Callable[..., Relay]
 Answering = Callable[..., RawServer]
-
-
-@pytest.fixture
-def no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short a connection was idle, it is asked whether the relay is still there."""
-    monkeypatch.setattr(smtp, "_TRUSTED_IDLE_SECONDS", 0.0)
 
 
 def said(server: RawServer, command: bytes) -> int:
@@ -57,7 +50,6 @@ def test_a_relay_that_has_hung_up(relay_to: MakeRelay, sink: Sink) -> None:
 
     assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
     assert (len(sink.messages), sink.connections) == (2, 2)
-    assert not relay.is_resting
 
 
 def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
@@ -68,7 +60,6 @@ def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
 
     assert send(relay).verdict is Verdict.SENT
     assert (len(sink.messages), sink.connections) == (2, 2)
-    assert not relay.is_resting
 
 
 def test_a_relay_that_has_hung_up_after_a_refusal(relay_to: MakeRelay, answering: Answering) -> None:
@@ -80,11 +71,10 @@ def test_a_relay_that_has_hung_up_after_a_refusal(relay_to: MakeRelay, answering
     server.hang_up()
 
     assert send(relay).verdict is Verdict.REFUSED
-    assert not relay.is_resting
 
 
-def test_a_relay_that_restarts_under_a_warm_connection(relay_to: MakeRelay, sink: Sink, no_trust: None) -> None:
-    """A connection that was silent for a while is asked first."""
+def test_a_relay_that_restarts_under_a_warm_connection(relay_to: MakeRelay, sink: Sink) -> None:
+    """That is noticed before a mail depends on it."""
     relay = relay_to(sink)
     send(relay)
     sink.stop()
@@ -94,72 +84,62 @@ def test_a_relay_that_restarts_under_a_warm_connection(relay_to: MakeRelay, sink
         assert len(restarted.messages) == 1
 
 
-def test_a_connection_that_answers_is_trusted(relay_to: MakeRelay, answering: Answering, no_trust: None) -> None:
-    """NOOP is the question, and a yes keeps the connection."""
+def test_a_relay_that_has_taken_its_leave(relay_to: MakeRelay, answering: Answering) -> None:
+    """Whoever speaks without being asked says goodbye: nothing is said to it any more."""
+    server = answering(**{".": b"250 taken\r\n421 4.4.2 idle for too long\r\n"})
+    relay = relay_to(server)
+
+    assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
+    assert said(server, b"ehlo") == said(server, b"mail") == 2
+
+
+def test_a_connection_that_is_fine_costs_no_question(relay_to: MakeRelay, answering: Answering) -> None:
+    """A look at the socket is enough: no NOOP, no RSET, no second greeting."""
     server = answering()
     relay = relay_to(server)
 
-    send(relay)
-    send(relay)
+    for _ in range(3):
+        send(relay)
 
-    assert (said(server, b"ehlo"), said(server, b"noop")) == (1, 1)
-
-
-@pytest.mark.parametrize("answer", [(), b"421 4.4.2 idle for too long\r\n", b"hm\r\n"])
-def test_a_connection_that_does_not_is_replaced(
-    relay_to: MakeRelay, answering: Answering, no_trust: None, answer: bytes | tuple[()]
-) -> None:
-    """A silent one too, and soon."""
-    server = answering(NOOP=answer)
-    relay = relay_to(server, MAILER_CONNECT_TIMEOUT=SHORT)
-
-    assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
-    assert said(server, b"ehlo") == 2
+    assert {line[:4] for line in server.heard} == {b"ehlo", b"mail", b"rcpt", b"data"}
+    assert said(server, b"ehlo") == 1
 
 
 def test_connections_that_nobody_uses_are_closed(relay_to: MakeRelay, answering: Answering) -> None:
-    """Politely, and not before their time."""
+    """Politely, in their time, and without anybody seeing to it: firewalls forget connections without a word."""
+    server = answering()
+    relay = relay_to(server, MAILER_IDLE_TIMEOUT=SHORT)
+    send(relay)
+    assert said(server, b"quit") == 0
+
+    wait_until(lambda: said(server, b"quit") == 1)
+    wait_until(lambda: relay._clock is None)
+    assert send(relay).verdict is Verdict.SENT
+    wait_until(lambda: said(server, b"quit") == 2)
+
+
+def test_hanging_up(relay_to: MakeRelay, answering: Answering) -> None:
+    """At the end of a process the relay hears goodbye, and no thread stays behind."""
     server = answering()
     relay = relay_to(server)
     send(relay)
 
-    relay.close_idle(longer_than=3600)
-    assert said(server, b"quit") == 0
-    relay.close_idle(longer_than=0)
+    relay.hang_up()
+
     wait_until(lambda: said(server, b"quit") == 1)
-    assert send(relay).verdict is Verdict.SENT
-
-
-def test_a_connection_that_was_idle_for_too_long_is_not_used(relay_to: MakeRelay, sink: Sink) -> None:
-    """MAILER_IDLE_TIMEOUT: firewalls forget connections without a word."""
-    relay = relay_to(sink, MAILER_IDLE_TIMEOUT=0.000001)
-
-    assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
-    assert sink.connections == 2
+    wait_until(lambda: relay._clock is None)
 
 
 # --- a relay that can't be reached ------------------------------------------------------------------------------------
 
 
-def test_a_relay_that_can_not_be_reached_rests(relay_to: MakeRelay, sink: Sink) -> None:
-    """Nobody waits for it again so soon, and not for ever either."""
-    relay = relay_to(sink, MAILER_RELAY_REST=SHORT)
-    sink.faults.add(Fault("connect", DROP))
-
-    assert send(relay).verdict is Verdict.UNREACHED
-    assert relay.is_resting
-    wait_until(lambda: not relay.is_resting)
-    assert send(relay).verdict is Verdict.SENT
-
-
 def test_a_warm_connection_is_replaced_once(relay_to: MakeRelay, sink: Sink) -> None:
-    """A relay that hangs up on the second one too is in trouble: it rests."""
+    """A relay that hangs up on the second one too is in trouble."""
     relay = relay_to(sink)
     send(relay)
     sink.faults.add(Fault("mail", DROP, times=2))
 
     assert send(relay).verdict is Verdict.UNREACHED
-    assert relay.is_resting
     assert sink.connections == 2
 
 
@@ -170,7 +150,6 @@ def test_a_mail_in_doubt_is_not_sent_again(relay_to: MakeRelay, sink: Sink) -> N
     sink.faults.add(Fault("dot", HANG))
 
     assert send(relay).verdict is Verdict.DOUBTFUL
-    assert not relay.is_resting
     assert sink.connections == 1
 
 
@@ -187,7 +166,7 @@ def test_no_connection_is_lent_twice(relay_to: MakeRelay, sink: Sink) -> None:
         for _ in range(3):
             with relay.connection() as connection:
                 at_once.wait(timeout=10)
-                assert relay.send(connection, make_letter()).verdict is Verdict.SENT
+                assert connection.send(make_letter()).verdict is Verdict.SENT
                 at_once.wait(timeout=10)
             used.append(connection)
         return used
@@ -204,7 +183,7 @@ def test_a_connection_is_not_kept_after_an_error(relay_to: MakeRelay, sink: Sink
     relay = relay_to(sink)
 
     with suppress(KeyboardInterrupt), relay.connection() as connection:
-        relay.send(connection, make_letter())
+        connection.send(make_letter())
         raise KeyboardInterrupt
 
     assert send(relay).verdict is Verdict.SENT
@@ -221,7 +200,7 @@ def test_a_child_leaves_the_connections_of_its_parent_alone(relay_to: MakeRelay,
         failed = True
         try:
             failed = send(relay).verdict is not Verdict.SENT
-            relay.close_idle()
+            relay.hang_up()
         finally:
             os._exit(failed)  # or pytest would go on here too
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,18 +1,20 @@
-"""Who the relay is, and who we are: TLS is verified or there is no mail, and a wrong password is no mail's fault."""
+"""Who the relay is: TLS is verified or there is no mail."""
 
+import socket
 import ssl
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mailer.devstack.faults import Fault
-from mailer.message import Phase, Verdict
+from mailer.message import Outcome, Phase, Verdict
 from mailer.smtp import Relay
-from tests.services.relay import SHORT, RawServer, send
-from tests.services.requirement import find_program, require
+from tests.services.certificates import make_certificate, server_context
+from tests.services.relay import SHORT, RawServer, make_letter, make_relay, send
 from tests.services.sink import Sink
 
 MakeRelay = Callable[..., Relay]
@@ -25,32 +27,36 @@ both_ways = pytest.mark.parametrize("way", ["MAIL_USE_TLS", "MAIL_USE_SSL"])
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The relay's certificate, its own authority, for the name localhost; the key is beside it."""
-    openssl = require("OpenSSL", find_program("openssl"))
-    folder = tmp_path_factory.mktemp("tls")
-    certificate = folder / "cert.pem"
-    files = ["-keyout", str(folder / "key.pem"), "-out", str(certificate)]
-    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = [str(openssl), "req", "-x509", "-newkey", "rsa:2048", "-nodes", *named, *files]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate
+    """The relay's certificate, its own authority, for the name localhost."""
+    return make_certificate(tmp_path_factory.mktemp("tls") / "relay.pem")
 
 
-def secure_sink(certificate: Path, way: str) -> Sink:
+@contextmanager
+def secure_sink(certificate: Path, way: str, **changes: Any) -> Iterator[Sink]:
     """A relay that takes mail over TLS only, and only after the login."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-    return Sink(tls=context, implicit_tls=way == "MAIL_USE_SSL", credentials=ADA)
+    context = server_context(certificate)
+    for name, value in changes.items():
+        setattr(context, name, value)
+    with Sink(tls=context, implicit_tls=way == "MAIL_USE_SSL", credentials=ADA) as sink:
+        yield sink
 
 
-# --- TLS --------------------------------------------------------------------------------------------------------------
+def trusting(certificate: Path, way: str, **config: Any) -> dict[str, Any]:
+    return {"MAIL_SERVER": "localhost", way: True, "MAILER_TLS_CA_FILE": str(certificate), **LOGIN, **config}
+
+
+def is_turned_away(outcome: Outcome) -> bool:
+    return (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+
+
+# --- what is verified -------------------------------------------------------------------------------------------------
 
 
 @both_ways
 def test_tls(relay_to: MakeRelay, certificate: Path, way: str) -> None:
     """With an authority of one's own; the connection stays warm as any other."""
     with secure_sink(certificate, way) as sink:
-        relay = relay_to(sink, MAIL_SERVER="localhost", **{way: True}, MAILER_TLS_CA_FILE=str(certificate), **LOGIN)
+        relay = relay_to(sink, **trusting(certificate, way))
 
         assert [send(relay).verdict for _ in range(3)] == [Verdict.SENT] * 3
         assert (len(sink.messages), sink.connections) == (3, 1)
@@ -62,20 +68,124 @@ def test_an_unknown_authority_is_refused(relay_to: MakeRelay, certificate: Path,
     with secure_sink(certificate, way) as sink:
         outcome = send(relay_to(sink, MAIL_SERVER="localhost", **{way: True}, **LOGIN))
 
-        assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+        assert is_turned_away(outcome)
         assert "CERTIFICATE_VERIFY_FAILED" in outcome.reply
+        assert outcome.advice.startswith("MAILER_TLS_CA_FILE: no known authority")
         assert sink.messages == []
+
+
+@both_ways
+def test_another_authority_is_refused(relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str) -> None:
+    """The advice tells where to look."""
+    other = make_certificate(tmp_path / "other.pem", "example.com")
+    with secure_sink(certificate, way) as sink:
+        outcome = send(relay_to(sink, **trusting(other, way)))
+
+        assert is_turned_away(outcome)
+        assert (
+            outcome.advice == f"MAILER_TLS_CA_FILE: none of the authorities in {str(other)!r} has signed the relay's certificate."
+        )
 
 
 @both_ways
 def test_a_certificate_for_another_name_is_refused(relay_to: MakeRelay, certificate: Path, way: str) -> None:
     """A valid certificate of somebody else proves nothing."""
     with secure_sink(certificate, way) as sink:
-        outcome = send(relay_to(sink, MAIL_SERVER="127.0.0.1", **{way: True}, MAILER_TLS_CA_FILE=str(certificate), **LOGIN))
+        outcome = send(relay_to(sink, **trusting(certificate, way, MAIL_SERVER="127.0.0.1")))
 
-        assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+        assert is_turned_away(outcome)
         assert "127.0.0.1" in outcome.reply
+        assert outcome.advice.startswith("MAIL_SERVER: the relay's certificate is not for '127.0.0.1'")
         assert sink.messages == []
+
+
+@both_ways
+def test_a_certificate_that_is_over_is_refused(relay_to: MakeRelay, tmp_path: Path, way: str) -> None:
+    """Whose turn it is to act is said as well."""
+    expired = make_certificate(tmp_path / "expired.pem", days=-1)
+    with secure_sink(expired, way) as sink:
+        outcome = send(relay_to(sink, **trusting(expired, way)))
+
+        assert is_turned_away(outcome)
+        assert outcome.advice.startswith("The relay's certificate is not good at this time")
+
+
+@both_ways
+@pytest.mark.parametrize(("minimum", "is_taken"), [("TLSv1.2", True), ("TLSv1.3", False)])
+def test_the_oldest_version(relay_to: MakeRelay, certificate: Path, way: str, minimum: str, is_taken: bool) -> None:
+    """MAILER_TLS_MINIMUM: who wants a newer version than the relay has gets no mail out."""
+    with secure_sink(certificate, way, maximum_version=ssl.TLSVersion.TLSv1_2) as sink:
+        outcome = send(relay_to(sink, **trusting(certificate, way, MAILER_TLS_MINIMUM=minimum)))
+
+        assert (outcome.verdict is Verdict.SENT) is is_taken
+
+
+def test_a_relay_that_says_that_its_version_is_older(certificate: Path) -> None:
+    """asyncio, and so aiosmtpd, just hangs up; others send an alert."""
+    context = server_context(certificate)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def shake_hands(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client, suppress(ssl.SSLError):
+            context.wrap_socket(client, server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        threads.submit(shake_hands, listener)
+        config = trusting(certificate, "MAIL_USE_SSL", MAILER_TLS_MINIMUM="TLSv1.3")
+        outcome = send(make_relay(**{"host": "localhost", "port": listener.getsockname()[1], **config}))
+
+    assert outcome.advice.startswith("MAILER_TLS_MINIMUM: the relay speaks no TLSv1.3")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1 is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("minimum", "is_taken"), [("TLSv1", True), ("TLSv1.2", False)])
+def test_an_old_relay(relay_to: MakeRelay, certificate: Path, minimum: str, is_taken: bool) -> None:
+    """It is spoken with if that is asked for, and only then."""
+    context = server_context(certificate)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with Sink(tls=context, implicit_tls=True, credentials=ADA) as sink:
+        outcome = send(relay_to(sink, **trusting(certificate, "MAIL_USE_SSL", MAILER_TLS_MINIMUM=minimum)))
+
+        assert (outcome.verdict is Verdict.SENT) is is_taken
+
+
+@both_ways
+def test_a_relay_that_wants_to_see_a_certificate(relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str) -> None:
+    """MAILER_TLS_CLIENT_CERT: ours."""
+    ours = make_certificate(tmp_path / "ours.pem", "client.example.com")
+    context = server_context(certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(ours)
+    with Sink(tls=context, implicit_tls=way == "MAIL_USE_SSL", credentials=ADA) as sink:
+        given = trusting(certificate, way)
+
+        assert send(relay_to(sink, **given)).verdict is Verdict.UNREACHED
+        assert send(relay_to(sink, **given, MAILER_TLS_CLIENT_CERT=str(ours))).verdict is Verdict.SENT
+
+
+@both_ways
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_second_connection_shakes_hands_faster(
+    relay_to: MakeRelay, certificate: Path, way: str, version: ssl.TLSVersion
+) -> None:
+    """It resumes the session that was verified."""
+    with secure_sink(certificate, way, maximum_version=version) as sink:
+        relay = relay_to(sink, **trusting(certificate, way, MAIL_MAX_EMAILS=1))
+        resumed = []
+        for _ in range(3):
+            with relay.connection() as connection:
+                assert connection.try_open() is None
+                assert connection.host is not None
+                assert isinstance(connection.host.sock, ssl.SSLSocket)
+                resumed.append(connection.host.sock.session_reused)
+                assert connection.send(make_letter()).verdict is Verdict.SENT
+
+    assert resumed == [False, True, True]
+
+
+# --- a relay without TLS ----------------------------------------------------------------------------------------------
 
 
 def test_no_starttls_no_mail(relay_to: MakeRelay, answering: Answering) -> None:
@@ -84,8 +194,9 @@ def test_no_starttls_no_mail(relay_to: MakeRelay, answering: Answering) -> None:
 
     outcome = send(relay_to(server, MAIL_USE_TLS=True, **LOGIN))
 
-    assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+    assert is_turned_away(outcome)
     assert "STARTTLS" in outcome.reply
+    assert outcome.advice.startswith(f"MAIL_USE_TLS: the relay offers no STARTTLS on port {server.port}")
     assert [line[:4] for line in server.heard] == [b"ehlo"]
 
 
@@ -96,8 +207,27 @@ def test_a_starttls_that_fails(relay_to: MakeRelay, answering: Answering, reply:
 
     outcome = send(relay_to(server, MAIL_USE_TLS=True, MAILER_COMMAND_TIMEOUT=SHORT, **LOGIN))
 
-    assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+    assert is_turned_away(outcome)
     assert b"auth" not in b"".join(server.heard).lower()
+
+
+def test_what_was_offered_before_tls_counts_for_nothing(relay_to: MakeRelay, certificate: Path) -> None:
+    """Anybody may have said it: after the handshake the relay is asked again."""
+    with secure_sink(certificate, "MAIL_USE_TLS") as sink:
+        relay = relay_to(sink, **trusting(certificate, "MAIL_USE_TLS"))
+        with relay.connection() as connection:
+            assert connection.try_open() is None
+            assert connection.host is not None
+            assert not connection.host.has_extn("starttls")
+            assert connection.host.has_extn("auth")
+
+
+def test_tls_from_the_first_byte_to_a_port_without_it(relay_to: MakeRelay, answering: Answering) -> None:
+    """The usual mistake: MAIL_USE_SSL with port 587 or 25."""
+    outcome = send(relay_to(server := answering(), MAIL_USE_SSL=True))
+
+    assert is_turned_away(outcome)
+    assert outcome.advice.startswith(f"MAIL_USE_SSL: port {server.port} of the relay does not begin with TLS")
 
 
 def test_a_silent_handshake(relay_to: MakeRelay, answering: Answering) -> None:
@@ -111,52 +241,3 @@ def test_a_silent_handshake(relay_to: MakeRelay, answering: Answering) -> None:
     ]
 
     assert [outcome.verdict for outcome in outcomes] == [Verdict.UNREACHED] * 2
-
-
-# --- login ------------------------------------------------------------------------------------------------------------
-
-
-def test_login(relay_to: MakeRelay) -> None:
-    """Once a connection."""
-    with Sink(credentials=ADA) as sink:
-        relay = relay_to(sink, **LOGIN)
-
-        assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
-
-
-@pytest.mark.parametrize("password", ["wrong", "gehéim"])
-def test_a_wrong_password(relay_to: MakeRelay, password: str) -> None:
-    """It must not fail ten thousand mails; and it is not shown to those who read the outcome."""
-    with Sink(credentials=ADA) as sink:
-        relay = relay_to(sink, MAIL_USERNAME="ada", MAIL_PASSWORD=password)
-        outcome = send(relay)
-
-        assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
-        assert relay.is_resting
-        assert password not in outcome.reply
-        assert sink.messages == []
-
-
-def test_a_login_that_does_not_work_for_now(relay_to: MakeRelay) -> None:
-    """The relay's own words are kept."""
-    with Sink(credentials=ADA) as sink:
-        sink.faults.add(Fault("auth", "454 4.7.0 the directory is down", times=None))
-
-        assert "454 4.7.0 the directory is down" in send(relay_to(sink, **LOGIN)).reply
-
-
-def test_a_relay_that_offers_no_login(relay_to: MakeRelay, sink: Sink) -> None:
-    """Configured to log in, and not let in, is not configured: the mail waits."""
-    outcome = send(relay_to(sink, **LOGIN))
-
-    assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
-    assert "AUTH" in outcome.reply
-
-
-def test_a_relay_that_wants_a_login_we_do_not_have(relay_to: MakeRelay) -> None:
-    """The same the other way round: 530 at MAIL is about us, not about the mail."""
-    with Sink(credentials=ADA) as sink:
-        outcome = send(relay_to(sink))
-
-    assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.MAIL)
-    assert "530 5.7.0" in outcome.reply

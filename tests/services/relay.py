@@ -22,10 +22,10 @@ LONG = 60.0  # a time-out that no test waits for
 SHORT = 0.3  # one that it does
 
 
-def make_relay(host: str, port: int, **config: Any) -> Relay:
+def make_relay(host: str, port: int, environ: Mapping[str, str] | None = None, **config: Any) -> Relay:
     """The relay of an app with this configuration."""
     given = {"MAIL_SERVER": host, "MAIL_PORT": port, **dict.fromkeys(TIMEOUTS, LONG), **config}
-    settings = Settings.load(given, {}, default_database_url="sqlite://")
+    settings = Settings.load(given, environ or {}, default_database_url="sqlite://")
     return Relay(settings, Flask("tests"), _flask_mail_state(settings))
 
 
@@ -42,7 +42,7 @@ def make_letter(recipient: str = "bob@example.com", **changes: Any) -> WireMessa
 def send(relay: Relay, letter: WireMessage | None = None) -> Outcome:
     """One mail over a connection of the relay's, which is kept warm."""
     with relay.connection() as connection:
-        return relay.send(connection, letter or make_letter())
+        return connection.send(letter or make_letter())
 
 
 Reply = bytes | Iterable[bytes]
@@ -70,6 +70,7 @@ class RawServer(socketserver.ThreadingTCPServer):
         self.host, self.port = "127.0.0.1", int(self.server_address[1])
         self.replies = {**_USUAL, **replies}
         self.heard: list[bytes] = []  # the commands, in lower case: the versions of smtplib differ in it
+        self.mails: list[bytes] = []
         self.stopping = threading.Event()
         self.clients: list[socket.socket] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="raw server")
@@ -108,9 +109,12 @@ class _Conversation(socketserver.StreamRequestHandler):
                     self._reply(".")
 
     def _read_mail(self) -> None:
+        lines: list[bytes] = []
         for line in self.rfile:
             if line == b".\r\n":
+                self.server.mails.append(b"".join(lines))
                 return
+            lines.append(line)
 
     def _reply(self, stage: str) -> None:
         reply = self.server.replies.get(stage, b"250 ok\r\n")

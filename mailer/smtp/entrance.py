@@ -1,0 +1,111 @@
+"""The way in: connected, greeted, secured and logged in. What that takes is made once for all connections of a relay."""
+
+import logging
+import smtplib
+import socket
+import ssl
+import time
+from functools import cached_property
+from math import inf
+
+from mailer.message import Outcome, Phase, Verdict
+from mailer.policy import classify
+from mailer.settings import RelaySettings
+from mailer.settings.proxy import checked_proxy
+from mailer.smtp import advice
+from mailer.smtp.login import log_in, log_in_with_token
+from mailer.smtp.oauth import NoToken, Tokens
+from mailer.smtp.replies import printable
+from mailer.smtp.session import Session, Step
+from mailer.smtp.sockets import Misconfigured, connect, connect_unix
+from mailer.smtp.tls import make_context
+
+log = logging.getLogger(__name__)
+
+
+class Entrance:
+    """The way to one relay. Threads share it."""
+
+    def __init__(self, settings: RelaySettings) -> None:
+        self._settings = settings
+        self._tokens = Tokens(settings.oauth, settings.connect_timeout) if settings.oauth is not None else None
+        self._resumable: ssl.SSLSession | None = None  # spares the relay and us most of the next handshake
+        self._has_warned = False
+
+    def enter(self) -> Session | Outcome:
+        """A session that is ready for mail, or what stopped us."""
+        settings = self._settings
+        session = Session(settings.mail_server, command_timeout=settings.command_timeout, is_lmtp=settings.lmtp)
+        session.set_debuglevel(int(settings.mail_debug))
+        try:
+            self._enter(session)
+        except (OSError, ValueError, NoToken) as error:  # ValueError: a name or a password that can't be said
+            session.cut()
+            return self._stopped(error, session.step)
+        except BaseException:
+            session.cut()
+            raise
+        return session
+
+    def _enter(self, session: Session) -> None:
+        settings = self._settings
+        token = "" if self._tokens is None else self._tokens.get()  # before the relay is made to wait for it
+        session.expires = time.monotonic() + settings.longest_opening
+        session.sock = self._dial()
+        if settings.mail_use_ssl:
+            session.secure(self._context, self._resumable, settings.connect_timeout)
+        session.greet()
+        if settings.mail_use_tls:
+            session.start_tls(self._context, self._resumable)
+        session.step = Step.LOGIN
+        self._log_in(session, token)
+        session.expires = inf
+        if isinstance(session.sock, ssl.SSLSocket):
+            self._resumable = session.sock.session
+
+    def _log_in(self, session: Session, token: str) -> None:
+        user, password = self._settings.mail_username, self._settings.mail_password
+        if user and self._tokens is not None:
+            log_in_with_token(session, user, token, self._tokens)
+        elif user and password:
+            if not (session.is_secure or self._settings.is_local):
+                self._warn_once()
+            log_in(session, user, password)
+
+    def _warn_once(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            name = self._settings.name
+            log.warning("The login to %s can be read by everybody on the way: set MAIL_USE_TLS or MAIL_USE_SSL.", name)
+
+    def _dial(self) -> socket.socket:
+        """Connected within the time-out for that."""
+        settings = self._settings
+        if settings.is_unix:
+            return connect_unix(settings.mail_server, settings.connect_timeout)
+        deadline = time.monotonic() + settings.connect_timeout
+        server, port, source, proxy = settings.mail_server, settings.mail_port, settings.source_address, settings.proxy_to_use
+        if proxy is None:
+            return connect(server, port, source, deadline)
+        key = "ALL_PROXY" if settings.proxy is None else "MAILER_PROXY"
+        try:
+            checked_proxy(proxy)
+            from mailer.smtp.proxy import connect_through  # noqa: PLC0415 -- an extra
+        except ValueError as error:
+            raise Misconfigured(f"no way to the relay through {key}", f"{key}: {error}; or set MAILER_PROXY to none.") from None
+        return connect_through(proxy, server, port, key=key, source=source, deadline=deadline)
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return make_context(self._settings)
+
+    def _stopped(self, error: Exception, step: Step) -> Outcome:
+        reason, retry_after = f"{type(error).__name__}: {error}", None
+        if isinstance(error, NoToken | Misconfigured):
+            reason = str(error)
+        elif isinstance(error, smtplib.SMTPResponseException):
+            text = error.smtp_error.decode("utf-8", "replace") if isinstance(error.smtp_error, bytes) else error.smtp_error
+            reason = f"{error.smtp_code} {text}"
+            retry_after = classify(Phase.CONNECT, error.smtp_code, reason).retry_after
+        reply = printable(f"no connection to the relay: {reason}")
+        return Outcome(Verdict.UNREACHED, reply, Phase.CONNECT, retry_after, advice.for_error(error, step, self._settings))

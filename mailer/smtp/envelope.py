@@ -1,0 +1,79 @@
+"""The envelope of a mail in the words of one relay: the commands that hand the mail over, or why it can't be handed over."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from mailer.message import Outcome, Phase, Verdict
+from mailer.mime import WireMessage
+from mailer.smtp.replies import printable
+from mailer.smtp.session import Session
+
+# What would end an address or an option, and the line it is in.
+_BREAKS_OUT = re.compile(r"[\x00-\x20\x7f<>]")
+_BREAKS_OPTION = re.compile(r"[\x00-\x20\x7f]")
+# Said by us, where they are true.
+_OURS = re.compile(r"(SIZE|BODY|SMTPUTF8)(=|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """What a relay has offered in its reply to EHLO."""
+
+    extended: bool  #: it knows EHLO, and so options
+    pipelining: bool
+    eightbit: bool
+    smtputf8: bool
+    size: bool
+    most_octets: int  #: 0: no limit that it would tell
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        limit = session.esmtp_features.get("size", "")
+        return cls(
+            extended=session.does_esmtp,
+            pipelining=session.has_extn("pipelining"),
+            eightbit=session.has_extn("8bitmime"),
+            smtputf8=session.has_extn("smtputf8"),
+            size=session.has_extn("size"),
+            most_octets=int(limit) if limit.isascii() and limit.isdigit() else 0,
+        )
+
+
+def envelope_of(mail: WireMessage, offers: Offers) -> bytes | Outcome:
+    """MAIL, RCPT and DATA, a line each. A mail that can't be given to this relay is refused before anything is said."""
+    sender, recipient, utf8 = mail.envelope_from, mail.recipient, mail.needs_smtputf8
+    if _BREAKS_OUT.search(sender):
+        return _refused(Phase.MAIL, f"501 5.1.7 no sender can be written so: {sender!r}")
+    if _BREAKS_OUT.search(recipient):
+        return _refused(Phase.RCPT, f"501 5.1.3 no recipient can be written so: {recipient!r}")
+    if utf8 and not offers.smtputf8:
+        return _refused(Phase.MAIL, "553 5.6.7 an address has letters beyond ASCII, and the relay does not know SMTPUTF8")
+    mail_options = " SMTPUTF8" if utf8 else ""
+    if mail.is_8bit(offers.eightbit):
+        mail_options += " BODY=8BITMIME"
+    if offers.size:
+        size = mail.size(offers.eightbit)
+        if size > offers.most_octets > 0:
+            return _refused(Phase.MAIL, f"552 5.3.4 the mail has {size} octets, the relay takes {offers.most_octets}")
+        mail_options += f" SIZE={size}"
+    rcpt_options = ""
+    if offers.extended and (mail.mail_options or mail.rcpt_options):
+        given = [option for option in mail.mail_options if not _OURS.match(option)]
+        if (fault := _fault_in(Phase.MAIL, given, utf8) or _fault_in(Phase.RCPT, mail.rcpt_options, utf8)) is not None:
+            return fault
+        mail_options += "".join(f" {option}" for option in given)
+        rcpt_options = "".join(f" {option}" for option in mail.rcpt_options)
+    envelope = f"MAIL FROM:<{sender}>{mail_options}\r\nRCPT TO:<{recipient}>{rcpt_options}\r\nDATA\r\n"
+    return envelope.encode("utf-8" if utf8 else "ascii")
+
+
+def _fault_in(phase: Phase, options: list[str], utf8: bool) -> Outcome | None:
+    for option in options:
+        if _BREAKS_OPTION.search(option) or not (utf8 or option.isascii()):
+            return _refused(phase, f"501 5.5.4 no option can be written so: {option!r}")
+    return None
+
+
+def _refused(phase: Phase, why: str) -> Outcome:
+    return Outcome(Verdict.REFUSED, printable(why), phase)

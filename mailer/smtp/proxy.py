@@ -1,0 +1,83 @@
+"""The way to a relay through a proxy: python-socks speaks with it."""
+
+import socket
+import time
+
+from python_socks import ProxyError, parse_proxy_url
+from python_socks.sync import Proxy
+
+from mailer.smtp.sockets import Misconfigured, connect
+
+_LONGEST_HEAD = 16384
+# What a proxy says that would say the same tomorrow: not allowed (SOCKS 2, HTTP 403 and 405), not that kind of command or address
+# (SOCKS 7 and 8), log in (HTTP 407); SOCKS has no code for a login.
+_FINAL = frozenset({None, 2, 7, 8, 401, 403, 405, 407})
+
+
+def connect_through(url: str, host: str, port: int, *, key: str, source: str | None, deadline: float) -> socket.socket:
+    """A socket that the proxy has connected to this host; `key` is where the proxy was named."""
+    # As curl reads these URLs: with socks5h the proxy asks the DNS for the host, with socks5 we do.
+    asks_dns = url.startswith(("socks5h:", "http:"))
+    kind, proxy_host, proxy_port, user, password = parse_proxy_url(url.replace("socks5h:", "socks5:", 1))
+    name = f"the proxy {proxy_host}:{proxy_port}"
+    proxy = Proxy(kind, proxy_host, proxy_port, user, password, rdns=asks_dns, forward=_Way(source, deadline))  # type: ignore[arg-type]
+    try:
+        connected = proxy.connect(host, port)
+    except ProxyError as error:
+        what = f"{name} does not connect us: {error}"
+        if error.error_code in _FINAL:
+            raise Misconfigured(
+                what, f"{key}: {name} refuses this: name one that allows it, with its login if it has any."
+            ) from None
+        raise ConnectionError(what) from None
+    except socket.gaierror as error:
+        raise Misconfigured(f"{name}: {error.strerror}", _unknown_name(key, asks_dns=asks_dns)) from None
+    except TimeoutError:
+        raise TimeoutError(f"{name} took too long") from None
+    except OSError as error:
+        raise ConnectionError(f"{name}: {error.strerror or error}") from None
+    return socket.socket(fileno=connected.detach())
+
+
+def _unknown_name(key: str, *, asks_dns: bool) -> str:
+    if asks_dns:
+        return f"{key}: the DNS does not know the name of the proxy: correct it."
+    return f"{key} or MAIL_SERVER: the DNS does not know one of these names: correct it, or let the proxy ask: socks5h://…"
+
+
+class _Way:
+    """The way to the proxy itself, in the form of one more proxy before it."""
+
+    def __init__(self, source: str | None, deadline: float) -> None:
+        self._source = source
+        self._deadline = deadline
+
+    def connect(self, dest_host: str, dest_port: int, timeout: float) -> socket.socket:
+        sock = _ProxySocket(fileno=connect(dest_host, dest_port, self._source, self._deadline).detach())
+        sock.deadline = self._deadline
+        return sock
+
+
+class _ProxySocket(socket.socket):
+    """python-socks waits anew for each piece, and takes what the relay says at once for a part of what an HTTP proxy says."""
+
+    deadline: float
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self._recv_head() if size > _LONGEST_HEAD else self._recv_in_time(size, flags)
+
+    def _recv_head(self) -> bytes:
+        """To the empty line, and no further."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and (byte := self._recv_in_time(1)):
+            head += byte
+            if len(head) > _LONGEST_HEAD:
+                raise ConnectionError("its answer has no end")
+        return head
+
+    def _recv_in_time(self, size: int, flags: int = 0) -> bytes:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left)
+        return super().recv(size, flags)

@@ -1,0 +1,29 @@
+"""What a relay says, in a form that can be kept and shown."""
+
+LONGEST_REPLY = 1000
+YES, GO_ON = ord("2"), ord("3")  # RFC 5321, 4.3.2: the first digit is what counts
+
+
+def is_reply(line: bytes) -> bool:
+    """Three digits that begin with one of those that RFC 5321 knows as answers to commands; anything else is no answer."""
+    return line[:3].isdigit() and b"2" <= line[:1] <= b"5"
+
+
+def code_of(reply: bytes) -> int:
+    return int(reply[:3])
+
+
+def text_of(reply: bytes) -> str:
+    return reply.decode("utf-8", "replace")
+
+
+def words_of(reply: bytes) -> str:
+    return printable(text_of(reply))
+
+
+def printable(text: str) -> str:
+    """On one line, for people: a relay may say anything."""
+    text = text.strip()
+    if len(text) > LONGEST_REPLY or not text.isprintable() or "  " in text:
+        text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text[:LONGEST_REPLY]

@@ -1,0 +1,61 @@
+"""A socket that is connected, within a time-out for the whole of it."""
+
+import errno
+import socket
+import time
+
+
+class Misconfigured(OSError):
+    """What stopped us is wrong in the configuration, or missing there."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what)
+        self.advice = advice  #: which key to change, and how
+
+
+def connect(host: str, port: int, source: str | None, deadline: float) -> socket.socket:
+    """One of the addresses of the host: each is given its share of the time, so that one that is dead does not take it all."""
+    family = socket.AF_UNSPEC if source is None else socket.AF_INET6 if ":" in source else socket.AF_INET
+    addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    failure: OSError = TimeoutError("timed out")
+    for number, (kind, _, protocol, _, address) in enumerate(addresses):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        sock = socket.socket(kind, socket.SOCK_STREAM, protocol)
+        try:
+            sock.settimeout(left / (len(addresses) - number))
+            if source is not None:
+                _bind(sock, source)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # commands are short, and waited for
+            return sock
+    raise failure
+
+
+def _bind(sock: socket.socket, source: str) -> None:
+    try:
+        sock.bind((source, 0))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        what = f"no connection can come from {source}: {error.strerror}"
+        raise Misconfigured(
+            what, "MAILER_SOURCE_ADDRESS: this machine has no such address: name one that it has, or unset it."
+        ) from None
+
+
+def connect_unix(path: str, seconds: float) -> socket.socket:
+    """A socket in the file system."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise type(error)(error.errno, error.strerror or str(error), path) from None
+    return sock

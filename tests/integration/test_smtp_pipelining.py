@@ -1,0 +1,218 @@
+"""Mails follow each other as closely as the relay can take them, and are asked for no sooner than that needs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mailer.errors import StoreUnavailable
+from mailer.message import Verdict
+from mailer.mime import WireMessage
+from mailer.smtp import Relay
+from tests.services.relay import make_letter, make_relay
+from tests.services.script import ScriptedRelay
+
+NO_SUCH_USER = "550 5.1.1 no such user"
+
+
+def letters(count: int) -> list[WireMessage]:
+    return [make_letter(envelope_from=f"m{number}@example.com") for number in range(1, count + 1)]
+
+
+def relay_of(server: ScriptedRelay, **config: Any) -> Relay:
+    return make_relay(server.host, server.port, **config)
+
+
+def transmit(server: ScriptedRelay, mails: Iterator[WireMessage | None], **config: Any) -> list[Verdict]:
+    relay = relay_of(server, **config)
+    with relay.connection() as connection:
+        verdicts = [outcome.verdict for outcome in connection.transmit(mails)]
+    relay.hang_up()
+    return verdicts
+
+
+# --- round trips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offers", "alone", "each"),
+    [((), False, 4), (("PIPELINING",), True, 2), (("PIPELINING",), False, 1)],
+    ids=["plain", "pipelining, nothing rides", "pipelining"],
+)
+def test_round_trips(offers: tuple[str, ...], alone: bool, each: int) -> None:
+    """Four a mail without PIPELINING, two with it, and one where the next envelope rides behind the dot."""
+
+    def mails(count: int) -> Iterator[WireMessage | None]:
+        for letter in letters(count):
+            yield letter
+            if alone:
+                yield None
+
+    waits = {}
+    for count in (1, 11):
+        with ScriptedRelay(*offers, holds_back=True) as server:
+            assert transmit(server, mails(count)) == [Verdict.SENT] * count
+        waits[count] = server.round_trips
+
+    assert waits[11] - waits[1] == 10 * each
+
+
+def test_an_envelope_behind_a_large_mail() -> None:
+    """It rides as well behind what no buffer holds."""
+    text = "all work and no play\n" * 200_000
+    mails = [make_letter(envelope_from=f"m{number}@example.com", text=text) for number in range(1, 4)]
+    with ScriptedRelay("PIPELINING") as server:
+        assert transmit(server, iter(mails)) == [Verdict.SENT] * 3
+        assert server.acknowledged == [mail.envelope_from for mail in mails]
+
+
+def test_a_refused_recipient_costs_no_connection_and_the_next_mail_nothing() -> None:
+    """Where the relay wants a mail though nobody is to get it, it gets an empty one, with the next envelope behind it."""
+    with ScriptedRelay("PIPELINING") as server:
+        for number in (1, 3):
+            server.faults[f"m{number}@example.com", "rcpt"] = [NO_SUCH_USER]
+
+        verdicts = transmit(server, iter(letters(4)))
+
+        assert verdicts == [Verdict.REFUSED, Verdict.SENT, Verdict.REFUSED, Verdict.SENT]
+        assert server.acknowledged == ["m2@example.com", "m4@example.com"]
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["plain", "pipelining"])
+def test_a_transaction_that_was_left_open_is_reset(offers: tuple[str, ...]) -> None:
+    """The next MAIL would be refused otherwise."""
+    with ScriptedRelay(*offers) as server:
+        server.faults["m1@example.com", "rcpt"] = [NO_SUCH_USER]
+        server.faults["m1@example.com", "data"] = ["554 5.5.1 no valid recipients"]
+
+        assert transmit(server, iter(letters(2))) == [Verdict.REFUSED, Verdict.SENT]
+        assert server.connections == 1
+
+
+def test_a_relay_that_takes_a_recipient_from_nobody() -> None:
+    """Then a lone dot would be a mail, an empty one: the connection is cut instead."""
+    with ScriptedRelay("PIPELINING") as server:
+        server.faults["m1@example.com", "mail"] = ["550 5.1.8 no such sender"]
+
+        assert transmit(server, iter(letters(2))) == [Verdict.REFUSED, Verdict.SENT]
+        assert server.acknowledged == ["m2@example.com"]
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("point", "reply"),
+    [("mail", "250 ok\r\n250 ok"), ("rcpt", "250 ok\r\n250 ok"), ("data", "354 go on\r\n250 taken"), ("mail", "354 go on")],
+)
+def test_a_relay_that_is_out_of_step(point: str, reply: str) -> None:
+    """A reply too many would be taken for that to the next command, and in the end for a mail's: nothing is built on it."""
+    with ScriptedRelay("PIPELINING", holds_back=True) as server:
+        server.always("m1@example.com", point, reply)  # type: ignore[arg-type]
+
+        assert transmit(server, iter(letters(1))) == [Verdict.DEFERRED]
+        assert server.acknowledged == []
+
+
+# --- when mails are asked for ----------------------------------------------------------------------------------------
+
+
+def test_a_mail_is_asked_for_when_the_one_before_it_may_be_said() -> None:
+    """Not sooner, and never more than one: from that moment on it counts as begun."""
+    with ScriptedRelay("PIPELINING", holds_back=True) as server:
+        relay = relay_of(server)
+        seen = []
+
+        def mails() -> Iterator[WireMessage]:
+            for letter in letters(4):
+                seen.append((len(outcomes), len(server.acknowledged)))
+                yield letter
+
+        outcomes = []
+        with relay.connection() as connection:
+            for outcome in connection.transmit(mails()):
+                outcomes.append(outcome)  # noqa: PERF402 -- `mails` looks at it meanwhile
+        relay.hang_up()
+
+    assert seen == [(0, 0), (0, 0), (1, 1), (2, 2)]
+
+
+def test_the_last_mail_of_a_connection_lets_none_ride() -> None:
+    """MAIL_MAX_EMAILS: the next one is asked for when there is a connection for it."""
+    with ScriptedRelay("PIPELINING", holds_back=True) as server:
+        assert transmit(server, iter(letters(5)), MAIL_MAX_EMAILS=2) == [Verdict.SENT] * 5
+        assert server.connections == 3
+        assert server.begun == server.acknowledged
+
+
+def test_nothing_is_asked_for_after_the_end() -> None:
+    """Nor after a mail in doubt: who asks again has to begin again."""
+    asked = 0
+
+    def mails(count: int) -> Iterator[WireMessage]:
+        nonlocal asked
+        for letter in letters(count):
+            asked += 1
+            yield letter
+        asked += 100  # it may be asked for the end, once
+
+    with ScriptedRelay("PIPELINING") as server:
+        assert transmit(server, mails(2)) == [Verdict.SENT] * 2
+        assert asked == 102
+        asked = 0
+        server.faults["m1@example.com", "dot"] = ["close"]
+        assert transmit(server, mails(3)) == [Verdict.DOUBTFUL]
+        assert asked == 2
+
+
+def test_the_database_fails_while_a_mail_is_in_flight() -> None:
+    """The relay waits for the mail that is never said; the connection is cut, and the relay has nothing."""
+
+    def mails() -> Iterator[WireMessage]:
+        yield letters(1)[0]
+        raise StoreUnavailable("gone")
+
+    with ScriptedRelay("PIPELINING") as server:
+        relay = relay_of(server)
+        with pytest.raises(StoreUnavailable), relay.connection() as connection:
+            list(connection.transmit(mails()))
+
+        assert server.acknowledged == []
+        with relay.connection() as connection:
+            assert connection.send(letters(1)[0]).verdict is Verdict.SENT
+        relay.hang_up()
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_who_stops_in_the_middle(closes: bool) -> None:
+    """The envelope that rides already is of no mail that was begun: the connection is not used again."""
+    with ScriptedRelay("PIPELINING") as server:
+        relay = relay_of(server)
+        with relay.connection() as connection:
+            outcomes = connection.transmit(iter(letters(3)))
+            assert isinstance(outcomes, Iterator)
+            assert next(outcomes).verdict is Verdict.SENT
+            if closes:
+                outcomes.close()  # type: ignore[attr-defined]
+        with relay.connection() as connection:
+            assert connection.send(make_letter(envelope_from="m9@example.com")).verdict is Verdict.SENT
+        relay.hang_up()
+
+        assert server.acknowledged == ["m1@example.com", "m9@example.com"]
+        assert server.connections == 2
+
+
+def test_nobody_gets_mail() -> None:
+    """MAIL_SUPPRESS_SEND: every mail is sent, and nobody is called."""
+    with ScriptedRelay() as server:
+        assert transmit(server, iter([*letters(2), None, *letters(1)]), MAIL_SUPPRESS_SEND=True) == [Verdict.SENT] * 3
+        assert server.connections == 0
+
+
+def test_a_mail_that_can_not_be_said_does_not_ride() -> None:
+    """It is refused when its turn comes, and the next one goes out over the same connection."""
+    first, second, third = letters(3)
+    second.recipient = "jürgen@example.com"  # the relay knows no SMTPUTF8
+    with ScriptedRelay("PIPELINING") as server:
+        assert transmit(server, iter([first, second, third])) == [Verdict.SENT, Verdict.REFUSED, Verdict.SENT]
+        assert server.connections == 1
