@@ -1,0 +1,310 @@
+"""How much mail goes where, and how fast: limits of relays and of recipient domains, which all workers share.
+
+Nobody waits here: what is over a limit is refused, and told when to come back. The counts are in Redis. While it is away, each
+process goes on with its fair share of what was left when Redis was last heard.
+"""
+
+import logging
+import math
+import os
+import random
+import secrets
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import redis
+from limits import RateLimitItem
+
+from mailer.message import Lane
+from mailer.settings import Settings
+from mailer.settings.rates import OTHERS, read_rates
+from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, Line, Share
+from mailer.throttle.shared import Shared
+
+_RENEWED_EVERY = 5.0
+_ANNOUNCED_EVERY = 10.0
+# While Redis is away, a process tries again this seldom.
+_QUIET_SECONDS = 10.0
+# Others may take what one has just seen free; after so many looks it is their turn.
+_LOOKS = 3
+_MANY_LINES = 1000
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """How many mails may go now, and in how many seconds to ask again for the others."""
+
+    granted: int
+    wait: float = 0.0
+
+
+class Throttle:
+    """The limits of one app in one process. Threads share it."""
+
+    def __init__(self, settings: Settings, redis_url: str | None) -> None:
+        self._relays, self._domains = ({}, {}) if settings.mail_suppress_send else _configured(settings)
+        self.limits_anything = bool(self._relays or self._domains)
+        self._shared = Shared(redis_url) if redis_url and self.limits_anything else None
+        self._here = _Process()
+        _survive_forks(self)
+
+    def admit(self, relay: str, domain: str, wanted: int) -> Grant:
+        """How many of so many mails to a domain may go over a relay now. What is granted and not sent is lost.
+
+        An empty domain stands for those without a limit, whichever they are.
+        """
+        limits = [limit for limit in self._limits(relay, domain) if limit.rates]
+        if not limits:
+            return Grant(wanted)
+        return self._over_redis(lambda shared: self._admit_together(shared, limits, wanted)) or self._admit_alone(limits, wanted)
+
+    def book(self, relay: str, domain: str, count: int, lane: Lane, *, seconds_per_mail: float) -> list[float]:
+        """When so many mails that must wait are to come back, in seconds from now: not all at once, and each in its turn.
+
+        `seconds_per_mail` is for a limit of connections alone, which says nothing about mails.
+        """
+        limits = self._limits(relay, domain)
+        if not limits:
+            return [0.0] * count
+        tightest = min(limits, key=lambda limit: limit.pace(seconds_per_mail))
+        now = time.monotonic()
+        with self._here.lock:
+            full_until = self._here.full_until(limits)
+            line = self._here.line(tightest)
+            return line.book(count, lane, tightest.pace(seconds_per_mail), not_before=full_until, now=now)
+
+    def seats(self) -> "Seats":
+        """An empty hand, to take seats with: connections of a relay, senders to a domain."""
+        return Seats(self)
+
+    # --- which limits -------------------------------------------------------------------------------------------------
+
+    def of_relay(self, name: str) -> Limit | None:
+        return self._relays.get(name)
+
+    def of_domain(self, domain: str) -> Limit | None:
+        """The limit of exactly this domain, or of each domain that is not named."""
+        if not self._domains or not domain:
+            return None
+        domain = domain.lower()
+        limit = self._domains.get(domain)
+        if limit is None and (others := self._domains.get(OTHERS)):
+            limit = Limit(f"domain/{domain}", others.rates, others.seats)
+        return limit if limit and (limit.rates or limit.seats) else None
+
+    def _limits(self, relay: str, domain: str) -> list[Limit]:
+        return [limit for limit in (self.of_relay(relay), self.of_domain(domain)) if limit]
+
+    # --- rates --------------------------------------------------------------------------------------------------------
+
+    def _admit_together(self, shared: Shared, limits: list[Limit], wanted: int) -> Grant:
+        """Look at all counts, then take, first from the one with least left: if others are faster, little is lost."""
+        with self._here.lock:
+            full_for = self._here.full_until(limits) - time.monotonic()
+        if full_for > 0:
+            return Grant(0, full_for)
+        for _look in range(_LOOKS):
+            counts = sorted((shared.count(limit, rate) for limit, rate in _rates(limits)), key=lambda count: count.free)
+            granted = min(wanted, counts[0].free)
+            if all(shared.take(granted, count.limit, count.rate) for count in counts):
+                with self._here.lock:
+                    self._here.learn(counts, granted)
+                    return Grant(granted, self._here.close(counts, granted, wanted))
+        return Grant(0, counts[0].wait)
+
+    def _admit_alone(self, limits: list[Limit], wanted: int) -> Grant:
+        """The same from this process's share."""
+        with self._here.lock:
+            counts = [self._here.count(limit, rate) for limit, rate in _rates(limits)]
+            granted = min(wanted, *(count.free for count in counts))
+            if granted:
+                self._here.take(granted, counts)
+            return Grant(granted, self._here.close(counts, granted, wanted))
+
+    # --- seats --------------------------------------------------------------------------------------------------------
+
+    def take_seat(self, limit: Limit, taker: str) -> bool:
+        taken = self._over_redis(lambda shared: shared.take_seat(limit, taker))
+        here, seats = self._here, limit.seats or 0
+        with here.lock:
+            if taken is None:
+                taken = here.seats[limit.key] < max(1, seats // here.processes)
+            here.seats[limit.key] += taken
+        return taken
+
+    def keep_seats(self, limits: Iterable[Limit], taker: str) -> None:
+        self._over_redis(lambda shared: shared.keep_seats(limits, taker))
+
+    def leave_seats(self, limits: Iterable[Limit], taker: str) -> None:
+        with self._here.lock:
+            self._here.seats -= Counter(limit.key for limit in limits)
+        self._over_redis(lambda shared: shared.leave_seats(limits, taker))
+
+    # --- over Redis, or alone -----------------------------------------------------------------------------------------
+
+    def _over_redis(self, ask: Callable[[Shared], T]) -> T | None:
+        """The answer, or None while Redis is away: one time-out finds out, and then it is left alone for a while."""
+        here, now = self._here, time.monotonic()
+        if self._shared is None or now < here.quiet_until:
+            return None
+        if here.is_alone:
+            here.quiet_until = now + _QUIET_SECONDS  # this thread looks; the others go on
+        try:
+            if now >= here.announced_at + _ANNOUNCED_EVERY:
+                here.hear(self._shared.announce(here.name), now)
+            return ask(self._shared)
+        except (redis.RedisError, OSError) as error:
+            here.quiet_until = time.monotonic() + _QUIET_SECONDS
+            if not here.is_alone:
+                log.warning("Redis does not answer (%s): this process keeps to 1/%d of the limits.", error, here.processes)
+            here.is_alone = True
+            return None
+
+    def after_fork_in_child(self) -> None:
+        """In a child: what the parent knew and held is not the child's. Redis' own client opens new connections."""
+        self._here = _Process()
+
+
+class Seats:
+    """What somebody holds while a relay or a domain is in use. Each limit has so many seats and no more."""
+
+    def __init__(self, throttle: Throttle) -> None:
+        self._throttle = throttle
+        self._name = secrets.token_hex(8)
+        self._held: dict[str, Limit] = {}
+        self._renewed_at = time.monotonic()
+
+    def take_relay(self, name: str) -> bool:
+        """Whether one more connection of this relay may be used, which it is from now on. It never waits."""
+        return self._take(self._throttle.of_relay(name))
+
+    def take_domain(self, domain: str) -> bool:
+        """The same for one more that sends to this domain."""
+        return self._take(self._throttle.of_domain(domain))
+
+    def _take(self, limit: Limit | None) -> bool:
+        self.renew()
+        if limit is None or not limit.seats or limit.key in self._held:
+            return True
+        taken = self._throttle.take_seat(limit, self._name)
+        if taken:
+            self._held[limit.key] = limit
+        return taken
+
+    def renew(self) -> None:
+        """Say that all seats are still used: to be called between mails, which costs nothing most of the time."""
+        if self._held and time.monotonic() >= self._renewed_at + _RENEWED_EVERY:
+            self._renewed_at = time.monotonic()
+            self._throttle.keep_seats(self._held.values(), self._name)
+
+    def release(self) -> None:
+        """Give all seats back."""
+        held, self._held = self._held, {}
+        if held:
+            self._throttle.leave_seats(held.values(), self._name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+
+class _Process:
+    """What this process knows by itself. Whoever uses the lines and the seats holds the lock, and never while asking Redis."""
+
+    def __init__(self) -> None:
+        self.name = secrets.token_hex(8)
+        self.lock = threading.Lock()
+        self.seats: Counter[str] = Counter()
+        self.processes = 1  #: how many shared the limits when Redis was last heard
+        self.announced_at = -math.inf
+        self.is_alone = False
+        self.quiet_until = -math.inf
+        self._lines: dict[str, Line] = {}
+        self._many_lines = _MANY_LINES
+
+    def hear(self, processes: int, now: float) -> None:
+        """Redis answers, and says how many processes share the limits."""
+        with self.lock:
+            if self.is_alone:  # what is full is for Redis to say from now on
+                for line in self._lines.values():
+                    line.full_until = -math.inf
+            self.processes, self.announced_at = processes, now
+            self.is_alone, self.quiet_until = False, -math.inf
+
+    def line(self, limit: Limit) -> Line:
+        """Now and then, those of domains that nobody asks for any more are dropped."""
+        if len(self._lines) > self._many_lines:
+            now = time.monotonic()
+            self._lines = {key: line for key, line in self._lines.items() if not line.is_over(now)}
+            self._many_lines = max(_MANY_LINES, 2 * len(self._lines))
+        return self._lines.setdefault(limit.key, Line())
+
+    def full_until(self, limits: list[Limit]) -> float:
+        return max(self.line(limit).full_until for limit in limits)
+
+    def close(self, counts: Sequence[Count], granted: int, wanted: int) -> float:
+        """Remember which limits are full now; returns in how many seconds none of them is."""
+        if granted == wanted:
+            return 0.0
+        full = [count for count in counts if count.free == granted]
+        for count in full:
+            self.line(count.limit).full_until = time.monotonic() + min(count.wait, LONGEST_WAIT)
+        return max(count.wait for count in full)
+
+    def learn(self, counts: Sequence[Count], granted: int) -> None:
+        """Remember how much is used, for the case that Redis goes away now."""
+        for count in counts:
+            used, dice = 1 - (count.free - granted) / count.rate.amount, random.random()  # noqa: S311 -- spreads processes
+            share = Share.of(count.rate, self.processes)
+            self.line(count.limit).window(count.rate).learn(used, share, time.monotonic(), dice)
+
+    def count(self, limit: Limit, rate: RateLimitItem) -> Count:
+        """What is left of this process's share."""
+        share, window, now = Share.of(rate, self.processes), self.line(limit).window(rate), time.monotonic()
+        return Count(limit, rate, window.free(share, now), window.opens_in(share, now))
+
+    def take(self, granted: int, counts: Iterable[Count]) -> None:
+        now = time.monotonic()
+        for count in counts:
+            share, line = Share.of(count.rate, self.processes), self.line(count.limit)
+            line.window(count.rate).take(granted, share, now)
+            line.counted_until = max(line.counted_until, now + share.period)
+
+
+def _configured(settings: Settings) -> tuple[dict[str, Limit], dict[str, Limit]]:
+    """The limits of relays and of domains, by name."""
+    relays = {
+        relay.name: Limit(f"relay/{relay.name}", read_rates(relay.relay_rate), relay.relay_concurrency)
+        for relay in settings.relays
+        if relay.relay_rate or relay.relay_concurrency
+    }
+    domains = {
+        domain: Limit(f"domain/{domain}", read_rates(limit.rate), limit.concurrency)
+        for domain, limit in settings.domain_limits.items()
+    }
+    return relays, domains
+
+
+def _rates(limits: Iterable[Limit]) -> list[tuple[Limit, RateLimitItem]]:
+    return [(limit, rate) for limit in limits for rate in limit.rates]
+
+
+def _survive_forks(throttle: Throttle) -> None:
+    reference = weakref.ref(throttle)
+
+    def forked() -> None:
+        if (survivor := reference()) is not None:
+            survivor.after_fork_in_child()
+
+    os.register_at_fork(after_in_child=forked)

@@ -1,0 +1,362 @@
+"""Limits that all workers share over Redis, and keep to while it is away."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import redis
+
+from mailer import throttle as room
+from mailer.message import Lane
+from mailer.settings import Settings
+from mailer.throttle import Throttle, shared
+from tests.services.broker import RedisServer
+from tests.services.processes import at_once
+from tests.services.worker import PROJECT
+
+RELAY = "relay.example.com:25"
+SEATS = f"mailer:throttle:seats/relay/{RELAY}"
+
+
+def throttle(url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any) -> Throttle:
+    """What a worker process has: two of them know as little of each other as two processes."""
+    given = {"MAIL_SERVER": "relay.example.com", "MAILER_DOMAIN_LIMITS": domains, **config}
+    return Throttle(Settings.load(given, {}, default_database_url="sqlite:////srv/mailer.sqlite3"), url)
+
+
+def admitted(throttles: Sequence[Throttle], wanted: int = 1000, domain: str = "example.com") -> list[int]:
+    return [one.admit(RELAY, domain, wanted).granted for one in throttles]
+
+
+@pytest.fixture
+def client(redis_url: str) -> Any:
+    return redis.Redis.from_url(redis_url, decode_responses=True)
+
+
+@pytest.fixture
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes look at each other and at Redis whenever they can."""
+    monkeypatch.setattr(room, "_ANNOUNCED_EVERY", 0.0)
+    monkeypatch.setattr(room, "_QUIET_SECONDS", 0.0)
+
+
+# --- rates, shared ----------------------------------------------------------------------------------------------------
+
+
+def take_many(url: str, wanted: int) -> int:
+    one = throttle(url, {"gmail.com": {"rate": "300/day"}}, MAILER_RELAY_RATE="100/hour; 500/day")
+    return sum(one.admit(RELAY, "gmail.com", wanted).granted for _ in range(60))
+
+
+def test_processes_share_a_limit(redis_url: str) -> None:
+    """However many ask at the same moment, for few mails or for many, they get what the limit says."""
+    granted = at_once(4, take_many, redis_url, 3)
+
+    assert sum(granted) <= 100
+    assert sum(granted) + take_many(redis_url, 1000) >= 90  # what one had seen free and another took may be lost
+    assert take_many(redis_url, 1000) == 0
+
+
+def test_threads_share_a_limit(redis_url: str) -> None:
+    """They use one throttle."""
+    one = throttle(redis_url, MAILER_RELAY_RATE="100/hour")
+    with ThreadPoolExecutor(8) as threads:
+        granted = list(threads.map(lambda _: one.admit(RELAY, "example.com", 1).granted, range(150)))
+
+    assert sum(granted) + sum(admitted([one])) == 100
+
+
+def test_greenlets_share_a_limit(redis_url: str) -> None:
+    """In a worker with --pool gevent."""
+    pytest.importorskip("gevent")
+    program = f"""
+from gevent import monkey; monkey.patch_all()
+from gevent.pool import Pool
+from tests.integration.test_throttle import RELAY, admitted, throttle
+one = throttle({redis_url!r}, MAILER_RELAY_RATE="100/hour")
+granted = Pool(20).map(lambda _: one.admit(RELAY, "example.com", 1).granted, range(150))
+print(sum(granted) + sum(admitted([one])))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, capture_output=True, text=True)
+
+    assert done.stdout.split() == ["100"]
+
+
+def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even around the turn of two seconds, where a count by the clock starts anew."""
+
+    class Clock:
+        now = 1_800_000_000.9
+
+        def time(self) -> float:
+            return self.now
+
+        monotonic = time
+
+    clock = Clock()
+    for place in (room, shared):
+        monkeypatch.setattr(place, "time", clock)
+    monkeypatch.setattr("limits.storage.redis.time", clock)
+    one = throttle(redis_url, MAILER_RELAY_RATE="14/second")
+
+    granted = []
+    for _ in range(10):
+        granted += admitted([one], 10)
+        clock.now += 0.2
+
+    assert granted == [10, 4, 0, 0, 0, 10, 4, 0, 0, 0]
+
+
+def test_many_mails_cost_as_little_as_one(redis_url: str, client: Any) -> None:
+    """Two round trips a rate; and none to hear again that a limit is full."""
+    one = throttle(redis_url, MAILER_RELAY_RATE="5000/hour")
+    admitted([one], 0)  # which says hello
+
+    before = calls(client)
+    assert admitted([one], 4000) == [4000]
+    assert calls(client) == before + 2
+    assert admitted([one], 4000) == [1000]
+    assert admitted([one] * 100, 4000) == 100 * [0]
+    assert calls(client) == before + 4
+
+
+def calls(client: Any) -> int:
+    return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+def test_a_domain_at_its_limit_takes_nothing_of_the_relay(redis_url: str) -> None:
+    """So it never holds up another."""
+    domains = {"gmail.com": {"rate": "5/day"}}
+    workers = [throttle(redis_url, domains, MAILER_RELAY_RATE="100/hour") for _ in range(4)]
+
+    assert sum(admitted(workers, 3, "gmail.com")) == 5
+    assert sum(admitted(workers, 3, "gmail.com")) == 0
+    assert sum(admitted(workers, 100)) == 95
+
+
+def test_other_limits_are_counted_apart(redis_url: str) -> None:
+    """Each relay, each domain; the same relay of two apps is one."""
+    first, second = ({"name": name, "MAILER_RELAY_RATE": "5/day"} for name in ("first", "second"))
+    one = throttle(redis_url, {"*": {"rate": "2/day"}}, MAILER_RELAYS=[first, second])
+    same = throttle(redis_url, MAILER_RELAYS=[second])
+
+    assert [one.admit("first", domain, 10).granted for domain in ("example.com", "example.net", "example.org")] == [2, 2, 1]
+    assert [one.admit("second", domain, 10).granted for domain in ("example.com", "example.edu")] == [0, 2]
+    assert same.admit("second", "example.com", 10).granted == 3
+
+
+def test_keys_say_whose_they_are_and_end_by_themselves(redis_url: str, client: Any) -> None:
+    """Redis is shared with the broker, and with whatever else."""
+    one = throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_RELAY_CONCURRENCY=1)
+    admitted([one])
+    one.seats().take_relay(RELAY)
+    keys = list(client.scan_iter())
+
+    assert len(keys) == 3
+    assert all(key.startswith("mailer:throttle:") for key in keys)
+    assert all(0 < client.ttl(key) <= 3600 for key in keys)
+
+
+def test_who_is_always_overtaken_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than looking for ever at what others take."""
+    monkeypatch.setattr(shared.Shared, "take", lambda *_: False)
+    grant = throttle(redis_url, MAILER_RELAY_RATE="100/hour").admit(RELAY, "example.com", 1)
+
+    assert grant.granted == 0
+    assert grant.wait > 0
+
+
+# --- seats, shared ----------------------------------------------------------------------------------------------------
+
+
+def take_a_seat_and_die(url: str) -> bool:
+    return throttle(url, MAILER_RELAY_CONCURRENCY=3).seats().take_relay(RELAY)
+
+
+def test_processes_share_the_seats(redis_url: str, client: Any) -> None:
+    """No more than there are; that of a process that died is free again after two minutes at most."""
+    assert sum(at_once(5, take_a_seat_and_die, redis_url)) == 3
+    assert not take_a_seat_and_die(redis_url)
+
+    now = client.time()[0]
+    assert all(now < until <= now + 120 for _taker, until in client.zrange(SEATS, 0, -1, withscores=True))
+    age(client, 121)
+    assert take_a_seat_and_die(redis_url)
+
+
+def age(client: Any, seconds: int) -> None:
+    for taker in client.zrange(SEATS, 0, -1):
+        client.zincrby(SEATS, -seconds, taker)
+
+
+def test_seats_that_are_used_are_kept(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also longer than two minutes; those that are given back are free at once."""
+    one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
+    with one.seats() as seats:
+        assert seats.take_relay(RELAY)
+        seats.renew()  # just taken
+        age(client, 100)
+        monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
+        seats.renew()
+        age(client, 100)
+        assert not other.seats().take_relay(RELAY)
+    assert other.seats().take_relay(RELAY)
+
+
+def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes back after a long freeze does not drive out who sits there now, nor takes that seat away at the end."""
+    monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
+    frozen, successor, third = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).seats() for _ in range(3))
+    frozen.take_relay(RELAY)
+    age(client, 121)
+    assert successor.take_relay(RELAY)
+
+    frozen.renew()
+    assert client.zcard(SEATS) == 1
+    frozen.release()
+    assert not third.take_relay(RELAY)
+
+
+# --- while Redis is away ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_left_is_shared_while_redis_is_down(redis_server: RedisServer, attentive: None) -> None:
+    """Four workers have used 40 of 100 mails when Redis dies: each may send 15 more, and then none."""
+    workers = [throttle(redis_server.url, MAILER_RELAY_RATE="100/hour") for _ in range(4)]
+    assert admitted(workers, 10) == [10, 10, 10, 10]
+    admitted(workers, 0)  # as each hears of the others' when it asks again
+    redis_server.stop()
+
+    assert admitted(workers) == [15, 15, 15, 15]
+    assert admitted(workers) == [0, 0, 0, 0]
+
+
+def test_the_shared_count_goes_on_when_redis_is_back(redis_server: RedisServer, attentive: None) -> None:
+    """Nobody has to be started anew."""
+    workers = [throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1) for _ in range(4)]
+    admitted(workers, 1)
+    redis_server.stop()
+    admitted(workers)
+    assert all(one.seats().take_relay(RELAY) for one in workers)
+
+    redis_server.start()
+    assert admitted(workers, 30) == [30, 30, 30, 10]
+    assert [one.seats().take_relay(RELAY) for one in workers] == [True, False, False, False]
+
+
+def test_mail_flows_without_any_redis(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Workers that were started while it is down keep to the limits as if each were alone. The log says it once."""
+    redis_server.stop()
+    one = throttle(redis_server.url, {"gmail.com": {"rate": "5/day", "concurrency": 2}})
+
+    assert [*admitted([one, one, one], 3, "gmail.com")] == [3, 2, 0]
+    assert [one.seats().take_domain("gmail.com") for _ in range(3)] == [True, True, False]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "this process keeps to 1/1 of the limits" in caplog.text
+
+
+def test_mail_flows_while_redis_is_full(redis_server: RedisServer) -> None:
+    """It answers, and takes nothing more."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.config_set("maxmemory", 1)
+    one = throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
+
+    assert admitted([one, one], 60) == [60, 40]
+    assert one.seats().take_relay(RELAY)
+
+
+def test_a_frozen_redis_costs_one_time_out(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """And not one a mail: it is left alone for a while, also when it answers again."""
+    one = throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
+    admitted([one], 1)
+    with redis.Redis.from_url(redis_server.url, decode_responses=True) as client:
+        before = calls(client)
+        redis_server.pause()
+        assert admitted([one], 1) == [1]
+        redis_server.resume()
+        admitted([one] * 200, 1)
+        with one.seats() as seats:
+            assert seats.take_relay(RELAY)
+
+        assert calls(client) <= before + 1
+    assert len(caplog.records) == 1
+
+
+def test_seats_are_shared_out_while_redis_is_down(redis_server: RedisServer, attentive: None) -> None:
+    """A fair part for each process, and one at least: mail flows."""
+    domains = {"a.com": {"concurrency": 5}, "b.com": {"concurrency": 1}}
+    workers = [throttle(redis_server.url, domains, MAILER_RELAY_RATE="100/hour") for _ in range(2)]
+    admitted([*workers, *workers], 1)
+    redis_server.stop()
+    for one in workers:
+        hands = [one.seats() for _ in range(4)]
+
+        assert [hand.take_domain("a.com") for hand in hands] == [True, True, False, False]
+        assert [hand.take_domain("b.com") for hand in hands] == [True, False, False, False]
+        hands[0].release()
+        assert hands[2].take_domain("a.com")
+
+
+def test_seats_outlive_redis(redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are in use when it comes back, empty, are counted again."""
+    monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
+    one, other = (throttle(redis_server.url, MAILER_RELAY_CONCURRENCY=1).seats() for _ in range(2))
+    assert one.take_relay(RELAY)
+    redis_server.stop()
+    one.renew()
+    redis_server.start()
+    one.renew()
+
+    assert not other.take_relay(RELAY)
+    one.release()
+    assert other.take_relay(RELAY)
+
+
+# --- forks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fork_at_any_moment(redis_url: str) -> None:
+    """A child of a prefork worker starts with connections of its own, and waits for no lock of its parent's threads."""
+    [codes] = at_once(1, fork_while_a_thread_holds_the_lock, redis_url)
+
+    assert codes == [0, 0]
+
+
+def fork_while_a_thread_holds_the_lock(url: str) -> list[int]:
+    one = throttle(url, MAILER_RELAY_RATE="100/hour")
+    assert admitted([one], 40) == [40]
+    with one._here.lock:
+        children = [forked(lambda: admitted([one], 20) == [20]) for _ in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert admitted([one]) == [20]
+    return codes
+
+
+def forked(work: Callable[[], bool]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        well = False
+        try:
+            well = work()
+        finally:
+            os._exit(0 if well else 1)
+    return pid
+
+
+# --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_is_refused_is_told_when_to_come_back(redis_url: str) -> None:
+    """At the pace of the limit, and urgent mail not behind the bulk mail that waits."""
+    one = throttle(redis_url, {"gmail.com": {"rate": "20/second"}})
+    one.admit(RELAY, "gmail.com", 20)
+    bulk = one.book(RELAY, "gmail.com", 10_000, Lane.BULK, seconds_per_mail=0.02)
+
+    assert max(bulk) == pytest.approx(500, abs=2)
+    assert one.book(RELAY, "gmail.com", 1, Lane.CRITICAL, seconds_per_mail=0.02)[0] < 2
