@@ -9,7 +9,8 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from mailer.errors import MailerError
-from mailer.message import DeliveryStatus, Status
+from mailer.message import DeliveryStatus, Pause, Status
+from mailer.settings import RelaySettings
 from mailer.store import Store
 
 
@@ -29,6 +30,12 @@ mail_group = _MailGroup("mail", help="The email queue.")
 def _store() -> Store:
     store: Store = current_app.extensions["mailer"].store
     return store
+
+
+def _relays() -> dict[str, RelaySettings]:
+    """By name."""
+    relays: tuple[RelaySettings, ...] = current_app.extensions["mailer"].settings.relays
+    return {relay.name: relay for relay in relays}
 
 
 @mail_group.command()
@@ -82,6 +89,43 @@ def requeue(mail_id: str) -> None:
 def settle(mail_id: str, verdict: str) -> None:
     """Decide what is doubtful of a mail: it was sent, or it has failed."""
     _settle(mail_id, Status(verdict))
+
+
+@mail_group.command()
+def relays() -> None:
+    """Which relays there are, what each is for, and which are paused and why."""
+    pauses = _store().relay_pauses()
+    for name, relay in _relays().items():
+        pause = pauses.get(name)
+        click.echo(f"{name}  {_place(relay)}  {_rules(relay)}")
+        click.echo(f"  {_pause(pause)}" if pause else "  open")
+
+
+@mail_group.command()
+@click.argument("relay")
+def resume(relay: str) -> None:
+    """End the pause of a relay: it is used again at once."""
+    if relay not in (known := _relays()):
+        raise click.ClickException(f"No relay is named {relay!r}: there is {', '.join(known)}.")
+    is_over = _store().resume_relay(relay)
+    click.echo(f"The pause of {relay} is over." if is_over else f"{relay} is not paused.")
+
+
+def _place(relay: RelaySettings) -> str:
+    return relay.mail_server if relay.is_unix else f"{relay.mail_server}:{relay.mail_port}"
+
+
+def _rules(relay: RelaySettings) -> str:
+    """What it is asked for, in the words of MAILER_RELAYS."""
+    rules = {"senders": relay.senders, "domains": relay.domains, "lanes": [lane.name.lower() for lane in relay.lanes]}
+    said = [f"{kind} {', '.join(values)}" for kind, values in rules.items() if values]
+    return "; ".join([*(said or ["all mail"]), f"preference {relay.preference}", f"weight {relay.weight:g}"])
+
+
+def _pause(pause: Pause) -> str:
+    until = f"until {_clock(datetime.fromtimestamp(pause.until, UTC))}" if pause.until else "until it is resumed"
+    times = "once" if pause.failures == 1 else f"{pause.failures} times"
+    return f"paused since {_clock(pause.since)}, {until}, failed {times}: {pause.reason}"
 
 
 def _settle(mail_id: str, to: Status) -> None:

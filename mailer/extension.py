@@ -12,15 +12,17 @@ from flask import Flask, current_app
 from sqlalchemy import URL
 
 from mailer.cli import mail_group
-from mailer.delivery import Courier, Doorstep
+from mailer.delivery import Courier, Doorstep, Office
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
+from mailer.mime import make_signer
 from mailer.rendering import Renderer
 from mailer.settings import Settings, keys
 from mailer.smtp import Relay
 from mailer.store import Store
 from mailer.tasks import CeleryBell, install, make_celery
+from mailer.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,8 @@ def _furnish(app: Flask, settings: Settings) -> State:
     celery = app.extensions["celery"]
     store = Store(settings.database_url)
     bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
-    courier = Courier(settings, store, Relay(settings, app, app.extensions["mail"]), bell)
+    office = Office(settings, store, make_signer(settings.dkim_keys), Throttle(settings, settings.flag_url))
+    courier = Courier(office, [Relay(relay, app, app.extensions["mail"]) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
     install(celery, app, store, courier, bell)

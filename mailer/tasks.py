@@ -27,6 +27,7 @@ SEND, SWEEP, PURGE = "mailer.send_email", "mailer.sweep", "mailer.purge"
 _TASK_SECONDS = 10.0
 _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
+_LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
 _PURGE_SECONDS = 3600.0
 # While the broker is away, a process tries again this seldom: the sweep finds the mail.
 _QUIET_SECONDS = 10.0
@@ -116,7 +117,7 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
 
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
-    celery.steps["worker"].add(_chores_step(app, store, courier))
+    celery.steps["worker"].add(_chores_step(app, store, courier, bell))
 
     def no_more(**_signal: Any) -> None:
         courier.stop()
@@ -200,10 +201,11 @@ class _OwnFlag:
 class Chores:
     """A thread in the main process of each worker: the sweep can't be forgotten, and nothing else can stop it."""
 
-    def __init__(self, app: Flask, store: Store, courier: Courier) -> None:
+    def __init__(self, app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
         self._app = app
         self._store = store
         self._courier = courier
+        self._bell = bell
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
@@ -235,17 +237,25 @@ class Chores:
         """One worker of all does a chore that is due; a row in the database says who."""
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
+            self._watch_the_clock()
         if self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
             self._courier.purge()
-        self._courier.rest()
+
+    def _watch_the_clock(self) -> None:
+        """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""
+        ends = time.time() + _SWEEP_SECONDS - _TICK_SECONDS
+        while (due_at := self._store.next_due(time.time(), before=ends)) is not None:
+            if self._stopping.wait(max(_LEAST_WAIT_SECONDS, due_at - time.time())):
+                return
+            self._bell.ring()
 
 
-def _chores_step(app: Flask, store: Store, courier: Courier) -> type[bootsteps.StartStopStep]:
+def _chores_step(app: Flask, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:
     class ChoresStep(bootsteps.StartStopStep):
         # After the pool: its processes are forked before the thread exists. Before the broker is reached.
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> Chores:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
-            return Chores(app, store, courier)
+            return Chores(app, store, courier, bell)
 
     return ChoresStep

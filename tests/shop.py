@@ -56,4 +56,4 @@ def stored(app: Flask, receipt: Receipt) -> Message:
 
 def on_the_wire(app: Flask, receipt: Receipt) -> EmailMessage:
     """What a worker will send, as the standard library reads it."""
-    return message_from_bytes(compose(stored(app, receipt)), policy=policy.default)
+    return message_from_bytes(compose(stored(app, receipt)).as_bytes(), policy=policy.default)

@@ -8,11 +8,14 @@ import pytest
 from flask import Flask
 
 from mailer import delivery
-from mailer.delivery import Courier
+from mailer.delivery import Courier, Office
+from mailer.extension import _flask_mail_state
+from mailer.settings import Settings
 from mailer.smtp import Relay
 from mailer.store import Store
-from tests.services.couriers import Clock, CountingBell, MakeCourier
-from tests.services.relay import RawServer, make_relay
+from mailer.throttle import Throttle
+from tests.services.couriers import Clock, CountingBell, MakeCourier, OpenCourier
+from tests.services.relay import LONG, TIMEOUTS, RawServer, make_relay
 from tests.services.sink import Sink
 from tests.shop import OpenShop, create_shop, store_of
 
@@ -42,7 +45,7 @@ def relay_to() -> Iterator[Callable[..., Relay]]:
 
         def relay_to(server: Sink | RawServer, **config: Any) -> Relay:
             relay = make_relay(server.host, server.port, **config)
-            stack.callback(relay.close_idle)
+            stack.callback(relay.hang_up)
             return relay
 
         yield relay_to
@@ -59,6 +62,7 @@ def answering() -> Iterator[Callable[..., RawServer]]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(delivery, "time", clock)
+    monkeypatch.setattr(delivery.round, "time", clock)
     return clock
 
 
@@ -73,11 +77,35 @@ def make_courier(store: Store, relay_to: Callable[..., Relay], sink: Sink, bell:
 
     def make_courier(*, windows_of: int = 20, **config: Any) -> Courier:
         relay = relay_to(sink, **config)
-        courier = Courier(relay._settings, store, relay, bell)
-        courier._seconds_per_mail = 0.05 / windows_of
+        settings = relay.settings
+        assert isinstance(settings, Settings)  # of the app's own keys
+        courier = Courier(Office(settings, store, None, Throttle(settings, None)), [relay], bell)
+        for pace in (courier._pace, *courier._paces.values()):
+            pace.seconds_per_mail = 0.05 / windows_of
         return courier
 
     return make_courier
+
+
+@pytest.fixture
+def open_courier(store: Store, database_url: str, bell: CountingBell, clock: Clock) -> Iterator[OpenCourier]:
+    """`open_courier({"name": …}, …, redis_url=, **config)`: one more process, with the relays of these entries of MAILER_RELAYS.
+
+    Of what the others know, it sees what is in the database and in Redis.
+    """
+    with ExitStack() as stack:
+
+        def open_courier(*entries: Mapping[str, object], redis_url: str | None = None, **config: object) -> Courier:
+            given = {"MAILER_RELAYS": list(entries), **dict.fromkeys(TIMEOUTS, LONG), **config}
+            settings = Settings.load(given, {}, default_database_url=database_url)
+            own_store = Store(database_url)
+            stack.callback(own_store.engine.dispose)
+            relays = [Relay(one, Flask("tests"), _flask_mail_state(settings)) for one in settings.relays]
+            courier = Courier(Office(settings, own_store, None, Throttle(settings, redis_url)), relays, bell)
+            stack.callback(courier.hang_up)
+            return courier
+
+        yield open_courier
 
 
 @pytest.fixture

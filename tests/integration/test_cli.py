@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -14,8 +15,9 @@ from sqlalchemy import create_engine, text
 from mailer import Status, send_email
 from mailer.message import Lane
 from mailer.schema import REVISION
-from tests.mails import LATER, bring, claim, insert, mark, record, table
+from tests.mails import LATER, NOW, bring, claim, insert, mark, record, table
 from tests.services.databases import sqlite_only
+from tests.services.sink import Sink
 from tests.shop import OpenShop, rows, store_of
 
 PROJECT = Path(__file__).parents[2]
@@ -156,8 +158,65 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
     """`flask mail --help` is where an operator begins."""
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
-    assert [line.split()[0] for line in lines] == ["cancel", "migrate", "queue", "requeue", "settle", "status"]
+    assert [line.split()[0] for line in lines] == [
+        *("cancel", "migrate", "queue", "relays", "requeue", "resume", "settle", "status")
+    ]
     assert all(len(line.split()) > 3 for line in lines)
+
+
+# --- relays -----------------------------------------------------------------------------------------------------------
+
+FIRST: dict[str, Any] = {"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587, "MAIL_PASSWORD": "geheim"}
+SECOND = {"name": "second", "preference": 1, "weight": 2.5, "senders": ["example.com"], "lanes": ["normal", "bulk"]}
+
+
+def test_the_relays(open_shop: OpenShop) -> None:
+    """Each with what it is for, and how it is doing: what the relay said, and what to do about it."""
+    shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
+    advice = "535 5.7.8 no MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
+    store_of(shop).pause_relay("first", failures=0, now=NOW, until=NOW + 10, reason="421 closed")
+    once = run_in(shop, "relays").output
+    store_of(shop).pause_relay("first", failures=1, now=NOW + 10, until=NOW + 30, reason=advice)
+    twice = run_in(shop, "relays").output
+
+    assert "  paused since 2027-01-15 08:00:00 UTC, until 2027-01-15 08:00:10 UTC, failed once: 421 closed\n" in once
+    assert twice.splitlines() == [
+        "first  smtp.example.com:587  all mail; preference 0; weight 1",
+        f"  paused since 2027-01-15 08:00:00 UTC, until 2027-01-15 08:00:30 UTC, failed 2 times: {advice}",
+        "second  127.0.0.1:25  senders example.com; lanes normal, bulk; preference 1; weight 2.5",
+        "  open",
+    ]
+    assert "geheim" not in once + twice
+
+
+def test_the_only_relay(shop: Flask, flask_mail: Flasks, sink: Sink) -> None:
+    """Without MAILER_RELAYS its name is where it is."""
+    name = f"{sink.host}:{sink.port}"
+    assert flask_mail("relays").output == f"{name}  {name}  all mail; preference 0; weight 1\n  open\n"
+
+    store_of(shop).pause_relay(name, failures=0, now=NOW, until=LATER, reason="421 closed")
+    assert flask_mail("resume", name).output == f"The pause of {name} is over.\n"
+    assert store_of(shop).relay_pauses() == {}
+
+
+def test_a_pause_is_ended(open_shop: OpenShop) -> None:
+    """Of that relay and no other; where there is none, nothing is wrong."""
+    shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
+    for name in ("first", "second"):
+        store_of(shop).pause_relay(name, failures=0, now=NOW, until=LATER, reason="421 closed")
+
+    for words in ("The pause of first is over.\n", "first is not paused.\n"):
+        result = run_in(shop, "resume", "first")
+        assert (result.exit_code, result.output) == (0, words)
+    assert store_of(shop).relay_pauses().keys() == {"second"}
+
+
+@sqlite_only
+def test_an_unknown_relay(open_shop: OpenShop) -> None:
+    """The error names those that there are."""
+    shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
+
+    assert failure(run_in(shop, "resume", "third")) == "Error: No relay is named 'third': there is first, second.\n"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,11 @@ from mailer.delivery import Courier
 from mailer.message import DeliveryStatus
 from mailer.store import Store
 from tests.mails import insert
+from tests.services.relay import RawServer
+from tests.services.sink import Sink
 
 MakeCourier = Callable[..., Courier]  # `make_courier(**config)`, a fixture
+OpenCourier = Callable[..., Courier]  # `open_courier(*entries, redis_url=, **config)`, another one
 
 
 class Clock:
@@ -40,6 +43,11 @@ class CountingBell:
 
     def answer(self) -> None:
         """Nobody was called."""
+
+
+def entry(server: Sink | RawServer, name: str = "relay", **rules: Any) -> dict[str, Any]:
+    """What MAILER_RELAYS says of a relay."""
+    return {"name": name, "MAIL_SERVER": server.host, "MAIL_PORT": server.port, **rules}
 
 
 def queue(store: Store, *recipients: str, **options: Any) -> str:

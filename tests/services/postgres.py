@@ -4,7 +4,7 @@ import os
 import pwd
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +62,7 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres(initdb: Path) -> Iterator[PostgresServer]:
+def running_postgres(initdb: Path, settings: Sequence[str] = SETTINGS) -> Iterator[PostgresServer]:
     """Set up a cluster in a temporary folder, run it, and remove it at the end."""
     account = unprivileged_account()
     # Not below pytest's own folder: that is closed to every other account.
@@ -72,7 +72,7 @@ def running_postgres(initdb: Path) -> Iterator[PostgresServer]:
             os.chown(folder, account["user"], account["group"])
         settle = ["--username=mailer", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={data}"]
         subprocess.run([initdb, *settle], check=True, cwd=folder, stdout=subprocess.DEVNULL, **account)
-        command = [str(initdb.with_name("postgres")), "-D", str(data), "-k", str(folder), *SETTINGS]
+        command = [str(initdb.with_name("postgres")), "-D", str(data), "-k", str(folder), *settings]
         with (folder / "postgres.log").open("wb") as log:
             process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, **account)
         try:

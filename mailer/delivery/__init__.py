@@ -1,0 +1,322 @@
+"""Mail goes out: one slice of what is due, and the chores that keep the promise.
+
+No SQL transaction is open while the network is used, and no single mail stops the others.
+"""
+
+import logging
+import math
+import mmap
+import random
+import secrets
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from mailer.delivery.round import NO_LIMIT, Office, Pace, Round
+from mailer.delivery.routing import carries, choose, routes_by_sender
+from mailer.intake import Bell
+from mailer.message import Delivery, Lane, Outcome, Pause
+from mailer.policy import rest, slice_size
+from mailer.smtp import Relay
+from mailer.throttle import Seats
+
+_PURGED_AT_ONCE = 500
+_MOVED_AT_ONCE = 5000
+# While the broker is away, the sweep itself delivers for so long, before it looks again.
+_ALONE_SECONDS = 1.0
+
+__all__ = ["Courier", "Doorstep", "Office"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Shares:
+    """A slice that is shared out to the relays."""
+
+    carried: dict[Relay, list[Delivery]] = field(default_factory=lambda: defaultdict(list))
+    waits: dict[int, float | None] = field(default_factory=dict)  #: what no relay takes now, and until when
+    probes: dict[str, Pause] = field(default_factory=dict)  #: the relays that are only being tried
+
+
+class Courier:
+    """What it takes to deliver, for one app in one process. It learns how fast its relays are."""
+
+    def __init__(self, office: Office, relays: Sequence[Relay], bell: Bell) -> None:
+        self._office = office
+        self._settings = office.settings
+        self._store = office.store
+        self._relays = relays
+        self._bell = bell
+        self._pace = Pace()
+        self._paces = {relay.name: Pace() for relay in relays}
+        self._by_sender = routes_by_sender(relay.settings for relay in relays)
+        self._makes_way = threading.Lock()
+        self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
+
+    def deliver(self, at_most: float) -> None:
+        """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
+        ends = time.monotonic() + at_most
+        with self._on_duty() as seats:
+            while self._deliver_slice(seats) and not self._stopped[0]:
+                if time.monotonic() > ends:
+                    self._bell.ring()
+                    break
+
+    def stop(self) -> None:
+        """No slice after this one, in whatever process of this worker."""
+        self._stopped[0] = 1
+
+    # --- a slice ------------------------------------------------------------------------------------------------------
+
+    def deliver_slice(self) -> int:
+        """Claim what is most urgent, hand it to the relays, record what came of it.
+
+        Returns how many were claimed; none, too, if there was no way for any of them: then nobody has to look again at once.
+        """
+        with self._on_duty() as seats:
+            return self._deliver_slice(seats)
+
+    @contextmanager
+    def _on_duty(self) -> Iterator[Seats]:
+        """Seats at relays are kept from slice to slice, as warm connections are: relays count those, too."""
+        with self._office.throttle.seats() as seats:
+            try:
+                yield seats
+            finally:
+                for relay in self._relays:
+                    if relay.settings.relay_concurrency:
+                        relay.hang_up()
+
+    def _deliver_slice(self, seats: Seats) -> int:
+        pauses = self._store.relay_pauses()
+        relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name)) and seats.take_relay(relay.name)]
+        if not relays:
+            return 0
+        only_probes = all(relay.name in pauses for relay in relays)
+        most = 1 if only_probes else slice_size(self._pace.seconds_per_mail, self._settings.slice_seconds)
+        claimed = self._claim(most, relays)
+        if not claimed:
+            return 0
+        is_full = len(claimed) == most
+        started = time.monotonic()  # after the claim: however long that took, a slice gets something done
+        shares = self._shared_out(claimed, relays, pauses)
+        self._store.release_if_held(shares.waits, token=claimed[0].token)
+        if is_full and shares.carried and not only_probes:
+            self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
+        rounds = self._hand_over(shares, started)
+        full = [one for one in rounds if one.full - {NO_LIMIT}]
+        made_way = is_full and (full or shares.waits) and self._make_way(full, ends=started + self._settings.slice_seconds)
+        return len(claimed) if shares.carried or made_way else 0
+
+    def _claim(self, most: int, relays: Sequence[Relay]) -> list[Delivery]:
+        """Of the lanes that one of these relays carries."""
+        now = time.time()
+        lanes = [lane for lane in Lane if any(not relay.settings.lanes or lane in relay.settings.lanes for relay in relays)]
+        lease_until = now + self._settings.claim_lease
+        return self._store.claim_due(most, token=secrets.token_hex(8), now=now, lease_until=lease_until, lanes=lanes)
+
+    def _shared_out(self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause]) -> Shares:
+        """A relay that is only being tried gets one mail: the least urgent of those that are for it."""
+        senders, now = self._senders(claimed), time.time()
+        able = {relay.name: relay for relay in relays}
+        shares = Shares()
+        for delivery in reversed(claimed):
+            sender = senders.get(delivery.mail_id, "")
+            dice = random.random()  # noqa: S311 -- spreads mail over relays
+            while (chosen := choose([relay.settings for relay in able.values()], delivery, sender, dice)) is not None:
+                if chosen.name not in pauses:
+                    shares.carried[able[chosen.name]].append(delivery)
+                    break
+                relay = able.pop(chosen.name)
+                if (probe := self._take_probe(relay, pauses[relay.name], now)) is not None:
+                    shares.probes[relay.name] = probe
+                    shares.carried[relay].append(delivery)
+                    break
+            else:
+                shares.waits[delivery.id] = self._free_at(delivery, sender, pauses, now)
+        for deliveries in shares.carried.values():
+            deliveries.reverse()
+        return shares
+
+    def _senders(self, deliveries: Iterable[Delivery]) -> dict[str, str]:
+        """By the mail's id, if that makes a difference."""
+        return self._store.load_senders({one.mail_id for one in deliveries}) if self._by_sender else {}
+
+    def _free_at(self, delivery: Delivery, sender: str, pauses: Mapping[str, Pause], now: float) -> float | None:
+        """When one of the relays that would carry it may be tried again; None if one is only busy, or may be tried now."""
+        able = [pauses.get(relay.name) for relay in self._relays if carries(relay.settings, delivery, sender)]
+        if any(_may_try(pause) for pause in able):
+            return None
+        longest = now + self._settings.relay_rest_longest
+        return min((pause.until or longest for pause in able if pause), default=longest)
+
+    # --- relays -------------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, shares: Shares, started: float) -> list[Round]:
+        """A round for each relay; those that are only tried come last, since they may take as long as a time-out."""
+        relays = sorted(shares.carried, key=lambda relay: relay.name in shares.probes)
+        part = self._settings.slice_seconds / max(1, len(relays))
+        rounds = []
+        with self._office.throttle.seats() as seats:  # of domains
+            for place, relay in enumerate(relays, start=1):
+                ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
+                rounds.append(self._go_round(relay, shares.carried[relay], shares.probes.get(relay.name), seats, ends))
+        if any(one.given_back for one in rounds):
+            self._bell.ring()
+        tried, seconds = sum(one.tried for one in rounds), time.monotonic() - started
+        if tried and not any(one.failure for one in rounds):  # how long it takes to find nobody there tells nothing of mails
+            self._pace.learn(seconds, tried)
+        log.info("%d tried in %.0f ms", tried, 1000 * seconds)
+        return rounds
+
+    def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, seats: Seats, ends: float) -> Round:
+        """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
+        round_ = Round(self._office, relay.name, self._paces[relay.name], seats, deliveries, ends=ends)
+        try:
+            with relay.connection() as connection:
+                for outcome in connection.transmit(round_):
+                    round_.note(outcome)
+        except BaseException:
+            round_.leave_on_the_wire()
+            raise
+        finally:
+            round_.close()
+        if round_.failure:
+            self._pause(relay, probe, round_.failure)
+        elif probe:
+            self._end_probe(relay, probe, was_tried=bool(round_.tried))
+        return round_
+
+    def _pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
+        """The breaker of a relay opens, or stays open. What is wrong is shouted once, with the cure if there is one."""
+        failures = probe.failures if probe else 0
+        now = time.time()
+        pause_for = rest(failures, self._settings.retry, random.random())  # noqa: S311 -- spreads tries
+        until = now + max(pause_for, min(failure.retry_after or 0.0, self._settings.relay_rest_longest))
+        reason = " ".join(filter(None, [failure.reply, failure.advice]))
+        if not self._store.pause_relay(relay.name, failures=failures, now=now, until=until, reason=reason):
+            return  # another worker did
+        news = probe is None or (failure.advice and not probe.reason.endswith(failure.advice))
+        log.log(
+            logging.ERROR if news else logging.INFO,
+            "The relay %s can't be used, its mail waits or takes another one; it is tried again in %.0f s. %s",
+            relay.name,
+            until - now,
+            reason,
+        )
+
+    def _take_probe(self, relay: Relay, pause: Pause, now: float) -> Pause | None:
+        """The pause as it is while we are the one who tries, unless another worker is."""
+        until = now + self._settings.relay_rest + relay.settings.longest_greeting
+        return replace(pause, until=until) if self._store.take_probe(relay.name, now=now, until=until) else None
+
+    def _end_probe(self, relay: Relay, probe: Pause, *, was_tried: bool) -> None:
+        """It answers again; or its mail came to nothing, and the next one may try."""
+        if not was_tried:
+            assert probe.until is not None
+            self._store.return_probe(relay.name, taken_until=probe.until, now=time.time())
+        elif self._store.resume_relay(relay.name):
+            log.warning("The relay %s answers again.", relay.name)
+
+    # --- what is in the way -------------------------------------------------------------------------------------------
+
+    def _make_way(self, full: Sequence[Round], ends: float) -> bool:
+        """Much mail at the head of the queue that can't go now is moved out of the way of the rest; whether there was any.
+
+        Two threads would book the same places at a limit twice, so one does it.
+        """
+        if not self._makes_way.acquire(blocking=False):
+            return False
+        try:
+            pauses = self._store.relay_pauses()
+            moved = [self._clear(lane, full, pauses, ends) for lane in Lane]
+        finally:
+            self._makes_way.release()
+        return any(moved)
+
+    def _clear(self, lane: Lane, full: Sequence[Round], pauses: Mapping[str, Pause], ends: float) -> bool:
+        """The head of a lane, until there is something else, or the time is over."""
+        rounds = {domain: one for one in full for domain in one.full}
+        now, has_moved = time.time(), False
+        while True:
+            heads = self._store.head(lane, now=now, most=_MOVED_AT_ONCE)
+            waits = {**self._waits_for_relays(heads, pauses, now), **_waits_at_limits(heads, rounds, lane, now)}
+            moved = self._store.postpone_if_queued(waits, now=now) if waits else set()
+            has_moved = has_moved or bool(moved)
+            if len(moved) < _MOVED_AT_ONCE or time.monotonic() > ends:
+                return has_moved
+
+    def _waits_for_relays(self, heads: Sequence[Delivery], pauses: Mapping[str, Pause], now: float) -> dict[int, float]:
+        if not pauses:
+            return {}
+        senders = self._senders(heads)
+        free_at = {one.id: self._free_at(one, senders.get(one.mail_id, ""), pauses, now) for one in heads}
+        return {number: until for number, until in free_at.items() if until is not None}
+
+    # --- chores -------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Rescue what was left behind, expire what came too late, ring for what is due; with nobody to hear it, deliver."""
+        now = time.time()
+        self._store.requeue_lapsed_claims(now)
+        if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=now + self._settings.doubt_resend_after):
+            log.warning("%d deliveries are in doubt: their worker was gone before it recorded the reply", len(doubtful))
+        self._store.resend_doubtful(now)
+        self._store.expire_overdue(now)
+        if self._store.is_due(now) and not self._bell.ring(urge=True):
+            self.deliver(at_most=_ALONE_SECONDS)
+
+    def purge(self) -> int:
+        """Delete what is finished and older than it is to be kept, in small bites that hold up nobody."""
+        before = time.time() - self._settings.keep_days * 86400
+        purged = 0
+        while bite := self._store.purge_finished(before, most=_PURGED_AT_ONCE):
+            purged += bite
+        return purged
+
+    def hang_up(self) -> None:
+        """Say goodbye to the relays."""
+        for relay in self._relays:
+            relay.hang_up()
+
+
+def _may_try(pause: Pause | None) -> bool:
+    return pause is None or (pause.until is not None and pause.until <= time.time())
+
+
+def _waits_at_limits(heads: Iterable[Delivery], rounds: Mapping[str, Round], lane: Lane, now: float) -> dict[int, float]:
+    """Of mail to domains at their limit."""
+    by_domain: dict[str, list[int]] = defaultdict(list)
+    for delivery in heads:
+        if delivery.domain in rounds:
+            by_domain[delivery.domain].append(delivery.id)
+    return {
+        number: now + wait for domain, numbers in by_domain.items() for number, wait in rounds[domain].book(domain, lane, numbers)
+    }
+
+
+class Doorstep:
+    """The bell of who delivers to nobody (MAIL_SUPPRESS_SEND): everything happens at once, in the calling thread."""
+
+    courier: Courier
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+
+    def ring(self, *, urge: bool = False) -> bool:
+        """Deliver what is due; a ring out of that delivery itself adds nothing."""
+        if getattr(self._here, "delivers", False):
+            return True
+        self._here.delivers = True
+        try:
+            self.courier.deliver(at_most=math.inf)
+        finally:
+            self._here.delivers = False
+        return True
+
+    def answer(self) -> None:
+        """Nobody was called."""

@@ -1,0 +1,296 @@
+"""A courier's round: one relay's part of a slice, over one connection.
+
+The connection asks for the next mail when it can take one. Mails are marked in windows just before they are handed out, and
+the outcomes of a window are recorded in the same transaction that marks the next.
+"""
+
+import logging
+import random
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from mailer.errors import StoreUnavailable
+from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Verdict
+from mailer.mime import Composed, Signer, WireMessage, compose
+from mailer.policy import Move, next_move, smoothed, window_size
+from mailer.settings import Settings
+from mailer.store import Result, Store
+from mailer.throttle import Seats, Throttle
+
+# How long outcomes wait for a database that is away, in seconds between tries: a minute in all.
+_RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
+
+#: Stands for all domains that have no limit of their own.
+NO_LIMIT = ""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """What all rounds of an app work with."""
+
+    settings: Settings
+    store: Store
+    signer: Signer | None
+    throttle: Throttle
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast a relay takes mail, as this process has seen it."""
+
+    seconds_per_mail: float = 0.02
+
+    def learn(self, seconds: float, mails: int) -> None:
+        self.seconds_per_mail = smoothed(self.seconds_per_mail, seconds / mails)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A delivery and what goes over the wire for it."""
+
+    delivery: Delivery
+    mail: WireMessage
+
+
+class Round:
+    """Deliveries in the hands of one connection, until each is recorded or given back."""
+
+    def __init__(
+        self, office: Office, relay: str, pace: Pace, seats: Seats, deliveries: Iterable[Delivery], *, ends: float
+    ) -> None:
+        self._office = office
+        self.relay = relay
+        self._pace = pace
+        self._seats = seats
+        self._ends = ends
+        self._longest_try = max(relay.longest_try for relay in office.settings.relays)
+        self._lease_until = 0.0  # of what is marked
+        self._waiting = deque(deliveries)
+        self._token = self._waiting[0].token
+        self._composed: dict[str, tuple[Message, Composed]] = {}  # by the mail's id: many recipients of a mail follow each other
+        self._window: list[Letter] = []  # about to be marked
+        self._marked: deque[Letter] = deque()  # from here on, a death of this process means doubt
+        self._flying: deque[Letter] = deque()  # in the hands of the connection
+        self._results: list[Result] = []  # facts, not yet recorded
+        self._postponed: dict[int, float] = {}  # due times of what waits at a limit
+        self._turned_at = time.monotonic()
+        self.tried = 0
+        self.given_back = 0  #: how many can be claimed again at once
+        self.full: set[str] = set()  #: the domains that are at their limit
+        self.failure: Outcome | None = None  #: the relay could not be reached
+
+    # --- what the connection asks for ---------------------------------------------------------------------------------
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WireMessage | None:
+        """The next mail; None while what is in flight has to end first."""
+        if not self._marked:
+            if self._flying and self._must_wait():
+                return None
+            try:
+                self._turn()
+            except StoreUnavailable as error:
+                if not self._flying:
+                    raise
+                log.warning("What is in flight does not wait for the database: %s", error)
+                return None
+        if not self._marked:
+            raise StopIteration
+        self._seats.renew()
+        if time.time() + self._longest_try > self._lease_until:
+            raise StopIteration  # this worker was frozen: somebody may have found the mail in doubt by now
+        letter = self._marked.popleft()
+        self._flying.append(letter)
+        return letter.mail
+
+    def note(self, outcome: Outcome) -> None:
+        """What came of the mail that is in flight the longest."""
+        letter = self._flying.popleft()
+        self.tried += 1
+        move = self._move(letter.delivery, outcome)
+        kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
+        self._results.append(Result(letter.delivery, kept, move))
+        if outcome.verdict is Verdict.UNREACHED:
+            self.failure = outcome
+
+    def leave_on_the_wire(self) -> None:
+        """Interrupted: nobody knows how far the mail came that is in flight the longest. It stays marked, and so in doubt."""
+        if self._flying:
+            self._flying.popleft()
+
+    def _move(self, delivery: Delivery, outcome: Outcome) -> Move:
+        if outcome.verdict is Verdict.SENT:
+            return _SENT
+        dice = random.random()  # noqa: S311 -- spreads retries
+        move = next_move(delivery, outcome, self._office.settings.retry, now=time.time(), dice=dice)
+        log.warning("delivery %d: %s, %s at %s: %s", delivery.id, move.to, outcome.verdict, outcome.phase, outcome.reply)
+        if outcome.verdict is Verdict.UNREACHED and move.to is Status.QUEUED:
+            return replace(move, due_at=time.time())  # the relay is paused now, which is all there is to wait for
+        return move
+
+    # --- windows ------------------------------------------------------------------------------------------------------
+
+    def _must_wait(self) -> bool:
+        """A mail that must never go out twice is marked and recorded alone."""
+        ahead = self._window[0].delivery if self._window else self._waiting[0] if self._waiting else None
+        return OnDoubt.HOLD in (self._flying[0].delivery.on_doubt, ahead and ahead.on_doubt)
+
+    def _turn(self) -> None:
+        """Record one window and mark the next, in one transaction."""
+        self._learn()
+        if not self._window and time.monotonic() < self._ends:
+            self._window = self._next_window()
+        if self._window:
+            self._record(mark=self._window, patiently=not self._flying)
+
+    def _learn(self) -> None:
+        now = time.monotonic()
+        if self._results and self.failure is None:  # how long it takes to find nobody there tells nothing of mails
+            self._pace.learn(now - self._turned_at, len(self._results))
+        self._turned_at = now
+
+    def _next_window(self) -> list[Letter]:
+        window: list[Letter] = []
+        while self._waiting and not window:
+            picked = self._admitted(self._picked())
+            try:
+                window = self._letters(picked)
+            except StoreUnavailable:
+                self._waiting.extendleft(reversed(picked))
+                raise
+        return window
+
+    def _picked(self) -> list[Delivery]:
+        """As many as go out in a moment; one that is marked alone is picked alone."""
+        picked = [self._waiting.popleft()]
+        size = window_size(self._pace.seconds_per_mail)
+        while self._waiting and len(picked) < size:
+            if OnDoubt.HOLD in (picked[-1].on_doubt, self._waiting[0].on_doubt):
+                break
+            picked.append(self._waiting.popleft())
+        return picked
+
+    def _letters(self, deliveries: list[Delivery]) -> list[Letter]:
+        """The bytes of each message, made once however many recipients follow each other."""
+        wanted = {delivery.mail_id for delivery in deliveries}
+        self._composed = {mail_id: self._composed[mail_id] for mail_id in wanted & self._composed.keys()}
+        for mail_id, message in self._office.store.load_messages(wanted - self._composed.keys()).items():
+            try:
+                self._composed[mail_id] = message, compose(message, self._office.signer)
+            except Exception as error:  # whatever it is, it is this mail's own
+                log.exception("Mail %s can't be composed", mail_id)
+                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}: {error}")
+        return [
+            Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
+            for delivery in deliveries
+            if (known := self._composed.get(delivery.mail_id)) is not None
+        ]
+
+    def _fail(self, deliveries: list[Delivery], mail_id: str, reason: str) -> None:
+        for delivery in deliveries:
+            if delivery.mail_id == mail_id:
+                self._office.store.fail_if_claimed(delivery, reason, now=time.time())
+
+    # --- limits -------------------------------------------------------------------------------------------------------
+
+    def _admitted(self, picked: list[Delivery]) -> list[Delivery]:
+        """Those that no limit stops. The others, and all that wait for the same domain, get a later due time."""
+        if not self._office.throttle.limits_anything:
+            return picked
+        refused: list[Delivery] = []
+        for domain, deliveries in self._by_limit(picked).items():
+            refused += deliveries[self._granted(domain, len(deliveries)) :]
+        if refused:
+            self._postpone(refused)
+        stopped = {delivery.id for delivery in refused}
+        return [delivery for delivery in picked if delivery.id not in stopped]
+
+    def _by_limit(self, deliveries: Iterable[Delivery]) -> dict[str, list[Delivery]]:
+        """By their domain if it has a limit; the others have the limit of the relay in common."""
+        groups: dict[str, list[Delivery]] = defaultdict(list)
+        for delivery in deliveries:
+            groups[self._limited_domain(delivery)].append(delivery)
+        return groups
+
+    def _limited_domain(self, delivery: Delivery) -> str:
+        return delivery.domain if self._office.throttle.of_domain(delivery.domain) else NO_LIMIT
+
+    def _granted(self, domain: str, wanted: int) -> int:
+        if domain in self.full or not self._seats.take_domain(domain):
+            granted = 0
+        else:
+            granted = self._office.throttle.admit(self.relay, domain, wanted).granted
+        if granted < wanted:
+            self.full.add(domain)
+        return granted
+
+    def _postpone(self, refused: list[Delivery]) -> None:
+        """Give a later due time to what was refused, and to all that would be refused for the same reason."""
+        stays: deque[Delivery] = deque()
+        for delivery in self._waiting:
+            (refused if self._limited_domain(delivery) in self.full else stays).append(delivery)
+        self._waiting = stays
+        now = time.time()
+        for domain, deliveries in self._by_limit(refused).items():
+            for lane in Lane:
+                ids = [delivery.id for delivery in deliveries if delivery.lane is lane]
+                self._postponed.update((number, now + wait) for number, wait in self.book(domain, lane, ids))
+
+    def book(self, domain: str, lane: Lane, ids: Sequence[int]) -> Iterable[tuple[int, float]]:
+        """In how many seconds each of these may come back."""
+        pace = self._pace.seconds_per_mail
+        return zip(ids, self._office.throttle.book(self.relay, domain, len(ids), lane, seconds_per_mail=pace), strict=True)
+
+    # --- the books ----------------------------------------------------------------------------------------------------
+
+    def _record(self, *, mark: list[Letter], patiently: bool) -> None:
+        """Write the outcomes, which are facts by now, and mark a window; a database that is away is waited for."""
+        for pause in _RECORD_AGAIN_AFTER if patiently else ():
+            try:
+                self._record_now(mark)
+            except StoreUnavailable as error:
+                log.warning("%d outcomes wait for the database: %s", len(self._results), error)
+                time.sleep(pause)
+            else:
+                return
+        self._record_now(mark)
+
+    def _record_now(self, window: list[Letter]) -> None:
+        store, now = self._office.store, time.time()
+        until = now + self._office.settings.transmit_lease
+        moved: set[int] = set()
+        ours: set[int] = set()
+        with store.together():
+            if self._results:
+                moved = store.record_if_transmitting(self._results, now=now, relay=self.relay)
+            if window:
+                ids = [letter.delivery.id for letter in window]
+                ours = store.mark_if_claimed(ids, token=self._token, now=now, lease_until=until)
+        for result in self._results:
+            if result.delivery.id not in moved:
+                log.warning("delivery %d: %s, but the claim was lost", result.delivery.id, result.outcome.verdict)
+        self._marked.extend(letter for letter in window if letter.delivery.id in ours)
+        self._lease_until = until
+        self._results, self._window = [], []
+
+    def close(self) -> None:
+        """Record what is known and give back what was not begun; nothing is left to do when it is called again."""
+        self._learn()
+        if self._results:
+            self._record(mark=[], patiently=True)
+        unbegun = [letter.delivery for letter in (*self._flying, *self._marked, *self._window)]
+        waits: dict[int, float | None] = {delivery.id: None for delivery in (*unbegun, *self._waiting)}
+        self.given_back += len(waits)
+        self._office.store.release_if_held(waits | self._postponed, token=self._token)
+        for held in (self._flying, self._marked, self._window, self._waiting, self._postponed):
+            held.clear()
+
+
+_SENT = Move(to=Status.SENT)

@@ -1,0 +1,53 @@
+"""Which relay is to carry a mail: pure decisions, with the dice passed in."""
+
+from collections.abc import Iterable, Sequence
+
+from mailer.message import Delivery
+from mailer.settings import RelaySettings
+
+
+def routes_by_sender(relays: Iterable[RelaySettings]) -> bool:
+    """Whether a delivery can't be routed without knowing who says it."""
+    return any(relay.senders for relay in relays)
+
+
+def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
+    """Whether the rules of a relay let it carry this; a relay without rules carries all mail."""
+    return (
+        (not relay.lanes or delivery.lane in relay.lanes)
+        and (not relay.domains or any(_is_within(delivery.domain, domain) for domain in relay.domains))
+        and (not relay.senders or any(_is_from(sender, rule) for rule in relay.senders))
+    )
+
+
+def choose(relays: Sequence[RelaySettings], delivery: Delivery, sender: str, dice: float) -> RelaySettings | None:
+    """The relay to carry it: the lowest preference first, rules before none, weights among equals."""
+    able = [relay for relay in relays if carries(relay, delivery, sender)]
+    if len(able) < 2:
+        return able[0] if able else None
+    best = min(map(_rank, able))
+    return _weighted([relay for relay in able if _rank(relay) == best], dice)
+
+
+def _rank(relay: RelaySettings) -> tuple[int, bool]:
+    return relay.preference, not relay.has_rules
+
+
+def _weighted(relays: Sequence[RelaySettings], dice: float) -> RelaySettings:
+    left = dice * sum(relay.weight for relay in relays)
+    for relay in relays:
+        left -= relay.weight
+        if left < 0:
+            return relay
+    return relays[-1]
+
+
+def _is_within(domain: str, rule: str) -> bool:
+    """A domain stands for its subdomains too."""
+    domain = domain.lower()
+    return domain == rule or domain.endswith(f".{rule}")
+
+
+def _is_from(sender: str, rule: str) -> bool:
+    sender = sender.lower()
+    return sender == rule if "@" in rule else _is_within(sender.rpartition("@")[2], rule)

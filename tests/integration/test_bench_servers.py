@@ -1,0 +1,57 @@
+"""The servers at which the bench counts: a mail is one, in whatever session and packet it came."""
+
+import smtplib
+import socket
+import subprocess
+from pathlib import Path
+
+from bench.distance import running_relay
+from bench.sink import Sink, find_program, running_sink
+from tests.services import requirement
+from tests.services.waiting import wait_until
+
+LETTER = b"Subject: hello\r\n\r\nhello\r\n.. a line with dots\r\n"
+
+
+def test_the_sink_counts_every_mail(tmp_path: Path) -> None:
+    """However many sessions they come in, and however fast."""
+    requirement.require("Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")]))
+    with running_sink(tmp_path) as sink:
+        subprocess.run([find_program("smtp-source"), "-s", "7", "-m", "501", f"{sink.host}:{sink.port}"], check=True)
+        wait_until(lambda: sink.count >= 501)
+        for _ in range(3):
+            send_one(sink)
+        flow = sink.wait_for(504)
+
+        assert sink.count == 504
+        assert flow.mails <= 504
+
+
+def test_the_relay_far_away_counts_every_mail(tmp_path: Path) -> None:
+    """It speaks SMTP with the standard library."""
+    with running_relay(tmp_path) as relay:
+        for _ in range(3):
+            send_one(relay)
+
+        wait_until(lambda: relay.count == 3)
+
+
+def test_the_relay_far_away_answers_what_came_in_one_packet(tmp_path: Path) -> None:
+    """In the order in which it was asked, with the next mail's commands behind the final dot."""
+    with running_relay(tmp_path) as relay, socket.create_connection((relay.host, relay.port)) as connection:
+        replies = connection.makefile("rb")
+        assert replies.readline().startswith(b"220 ")
+        envelope = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
+        connection.sendall(envelope)
+        assert [replies.readline()[:3] for _ in range(3)] == [b"250", b"250", b"354"]
+        connection.sendall(LETTER + b".\r\n" + envelope)
+        assert [replies.readline()[:3] for _ in range(4)] == [b"250", b"250", b"250", b"354"]
+        connection.sendall(LETTER + b".\r\nQUIT\r\n")
+        assert [replies.readline()[:3] for _ in range(2)] == [b"250", b"221"]
+
+        assert relay.count == 2
+
+
+def send_one(server: Sink) -> None:
+    with smtplib.SMTP(server.host, server.port, local_hostname="localhost") as client:
+        client.sendmail("a@example.com", ["b@example.com"], LETTER)

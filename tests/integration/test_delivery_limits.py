@@ -1,0 +1,420 @@
+"""Limits, and how long a slice lasts: what goes out in which slice, and when the rest comes back."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from sqlalchemy import insert as insert_into
+
+from mailer import schema
+from mailer.delivery import Courier
+from mailer.devstack.faults import DELAY, Fault
+from mailer.message import Lane, Status
+from mailer.store import Store
+from tests.mails import a_message, table
+from tests.services.broker import RedisServer
+from tests.services.couriers import Clock, CountingBell, OpenCourier, copy_of, entry, queue
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+
+A_FEW_SLICES = 6
+
+
+def queue_many(store: Store, count: int, *, domain: str = "example.com", **options: Any) -> None:
+    for number in range(count):
+        queue(store, f"reader{number}@{domain}", **options)
+
+
+def queue_heap(store: Store, count: int, *, domain: str, lane: Lane = Lane.NORMAL, due_at: float) -> None:
+    """So many deliveries of one mail, as a newsletter has them, faster than `insert_mail`."""
+    mail_id = queue(store, f"first@{domain}", message=a_message(), lane=lane, due_at=due_at)
+    [row] = [row for row in table(store).values() if row["mail_id"] == mail_id]
+    del row["id"]
+    rows = [{**row, "recipient": f"reader{number}@{domain}"} for number in range(count - 1)]
+    with store.engine.begin() as connection:
+        connection.execute(insert_into(schema.delivery), rows)
+
+
+def deliver_all(courier: Courier) -> None:
+    courier.deliver(at_most=60)
+
+
+def waits(store: Store, clock: Clock, lane: Lane | None = None) -> list[float]:
+    """In how many seconds each of those that are queued is due."""
+    return sorted(
+        row["due_at"] - clock.time() for row in table(store).values() if row["status"] == "queued" and lane in (None, row["lane"])
+    )
+
+
+def sent_to(sink: Sink, domain: str) -> int:
+    return sum(recipient.endswith(f"@{domain}") for mail in sink.messages for recipient in mail.recipients)
+
+
+# --- rates ------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_share_the_rate_of_a_relay(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """All together send no more than it says; the rest comes back later, not all at once, and has lost no attempt."""
+    couriers = [open_courier(entry(sink, MAILER_RELAY_RATE="5/hour"), redis_url=redis_url) for _ in range(2)]
+    queue_many(store, 40)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(deliver_all, couriers * 2))
+
+    later = waits(store, clock)
+    assert len(sink.messages) <= 5
+    assert len(sink.messages) + len(later) == 40
+    assert later[0] > 60
+    assert later[-1] <= 15 * 60
+    assert {row["attempts"] for row in table(store).values() if row["status"] == "queued"} == {0}
+    assert all(courier.deliver_slice() == 0 for courier in couriers)
+
+
+def test_what_waits_for_a_rate_comes_back_one_by_one(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """At the pace of the rate, so that it is claimed when it can go, and not all of it each time."""
+    queue_many(store, 30)
+
+    deliver_all(open_courier(entry(sink, MAILER_RELAY_RATE="10/minute"), redis_url=redis_url))
+
+    later = waits(store, clock)
+    assert (len(sink.messages), len(later)) == (10, 20)
+    assert all(5 < second - first < 7 for first, second in pairwise(later))
+
+
+def test_workers_share_the_rate_of_a_domain(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """And mail to other domains knows nothing of it."""
+    limits = {"gmail.com": {"rate": "5/hour"}}
+    couriers = [open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
+    for domain in ("gmail.com", "example.com", "gmail.com"):
+        queue_many(store, 20, domain=domain)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(deliver_all, couriers * 2))
+
+    assert sent_to(sink, "gmail.com") <= 5
+    assert sent_to(sink, "example.com") == 20
+    assert waits(store, clock)[0] > 60
+
+
+def test_each_relay_has_its_rate(store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str) -> None:
+    """Mail that is not for the one that is full goes on."""
+    full = entry(sink, "full", MAILER_RELAY_RATE="5/hour", domains=["example.net"])
+    courier = open_courier(full, entry(sink, "free"), redis_url=redis_url)
+    queue_many(store, 30, domain="example.net")
+    queue_many(store, 30)
+
+    deliver_all(courier)
+
+    assert (sent_to(sink, "example.net"), sent_to(sink, "example.com")) == (5, 30)
+
+
+def test_limits_hold_while_redis_is_away(store: Store, open_courier: OpenCourier, sink: Sink, redis_server: RedisServer) -> None:
+    """Each process keeps to its share of them."""
+    couriers = [
+        open_courier(entry(sink, MAILER_RELAY_RATE="10/hour"), redis_url=redis_server.url, MAILER_SLICE_SECONDS=0.02)
+        for _ in range(2)
+    ]
+    queue_many(store, 2)
+    for courier in couriers:
+        courier._office.throttle._here.announced_at = 0.0
+        courier.deliver_slice()
+    couriers[0]._office.throttle._here.processes = 2  # as it hears ten seconds later
+    redis_server.stop()
+    queue_many(store, 40)
+
+    for courier in couriers:
+        deliver_all(courier)
+
+    assert 2 < len(sink.messages) <= 10
+
+
+def test_what_waited_goes_when_it_is_its_turn(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is open again by then, and nothing is forgotten."""
+    courier = open_courier(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
+    queue_many(store, 25)
+    deliver_all(courier)
+    assert len(sink.messages) < 25
+
+    def look_again() -> bool:
+        courier.deliver_slice()
+        return len(sink.messages) == 25
+
+    wait_until(look_again)
+    assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
+
+
+# --- nobody is held up ------------------------------------------------------------------------------------------------
+
+
+def test_a_heap_at_a_limit_holds_up_nobody(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """100,000 mails of a domain that is full are due before ten others: these go out within a few slices."""
+    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/hour"}})
+    queue_heap(store, 100_000, domain="gmail.com", lane=Lane.BULK, due_at=clock.time() - 3600)
+    queue_many(store, 10, lane=Lane.BULK)
+    slices = 0
+
+    while sent_to(sink, "example.com") < 10:
+        assert courier.deliver_slice()
+        slices += 1
+
+    assert slices <= A_FEW_SLICES
+    assert sent_to(sink, "gmail.com") <= 5
+
+
+def test_two_heaps_at_their_limits_hold_up_nobody(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """Also behind each other, and in a lane that comes first."""
+    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"*": {"rate": "5/hour"}, "example.com": {}})
+    for hours, (domain, lane) in enumerate(
+        (("b.example", Lane.NORMAL), ("a.example", Lane.NORMAL), ("c.example", Lane.CRITICAL))
+    ):
+        queue_heap(store, 3000, domain=domain, lane=lane, due_at=clock.time() - 3600 * (hours + 1))
+    queue_many(store, 10)
+    slices = 0
+
+    while sent_to(sink, "example.com") < 10:
+        assert courier.deliver_slice()
+        slices += 1
+
+    assert slices <= A_FEW_SLICES
+
+
+def test_a_heap_costs_no_mail_of_it_an_attempt(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """And every one of them is still there, due within a quarter of an hour."""
+    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "20/second"}})
+    queue_heap(store, 6000, domain="gmail.com", due_at=clock.time() - 3600)
+
+    for _ in range(5):
+        courier.deliver_slice()
+
+    rows = table(store).values()
+    assert len(rows) == 6000
+    assert {(row["status"], row["attempts"]) for row in rows} == {("sent", 1), ("queued", 0)}
+    assert waits(store, clock)[-1] <= 15 * 60
+
+
+def test_many_threads_book_each_place_once(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """Else the line would be eight times as long as it has to be, and most of the limit would be left unused."""
+    config = {"redis_url": redis_url, "MAILER_DOMAIN_LIMITS": {"gmail.com": {"concurrency": 1}}}
+    courier = open_courier(entry(sink), **config)
+    queue_heap(store, 4000, domain="gmail.com", due_at=clock.time() - 3600)
+
+    with open_courier(entry(sink), **config)._office.throttle.seats() as seats:
+        assert seats.take_domain("gmail.com")
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: courier.deliver_slice(), range(8)))
+
+    places = 4000 + 8 * 50  # a slice that had its mails booked while they were moved may have a place too many for each
+    assert waits(store, clock)[-1] <= places * courier._paces["relay"].seconds_per_mail
+
+
+def test_urgent_mail_is_not_booked_behind_bulk_mail(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """Of the same domain: it comes back as soon as the limit opens."""
+    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/minute"}})
+    queue_many(store, 50, domain="gmail.com", lane=Lane.BULK)
+    deliver_all(courier)
+    assert sent_to(sink, "gmail.com") == 5
+
+    queue(store, "ada@gmail.com", lane=Lane.CRITICAL)
+    deliver_all(courier)
+
+    [urgent], bulk = waits(store, clock, Lane.CRITICAL), waits(store, clock, Lane.BULK)
+    assert urgent <= 61 + 12
+    assert urgent <= bulk[1]
+    assert bulk[-1] > 300
+
+
+# --- concurrency ------------------------------------------------------------------------------------------------------
+
+
+class BusySink(Sink):
+    """It knows how many connections it had at the same time, and how many mails."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.most = 0
+
+    def _keep(self, sender: str, recipients: list[str], raw: bytes) -> str:
+        self.most = max(self.most, len(self._sessions))
+        return super()._keep(sender, recipients, raw)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._sessions)
+
+
+def test_workers_share_the_connections_of_a_relay(store: Store, open_courier: OpenCourier, redis_url: str) -> None:
+    """No more at a time than it allows, and none stays warm behind the backs of the others."""
+    with BusySink() as sink:
+        sink.faults.add(Fault("data", DELAY, delay=0.02, times=None))
+        couriers = [
+            open_courier(entry(sink, MAILER_RELAY_CONCURRENCY=2), redis_url=redis_url, MAILER_SLICE_SECONDS=0.1) for _ in range(2)
+        ]
+        queue_many(store, 40)
+
+        def work(courier: Courier) -> None:
+            while any(row["status"] != "sent" for row in table(store).values()):
+                courier.deliver(at_most=0.2)
+
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, couriers * 3))
+
+        assert len(sink.messages) == 40
+        assert sink.most == 2
+        wait_until(lambda: sink.open_connections == 0)
+
+
+def test_a_busy_relay_is_not_waited_for(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
+) -> None:
+    """Who gets no connection claims nothing, calls nobody, and goes."""
+    courier = open_courier(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)
+    queue_many(store, 60)
+    before = table(store)
+
+    with open_courier(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)._office.throttle.seats() as seats:
+        assert seats.take_relay("relay")
+        deliver_all(courier)
+        assert (table(store), bell.rings, sink.connections) == (before, 0, 0)
+
+    deliver_all(courier)
+    assert len(sink.messages) == 60
+
+
+def test_mail_for_a_busy_relay_does_not_go_round_in_circles(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
+) -> None:
+    """A worker that can do nothing for what is due stops, and leaves it as it was to the one who can."""
+    busy, other = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(sink, "other", domains=["example.net"])
+    courier = open_courier(busy, other, redis_url=redis_url)
+    queue_many(store, 200)
+    before = table(store)
+
+    with open_courier(busy, other, redis_url=redis_url)._office.throttle.seats() as seats:
+        assert seats.take_relay("busy")
+        deliver_all(courier)
+
+    assert (table(store), bell.rings) == (before, 0)
+    deliver_all(courier)
+    assert len(sink.messages) == 200
+
+
+def test_workers_share_the_seats_of_a_domain(store: Store, open_courier: OpenCourier, redis_url: str, clock: Clock) -> None:
+    """One worker at a time sends to it; the mail of the others waits for its turn, and mail to other domains goes on."""
+    limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
+    with BusySink() as sink:
+        couriers = [open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
+        with couriers[0]._office.throttle.seats() as seats:
+            assert seats.take_domain("gmail.com")
+            queue_many(store, 10, domain="gmail.com")
+            queue_many(store, 10)
+            deliver_all(couriers[1])
+
+        assert (sent_to(sink, "gmail.com"), sent_to(sink, "example.com")) == (0, 10)
+        assert waits(store, clock)[0] > 0
+        clock.ahead += 60
+        deliver_all(couriers[1])
+        assert sent_to(sink, "gmail.com") == 10
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------
+
+
+def sizes_of_slices(courier: Courier, sink: Sink, most: int) -> list[int]:
+    sizes = []
+    for _ in range(most):
+        before = len(sink.messages)
+        courier.deliver_slice()
+        sizes.append(len(sink.messages) - before)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_mail", "size"), [(0.3, range(2, 5)), (0.1, range(8, 12)), (5.0, range(1, 2)), (0.005, range(120, 221))]
+)
+def test_a_slice_lasts_about_a_second(
+    store: Store,
+    open_courier: OpenCourier,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_per_mail: float,
+    size: range,
+) -> None:
+    """However fast the relay is: the courier learns it."""
+    monkeypatch.setattr(clock, "monotonic", lambda: seconds_per_mail * len(sink.messages))
+    courier = open_courier(entry(sink))
+    queue_heap(store, 1500, domain="example.com", due_at=time.time())
+
+    *_, last = sizes_of_slices(courier, sink, 10)
+
+    assert last in size
+
+
+def test_a_relay_that_takes_its_time(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+    """Measured for real: 300 ms a mail make slices of three."""
+    sink.faults.add(Fault("dot", DELAY, delay=0.3, times=None))
+    courier = open_courier(entry(sink))
+    queue_many(store, 60)
+
+    sizes = sizes_of_slices(courier, sink, 6)
+
+    assert sizes[0] <= 8
+    assert 1 <= sizes[-1] <= 3
+    assert {row["status"] for row in table(store).values()} == {"sent", "queued"}
+
+
+def test_urgent_mail_is_in_the_next_slice(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """However much bulk mail was there before it."""
+    courier = open_courier(entry(sink))
+    queue_heap(store, 1000, domain="example.com", lane=Lane.BULK, due_at=clock.time() - 3600)
+    take = sink.accept
+    urgent: list[str] = []
+
+    def take_and_queue(sender: str, recipients: list[str], raw: bytes) -> str:
+        if not urgent:
+            urgent.append(queue(store, "ada@example.com", lane=Lane.CRITICAL))
+        return take(sender, recipients, raw)
+
+    sink.accept = take_and_queue
+    courier.deliver_slice()
+    assert copy_of(store, urgent[0]).status is Status.QUEUED
+    before = len(sink.messages)
+
+    courier.deliver_slice()
+
+    assert copy_of(store, urgent[0]).status is Status.SENT
+    assert sink.messages[before].recipients == ("ada@example.com",)
+
+
+def test_a_relay_that_is_away_says_nothing_of_speed(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """A time-out of a minute does not make the slices small that follow it."""
+    sink.faults.add(Fault("connect", "421 4.3.2 closed"))
+    courier = open_courier(entry(sink, "first"), entry(sink, "second", preference=1))
+    ticks = iter(range(0, 10_000, 100))
+    queue_many(store, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "monotonic", lambda: float(next(ticks)))
+        courier.deliver_slice()
+
+    assert courier._pace.seconds_per_mail == courier._paces["first"].seconds_per_mail == 0.02

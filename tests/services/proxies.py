@@ -1,0 +1,132 @@
+"""A proxy between us and a relay: SOCKS5, SOCKS4 and HTTP, as the client begins."""
+
+import base64
+import selectors
+import socket
+import socketserver
+import struct
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+_NAMES = {"relay.internal": "127.0.0.1"}  # what only the proxy's DNS knows
+
+
+class ProxyServer(socketserver.ThreadingTCPServer):
+    """Connects to where it is asked to, and tells where that was."""
+
+    daemon_threads = False
+
+    def __init__(self, credentials: tuple[str, str] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Client)
+        self.host, self.port = "127.0.0.1", int(self.server_address[1])
+        self.credentials = credentials
+        self.refusal = 0  #: what it says instead of connecting: a code of SOCKS5, or a status of HTTP
+        self.drips = False  #: its answer has no end
+        self.asked: list[tuple[str, str, int]] = []  # protocol, host and port
+        self.clients: list[tuple[str, int]] = []  # the addresses they came from
+        self.stopping = threading.Event()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="proxy")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stopping.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class _Refused(Exception):
+    """The client gets no connection."""
+
+
+class _Client(socketserver.StreamRequestHandler):
+    server: ProxyServer
+    request: socket.socket
+
+    def handle(self) -> None:
+        self.server.clients.append(self.client_address)
+        with suppress(OSError, _Refused):
+            match self.request.recv(1, socket.MSG_PEEK):
+                case b"\x05":
+                    self._socks5()
+                case b"\x04":
+                    self._socks4()
+                case b"C":
+                    self._http()
+
+    def _socks5(self) -> None:
+        methods = self._read(self._read(2)[1])
+        wanted = 2 if self.server.credentials else 0
+        self._write(bytes([5, wanted if wanted in methods else 0xFF]))
+        if wanted not in methods:
+            raise _Refused
+        if wanted:
+            self._read(1)
+            given = tuple(self._read(self._read(1)[0]).decode() for _ in range(2))
+            self._write(bytes([1, given != self.server.credentials]))
+            if given != self.server.credentials:
+                raise _Refused
+        kind = self._read(4)[3]
+        host = socket.inet_ntoa(self._read(4)) if kind == 1 else self._read(self._read(1)[0]).decode()
+        relay = self._connect("socks5", host, struct.unpack("!H", self._read(2))[0])
+        self._write(b"\x05" + bytes([self.server.refusal]) + b"\0\x01\0\0\0\0\0\0")
+        self._pass_on(relay)
+
+    def _socks4(self) -> None:
+        port, address = struct.unpack("!2xH4s", self._read(8))
+        while self._read(1) != b"\0":
+            pass
+        relay = self._connect("socks4", socket.inet_ntoa(address), port)
+        self._write(b"\0\x5a\0\0\0\0\0\0")
+        self._pass_on(relay)
+
+    def _http(self) -> None:
+        host, _, port = self.rfile.readline().split()[1].decode().rpartition(":")
+        headers = b"".join(iter(self.rfile.readline, b"\r\n"))
+        relay = self._connect("http", host, int(port))
+        login = base64.b64encode(":".join(self.server.credentials or ()).encode())
+        if self.server.credentials and login not in headers:
+            self.server.refusal = 407
+        if self.server.refusal:
+            relay.close()
+            self._write(b"HTTP/1.1 %d no\r\nContent-Length: 0\r\n\r\n" % self.server.refusal)
+            raise _Refused
+        greeting = relay.recv(1000)  # the relay may be faster than this reply
+        self._write(b"HTTP/1.1 200 Connection established\r\nVia: proxy\r\n\r\n" + greeting)
+        self._pass_on(relay)
+
+    def _connect(self, protocol: str, host: str, port: int) -> socket.socket:
+        self.server.asked.append((protocol, host, port))
+        while self.server.drips and not self.server.stopping.wait(0.02):
+            self.wfile.write(b"\x05" if len(self.server.asked) == 1 and protocol == "socks5" else b"H")
+        return socket.create_connection((_NAMES.get(host, host), port))
+
+    def _pass_on(self, relay: socket.socket) -> None:
+        if self.server.refusal:
+            relay.close()
+            raise _Refused
+        ways = {self.request: relay, relay: self.request}
+        with relay, selectors.DefaultSelector() as selector:
+            for end in ways:
+                selector.register(end, selectors.EVENT_READ)
+            while not self.server.stopping.is_set():
+                for key, _ in selector.select(0.02):
+                    assert isinstance(key.fileobj, socket.socket)
+                    data = key.fileobj.recv(65536)
+                    if not data:
+                        return
+                    ways[key.fileobj].sendall(data)
+
+    def _read(self, count: int) -> bytes:
+        data = self.rfile.read(count)
+        if len(data) < count:
+            raise _Refused
+        return data
+
+    def _write(self, data: bytes) -> None:
+        self.wfile.write(data)

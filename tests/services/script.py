@@ -1,0 +1,194 @@
+"""A relay that follows a script, and knows what it really took.
+
+Mails are told apart by their sender, so a fault is for one mail, wherever and however often that comes up.
+"""
+
+import socket
+import socketserver
+import struct
+import threading
+from collections import defaultdict
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, Self
+
+Point = Literal["greeting", "ehlo", "mail", "rcpt", "data", "body", "dot", "after"]
+#: Points of a connection, and of a mail: "body" is when its first line has come, "after" when it has its reply.
+OF_A_CONNECTION: tuple[Point, ...] = ("greeting", "ehlo")
+OF_A_MAIL: tuple[Point, ...] = ("mail", "rcpt", "data", "body", "dot", "after")
+
+#: What may happen at a point: a reply, or one of these.
+CLOSE, RESET, SILENCE, GARBAGE = "close", "reset", "silence", "garbage"
+_USUAL: dict[Point, str] = {
+    "greeting": "220 relay",
+    "mail": "250 sender ok",
+    "rcpt": "250 recipient ok",
+    "data": "354 go on",
+    "dot": "250 taken",
+}
+
+
+class ScriptedRelay(socketserver.ThreadingTCPServer):
+    """`faults[sender, point]` are done one after the other, each time that mail is there; a connection's have no sender.
+
+    With `holds_back`, replies to commands that came together go out together, and are lost when the connection is.
+    """
+
+    daemon_threads = False
+
+    def __init__(self, *offers: str, holds_back: bool = False) -> None:
+        super().__init__(("127.0.0.1", 0), _Conversation)
+        self.host, self.port = "127.0.0.1", int(self.server_address[1])
+        self.offers = offers
+        self.holds_back = holds_back
+        self.faults: dict[tuple[str, Point], list[str]] = defaultdict(list)
+        self.begun: list[str] = []  # the senders of the mails whose envelope was said
+        self.acknowledged: list[str] = []  # the senders of the mails that had a yes to their final dot
+        self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
+        self.connections = 0
+        self.round_trips = 0  # how often it had to wait for the client
+        self.stopping = threading.Event()
+        self._clients: list[socket.socket] = []
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="scripted relay")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stopping.set()
+        self.shutdown()
+        self._thread.join()
+        for client in self._clients:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+
+    def always(self, sender: str, point: Point, action: str) -> None:
+        """As often as anybody could try."""
+        self.faults[sender, point] = [action] * 10
+
+    def begin(self, client: socket.socket) -> None:
+        self.connections += 1
+        self._clients.append(client)
+
+
+class _Over(Exception):
+    """The connection is."""
+
+
+class _Conversation(socketserver.BaseRequestHandler):
+    server: ScriptedRelay
+    request: socket.socket
+
+    def setup(self) -> None:
+        self.server.begin(self.request)
+        self.sender = ""
+        self._has_recipient = False
+        self._arrived = b""
+        self._held_back = b""
+
+    def handle(self) -> None:
+        with suppress(OSError, _Over):
+            self._answer("greeting")
+            while line := self._line():
+                self._obey(line)
+
+    def _obey(self, line: bytes) -> None:
+        command = line[:4].upper()
+        match command:
+            case b"EHLO" | b"HELO" | b"LHLO":
+                if not self._stumbles("ehlo"):
+                    self._say("\r\n".join(["250-relay", *(f"250-{offer}" for offer in self.server.offers), "250 HELP"]))
+            case b"MAIL":
+                self.sender = line.split(b"<")[1].split(b">")[0].decode()
+                self.server.begun.append(self.sender)
+                self._has_recipient = False
+                self._answer("mail")
+            case b"RCPT":
+                self._has_recipient = self._answer("rcpt").startswith("2")
+            case b"DATA":
+                if self._answer("data").startswith("354"):
+                    self._take()
+            case _:
+                self._say("250 ok")
+
+    def _take(self) -> None:
+        lines = 0
+        while (line := self._line()) != b".\r\n":
+            if not line:
+                raise _Over
+            if not lines and self._stumbles("body"):
+                self._flush()
+                raise _Over
+            lines += 1
+        if not self._has_recipient:
+            self._say("554 5.5.1 no valid recipients")
+            return
+        assert lines, "an empty mail"
+        said = self._next("dot")
+        if said.startswith("2"):
+            self.server.acknowledged.append(self.sender)
+        elif not said[0].isdigit():
+            self.server.unanswered.append(self.sender)
+        self._do(said)
+        self._flush()
+        if said.startswith("2"):
+            self._stumbles("after")
+
+    # --- what is said -------------------------------------------------------------------------------------------------
+
+    def _next(self, point: Point) -> str:
+        faults = self.server.faults["" if point in OF_A_CONNECTION else self.sender, point]
+        return faults.pop(0) if faults else _USUAL.get(point, "")
+
+    def _stumbles(self, point: Point) -> bool:
+        """Do what is to happen here, if anything is."""
+        action = self._next(point)
+        if action:
+            self._do(action)
+        return bool(action)
+
+    def _answer(self, point: Point) -> str:
+        action = self._next(point)
+        self._do(action)
+        return action
+
+    def _do(self, action: str) -> None:
+        match action:
+            case "close":
+                raise _Over
+            case "reset":
+                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.close()
+                raise _Over
+            case "silence":
+                self.server.stopping.wait()
+                raise _Over
+            case "garbage":
+                self._say("what?")
+            case _:
+                self._say(action)
+                if action.startswith("421"):
+                    self._flush()
+                    raise _Over
+
+    def _say(self, reply: str) -> None:
+        self._held_back += reply.encode() + b"\r\n"
+        if not self.server.holds_back:
+            self._flush()
+
+    def _flush(self) -> None:
+        said, self._held_back = self._held_back, b""
+        self.request.sendall(said)
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._arrived:
+            self._flush()
+            self.server.round_trips += 1
+            more = self.request.recv(65536)
+            if not more:
+                return b""
+            self._arrived += more
+        line, _, self._arrived = self._arrived.partition(b"\n")
+        return line + b"\n"

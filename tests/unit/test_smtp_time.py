@@ -1,0 +1,97 @@
+"""The slowest relay there can be, each of whose answers comes in the last moment. The clock is the test's."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mailer.message import Verdict
+from mailer.mime import WireMessage
+from mailer.smtp import entrance, session
+from mailer.smtp.entrance import Entrance
+from mailer.smtp.session import Session
+from tests.services.relay import make_letter, make_relay
+
+_LAST_MOMENT = 0.999
+_WAY_IN = [b"220 relay", b"250 relay\nPIPELINING\nAUTH CRAM-MD5", b"334 PDE+", b"235 welcome"]
+_ENVELOPE = [b"250 ok", b"250 ok", b"354 go on"]
+_SILENCE = b""
+TIMEOUTS = {
+    "MAILER_CONNECT_TIMEOUT": 10,
+    "MAILER_COMMAND_TIMEOUT": 60,
+    "MAILER_DATA_TIMEOUT": 180,
+    "MAILER_REPLY_TIMEOUT": 600,
+    "MAIL_USERNAME": "ada",
+    "MAIL_PASSWORD": "secret",
+}
+
+
+class SlowRelay:
+    """Its time-outs are those of the settings."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *replies: bytes) -> None:
+        self.now = 0.0
+        self._replies = list(replies)
+        for module in (session, entrance):
+            monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr(Entrance, "_dial", lambda way: self._connected(way._settings.connect_timeout))
+        monkeypatch.setattr(Session, "hear", lambda _, seconds: self._reply(seconds))
+        monkeypatch.setattr(Session, "say", lambda _, data, seconds, more=b"": self._take(data + more, seconds))
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def _connected(self, seconds: float) -> "_Line":
+        self.now += seconds * _LAST_MOMENT
+        return _Line()
+
+    def _reply(self, seconds: float) -> bytes:
+        self.now += seconds * _LAST_MOMENT
+        if not (reply := self._replies.pop(0)):
+            raise TimeoutError("timed out")
+        return reply
+
+    def _take(self, data: bytes, seconds: float) -> None:
+        if b"\r\n.\r\n" in data:
+            self.now += seconds * _LAST_MOMENT
+
+
+class _Line:
+    """A socket over which nothing goes."""
+
+    def shutdown(self, _how: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("mails", "replies"),
+    [
+        (2, [*_WAY_IN, *_ENVELOPE, b"250 taken", b"250 ok", b"250 ok", _SILENCE, *_WAY_IN, *_ENVELOPE, b"250 taken"]),
+        (1, [*_WAY_IN, b"250 ok", b"250 ok", _SILENCE, *_WAY_IN, *_ENVELOPE, b"250 taken"]),
+    ],
+    ids=["its envelope rides", "there is no connection"],
+)
+def test_the_lease_of_a_mail_outlasts_the_slowest_relay(
+    monkeypatch: pytest.MonkeyPatch, mails: int, replies: list[bytes]
+) -> None:
+    """From the moment the mail is asked for: with the mail before it, a relay that falls silent, and a new connection."""
+    relay = make_relay("127.0.0.1", 25, **TIMEOUTS)
+    clock = SlowRelay(monkeypatch, *replies)
+    asked_at = 0.0
+
+    def supply() -> Iterator[WireMessage]:
+        nonlocal asked_at
+        for _ in range(mails):
+            asked_at = clock.now
+            yield make_letter()
+
+    with relay.connection() as connection:
+        outcomes = [outcome.verdict for outcome in connection.transmit(supply())]
+        connection.drop()
+    took = clock.now - asked_at
+
+    assert outcomes == [Verdict.SENT] * mails
+    assert 0.5 * relay.settings.longest_try < took < relay.settings.longest_try
+    assert relay.settings.longest_try < 3600
