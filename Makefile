@@ -27,8 +27,8 @@ run: $(LOCAL) ## Start the local stack: broker, SMTP inbox, worker, web (PORT an
 test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(DEV) ## Measure how long a request waits, and how soon a mail arrives
-	$(BIN)/python -m bench.latency
+bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
+	$(BIN)/python -m bench $(ARGS)
 
 check: lint types layers ## Run all checks of the source
 
@@ -46,12 +46,14 @@ lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade t
 	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
 	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) --extra local --extra postgres --extra web -c requirements/dev.txt -o requirements/local.txt
-	$(COMPILE) --extra flower --extra postgres --extra web -c requirements/dev.txt -o requirements/deploy.txt
+	$(COMPILE) --extra dkim --extra flower --extra oauth --extra postgres --extra socks --extra web -c requirements/dev.txt -o requirements/deploy.txt
+	$(PIN) bench/peers.in -o bench/peers.txt
 
-COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS) pyproject.toml
+PIN = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
+COMPILE = $(PIN) pyproject.toml
 
 clean: ## Remove the virtual environment and the caches; the mails in instance/ stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) bench/.peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/%.installed: requirements/%.txt $(BROKEN)

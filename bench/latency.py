@@ -1,106 +1,133 @@
-"""How long a request waits for `send_email()`, and how soon the mail is at the SMTP server: `make bench`.
+"""How soon a queued mail is at the SMTP server, and what the request notices of a Redis that is away.
 
-Everything is real: the broker, the worker process, the SMTP server, SQLite with an fsync for each commit. Figures depend on the
-machine and on what else it does: compare only what one run prints.
+Everything is real: the broker, the worker process, the SMTP server, SQLite with an fsync for each commit.
 """
 
-import os
-import tempfile
+import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
 
 from flask import Flask
 
-from mailer import send_email
-from mailer.devstack.broker import find_program
-from tests.application import create_app
+from bench.contenders import Calls, Place
+from bench.contenders.ours import OursOnSqlite
+from bench.figures import Bound, Figure, Section, at_most
+from bench.plan import Plan
+from bench.program import Failed, Program
+from bench.programs.message import make_message
+from bench.programs.ours import create_app
+from bench.rounds import Rounds, alternate
+from bench.sink import running_sink
+from mailer import Mailer
 from tests.services.broker import RedisServer
-from tests.services.sink import Sink
-from tests.services.worker import Fleet
 
-MAILS = 200
-FEWER = 30  # where each takes long
-BURST = 60
+_BURST = 60
+_LOOK_EVERY = 0.0002
+_LONGEST_WAIT = 60.0
 
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, Sink() as sink:
-        redis = RedisServer(find_program(), Path(folder))
-        redis.start()
-        config = {
-            "MAILER_DATABASE_URL": f"sqlite:///{folder}/mailer.sqlite3",
-            "MAILER_REDIS_URL": redis.url,
-            "MAIL_SERVER": sink.host,
-            "MAIL_PORT": str(sink.port),
-            "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
-        }
-        cut_off = {**config, "MAILER_REDIS_URL": f"unix://{folder}/nowhere.sock"}
-        print(f"{'':44}{'first':>9}{'p50':>9}{'p99':>9}{'mails':>8}   in milliseconds")
-        with worker(config, Path(folder)):
-            report("send_email(), all well", queue_all(create_app(config)))
-            report("send_email() until the mail has arrived", arrive_all(create_app(config), sink, MAILS))
-            report(f"the same, right after a burst of {BURST}", arrive_all(create_app(config), sink, FEWER, BURST))
-            report("the same, the ring lost: found by the sweep", arrive_all(create_app(cut_off), sink, FEWER))
-        redis.pause()
-        report("send_email(), Redis frozen", queue_all(create_app(config)))
-        redis.resume()
-        redis.stop()
-        report("send_email(), Redis down", queue_all(create_app(config)))
+Measurement = Callable[[Path], Calls]
 
 
-@contextmanager
-def worker(config: dict[str, str], folder: Path) -> Iterator[None]:
-    fleet = Fleet({**os.environ, **config}, folder)
-    fleet.start(pool="threads")
-    try:
-        yield
-    finally:
-        fleet.end(show_logs=False)
+def measure(plan: Plan) -> Iterator[Section]:
+    ours = OursOnSqlite(plan.worker)
+    few = max(2, plan.calls // 30)
+    measurements = {
+        "idle": _arriving(ours, lambda line: one_by_one(line, plan.calls // 3)),
+        "burst": _arriving(ours, lambda line: Calls([line.arrive_after_burst() for _ in range(few)])),
+        "lost": _arriving(ours, lambda line: _found_by_the_sweep(line, few)),
+        "frozen": _queueing(ours, RedisServer.pause, plan.calls),
+        "down": _queueing(ours, RedisServer.stop, plan.calls),
+    }
+    done = alternate("latency", measurements, repeats=1)
+    idle = [
+        _figure("idle-p50", "p50, one mail at a time", done["idle"], lambda calls: calls.p50, at_most(20, aim=8)),
+        _figure("idle-p99", "p99", done["idle"], lambda calls: calls.p99, at_most(100, aim=30)),
+        _figure("burst", f"p50, right after a burst of {_BURST}", done["burst"], lambda calls: calls.p50),
+        _figure("lost", "p50, the ring lost: found by the sweep", done["lost"], lambda calls: calls.p50),
+    ]
+    yield Section("An idle system", "from the call of enqueue() on SQLite to the relay's 250", idle)
+    away = [
+        _figure("frozen-first", "frozen: the first call", done["frozen"], lambda calls: calls.times[0]),
+        _figure("frozen", "frozen: p50", done["frozen"], lambda calls: calls.p50),
+        _figure("down-first", "down: the first call", done["down"], lambda calls: calls.times[0]),
+        _figure("down", "down: p50", done["down"], lambda calls: calls.p50),
+    ]
+    yield Section("Redis is away", "enqueue() on SQLite", away)
 
 
-def queue_all(app: Flask) -> list[float]:
-    with app.test_request_context():
-        return [timed(queue_one) for _ in range(MAILS)]
+def _figure(key: str, title: str, rounds: Rounds[Calls], seconds: Callable[[Calls], float], bound: Bound | None = None) -> Figure:
+    value = rounds.median(lambda calls: 1000 * seconds(calls))
+    return Figure(key=f"latency.{key}", title=title, value=value, unit="ms", bound=bound, why_none=rounds.why_none)
 
 
-def arrive_all(app: Flask, sink: Sink, mails: int, burst: int = 0) -> list[float]:
-    """One at a time, on an idle system, or when the last of a burst has just arrived."""
-    seen = 0
-    while seen != len(sink.messages):  # what was queued before is out of the way
-        seen = len(sink.messages)
-        time.sleep(0.5)
+def _arriving(ours: OursOnSqlite, calls: "Callable[[Line], Calls]") -> Measurement:
+    def measured(folder: Path) -> Calls:
+        with (
+            running_sink(folder) as sink,
+            ours.services(folder, sink) as place,
+            Program(ours.worker(), folder / "worker.log", env=place.env) as worker,
+        ):
+            return calls(Line(place, worker))
 
-    def arrive(count: int) -> None:
-        expected = len(sink.messages) + count
-        for _ in range(count):
-            queue_one()
-        while len(sink.messages) < expected:
-            time.sleep(0.0002)
-
-    def arrive_after_burst() -> float:
-        arrive(burst)
-        return timed(lambda: arrive(1))
-
-    with app.test_request_context():
-        return [arrive_after_burst() for _ in range(mails)]
+    return measured
 
 
-def queue_one() -> None:
-    send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+def _queueing(ours: OursOnSqlite, disturb: Callable[[RedisServer], None], mails: int) -> Measurement:
+    def measured(folder: Path) -> Calls:
+        with running_sink(folder) as sink, ours.services(folder, sink) as place:
+            app = create_app(place.env)
+            _enqueue(app)
+            assert place.redis
+            disturb(place.redis)
+            return Calls([_enqueue(app) for _ in range(mails)])
+
+    return measured
 
 
-def timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - started)
+class Line:
+    """From a request to the sink, one mail at a time."""
+
+    def __init__(self, place: Place, worker: Program) -> None:
+        self._sink = place.sink
+        self._worker = worker
+        self._app = create_app(place.env)
+        self._deaf_app = create_app({**place.env, "MAILER_REDIS_URL": f"unix://{place.folder}/nowhere.sock"})
+        self.arrive()  # the worker has started
+
+    def arrive(self, mails: int = 1, *, after: float = 0.0, deaf: bool = False) -> float:
+        """Seconds from the first call to the last arrival."""
+        app = self._deaf_app if deaf else self._app
+        expected = self._sink.count + mails
+        time.sleep(after)
+        started = time.perf_counter()
+        for _ in range(mails):
+            _enqueue(app)
+        while self._sink.count < expected:
+            self._worker.check()
+            if time.perf_counter() - started > _LONGEST_WAIT:
+                raise Failed(f"a mail did not arrive within {_LONGEST_WAIT:.0f} s: {self._worker.last_words()}")
+            time.sleep(_LOOK_EVERY)
+        return time.perf_counter() - started
+
+    def arrive_after_burst(self) -> float:
+        self.arrive(_BURST)
+        return self.arrive()
 
 
-def report(what: str, times: list[float]) -> None:
-    print(f"{what:44}{times[0]:9.1f}{median(times):9.1f}{quantiles(times, n=100)[98]:9.1f}{len(times):8}")
+def one_by_one(line: Line, mails: int) -> Calls:
+    """The pauses differ, so that no mail meets the rhythm of anything."""
+    return Calls([line.arrive(after=random.uniform(0.02, 0.12)) for _ in range(mails)])  # noqa: S311 -- no secret
 
 
-if __name__ == "__main__":
-    main()
+def _found_by_the_sweep(line: Line, mails: int) -> Calls:
+    """At any moment between two sweeps, and never while the worker still looks whether there is more."""
+    return Calls([line.arrive(after=random.uniform(0.2, 1.2), deaf=True) for _ in range(mails)])  # noqa: S311 -- no secret
+
+
+def _enqueue(app: Flask) -> float:
+    message = make_message()
+    with app.app_context():
+        started = time.perf_counter()
+        Mailer().enqueue(message)
+        return time.perf_counter() - started

@@ -1,0 +1,31 @@
+"""Celery with Flask-Mail, as the tutorials show it."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.contenders import Place, Queue, python, running_redis
+from bench.sink import Sink
+
+_PROGRAM = "bench.programs.celery_flask_mail"
+
+
+class CeleryFlaskMail(Queue):
+    key = "celery-flask-mail"
+    title = "Celery + Flask-Mail, a task a mail"
+    share = 0.05
+
+    @contextmanager
+    def services(self, folder: Path, sink: Sink) -> Iterator[Place]:
+        with running_redis(folder) as redis:
+            broker_url = redis.url.replace("unix://", "redis+socket://", 1)
+            yield Place(folder, sink, {"BROKER_URL": broker_url, **sink.env}, redis)
+
+    def producer(self) -> Sequence[str]:
+        return python(_PROGRAM)
+
+    def worker(self) -> Sequence[str]:
+        # The fastest of its pools here: threads and gevent come to less.
+        command = [sys.executable, "-m", "celery", "-A", f"{_PROGRAM}:celery", "worker", "--loglevel", "WARNING"]
+        return [*command, "--pool", "prefork", "--concurrency", "2"]

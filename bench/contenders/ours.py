@@ -1,0 +1,95 @@
+"""This product, on SQLite and on PostgreSQL."""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import mail
+from bench.contenders import Calls, Place, Queue, python, run_producer, running_redis
+from bench.program import Missing, Program
+from bench.sink import Sink, running_sink
+from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
+from tests.services.requirement import find_program
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How `celery -A worker worker` is started."""
+
+    pool: str = "threads"
+    concurrency: int = 2
+
+    def __str__(self) -> str:
+        return f"celery -A worker worker --pool {self.pool} --concurrency {self.concurrency}"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", *str(self).split(), "--loglevel", "WARNING"]
+
+
+class Ours(Queue):
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+
+    @abstractmethod
+    def running_database(self, folder: Path) -> AbstractContextManager[str]:
+        """Start an empty one, and give its address."""
+
+    @contextmanager
+    def services(self, folder: Path, sink: Sink) -> Iterator[Place]:
+        with running_redis(folder) as redis, self.running_database(folder) as database_url:
+            env = {
+                "MAILER_DATABASE_URL": database_url,
+                "MAILER_REDIS_URL": redis.url,
+                "MAIL_DEFAULT_SENDER": mail.SENDER,
+                "INSTANCE_PATH": str(folder),
+                "SECRET_KEY": "of nobody",
+                **sink.env,
+            }
+            migrate = [sys.executable, "-m", "flask", "--app", "app", "mail", "migrate"]
+            with Program(migrate, folder / "migrate.log", env=env) as program:
+                program.wait(60)
+            yield Place(folder, sink, env, redis)
+
+    def producer(self) -> Sequence[str]:
+        return python("bench.programs.ours", "enqueue")
+
+    def worker(self) -> Sequence[str]:
+        return self._options.command()
+
+    def render_and_queue(self, folder: Path, mails: int) -> Calls:
+        """As `queue()`, through `send_email()`."""
+        self.require()
+        with running_sink(folder) as sink, self.services(folder, sink) as place:
+            return run_producer(python("bench.programs.ours", "send_email"), place, mails)
+
+
+class OursOnSqlite(Ours):
+    key = "ours-sqlite"
+    title = "Mailer on SQLite, synchronous=FULL"
+
+    def running_database(self, folder: Path) -> AbstractContextManager[str]:
+        return nullcontext(f"sqlite:///{folder}/mailer.sqlite3")
+
+
+class OursOnPostgres(Ours):
+    key = "ours-postgres"
+    title = "Mailer on PostgreSQL"
+
+    def require(self) -> None:
+        super().require()
+        if find_program("initdb", also_in=DEBIAN_FOLDERS) is None:
+            raise Missing("PostgreSQL is not installed (Debian package postgresql)")
+
+    @contextmanager
+    def running_database(self, folder: Path) -> Iterator[str]:
+        initdb = find_program("initdb", also_in=DEBIAN_FOLDERS)
+        assert initdb, "require() has looked"
+        with running_postgres(Path(initdb), DURABLE) as server:
+            yield server.create("mailer")
+
+
+#: As its package sets it up, and on a socket only.
+DURABLE = ["-c", "listen_addresses="]

@@ -1,0 +1,106 @@
+"""What a run comes to: figures, each with the bound it is held against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Reached(StrEnum):
+    """How a figure stands against its bound."""
+
+    AIM = "aim"
+    AT_LEAST = "at least"
+    MISSED = "missed"
+    UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What is to be reached, in the unit of the figure or as a ratio."""
+
+    at_least: float | None
+    aim: float
+    of_ratio: bool = False
+    less_is_better: bool = False
+
+    def judge(self, value: float | None) -> Reached:
+        if value is None:
+            return Reached.UNKNOWN
+        if self._is_met(value, self.aim):
+            return Reached.AIM
+        if self.at_least is None or self._is_met(value, self.at_least):
+            return Reached.AT_LEAST if self.at_least is not None else Reached.MISSED
+        return Reached.MISSED
+
+    def _is_met(self, value: float, limit: float) -> bool:
+        return value <= limit if self.less_is_better else value >= limit
+
+
+def at_least(least: float | None, *, aim: float, of_ratio: bool = False) -> Bound:
+    """More is better."""
+    return Bound(at_least=least, aim=aim, of_ratio=of_ratio)
+
+
+def at_most(most: float, *, aim: float, of_ratio: bool = False) -> Bound:
+    """Less is better."""
+    return Bound(at_least=most, aim=aim, of_ratio=of_ratio, less_is_better=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One line of the table."""
+
+    key: str
+    title: str
+    value: float | None
+    unit: str
+    p99: float | None = None
+    ratio: float | None = None
+    bound: Bound | None = None
+    why_none: str = ""  #: why there is no value
+    samples: Sequence[float] = field(default=())  #: one a repeat; the value is their median
+
+    @property
+    def reached(self) -> Reached | None:
+        if self.bound is None:
+            return None
+        return self.bound.judge(self.ratio if self.bound.of_ratio else self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures that belong together."""
+
+    title: str
+    note: str
+    figures: Sequence[Figure]
+
+
+def ratio(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours is not None and theirs else None
+
+
+def to_json(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    return [_shortened(asdict(section)) for section in sections]
+
+
+def from_json(given: Sequence[Mapping[str, Any]]) -> list[Section]:
+    return [Section(one["title"], one["note"], [_figure(figure) for figure in one["figures"]]) for one in given]
+
+
+def _figure(given: Mapping[str, Any]) -> Figure:
+    bound = given["bound"]
+    return Figure(**{**given, "bound": Bound(**bound) if bound else None})
+
+
+def _shortened(value: Any) -> Any:
+    """Six digits tell more than any run knows."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {key: _shortened(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_shortened(inner) for inner in value]
+    return value

@@ -1,0 +1,169 @@
+"""How the figures grow with the queue."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from shutil import disk_usage
+from statistics import median
+
+from flask import Flask
+from flask_mail import Message
+
+from bench import mail
+from bench.contenders import Calls, Place, used_memory
+from bench.contenders.ours import Ours
+from bench.figures import Bound, Figure, Section, at_most, ratio
+from bench.latency import Line, one_by_one
+from bench.plan import Plan
+from bench.program import Memory, Missing, Program
+from bench.programs.message import make_message
+from bench.programs.ours import create_app
+from bench.rounds import Rounds, alternate
+from bench.sink import Flow, running_sink
+from mailer import Mailer
+
+#: The queue is filled with mails that have so many recipients: one call queues them all.
+_RECIPIENTS = [f"reader{number}@example.com" for number in range(1000)]
+_SLICE = 100
+_SLICES = 5  # no more of them than the smallest queue has
+_CLAIM_ROUNDS = 4
+_ENQUEUED = 300
+_DELIVERED = 1000
+_ARRIVALS = 40
+_TOMORROW = timedelta(days=1)
+_BYTES_A_MAIL = 2000  # on disk: more than it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What was measured with so many mails in the queue."""
+
+    claim: float
+    enqueue: Calls
+    flow: Flow
+    arrivals: Calls  # of one mail now, while all others are for tomorrow
+    worker: Memory
+    redis_bytes: int
+
+
+def measure(plan: Plan) -> Iterator[Section]:
+    for ours in plan.ours:
+        done = alternate(f"growth, {ours.key}", {str(depth): _at(ours, depth) for depth in plan.depths}, repeats=1)
+        grown = {int(depth): rounds for depth, rounds in done.items()}
+        note = f"ratio: to the first line; filled by enqueue() of mails with {len(_RECIPIENTS)} recipients"
+        yield Section(f"Growth: {ours.title}", note, [figure for kind in _KINDS for figure in kind.figures(ours.key, grown)])
+
+
+# --- a depth ----------------------------------------------------------------------------------------------------------
+
+
+def _at(ours: Ours, depth: int) -> Callable[[Path], Depth]:
+    def measured(folder: Path) -> Depth:
+        ours.require()
+        _require_disk(folder, 2 * depth * _BYTES_A_MAIL)
+        with _services(ours, folder / "due") as place:
+            app = create_app(place.env)
+            with app.app_context():
+                _fill(depth)
+                claim = median(_claims(app))
+                enqueue = Calls([_timed(make_message()) for _ in range(_ENQUEUED)])
+            with Program(ours.worker(), place.folder / "worker.log", env=place.env) as worker:
+                flow = place.sink.wait_for(min(_DELIVERED, depth), check=worker.check, then_more=True)
+                memory = worker.memory()
+            assert place.redis
+            redis_bytes = used_memory(place.redis)
+        with _services(ours, folder / "scheduled") as place:
+            with create_app(place.env).app_context():
+                _fill(depth, send_at=_TOMORROW)
+            with Program(ours.worker(), place.folder / "worker.log", env=place.env) as worker:
+                arrivals = one_by_one(Line(place, worker), _ARRIVALS)
+        return Depth(claim, enqueue, flow, arrivals, memory, redis_bytes)
+
+    return measured
+
+
+@contextmanager
+def _services(ours: Ours, folder: Path) -> Iterator[Place]:
+    folder.mkdir()
+    with running_sink(folder) as sink, ours.services(folder, sink) as place:
+        yield place
+
+
+def _require_disk(folder: Path, needed: int) -> None:
+    free = disk_usage(folder).free
+    if free < needed:
+        raise Missing(f"{needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+
+
+def _fill(depth: int, send_at: timedelta | None = None) -> None:
+    left = depth
+    while left > 0:
+        first, *others = _RECIPIENTS[:left]
+        message = Message(mail.SUBJECT, [first], mail.TEXT, mail.HTML, sender=mail.SENDER, bcc=[*others])
+        Mailer().enqueue(message, send_at=send_at)
+        left -= 1 + len(others)
+
+
+def _claims(app: Flask) -> list[float]:
+    """Seconds for each slice; what was claimed is given back."""
+    store = app.extensions["mailer"].store
+    times = []
+    for _ in range(_CLAIM_ROUNDS):
+        for _ in range(_SLICES):
+            now = time.time()
+            started = time.perf_counter()
+            store.claim_due(_SLICE, token=secrets.token_hex(8), now=now, lease_until=now)
+            times.append(time.perf_counter() - started)
+        store.requeue_lapsed_claims(time.time())
+    return times
+
+
+def _timed(message: Message) -> float:
+    started = time.perf_counter()
+    Mailer().enqueue(message)
+    return time.perf_counter() - started
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A figure that is taken at each depth."""
+
+    key: str
+    title: str
+    unit: str
+    value: Callable[[Depth], float]
+    p99: Callable[[Depth], float] | None = None
+    bound: Bound | None = None  # at a million
+
+    def figures(self, of: str, grown: Mapping[int, Rounds[Depth]]) -> Iterator[Figure]:
+        first = next(iter(grown.values())).median(self.value)
+        for depth, rounds in grown.items():
+            value = rounds.median(self.value)
+            yield Figure(
+                key=f"growth.{of}.{self.key}.{depth}",
+                title=f"{self.title}, {depth:,} queued",
+                value=value,
+                p99=rounds.median(self.p99) if self.p99 else None,
+                unit=self.unit,
+                ratio=ratio(value, first),
+                bound=self.bound if depth == _MILLION else None,
+                why_none=rounds.why_none,
+            )
+
+
+_MILLION = 1_000_000
+_KINDS = (
+    Kind("claim", f"claim of {_SLICE}", "ms", lambda at: 1000 * at.claim, bound=at_most(2, aim=2, of_ratio=True)),
+    Kind("enqueue", "enqueue()", "ms", lambda at: 1000 * at.enqueue.p50, lambda at: 1000 * at.enqueue.p99),
+    Kind("delivered", f"the first {_DELIVERED}", "mails/s", lambda at: at.flow.per_second),
+    Kind("arrival", "idle: enqueue() to 250", "ms", lambda at: 1000 * at.arrivals.p50, lambda at: 1000 * at.arrivals.p99),
+    Kind("worker", "a worker process", "MB", lambda at: at.worker.largest_process / 1e6, bound=at_most(150, aim=90)),
+    Kind("redis", "Redis", "MB", lambda at: at.redis_bytes / 1e6, bound=at_most(10, aim=5)),
+)

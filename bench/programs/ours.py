@@ -1,0 +1,39 @@
+"""A web application that queues mail with this product: `COUNT enqueue`, `COUNT send_email`."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from flask import Flask
+
+from bench import mail, producer
+from bench.programs.message import make_message
+from mailer import Mailer
+
+ITEMS = ["One teapot of blue china, wrapped with care"] * 11
+
+
+def create_app(config: Mapping[str, str] | None = None) -> Flask:
+    """Mailer reads what is not given from the environment."""
+    app = Flask(__name__, template_folder=str(Path(__file__).parents[1] / "templates"))
+    app.config.from_mapping(config)
+    Mailer(app)
+    return app
+
+
+def main() -> None:
+    mailer = Mailer()
+
+    def send_email(context: Mapping[str, object]) -> None:
+        mailer.send_email(mail.RECIPIENT, mail.SUBJECT, "mail/order", sender=mail.SENDER, context=context)
+
+    with create_app().app_context():
+        match sys.argv[2]:
+            case "enqueue":
+                producer.run(make_message, mailer.enqueue)
+            case "send_email":
+                producer.run(lambda: {"name": "Ada", "items": ITEMS}, send_email)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""A web application that hands its mail to a mail server beside it, over one kept connection: `COUNT`."""
+
+import os
+import smtplib
+
+from bench import mail, producer
+
+
+def main() -> None:
+    letter = mail.as_bytes()
+    with smtplib.SMTP(os.environ["MAIL_SERVER"], int(os.environ["MAIL_PORT"]), local_hostname="localhost") as server:
+        producer.run(lambda: letter, lambda ready: server.sendmail(mail.SENDER, [mail.RECIPIENT], ready))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What a run came to, for people and for programs: table, JSON, and the README's part of both."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import chart
+from bench.figures import Figure, Section, from_json, to_json
+from bench.program import PROJECT
+
+RESULTS = Path(__file__).with_name("results")
+README = PROJECT / "README.md"
+BEGIN, END = "<!-- bench: written by make bench -->\n", "<!-- bench: end -->"
+
+_COLUMNS = ("measured", "p99", "ratio", "at least", "aim", "reached")
+_WIDTHS = (16, 8, 8, 10, 8, 13)
+_TITLE_WIDTH = 54
+#: The README shows all of this section, and of the others what is held against a bound.
+_ALL_OF = "Delivered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """All that is kept of a run."""
+
+    taken: str
+    machine: str
+    load: tuple[float, float]  #: of the machine before and after
+    worker: str  #: how ours was started
+    mails: int
+    repeats: int
+    sections: Sequence[Section]
+
+    def to_json(self) -> str:
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({**values, "sections": to_json(self.sections)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Run":
+        values = json.loads(text)
+        return cls(**{**values, "load": tuple(values["load"]), "sections": from_json(values["sections"])})
+
+
+def write(run: Run, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latest.json").write_text(run.to_json(), encoding="utf-8")
+    (folder / "latest.txt").write_text(table(run), encoding="utf-8")
+    (folder / "chart.svg").write_text(chart.draw(run.sections), encoding="utf-8")
+
+
+def publish(run: Run) -> None:
+    """Keep it as the run that the README shows."""
+    write(run, RESULTS)
+    README.write_text(with_table(README.read_text(encoding="utf-8"), run), encoding="utf-8")
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(run: Run) -> str:
+    return "\n".join([*_heading(run), *(line for section in run.sections for line in _section(section)), ""])
+
+
+def _heading(run: Run) -> Iterator[str]:
+    yield f"{run.taken}, {run.machine}"
+    yield f"load {run.load[0]:.1f} before and {run.load[1]:.1f} after; rounds of {run.mails:,} mails, medians of {run.repeats}"
+    yield f"our worker: {run.worker}"
+
+
+def _section(section: Section) -> Iterator[str]:
+    heads = "".join(f"{column:>{width}}" for column, width in zip(_COLUMNS, _WIDTHS, strict=True))
+    yield ""
+    yield f"{section.title:{_TITLE_WIDTH}}{heads}   {section.note}"
+    for figure in section.figures:
+        title = f"  {figure.title:{_TITLE_WIDTH - 2}}"
+        if _is_without_value(figure):
+            yield f"{title}   {_why_none(figure)}"
+        else:
+            yield title + "".join(f"{cell:>{width}}" for cell, width in zip(_cells(figure), _WIDTHS, strict=True)).rstrip()
+
+
+def _is_without_value(figure: Figure) -> bool:
+    return figure.value is None and figure.ratio is None
+
+
+def _why_none(figure: Figure) -> str:
+    return figure.why_none or "not measured"
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    bound, unit = figure.bound, ""
+    if bound:
+        unit = " x" if bound.of_ratio else f" {figure.unit}"
+    return (
+        f"{number(figure.value)} {figure.unit}" if figure.value is not None else "",
+        number(figure.p99),
+        f"{number(figure.ratio)} x" if figure.ratio is not None else "",
+        f"{number(bound.at_least)}{unit}" if bound and bound.at_least is not None else "",
+        f"{number(bound.aim)}{unit}" if bound else "",
+        str(figure.reached or ""),
+    )
+
+
+def number(value: float | None) -> str:
+    """Three digits: no run knows more."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+# --- the README --------------------------------------------------------------------------------------------------------
+
+
+def with_table(readme: str, run: Run) -> str:
+    """The README with this run between its two marks."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md: the marks {BEGIN.strip()!r} and {END!r} are gone: put them where the table belongs.")
+    return f"{before}{begin}{_markdown(run)}{end}{after}"
+
+
+def _markdown(run: Run) -> str:
+    lines = ["| | " + " | ".join(_COLUMNS) + " |", "|---|" + "--:|" * len(_COLUMNS)]
+    for section in run.sections:
+        if shown := [figure for figure in section.figures if section.title == _ALL_OF or figure.bound or not figure.value]:
+            lines.append(f"| **{section.title}** ({section.note}) |" + " |" * len(_COLUMNS))
+            lines += [_markdown_line(figure) for figure in shown]
+    place = f"Measured on {run.taken[:10]}: {run.machine}; medians of {run.repeats}; our worker: `{run.worker}`."
+    return "\n".join([place, "", *lines, ""])
+
+
+def _markdown_line(figure: Figure) -> str:
+    cells = (_why_none(figure), *[""] * (len(_COLUMNS) - 1)) if _is_without_value(figure) else _cells(figure)
+    return f"| {figure.title} | " + " | ".join(cells) + " |"
