@@ -25,6 +25,6 @@ def python() -> str:
             install = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
             subprocess.run([*install, "-r", str(LOCK)], check=True, stdout=sys.stderr)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise Missing(f"{LOCK.name} could not be installed in a virtual environment: {error}") from error
+            raise Missing(f"what {LOCK.name} lists could not be installed; the lines above say why") from error
         _STAMP.write_bytes(LOCK.read_bytes())
     return str(program)

@@ -1,5 +1,6 @@
 """What to do next: pure decisions, with the clock and the dice passed in."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -234,16 +235,12 @@ def _seconds_asked(words: str) -> float | None:
 
 def window_size(seconds_per_mail: float) -> int:
     """How many mails to mark, and to record, at once: about 20, or 50 ms of them."""
-    return _fitting(WINDOW_SECONDS, seconds_per_mail, MOST_IN_A_WINDOW)
+    return min(MOST_IN_A_WINDOW, math.ceil(WINDOW_SECONDS / seconds_per_mail))
 
 
 def slice_size(seconds_per_mail: float, slice_seconds: float) -> int:
     """How many mails to claim at once, so that a slice lasts about as long as it should."""
-    return _fitting(slice_seconds, seconds_per_mail, MOST_IN_A_SLICE)
-
-
-def _fitting(seconds: float, seconds_per_mail: float, most: int) -> int:
-    return max(1, min(most, int(seconds / seconds_per_mail)))
+    return max(1, min(MOST_IN_A_SLICE, int(slice_seconds / seconds_per_mail)))
 
 
 def smoothed(seconds_per_mail: float, measured: float) -> float:

@@ -166,16 +166,29 @@ class CeleryBell:
 
 
 class _SharedFlag:
-    """A key in Redis that says "a ring is pending"."""
+    """A key in Redis that says "a ring is pending". Requests wait for it: the client's own commands take half as long again."""
 
     def __init__(self, url: str) -> None:
-        self._redis = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+        self._pool = redis.ConnectionPool.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+        unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # redis does not say what it takes
+        pack = unconnected.pack_command
+        self._raise = pack("SET", _FLAG, 1, "PX", _FLAG_MILLISECONDS)
+        self._raise_first = pack("SET", _FLAG, 1, "PX", _FLAG_MILLISECONDS, "NX")
+        self._lower = pack("DEL", _FLAG)
 
     def raise_it(self, urge: bool) -> bool:
-        return bool(self._redis.set(_FLAG, 1, nx=not urge, px=_FLAG_MILLISECONDS))
+        return bool(self._ask(self._raise if urge else self._raise_first))
 
     def lower_it(self) -> None:
-        self._redis.delete(_FLAG)
+        self._ask(self._lower)
+
+    def _ask(self, command: Any) -> Any:
+        connection: Any = self._pool.get_connection()
+        try:
+            connection.send_packed_command(command)
+            return connection.read_response()
+        finally:
+            self._pool.release(connection)
 
 
 class _OwnFlag:

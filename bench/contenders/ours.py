@@ -19,7 +19,7 @@ from tests.services.requirement import find_program
 class WorkerOptions:
     """How `celery -A worker worker` is started."""
 
-    pool: str = "threads"
+    pool: str = "prefork"
     concurrency: int = 2
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -93,19 +93,19 @@ class Courier:
 
     def _deliver_slice(self, seats: Seats) -> int:
         pauses = self._store.relay_pauses()
-        relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name)) and seats.take_relay(relay.name)]
-        if not relays:
+        relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name))]
+        busy = {relay.name for relay in relays if not seats.take_relay(relay.name)}
+        if len(busy) == len(relays):
             return 0
-        only_probes = all(relay.name in pauses for relay in relays)
-        most = 1 if only_probes else slice_size(self._pace.seconds_per_mail, self._settings.slice_seconds)
-        claimed = self._claim(most, relays)
+        most = slice_size(self._pace.seconds_per_mail, self._settings.slice_seconds)
+        claimed = self._claim(most, [relay for relay in relays if relay.name not in busy])
         if not claimed:
             return 0
         is_full = len(claimed) == most
         started = time.monotonic()  # after the claim: however long that took, a slice gets something done
-        shares = self._shared_out(claimed, relays, pauses)
+        shares = self._shared_out(claimed, relays, pauses, busy)
         self._store.release_if_held(shares.waits, token=claimed[0].token)
-        if is_full and shares.carried and not only_probes:
+        if is_full and len(shares.carried) > len(shares.probes):
             self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
         rounds = self._hand_over(shares, started)
         full = [one for one in rounds if one.full - {NO_LIMIT}]
@@ -119,7 +119,9 @@ class Courier:
         lease_until = now + self._settings.claim_lease
         return self._store.claim_due(most, token=secrets.token_hex(8), now=now, lease_until=lease_until, lanes=lanes)
 
-    def _shared_out(self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause]) -> Shares:
+    def _shared_out(
+        self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Container[str]
+    ) -> Shares:
         """A relay that is only being tried gets one mail: the least urgent of those that are for it."""
         senders, now = self._senders(claimed), time.time()
         able = {relay.name: relay for relay in relays}
@@ -127,7 +129,7 @@ class Courier:
         for delivery in reversed(claimed):
             sender = senders.get(delivery.mail_id, "")
             dice = random.random()  # noqa: S311 -- spreads mail over relays
-            while (chosen := choose([relay.settings for relay in able.values()], delivery, sender, dice)) is not None:
+            while (chosen := choose([relay.settings for relay in able.values()], delivery, sender, dice, busy)) is not None:
                 if chosen.name not in pauses:
                     shares.carried[able[chosen.name]].append(delivery)
                     break
@@ -157,8 +159,8 @@ class Courier:
     # --- relays -------------------------------------------------------------------------------------------------------
 
     def _hand_over(self, shares: Shares, started: float) -> list[Round]:
-        """A round for each relay; those that are only tried come last, since they may take as long as a time-out."""
-        relays = sorted(shares.carried, key=lambda relay: relay.name in shares.probes)
+        """A round for each relay, urgent mail first; those that are only tried come last: that may take as long as a time-out."""
+        relays = sorted(shares.carried, key=lambda relay: (relay.name in shares.probes, shares.carried[relay][0].lane))
         part = self._settings.slice_seconds / max(1, len(relays))
         rounds = []
         with self._office.throttle.seats() as seats:  # of domains

@@ -1,6 +1,6 @@
 """Which relay is to carry a mail: pure decisions, with the dice passed in."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from mailer.message import Delivery
 from mailer.settings import RelaySettings
@@ -20,26 +20,31 @@ def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
     )
 
 
-def choose(relays: Sequence[RelaySettings], delivery: Delivery, sender: str, dice: float) -> RelaySettings | None:
-    """The relay to carry it: the lowest preference first, rules before none, weights among equals."""
+def choose(
+    relays: Iterable[RelaySettings], delivery: Delivery, sender: str, dice: float, busy: Container[str] = ()
+) -> RelaySettings | None:
+    """The relay to carry it: the lowest preference first, rules before none, weights among equals.
+
+    None if there is none, or if the best are busy: the next best is for when they are down.
+    """
     able = [relay for relay in relays if carries(relay, delivery, sender)]
-    if len(able) < 2:
-        return able[0] if able else None
-    best = min(map(_rank, able))
-    return _weighted([relay for relay in able if _rank(relay) == best], dice)
+    if len(able) > 1:
+        best = min(map(_rank, able))
+        able = [relay for relay in able if _rank(relay) == best]
+    return _weighted([relay for relay in able if relay.name not in busy], dice)
 
 
 def _rank(relay: RelaySettings) -> tuple[int, bool]:
     return relay.preference, not relay.has_rules
 
 
-def _weighted(relays: Sequence[RelaySettings], dice: float) -> RelaySettings:
+def _weighted(relays: Sequence[RelaySettings], dice: float) -> RelaySettings | None:
     left = dice * sum(relay.weight for relay in relays)
     for relay in relays:
         left -= relay.weight
         if left < 0:
             return relay
-    return relays[-1]
+    return relays[-1] if relays else None
 
 
 def _is_within(domain: str, rule: str) -> bool:

@@ -155,8 +155,9 @@ class RelaySettings(BaseModel):
     @property
     def longest_opening(self) -> float:
         """The most seconds until a connection is there, greeted, secured and logged in."""
-        token = 0 if self.oauth is None else 6 * self.connect_timeout  # three tries to fetch one, each a connection and a reply
-        return token + self.connect_timeout + 4 * self.command_timeout
+        # Two tokens, the second when the relay refuses the first: for each three tries, each a connection and a reply.
+        tokens = 0 if self.oauth is None else 2 * 3 * 2 * self.connect_timeout
+        return tokens + self.connect_timeout + 4 * self.command_timeout
 
     @property
     def longest_try(self) -> float:

@@ -4,8 +4,8 @@ import logging
 import smtplib
 import socket
 import ssl
+import threading
 import time
-from functools import cached_property
 from math import inf
 
 from mailer.message import Outcome, Phase, Verdict
@@ -29,6 +29,8 @@ class Entrance:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self._tokens = Tokens(settings.oauth, settings.connect_timeout) if settings.oauth is not None else None
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
         self._resumable: ssl.SSLSession | None = None  # spares the relay and us most of the next handshake
         self._has_warned = False
 
@@ -49,14 +51,14 @@ class Entrance:
 
     def _enter(self, session: Session) -> None:
         settings = self._settings
-        token = "" if self._tokens is None else self._tokens.get()  # before the relay is made to wait for it
         session.expires = time.monotonic() + settings.longest_opening
+        token = "" if self._tokens is None else self._tokens.get()  # before the relay is made to wait for it
         session.sock = self._dial()
         if settings.mail_use_ssl:
-            session.secure(self._context, self._resumable, settings.connect_timeout)
+            session.secure(self._tls_context(), self._resumable, settings.connect_timeout)
         session.greet()
         if settings.mail_use_tls:
-            session.start_tls(self._context, self._resumable)
+            session.start_tls(self._tls_context(), self._resumable)
         session.step = Step.LOGIN
         self._log_in(session, token)
         session.expires = inf
@@ -95,9 +97,12 @@ class Entrance:
             raise Misconfigured(f"no way to the relay through {key}", f"{key}: {error}; or set MAILER_PROXY to none.") from None
         return connect_through(proxy, server, port, key=key, source=source, deadline=deadline)
 
-    @cached_property
-    def _context(self) -> ssl.SSLContext:
-        return make_context(self._settings)
+    def _tls_context(self) -> ssl.SSLContext:
+        """One for all: a session can only be resumed in the context that it was made in."""
+        with self._lock:
+            if self._context is None:
+                self._context = make_context(self._settings)
+            return self._context
 
     def _stopped(self, error: Exception, step: Step) -> Outcome:
         reason, retry_after = f"{type(error).__name__}: {error}", None

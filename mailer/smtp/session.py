@@ -173,7 +173,8 @@ class Session(smtplib.SMTP):
         if self.has_unread:
             raise smtplib.SMTPServerDisconnected("more was said before TLS than was asked for: somebody is in between")
         self.secure(context, resumable, self._granted())
-        self._hello()  # what was offered before may have been said by anybody
+        self.does_esmtp, self.esmtp_features = False, {}  # anybody may have said that
+        self._hello()
 
     def secure(self, context: ssl.SSLContext, resumable: ssl.SSLSession | None, seconds: float) -> None:
         """Speak TLS from here on."""

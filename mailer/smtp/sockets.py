@@ -57,5 +57,7 @@ def connect_unix(path: str, seconds: float) -> socket.socket:
         sock.connect(path)
     except OSError as error:
         sock.close()
-        raise type(error)(error.errno, error.strerror or str(error), path) from None
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from None
     return sock

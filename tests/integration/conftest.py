@@ -88,6 +88,13 @@ def make_courier(store: Store, relay_to: Callable[..., Relay], sink: Sink, bell:
 
 
 @pytest.fixture
+def backup() -> Iterator[Sink]:
+    """A second relay; `sink` is the first."""
+    with Sink() as server:
+        yield server
+
+
+@pytest.fixture
 def open_courier(store: Store, database_url: str, bell: CountingBell, clock: Clock) -> Iterator[OpenCourier]:
     """`open_courier({"name": …}, …, redis_url=, **config)`: one more process, with the relays of these entries of MAILER_RELAYS.
 

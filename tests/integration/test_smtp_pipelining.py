@@ -216,3 +216,15 @@ def test_a_mail_that_can_not_be_said_does_not_ride() -> None:
     with ScriptedRelay("PIPELINING") as server:
         assert transmit(server, iter([first, second, third])) == [Verdict.SENT, Verdict.REFUSED, Verdict.SENT]
         assert server.connections == 1
+
+
+def test_a_relay_that_asks_for_a_pause() -> None:
+    """Who says when to come back is not called again at once; and the time is known to who waits."""
+    with ScriptedRelay("PIPELINING") as server:
+        server.faults["m2@example.com", "mail"] = ["421 4.7.0 slow down, try again in 5 minutes"]
+        relay = relay_of(server)
+        with relay.connection() as connection:
+            outcomes = [*connection.transmit(iter(letters(3)))]
+
+    assert [(outcome.verdict, outcome.retry_after) for outcome in outcomes] == [(Verdict.SENT, None), (Verdict.UNREACHED, 300.0)]
+    assert server.connections == 1

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mailer.delivery import Courier
-from mailer.message import DeliveryStatus
+from mailer.message import DeliveryStatus, Pause
 from mailer.store import Store
 from tests.mails import insert
 from tests.services.relay import RawServer
@@ -50,6 +50,11 @@ def entry(server: Sink | RawServer, name: str = "relay", **rules: Any) -> dict[s
     return {"name": name, "MAIL_SERVER": server.host, "MAIL_PORT": server.port, **rules}
 
 
+def two(first: Sink | RawServer, second: Sink, **of_the_first: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A relay, and one for when it is down."""
+    return entry(first, "first", **of_the_first), entry(second, "second", preference=1)
+
+
 def queue(store: Store, *recipients: str, **options: Any) -> str:
     """A mail that is due now; returns its id."""
     return insert(store, *recipients, **{"due_at": time.time(), **options})
@@ -59,3 +64,28 @@ def copy_of(store: Store, mail_id: str) -> DeliveryStatus:
     """How the copy of a mail's only recipient is doing."""
     [delivery] = store.status(mail_id)
     return delivery
+
+
+def queue_many(store: Store, count: int, *, domain: str = "example.com", **options: Any) -> list[str]:
+    """So many mails, each of its own; returns their ids."""
+    return [queue(store, f"reader{number}@{domain}", **options) for number in range(count)]
+
+
+def deliver_all(courier: Courier) -> None:
+    """All that can go now."""
+    courier.deliver(at_most=60)
+
+
+def received(sink: Sink) -> list[str]:
+    return [recipient for mail in sink.messages for recipient in mail.recipients]
+
+
+def pause_of(store: Store, name: str = "first") -> Pause:
+    return store.relay_pauses()[name]
+
+
+def wait_out(clock: Clock, store: Store, name: str = "first") -> None:
+    """Until the relay may be tried again."""
+    until = pause_of(store, name).until
+    assert until is not None
+    clock.ahead += max(0.0, until - clock.time()) + 0.1

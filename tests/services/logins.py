@@ -21,7 +21,9 @@ class LoginSMTP(SMTP):
 class LoginServer:
     """Offers these mechanisms; `refusals` are what it says to them instead of looking at the login."""
 
-    def __init__(self, folder: Path, *offers: str, refusals: dict[str, str] | None = None, protocol: type[SMTP] = LoginSMTP) -> None:
+    def __init__(
+        self, folder: Path, *offers: str, refusals: dict[str, str] | None = None, protocol: type[SMTP] = LoginSMTP
+    ) -> None:
         self.path = str(folder / "relay.sock")
         self.offers = offers
         self.tried: list[str] = []  # mechanisms, each with "at once" when the login came with it

@@ -22,8 +22,8 @@ LONG = 60.0  # a time-out that no test waits for
 SHORT = 0.3  # one that it does
 
 
-def make_relay(host: str, port: int, environ: Mapping[str, str] | None = None, **config: Any) -> Relay:
-    """The relay of an app with this configuration."""
+def make_relay(host: str, port: int, environ: Any = None, **config: Any) -> Relay:
+    """The relay of an app with this configuration, and in an environment that says nothing else."""
     given = {"MAIL_SERVER": host, "MAIL_PORT": port, **dict.fromkeys(TIMEOUTS, LONG), **config}
     settings = Settings.load(given, environ or {}, default_database_url="sqlite://")
     return Relay(settings, Flask("tests"), _flask_mail_state(settings))

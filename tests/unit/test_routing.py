@@ -134,6 +134,16 @@ def test_no_relay_at_all() -> None:
     assert chosen([]) is None
 
 
+def test_a_busy_relay_is_not_down() -> None:
+    """Its mail waits for a connection: what is worse is for when it can't be used at all. Its equals may take it."""
+    first, equal, backup = relays = [relay("first"), relay("equal"), relay("backup", preference=1)]
+
+    assert [choose(relays, mail_to(), ADA, dice, busy={"first"}) for dice in (0.1, 0.9)] == [equal, equal]
+    assert choose(relays, mail_to(), ADA, 0.5, busy={"first", "equal"}) is None
+    assert choose([first, backup], mail_to(), ADA, 0.5, busy={"first"}) is None
+    assert choose([backup], mail_to(), ADA, 0.5, busy={"first"}) is backup
+
+
 @given(weights=st.lists(st.floats(0.01, 1000), min_size=1, max_size=6))
 def test_shares_follow_the_weights(weights: list[float]) -> None:
     """Equals share the mail as their weights are, whatever these add up to."""

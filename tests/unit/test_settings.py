@@ -55,11 +55,6 @@ OWN_WORDS = {
     "MAILER_REDIS_URL": ("rediss://cache:6380/1", "rediss://cache:6380/1"),
     "MAILER_RETRY_JITTER": ("0.5", 0.5),
     "MAILER_TLS_CA_FILE": None,  # a file: see below
-    "MAILER_TLS_CLIENT_CERT": None,  # a file: see test_settings_relay.py
-    "MAILER_TLS_MINIMUM": ("TLSv1.3", "TLSv1.3"),
-    "MAILER_OAUTH": None,  # JSON: see test_settings_relay.py
-    "MAILER_PROXY": ("http://proxy:3128", "http://proxy:3128"),
-    "MAILER_SOURCE_ADDRESS": ("192.0.2.1", "192.0.2.1"),
     "MAILER_TLS_CLIENT_CERT": None,  # the same
     "MAILER_TLS_MINIMUM": ("TLSv1.3", "TLSv1.3"),
     "MAILER_OAUTH": None,  # it wants other keys beside it

@@ -18,6 +18,10 @@ TLS = {"MAIL_SERVER": "smtp.example.com", "MAIL_USE_TLS": True, "MAIL_USERNAME":
 MICROSOFT = {"provider": "microsoft", "tenant": "t", "client_id": "c", "client_secret": SECRET}
 
 
+def make_token() -> str:
+    return SECRET
+
+
 def load(**config: Any) -> Settings:
     return Settings.load(config, {}, default_database_url="sqlite://")
 
@@ -117,7 +121,11 @@ def test_where_tokens_come_from(account: str) -> None:
     assert load(**TLS, MAILER_OAUTH=MICROSOFT).oauth == MicrosoftLogin("t", "c", SECRET)
     assert load(**TLS, MAILER_OAUTH=json.dumps(given)).oauth == GoogleLogin(account)
     assert load(**TLS, MAILER_OAUTH={**given, "subject": "ada@example.com"}).oauth == GoogleLogin(account, "ada@example.com")
-    assert load(**TLS, MAILER_OAUTH=len).oauth == load(**TLS, MAILER_OAUTH={"token": len}).oauth == TokenFunction(len)
+    assert (
+        load(**TLS, MAILER_OAUTH=make_token).oauth
+        == load(**TLS, MAILER_OAUTH={"token": make_token}).oauth
+        == TokenFunction(make_token)
+    )
     assert load(**TLS, MAILER_OAUTH={"token": "json:dumps"}).oauth == TokenFunction("json:dumps")
 
 
@@ -167,7 +175,7 @@ def test_oauth_needs_packages(monkeypatch: pytest.MonkeyPatch, account: str) -> 
     for package, given in {"msal": MICROSOFT, "requests": {"provider": "google", "service_account_file": account}}.items():
         without(monkeypatch, oauth, package)
         assert "pip install 'flask-mailer-queue[oauth]'" in refusal(**TLS, MAILER_OAUTH=given)
-    assert load(**TLS, MAILER_OAUTH=len).oauth == TokenFunction(len)
+    assert load(**TLS, MAILER_OAUTH=make_token).oauth == TokenFunction(make_token)
 
 
 def test_secrets_do_not_show() -> None:

@@ -1,0 +1,339 @@
+"""The breaker of a relay that can't be used: how long it is left alone, who tries it again, and what is said about it."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from mailer.delivery import round as round_
+from mailer.devstack.faults import DROP, HANG, Fault
+from mailer.message import Lane, Status
+from mailer.mime import compose
+from mailer.store import Store
+from tests.mails import table
+from tests.services.couriers import (
+    Clock,
+    OpenCourier,
+    copy_of,
+    deliver_all,
+    entry,
+    pause_of,
+    queue,
+    queue_many,
+    received,
+    two,
+    wait_out,
+)
+from tests.services.relay import SHORT, RawServer
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+
+REST = 10.0
+DOWN = "421 4.3.2 closed for the night"
+LOGIN = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "wrong"}
+
+
+# --- and comes back ---------------------------------------------------------------------------------------------------
+
+
+def test_it_comes_back(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the pause is gone, for all workers, and mail flows as before."""
+    sink.faults.add(Fault("connect", DOWN))
+    one, other = (open_courier(*two(sink, backup)) for _ in range(2))
+    queue_many(store, 4)
+    deliver_all(one)
+    assert len(backup.messages) == 4
+
+    wait_out(clock, store)
+    queue_many(store, 6)
+    deliver_all(other)
+    assert store.relay_pauses() == {}
+    assert "The relay first answers again." in caplog.text
+
+    queue_many(store, 5)
+    deliver_all(one)
+    assert len(sink.messages) + len(backup.messages) == 15
+    assert len(sink.messages) >= 6
+
+
+def test_the_only_relay_comes_back(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """One mail tries it, the others follow at once."""
+    sink.faults.add(Fault("connect", DOWN))
+    courier = open_courier(entry(sink, "first"))
+    queue_many(store, 10)
+    deliver_all(courier)
+
+    wait_out(clock, store)
+    deliver_all(courier)
+
+    assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
+    assert len(set(received(sink))) == 10
+    assert store.relay_pauses() == {}
+
+
+def test_it_is_left_alone_longer_each_time(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """Twice as long, from MAILER_RELAY_REST up to MAILER_RELAY_REST_LONGEST, and mails pay nothing for the tries."""
+    mail_id = queue(store, "ada@example.com")
+    sink.faults.add(Fault("connect", DOWN, times=None))
+    courier = open_courier(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=100)
+    rests, since = [], set()
+    for _ in range(6):
+        deliver_all(courier)
+        pause = pause_of(store)
+        assert pause.until is not None
+        rests.append(pause.until - clock.time())
+        since.add(pause.since)
+        wait_out(clock, store)
+
+    assert pause.failures == sink.connections == 6
+    assert len(since) == 1
+    for rest, least in zip(rests, [10, 20, 40, 80, 100, 100], strict=True):
+        assert least - 1 < rest <= min(1.2 * least, 100)
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
+
+
+def test_it_says_when_to_come_back(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """Then that counts, if it is longer, and within reason."""
+    queue(store, "ada@example.com")
+    courier = open_courier(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=300)
+    for asked, given in (("2 minutes", 120), ("3 seconds", 20), ("2 days", 300)):
+        sink.faults.add(Fault("connect", f"421 4.7.0 try again in {asked}"))
+        deliver_all(courier)
+
+        until = pause_of(store).until
+        assert until is not None
+        assert given - 1 < until - clock.time() <= 1.2 * given
+        wait_out(clock, store)
+
+
+# --- one try at a time ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", [DOWN, DROP, HANG])
+def test_one_worker_tries_it_at_a_time(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, action: str
+) -> None:
+    """However many look at the same moment, on however many machines, and however long the try takes."""
+    config = {"MAILER_COMMAND_TIMEOUT": SHORT}
+    couriers = [open_courier(*two(sink, backup, **config)) for _ in range(3)]
+    sink.faults.add(Fault("connect", action, times=None))
+    queue(store, "ada@example.com")
+    deliver_all(couriers[0])
+    for tries in (2, 3):
+        wait_out(clock, store)
+        queue_many(store, 40)
+
+        with ThreadPoolExecutor(9) as threads:
+            list(threads.map(deliver_all, couriers * 3))
+
+        assert sink.connections == tries
+        assert pause_of(store).failures == tries
+    assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
+    assert len(backup.messages) == 81
+
+
+def test_workers_that_fail_together_count_as_one(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+    """Each had a slice of its own when it went down."""
+    sink.faults.add(Fault("connect", HANG, times=None))
+    couriers = [open_courier(entry(sink, "first"), MAILER_SLICE_SECONDS=0.1) for _ in range(4)]
+    queue_many(store, 40)
+
+    with ThreadPoolExecutor(4) as threads:
+        done = threads.map(deliver_all, couriers)
+        wait_until(lambda: sink.connections == 4)
+        sink.stop()
+        list(done)
+
+    assert pause_of(store).failures == 1
+    assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("queued", 0)}
+
+
+def test_a_worker_dies_while_it_tries(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """Somebody else may, a while later."""
+    sink.faults.add(Fault("connect", DOWN))
+    courier = open_courier(entry(sink, "first"))
+    queue(store, "ada@example.com")
+    deliver_all(courier)
+    wait_out(clock, store)
+    now = clock.time()
+    assert store.take_probe("first", now=now, until=now + 80)  # and is not heard of again
+
+    deliver_all(courier)
+    assert sink.messages == []
+
+    wait_out(clock, store)
+    deliver_all(courier)
+    assert (len(sink.messages), store.relay_pauses()) == (1, {})
+
+
+def test_a_mail_that_comes_to_nothing_is_no_try(
+    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay was not asked, so the next mail may ask it."""
+    sink.faults.add(Fault("connect", DOWN))
+    courier = open_courier(entry(sink, "first"))
+    queue(store, "ada@example.com", lane=Lane.BULK)
+    deliver_all(courier)
+    broken = queue(store, "broken@example.com", lane=Lane.CRITICAL)
+    monkeypatch.setattr(round_, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense)
+
+    wait_out(clock, store)
+    deliver_all(courier)
+
+    assert copy_of(store, broken).status is Status.FAILED
+    assert received(sink) == ["ada@example.com"]
+    assert store.relay_pauses() == {}
+
+
+def test_no_mail_that_is_for_others_uses_up_the_try(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+) -> None:
+    """Else a relay for few mails would never be found again beside one that is busy."""
+    special = {"domains": ["example.net"]}
+    sink.faults.add(Fault("connect", DOWN))
+    courier = open_courier(
+        entry(sink, "first", **special), entry(backup, "second", domains=["example.com"]), entry(backup, "rest")
+    )
+    queue(store, "ada@example.net")
+    deliver_all(courier)
+    wait_out(clock, store)
+    queue_many(store, 30)
+    deliver_all(courier)
+    assert sink.messages == []
+    assert pause_of(store).until is not None
+    assert pause_of(store).until < clock.time()  # type: ignore[operator]
+
+    queue(store, "bob@example.net")
+    deliver_all(courier)
+
+    assert received(sink) == ["bob@example.net"]
+    assert store.relay_pauses() == {}
+
+
+def test_it_is_tried_with_the_least_urgent_mail(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+) -> None:
+    """A login code does not wait for the time-out of a relay that is known to be down."""
+    sink.faults.add(Fault("connect", DOWN, times=2))
+    courier = open_courier(*two(sink, backup))
+    queue(store, "ada@example.com")
+    deliver_all(courier)
+    wait_out(clock, store)
+    codes = queue_many(store, 3, lane=Lane.CRITICAL)
+    letter = queue(store, "news@example.com", lane=Lane.BULK)
+
+    deliver_all(courier)
+
+    assert sink.connections == 2
+    assert [len(copy_of(store, mail_id).history) for mail_id in [*codes, letter]] == [0, 0, 0, 1]
+
+
+def test_it_is_tried_when_the_others_have_gone_out(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, answering: Callable[..., RawServer], clock: Clock
+) -> None:
+    """Such a try may last as long as its time-outs, and no mail of the slice waits for it."""
+    gone_out: list[int] = []
+
+    def greeting() -> Iterator[bytes]:
+        gone_out.append(len(backup.messages))
+        yield f"{DOWN}\r\n".encode()
+
+    dead = answering(greeting=greeting())
+    courier = open_courier(*two(dead, backup))
+    queue(store, "ada@example.com")
+    deliver_all(courier)
+    dead.replies["greeting"] = greeting()
+    wait_out(clock, store)
+    queue_many(store, 9)
+
+    deliver_all(courier)
+
+    assert gone_out == [0, 1 + 8]
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_mistake_is_shouted_once(
+    store: Store,
+    open_courier: OpenCourier,
+    answering: Callable[..., RawServer],
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With what to do about it; neither with every mail nor with every try. Another mistake is another shout."""
+    server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN LOGIN\r\n", AUTH=b"535 5.7.8 no\r\n")
+    couriers = [open_courier(entry(server, "first", **LOGIN)) for _ in range(2)]
+    queue_many(store, 30)
+    for _ in range(4):
+        for courier in couriers:
+            deliver_all(courier)
+        wait_out(clock, store)
+
+    [shout] = errors(caplog)
+    assert "The relay first can't be used" in shout
+    assert "535 5.7.8 no" in shout
+    assert "MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it." in shout
+    assert "wrong" not in shout
+
+    server.replies["EHLO"] = b"250 relay\r\n"
+    for _ in range(3):
+        deliver_all(couriers[1])
+        wait_out(clock, store)
+    [_, other] = errors(caplog)
+    assert "offers no login that we know" in other
+    assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("queued", 0)}
+
+
+def test_an_unknown_host_is_shouted_once(
+    store: Store,
+    open_courier: OpenCourier,
+    sink: Sink,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the name that the DNS does not know."""
+
+    def nobody(*_: object) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    courier = open_courier(entry(sink, "first", MAIL_SERVER="relay.exmaple.com"))
+    queue_many(store, 5)
+    for _ in range(3):
+        deliver_all(courier)
+        wait_out(clock, store)
+
+    [shout] = errors(caplog)
+    assert "MAIL_SERVER: the DNS does not know 'relay.exmaple.com'" in shout
+
+
+def test_a_mistake_after_an_outage_is_shouted(
+    store: Store,
+    open_courier: OpenCourier,
+    answering: Callable[..., RawServer],
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The relay came back with other passwords: what was shouted about the outage does not tell that."""
+    server = answering(greeting=b"421 4.3.2 down\r\n")
+    courier = open_courier(entry(server, "first", **LOGIN))
+    queue(store, "ada@example.com")
+    deliver_all(courier)
+    wait_out(clock, store)
+    server.replies.update(greeting=b"220 relay\r\n", EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", AUTH=b"535 5.7.8 no\r\n")
+    deliver_all(courier)
+
+    outage, mistake = errors(caplog)
+    assert "MAIL_PASSWORD" not in outage
+    assert "MAIL_PASSWORD" in mistake
