@@ -123,7 +123,12 @@ def _rules(relay: RelaySettings) -> str:
 
 
 def _pause(pause: Pause) -> str:
-    until = f"until {_clock(datetime.fromtimestamp(pause.until, UTC))}" if pause.until else "until it is resumed"
+    if pause.until is None:
+        until = "until it is resumed"
+    elif pause.until > time.time():
+        until = f"until {_clock(datetime.fromtimestamp(pause.until, UTC))}"
+    else:
+        until = "to be tried with the next mail"
     times = "once" if pause.failures == 1 else f"{pause.failures} times"
     return f"paused since {_clock(pause.since)}, {until}, failed {times}: {pause.reason}"
 

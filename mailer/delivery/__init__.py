@@ -10,8 +10,8 @@ import random
 import secrets
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +25,7 @@ from mailer.throttle import Seats
 
 _PURGED_AT_ONCE = 500
 _MOVED_AT_ONCE = 5000
+_MOST_SILENCES = 2
 # While the broker is away, the sweep itself delivers for so long, before it looks again.
 _ALONE_SECONDS = 1.0
 
@@ -54,6 +55,7 @@ class Courier:
         self._pace = Pace()
         self._paces = {relay.name: Pace() for relay in relays}
         self._by_sender = routes_by_sender(relay.settings for relay in relays)
+        self._silences: Counter[str] = Counter()  # in a row, by relay
         self._makes_way = threading.Lock()
         self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
 
@@ -120,20 +122,22 @@ class Courier:
         return self._store.claim_due(most, token=secrets.token_hex(8), now=now, lease_until=lease_until, lanes=lanes)
 
     def _shared_out(
-        self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Container[str]
+        self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Collection[str]
     ) -> Shares:
         """A relay that is only being tried gets one mail: the least urgent of those that are for it."""
         senders, now = self._senders(claimed), time.time()
         able = {relay.name: relay for relay in relays}
+        settings = [relay.settings for relay in relays]
         shares = Shares()
         for delivery in reversed(claimed):
             sender = senders.get(delivery.mail_id, "")
             dice = random.random()  # noqa: S311 -- spreads mail over relays
-            while (chosen := choose([relay.settings for relay in able.values()], delivery, sender, dice, busy)) is not None:
+            while (chosen := choose(settings, delivery, sender, dice, busy)) is not None:
+                relay = able[chosen.name]
                 if chosen.name not in pauses:
-                    shares.carried[able[chosen.name]].append(delivery)
+                    shares.carried[relay].append(delivery)
                     break
-                relay = able.pop(chosen.name)
+                settings.remove(chosen)
                 if (probe := self._take_probe(relay, pauses[relay.name], now)) is not None:
                     shares.probes[relay.name] = probe
                     shares.carried[relay].append(delivery)
@@ -187,11 +191,19 @@ class Courier:
             raise
         finally:
             round_.close()
-        if round_.failure:
-            self._pause(relay, probe, round_.failure)
+        if failure := round_.failure or self._endless_silence(relay, round_, probe):
+            self._pause(relay, probe, failure)
         elif probe:
             self._end_probe(relay, probe, was_tried=bool(round_.tried))
         return round_
+
+    def _endless_silence(self, relay: Relay, round_: Round, probe: Pause | None) -> Outcome | None:
+        """One mail in doubt may be that mail's fault. A relay that falls silent at mail after mail would bring all into doubt."""
+        if round_.silence:
+            self._silences[relay.name] += 1
+        elif round_.tried:
+            self._silences[relay.name] = 0
+        return round_.silence if probe or self._silences[relay.name] >= _MOST_SILENCES else None
 
     def _pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
         """The breaker of a relay opens, or stays open. What is wrong is shouted once, with the cure if there is one."""

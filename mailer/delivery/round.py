@@ -83,6 +83,7 @@ class Round:
         self.given_back = 0  #: how many can be claimed again at once
         self.full: set[str] = set()  #: the domains that are at their limit
         self.failure: Outcome | None = None  #: the relay could not be reached
+        self.silence: Outcome | None = None  #: it said nothing to the end of a mail, and had taken none before
 
     # --- what the connection asks for ---------------------------------------------------------------------------------
 
@@ -119,6 +120,8 @@ class Round:
         self._results.append(Result(letter.delivery, kept, move))
         if outcome.verdict is Verdict.UNREACHED:
             self.failure = outcome
+        if outcome.verdict is Verdict.DOUBTFUL and self.tried == 1:
+            self.silence = outcome
 
     def leave_on_the_wire(self) -> None:
         """Interrupted: nobody knows how far the mail came that is in flight the longest. It stays marked, and so in doubt."""

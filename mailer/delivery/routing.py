@@ -1,6 +1,6 @@
 """Which relay is to carry a mail: pure decisions, with the dice passed in."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from mailer.message import Delivery
 from mailer.settings import RelaySettings
@@ -21,17 +21,17 @@ def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
 
 
 def choose(
-    relays: Iterable[RelaySettings], delivery: Delivery, sender: str, dice: float, busy: Container[str] = ()
+    relays: Iterable[RelaySettings], delivery: Delivery, sender: str, dice: float, busy: Collection[str] = ()
 ) -> RelaySettings | None:
     """The relay to carry it: the lowest preference first, rules before none, weights among equals.
 
     None if there is none, or if the best are busy: the next best is for when they are down.
     """
     able = [relay for relay in relays if carries(relay, delivery, sender)]
-    if len(able) > 1:
-        best = min(map(_rank, able))
-        able = [relay for relay in able if _rank(relay) == best]
-    return _weighted([relay for relay in able if relay.name not in busy], dice)
+    if len(able) < 2 and not busy:
+        return able[0] if able else None
+    best = min(map(_rank, able), default=None)
+    return _weighted([relay for relay in able if _rank(relay) == best and relay.name not in busy], dice)
 
 
 def _rank(relay: RelaySettings) -> tuple[int, bool]:

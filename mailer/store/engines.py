@@ -31,7 +31,7 @@ def _sqlite_engine(url: URL) -> Engine:
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
         _make_folder(Path(str(url.database)).parent)
-        engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+        engine = create_engine(url, connect_args={"timeout": 0})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", lambda connection: patiently(connection.connection.driver_connection, "BEGIN IMMEDIATE"))
     return engine
@@ -56,21 +56,17 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 def patiently(connection: Any, sql: str) -> None:
     """Look every millisecond whether nobody else is writing.
 
-    SQLite would look ten times a second, and starve beside a process that writes without a pause;
+    SQLite itself would look ten times a second, and starve beside a process that writes without a pause;
     and for its turn to switch the journal it would not wait at all.
     """
     deadline = time.monotonic() + _BUSY_SECONDS
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                connection.execute(sql)
-            except sqlite3.OperationalError as error:
-                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
-                if not is_busy or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.001)
-            else:
-                return
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
+    while True:
+        try:
+            connection.execute(sql)
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
+            if not is_busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return

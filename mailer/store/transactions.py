@@ -108,7 +108,9 @@ def _begin_immediately(connection: Any) -> None:
 
 
 def _begin(connection: Any) -> None:
+    """A reader waits as well: while a file is recovered, or left by its last user. From its first look on, nobody stops it."""
     connection.execute("BEGIN")
+    patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
 
 
 def _by_itself(connection: Any) -> None:

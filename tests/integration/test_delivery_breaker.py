@@ -111,6 +111,45 @@ def test_it_says_when_to_come_back(store: Store, open_courier: OpenCourier, sink
         wait_out(clock, store)
 
 
+def test_a_relay_that_takes_mails_and_says_nothing(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+) -> None:
+    """One mail in doubt may be that mail's own fault. With the second in a row, no more are brought into doubt."""
+    sink.faults.add(Fault("dot", DROP, times=3))
+    courier = open_courier(*two(sink, backup))
+    queue_many(store, 30)
+
+    deliver_all(courier)
+    assert sorted({(row["status"], row["relay"]) for row in table(store).values()}) == [("doubtful", "first"), ("sent", "second")]
+    assert len(backup.messages) == 28
+    assert "no reply after the end of the mail" in pause_of(store).reason
+
+    wait_out(clock, store)
+    queue_many(store, 10)
+    deliver_all(courier)
+    assert (len(backup.messages), pause_of(store).failures) == (37, 2)
+
+    wait_out(clock, store)
+    queue_many(store, 10)
+    deliver_all(courier)
+    assert store.relay_pauses() == {}
+    assert len(sink.messages) + len(backup.messages) == 47
+
+
+def test_a_mail_that_makes_a_relay_fall_silent(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+    """It alone is in doubt: the relay stays in use, whatever number of such mails come, with others between them."""
+    courier = open_courier(entry(sink, "first"))
+    sink.faults.add(Fault("dot", DROP, recipient="poison@example.com", times=None))
+    for number in range(5):
+        queue(store, "poison@example.com")
+        queue(store, f"reader{number}@example.com")
+
+    deliver_all(courier)
+
+    assert len(sink.messages) == 5
+    assert store.relay_pauses() == {}
+
+
 # --- one try at a time ------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,19 @@ def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
     assert (len(sink.messages), sink.connections) == (2, 2)
 
 
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "."])
+def test_a_relay_that_says_goodbye_and_stays(relay_to: MakeRelay, answering: Answering, stage: str) -> None:
+    """After a 421 nothing more is said over this connection."""
+    server = answering(**{stage: b"421 4.3.2 closing\r\n"})
+    relay = relay_to(server)
+
+    assert send(relay).verdict is not Verdict.SENT
+    greetings = said(server, b"ehlo")
+    send(relay)
+
+    assert said(server, b"ehlo") > greetings
+
+
 def test_a_relay_that_has_hung_up_after_a_refusal(relay_to: MakeRelay, answering: Answering) -> None:
     """A connection over which no mail has gone yet is as warm as any other."""
     server = answering(RCPT=b"550 5.1.1 no such user\r\n")

@@ -125,7 +125,8 @@ class _Conversation(socketserver.BaseRequestHandler):
         if not self._has_recipient:
             self._say("554 5.5.1 no valid recipients")
             return
-        assert lines, "an empty mail"
+        if not lines:
+            self.sender += ", and empty"
         said = self._next("dot")
         if said.startswith("2"):
             self.server.acknowledged.append(self.sender)

@@ -1,6 +1,7 @@
 """The settings: read from the app or the environment, checked once, and refused in words that say what to do."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,6 +168,15 @@ def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
     assert (first.command_timeout, second.command_timeout, second.relay_rate) == (7, 8, "14/second")
     assert (first.mail_server, first.mail_port, first.mail_use_tls) == ("127.0.0.1", 25, False)
     assert (first.mail_username, first.mail_password) == (None, None)
+
+
+def test_the_relays_of_the_guide() -> None:
+    """They are copied, so they must be right."""
+    [line] = re.findall(r"^MAILER_RELAYS='(.*)'$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE)
+    main, backup, office = load({"MAILER_RELAYS": line}).relays
+
+    assert [relay.name for relay in (main, backup, office)] == ["main", "backup", "office"]
+    assert (main.mail_use_tls, backup.preference, office.domains) == (True, 1, ("example.com",))
 
 
 RELAYS_IN_WORDS = "MAILER_RELAYS: allowed: a list of relays, in the environment as JSON: "
