@@ -362,7 +362,6 @@ class Delivery:
     queued_at: float  #: since when it is to be sent: its age counts from here
     on_doubt: OnDoubt
     token: str
-    lease_until: float
 
 
 def could_be_id(given: object) -> bool:

@@ -95,8 +95,11 @@ def bring(store: Store, status: Status, **options: Any) -> Delivery:
 def _held(store: Store, mail_id: str) -> Delivery:
     """What a worker that thinks it has claimed this mail would have in its hands."""
     [row] = [row for row in table(store).values() if row["mail_id"] == mail_id]
-    values = {name: row[name] for name in ("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt")}
-    return Delivery(**values, token=TOKEN, lease_until=LEASE)
+    values = {
+        name: row[name]
+        for name in ("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt")
+    }
+    return Delivery(**values, token=TOKEN)
 
 
 def table(store: Store) -> dict[int, dict[str, Any]]:

@@ -64,8 +64,8 @@ class Settings(RelaySettings):
     )
     dkim_keys: tuple[DkimKey, ...] = key(
         "MAILER_DKIM_KEYS",
-        'Keys to sign mail with, in the environment as JSON: `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`, or'
-        " `key` with the PEM itself.",
+        'Keys to sign mail with, in the environment as JSON: `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`,'
+        " or `key` with the PEM itself.",
         (),
         repr=False,
     )

@@ -114,7 +114,7 @@ class Store:
                     break
                 values = {"lane": lane, "now": now, "most": most - len(claimed), "token": token, "lease_until": lease_until}
                 taken = transaction.execute(sql.CLAIM, values)
-                claimed += rows.deliveries(taken, token, lease_until)
+                claimed += rows.deliveries(taken, token)
         return claimed
 
     def mark_if_claimed(self, ids: Collection[int], *, token: str, now: float, lease_until: float) -> set[int]:
@@ -166,7 +166,7 @@ class Store:
         """What is due in a lane and in nobody's hands, the longest due first."""
         with self._read() as transaction:
             found = transaction.execute(sql.HEAD, {"lane": lane, "now": now, "most": most})
-        return rows.deliveries(found, token="", lease_until=0.0)
+        return rows.deliveries(found, token="")
 
     def postpone_if_queued(self, waits: Mapping[int, float], *, now: float) -> set[int]:
         """What is due is due later: it waits for its turn at a limit."""

@@ -134,7 +134,7 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
     return [{"recipient": email, "domain": email.rpartition("@")[2], **shared} for email in envelope.recipients]
 
 
-def deliveries(claimed: Sequence[Row], token: str, lease_until: float) -> list[Delivery]:
+def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
     """What a claim returned, in its order: PostgreSQL and SQLite return it in any."""
     return [
         Delivery(
@@ -148,7 +148,6 @@ def deliveries(claimed: Sequence[Row], token: str, lease_until: float) -> list[D
             queued_at=queued_at,
             on_doubt=_ON_DOUBT[on_doubt],
             token=token,
-            lease_until=lease_until,
         )
         for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, _due_at in sorted(
             claimed, key=_BY_DUE_TIME

@@ -53,7 +53,6 @@ def a_delivery(attempts: int = 1, doubts: int = 0, queued_at: float = NOW, on_do
         queued_at=queued_at,
         on_doubt=on_doubt,
         token="this worker's",
-        lease_until=NOW + 300,
     )
 
 

@@ -27,7 +27,7 @@ def mail_to(domain: str = "example.net", lane: Lane = Lane.NORMAL) -> Delivery:
         "queued_at": 0.0,
         "on_doubt": OnDoubt.RESEND,
     }
-    return Delivery(recipient=f"bob@{domain}", domain=domain, lane=lane, token="mine", lease_until=30.0, **of_a_claim)
+    return Delivery(recipient=f"bob@{domain}", domain=domain, lane=lane, token="mine", **of_a_claim)
 
 
 def chosen(relays: list[RelaySettings], delivery: Delivery | None = None, sender: str = ADA, dice: float = 0.0) -> str | None:
