@@ -11,7 +11,7 @@ PAGE = Path(__file__).with_name("settings.md")
 OPENING = """\
 # Settings
 
-Written by `python -m docs.settings_table`: change `mailer/settings.py`, not this page.
+Written by `python -m docs.settings_table`: change `mailer/settings/`, not this page.
 
 Each key is read from the app's configuration, or else from the environment, where `True` and `587` are read as what they
 mean. A value that can't be used is refused when the app starts, with the key and what is allowed.

@@ -108,7 +108,7 @@ class RelayConnection(flask_mail.Connection):
                 refusal = self._begin(mail, rode=bool(envelope))
                 ahead, envelope = None, b""
                 if self._awaits_body:
-                    if self._may_ride(refusal):
+                    if self._another_may_ride:
                         ahead = supply.ahead()
                         envelope = self._sayable(ahead)
                     outcome = self._finish(mail, refusal, envelope)
@@ -156,11 +156,11 @@ class RelayConnection(flask_mail.Connection):
             return envelope
         return dialogue.begin(envelope, stepwise=stepwise or not dialogue.offers.pipelining)
 
-    def _may_ride(self, refusal: Outcome | None) -> bool:
-        """Whether another mail may come behind this one on this connection."""
+    @property
+    def _another_may_ride(self) -> bool:
+        """Whether the relay can take it, and the mail in flight is not the last of this connection."""
         assert self._dialogue is not None
-        sent = self.num_emails + (refusal is None)
-        return self._dialogue.offers.pipelining and sent < (self._settings.mail_max_emails or inf)
+        return self._dialogue.offers.pipelining and self.num_emails + 1 < (self._settings.mail_max_emails or inf)
 
     def _sayable(self, mail: WireMessage | None) -> bytes:
         """Its envelope. One that can't be said does not ride: what is wrong with it is found when its turn comes."""

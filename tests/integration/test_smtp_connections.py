@@ -203,6 +203,19 @@ def test_a_connection_is_not_kept_after_an_error(relay_to: MakeRelay, sink: Sink
     assert sink.connections == 2
 
 
+def test_a_copy_of_the_socket_in_another_process_does_not_keep_a_connection_that_was_cut(relay_to: MakeRelay, sink: Sink) -> None:
+    """A relay in the middle of a mail would wait for the rest of it."""
+    relay = relay_to(sink)
+    with relay.connection() as connection:
+        assert connection.try_open() is None
+        assert connection.host is not None
+        assert connection.host.sock is not None
+        with connection.host.sock.dup() as copy:
+            connection.drop()
+            with pytest.raises(BrokenPipeError):
+                copy.send(b"NOOP\r\n")
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_leaves_the_connections_of_its_parent_alone(relay_to: MakeRelay, sink: Sink) -> None:
     """Two processes on one connection would mix their mails."""

@@ -1,7 +1,7 @@
 """Mails follow each other as closely as the relay can take them, and are asked for no sooner than that needs."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -162,6 +162,41 @@ def test_nothing_is_asked_for_after_the_end() -> None:
         server.faults["m1@example.com", "dot"] = ["close"]
         assert transmit(server, mails(3)) == [Verdict.DOUBTFUL]
         assert asked == 2
+
+
+class OnceOnly:
+    """Mails that nobody may ask for after their end."""
+
+    def __init__(self, *mails: WireMessage | None) -> None:
+        self._mails = [*mails]
+        self._is_over = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WireMessage | None:
+        assert not self._is_over
+        if self._mails:
+            return self._mails.pop(0)
+        self._is_over = True
+        raise StopIteration
+
+
+def test_the_end_is_asked_for_once() -> None:
+    """Whoever is behind it may have closed the books."""
+    with ScriptedRelay("PIPELINING") as server:
+        assert transmit(server, OnceOnly(*letters(2))) == [Verdict.SENT] * 2
+        assert transmit(server, OnceOnly(*letters(1), None)) == [Verdict.SENT]
+
+
+def test_a_mail_is_begun_on_two_connections_at_most() -> None:
+    """The one that its envelope rode on, and the one after it."""
+    with ScriptedRelay("PIPELINING") as server:
+        server.faults["m1@example.com", "dot"] = ["421 4.3.2 closing"]
+        server.always("m2@example.com", "mail", "close")
+
+        assert transmit(server, iter(letters(3))) == [Verdict.DEFERRED, Verdict.UNREACHED]
+        assert server.connections == 2
 
 
 def test_the_database_fails_while_a_mail_is_in_flight() -> None:

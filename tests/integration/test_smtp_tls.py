@@ -211,6 +211,27 @@ def test_a_starttls_that_fails(relay_to: MakeRelay, answering: Answering, reply:
     assert b"auth" not in b"".join(server.heard).lower()
 
 
+def test_words_slipped_in_before_tls_are_found(certificate: Path) -> None:
+    """They came in clear, and would be taken for the first ones that are protected."""
+
+    def be_in_between(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client, suppress(OSError):
+            for reply in (b"220 relay\r\n", b"250-relay\r\n250 STARTTLS\r\n", b"220 go on\r\n250-relay\r\n250 AUTH PLAIN\r\n"):
+                client.sendall(reply)
+                client.recv(1000)
+            with server_context(certificate).wrap_socket(client, server_side=True) as secure:
+                secure.recv(1000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        threads.submit(be_in_between, listener)
+        config = trusting(certificate, "MAIL_USE_TLS", MAIL_PORT=listener.getsockname()[1])
+        outcome = send(make_relay("localhost", 25, **config))
+
+    assert is_turned_away(outcome)
+    assert "somebody is in between" in outcome.reply
+
+
 def test_what_was_offered_before_tls_counts_for_nothing(relay_to: MakeRelay, certificate: Path) -> None:
     """Anybody may have said it: after the handshake the relay is asked again."""
     with secure_sink(certificate, "MAIL_USE_TLS") as sink:

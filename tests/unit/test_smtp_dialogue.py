@@ -80,6 +80,12 @@ def test_doubt_begins_with_the_last_byte(
     outcome = outcome_of(body, rides, taken=len(body) - missing, piece=piece, said=said)
 
     assert (outcome.verdict, outcome.phase) == (verdict, phase)
+    is_silence = outcome.reply.startswith(
+        ("connection lost before the end of the mail: ", "no reply after the end of the mail: ")
+    )
+    assert is_silence is not (outcome.reply == said.decode().strip())
+    if missing > 0:
+        assert is_silence is not said.startswith((b"4", b"5"))
 
 
 def test_a_reply_that_came_before_the_mail() -> None:

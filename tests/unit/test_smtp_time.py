@@ -65,6 +65,18 @@ class _Line:
         pass
 
 
+def test_the_way_in_has_a_time_out_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many steps it has."""
+    steps = [b"220 relay", b"250 relay\nAUTH LOGIN", b"334 VXNlcm5hbWU6", b"334 UGFzc3dvcmQ6", b"334 TW9yZTo=", b"535 no"]
+    relay = make_relay("127.0.0.1", 25, **TIMEOUTS)
+    clock = SlowRelay(monkeypatch, *steps)
+
+    with relay.connection() as connection:
+        assert connection.try_open() is not None
+
+    assert clock.now <= relay.settings.longest_opening
+
+
 @pytest.mark.parametrize(
     ("mails", "replies"),
     [
