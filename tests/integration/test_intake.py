@@ -1,5 +1,7 @@
 """What an application queues is what will be sent: on both databases, as a new user would write it."""
 
+import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.headerregistry import Address as ParsedAddress
 from email.message import EmailMessage
@@ -293,7 +295,16 @@ def test_links_outside_a_request(open_shop: OpenShop) -> None:
         assert stored(shop, send_email("ada@example.com", "Hello", "link")).text == "https://shop.example/orders/7"
 
 
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """A worker in this process sets the level of the root logger: the tests that come later want theirs back."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
+
+
 @sqlite_only
+@pytest.mark.usefixtures("logs_as_before")
 def test_a_task_of_the_application_sends_mail(open_shop: OpenShop, sink: Sink) -> None:
     """The worker that runs it has the app's context: links work, and the mail goes out."""
     shop = open_shop(SERVER_NAME="shop.example")
