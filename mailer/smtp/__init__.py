@@ -6,15 +6,14 @@ kept, and a QUIT that fails never turns an accepted mail into a failed one. What
 end in this room.
 """
 
-import os
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import flask_mail
 from flask import Flask
 
+from mailer.forks import survive_forks
 from mailer.settings import RelaySettings
 from mailer.smtp.connection import RelayConnection
 from mailer.smtp.entrance import Entrance
@@ -35,7 +34,7 @@ class Relay:
         self._parents: list[RelayConnection] = []
         self._changed = threading.Condition()
         self._clock: threading.Thread | None = None
-        _survive_forks(self)
+        survive_forks(self)
 
     @contextmanager
     def connection(self) -> Iterator[RelayConnection]:
@@ -96,13 +95,3 @@ class Relay:
         self._parents, self._idle = self._parents + self._idle, []
         self._changed = threading.Condition()
         self._clock = None
-
-
-def _survive_forks(relay: Relay) -> None:
-    reference = weakref.ref(relay)
-
-    def forked() -> None:
-        if (survivor := reference()) is not None:
-            survivor.after_fork_in_child()
-
-    os.register_at_fork(after_in_child=forked)

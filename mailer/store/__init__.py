@@ -9,9 +9,7 @@ that really moved: whoever comes second moves nothing.
 """
 
 import hashlib
-import os
 import threading
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +23,7 @@ from sqlalchemy.pool import StaticPool
 
 from mailer import schema
 from mailer.errors import StoreUnavailable, UnknownMail
+from mailer.forks import survive_forks
 from mailer.message import (
     TRANSITIONS,
     Address,
@@ -75,7 +74,7 @@ class Store:
         self._turn = self._new_turn()
         self._joint = threading.local()
         self._parents_pool: Any = None
-        _survive_forks(self)
+        survive_forks(self)
 
     # --- intake -------------------------------------------------------------------------------------------------------
 
@@ -158,13 +157,13 @@ class Store:
 
     def load_senders(self, mail_ids: Collection[str]) -> dict[str, str]:
         """Who says it, by id: for relays that take the mail of some senders only."""
-        with self._read() as transaction:
+        with self._look() as transaction:
             found = transaction.execute(sql.SENDERS, {"mails": packed(mail_ids)})
         return {mail_id: Address.stored(sender).email for mail_id, sender in found}
 
     def head(self, lane: Lane, *, now: float, most: int) -> list[Delivery]:
         """What is due in a lane and in nobody's hands, the longest due first."""
-        with self._read() as transaction:
+        with self._look() as transaction:
             found = transaction.execute(sql.HEAD, {"lane": lane, "now": now, "most": most})
         return rows.deliveries(found, token="")
 
@@ -226,7 +225,7 @@ class Store:
 
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""
-        with self._read() as transaction:
+        with self._look() as transaction:
             return any(transaction.execute(sql.IS_DUE, {"lane": lane, "now": now}) for lane in Lane)
 
     def next_due(self, now: float, *, before: float) -> float | None:
@@ -239,7 +238,7 @@ class Store:
     def take_chore(self, name: str, *, now: float, every: float) -> bool:
         """Whether this process is the one to do the chore now: one of all, each `every` seconds."""
         values = {"name": name, "now": now, "next": now + every}
-        with self._read() as transaction:
+        with self._look() as transaction:
             if transaction.execute(sql.CHORE_IS_DONE, values):
                 return False
         with self._write() as transaction:
@@ -281,7 +280,7 @@ class Store:
 
     def counts(self) -> list[tuple[Status, Lane, int, float | None]]:
         """(status, lane, how many, the oldest due time), for people."""
-        with self._read() as transaction:
+        with self._look() as transaction:
             return [(Status(status), Lane(lane), count, due) for status, lane, count, due in transaction.execute(sql.COUNT, {})]
 
     # --- transactions -------------------------------------------------------------------------------------------------
@@ -375,18 +374,3 @@ class Store:
 
 def _mistakes(errors: Any) -> tuple[type[Exception], ...]:
     return errors.IntegrityError, errors.DataError, errors.ProgrammingError
-
-
-def _survive_forks(store: Store) -> None:
-    reference = weakref.ref(store)
-
-    def tell(moment: str) -> Callable[[], None]:
-        def forking() -> None:
-            if (survivor := reference()) is not None:
-                getattr(survivor, moment)()
-
-        return forking
-
-    os.register_at_fork(
-        before=tell("before_fork"), after_in_parent=tell("after_fork_in_parent"), after_in_child=tell("after_fork_in_child")
-    )

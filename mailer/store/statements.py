@@ -15,11 +15,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MESSAGE_COLUMNS = (
+_MESSAGE_COLUMNS = (
     *("id", "message_id", "created_at", "date", "sender", "envelope_from", "subject", "to", "cc", "reply_to", "headers"),
     *("text", "html", "alternatives", "tags", "mail_options", "rcpt_options"),
 )
-_ATTACHMENT_COLUMNS = (*("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers"),)
+_ATTACHMENT_COLUMNS = ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers")
 _JSON = frozenset({"to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"})
 _DELIVERY_COLUMNS = (
     *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
@@ -99,7 +99,7 @@ def _insert(table: str, columns: Iterable[str]) -> str:
 
 # --- intake -----------------------------------------------------------------------------------------------------------
 
-INSERT_MESSAGE = _insert("mailer_message", MESSAGE_COLUMNS)
+INSERT_MESSAGE = _insert("mailer_message", _MESSAGE_COLUMNS)
 INSERT_DELIVERY = _insert("mailer_delivery", _DELIVERY_COLUMNS)
 INSERT_ATTACHMENT = _insert("mailer_attachment", _ATTACHMENT_COLUMNS)
 FRESH_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at > :since"
@@ -153,7 +153,7 @@ RETURNING id
 """
 INSERT_ATTEMPT = _insert("mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay"))
 LOAD = f"""
-SELECT {", ".join(_as_text(column) for column in MESSAGE_COLUMNS)},
+SELECT {", ".join(_as_text(column) for column in _MESSAGE_COLUMNS)},
     EXISTS (SELECT 1 FROM mailer_attachment WHERE mail_id = mailer_message.id)
 FROM mailer_message WHERE id {{mails}}
 """

@@ -85,7 +85,7 @@ class Transactions:
         return self._opened(self._begin_reading)
 
     def look(self) -> AbstractContextManager[Transaction]:
-        """At one thing: PostgreSQL is spared the two round trips of a transaction."""
+        """Each statement at what is there by then: PostgreSQL is spared the two round trips of a transaction."""
         return self._opened(self._begin_looking)
 
     @contextmanager

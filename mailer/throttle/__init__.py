@@ -6,12 +6,10 @@ process goes on with its fair share of what was left when Redis was last heard.
 
 import logging
 import math
-import os
 import random
 import secrets
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Self, TypeVar
 import redis
 from limits import RateLimitItem
 
+from mailer.forks import survive_forks
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.settings.rates import OTHERS, read_rates
@@ -55,7 +54,7 @@ class Throttle:
         self.limits_anything = bool(self._relays or self._domains)
         self._shared = Shared(redis_url) if redis_url and self.limits_anything else None
         self._here = _Process()
-        _survive_forks(self)
+        survive_forks(self)
 
     def admit(self, relay: str, domain: str, wanted: int) -> Grant:
         """How many of so many mails to a domain may go over a relay now. What is granted and not sent is lost.
@@ -298,13 +297,3 @@ def _configured(settings: Settings) -> tuple[dict[str, Limit], dict[str, Limit]]
 
 def _rates(limits: Iterable[Limit]) -> list[tuple[Limit, RateLimitItem]]:
     return [(limit, rate) for limit in limits for rate in limit.rates]
-
-
-def _survive_forks(throttle: Throttle) -> None:
-    reference = weakref.ref(throttle)
-
-    def forked() -> None:
-        if (survivor := reference()) is not None:
-            survivor.after_fork_in_child()
-
-    os.register_at_fork(after_in_child=forked)
