@@ -68,7 +68,7 @@ class Round:
         self._pace = pace
         self._seats = seats
         self._ends = ends
-        self._longest_try = max(relay.longest_try for relay in office.settings.relays)
+        self._longest_try = office.settings.longest_delivery
         self._lease_until = 0.0  # of what is marked
         self._waiting = deque(deliveries)
         self._token = self._waiting[0].token

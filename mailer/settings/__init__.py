@@ -213,9 +213,14 @@ class Settings(RelaySettings):
         return self.listed_relays or (self,)
 
     @property
+    def longest_delivery(self) -> float:
+        """The most seconds that any of the relays can take for a mail."""
+        return max(relay.longest_try for relay in self.relays)
+
+    @property
     def transmit_lease(self) -> float:
         """How long a marked mail is safe from being called doubtful: longer than any relay can take for it."""
-        return max(relay.longest_try for relay in self.relays) + 120.0
+        return self.longest_delivery + 120.0
 
 
 def _for_redis(url: str) -> str | None:
