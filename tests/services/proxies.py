@@ -5,39 +5,23 @@ import selectors
 import socket
 import socketserver
 import struct
-import threading
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
+
+from tests.services.server import LocalServer
 
 _NAMES = {"relay.internal": "127.0.0.1"}  # what only the proxy's DNS knows
 
 
-class ProxyServer(socketserver.ThreadingTCPServer):
+class ProxyServer(LocalServer):
     """Connects to where it is asked to, and tells where that was."""
 
-    daemon_threads = False
-
     def __init__(self, credentials: tuple[str, str] | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Client)
-        self.host, self.port = "127.0.0.1", int(self.server_address[1])
+        super().__init__(_Client)
         self.credentials = credentials
         self.refusal = 0  #: what it says instead of connecting: a code of SOCKS5, or a status of HTTP
         self.drips = False  #: its answer has no end
         self.asked: list[tuple[str, str, int]] = []  # protocol, host and port
         self.clients: list[tuple[str, int]] = []  # the addresses they came from
-        self.stopping = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="proxy")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stopping.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
 
 class _Refused(Exception):

@@ -1,13 +1,10 @@
 """The client's side of SMTP: a relay to talk to, something to say, and a server whose every byte is the test's."""
 
-import socket
 import socketserver
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from flask import Flask
 
@@ -16,6 +13,7 @@ from mailer.message import Address, Message, Outcome, new_id, new_message_id
 from mailer.mime import WireMessage, compose
 from mailer.settings import Settings
 from mailer.smtp import Relay
+from tests.services.server import LocalServer
 
 TIMEOUTS = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
 LONG = 60.0  # a time-out that no test waits for
@@ -56,48 +54,25 @@ _USUAL: Mapping[str, Reply] = {
 }
 
 
-class RawServer(socketserver.ThreadingTCPServer):
+class RawServer(LocalServer):
     """Replies what it was told, whether that is SMTP or not.
 
     The stages are "greeting", the commands, and "." for the end of a mail. A reply may come in pieces, with a pause after each;
     no piece at all is silence, and one of which there is no end keeps the server from reading on.
     """
 
-    daemon_threads = False
-
     def __init__(self, **replies: Reply) -> None:
-        super().__init__(("127.0.0.1", 0), _Conversation)
-        self.host, self.port = "127.0.0.1", int(self.server_address[1])
+        super().__init__(_Conversation)
         self.replies = {**_USUAL, **replies}
         self.heard: list[bytes] = []  # the commands, in lower case: the versions of smtplib differ in it
         self.mails: list[bytes] = []
-        self.stopping = threading.Event()
-        self.clients: list[socket.socket] = []
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="raw server")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stopping.set()
-        self.shutdown()
-        self._thread.join()
-        self.hang_up()
-        self.server_close()
-
-    def hang_up(self) -> None:
-        """On everybody who is connected."""
-        for client in self.clients:
-            with suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
 
 
 class _Conversation(socketserver.StreamRequestHandler):
     server: RawServer
 
     def handle(self) -> None:
-        self.server.clients.append(self.request)
+        self.server.connected.append(self.request)
         with suppress(OSError):
             self._reply("greeting")
             for line in self.rfile:

@@ -6,11 +6,11 @@ Mails are told apart by their sender, so a fault is for one mail, wherever and h
 import socket
 import socketserver
 import struct
-import threading
 from collections import defaultdict
 from contextlib import suppress
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
+
+from tests.services.server import LocalServer
 
 Point = Literal["greeting", "ehlo", "mail", "rcpt", "data", "body", "dot", "after"]
 #: Points of a connection, and of a mail: "body" is when its first line has come, "after" when it has its reply.
@@ -28,17 +28,14 @@ _USUAL: dict[Point, str] = {
 }
 
 
-class ScriptedRelay(socketserver.ThreadingTCPServer):
+class ScriptedRelay(LocalServer):
     """`faults[sender, point]` are done one after the other, each time that mail is there; a connection's have no sender.
 
     With `holds_back`, replies to commands that came together go out together, and are lost when the connection is.
     """
 
-    daemon_threads = False
-
     def __init__(self, *offers: str, holds_back: bool = False) -> None:
-        super().__init__(("127.0.0.1", 0), _Conversation)
-        self.host, self.port = "127.0.0.1", int(self.server_address[1])
+        super().__init__(_Conversation)
         self.offers = offers
         self.holds_back = holds_back
         self.faults: dict[tuple[str, Point], list[str]] = defaultdict(list)
@@ -47,22 +44,6 @@ class ScriptedRelay(socketserver.ThreadingTCPServer):
         self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
         self.connections = 0
         self.round_trips = 0  # how often it had to wait for the client
-        self.stopping = threading.Event()
-        self._clients: list[socket.socket] = []
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="scripted relay")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stopping.set()
-        self.shutdown()
-        self._thread.join()
-        for client in self._clients:
-            with suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-        self.server_close()
 
     def always(self, sender: str, point: Point, action: str) -> None:
         """As often as anybody could try."""
@@ -70,7 +51,7 @@ class ScriptedRelay(socketserver.ThreadingTCPServer):
 
     def begin(self, client: socket.socket) -> None:
         self.connections += 1
-        self._clients.append(client)
+        self.connected.append(client)
 
 
 class _Over(Exception):
