@@ -327,6 +327,7 @@ class Message:
     tags: tuple[str, ...] = ()
     mail_options: tuple[str, ...] = ()
     rcpt_options: tuple[str, ...] = ()
+    sensitive: bool = False  #: nothing of what it says is kept once it has arrived, or can't
 
     @property
     def dated(self) -> float:

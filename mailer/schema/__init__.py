@@ -1,7 +1,8 @@
 """The tables, and how a database gets them.
 
 Times are seconds since the epoch, in UTC, as floating point: one meaning on SQLite and on PostgreSQL.
-`message` is written once. `delivery` is the queue: small rows, with partial indexes for what is asked every second.
+`message` is written once, and its bodies may be erased. `delivery` is the queue: small rows, with partial indexes for what
+is asked every second.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Connection,
@@ -25,6 +27,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    false,
     inspect,
     select,
     text,
@@ -34,7 +37,7 @@ from mailer.errors import SchemaMismatch
 from mailer.message import FINAL, Lane, OnDoubt, Status
 
 #: The newest migration in migrations/versions.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 _Time = Float(53)
@@ -67,6 +70,10 @@ message = Table(
     Column("tags", JSON, nullable=False),
     Column("mail_options", JSON, nullable=False),
     Column("rcpt_options", JSON, nullable=False),
+    Column("idempotency_key", Text),
+    Column("fingerprint", Text),  # of what was said under that key: the same key with another mail is refused
+    Column("sensitive", Boolean, nullable=False, server_default=false()),
+    Column("erased_at", _Time),  # since then, text and html are gone
 )
 
 #: The bytes of attachments, stored once however many mails carry them.
@@ -141,6 +148,8 @@ def _only(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
+Index("mailer_message_keyed", message.c.idempotency_key, unique=True, **_only("idempotency_key IS NOT NULL"))
+Index("mailer_message_kept", message.c.id, **_only("erased_at IS NULL"))
 Index(
     "mailer_delivery_due",
     delivery.c.lane,

@@ -48,13 +48,14 @@ def message_row(message: Message) -> dict[str, Any]:
         "tags": _packed(message.tags),
         "mail_options": _packed(message.mail_options),
         "rcpt_options": _packed(message.rcpt_options),
+        "sensitive": message.sensitive,
     }
 
 
 def message(row: Row, attachments: Sequence[Attachment]) -> Message:
     """The columns are those of `statements.LOAD`."""
     mail_id, message_id, created_at, date, sender, envelope_from, subject, to, cc, reply_to, headers, *rest = row
-    text, html, alternatives, tags, mail_options, rcpt_options, _has_attachments = rest
+    text, html, alternatives, tags, mail_options, rcpt_options, sensitive, _has_attachments = rest
     return Message(
         id=mail_id,
         message_id=message_id,
@@ -73,6 +74,7 @@ def message(row: Row, attachments: Sequence[Attachment]) -> Message:
         tags=tuple(_unpacked(tags)),
         mail_options=tuple(_unpacked(mail_options)),
         rcpt_options=tuple(_unpacked(rcpt_options)),
+        sensitive=bool(sensitive),
         attachments=tuple(attachments),
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 _MESSAGE_COLUMNS = (
     *("id", "message_id", "created_at", "date", "sender", "envelope_from", "subject", "to", "cc", "reply_to", "headers"),
-    *("text", "html", "alternatives", "tags", "mail_options", "rcpt_options"),
+    *("text", "html", "alternatives", "tags", "mail_options", "rcpt_options", "sensitive"),
 )
 _ATTACHMENT_COLUMNS = ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers")
 _JSON = frozenset({"to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"})

@@ -1,0 +1,34 @@
+"""Mails with an idempotency key, mails that are sensitive, and bodies that are erased."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+_KEYED = "idempotency_key IS NOT NULL"
+_KEPT = "erased_at IS NULL"
+
+
+def upgrade() -> None:
+    op.add_column("mailer_message", sa.Column("idempotency_key", sa.Text()))
+    op.add_column("mailer_message", sa.Column("fingerprint", sa.Text()))
+    # With a default, so that processes of the version before can go on queueing.
+    op.add_column("mailer_message", sa.Column("sensitive", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("mailer_message", sa.Column("erased_at", sa.Float(53)))
+    op.create_index(
+        "mailer_message_keyed",
+        "mailer_message",
+        ["idempotency_key"],
+        unique=True,
+        sqlite_where=sa.text(_KEYED),
+        postgresql_where=sa.text(_KEYED),
+    )
+    op.create_index("mailer_message_kept", "mailer_message", ["id"], sqlite_where=sa.text(_KEPT), postgresql_where=sa.text(_KEPT))
+
+
+def downgrade() -> None:
+    op.drop_index("mailer_message_kept", "mailer_message")
+    op.drop_index("mailer_message_keyed", "mailer_message")
+    for column in ("erased_at", "sensitive", "fingerprint", "idempotency_key"):
+        op.drop_column("mailer_message", column)
