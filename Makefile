@@ -14,7 +14,7 @@ DEV := $(VENV)/dev.installed
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test bench check lint types layers lock clean set-up-anew
+.PHONY: help setup run test bench chaos check lint types layers lock clean set-up-anew
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them)
 
 bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
 	$(BIN)/python -m bench $(ARGS)
+
+chaos: $(DEV) ## Break everything there is to break, for an hour, and print what came of it (ARGS="--help" for parts of it)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: lint types layers ## Run all checks of the source
 

@@ -1,0 +1,88 @@
+"""What was promised, what arrived, and what the database says; and whether the three agree."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from mailer import MailStatus, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of `send_email()`, as the caller saw it."""
+
+    recipient: str
+    seconds: float
+    mail_id: str = ""  #: empty: it raised
+    message_id: str = ""
+    error: str = ""
+
+    @classmethod
+    def read(cls, line: str) -> "Call":
+        """A line that `sender` printed."""
+        verdict, first, second, recipient, seconds = line.split()
+        if verdict == "accepted":
+            return cls(recipient, float(seconds), mail_id=first, message_id=second)
+        return cls(recipient, float(seconds), error=first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What became of what was accepted. Each mail has one recipient."""
+
+    accepted: int
+    refused: int  #: calls that raised: the caller knows that there is no mail
+    once: int
+    twice: int
+    in_doubt: int  #: and listed as such; the relay may have it or not
+    failed: int  #: final, with a reason that a person can see
+    lost: int  #: neither arrived, nor waiting, nor in a state that says why
+    waiting: int
+    uninvited: int  #: arrived though the call raised
+
+    @property
+    def is_clean(self) -> bool:
+        """Each arrived once, and nothing is left to be done."""
+        return self.accepted == self.once
+
+
+_NOT_SENT = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED, Status.SUPPRESSED})
+_WAITING = frozenset({Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING})
+
+
+def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iterable[str]) -> Tally:
+    """`taken`: the Message-ID of each mail that the relay took, as often as it took it."""
+    calls = list(calls)
+    accepted = [call for call in calls if call.mail_id]
+    arrived = Counter(taken)
+    states = {call.mail_id: _state(statuses.get(call.mail_id)) for call in accepted}
+    copies = {call.mail_id: arrived[call.message_id] for call in accepted}
+    promised = {call.message_id for call in accepted}
+    return Tally(
+        accepted=len(accepted),
+        refused=len(calls) - len(accepted),
+        once=_count(copies[mail_id] == 1 for mail_id in states),
+        twice=_count(copies[mail_id] > 1 for mail_id in states),
+        in_doubt=_count(state is Status.DOUBTFUL for state in states.values()),
+        failed=_count(state in _NOT_SENT and not copies[mail_id] for mail_id, state in states.items()),
+        # "sent" without having arrived is lost as well: the database lies.
+        lost=_count(not copies[mail_id] and (state is None or state is Status.SENT) for mail_id, state in states.items()),
+        waiting=_count(state in _WAITING for state in states.values()),
+        uninvited=sum(copies for message_id, copies in arrived.items() if message_id not in promised),
+    )
+
+
+def unfinished(calls: Iterable[Call], statuses: Mapping[str, MailStatus]) -> Collection[str]:
+    """The ids of what somebody has still to do something for, doubt apart."""
+    return [call.mail_id for call in calls if call.mail_id and _state(statuses.get(call.mail_id)) in _WAITING]
+
+
+def _state(mail: MailStatus | None) -> Status | None:
+    if mail is None:
+        return None
+    [delivery] = mail.deliveries
+    return delivery.status
+
+
+def _count(found: Iterable[bool]) -> int:
+    return sum(found)

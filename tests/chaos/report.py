@@ -1,0 +1,42 @@
+"""The table of `make chaos`."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tests.chaos.scenario import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scenario, done."""
+
+    name: str
+    seconds: float
+    report: Report
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
+
+
+def table(rows: Iterable[Row]) -> str:
+    lines = [_line("fault or input", _COLUMNS, "s", "kept?")]
+    for row in rows:
+        lines.append(_line(row.name, _figures(row.report), f"{row.seconds:.0f}", "no" if row.report.broken else "yes"))
+        lines += [f"    {remark}" for remark in row.report.remarks]
+        lines += [f"    BROKEN: {promise}" for promise in row.report.broken]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, figures: Iterable[object], seconds: str, kept: str) -> str:
+    return f"{name:62}" + "".join(f"{figure!s:>10}" for figure in figures) + f"{seconds:>6}{kept:>7}"
+
+
+def _figures(report: Report) -> list[object]:
+    tally = report.tally
+    if tally is None:
+        return [report.faults, *([""] * (len(_COLUMNS) - 1))]
+    return [report.faults, tally.accepted, tally.once, tally.twice, tally.in_doubt, tally.failed, tally.lost]

@@ -1,0 +1,6 @@
+"""All scenarios, in the order of the table."""
+
+from tests.chaos.scenario import Scenario
+from tests.chaos.scenarios import workers
+
+SCENARIOS: list[Scenario] = [*workers.SCENARIOS]

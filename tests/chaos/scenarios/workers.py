@@ -1,0 +1,59 @@
+"""Workers are killed, while mail flows."""
+
+import os
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.chaos.scenario import Report, Scenario, Size
+from tests.chaos.site import Site, running_site
+from tests.services.waiting import wait_until
+from tests.services.worker import Worker
+
+
+def kill(folder: Path, size: Size, *, pool: str, on_doubt: str = "resend") -> Report:
+    """kill -9 of whole workers and of single children, at random moments; whoever was killed is started again."""
+    report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses victims
+    with running_site(folder) as site:
+        site.config["MAILER_DOUBT_RESEND_AFTER"] = "1"
+        workers = [site.start_worker(pool, 2) for _ in range(2)]
+        senders = [site.start_sender(on_doubt=on_doubt) for _ in range(2)]
+        while report.faults < size.pick(6, 200):
+            _wait_for_flow(site)
+            time.sleep(dice.uniform(0, 0.3))
+            victim = dice.randrange(len(workers))
+            if not _kill_a_child(workers[victim], dice):
+                workers[victim].kill()
+                workers[victim] = site.start_worker(pool, 2)
+            report.faults += 1
+        for sender in senders:
+            sender.stop()
+        site.settle(timeout=120)
+        report.tally = site.tally()
+    holds = on_doubt == "hold"
+    report.expect_nothing_lost(twice=0 if holds else report.faults, in_doubt=None if holds else 0)
+    return report
+
+
+def _wait_for_flow(site: Site) -> None:
+    before = site.sink.count()
+    wait_until(lambda: site.sink.count() > before, timeout=60)
+
+
+def _kill_a_child(worker: Worker, dice: random.Random) -> bool:
+    """Every second time, where there are any."""
+    tasks = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+    children = [int(child) for child in tasks.read_text().split()]
+    if not children or dice.random() < 0.5:
+        return False
+    os.kill(dice.choice(children), signal.SIGKILL)
+    return True
+
+
+SCENARIOS = [
+    Scenario("kill -9 of workers, prefork", partial(kill, pool="prefork")),
+    Scenario("kill -9 of workers, threads", partial(kill, pool="threads")),
+    Scenario("kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold")),
+]

@@ -1,0 +1,79 @@
+"""A relay that notes each mail it takes, on disk, before it says so: `python -m tests.chaos.sink PORT FILE`.
+
+A line of the file is the recipient and the Message-ID. It is a process of its own, so that it can be frozen and killed, and so
+that it keeps no core from who is to be broken.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+_MESSAGE_ID = re.compile(rb"^Message-ID:\s*(<[^>\r\n]*>)", re.IGNORECASE | re.MULTILINE)
+_END = b"\r\n.\r\n"
+
+
+class _Session(asyncio.Protocol):
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._arrived = b""
+        self._recipient = b""
+        self._in_mail = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(b"220 sink\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived += data
+        replies: list[bytes] = []
+        while (reply := self._next_reply()) is not None:
+            replies.append(reply)
+        self._transport.write(b"".join(replies))
+
+    def _next_reply(self) -> bytes | None:
+        if self._in_mail:
+            mail, end, rest = self._arrived.partition(_END)
+            if not end:
+                return None
+            self._arrived, self._in_mail = rest, False
+            return self._take(mail)
+        line, end, rest = self._arrived.partition(b"\r\n")
+        if not end:
+            return None
+        self._arrived = rest
+        return self._obey(line)
+
+    def _obey(self, line: bytes) -> bytes:
+        match line[:4].upper():
+            case b"EHLO":
+                return b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
+            case b"RCPT":
+                self._recipient = line.partition(b"<")[2].partition(b">")[0]
+                return b"250 ok\r\n"
+            case b"DATA":
+                self._in_mail = True
+                return b"354 go on\r\n"
+            case b"QUIT":
+                self._transport.close()
+                return b"221 bye\r\n"
+            case _:
+                return b"250 ok\r\n"
+
+    def _take(self, mail: bytes) -> bytes:
+        found = _MESSAGE_ID.search(mail)
+        os.write(self._file, b"%b %b\n" % (self._recipient, found[1] if found else b"-"))
+        return b"250 2.0.0 taken\r\n"
+
+
+async def _serve(port: int, file: int) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Session(file), "127.0.0.1", port, backlog=512)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    taken = os.open(Path(sys.argv[2]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    asyncio.run(_serve(int(sys.argv[1]), taken))

@@ -1,0 +1,164 @@
+"""What is broken: an installation of its own, of real processes on real servers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from flask import Flask
+from sqlalchemy import create_engine
+
+from bench.program import free_port
+from mailer import Mailer
+from mailer.devstack import broker
+from mailer.schema import migrate
+from tests.application import create_app
+from tests.chaos.history import Call, Tally, tally, unfinished
+from tests.services.broker import RedisServer
+from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
+from tests.services.requirement import find_program, require
+from tests.services.waiting import wait_until
+from tests.services.worker import PROJECT, Fleet, Worker
+
+Database = Literal["sqlite", "postgresql"]
+
+
+class Sink:
+    """The relay, a process of its own; see `tests.chaos.sink`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._file = folder / "taken"
+        self._file.touch()
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "tests.chaos.sink", str(self.port), str(self._file)]
+        self.process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def taken(self) -> list[str]:
+        """The Message-ID of each mail it took."""
+        return [line.split()[1] for line in self._file.read_text().splitlines()]
+
+    def count(self) -> int:
+        return self._file.read_bytes().count(b"\n")
+
+
+class Sender:
+    """A web process that queues; see `tests.chaos.sender`."""
+
+    def __init__(self, name: str, env: Mapping[str, str], folder: Path, options: Mapping[str, object]) -> None:
+        self._file = folder / f"{name}.calls"
+        command = [sys.executable, "-m", "tests.chaos.sender", name, *(f"{key}={value}" for key, value in options.items())]
+        with self._file.open("wb") as calls, self._file.with_suffix(".log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=PROJECT, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=calls, stderr=log
+            )
+
+    def stop(self, timeout: float = 60) -> None:
+        """Let the call at hand come to its end."""
+        self.process.terminate()
+        assert self.process.wait(timeout) == 0, self._file.with_suffix(".log").read_text()[-2000:]
+
+    def wait(self, timeout: float = 120) -> None:
+        """Until it has made all its calls."""
+        assert self.process.wait(timeout) == 0, self._file.with_suffix(".log").read_text()[-2000:]
+
+    def calls(self) -> list[Call]:
+        """Those that have returned or raised."""
+        whole, _newline, _rest = self._file.read_text().rpartition("\n")
+        return [Call.read(line) for line in whole.splitlines()]
+
+
+class Site:
+    """One installation. `config` may be changed before something is started with it."""
+
+    def __init__(self, folder: Path, database_url: str, redis: RedisServer, sink: Sink) -> None:
+        self.folder = folder
+        self.redis = redis
+        self.sink = sink
+        self.config = {
+            "MAILER_DATABASE_URL": database_url,
+            "MAILER_REDIS_URL": redis.url,
+            "MAIL_SERVER": "127.0.0.1",
+            "MAIL_PORT": str(sink.port),
+            "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
+            "MAILER_CLAIM_LEASE": "5",
+        }
+        self.fleet = Fleet(self.config, folder)
+        self.senders: list[Sender] = []
+
+    def start_worker(self, pool: str = "threads", concurrency: int = 4, **env: str) -> Worker:
+        """Ready to work when this returns."""
+        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env)
+        return worker
+
+    def start_sender(self, **options: object) -> Sender:
+        """`count=` calls and no more, `pause=` seconds between them; the rest are options of `send_email()`."""
+        sender = Sender(f"sender{len(self.senders)}", self.config, self.folder, options)
+        self.senders.append(sender)
+        return sender
+
+    def app(self) -> Flask:
+        """The application, in this process, with today's configuration."""
+        return create_app(self.config)
+
+    def calls(self) -> list[Call]:
+        return [call for sender in self.senders for call in sender.calls()]
+
+    def settle(self, timeout: float = 60) -> None:
+        """Wait until nothing is queued or in a worker's hands any more."""
+        app, calls = self.app(), self.calls()
+        with app.app_context():
+            wait_until(lambda: not unfinished(calls, Mailer().statuses([call.mail_id for call in calls])), timeout)
+
+    def tally(self) -> Tally:
+        """What three histories tell."""
+        calls = self.calls()
+        with self.app().app_context():
+            statuses = Mailer().statuses([call.mail_id for call in calls if call.mail_id])
+        return tally(calls, statuses, self.sink.taken())
+
+    def end(self) -> None:
+        for sender in self.senders:
+            sender.process.kill()
+            sender.process.wait()
+        self.fleet.end(show_logs=True)
+
+
+@contextmanager
+def running_site(folder: Path, database: Database = "sqlite") -> Iterator[Site]:
+    """Everything but workers and senders, which a scenario starts as it needs them."""
+    with ExitStack() as stack:
+        url = stack.enter_context(_database(folder, database))
+        short = Path(stack.enter_context(TemporaryDirectory(prefix="mailer-redis-")))  # sockets want short paths
+        redis = RedisServer(broker.find_program(), short)
+        stack.callback(redis.stop)
+        redis.start()
+        sink = Sink(folder)
+        stack.callback(sink.stop)
+        site = Site(folder, url, redis, sink)
+        stack.callback(site.end)
+        yield site
+
+
+@contextmanager
+def _database(folder: Path, kind: Database) -> Iterator[str]:
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'mailer.sqlite3'}"
+        return
+    initdb = require("PostgreSQL", find_program("initdb", also_in=DEBIAN_FOLDERS))
+    with running_postgres(initdb) as server:
+        url = server.create("mailer")
+        engine = create_engine(url)
+        migrate(engine)
+        engine.dispose()
+        yield url
