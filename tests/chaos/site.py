@@ -88,6 +88,7 @@ class Site:
         self.config = {
             "MAILER_DATABASE_URL": database_url,
             "MAILER_REDIS_URL": redis.url,
+            "MAILER_BLACK_BOX": str(folder / "black-box"),
             "MAIL_SERVER": "127.0.0.1",
             "MAIL_PORT": str(sink.port),
             "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
