@@ -11,6 +11,7 @@ from mailer.delivery import Courier
 from mailer.delivery import round as round_
 from mailer.errors import StoreUnavailable
 from mailer.message import Message, OnDoubt, Status
+from mailer.mime import Composed, Signer, compose
 from mailer.store import Result, Store
 from tests.mails import a_message, table
 from tests.services.couriers import Clock, MakeCourier, copy_of, queue, queue_many, received
@@ -134,8 +135,7 @@ def test_a_mail_that_kills_its_workers(
     """Each death while it is composed is a try of this mail, and of no other; after the last it has failed, with the reason."""
     poison = queue(store, message=a_message(subject="poison"))
     healthy = queue(store, "bob@example.com")
-    compose = round_.compose
-    monkeypatch.setattr(round_, "compose", lambda message, signer: _deadly(message) or compose(message, signer))
+    monkeypatch.setattr(round_, "compose", _deadly)
     courier = make_courier(MAILER_RETRY_ATTEMPTS=3)
 
     for deaths in (1, 2, 3):
@@ -153,9 +153,8 @@ def test_a_mail_that_kills_its_workers(
     assert copy_of(store, healthy).status is Status.SENT
 
 
-def _deadly(message: Message) -> None:
-    if message.subject == "poison":
-        killing()
+def _deadly(message: Message, signer: Signer | None) -> Composed:
+    return killing() if message.subject == "poison" else compose(message, signer)  # type: ignore[no-any-return]
 
 
 # --- a worker that was frozen -----------------------------------------------------------------------------------------
