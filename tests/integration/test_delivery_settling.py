@@ -154,7 +154,7 @@ def test_a_mail_that_kills_its_workers(
 
 
 def _deadly(message: Message, signer: Signer | None) -> Composed:
-    return killing() if message.subject == "poison" else compose(message, signer)  # type: ignore[no-any-return]
+    return killing() if message.subject == "poison" else compose(message, signer)
 
 
 # --- a worker that was frozen -----------------------------------------------------------------------------------------
