@@ -97,9 +97,9 @@ class Site:
         self.fleet = Fleet(self.config, folder)
         self.senders: list[Sender] = []
 
-    def start_worker(self, pool: str = "threads", concurrency: int = 4, **env: str) -> Worker:
-        """Ready to work when this returns."""
-        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env)
+    def start_worker(self, pool: str = "threads", concurrency: int = 4, *, until_ready: bool = True, **env: str) -> Worker:
+        """Ready to work when this returns, which it never is without a broker."""
+        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready)
         return worker
 
     def start_sender(self, name: str = "", **options: object) -> Sender:

@@ -69,14 +69,20 @@ class Fleet:
         self._workers: list[Worker] = []
 
     def start(
-        self, count: int = 1, *, pool: str = "threads", concurrency: int = 4, env: Mapping[str, str] | None = None
+        self,
+        count: int = 1,
+        *,
+        pool: str = "threads",
+        concurrency: int = 4,
+        env: Mapping[str, str] | None = None,
+        until_ready: bool = True,
     ) -> list[Worker]:
-        """Start this many more workers; return when all of them are ready."""
+        """Start this many more workers; return when all of them are ready, or at once."""
         environment = {**self._config, **(env or {})}
         names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
         started = [Worker(name, pool, concurrency, environment, self._folder) for name in names]
         self._workers += started
-        for worker in started:
+        for worker in started if until_ready else ():
             worker.wait_until_ready()
         return started
 
