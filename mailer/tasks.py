@@ -12,6 +12,7 @@ import redis
 from celery import Celery, Task, bootsteps, signals
 from flask import Flask
 from kombu.exceptions import OperationalError
+from kombu.transport.redis import Channel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -86,6 +87,18 @@ class PatientWorker(bootsteps.Step):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         worker.app.conf.broker_transport_options = _transport_options(connect=2, answer=10)
+
+
+def outlive_lost_connections() -> None:
+    """Have kombu give nothing back to a queue over a connection that is gone: it would look for its address, and end the worker.
+
+    That happens if the broker goes away in the middle of both an acknowledgement and a look for the next task.
+    """
+
+    def has_connection(channel: Any) -> bool:
+        return channel.connection is not None and channel.connection.client is not None
+
+    Channel.do_restore = property(has_connection)  # type: ignore[assignment]
 
 
 def _transport_options(connect: float, answer: float) -> dict[str, Any]:
@@ -269,6 +282,7 @@ def _chores_step(app: Flask, store: Store, courier: Courier, bell: Bell) -> type
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> Chores:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
+            outlive_lost_connections()
             return Chores(app, store, courier, bell)
 
     return ChoresStep
