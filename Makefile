@@ -14,7 +14,7 @@ DEV := $(VENV)/dev.installed
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test bench chaos check lint types layers lock clean set-up-anew
+.PHONY: help setup run test bench chaos soak check lint types layers lock clean set-up-anew
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hou
 
 chaos: $(DEV) ## Break everything there is to break, for an hour, and print what came of it (ARGS="--help" for parts of it)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: $(DEV) ## Let mail flow for an hour, with faults, and see that what it takes stays flat (ARGS="--minutes 5" for a look)
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 check: lint types layers ## Run all checks of the source
 

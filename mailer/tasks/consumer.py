@@ -65,7 +65,7 @@ class PatientConsumer(Consumer):
         pauses = {"interval_start": 1, "interval_step": 1, "interval_max": _LONGEST_PAUSE_SECONDS}
         conn.ensure_connection = partial(conn.ensure_connection, **pauses)
         if conn.transport.driver_type == "redis":
-            conn.transport.Channel = _careful(conn.transport.Channel, self)
+            conn.transport.Channel = careful_channel(conn.transport.Channel, self)
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -123,7 +123,7 @@ def _is_bare(message: Any) -> bool:
     return not any(carries) and not any(message.headers.get(name) for name in _BAGGAGE)
 
 
-def _careful(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
+def careful_channel(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
     """A channel of Redis that drops what is no message: Celery would end, or have it delivered for ever."""
 
     class CarefulMessage(channel.Message):  # type: ignore[misc, name-defined]
@@ -134,6 +134,11 @@ def _careful(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
 
     class CarefulChannel(channel):  # type: ignore[misc]
         Message = CarefulMessage
+
+        @property
+        def do_restore(self) -> bool:
+            """Over a connection that is gone, nothing is given back: kombu would look for its address, and end the worker."""
+            return self.connection is not None and self.connection.client is not None
 
         def _brpop_read(self, **options: Any) -> Any:
             return _guarded(super()._brpop_read, **options)

@@ -1,6 +1,7 @@
 """What is broken: an installation of its own, of real processes on real servers."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,13 @@ class Sink:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def freeze(self) -> None:
+        """Connections are made, and nobody answers."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def taken(self) -> list[str]:
         """The Message-ID of each mail it took."""
@@ -97,13 +105,20 @@ class Site:
         self.fleet = Fleet(self.config, folder)
         self.senders: list[Sender] = []
 
-    def start_worker(self, pool: str = "threads", concurrency: int = 4, *, until_ready: bool = True, **env: str) -> Worker:
+    def start_worker(
+        self,
+        pool: str = "threads",
+        concurrency: int = 4,
+        *,
+        until_ready: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Worker:
         """Ready to work when this returns, which it never is without a broker."""
         [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready)
         return worker
 
-    def start_sender(self, name: str = "", **options: object) -> Sender:
-        """`count=` calls and no more, `pause=` seconds between them; the rest are options of `send_email()`."""
+    def start_sender(self, *, name: str = "", **options: object) -> Sender:
+        """`count=` calls and no more, `pause=` seconds between them; the rest are options of `send_email()`, or see `sender`."""
         sender = Sender(name or f"sender{len(self.senders)}", self.config, self.folder, options)
         self.senders.append(sender)
         return sender

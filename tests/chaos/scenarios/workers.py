@@ -44,8 +44,8 @@ def poison(folder: Path, size: Size) -> Report:
     report = Report(faults=size.pick(2, 20))
     with running_site(folder) as site:
         site.config |= {"MAILER_RETRY_ATTEMPTS": "3", "MAILER_RETRY_FIRST": "0.5", "MAILER_RETRY_FACTOR": "1"}
-        site.start_worker("prefork", 2, **{deadly.TAKEN_IF: "1"})
-        site.start_sender(deadly.NAME, count=report.faults).wait()
+        site.start_worker("prefork", 2, env={deadly.TAKEN_IF: "1"})
+        site.start_sender(name=deadly.NAME, count=report.faults).wait()
         site.start_sender(count=size.pick(100, 5000)).wait()
         site.settle()
         report.tally = site.tally()
