@@ -3,6 +3,7 @@
 from flask_mail import Message
 
 from mailer.errors import (
+    CommitLost,
     ConfigurationError,
     InvalidAddress,
     InvalidAttachment,
@@ -38,6 +39,7 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     "Receipt",
     "Status",
     # What can be wrong
+    "CommitLost",
     "ConfigurationError",
     "InvalidAddress",
     "InvalidAttachment",

@@ -10,6 +10,7 @@ MailerError
 ├── UnknownMail             no mail has this id
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
+    │   └── CommitLost      it went away during the commit; the mail may be queued
     └── SchemaMismatch      its tables are older or newer than this code
 
 Failures of delivery are no exceptions: they are values, see `mailer.message.Outcome`.
@@ -54,6 +55,10 @@ class StoreError(MailerError):
 
 class StoreUnavailable(StoreError):
     """The database did not answer. What was being queued is not queued."""
+
+
+class CommitLost(StoreUnavailable):
+    """The database went away during the commit. Nobody knows yet whether what was being queued is queued."""
 
 
 class SchemaMismatch(StoreError):

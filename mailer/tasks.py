@@ -105,7 +105,10 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
     def send_email() -> None:
         with app.app_context():
             bell.answer()  # before the claim: whoever commits after it rings again
-            courier.deliver(at_most=_TASK_SECONDS)
+            try:
+                courier.deliver(at_most=_TASK_SECONDS)
+            except StoreUnavailable as error:
+                log.warning("Delivery waits, the sweep rings again: %s", error)
 
     def sweep() -> None:
         with app.app_context():

@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 from sqlalchemy.pool import StaticPool
 
 from mailer import schema
-from mailer.errors import StoreUnavailable, UnknownMail
+from mailer.errors import CommitLost, StoreUnavailable, UnknownMail
 from mailer.forks import survive_forks
 from mailer.message import (
     TRANSITIONS,
@@ -42,9 +42,9 @@ from mailer.message import (
 from mailer.policy import Move
 from mailer.store import rows
 from mailer.store import statements as sql
-from mailer.store.engines import make_engine
+from mailer.store.engines import make_engine, without_haste
 from mailer.store.statements import packed, spelt
-from mailer.store.transactions import Transaction, Transactions
+from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
 
 _RELAY = "relay"  # the scope of its pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
@@ -80,6 +80,24 @@ class Store:
 
     def insert_mail(self, message: Message, envelope: Envelope) -> None:
         """-> queued: the message and a delivery for each recipient, all or nothing."""
+        try:
+            self._insert_mail(message, envelope)
+        except StoreUnavailable as error:
+            if not _may_pass(error):
+                raise
+            self._insert_again(message, envelope, error)
+
+    def _insert_again(self, message: Message, envelope: Envelope, first: StoreUnavailable) -> None:
+        """Whether the first time was in vain is told by its id: no mail is there twice."""
+        try:
+            self._insert_mail(message, envelope)
+        except self.engine.dialect.loaded_dbapi.IntegrityError:
+            if not isinstance(first, CommitLost):
+                raise
+        except StoreUnavailable:
+            raise first from first.__cause__
+
+    def _insert_mail(self, message: Message, envelope: Envelope) -> None:
         with self._write() as transaction:
             transaction.execute(sql.INSERT_MESSAGE, rows.message_row(message))
             if message.attachments:
@@ -288,7 +306,7 @@ class Store:
     def migrate(self, to: str = "head") -> None:
         """Bring the tables to the revision this code needs, or to another one."""
         with self._mapped_errors(), self._turn:
-            schema.migrate(self.engine, to)
+            schema.migrate(without_haste(self.engine), to)
 
     def check_schema(self) -> None:
         """Refuse tables that do not fit this code; a new SQLite file gets them."""
@@ -344,10 +362,15 @@ class Store:
             yield
         except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)):
             raise  # ours, which trying again does not mend
+        except CommitUnanswered as unanswered:
+            raise CommitLost(
+                "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the mail may be queued, or the change"
+                " be made, or not. Calls with an idempotency_key can be repeated, and queue one mail:"
+                f" {_reason(unanswered.__cause__)}"
+            ) from unanswered.__cause__
         except (driver.Error, sqlalchemy_errors.DBAPIError, sqlalchemy_errors.TimeoutError) as error:
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())
             raise StoreUnavailable(
-                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {reason}"
+                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {_reason(error)}"
             ) from error
 
     def _new_turn(self) -> AbstractContextManager[Any]:
@@ -370,6 +393,16 @@ class Store:
         self._turn = self._new_turn()
         self._parents_pool = self.engine.pool
         self.engine.dispose(close=False)
+
+
+def _may_pass(error: StoreUnavailable) -> bool:
+    """A commit that had no answer; a deadlock, or whatever else PostgreSQL undoes for the sake of others."""
+    return isinstance(error, CommitLost) or str(getattr(error.__cause__, "sqlstate", None)).startswith("40")
+
+
+def _reason(error: object) -> str:
+    """In the database's own words, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _mistakes(errors: Any) -> tuple[type[Exception], ...]:

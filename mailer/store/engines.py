@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from mailer.errors import ConfigurationError
 
@@ -15,15 +15,16 @@ _BUSY_SECONDS = 10
 
 
 def make_engine(url: URL) -> Engine:
-    return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql_engine(url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
+
+    return postgresql.make_engine(url)
 
 
-def _postgresql_engine(url: URL) -> Engine:
-    settings = "-c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
-    return create_engine(
-        url.set(drivername="postgresql+psycopg"),
-        connect_args={"connect_timeout": 5, "client_encoding": "utf8", "keepalives_idle": 30, "options": settings},
-    )
+def without_haste(engine: Engine) -> Engine:
+    """For what takes as long as it needs: the same database without time limits."""
+    return engine if engine.dialect.name == "sqlite" else create_engine(engine.url, poolclass=NullPool)
 
 
 def _sqlite_engine(url: URL) -> Engine:
