@@ -5,6 +5,7 @@ from flask_mail import Message
 from mailer.errors import (
     CommitLost,
     ConfigurationError,
+    InUseElsewhere,
     InvalidAddress,
     InvalidAttachment,
     InvalidHeader,
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     # What can be wrong
     "CommitLost",
     "ConfigurationError",
+    "InUseElsewhere",
     "InvalidAddress",
     "InvalidAttachment",
     "InvalidHeader",

@@ -11,7 +11,8 @@ MailerError
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
     │   └── CommitLost      it went away during the commit; the mail may be queued
-    └── SchemaMismatch      its tables are older or newer than this code
+    ├── SchemaMismatch      its tables are older or newer than this code
+    └── InUseElsewhere      another machine uses the same SQLite file
 
 Failures of delivery are no exceptions: they are values, see `mailer.message.Outcome`.
 """
@@ -63,3 +64,7 @@ class CommitLost(StoreUnavailable):
 
 class SchemaMismatch(StoreError):
     """The tables in the database do not fit this version of Mailer."""
+
+
+class InUseElsewhere(StoreError):
+    """The SQLite file is in use on another machine: two of them would break it."""

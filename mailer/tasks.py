@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mailer.delivery import Courier
-from mailer.errors import MailerError, StoreUnavailable
+from mailer.errors import MailerError, StoreError, StoreUnavailable
 from mailer.intake import Bell
 from mailer.settings import Settings
 from mailer.store import Store
@@ -29,6 +29,8 @@ _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
 _PURGE_SECONDS = 3600.0
+# A clock that was set back by more than this was set by somebody: the rest is drift.
+_SET_BACK_SECONDS = 5.0
 # While the broker is away, a process tries again this seldom: the sweep finds the mail.
 _QUIET_SECONDS = 10.0
 # A ring that nobody answers is repeated by enqueuers this seldom, so that Redis stays small while no worker runs.
@@ -107,7 +109,7 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
             bell.answer()  # before the claim: whoever commits after it rings again
             try:
                 courier.deliver(at_most=_TASK_SECONDS)
-            except StoreUnavailable as error:
+            except StoreError as error:
                 log.warning("Delivery waits, the sweep rings again: %s", error)
 
     def sweep() -> None:
@@ -222,6 +224,7 @@ class Chores:
         self._store = store
         self._courier = courier
         self._bell = bell
+        self._latest = 0.0  # the latest time that was seen
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
@@ -251,11 +254,21 @@ class Chores:
 
     def _tick(self) -> None:
         """One worker of all does a chore that is due; a row in the database says who."""
+        self._notice_a_clock_set_back()
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()
         if self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
             self._courier.purge()
+
+    def _notice_a_clock_set_back(self) -> None:
+        """Else all that waits would wait until the clock is where it was."""
+        now, was = time.time(), self._latest
+        if now < was - _SET_BACK_SECONDS:
+            recalled = self._store.recall_queued(now, was=was)
+            log.warning("The clock was set back by %.0f s; %d deliveries that were due are due again.", was - now, recalled)
+            self._latest = now
+        self._latest = max(self._latest, now)
 
     def _watch_the_clock(self) -> None:
         """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""

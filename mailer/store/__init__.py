@@ -4,12 +4,13 @@ Each move of a delivery is one statement, guarded by the state it leaves and by 
 that really moved: whoever comes second moves nothing.
 
 `claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held` and `fail_if_claimed` are a worker's;
-`requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful` and `expire_overdue` are the sweep's;
+`requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful`, `expire_overdue` and `recall_queued` are the sweep's;
 `settle_if_resting` is a person's.
 """
 
 import hashlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -40,15 +41,15 @@ from mailer.message import (
     could_be_id,
 )
 from mailer.policy import Move
-from mailer.store import rows
+from mailer.store import home, rows
 from mailer.store import statements as sql
-from mailer.store.engines import make_engine, without_haste
+from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.statements import packed, spelt
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
 
 _RELAY = "relay"  # the scope of its pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
-_EXPIRED_AT_ONCE = 5000
+_MOVED_AT_ONCE = 5000
 # In seconds. The purge spares bytes for longer than mails rely on them without a look.
 _BLOB_IS_FRESH, _BLOB_IS_SPARED = 1800.0, 3600.0
 
@@ -237,9 +238,17 @@ class Store:
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
         expired: set[int] = set()
-        while bite := self._move(sql.EXPIRE, now=now, most=_EXPIRED_AT_ONCE):
+        while bite := self._move(sql.EXPIRE, now=now, most=_MOVED_AT_ONCE):
             expired |= bite
         return expired
+
+    def recall_queued(self, now: float, *, was: float) -> int:
+        """The clock was set back: what was due is due, as it was; returns how many. In bites, as above."""
+        recalled = 0
+        for lane in Lane:
+            while bite := self._move(sql.RECALL, lane=lane, now=now, was=was, most=_MOVED_AT_ONCE):
+                recalled += len(bite)
+        return recalled
 
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""
@@ -309,7 +318,7 @@ class Store:
             schema.migrate(without_haste(self.engine), to)
 
     def check_schema(self) -> None:
-        """Refuse tables that do not fit this code; a new SQLite file gets them."""
+        """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
@@ -319,7 +328,25 @@ class Store:
                 schema.migrate(self.engine)
             else:
                 schema.check_revision(found)
+            self._mark_home(time.time())
         self._checked = True
+
+    def renew_home(self, now: float) -> None:
+        """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
+        if not self._in_file:
+            return
+        with self._look() as transaction:
+            if home.is_marked(transaction, home.this_machine(), now):
+                return
+        self._checked = False
+        with self._mapped_errors(), self._turn:
+            self._mark_home(now)
+        self._checked = True
+
+    def _mark_home(self, now: float) -> None:
+        if self._in_file:
+            with self._transactions.write() as transaction:
+                home.mark(transaction, home.this_machine(), now)
 
     def _move(self, statement: str, **values: Any) -> set[int]:
         with self._write() as transaction:
@@ -373,20 +400,21 @@ class Store:
                 f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {_reason(error)}"
             ) from error
 
-    def _new_turn(self) -> AbstractContextManager[Any]:
-        """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
-        return threading.Lock() if self._sqlite else nullcontext()
+    def _new_turn(self) -> AbstractContextManager[None]:
+        return Turn() if self._sqlite else nullcontext()
 
     # --- forks --------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
-        self._turn.__enter__()
+        if isinstance(self._turn, Turn):
+            self._turn.lock.acquire()
         if self._in_file:
             self.engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        self._turn.__exit__(None, None, None)
+        if isinstance(self._turn, Turn):
+            self._turn.lock.release()
 
     def after_fork_in_child(self) -> None:
         """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""

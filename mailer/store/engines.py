@@ -1,6 +1,7 @@
 """How a database is opened: what must hold for every connection is set here."""
 
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,22 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from mailer.errors import ConfigurationError
 
-_BUSY_SECONDS = 10
+# Ten, during which somebody else may write, and two for the turns of all who waited as long.
+_BUSY_SECONDS = 12.0
+
+
+class Turn:
+    """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(timeout=_BUSY_SECONDS):
+            raise sqlite3.OperationalError("database is locked")
+
+    def __exit__(self, *_exception: object) -> None:
+        self.lock.release()
 
 
 def make_engine(url: URL) -> Engine:

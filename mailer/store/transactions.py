@@ -53,7 +53,7 @@ class Transaction:
         try:
             self._connection.commit()
         except self._engine.dialect.loaded_dbapi.Error as error:
-            if self._is_lost(error) or _is_of_the_disk(error):
+            if self._is_lost(error) or _may_be_on_disk(error):
                 raise CommitUnanswered from error
             raise
 
@@ -120,9 +120,9 @@ class Transactions:
             transaction.close()
 
 
-def _is_of_the_disk(error: Exception) -> bool:
-    """What SQLite could not write to the end, it may find again when it recovers the file."""
-    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR
+def _may_be_on_disk(error: Exception) -> bool:
+    """SQLite undoes what it could not write; but what it only could not make sure of, it may find again after a power cut."""
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC
 
 
 def _begin_immediately(connection: Any) -> None:
