@@ -282,6 +282,7 @@ class Courier:
     def sweep(self) -> None:
         """Rescue what was left behind, expire what came too late, ring for what is due; with nobody to hear it, deliver."""
         now = time.time()
+        self._store.renew_home(now)
         self._store.requeue_lapsed_claims(now)
         if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=now + self._settings.doubt_resend_after):
             log.warning("%d deliveries are in doubt: their worker was gone before it recorded the reply", len(doubtful))

@@ -8,8 +8,9 @@ import logging
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 from mailer.blackbox import BlackBox, Box
@@ -21,7 +22,7 @@ from mailer.settings import Settings
 from mailer.store import Result, Store
 from mailer.throttle import Seats, Throttle
 
-# How long outcomes wait for a database that is away, in seconds between tries: a minute in all.
+# How long what has to be written waits for a database that is away, in seconds between tries: a minute in all.
 _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 
 #: Stands for all domains that have no limit of their own.
@@ -88,6 +89,7 @@ class Round:
         self._window: list[Letter] = []  # about to be marked
         self._marked: deque[Letter] = deque()  # from here on, a death of this process means doubt
         self._flying: deque[Letter] = deque()  # in the hands of the connection
+        self._unmarked: list[Letter] = []  # somebody else's by now; or ours all the same, if the database went away in a commit
         self._results: list[Result] = []  # facts, not yet recorded
         self._postponed: dict[int, float] = {}  # due times of what waits at a limit
         self._turned_at = time.monotonic()
@@ -280,15 +282,11 @@ class Round:
 
     def _record(self, *, mark: list[Letter], patiently: bool) -> None:
         """Write the outcomes, which are facts by now, and mark a window; a database that is away is waited for."""
-        for pause in _RECORD_AGAIN_AFTER if patiently else ():
-            try:
-                self._record_now(mark)
-            except StoreUnavailable as error:
-                log.warning("%d outcomes wait for the database: %s", len(self._results), error)
-                time.sleep(pause)
-            else:
-                return
-        self._record_now(mark)
+        write = partial(self._record_now, mark)
+        if patiently:
+            _patiently(write, f"{len(self._results)} outcomes")
+        else:
+            write()
 
     def _record_now(self, window: list[Letter]) -> None:
         store, now = self._office.store, time.time()
@@ -304,7 +302,8 @@ class Round:
         for result in self._results:
             if result.delivery.id not in moved:
                 log.warning("delivery %d: %s, but the claim was lost", result.delivery.id, result.outcome.verdict)
-        self._marked.extend(letter for letter in window if letter.delivery.id in ours)
+        for letter in window:
+            (self._marked if letter.delivery.id in ours else self._unmarked).append(letter)
         self._lease_until = until
         self._results, self._window = [], []
 
@@ -313,12 +312,29 @@ class Round:
         self._learn()
         if self._results:
             self._record(mark=[], patiently=True)
-        unbegun = [letter.delivery for letter in (*self._flying, *self._marked, *self._window)]
+        unbegun = [letter.delivery for letter in (*self._flying, *self._marked, *self._unmarked, *self._window)]
         waits: dict[int, float | None] = {delivery.id: None for delivery in (*unbegun, *self._waiting)}
         self.given_back += len(waits)
-        self._office.store.release_if_held(waits | self._postponed, token=self._token)
-        for held in (self._flying, self._marked, self._window, self._waiting, self._postponed):
+        release = partial(self._office.store.release_if_held, waits | self._postponed, token=self._token)
+        if unbegun:  # left marked, they would be in doubt for nothing
+            _patiently(release, f"{len(unbegun)} mails to be given back")
+        else:
+            release()
+        for held in (self._flying, self._marked, self._unmarked, self._window, self._waiting, self._postponed):
             held.clear()
+
+
+def _patiently(write: Callable[[], object], what: str) -> None:
+    """Again and again, while the database is away."""
+    for pause in _RECORD_AGAIN_AFTER:
+        try:
+            write()
+        except StoreUnavailable as error:
+            log.warning("%s wait for the database: %s", what, error)
+            time.sleep(pause)
+        else:
+            return
+    write()
 
 
 _SENT = Move(to=Status.SENT)

@@ -37,7 +37,7 @@ from mailer.errors import SchemaMismatch
 from mailer.message import FINAL, Lane, OnDoubt, Status
 
 #: The newest migration in migrations/versions.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData()
 _Time = Float(53)
@@ -210,6 +210,17 @@ pause = Table(
     Column("failures", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("since", _Time, nullable=False),
+)
+
+#: The machine that a SQLite file is in use on, and when it was last heard of. Empty in PostgreSQL.
+home = Table(
+    "mailer_home",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("machine", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("seen_at", _Time, nullable=False),
+    CheckConstraint("id = 1", name="mailer_home_is_one"),
 )
 
 

@@ -4,12 +4,13 @@ Each move of a delivery is one statement, guarded by the state it leaves and by 
 that really moved: whoever comes second moves nothing.
 
 `claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held` and `fail_if_claimed` are a worker's;
-`requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful` and `expire_overdue` are the sweep's;
+`requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful`, `expire_overdue` and `recall_queued` are the sweep's;
 `settle_if_resting` is a person's.
 """
 
 import hashlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,7 @@ from sqlalchemy import make_url
 from sqlalchemy.pool import StaticPool
 
 from mailer import schema
-from mailer.errors import StoreUnavailable, UnknownMail
+from mailer.errors import CommitLost, StoreUnavailable, UnknownMail
 from mailer.forks import survive_forks
 from mailer.message import (
     TRANSITIONS,
@@ -40,15 +41,15 @@ from mailer.message import (
     could_be_id,
 )
 from mailer.policy import Move
-from mailer.store import rows
+from mailer.store import home, rows
 from mailer.store import statements as sql
-from mailer.store.engines import make_engine
+from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.statements import packed, spelt
-from mailer.store.transactions import Transaction, Transactions
+from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
 
 _RELAY = "relay"  # the scope of its pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
-_EXPIRED_AT_ONCE = 5000
+_MOVED_AT_ONCE = 5000
 # In seconds. The purge spares bytes for longer than mails rely on them without a look.
 _BLOB_IS_FRESH, _BLOB_IS_SPARED = 1800.0, 3600.0
 
@@ -80,6 +81,24 @@ class Store:
 
     def insert_mail(self, message: Message, envelope: Envelope) -> None:
         """-> queued: the message and a delivery for each recipient, all or nothing."""
+        try:
+            self._insert_mail(message, envelope)
+        except StoreUnavailable as error:
+            if not _may_pass(error):
+                raise
+            self._insert_again(message, envelope, error)
+
+    def _insert_again(self, message: Message, envelope: Envelope, first: StoreUnavailable) -> None:
+        """Whether the first time was in vain is told by its id: no mail is there twice."""
+        try:
+            self._insert_mail(message, envelope)
+        except self.engine.dialect.loaded_dbapi.IntegrityError:
+            if not isinstance(first, CommitLost):
+                raise
+        except StoreUnavailable:
+            raise first from first.__cause__
+
+    def _insert_mail(self, message: Message, envelope: Envelope) -> None:
         with self._write() as transaction:
             transaction.execute(sql.INSERT_MESSAGE, rows.message_row(message))
             if message.attachments:
@@ -225,9 +244,17 @@ class Store:
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
         expired: set[int] = set()
-        while bite := self._move(sql.EXPIRE, now=now, most=_EXPIRED_AT_ONCE):
+        while bite := self._move(sql.EXPIRE, now=now, most=_MOVED_AT_ONCE):
             expired |= bite
         return expired
+
+    def recall_queued(self, now: float, *, was: float) -> int:
+        """The clock was set back: what was due is due, as it was; returns how many. In bites, as above."""
+        recalled = 0
+        for lane in Lane:
+            while bite := self._move(sql.RECALL, lane=lane, now=now, was=was, most=_MOVED_AT_ONCE):
+                recalled += len(bite)
+        return recalled
 
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""
@@ -294,10 +321,10 @@ class Store:
     def migrate(self, to: str = "head") -> None:
         """Bring the tables to the revision this code needs, or to another one."""
         with self._mapped_errors(), self._turn:
-            schema.migrate(self.engine, to)
+            schema.migrate(without_haste(self.engine), to)
 
     def check_schema(self) -> None:
-        """Refuse tables that do not fit this code; a new SQLite file gets them."""
+        """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
@@ -307,7 +334,25 @@ class Store:
                 schema.migrate(self.engine)
             else:
                 schema.check_revision(found)
+            self._mark_home(time.time())
         self._checked = True
+
+    def renew_home(self, now: float) -> None:
+        """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
+        if not self._in_file:
+            return
+        with self._look() as transaction:
+            if home.is_marked(transaction, home.this_machine(), now):
+                return
+        self._checked = False
+        with self._mapped_errors(), self._turn:
+            self._mark_home(now)
+        self._checked = True
+
+    def _mark_home(self, now: float) -> None:
+        if self._in_file:
+            with self._transactions.write() as transaction:
+                home.mark(transaction, home.this_machine(), now)
 
     def _move(self, statement: str, **values: Any) -> set[int]:
         with self._write() as transaction:
@@ -350,32 +395,48 @@ class Store:
             yield
         except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)):
             raise  # ours, which trying again does not mend
+        except CommitUnanswered as unanswered:
+            raise CommitLost(
+                "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the mail may be queued, or the change"
+                " be made, or not. Calls with an idempotency_key can be repeated, and queue one mail:"
+                f" {_reason(unanswered.__cause__)}"
+            ) from unanswered.__cause__
         except (driver.Error, sqlalchemy_errors.DBAPIError, sqlalchemy_errors.TimeoutError) as error:
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())
             raise StoreUnavailable(
-                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {reason}"
+                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {_reason(error)}"
             ) from error
 
-    def _new_turn(self) -> AbstractContextManager[Any]:
-        """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
-        return threading.Lock() if self._sqlite else nullcontext()
+    def _new_turn(self) -> AbstractContextManager[None]:
+        return Turn() if self._sqlite else nullcontext()
 
     # --- forks --------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
-        self._turn.__enter__()
+        if isinstance(self._turn, Turn):
+            self._turn.lock.acquire()
         if self._in_file:
             self.engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        self._turn.__exit__(None, None, None)
+        if isinstance(self._turn, Turn):
+            self._turn.lock.release()
 
     def after_fork_in_child(self) -> None:
         """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""
         self._turn = self._new_turn()
         self._parents_pool = self.engine.pool
         self.engine.dispose(close=False)
+
+
+def _may_pass(error: StoreUnavailable) -> bool:
+    """A commit that had no answer; a deadlock, or whatever else PostgreSQL undoes for the sake of others."""
+    return isinstance(error, CommitLost) or str(getattr(error.__cause__, "sqlstate", None)).startswith("40")
+
+
+def _reason(error: object) -> str:
+    """In the database's own words, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _mistakes(errors: Any) -> tuple[type[Exception], ...]:

@@ -201,6 +201,15 @@ WHERE status = 'transmitting' AND lease_until <= :now
 RETURNING id
 """
 RESEND = "UPDATE mailer_delivery SET status = 'queued', token = NULL WHERE status = 'doubtful' AND due_at <= :now RETURNING id"
+RECALL = """
+WITH early AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :was
+    ORDER BY due_at LIMIT :most {lock})
+UPDATE mailer_delivery SET due_at = :now
+WHERE id IN (SELECT id FROM early)
+RETURNING id
+"""
 EXPIRE = """
 WITH overdue AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -244,6 +253,17 @@ PURGE_BLOBS = """
 DELETE FROM mailer_blob
 WHERE used_at <= :unused_since
     AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+"""
+
+# --- the machine of a SQLite file -------------------------------------------------------------------------------------
+
+HOME = "SELECT name, seen_at FROM mailer_home"
+HOME_IS_OURS = "SELECT 1 FROM mailer_home WHERE machine = :machine AND seen_at > :since AND seen_at <= :now"
+MARK_HOME = """
+INSERT INTO mailer_home (id, machine, name, seen_at) VALUES (1, :machine, :name, :now)
+ON CONFLICT (id) DO UPDATE SET machine = :machine, name = :name, seen_at = :now
+WHERE mailer_home.machine = :machine OR mailer_home.seen_at <= :since OR mailer_home.seen_at > :until
+RETURNING id
 """
 
 # --- pauses -----------------------------------------------------------------------------------------------------------

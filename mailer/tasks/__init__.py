@@ -16,7 +16,7 @@ from celery import Celery, Task, bootsteps, signals
 from flask import Flask
 
 from mailer.delivery import Courier
-from mailer.errors import MailerError, StoreUnavailable
+from mailer.errors import MailerError, StoreError, StoreUnavailable
 from mailer.intake import Bell
 from mailer.settings import Settings
 from mailer.store import Store
@@ -31,6 +31,8 @@ _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
 _PURGE_SECONDS = 3600.0
+# A clock that was set back by more than this was set by somebody: the rest is drift.
+_SET_BACK_SECONDS = 5.0
 # What ends a child of a prefork pool, sent to its process group or by a cold shutdown.
 _ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
@@ -85,7 +87,10 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
     def send_email() -> None:
         with app.app_context(), _to_its_end():
             bell.answer()  # before the claim: whoever commits after it rings again
-            courier.deliver(at_most=_TASK_SECONDS)
+            try:
+                courier.deliver(at_most=_TASK_SECONDS)
+            except StoreError as error:
+                log.warning("Delivery waits, the sweep rings again: %s", error)
 
     def sweep() -> None:
         with app.app_context(), _to_its_end():
@@ -134,6 +139,7 @@ class Chores:
         self._store = store
         self._courier = courier
         self._bell = bell
+        self._latest = 0.0  # the latest time that was seen
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
@@ -163,12 +169,22 @@ class Chores:
 
     def _tick(self) -> None:
         """One worker of all does a chore that is due; a row in the database says who. What died here is every worker's chore."""
+        self._notice_a_clock_set_back()
         self._courier.settle()
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()
         if self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
             self._courier.purge()
+
+    def _notice_a_clock_set_back(self) -> None:
+        """Else all that waits would wait until the clock is where it was."""
+        now, was = time.time(), self._latest
+        if now < was - _SET_BACK_SECONDS:
+            recalled = self._store.recall_queued(now, was=was)
+            log.warning("The clock was set back by %.0f s; %d deliveries that were due are due again.", was - now, recalled)
+            self._latest = now
+        self._latest = max(self._latest, now)
 
     def _watch_the_clock(self) -> None:
         """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""

@@ -452,3 +452,22 @@ def test_a_database_that_does_not_come_back(
     clock.ahead = 3600
     courier.sweep()
     assert states(store) == {"ada": "doubtful"}
+
+
+def test_a_commit_without_an_answer(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mails that are marked all the same are not left marked, to be in doubt for nothing: they are given back, and go out."""
+    queue_each(store, "ada", "bob")
+    mark, lost = store.mark_if_claimed, iter([True])
+
+    def lose_the_answer(ids: Collection[int], **values: Any) -> set[int]:
+        moved = mark(ids, **values)
+        return set() if next(lost, False) else moved
+
+    monkeypatch.setattr(store, "mark_if_claimed", lose_the_answer)
+    courier = make_courier()
+    courier.deliver_slice()
+    assert states(store) == {"ada": "queued", "bob": "queued"}
+    courier.deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "sent"}
+    assert len(sink.messages) == 2

@@ -20,7 +20,7 @@ PUBLIC = set(
     Mail Mailer send_email
     Address Attachment Lane Message OnDoubt
     DeliveryStatus MailStatus Receipt Status
-    ConfigurationError InvalidAddress InvalidAttachment InvalidHeader InvalidMail MailerError
+    CommitLost ConfigurationError InUseElsewhere InvalidAddress InvalidAttachment InvalidHeader InvalidMail MailerError
     SchemaMismatch StoreError StoreUnavailable TemplateError UnknownMail
 """.split()
 )
