@@ -6,6 +6,8 @@ MailerError
 │   ├── InvalidAddress
 │   ├── InvalidHeader
 │   ├── InvalidAttachment
+│   ├── KeyReused           its idempotency key belongs to another mail
+│   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
 ├── UnknownMail             no mail has this id
 └── StoreError              the database
@@ -40,6 +42,14 @@ class InvalidHeader(InvalidMail):
 
 class InvalidAttachment(InvalidMail):
     """An attachment whose name or type can't be written into a mail."""
+
+
+class KeyReused(InvalidMail):
+    """Its idempotency key belongs to a mail that says something else."""
+
+
+class OverLimit(InvalidMail):
+    """More than a MAILER_MAX_… setting allows."""
 
 
 class TemplateError(InvalidMail):

@@ -22,7 +22,7 @@ from mailer.mime import make_signer
 from mailer.rendering import Renderer
 from mailer.settings import Settings, keys
 from mailer.smtp import Relay
-from mailer.store import Store
+from mailer.store import Host, Store
 from mailer.tasks import CeleryBell, install, make_celery
 from mailer.throttle import Throttle
 
@@ -72,12 +72,17 @@ class Mailer:
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         tags: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        connection: Host | None = None,
         context: Mapping[str, Any] | None = None,
         **more_context: Any,
     ) -> Receipt:
         """Render `<template>.txt` and `<template>.html` with the context, and queue the mail.
 
         When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here, and nothing is stored.
+        With an `idempotency_key`, the same call again queues nothing and returns the first receipt; `KeyReused` if it says
+        something else. With a `connection` (a `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
+        transaction: it goes out when that is committed.
         A template variable that has the name of an argument goes into `context={…}`.
         """
         if not isinstance(context or {}, Mapping):
@@ -93,7 +98,15 @@ class Mailer:
             sender=sender,
             attachments=attachments,
             headers=headers,
-            options=Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags),
+            options=Options(
+                lane=lane,
+                send_at=send_at,
+                expires_at=expires_at,
+                on_doubt=on_doubt,
+                tags=tags,
+                idempotency_key=idempotency_key,
+                connection=connection,
+            ),
         )
 
     def enqueue(
@@ -105,9 +118,19 @@ class Mailer:
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         tags: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        connection: Host | None = None,
     ) -> Receipt:
-        """Queue a message of Flask-Mail as it is."""
-        options = Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags)
+        """Queue a message of Flask-Mail as it is; `idempotency_key` and `connection` are those of `send_email()`."""
+        options = Options(
+            lane=lane,
+            send_at=send_at,
+            expires_at=expires_at,
+            on_doubt=on_doubt,
+            tags=tags,
+            idempotency_key=idempotency_key,
+            connection=connection,
+        )
         return _state().intake.enqueue(message, options)
 
     def status(self, mail_id: str) -> MailStatus:

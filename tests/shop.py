@@ -45,7 +45,7 @@ def store_of(app: Flask) -> Store:
 def rows(app: Flask) -> dict[str, int]:
     """How many rows each table has that holds any, but for the mark of this machine."""
     tables = [table for table in metadata.sorted_tables if table is not home]
-    with store_of(app).engine.connect() as connection:
+    with store_of(app).engine.connect().execution_options(reads_only=True) as connection:
         counts = {table.name: connection.scalar(select(func.count()).select_from(table)) for table in tables}
     return {name: count for name, count in counts.items() if count}
 

@@ -69,6 +69,19 @@ class Settings(RelaySettings):
         (),
         repr=False,
     )
+    max_recipients: int = key("MAILER_MAX_RECIPIENTS", "The most recipients of one mail: to, cc and bcc together.", 1000, ge=1)
+    max_size: int = key(
+        "MAILER_MAX_SIZE",
+        "The most bytes of one mail: its texts, headers and attachments together, before they are encoded for their way.",
+        25_000_000,
+        ge=1,
+    )
+    max_header: int = key(
+        "MAILER_MAX_HEADER",
+        "The most characters of a subject, or of another text that becomes a header: a name, a header's value, a file's name.",
+        4000,
+        ge=1,
+    )
     subject_prefix: str = key("MAILER_SUBJECT_PREFIX", "Put before the subjects of `send_email`, with a space between.", "")
     retry_first: Seconds = key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", _RETRY.first)
     retry_factor: float = key(

@@ -17,9 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
+from weakref import WeakSet
 
+from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy import exc as sqlalchemy_errors
-from sqlalchemy import make_url
 from sqlalchemy.pool import StaticPool
 
 from mailer import schema
@@ -31,6 +32,8 @@ from mailer.message import (
     Attachment,
     Delivery,
     Envelope,
+    Key,
+    Keyed,
     Lane,
     MailStatus,
     Message,
@@ -41,11 +44,14 @@ from mailer.message import (
     could_be_id,
 )
 from mailer.policy import Move
-from mailer.store import home, rows
+from mailer.store import home, hosts, rows
 from mailer.store import statements as sql
 from mailer.store.engines import Turn, make_engine, without_haste
+from mailer.store.hosts import Host, HostTransaction, connection_of
 from mailer.store.statements import packed, spelt
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
+
+__all__ = ["Host", "Result", "Store", "connection_of"]
 
 _RELAY = "relay"  # the scope of its pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
@@ -69,43 +75,71 @@ class Store:
     def __init__(self, url: str) -> None:
         self.engine = make_engine(make_url(url))
         self._sqlite = self.engine.dialect.name == "sqlite"
-        self._transactions = Transactions(self.engine, cache(partial(spelt, sqlite=self._sqlite)))
+        self._spell = cache(partial(spelt, sqlite=self._sqlite))
+        self._transactions = Transactions(self.engine, self._spell)
         self._checked = False
         self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
         self._turn = self._new_turn()
         self._joint = threading.local()
+        self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
         self._parents_pool: Any = None
         survive_forks(self)
 
     # --- intake -------------------------------------------------------------------------------------------------------
 
-    def insert_mail(self, message: Message, envelope: Envelope) -> None:
-        """-> queued: the message and a delivery for each recipient, all or nothing."""
+    def insert_mail(self, message: Message, envelope: Envelope, host: Connection | None = None) -> Keyed | None:
+        """-> queued: the message and a delivery for each recipient, all or nothing.
+
+        If its key is taken, nothing is written, and the mail that has it is returned. With a host, it is in their transaction.
+        """
+        if host is not None:
+            with self._join(host) as transaction:
+                return self._insert_mail(transaction, message, envelope)
         try:
-            self._insert_mail(message, envelope)
+            with self._write() as transaction:
+                return self._insert_mail(transaction, message, envelope)
         except StoreUnavailable as error:
             if not _may_pass(error):
                 raise
-            self._insert_again(message, envelope, error)
+            return self._insert_again(message, envelope, error)
 
-    def _insert_again(self, message: Message, envelope: Envelope, first: StoreUnavailable) -> None:
+    def _insert_again(self, message: Message, envelope: Envelope, first: StoreUnavailable) -> Keyed | None:
         """Whether the first time was in vain is told by its id: no mail is there twice."""
         try:
-            self._insert_mail(message, envelope)
+            with self._write() as transaction:
+                return self._insert_mail(transaction, message, envelope)
         except self.engine.dialect.loaded_dbapi.IntegrityError:
             if not isinstance(first, CommitLost):
                 raise
+            return None
         except StoreUnavailable:
             raise first from first.__cause__
 
-    def _insert_mail(self, message: Message, envelope: Envelope) -> None:
-        with self._write() as transaction:
-            transaction.execute(sql.INSERT_MESSAGE, rows.message_row(message))
-            if message.attachments:
-                self._insert_attachments(transaction, message)
-            transaction.execute_many(sql.INSERT_DELIVERY, rows.delivery_rows(message, envelope))
+    def _insert_mail(self, transaction: Transaction | HostTransaction, message: Message, envelope: Envelope) -> Keyed | None:
+        if (earlier := self._insert_message(transaction, message, envelope.key)) is not None:
+            return earlier
+        if message.attachments:
+            self._insert_attachments(transaction, message)
+        transaction.execute_many(sql.INSERT_DELIVERY, rows.delivery_rows(message, envelope))
+        return None
 
-    def _insert_attachments(self, transaction: Transaction, message: Message) -> None:
+    def _insert_message(self, transaction: Transaction | HostTransaction, message: Message, key: Key | None) -> Keyed | None:
+        row = rows.message_row(message)
+        if key is None:
+            transaction.execute(sql.INSERT_MESSAGE, row)
+            return None
+        row |= {"idempotency_key": key.name, "fingerprint": key.fingerprint}
+        while not transaction.execute(sql.INSERT_KEYED_MESSAGE, row):
+            # Whoever has the key has committed by now. None at all: it has just been purged.
+            if found := transaction.execute(sql.HAS_KEY, {"idempotency_key": key.name}):
+                return Keyed(*found[0])
+        return None
+
+    def after_commit(self, host: Connection, mail_id: str, call: Callable[[], object]) -> None:
+        """Call it once the host's transaction has been committed with this mail in it."""
+        hosts.after_commit(host, mail_id, call, self._spell)
+
+    def _insert_attachments(self, transaction: Transaction | HostTransaction, message: Message) -> None:
         """Bytes that are there already are neither sent again nor locked: many mails carry the same logo at the same time."""
         hashes = [hashlib.sha256(attachment.data).hexdigest() for attachment in message.attachments]
         blobs = {sha256: attachment.data for sha256, attachment in zip(hashes, message.attachments, strict=True)}
@@ -328,7 +362,7 @@ class Store:
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
-            with self.engine.connect() as connection:
+            with self.engine.connect().execution_options(reads_only=True) as connection:
                 found = schema.revision_of(connection)
             if found is None and self._sqlite:
                 schema.migrate(self.engine)
@@ -375,6 +409,21 @@ class Store:
             return
         with self._opened(self._transactions.write) as transaction:
             yield transaction
+
+    @contextmanager
+    def _join(self, host: Connection) -> Iterator[HostTransaction]:
+        if host.engine not in self._hosts:
+            self._check_leads_here(host)
+            self._hosts.add(host.engine)
+        with self._mapped_errors(), hosts.joined(host, self._spell) as transaction:
+            yield transaction
+
+    def _check_leads_here(self, host: Connection) -> None:
+        which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
+        with self._look() as transaction:
+            place = transaction.execute(which, {})
+        with self._mapped_errors():
+            hosts.check_leads_to(host, place, which, self.engine, self._spell)
 
     def _read(self) -> AbstractContextManager[Transaction]:
         return self._opened(self._transactions.read)

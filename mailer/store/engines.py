@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -50,7 +50,7 @@ def _sqlite_engine(url: URL) -> Engine:
         _make_folder(Path(str(url.database)).parent)
         engine = create_engine(url, connect_args={"timeout": 0})
     event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", lambda connection: patiently(connection.connection.driver_connection, "BEGIN IMMEDIATE"))
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -68,6 +68,12 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """As a writer; a reader waits for nobody, and so not for an application that writes and asks us in the middle of it."""
+    reads = connection.get_execution_options().get("reads_only", False)
+    patiently(connection.connection.driver_connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def patiently(connection: Any, sql: str) -> None:

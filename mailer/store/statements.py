@@ -103,6 +103,12 @@ def _insert(table: str, columns: Iterable[str]) -> str:
 # --- intake -----------------------------------------------------------------------------------------------------------
 
 INSERT_MESSAGE = _insert("mailer_message", _MESSAGE_COLUMNS)
+INSERT_KEYED_MESSAGE = f"""
+{_insert("mailer_message", (*_MESSAGE_COLUMNS, "idempotency_key", "fingerprint"))}
+ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id
+"""
+HAS_KEY = "SELECT id, message_id, fingerprint FROM mailer_message WHERE idempotency_key = :idempotency_key"
 INSERT_DELIVERY = _insert("mailer_delivery", _DELIVERY_COLUMNS)
 INSERT_ATTACHMENT = _insert("mailer_attachment", _ATTACHMENT_COLUMNS)
 FRESH_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at > :since"
@@ -110,6 +116,15 @@ UPSERT_BLOB = """
 INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data)
 ON CONFLICT (sha256) DO UPDATE SET used_at = :used_at
 """
+
+# --- the application's own transaction --------------------------------------------------------------------------------
+
+#: What tells one database from another, however it was reached; nothing, if nobody else can reach it.
+WHICH_SQLITE = "SELECT file FROM pragma_database_list WHERE name = 'main' AND file <> ''"
+WHICH_POSTGRESQL = """
+SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(), CAST(to_regclass('mailer_message') AS oid)
+"""
+ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
 
 # --- a worker's -------------------------------------------------------------------------------------------------------
 
