@@ -69,6 +69,7 @@ class Mailer:
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        sensitive: bool = False,
         tags: Iterable[str] = (),
         context: Mapping[str, Any] | None = None,
         **more_context: Any,
@@ -91,7 +92,7 @@ class Mailer:
             sender=sender,
             attachments=attachments,
             headers=headers,
-            options=Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags),
+            options=Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, sensitive=sensitive, tags=tags),
         )
 
     def enqueue(
@@ -102,10 +103,11 @@ class Mailer:
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        sensitive: bool = False,
         tags: Iterable[str] = (),
     ) -> Receipt:
         """Queue a message of Flask-Mail as it is."""
-        options = Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags)
+        options = Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, sensitive=sensitive, tags=tags)
         return _state().intake.enqueue(message, options)
 
     def status(self, mail_id: str) -> MailStatus:

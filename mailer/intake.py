@@ -57,6 +57,7 @@ class Options:
     send_at: When = None
     expires_at: When = None
     on_doubt: OnDoubt | str = OnDoubt.RESEND
+    sensitive: bool = False
     tags: Iterable[str] = ()
 
 
@@ -103,6 +104,7 @@ class Intake:
             headers=check_headers(headers),
             attachments=self._attachments(attachments),
             tags=_tags(options.tags),
+            sensitive=_sensitive(options.sensitive),
         )
         return self._accept(message, parse_addresses(bcc, field="bcc"), options, now)
 
@@ -129,6 +131,7 @@ class Intake:
             headers=check_headers(mail.extra_headers),
             attachments=self._attachments(mail.attachments),
             tags=_tags(options.tags),
+            sensitive=_sensitive(options.sensitive),
             mail_options=_smtp_options(mail.mail_options, field="mail_options"),
             rcpt_options=_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
@@ -187,6 +190,12 @@ def _on_doubt(given: OnDoubt | str) -> OnDoubt:
         return OnDoubt(given)
     except ValueError:
         raise InvalidMail(f"on_doubt: {given!r}: use 'resend' or 'hold'.") from None
+
+
+def _sensitive(given: bool) -> bool:
+    if not isinstance(given, bool):
+        raise InvalidMail(f"sensitive: {given!r}: use True or False.")
+    return given
 
 
 def _seconds(given: When, now: float, *, field: str) -> float | None:

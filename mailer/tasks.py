@@ -220,6 +220,7 @@ class Chores:
         self._courier = courier
         self._bell = bell
         self._stopping = threading.Event()
+        self._is_purging = False
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
     def start(self) -> None:
@@ -251,8 +252,8 @@ class Chores:
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()
-        if self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
-            self._courier.purge()
+        if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
+            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)  # the sweep does not wait for the end of it
 
     def _watch_the_clock(self) -> None:
         """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""

@@ -184,12 +184,18 @@ class Round:
         """The bytes of each message, made once however many recipients follow each other."""
         wanted = {delivery.mail_id for delivery in deliveries}
         self._composed = {mail_id: self._composed[mail_id] for mail_id in wanted & self._composed.keys()}
-        for mail_id, message in self._office.store.load_messages(wanted - self._composed.keys()).items():
+        unknown = wanted - self._composed.keys()
+        messages = self._office.store.load_messages(unknown)
+        for mail_id in unknown - messages.keys():
+            self._fail(deliveries, mail_id, "what it said is erased")
+        for mail_id, message in messages.items():
             try:
                 self._composed[mail_id] = message, compose(message, self._office.signer)
             except Exception as error:  # whatever it is, it is this mail's own
-                log.exception("Mail %s can't be composed", mail_id)
-                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}: {error}")
+                # What went wrong may quote what the mail says.
+                log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
+                words = "" if message.sensitive else f": {error}"
+                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}{words}")
         return [
             Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
             for delivery in deliveries

@@ -104,6 +104,12 @@ class Settings(RelaySettings):
         "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0
     )
     keep_days: float = key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
+    keep_bodies_days: float | None = key(
+        "MAILER_KEEP_BODIES_DAYS",
+        "Days after which a finished mail loses its texts and attachments, and can't be requeued; if unset, it keeps them.",
+        None,
+        gt=0,
+    )
 
     @classmethod
     def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str) -> Self:
