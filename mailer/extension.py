@@ -171,7 +171,7 @@ def _furnish(app: Flask, settings: Settings) -> State:
     courier = Courier(office, [Relay(relay, app, app.extensions["mail"]) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
-    install(celery, app, store, courier, bell)
+    install(celery, app, settings, store, courier, bell)
     return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
 
 

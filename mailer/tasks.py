@@ -18,6 +18,7 @@ from redis.retry import Retry
 from mailer.delivery import Courier
 from mailer.errors import MailerError, StoreUnavailable
 from mailer.intake import Bell
+from mailer.logs import TaskMask, get_logger
 from mailer.settings import Settings
 from mailer.store import Store
 
@@ -39,7 +40,7 @@ _OWN_FLAG_SECONDS = 0.02
 # One try. (retry=False would be slower: it waits for a connection at intervals of its own.)
 _ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 # --- the Celery app ---------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ def _transport_options(connect: float, answer: float) -> dict[str, Any]:
     }
 
 
-def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
+def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
     """Make every worker of this Celery app deliver the mail of this Flask app."""
 
     def send_email() -> None:
@@ -118,6 +119,8 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
     celery.steps["worker"].add(_chores_step(app, store, courier, bell))
+    if not settings.log_addresses:
+        logging.getLogger("celery.app.trace").addFilter(TaskMask(SEND, SWEEP, PURGE))
 
     def no_more(**_signal: Any) -> None:
         courier.stop()

@@ -19,6 +19,7 @@ from functools import partial
 from mailer.delivery.round import NO_LIMIT, Office, Pace, Round
 from mailer.delivery.routing import carries, choose, routes_by_sender
 from mailer.intake import Bell
+from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Outcome, Pause
 from mailer.policy import rest, slice_size
 from mailer.smtp import Relay
@@ -34,7 +35,7 @@ _ALONE_SECONDS = 1.0
 
 __all__ = ["Courier", "Doorstep", "Office"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)

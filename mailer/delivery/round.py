@@ -4,7 +4,6 @@ The connection asks for the next mail when it can take one. Mails are marked in 
 the outcomes of a window are recorded in the same transaction that marks the next.
 """
 
-import logging
 import random
 import time
 from collections import defaultdict, deque
@@ -12,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from mailer.delivery.routing import destination
 from mailer.errors import StoreUnavailable
+from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Verdict
 from mailer.mime import Composed, Signer, WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
@@ -23,10 +24,13 @@ from mailer.throttle import Seats, Throttle
 # How long outcomes wait for a database that is away, in seconds between tries: a minute in all.
 _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 
+# The header that says who a mail was for that goes to MAILER_REDIRECT_TO.
+_MEANT_FOR = "X-Original-Recipient"
+
 #: Stands for all domains that have no limit of their own.
 NO_LIMIT = ""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +200,20 @@ class Round:
                 log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
                 words = "" if message.sensitive else f": {error}"
                 self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}{words}")
-        return [
-            Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
-            for delivery in deliveries
-            if (known := self._composed.get(delivery.mail_id)) is not None
-        ]
+        written = [(delivery, *self._composed[delivery.mail_id]) for delivery in deliveries if delivery.mail_id in self._composed]
+        letters = [self._letter(*one) for one in written]
+        return [letter for letter in letters if letter is not None]
+
+    def _letter(self, delivery: Delivery, message: Message, composed: Composed) -> Letter | None:
+        to = destination(self._office.settings, delivery.recipient)
+        if to is None:
+            log.warning("delivery %d: failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS", delivery.id)
+            self._fail([delivery], delivery.mail_id, "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent")
+            return None
+        if to != delivery.recipient:
+            message = replace(message, headers=(*message.headers, (_MEANT_FOR, delivery.recipient)))
+            composed = compose(message, self._office.signer)
+        return Letter(delivery, WireMessage(message, to, composed))
 
     def _fail(self, deliveries: list[Delivery], mail_id: str, reason: str) -> None:
         for delivery in deliveries:

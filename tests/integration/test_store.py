@@ -125,8 +125,8 @@ def purge_all(store: Store, finished_before: float, *, now: float = LATER) -> No
     while store.purge_finished(finished_before, most=10):
         pass
     after: str | None = ""
-    while (after := store.purge_blobs(now, after=after, most=1)) is not None:
-        pass
+    while after is not None:
+        after = store.purge_blobs(now, after=after, most=1)
 
 
 def finished(store: Store, **options: object) -> str:
