@@ -27,6 +27,16 @@ def _mask(found: re.Match[str]) -> str:
     return f"{initial}***@{found['domain']}"
 
 
+def discreet(text: str) -> str:
+    """For what is printed, and not logged."""
+    return text if _addresses_are_shown() else masked(text)
+
+
+def _addresses_are_shown() -> bool:
+    """Where no app is at hand, nobody has said so."""
+    return has_app_context() and bool(current_app.extensions["mailer"].settings.log_addresses)
+
+
 class Mask(logging.Filter):
     """Changes what passes: the text of a line, and the traceback below it."""
 
@@ -39,8 +49,7 @@ class Mask(logging.Filter):
         return True
 
     def concerns(self, record: logging.LogRecord) -> bool:
-        """Unless the current app wants to see addresses."""
-        return not (has_app_context() and current_app.extensions["mailer"].settings.log_addresses)
+        return not _addresses_are_shown()
 
 
 class TaskMask(Mask):

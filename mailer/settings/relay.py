@@ -54,7 +54,7 @@ class RelaySettings(BaseModel):
         "MAIL_MAX_EMAILS", "Mails on one connection before it is closed; no limit if unset.", None, ge=1
     )
     mail_debug: bool | int = key(
-        "MAIL_DEBUG", "Print the SMTP dialogue, but for logins and mails: addresses are in it. 2 adds the time.", default=False
+        "MAIL_DEBUG", "Print the SMTP dialogue, but for logins and mails. 2 adds the time.", default=False
     )
     tls_ca_file: str | None = key(
         "MAILER_TLS_CA_FILE", "PEM file of the authority that signed the relay's certificate, if it is your own.", None

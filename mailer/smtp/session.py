@@ -12,6 +12,7 @@ from enum import Enum, auto
 from functools import cache
 from math import inf
 
+from mailer.logs import discreet
 from mailer.smtp.replies import LONGEST_REPLY, is_reply
 
 _MOST_LINES = 100
@@ -132,7 +133,7 @@ class Session(smtplib.SMTP):
     def _show(self, what: str, said: bytes) -> None:
         said = b"(login)" if self.logs_in else said
         now = [datetime.now().astimezone().time()] if self.debuglevel > 1 else []
-        print(*now, what, said, file=sys.stderr)
+        print(*now, what, discreet(str(said)), file=sys.stderr)
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
