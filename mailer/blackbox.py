@@ -8,7 +8,6 @@ not believed. Whether a process lives is told by its lock on its box, which the 
 """
 
 import fcntl
-import logging
 import os
 import secrets
 import time
@@ -19,13 +18,14 @@ from functools import cache
 from pathlib import Path
 
 from mailer.forks import survive_forks
+from mailer.logs import get_logger
 
 _FORMAT = "mailer-1"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Boxes that are not ours to settle: by then, all leases are over.
 _USELESS_AFTER = 86400.0
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)

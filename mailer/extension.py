@@ -71,6 +71,7 @@ class Mailer:
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        sensitive: bool = False,
         tags: Iterable[str] = (),
         idempotency_key: str | None = None,
         connection: Host | None = None,
@@ -103,6 +104,7 @@ class Mailer:
                 send_at=send_at,
                 expires_at=expires_at,
                 on_doubt=on_doubt,
+                sensitive=sensitive,
                 tags=tags,
                 idempotency_key=idempotency_key,
                 connection=connection,
@@ -117,16 +119,18 @@ class Mailer:
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        sensitive: bool = False,
         tags: Iterable[str] = (),
         idempotency_key: str | None = None,
         connection: Host | None = None,
     ) -> Receipt:
-        """Queue a message of Flask-Mail as it is; `idempotency_key` and `connection` are those of `send_email()`."""
+        """Queue a message of Flask-Mail as it is; `idempotency_key`, `connection` and `sensitive` are those of `send_email()`."""
         options = Options(
             lane=lane,
             send_at=send_at,
             expires_at=expires_at,
             on_doubt=on_doubt,
+            sensitive=sensitive,
             tags=tags,
             idempotency_key=idempotency_key,
             connection=connection,
@@ -195,7 +199,7 @@ def _furnish(app: Flask, settings: Settings) -> State:
     courier = Courier(office, [Relay(relay, app, app.extensions["mail"]) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
-    install(celery, app, store, courier, bell)
+    install(celery, app, settings, store, courier, bell)
     return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
 
 

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,11 +20,14 @@ from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round
 from mailer.delivery.routing import carries, choose, routes_by_sender
 from mailer.delivery.settling import settle
 from mailer.intake import Bell
+from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Outcome, Pause
 from mailer.policy import rest, slice_size
 from mailer.smtp import Relay
 
+_DAY = 86400.0
 _PURGED_AT_ONCE = 500
+_LEAST_REST = 0.005  # who waits for SQLite looks every millisecond
 _MOVED_AT_ONCE = 5000
 _MOST_SILENCES = 2
 # While the broker is away, the sweep itself delivers for so long, before it looks again.
@@ -32,7 +35,7 @@ _ALONE_SECONDS = 1.0
 
 __all__ = ["Courier", "Doorstep", "Office"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Courier:
         self._by_sender = routes_by_sender(relay.settings for relay in relays)
         self._silences: Counter[str] = Counter()  # in a row, by relay
         self._makes_way = threading.Lock()
+        self._bites: Iterator[object] | None = None  # of a purge that goes on
         self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
 
     def deliver(self, at_most: float) -> None:
@@ -291,18 +295,43 @@ class Courier:
         if self._store.is_due(now) and not self._bell.ring(urge=True):
             self.deliver(at_most=_ALONE_SECONDS)
 
-    def purge(self) -> int:
-        """Delete what is finished and older than it is to be kept, in small bites that hold up nobody."""
-        before = time.time() - self._settings.keep_days * 86400
-        purged = 0
-        while bite := self._store.purge_finished(before, most=_PURGED_AT_ONCE):
-            purged += bite
-        return purged
+    def purge(self, at_most: float = math.inf) -> bool:
+        """Erase and delete what is older than it is to be kept; whether it came to the end, or is to be called again.
+
+        In small bites, and after each the database is left to the others for as long as the bite took.
+        """
+        ends = time.monotonic() + at_most
+        self._bites = self._bites or self._purged()
+        began = time.monotonic()
+        for _bite in self._bites:
+            bitten = time.monotonic()
+            if bitten > ends:
+                return False
+            time.sleep(max(bitten - began, _LEAST_REST))
+            began = time.monotonic()
+        self._bites = None
+        return True
+
+    def _purged(self) -> Iterator[object]:
+        """Records, bodies, and the bytes that nobody carries any more, bite by bite."""
+        now, store = time.time(), self._store
+        while bite := store.purge_finished(now - self._settings.keep_days * _DAY, most=_PURGED_AT_ONCE):
+            yield bite
+        if (days := self._settings.keep_bodies_days) is not None:
+            yield from _through(partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE))
+        yield from _through(partial(store.purge_blobs, now, most=_PURGED_AT_ONCE))
 
     def hang_up(self) -> None:
         """Say goodbye to the relays."""
         for relay in self._relays:
             relay.hang_up()
+
+
+def _through(bite: Callable[..., str | None]) -> Iterator[str]:
+    """Bite after bite, each from where the one before it ended."""
+    after: str | None = ""
+    while (after := bite(after=after)) is not None:
+        yield after
 
 
 def _may_try(pause: Pause | None) -> bool:

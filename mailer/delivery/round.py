@@ -4,7 +4,6 @@ The connection asks for the next mail when it can take one. Mails are marked in 
 the outcomes of a window are recorded in the same transaction that marks the next.
 """
 
-import logging
 import random
 import time
 from collections import defaultdict, deque
@@ -14,7 +13,9 @@ from functools import partial
 from typing import Self
 
 from mailer.blackbox import BlackBox, Box
+from mailer.delivery.routing import destination
 from mailer.errors import StoreUnavailable
+from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Verdict
 from mailer.mime import Composed, Signer, WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
@@ -25,10 +26,13 @@ from mailer.throttle import Seats, Throttle
 # How long what has to be written waits for a database that is away, in seconds between tries: a minute in all.
 _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 
+# The header that says who a mail was for that goes to MAILER_REDIRECT_TO.
+_MEANT_FOR = "X-Original-Recipient"
+
 #: Stands for all domains that have no limit of their own.
 NO_LIMIT = ""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,19 +213,34 @@ class Round:
         """The bytes of each message, made once however many recipients follow each other."""
         wanted = {delivery.mail_id for delivery in deliveries}
         self._composed = {mail_id: self._composed[mail_id] for mail_id in wanted & self._composed.keys()}
-        for mail_id, message in self._office.store.load_messages(wanted - self._composed.keys()).items():
+        unknown = wanted - self._composed.keys()
+        messages = self._office.store.load_messages(unknown)
+        for mail_id in unknown - messages.keys():
+            self._fail(deliveries, mail_id, "what it said is erased")
+        for mail_id, message in messages.items():
             self._box.composing(mail_id)
             try:
                 self._composed[mail_id] = message, compose(message, self._office.signer)
             except Exception as error:  # whatever it is, it is this mail's own
-                log.exception("Mail %s can't be composed", mail_id)
-                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}: {error}")
+                # What went wrong may quote what the mail says.
+                log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
+                words = "" if message.sensitive else f": {error}"
+                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}{words}")
         self._box.composed()
-        return [
-            Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
-            for delivery in deliveries
-            if (known := self._composed.get(delivery.mail_id)) is not None
-        ]
+        written = [(delivery, *self._composed[delivery.mail_id]) for delivery in deliveries if delivery.mail_id in self._composed]
+        letters = [self._letter(*one) for one in written]
+        return [letter for letter in letters if letter is not None]
+
+    def _letter(self, delivery: Delivery, message: Message, composed: Composed) -> Letter | None:
+        to = destination(self._office.settings, delivery.recipient)
+        if to is None:
+            log.warning("delivery %d: failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS", delivery.id)
+            self._fail([delivery], delivery.mail_id, "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent")
+            return None
+        if to != delivery.recipient:
+            message = replace(message, headers=(*message.headers, (_MEANT_FOR, delivery.recipient)))
+            composed = compose(message, self._office.signer)
+        return Letter(delivery, WireMessage(message, to, composed))
 
     def _fail(self, deliveries: list[Delivery], mail_id: str, reason: str) -> None:
         for delivery in deliveries:

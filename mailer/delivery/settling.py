@@ -1,6 +1,5 @@
 """What a dead process had in its hands, settled by whoever found its black box."""
 
-import logging
 import random
 import time
 from collections import defaultdict
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 
 from mailer.blackbox import Remains
 from mailer.delivery.round import Office
+from mailer.logs import get_logger
 from mailer.message import Delivery, Outcome, Phase, Status, Verdict
 from mailer.policy import Move, next_move
 from mailer.store import Result
@@ -15,7 +15,7 @@ from mailer.store import Result
 _ON_THE_WIRE = Outcome(Verdict.DOUBTFUL, "the worker died before it heard the reply")
 _POISON = Outcome(Verdict.DEFERRED, "the worker died while it composed this mail", Phase.CONNECT)
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def settle(office: Office, remains: Remains) -> None:

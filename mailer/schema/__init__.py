@@ -73,7 +73,7 @@ message = Table(
     Column("idempotency_key", Text),
     Column("fingerprint", Text),  # of what was said under that key: the same key with another mail is refused
     Column("sensitive", Boolean, nullable=False, server_default=false()),
-    Column("erased_at", _Time),  # since then, text and html are gone
+    Column("erased_at", _Time),  # since then, what it said is gone
 )
 
 #: The bytes of attachments, stored once however many mails carry them.
@@ -150,6 +150,7 @@ def _only(condition: str) -> dict[str, Any]:
 
 Index("mailer_message_keyed", message.c.idempotency_key, unique=True, **_only("idempotency_key IS NOT NULL"))
 Index("mailer_message_kept", message.c.id, **_only("erased_at IS NULL"))
+Index("mailer_message_private", message.c.id, **_only("sensitive AND erased_at IS NULL"))
 Index(
     "mailer_delivery_due",
     delivery.c.lane,

@@ -1,6 +1,5 @@
 """A connection to a relay: Flask-Mail's, which takes one mail after the other and says what came of each."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from math import inf
@@ -9,6 +8,7 @@ from typing import Self
 import flask_mail
 from flask import Flask
 
+from mailer.logs import get_logger
 from mailer.message import Outcome, Verdict
 from mailer.mime import WireMessage
 from mailer.settings import RelaySettings
@@ -21,7 +21,7 @@ _TO_NOBODY = Outcome(Verdict.SENT, "250 delivered to nobody")
 # After these, nothing more is sent over the connection.
 _LAST = (Verdict.UNREACHED, Verdict.DOUBTFUL)
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class RelayConnection(flask_mail.Connection):
@@ -194,7 +194,7 @@ class RelayConnection(flask_mail.Connection):
             try:
                 flask_mail.email_dispatched.send(self._app, message=mail)
             except Exception:  # whatever a receiver does, the mail was accepted
-                log.exception("A receiver of email_dispatched failed; mail %s was delivered all the same.", mail.msgId)
+                log.exception("A receiver of email_dispatched failed; mail %s was delivered all the same.", mail.mail_id)
 
     @property
     def _is_open(self) -> bool:

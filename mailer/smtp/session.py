@@ -12,6 +12,7 @@ from enum import Enum, auto
 from functools import cache
 from math import inf
 
+from mailer.logs import discreet
 from mailer.smtp.replies import LONGEST_REPLY, is_reply
 
 _MOST_LINES = 100
@@ -49,16 +50,17 @@ class Session(smtplib.SMTP):
         self._patience: float | None = None  # the time-out of the socket
         self.expires = inf  #: when it must be ready to use
         self.taken = 0  #: bytes of what was said last that are in the hands of the kernel
+        self.logs_in = False  #: what is said is a password, and may be said again by who hears it: MAIL_DEBUG does not show it
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    def say(self, data: bytes, seconds: float, more: bytes = b"") -> None:
+    def say(self, data: bytes, seconds: float, more: bytes = b"", *, is_mail: bool = False) -> None:
         """All of it within the time-out, or an OSError; `taken` tells how far it came."""
         self.taken = 0
         sock = self._connected()
         deadline = time.monotonic() + seconds
         if self.debuglevel:
-            self._show("send:", data + more)
+            self._show("send:", b"(%d octets, with a mail)" % len(data + more) if is_mail else data + more)
         self._wait_at_most(seconds)
         self.taken = sock.send(data)
         if self.taken < len(data) or more:
@@ -129,8 +131,9 @@ class Session(smtplib.SMTP):
         return self.sock
 
     def _show(self, what: str, said: bytes) -> None:
+        said = b"(login)" if self.logs_in else said
         now = [datetime.now().astimezone().time()] if self.debuglevel > 1 else []
-        print(*now, what, said, file=sys.stderr)
+        print(*now, what, discreet(str(said)), file=sys.stderr)
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 

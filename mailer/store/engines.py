@@ -68,6 +68,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file as well
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -18,6 +18,7 @@ from flask import Flask
 from mailer.delivery import Courier
 from mailer.errors import MailerError, StoreError, StoreUnavailable
 from mailer.intake import Bell
+from mailer.logs import TaskMask, get_logger
 from mailer.settings import Settings
 from mailer.store import Store
 from mailer.tasks.bell import ONE_TRY, SEND, CeleryBell
@@ -38,7 +39,7 @@ _ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 __all__ = ["SEND", "CeleryBell", "install", "make_celery"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 # --- the Celery app ---------------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
     return celery
 
 
-def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
+def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
     """Make every worker of this Celery app deliver the mail of this Flask app."""
 
     def send_email() -> None:
@@ -103,6 +104,8 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
     celery.steps["worker"].add(_chores_step(app, store, courier, bell))
+    if not settings.log_addresses:
+        logging.getLogger("celery.app.trace").addFilter(TaskMask(SEND, SWEEP, PURGE))
 
     def no_more(**_signal: Any) -> None:
         courier.stop()
@@ -141,6 +144,7 @@ class Chores:
         self._bell = bell
         self._latest = 0.0  # the latest time that was seen
         self._stopping = threading.Event()
+        self._is_purging = False
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
     def start(self) -> None:
@@ -174,8 +178,8 @@ class Chores:
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()
-        if self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
-            self._courier.purge()
+        if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
+            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)  # the sweep does not wait for the end of it
 
     def _notice_a_clock_set_back(self) -> None:
         """Else all that waits would wait until the clock is where it was."""

@@ -1,6 +1,5 @@
 """The bell of who has Celery: a ring is a task that is published, and while one is pending nobody publishes another."""
 
-import logging
 import threading
 import time
 from typing import Any
@@ -10,6 +9,7 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mailer.logs import get_logger
 from mailer.settings import Settings
 
 SEND = "mailer.send_email"
@@ -27,7 +27,7 @@ _DEAF_AFTER_SECONDS = 10.0
 # Without a flag that all can see, a process rings this seldom.
 _OWN_FLAG_SECONDS = 0.02
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class CeleryBell:

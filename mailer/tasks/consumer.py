@@ -3,7 +3,6 @@
 What makes no sense is refused and counted: it is taken out of the queue, it runs nothing, and the log gets a short line.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,6 +11,8 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
+
+from mailer.logs import get_logger
 
 # Celery would wait for up to half a minute between two tries, and nobody would hear a ring meanwhile.
 _LONGEST_PAUSE_SECONDS = 3.0
@@ -26,7 +27,7 @@ _NONSENSE = (ContentDisallowed, DecodeError, TypeError, ValueError, LookupError,
 _OWN = "mailer."
 _BAGGAGE = ("eta", "expires", "group", "retries", "shadow", "stamped_headers")
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def transport_options(connect: float, answer: float, health_check: float = 25) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
     assert [line.split()[0] for line in lines] == [
-        *("cancel", "migrate", "queue", "relays", "requeue", "resume", "settle", "status")
+        *("cancel", "due", "migrate", "pause", "queue", "relays", "requeue", "resume", "settle", "status")
     ]
     assert all(len(line.split()) > 3 for line in lines)
 
