@@ -1,5 +1,6 @@
 """`Mailer`: the only place that wires. What it makes belongs to the app: `app.extensions["mailer"]`."""
 
+import hashlib
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -9,8 +10,9 @@ from typing import Any, Self
 
 import flask_mail
 from flask import Flask, current_app
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
+from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
 from mailer.delivery import Courier, Doorstep, Office
 from mailer.errors import ConfigurationError, InvalidMail
@@ -165,12 +167,23 @@ def _furnish(app: Flask, settings: Settings) -> State:
     celery = app.extensions["celery"]
     store = Store(settings.database_url)
     bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
-    office = Office(settings, store, make_signer(settings.dkim_keys), Throttle(settings, settings.flag_url))
+    throttle = Throttle(settings, settings.flag_url)
+    office = Office(settings, store, make_signer(settings.dkim_keys), throttle, BlackBox(_black_box_of(app, settings)))
     courier = Courier(office, [Relay(relay, app, app.extensions["mail"]) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
     install(celery, app, store, courier, bell)
     return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
+
+
+def _black_box_of(app: Flask, settings: Settings) -> Path | None:
+    """A folder for each database, since several installations may share one for all of them."""
+    database = make_url(settings.database_url).set(password=None, query={})
+    is_in_memory = database.get_backend_name() == "sqlite" and database.database in (None, "", ":memory:")
+    if settings.mail_suppress_send or is_in_memory:
+        return None  # nothing outlives this process
+    folder = Path(settings.black_box or Path(app.instance_path, "black-box"))
+    return folder / hashlib.sha256(str(database).encode()).hexdigest()[:16]
 
 
 def _flask_mail_state(settings: Settings) -> flask_mail._Mail:

@@ -247,7 +247,8 @@ class Chores:
                 log.exception("The chores failed, and go on")
 
     def _tick(self) -> None:
-        """One worker of all does a chore that is due; a row in the database says who."""
+        """One worker of all does a chore that is due; a row in the database says who. What died here is every worker's chore."""
+        self._courier.settle()
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()

@@ -14,14 +14,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from mailer.delivery.round import NO_LIMIT, Office, Pace, Round, Silences
+from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round, Silences
 from mailer.delivery.routing import carries, choose, routes_by_sender
+from mailer.delivery.settling import settle
 from mailer.intake import Bell
 from mailer.message import Delivery, Lane, Outcome, Pause
 from mailer.policy import rest, slice_size
 from mailer.smtp import Relay
-from mailer.throttle import Seats
 
 _PURGED_AT_ONCE = 500
 _MOVED_AT_ONCE = 5000
@@ -61,8 +62,8 @@ class Courier:
     def deliver(self, at_most: float) -> None:
         """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
         ends = time.monotonic() + at_most
-        with self._on_duty() as seats:
-            while self._deliver_slice(seats) and not self._stopped[0]:
+        with self._on_duty() as duty:
+            while self._deliver_slice(duty) and not self._stopped[0]:
                 if time.monotonic() > ends:
                     self._bell.ring()
                     break
@@ -78,28 +79,27 @@ class Courier:
 
         Returns how many were claimed; none, too, if there was no way for any of them: then nobody has to look again at once.
         """
-        with self._on_duty() as seats:
-            return self._deliver_slice(seats)
+        with self._on_duty() as duty:
+            return self._deliver_slice(duty)
 
     @contextmanager
-    def _on_duty(self) -> Iterator[Seats]:
-        """Seats at relays are kept from slice to slice, as warm connections are: relays count those, too."""
-        with self._office.throttle.seats() as seats:
+    def _on_duty(self) -> Iterator[Duty]:
+        with self._office.throttle.seats() as seats, self._office.black_box.box() as box:
             try:
-                yield seats
+                yield Duty(seats, box)
             finally:
                 for relay in self._relays:
                     if relay.settings.relay_concurrency:
                         relay.hang_up()
 
-    def _deliver_slice(self, seats: Seats) -> int:
+    def _deliver_slice(self, duty: Duty) -> int:
         pauses = self._store.relay_pauses()
         relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name))]
-        busy = {relay.name for relay in relays if not seats.take_relay(relay.name)}
+        busy = {relay.name for relay in relays if not duty.seats.take_relay(relay.name)}
         if len(busy) == len(relays):
             return 0
         most = slice_size(self._pace.seconds_per_mail, self._settings.slice_seconds)
-        claimed = self._claim(most, [relay for relay in relays if relay.name not in busy])
+        claimed = self._claim(most, [relay for relay in relays if relay.name not in busy], duty)
         if not claimed:
             return 0
         is_full = len(claimed) == most
@@ -108,17 +108,18 @@ class Courier:
         self._store.release_if_held(shares.waits, token=claimed[0].token)
         if is_full and len(shares.carried) > len(shares.probes):
             self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
-        rounds = self._hand_over(shares, started)
+        rounds = self._hand_over(shares, duty, started)
         full = [one for one in rounds if one.full - {NO_LIMIT}]
         made_way = is_full and (full or shares.waits) and self._make_way(full, ends=started + self._settings.slice_seconds)
         return len(claimed) if shares.carried or made_way else 0
 
-    def _claim(self, most: int, relays: Sequence[Relay]) -> list[Delivery]:
+    def _claim(self, most: int, relays: Sequence[Relay], duty: Duty) -> list[Delivery]:
         """Of the lanes that one of these relays carries."""
-        now = time.time()
+        now, token = time.time(), secrets.token_hex(8)
+        duty.box.claiming(token)
         lanes = [lane for lane in Lane if any(not relay.settings.lanes or lane in relay.settings.lanes for relay in relays)]
         lease_until = now + self._settings.claim_lease
-        return self._store.claim_due(most, token=secrets.token_hex(8), now=now, lease_until=lease_until, lanes=lanes)
+        return self._store.claim_due(most, token=token, now=now, lease_until=lease_until, lanes=lanes)
 
     def _shared_out(
         self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Collection[str]
@@ -168,15 +169,16 @@ class Courier:
 
     # --- relays -------------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, shares: Shares, started: float) -> list[Round]:
+    def _hand_over(self, shares: Shares, duty: Duty, started: float) -> list[Round]:
         """A round for each relay, urgent mail first; those that are only tried come last: that may take as long as a time-out."""
         relays = sorted(shares.carried, key=lambda relay: (relay.name in shares.probes, shares.carried[relay][0].lane))
         part = self._settings.slice_seconds / max(1, len(relays))
         rounds = []
         with self._office.throttle.seats() as seats:  # of domains
+            in_hands = replace(duty, seats=seats)
             for place, relay in enumerate(relays, start=1):
                 ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
-                rounds.append(self._go_round(relay, shares.carried[relay], shares.probes.get(relay.name), seats, ends))
+                rounds.append(self._go_round(relay, shares.carried[relay], shares.probes.get(relay.name), in_hands, ends))
         if any(one.given_back for one in rounds):
             self._bell.ring()
         tried, seconds = sum(one.tried for one in rounds), time.monotonic() - started
@@ -185,16 +187,16 @@ class Courier:
         log.info("%d tried in %.0f ms", tried, 1000 * seconds)
         return rounds
 
-    def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, seats: Seats, ends: float) -> Round:
+    def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, duty: Duty, ends: float) -> Round:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
         pace, silences = self._paces[relay.name], self._silences[relay.name]
-        round_ = Round(self._office, relay.name, pace, silences, seats, deliveries, ends=ends, is_probe=probe is not None)
+        round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, is_probe=probe is not None)
         if probe is not None and (probe := self._renewed(relay, probe)) is None:
             round_.close()
             return round_
         try:
             with relay.connection() as connection:
-                for outcome in connection.transmit(round_):
+                for outcome in connection.transmit(round_, round_.may_begin):
                     round_.note(outcome)
                     if round_.failure:
                         break
@@ -286,6 +288,10 @@ class Courier:
         return {number: until for number, until in free_at.items() if until is not None}
 
     # --- chores -------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Settle what processes of this host had in their hands when they died."""
+        self._office.black_box.settle_remains(partial(settle, self._office))
 
     def sweep(self) -> None:
         """Rescue what was left behind, expire what came too late, ring for what is due; with nobody to hear it, deliver."""

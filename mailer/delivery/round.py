@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from mailer.blackbox import BlackBox, Box
 from mailer.errors import StoreUnavailable
 from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Verdict
 from mailer.mime import Composed, Signer, WireMessage, compose
@@ -39,6 +40,15 @@ class Office:
     store: Store
     signer: Signer | None
     throttle: Throttle
+    black_box: BlackBox
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """What a thread has while it delivers, from slice to slice."""
+
+    seats: Seats  #: at relays, kept as warm connections are, since relays count those, too; in a round, at domains
+    box: Box
 
 
 @dataclass(slots=True)
@@ -92,7 +102,7 @@ class Round:
         relay: str,
         pace: Pace,
         silences: Silences,
-        seats: Seats,
+        duty: Duty,
         deliveries: Iterable[Delivery],
         *,
         ends: float,
@@ -103,9 +113,11 @@ class Round:
         self._pace = pace
         self._silences = silences
         self._is_probe = is_probe
-        self._seats = seats
+        self._box = duty.box
+        self._seats = duty.seats
         self._ends = ends
         self._longest_try = office.settings.longest_delivery
+        self._longest_transmission = office.settings.longest_transmission
         self._lease_until = 0.0  # of what is marked
         self._waiting = deque(deliveries)
         self._token = self._waiting[0].token
@@ -147,6 +159,13 @@ class Round:
         self._flying.append(letter)
         return letter.mail
 
+    def may_begin(self) -> bool:
+        """Whether the lease still covers the mail in flight the longest. Noted, since from now on a death means doubt."""
+        if time.time() + self._longest_transmission > self._lease_until:
+            return False
+        self._box.begun(self._flying[0].delivery.id, self.relay)
+        return True
+
     def note(self, outcome: Outcome) -> None:
         """What came of the mail that is in flight the longest."""
         letter = self._flying.popleft()
@@ -155,6 +174,10 @@ class Round:
         move = self._move(letter.delivery, outcome)
         kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
         self._results.append(Result(letter.delivery, kept, move))
+        if outcome.verdict is Verdict.SENT:
+            self._box.taken(letter.delivery.id, kept.reply)
+        elif outcome.verdict is not Verdict.DOUBTFUL:
+            self._box.over(letter.delivery.id)
         if outcome.verdict is Verdict.UNREACHED:
             self.failure = outcome
 
@@ -228,11 +251,13 @@ class Round:
         wanted = {delivery.mail_id for delivery in deliveries}
         self._composed = {mail_id: self._composed[mail_id] for mail_id in wanted & self._composed.keys()}
         for mail_id, message in self._office.store.load_messages(wanted - self._composed.keys()).items():
+            self._box.composing(mail_id)
             try:
                 self._composed[mail_id] = message, compose(message, self._office.signer)
             except Exception as error:  # whatever it is, it is this mail's own
                 log.exception("Mail %s can't be composed", mail_id)
                 self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}: {error}")
+        self._box.composed()
         return [
             Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
             for delivery in deliveries

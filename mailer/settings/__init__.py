@@ -103,6 +103,11 @@ class Settings(RelaySettings):
     claim_lease: Seconds = key(
         "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0
     )
+    black_box: str = key(
+        "MAILER_BLACK_BOX",
+        "Folder on a local disk, where workers note what they have in their hands. Empty: `black-box` in the instance folder.",
+        "",
+    )
     keep_days: float = key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
 
     @classmethod
@@ -216,6 +221,11 @@ class Settings(RelaySettings):
     def longest_delivery(self) -> float:
         """The most seconds that any of the relays can take for a mail."""
         return max(relay.longest_try for relay in self.relays)
+
+    @property
+    def longest_transmission(self) -> float:
+        """The most seconds that any of the relays can take for a mail once it has begun."""
+        return max(relay.longest_body for relay in self.relays)
 
     @property
     def transmit_lease(self) -> float:

@@ -155,10 +155,15 @@ class RelaySettings(BaseModel):
         return tokens + self.connect_timeout + 4 * self.command_timeout
 
     @property
+    def longest_body(self) -> float:
+        """The most seconds from the first byte of a mail itself to the reply."""
+        return self.data_timeout + self.reply_timeout
+
+    @property
     def longest_try(self) -> float:
         """The most seconds from the moment a mail is asked for until it has an outcome: a lease must outlast it."""
         envelope = 4 * self.command_timeout  # RSET, MAIL, RCPT and DATA
-        mail = self.data_timeout + self.reply_timeout
+        mail = self.longest_body
         # Asked for while the mail before it is on the wire, or when there is no connection; then the connection ends before the
         # mail has begun, and it is begun once more on another.
         waiting = max(mail, self.longest_opening)

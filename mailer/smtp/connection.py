@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Self
 
@@ -92,11 +92,12 @@ class RelayConnection(flask_mail.Connection):
         [outcome] = self.transmit(iter([message]))
         return outcome
 
-    def transmit(self, mails: Iterator[WireMessage | None]) -> Iterator[Outcome]:
+    def transmit(self, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool] = lambda: True) -> Iterator[Outcome]:
         """Take mail after mail, and tell what came of each, in their order, until one is in doubt or can't be brought at all.
 
         With PIPELINING, the next mail is taken before the present one is said, so that its envelope rides behind the final dot:
         a mail is one round trip then. `None` stands for "finish what is in flight, then ask again".
+        `may_begin` is asked just before the first byte of the mail in flight the longest; a no ends it all.
         A mail that was taken and has no outcome was not begun.
         """
         supply = _Supply(mails)
@@ -111,6 +112,8 @@ class RelayConnection(flask_mail.Connection):
                     if self._another_may_ride:
                         ahead = supply.ahead()
                         envelope = self._sayable(ahead)
+                    if refusal is None and not may_begin():
+                        break
                     outcome = self._finish(mail, refusal, envelope)
                 else:
                     outcome = refusal or _TO_NOBODY

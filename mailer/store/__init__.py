@@ -132,13 +132,19 @@ class Store:
                 transaction.execute_many(sql.INSERT_ATTEMPT, tries)
         return moved
 
-    def release_if_held(self, waits: Mapping[int, float | None], *, token: str) -> set[int]:
+    def release_if_held(self, waits: Mapping[int, float | None], *, token: str, counts: bool = False) -> set[int]:
         """claimed or (not begun) transmitting -> queued, as if never claimed; later, where a due time says so."""
-        return self._move(sql.RELEASE, waits=packed(waits.items()), token=token) if waits else set()
+        values = {"waits": packed(waits.items()), "token": token, "uncounted": int(not counts)}
+        return self._move(sql.RELEASE, **values) if waits else set()
 
     def fail_if_claimed(self, delivery: Delivery, reason: str, *, now: float) -> bool:
         """claimed -> failed: a mail that can't even be composed."""
         return bool(self._move(sql.FAIL, id=delivery.id, token=delivery.token, now=now, reply=rows.storable(reason)))
+
+    def load_held(self, token: str) -> list[Delivery]:
+        """What is in the hands of a worker, and what is in doubt since it was."""
+        with self._look() as transaction:
+            return rows.deliveries(transaction.execute(sql.HELD, {"token": token}), token)
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
         """What is to be said, by id."""

@@ -160,7 +160,7 @@ def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
 # Looked up: to call an Enum takes several times as long, and a slice has hundreds of rows.
 _LANES = {int(lane): lane for lane in Lane}
 _ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
-_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `statements.CLAIM` and `HEAD` return
+_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `statements.CLAIM`, `HELD` and `HEAD` return
 
 
 def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> tuple[Any, ...]:

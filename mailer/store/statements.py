@@ -25,6 +25,8 @@ _DELIVERY_COLUMNS = (
     *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
     *("attempts", "doubts"),
 )
+#: What a worker needs to know of one.
+_DELIVERY = ("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at")
 #: The tables of values, with the types that PostgreSQL wants to know.
 _RESULTS = {
     "id": "bigint",
@@ -47,6 +49,7 @@ def packed(values: Iterable[Any]) -> str:
 def spelt(statement: str, *, sqlite: bool) -> str:
     """The statement as this kind of database reads it, and its driver: parameters stand in it as `:name`."""
     words = statement.format(
+        delivery=", ".join(_DELIVERY),
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
         ids=_list("ids", "bigint", sqlite=sqlite),
         mails=_list("mails", "text", sqlite=sqlite),
@@ -118,7 +121,7 @@ WITH due AS MATERIALIZED (
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
 WHERE id IN (SELECT id FROM due)
-RETURNING id, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at
+RETURNING {delivery}
 """
 # COALESCE, here and below, keeps PostgreSQL from looking through all leases, or all that is queued, for a few ids.
 MARK = """
@@ -139,11 +142,17 @@ RETURNING mailer_delivery.id
 """
 RELEASE = """
 UPDATE mailer_delivery
-SET status = 'queued', due_at = COALESCE(waits.due_at, mailer_delivery.due_at), attempts = attempts - 1,
+SET status = 'queued', due_at = COALESCE(waits.due_at, mailer_delivery.due_at), attempts = attempts - :uncounted,
     token = NULL, lease_until = NULL
 FROM {waits}
 WHERE {among_waits} AND token = :token AND status IN ('claimed', 'transmitting')
 RETURNING mailer_delivery.id
+"""
+# Two steps: no single index has them all, and few rows have a lease.
+HELD = """
+SELECT {delivery} FROM mailer_delivery WHERE lease_until IS NOT NULL AND token = :token
+UNION ALL
+SELECT {delivery} FROM mailer_delivery WHERE status = 'doubtful' AND token = :token
 """
 FAIL = """
 UPDATE mailer_delivery
@@ -165,7 +174,7 @@ ORDER BY mail_id, position
 """
 SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
 HEAD = """
-SELECT id, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at FROM mailer_delivery
+SELECT {delivery} FROM mailer_delivery
 WHERE status = 'queued' AND lane = :lane AND due_at <= :now
 ORDER BY due_at LIMIT :most
 """

@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import create_engine
 
 from bench.program import free_port
-from mailer import Mailer
+from mailer import Mailer, MailStatus
 from mailer.devstack import broker
 from mailer.schema import migrate
 from tests.application import create_app
@@ -88,6 +88,7 @@ class Site:
         self.config = {
             "MAILER_DATABASE_URL": database_url,
             "MAILER_REDIS_URL": redis.url,
+            "MAILER_BLACK_BOX": str(folder / "black-box"),
             "MAIL_SERVER": "127.0.0.1",
             "MAIL_PORT": str(sink.port),
             "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
@@ -101,9 +102,9 @@ class Site:
         [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env)
         return worker
 
-    def start_sender(self, **options: object) -> Sender:
+    def start_sender(self, name: str = "", **options: object) -> Sender:
         """`count=` calls and no more, `pause=` seconds between them; the rest are options of `send_email()`."""
-        sender = Sender(f"sender{len(self.senders)}", self.config, self.folder, options)
+        sender = Sender(name or f"sender{len(self.senders)}", self.config, self.folder, options)
         self.senders.append(sender)
         return sender
 
@@ -120,12 +121,14 @@ class Site:
         with app.app_context():
             wait_until(lambda: not unfinished(calls, Mailer().statuses([call.mail_id for call in calls])), timeout)
 
+    def mails(self) -> list[MailStatus]:
+        """What the database says of those that were accepted."""
+        with self.app().app_context():
+            return [*Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id]).values()]
+
     def tally(self) -> Tally:
         """What three histories tell."""
-        calls = self.calls()
-        with self.app().app_context():
-            statuses = Mailer().statuses([call.mail_id for call in calls if call.mail_id])
-        return tally(calls, statuses, self.sink.taken())
+        return tally(self.calls(), {mail.id: mail for mail in self.mails()}, self.sink.taken())
 
     def end(self) -> None:
         for sender in self.senders:

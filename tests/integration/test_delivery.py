@@ -1,7 +1,7 @@
 """A slice of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -391,8 +391,10 @@ def test_a_worker_that_is_interrupted(
     queue_each(store, "ada", "bob", "eve", "joe")
     transmit = RelayConnection.transmit
 
-    def interrupted(self: RelayConnection, mails: Iterator[WireMessage | None]) -> Iterator[Outcome]:
-        outcomes = transmit(self, mails)
+    def interrupted(
+        self: RelayConnection, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        outcomes = transmit(self, mails, may_begin)
         yield next(outcomes)
         next(outcomes)
         raise failure
