@@ -439,6 +439,7 @@ class Outcome:
     phase: Phase = Phase.DOT
     retry_after: float | None = None  #: seconds it asked us to wait
     advice: str = ""  #: what a person can do about it, where it is our own configuration that stops us
+    is_silence: bool = False  #: the relay did not answer this mail: one of them can't bear the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,13 @@ import random
 import secrets
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round
+from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round, Silences
 from mailer.delivery.routing import carries, choose, routes_by_sender
 from mailer.delivery.settling import settle
 from mailer.intake import Bell
@@ -29,7 +29,6 @@ _DAY = 86400.0
 _PURGED_AT_ONCE = 500
 _LEAST_REST = 0.005  # who waits for SQLite looks every millisecond
 _MOVED_AT_ONCE = 5000
-_MOST_SILENCES = 2
 # While the broker is away, the sweep itself delivers for so long, before it looks again.
 _ALONE_SECONDS = 1.0
 
@@ -59,7 +58,7 @@ class Courier:
         self._pace = Pace()
         self._paces = {relay.name: Pace() for relay in relays}
         self._by_sender = routes_by_sender(relay.settings for relay in relays)
-        self._silences: Counter[str] = Counter()  # in a row, by relay
+        self._silences = {relay.name: Silences() for relay in relays}
         self._makes_way = threading.Lock()
         self._bites: Iterator[object] | None = None  # of a purge that goes on
         self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
@@ -129,12 +128,15 @@ class Courier:
     def _shared_out(
         self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Collection[str]
     ) -> Shares:
-        """A relay that is only being tried gets one mail: the least urgent of those that are for it."""
+        """A relay that is only being tried gets one mail: the least urgent of those that are for it.
+
+        One at which a relay fell silent comes last, so that it does not keep a relay paused that takes others.
+        """
         senders, now = self._senders(claimed), time.time()
         able = {relay.name: relay for relay in relays}
         settings = [relay.settings for relay in relays]
         shares = Shares()
-        for delivery in reversed(claimed):
+        for delivery in sorted(claimed[::-1], key=self._is_suspect):
             sender = senders.get(delivery.mail_id, "")
             dice = random.random()  # noqa: S311 -- spreads mail over relays
             while (chosen := choose(settings, delivery, sender, dice, busy)) is not None:
@@ -149,9 +151,13 @@ class Courier:
                     break
             else:
                 shares.waits[delivery.id] = self._free_at(delivery, sender, pauses, now)
+        places = {delivery.id: place for place, delivery in enumerate(claimed)}
         for deliveries in shares.carried.values():
-            deliveries.reverse()
+            deliveries.sort(key=lambda delivery: places[delivery.id])
         return shares
+
+    def _is_suspect(self, delivery: Delivery) -> bool:
+        return any(silences.suspect(delivery) for silences in self._silences.values())
 
     def _senders(self, deliveries: Iterable[Delivery]) -> dict[str, str]:
         """By the mail's id, if that makes a difference."""
@@ -187,29 +193,27 @@ class Courier:
 
     def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, duty: Duty, ends: float) -> Round:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
-        round_ = Round(self._office, relay.name, self._paces[relay.name], duty, deliveries, ends=ends)
+        pace, silences = self._paces[relay.name], self._silences[relay.name]
+        round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, is_probe=probe is not None)
+        if probe is not None and (probe := self._renewed(relay, probe)) is None:
+            round_.close()
+            return round_
         try:
             with relay.connection() as connection:
                 for outcome in connection.transmit(round_, round_.may_begin):
                     round_.note(outcome)
+                    if round_.failure:
+                        break
         except BaseException:
             round_.leave_on_the_wire()
             raise
         finally:
             round_.close()
-        if failure := round_.failure or self._endless_silence(relay, round_, probe):
-            self._pause(relay, probe, failure)
+        if round_.failure:
+            self._pause(relay, probe, round_.failure)
         elif probe:
             self._end_probe(relay, probe, was_tried=bool(round_.tried))
         return round_
-
-    def _endless_silence(self, relay: Relay, round_: Round, probe: Pause | None) -> Outcome | None:
-        """One mail in doubt may be that mail's fault. A relay that falls silent at mail after mail would bring all into doubt."""
-        if round_.silence:
-            self._silences[relay.name] += 1
-        elif round_.tried:
-            self._silences[relay.name] = 0
-        return round_.silence if probe or self._silences[relay.name] >= _MOST_SILENCES else None
 
     def _pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
         """The breaker of a relay opens, or stays open. What is wrong is shouted once, with the cure if there is one."""
@@ -231,14 +235,24 @@ class Courier:
 
     def _take_probe(self, relay: Relay, pause: Pause, now: float) -> Pause | None:
         """The pause as it is while we are the one who tries, unless another worker is."""
-        until = now + self._settings.relay_rest + relay.settings.longest_greeting
+        until = self._longest_probe(relay, now)
         return replace(pause, until=until) if self._store.take_probe(relay.name, now=now, until=until) else None
+
+    def _renewed(self, relay: Relay, probe: Pause) -> Pause | None:
+        """From when the try begins, which other relays may have put off; None if that was so long that another worker tries."""
+        assert probe.until is not None
+        until = self._longest_probe(relay, time.time())
+        return replace(probe, until=until) if self._store.move_probe(relay.name, taken_until=probe.until, until=until) else None
+
+    def _longest_probe(self, relay: Relay, now: float) -> float:
+        """However slow the relay is at letting us in, nobody else tries it meanwhile."""
+        return now + self._settings.relay_rest + relay.settings.longest_opening
 
     def _end_probe(self, relay: Relay, probe: Pause, *, was_tried: bool) -> None:
         """It answers again; or its mail came to nothing, and the next one may try."""
         if not was_tried:
             assert probe.until is not None
-            self._store.return_probe(relay.name, taken_until=probe.until, now=time.time())
+            self._store.move_probe(relay.name, taken_until=probe.until, until=time.time())
         elif self._store.resume_relay(relay.name):
             log.warning("The relay %s answers again.", relay.name)
 

@@ -28,6 +28,7 @@ _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 
 # The header that says who a mail was for that goes to MAILER_REDIRECT_TO.
 _MEANT_FOR = "X-Original-Recipient"
+_MOST_SILENCES = 2
 
 #: Stands for all domains that have no limit of their own.
 NO_LIMIT = ""
@@ -64,6 +65,30 @@ class Pace:
         self.seconds_per_mail = smoothed(self.seconds_per_mail, seconds / mails)
 
 
+class Silences:
+    """The mails at which a relay fell silent in a row, as this process has seen it.
+
+    One may be that mail's own fault. A relay that falls silent at one after the other would spend the attempts of all, or bring
+    all into doubt.
+    """
+
+    def __init__(self) -> None:
+        self._mails: set[int] = set()  # by their deliveries
+
+    def note(self, delivery: Delivery, outcome: Outcome) -> None:
+        if outcome.is_silence:
+            self._mails.add(delivery.id)
+        elif outcome.verdict is not Verdict.UNREACHED:
+            self._mails.clear()
+
+    def suspect(self, delivery: Delivery) -> bool:
+        return delivery.id in self._mails
+
+    @property
+    def are_endless(self) -> bool:
+        return len(self._mails) >= _MOST_SILENCES
+
+
 @dataclass(frozen=True, slots=True)
 class Letter:
     """A delivery and what goes over the wire for it."""
@@ -76,11 +101,22 @@ class Round:
     """Deliveries in the hands of one connection, until each is recorded or given back."""
 
     def __init__(
-        self, office: Office, relay: str, pace: Pace, duty: Duty, deliveries: Iterable[Delivery], *, ends: float
+        self,
+        office: Office,
+        relay: str,
+        pace: Pace,
+        silences: Silences,
+        duty: Duty,
+        deliveries: Iterable[Delivery],
+        *,
+        ends: float,
+        is_probe: bool,
     ) -> None:
         self._office = office
         self.relay = relay
         self._pace = pace
+        self._silences = silences
+        self._is_probe = is_probe
         self._box = duty.box
         self._seats = duty.seats
         self._ends = ends
@@ -100,8 +136,7 @@ class Round:
         self.tried = 0
         self.given_back = 0  #: how many can be claimed again at once
         self.full: set[str] = set()  #: the domains that are at their limit
-        self.failure: Outcome | None = None  #: the relay could not be reached
-        self.silence: Outcome | None = None  #: it said nothing to the end of a mail, and had taken none before
+        self.failure: Outcome | None = None  #: the relay can't be used
 
     # --- what the connection asks for ---------------------------------------------------------------------------------
 
@@ -140,6 +175,7 @@ class Round:
         """What came of the mail that is in flight the longest."""
         letter = self._flying.popleft()
         self.tried += 1
+        outcome = self._blamed(letter.delivery, outcome)
         move = self._move(letter.delivery, outcome)
         kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
         self._results.append(Result(letter.delivery, kept, move))
@@ -149,8 +185,14 @@ class Round:
             self._box.over(letter.delivery.id)
         if outcome.verdict is Verdict.UNREACHED:
             self.failure = outcome
-        if outcome.verdict is Verdict.DOUBTFUL and self.tried == 1:
-            self.silence = outcome
+
+    def _blamed(self, delivery: Delivery, outcome: Outcome) -> Outcome:
+        """A silence with which it is clear that the relay is to blame costs the mail no attempt."""
+        self._silences.note(delivery, outcome)
+        if not outcome.is_silence or not (self._is_probe or self._silences.are_endless):
+            return outcome
+        self.failure = outcome
+        return replace(outcome, verdict=Verdict.UNREACHED) if outcome.verdict is Verdict.DEFERRED else outcome
 
     def leave_on_the_wire(self) -> None:
         """Interrupted: nobody knows how far the mail came that is in flight the longest. It stays marked, and so in doubt."""

@@ -155,11 +155,6 @@ class RelaySettings(BaseModel):
         return bool(self.senders or self.domains or self.lanes)
 
     @property
-    def longest_greeting(self) -> float:
-        """The most seconds until a relay that is down is known to be."""
-        return self.connect_timeout + self.command_timeout
-
-    @property
     def longest_opening(self) -> float:
         """The most seconds until a connection is there, greeted, secured and logged in."""
         # Two tokens, the second when the relay refuses the first: for each three tries, each a connection and a reply.

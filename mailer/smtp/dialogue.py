@@ -169,7 +169,7 @@ class Dialogue:
         """No reply. After the final dot nobody knows; before it, the relay has no mail."""
         self.session.cut()
         verdict, words = _SILENCE[phase]
-        return Outcome(verdict, f"{words}: {printable(f'{type(error).__name__}: {error}')}", phase)
+        return Outcome(verdict, f"{words}: {printable(f'{type(error).__name__}: {error}')}", phase, is_silence=True)
 
 
 def _are_odd(replies: list[bytes]) -> bool:

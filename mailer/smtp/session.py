@@ -9,10 +9,10 @@ import time
 from contextlib import suppress
 from datetime import datetime
 from enum import Enum, auto
-from functools import cache
 from math import inf
 
 from mailer.logs import discreet
+from mailer.smtp.names import own_name
 from mailer.smtp.replies import LONGEST_REPLY, is_reply
 
 _MOST_LINES = 100
@@ -39,7 +39,7 @@ class Session(smtplib.SMTP):
     courtesy_seconds = 2.0
 
     def __init__(self, name: str, *, command_timeout: float, is_lmtp: bool) -> None:
-        super().__init__(local_hostname=_own_name())
+        super().__init__(local_hostname=own_name(self.courtesy_seconds))
         self.is_lmtp = is_lmtp
         self.ehlo_msg = "lhlo" if is_lmtp else "ehlo"
         self._host = name  # the one the relay's certificate is checked against
@@ -229,9 +229,3 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError("timed out")
     return left
-
-
-@cache
-def _own_name() -> str:
-    # Asked once: where DNS is slow, each look-up takes seconds. Where there is no name, smtplib takes the address.
-    return smtplib.SMTP().local_hostname

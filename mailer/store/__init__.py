@@ -271,11 +271,11 @@ class Store:
             values = {"scope": _RELAY, "key": name, "now": now, "until": until}
             return transaction.execute(sql.TAKE_PROBE, values) != []
 
-    def return_probe(self, name: str, *, taken_until: float, now: float) -> bool:
-        """Nothing came of the try: somebody else may try the relay at once."""
+    def move_probe(self, name: str, *, taken_until: float, until: float) -> bool:
+        """When others may try the relay: later, or at once if nothing came of the try. Only while it is still ours."""
         with self._write() as transaction:
-            values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "now": now}
-            return transaction.execute(sql.RETURN_PROBE, values) != []
+            values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "until": until}
+            return transaction.execute(sql.MOVE_PROBE, values) != []
 
     def resume_relay(self, name: str) -> bool:
         """The relay answers again; whether it was paused."""

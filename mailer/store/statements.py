@@ -341,7 +341,7 @@ RETURNING failures
 TAKE_PROBE = """
 UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until <= :now RETURNING key
 """
-RETURN_PROBE = "UPDATE mailer_pause SET until = :now WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
+MOVE_PROBE = "UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
 RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
 
 # --- a person's -------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_a_relay_that_can_not_be_reached(
 
 def test_one_bad_mail_does_not_stop_the_others(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
     """Whatever the relay holds against one mail, the rest of its window goes out."""
-    queue_each(store, "refused", "deferred", "dropped", "cut", "closed", "fine")
+    queue_each(store, "refused", "deferred", "dropped", "closed", "cut", "fine")
     sink.faults.add(
         Fault("rcpt", "550 5.1.1 no such user", recipient="refused@example.com"),
         Fault("dot", "421 4.3.2 closing", recipient="deferred@example.com"),
