@@ -1,6 +1,11 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import postgresql, redis, workers
+from tests.chaos.scenarios import postgresql, redis, restore, workers
 
-SCENARIOS: list[Scenario] = [*workers.SCENARIOS, *redis.SCENARIOS, *postgresql.SCENARIOS]
+SCENARIOS: list[Scenario] = [
+    *workers.SCENARIOS,
+    *redis.SCENARIOS,
+    *postgresql.SCENARIOS,
+    *restore.SCENARIOS,
+]
