@@ -222,7 +222,7 @@ class Settings(RelaySettings):
         value = re.sub("^postgres://", "postgresql://", value)  # as some platforms spell it
         try:
             url = make_url(value)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the second tells the port: the password, if the host is missing
             url = URL.create("nothing")
         is_postgresql = url.get_backend_name() == "postgresql"
         if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):

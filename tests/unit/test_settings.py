@@ -360,9 +360,12 @@ def test_the_old_name_of_postgresql() -> None:
     assert load(MAILER_DATABASE_URL="postgres://u:p@db/mailer").database_url == "postgresql://u:p@db/mailer"
 
 
-@pytest.mark.parametrize("url", ["mysql://db/mailer", "sqlite+aiosqlite:///file", "/srv/mailer.sqlite3", "sqlite"])
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://db/mailer", "sqlite+aiosqlite:///file", "/srv/mailer.sqlite3", "sqlite", f"postgresql://ada:{SECRET}/mailer"],
+)
 def test_other_databases_are_refused(url: str) -> None:
-    """The error shows how the two are written."""
+    """The error shows how the two are written, nothing of what was given: without a host, the password is taken for a port."""
     assert refusal(MAILER_DATABASE_URL=url) == (
         "MAILER_DATABASE_URL=<hidden>: allowed: sqlite:////path/to/file or postgresql://user:password@host/name."
     )
