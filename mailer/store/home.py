@@ -44,7 +44,7 @@ def mark(transaction: Transaction, machine: Machine, now: float) -> None:
     if not transaction.execute(sql.MARK_HOME, values):
         [(name, seen_at)] = transaction.execute(sql.HOME, {})
         raise InUseElsewhere(
-            f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r}, heard of {max(0.0, now - seen_at):.0f} s ago."
+            f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r} ({max(0.0, now - seen_at):.0f} s ago)."
             " Two machines would break it: use PostgreSQL for more than one. If it was moved here, or this machine was restarted"
             f" just now, try again in {_IS_FRESH:.0f} s."
         )

@@ -1,11 +1,12 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import postgresql, redis, restore, workers
+from tests.chaos.scenarios import postgresql, redis, restore, sqlite, workers
 
 SCENARIOS: list[Scenario] = [
     *workers.SCENARIOS,
     *redis.SCENARIOS,
     *postgresql.SCENARIOS,
+    *sqlite.SCENARIOS,
     *restore.SCENARIOS,
 ]

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.history import broken_refusals
+from tests.chaos.flow import count_up, hold_a_mail, let_mail_flow, note_resumption, wait_for_a_refusal, wait_for_flow
 from tests.chaos.scenario import Report, Scenario, Size, named
 from tests.chaos.site import Site, find_initdb, migrated, site_on
 from tests.services.postgres import PostgresServer, postgres_folder
@@ -52,14 +52,14 @@ class Pair:
 def restart(folder: Path, size: Size) -> Report:
     """Stopped in good order and as in a crash, away for a while, and started again."""
     with _site(folder) as (site, server, report):
-        _let_mail_flow(site)
+        let_mail_flow(site)
         for number in range(size.pick(3, 30)):
-            _wait_for_flow(site)
+            wait_for_flow(site)
             server.stop(signal.SIGQUIT if number % 2 else signal.SIGINT)
             report.faults += 1
-            _wait_for_a_refusal(site)
+            wait_for_a_refusal(site)
             server.start()
-            _note_resumption(site, report)
+            note_resumption(site, report)
     return report
 
 
@@ -67,9 +67,9 @@ def hang_up(folder: Path, size: Size) -> Report:
     """All connections are killed, again and again."""
     dice = random.Random(4)  # noqa: S311 -- it chooses moments
     with _site(folder) as (site, server, report):
-        _let_mail_flow(site)
+        let_mail_flow(site)
         for _ in range(size.pick(15, 300)):
-            _wait_for_flow(site)
+            wait_for_flow(site)
             time.sleep(dice.uniform(0, 0.2))
             server.execute(_HANG_UP)
             report.faults += 1
@@ -79,14 +79,14 @@ def hang_up(folder: Path, size: Size) -> Report:
 def freeze(folder: Path, size: Size) -> Report:
     """It takes connections and bytes, and says nothing."""
     with _site(folder) as (site, server, report):
-        _let_mail_flow(site)
+        let_mail_flow(site)
         for _ in range(size.pick(1, 5)):
-            wait_until(partial(_all_queue, site), timeout=60)
+            wait_for_flow(site)
             server.freeze()
             report.faults += 1
-            _wait_for_a_refusal(site)
+            wait_for_a_refusal(site)
             server.thaw()
-            _note_resumption(site, report)
+            note_resumption(site, report)
     longest = max(call.seconds for call in site.calls())
     report.remarks.append(f"the longest call took {longest:.1f} s")
     report.expect(longest < _LONGEST_CALL, f"a call took {longest:.1f} s, {_LONGEST_CALL:.0f} at most")
@@ -102,28 +102,28 @@ def fail_over(folder: Path, size: Size) -> Report:
             part = folder / str(number)
             part.mkdir()
             site = stack.enter_context(site_on(pair.url, part))
-            _let_mail_flow(site)
-            _hold_a_mail(site)
+            let_mail_flow(site)
+            hold_a_mail(site)
             pair.fail_over()
             report.faults += 1
             site.sink.let_go()
-            _note_resumption(site, report)
-            _finish(site, report)
+            note_resumption(site, report)
+            count_up(site, report)
     return report
 
 
 def at_the_250(folder: Path, size: Size, *, fault: Callable[[PostgresServer], None]) -> Report:
     """The relay has taken the mail; its reply arrives while the database is away. Sent stays sent."""
     with _site(folder) as (site, server, report):
-        _let_mail_flow(site)
+        let_mail_flow(site)
         for _ in range(size.pick(2, 20)):
-            _hold_a_mail(site)
+            hold_a_mail(site)
             fault(server)
             report.faults += 1
             site.sink.let_go()
-            _wait_for_a_refusal(site)
+            wait_for_a_refusal(site)
             server.start()
-            _note_resumption(site, report)
+            note_resumption(site, report)
     return report
 
 
@@ -138,57 +138,7 @@ def _site(folder: Path) -> Iterator[tuple[Site, PostgresServer, Report]]:
         server.start()
         site = stack.enter_context(site_on(migrated(server), folder))
         yield site, server, report
-        _finish(site, report)
-
-
-def _let_mail_flow(site: Site) -> None:
-    site.start_worker()
-    for _ in range(2):
-        site.start_sender(pause=0.01)
-
-
-def _all_queue(site: Site) -> bool:
-    return all(any(call.mail_id for call in sender.calls()) for sender in site.senders)
-
-
-def _hold_a_mail(site: Site) -> None:
-    """One that the relay has, and its worker does not know."""
-    site.sink.hold()
-    _wait_for_flow(site)
-
-
-def _wait_for_flow(site: Site) -> None:
-    before = site.sink.count()
-    wait_until(lambda: site.sink.count() > before, timeout=60)
-
-
-def _wait_for_a_refusal(site: Site) -> None:
-    """Somebody was told that the database is away."""
-    before = _refused(site)
-    wait_until(lambda: _refused(site) > before, timeout=60)
-
-
-def _refused(site: Site) -> int:
-    return sum(1 for call in site.calls() if call.error)
-
-
-def _note_resumption(site: Site, report: Report) -> None:
-    started = time.monotonic()
-    accepted = sum(1 for call in site.calls() if call.mail_id)
-    wait_until(lambda: sum(1 for call in site.calls() if call.mail_id) > accepted, timeout=60)
-    _wait_for_flow(site)
-    report.remarks.append(f"mail flowed again after {time.monotonic() - started:.1f} s")
-
-
-def _finish(site: Site, report: Report) -> None:
-    for sender in site.senders:
-        sender.stop()
-    site.settle(timeout=120)
-    tally = site.tally()
-    report.tally = tally if report.tally is None else report.tally + tally
-    report.expect_nothing_lost()
-    false = broken_refusals(site.calls(), site.sink.recipients())
-    report.expect(not false, f"{len(false)} calls raised that nothing was queued, and their mail went out")
+        count_up(site, report)
 
 
 SCENARIOS = [
