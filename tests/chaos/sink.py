@@ -1,7 +1,7 @@
 """A relay that notes each mail it takes, on disk, before it says so: `python -m tests.chaos.sink PORT FILE`.
 
-A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so that it can be frozen and killed, and
-so that it keeps no core from who is to be broken.
+A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so that it can be frozen and
+killed, and so that it keeps no core from who is to be broken.
 """
 
 import asyncio
