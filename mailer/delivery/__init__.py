@@ -136,7 +136,8 @@ class Courier:
         able = {relay.name: relay for relay in relays}
         settings = [relay.settings for relay in relays]
         shares = Shares()
-        for delivery in sorted(claimed[::-1], key=self._is_suspect):
+        places = {delivery.id: place for place, delivery in enumerate(claimed)}
+        for delivery in sorted(claimed, key=lambda one: (self._is_suspect(one), -places[one.id])):
             sender = senders.get(delivery.mail_id, "")
             dice = random.random()  # noqa: S311 -- spreads mail over relays
             while (chosen := choose(settings, delivery, sender, dice, busy)) is not None:
@@ -151,7 +152,6 @@ class Courier:
                     break
             else:
                 shares.waits[delivery.id] = self._free_at(delivery, sender, pauses, now)
-        places = {delivery.id: place for place, delivery in enumerate(claimed)}
         for deliveries in shares.carried.values():
             deliveries.sort(key=lambda delivery: places[delivery.id])
         return shares

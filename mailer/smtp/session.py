@@ -15,7 +15,8 @@ from mailer.logs import discreet
 from mailer.smtp.names import own_name
 from mailer.smtp.replies import LONGEST_REPLY, is_reply
 
-_MOST_LINES = 100
+_MOST_LINES = 100  # that are kept
+_ENDLESS = 10_000  # lines; to read on would keep a core busy until the time-out
 _CHUNK = 65536
 _SHOWN = 60
 # How replies of one line begin that need no closer look.
@@ -94,9 +95,13 @@ class Session(smtplib.SMTP):
 
     def _hear_whole(self, deadline: float) -> bytes:
         lines: list[bytes] = []
+        count = 0
         while (line := self._line(deadline))[3:4] == b"-":
-            if len(lines) < _MOST_LINES:
+            count += 1
+            if count <= _MOST_LINES:
                 lines.append(line[4 : LONGEST_REPLY + 4].strip())
+            elif count == _ENDLESS:
+                raise smtplib.SMTPServerDisconnected("the relay's reply has no end")
         reply = b"%b %b" % (line[:3], b"\n".join([*lines, line[4:]])) if lines else line
         if self.debuglevel:
             self._show("reply:", reply)

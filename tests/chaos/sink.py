@@ -1,7 +1,8 @@
 """A relay that notes each mail it takes, on disk, before it says so: `python -m tests.chaos.sink PORT FILE`.
 
 A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so that it can be frozen and
-killed, and so that it keeps no core from who is to be broken. Whoever's name begins with "grey" is greylisted: told to come back, once.
+killed, and so that it keeps no core from who is to be broken. Whoever's name begins with "grey" is greylisted: told to come
+back, once.
 
 While there is a file FILE.hold, it answers nothing: what it has taken by then is noted, and the 250 is still to come.
 """

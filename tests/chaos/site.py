@@ -72,6 +72,10 @@ class Sink:
     def _notes(self) -> list[list[str]]:
         return [line.split() for line in self._file.read_text().splitlines()]
 
+    def moments(self) -> list[float]:
+        """When it took them, in the time of `time.time()`."""
+        return [float(line.split()[2]) for line in self._file.read_text().splitlines()]
+
     def count(self) -> int:
         return self._file.read_bytes().count(b"\n")
 

@@ -35,6 +35,7 @@ _USUAL: dict[Point, str] = {
     "data": "354 go on",
     "dot": "250 taken",
 }
+_POINTS: dict[bytes, Point] = {b"AUTH": "auth", b"RSET": "rset", b"QUIT": "quit"}
 
 
 class ScriptedRelay(LocalServer):
@@ -93,15 +94,9 @@ class _Conversation(socketserver.BaseRequestHandler):
                 if not self._stumbles("ehlo"):
                     self._say("\r\n".join(["250-relay", *(f"250-{offer}" for offer in self.server.offers), "250 HELP"]))
             case b"STAR":
-                if self._answer("starttls").startswith("220"):
-                    self._secure()
-            case b"AUTH":
-                self._answer("auth")
-            case b"RSET":
-                self._answer("rset")
-            case b"QUIT":
-                self._answer("quit")
-                raise _Over
+                self._secure()
+            case b"AUTH" | b"RSET" | b"QUIT":
+                self._answer(_POINTS[command])
             case b"MAIL":
                 self.sender = line.split(b"<")[1].split(b">")[0].decode()
                 self.server.begun.append(self.sender)
@@ -116,7 +111,10 @@ class _Conversation(socketserver.BaseRequestHandler):
                 self._say("250 ok")
 
     def _secure(self) -> None:
+        refusal = not self._answer("starttls").startswith("220")
         self._flush()
+        if refusal:
+            return
         if self._stumbles("handshake"):
             self._flush()
             raise _Over
