@@ -11,10 +11,13 @@ PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 LOCAL := $(VENV)/local.installed
 DEV := $(VENV)/dev.installed
 
+# Tools that need much of their own have virtual environments of their own, each with a lock of its name.
+TOOLS := $(VENV)/tools
+
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test bench chaos check lint types layers lock clean set-up-anew
+.PHONY: help setup run test bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +36,12 @@ bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hou
 chaos: $(DEV) ## Break everything there is to break, for an hour, and print what came of it (ARGS="--help" for parts of it)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+soak: $(DEV) ## Let mail flow for an hour, with faults, and see that what it takes stays flat (ARGS="--minutes 5" for a look)
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+fuzz: $(TOOLS)/fuzz/installed ## Look for bytes that break what reads or writes mail, ten minutes a target (ARGS="--help" for some)
+	$(TOOLS)/fuzz/bin/python -m tests.fuzz $(ARGS)
+
 check: lint types layers ## Run all checks of the source
 
 lint: $(DEV) ## Check the style
@@ -45,11 +54,16 @@ types: $(DEV) ## Check the types
 layers: $(DEV) ## Check that a room imports only rooms above it
 	$(BIN)/lint-imports
 
+audit: $(TOOLS)/audit/installed ## See whether a pinned dependency has a known vulnerability
+	$(TOOLS)/audit/bin/python -m requirements.audit
+
 lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade takes the newest)
 	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
 	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) --extra local --extra postgres --extra web -c requirements/dev.txt -o requirements/local.txt
 	$(COMPILE) --extra dkim --extra flower --extra oauth --extra postgres --extra socks --extra web -c requirements/dev.txt -o requirements/deploy.txt
+	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
+	$(PIN) --group audit -o requirements/audit.txt
 	$(PIN) bench/peers.in -o bench/peers.txt
 
 PIN = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
@@ -63,6 +77,12 @@ $(VENV)/%.installed: requirements/%.txt $(BROKEN)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(CREATE_VENV); }
 	@echo "Installing what $< lists; this takes a moment."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(TOOLS)/%/installed: requirements/%.txt $(DEV)
+	@echo "Installing what $< lists; this takes a moment."
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 define CREATE_VENV

@@ -3,7 +3,9 @@
 from flask_mail import Message
 
 from mailer.errors import (
+    CommitLost,
     ConfigurationError,
+    InUseElsewhere,
     InvalidAddress,
     InvalidAttachment,
     InvalidHeader,
@@ -40,7 +42,9 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     "Receipt",
     "Status",
     # What can be wrong
+    "CommitLost",
     "ConfigurationError",
+    "InUseElsewhere",
     "InvalidAddress",
     "InvalidAttachment",
     "InvalidHeader",

@@ -12,7 +12,9 @@ MailerError
 ├── UnknownMail             no mail has this id
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
-    └── SchemaMismatch      its tables are older or newer than this code
+    │   └── CommitLost      it went away during the commit; the mail may be queued
+    ├── SchemaMismatch      its tables are older or newer than this code
+    └── InUseElsewhere      another machine uses the same SQLite file
 
 Failures of delivery are no exceptions: they are values, see `mailer.message.Outcome`.
 """
@@ -66,5 +68,13 @@ class StoreUnavailable(StoreError):
     """The database did not answer. What was being queued is not queued."""
 
 
+class CommitLost(StoreUnavailable):
+    """The database went away during the commit. Nobody knows yet whether what was being queued is queued."""
+
+
 class SchemaMismatch(StoreError):
     """The tables in the database do not fit this version of Mailer."""
+
+
+class InUseElsewhere(StoreError):
+    """The SQLite file is in use on another machine: two of them would break it."""

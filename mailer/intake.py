@@ -62,6 +62,7 @@ class Options:
     send_at: When = None
     expires_at: When = None
     on_doubt: OnDoubt | str = OnDoubt.RESEND
+    sensitive: bool = False
     tags: Iterable[str] = ()
     idempotency_key: str | None = None
     connection: Host | None = None
@@ -110,6 +111,7 @@ class Intake:
             headers=check_headers(headers),
             attachments=self._attachments(attachments),
             tags=_tags(options.tags),
+            sensitive=_sensitive(options.sensitive),
         )
         return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
 
@@ -136,6 +138,7 @@ class Intake:
             headers=check_headers(mail.extra_headers),
             attachments=self._attachments(mail.attachments),
             tags=_tags(options.tags),
+            sensitive=_sensitive(options.sensitive),
             mail_options=_smtp_options(mail.mail_options, field="mail_options"),
             rcpt_options=_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
@@ -211,6 +214,12 @@ def _on_doubt(given: OnDoubt | str) -> OnDoubt:
         raise InvalidMail(f"on_doubt: {given!r}: use 'resend' or 'hold'.") from None
 
 
+def _sensitive(given: bool) -> bool:
+    if not isinstance(given, bool):
+        raise InvalidMail(f"sensitive: {given!r}: use True or False.")
+    return given
+
+
 def _seconds(given: When, now: float, *, field: str) -> float | None:
     if given is None:
         return None
@@ -271,9 +280,9 @@ def _fingerprint(message: Message, recipients: tuple[str, ...]) -> str:
 
 
 def _receipt_of(earlier: Keyed, envelope: Envelope) -> Receipt:
-    """That of the first call, if it said the same, and so to the same recipients."""
+    """That of the first call, if it said the same, and so to the same recipients. What a sensitive mail said is forgotten."""
     assert envelope.key is not None  # it is what the earlier one was found by
-    if envelope.key.fingerprint != earlier.fingerprint:
+    if earlier.fingerprint not in (envelope.key.fingerprint, None):
         raise KeyReused(
             f"idempotency_key: {envelope.key.name!r} belongs to mail {earlier.id}, which says something else: give each mail a"
             " key of its own. If it is to be the same, look for what differs from call to call: a time or a token in a template."

@@ -326,16 +326,17 @@ class Message:
     message_id: str
     created_at: float
     sender: Address
-    subject: str
-    text: str | None
-    html: str | None
+    subject: str = field(repr=False)
+    text: str | None = field(repr=False)
+    html: str | None = field(repr=False)
     to: tuple[Address, ...]
     cc: tuple[Address, ...] = ()
     reply_to: tuple[Address, ...] = ()
     envelope_from: str | None = None
     date: float | None = None  #: of the Date header, if it is not that of the queueing
-    headers: tuple[tuple[str, str], ...] = ()
-    alternatives: tuple[tuple[str, str], ...] = ()  #: more (type, content) beside text and html: a calendar, AMP
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    #: More (type, content) beside text and html: a calendar, AMP.
+    alternatives: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     attachments: tuple[Attachment, ...] = ()
     tags: tuple[str, ...] = ()
     mail_options: tuple[str, ...] = ()
@@ -394,7 +395,12 @@ def could_be_id(given: object) -> bool:
 
 def new_id(now: float) -> str:
     """32 hex digits that sort by time, so that new rows land side by side in their index."""
-    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
+    return f"{id_at(now)}{secrets.token_hex(10)}"
+
+
+def id_at(moment: float) -> str:
+    """What the ids begin with that are made then: those made before are less, those made later are greater."""
+    return f"{int(moment * 1000):012x}"
 
 
 def new_message_id(mail_id: str, sender: Address) -> str:
@@ -433,6 +439,7 @@ class Outcome:
     phase: Phase = Phase.DOT
     retry_after: float | None = None  #: seconds it asked us to wait
     advice: str = ""  #: what a person can do about it, where it is our own configuration that stops us
+    is_silence: bool = False  #: the relay did not answer this mail: one of them can't bear the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,7 +458,7 @@ class Keyed:
 
     id: str
     message_id: str
-    fingerprint: str
+    fingerprint: str | None  #: of what it said, unless that is erased
 
 
 # --- answers to "what became of it?" ----------------------------------------------------------------------------------
@@ -504,6 +511,8 @@ class MailStatus:
     message_id: str
     subject: str
     created_at: datetime
+    sensitive: bool = False
+    erased_at: datetime | None = None  #: since then, what it said is gone
     deliveries: tuple[DeliveryStatus, ...]
 
     @property

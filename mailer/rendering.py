@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any
@@ -30,8 +30,8 @@ _MOST_TAGS = 10_000
 class Bodies:
     """What a template pair became."""
 
-    text: str
-    html: str | None
+    text: str = field(repr=False)
+    html: str | None = field(repr=False)
 
 
 class Renderer:

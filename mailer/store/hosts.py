@@ -1,6 +1,5 @@
 """The application's own transaction, with our mail in it: what they commit goes out, what they roll back never was."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailer.errors import ConfigurationError, InvalidMail
+from mailer.logs import get_logger
 from mailer.store import statements as sql
 from mailer.store.engines import patiently
 from mailer.store.statements import packed
@@ -19,7 +19,7 @@ Spell = Callable[[str], str]
 
 _INFO = "mailer"  # the place in a connection's `info` where we note what waits for its commit
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class HasConnection(Protocol):

@@ -1,15 +1,18 @@
 """A web process that queues mail until it is told to stop: `python -m tests.chaos.sender NAME [option=value …]`.
 
 It prints a line for each call: "accepted ID MESSAGE-ID RECIPIENT SECONDS", or "refused ERROR - RECIPIENT SECONDS". The
-options are those of `send_email()`, and `count`, after which it ends, and `pause`, in seconds between two calls.
+options are those of `send_email()`; `count`, after which it ends; `pause`, in seconds between two calls; `delay`, in seconds
+until the mail is due; and `file`, the size of an attachment.
 """
 
 import signal
 import sys
 import threading
 import time
+from datetime import timedelta
+from typing import Any
 
-from mailer import MailerError, send_email
+from mailer import Attachment, MailerError, send_email
 from tests.application import create_app
 
 
@@ -17,18 +20,29 @@ def main(name: str, options: dict[str, str]) -> None:
     count, pause = int(options.pop("count", "0")), float(options.pop("pause", "0"))
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_signal: stopping.set())
+    given = _given(options)
     app = create_app({})
     number = 0
     while not stopping.wait(pause) and (not count or number < count):
         number += 1
         with app.test_request_context():
-            _send(f"{name}-{number}@example.com", options)
+            _send(f"{name}-{number}@example.com", given)
 
 
-def _send(recipient: str, options: dict[str, str]) -> None:
+def _given(options: dict[str, str]) -> dict[str, Any]:
+    """What a word on the command line stands for."""
+    given: dict[str, Any] = dict(options)
+    if delay := given.pop("delay", None):
+        given["send_at"] = timedelta(seconds=float(delay))
+    if size := given.pop("file", None):
+        given["attachments"] = [Attachment("file.bin", b"\xa5" * int(size))]
+    return given
+
+
+def _send(recipient: str, options: dict[str, Any]) -> None:
     started = time.perf_counter()
     try:
-        receipt = send_email(recipient, "Chaos", "welcome", name=recipient, **options)  # type: ignore[arg-type]
+        receipt = send_email(recipient, "Chaos", "welcome", name=recipient, **options)
         said = f"accepted {receipt.id} {receipt.message_id}"
     except MailerError as error:
         said = f"refused {type(error).__name__} -"

@@ -1,22 +1,28 @@
 """A relay that notes each mail it takes, on disk, before it says so: `python -m tests.chaos.sink PORT FILE`.
 
-A line of the file is the recipient and the Message-ID. It is a process of its own, so that it can be frozen and killed, and so
-that it keeps no core from who is to be broken.
+A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so that it can be frozen and
+killed, and so that it keeps no core from who is to be broken. Whoever's name begins with "grey" is greylisted: told to come
+back, once.
+
+While there is a file FILE.hold, it answers nothing: what it has taken by then is noted, and the 250 is still to come.
 """
 
 import asyncio
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 _MESSAGE_ID = re.compile(rb"^Message-ID:\s*(<[^>\r\n]*>)", re.IGNORECASE | re.MULTILINE)
+_HOLD = Path(f"{sys.argv[-1]}.hold")
 _END = b"\r\n.\r\n"
 
 
 class _Session(asyncio.Protocol):
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, greylisted: set[bytes]) -> None:
         self._file = file
+        self._greylisted = greylisted
         self._arrived = b""
         self._recipient = b""
         self._in_mail = False
@@ -52,7 +58,7 @@ class _Session(asyncio.Protocol):
                 return b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
             case b"RCPT":
                 self._recipient = line.partition(b"<")[2].partition(b">")[0]
-                return b"250 ok\r\n"
+                return self._greet(self._recipient)
             case b"DATA":
                 self._in_mail = True
                 return b"354 go on\r\n"
@@ -62,14 +68,25 @@ class _Session(asyncio.Protocol):
             case _:
                 return b"250 ok\r\n"
 
+    def _greet(self, recipient: bytes) -> bytes:
+        if not recipient.startswith(b"grey") or recipient in self._greylisted:
+            self._greylisted.discard(recipient)
+            return b"250 ok\r\n"
+        self._greylisted.add(recipient)
+        return b"450 4.7.1 greylisted, try again in 3 seconds\r\n"
+
     def _take(self, mail: bytes) -> bytes:
         found = _MESSAGE_ID.search(mail)
-        os.write(self._file, b"%b %b\n" % (self._recipient, found[1] if found else b"-"))
+        os.write(self._file, b"%b %b %.3f\n" % (self._recipient, found[1] if found else b"-", time.time()))
+        while _HOLD.exists():
+            time.sleep(0.01)
         return b"250 2.0.0 taken\r\n"
 
 
 async def _serve(port: int, file: int) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: _Session(file), "127.0.0.1", port, backlog=512)
+    greylisted: set[bytes] = set()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Session(file, greylisted), "127.0.0.1", port, backlog=512)
     async with server:
         await server.serve_forever()
 

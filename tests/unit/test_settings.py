@@ -63,6 +63,8 @@ OWN_WORDS = {
     "MAILER_SOURCE_ADDRESS": ("192.0.2.1", "192.0.2.1"),
     "MAILER_RELAYS": None,  # JSON: see below
     "MAILER_DKIM_KEYS": None,  # JSON: see test_dkim_keys.py
+    "MAILER_ALLOWED_RECIPIENTS": ("Example.com, ada@example.org", ("example.com", "ada@example.org")),
+    "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
     "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit("1/day")}),
 }
@@ -358,9 +360,12 @@ def test_the_old_name_of_postgresql() -> None:
     assert load(MAILER_DATABASE_URL="postgres://u:p@db/mailer").database_url == "postgresql://u:p@db/mailer"
 
 
-@pytest.mark.parametrize("url", ["mysql://db/mailer", "sqlite+aiosqlite:///file", "/srv/mailer.sqlite3", "sqlite"])
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://db/mailer", "sqlite+aiosqlite:///file", "/srv/mailer.sqlite3", "sqlite", f"postgresql://ada:{SECRET}/mailer"],
+)
 def test_other_databases_are_refused(url: str) -> None:
-    """The error shows how the two are written."""
+    """The error shows how the two are written, nothing of what was given: without a host, the password is taken for a port."""
     assert refusal(MAILER_DATABASE_URL=url) == (
         "MAILER_DATABASE_URL=<hidden>: allowed: sqlite:////path/to/file or postgresql://user:password@host/name."
     )

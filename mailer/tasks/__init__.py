@@ -4,24 +4,27 @@ A task carries no mail, only "there is mail": a ring may come late, twice or nev
 """
 
 import logging
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import redis
+from billiard import current_process
 from celery import Celery, Task, bootsteps, signals
 from flask import Flask
-from kombu.exceptions import OperationalError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from mailer.delivery import Courier
-from mailer.errors import MailerError, StoreUnavailable
+from mailer.errors import MailerError, StoreError, StoreUnavailable
 from mailer.intake import Bell
+from mailer.logs import TaskMask, get_logger
 from mailer.settings import Settings
 from mailer.store import Store
+from mailer.tasks.bell import ONE_TRY, SEND, CeleryBell
+from mailer.tasks.consumer import PatientWorker, transport_options
 
-SEND, SWEEP, PURGE = "mailer.send_email", "mailer.sweep", "mailer.purge"
+SWEEP, PURGE = "mailer.sweep", "mailer.purge"
 
 # How long a task goes on while more is due, before other tasks of the worker get their turn.
 _TASK_SECONDS = 10.0
@@ -29,17 +32,14 @@ _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
 _PURGE_SECONDS = 3600.0
-# While the broker is away, a process tries again this seldom: the sweep finds the mail.
-_QUIET_SECONDS = 10.0
-# A ring that nobody answers is repeated by enqueuers this seldom, so that Redis stays small while no worker runs.
-_FLAG_MILLISECONDS = 60_000
-_FLAG = "mailer:ring"
-# Without a flag that all can see, a process rings this seldom.
-_OWN_FLAG_SECONDS = 0.02
-# One try. (retry=False would be slower: it waits for a connection at intervals of its own.)
-_ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+# A clock that was set back by more than this was set by somebody: the rest is drift.
+_SET_BACK_SECONDS = 5.0
+# What ends a child of a prefork pool, sent to its process group or by a cold shutdown.
+_ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
-log = logging.getLogger(__name__)
+__all__ = ["SEND", "CeleryBell", "install", "make_celery"]
+
+log = get_logger(__name__)
 
 
 # --- the Celery app ---------------------------------------------------------------------------------------------------
@@ -56,12 +56,14 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
     celery: Celery[Any] = Celery(app.import_name, task_cls=FlaskTask)
     celery.conf.update(
         broker_url=settings.broker_url,
-        broker_transport_options=_transport_options(connect=1, answer=2),
+        broker_transport_options=transport_options(connect=1, answer=2),
         task_publish_retry=True,
-        task_publish_retry_policy=_ONE_TRY,
+        task_publish_retry_policy=ONE_TRY,
         broker_pool_acquire_timeout=2,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a Redis that is full may have room again
+        worker_consumer="mailer.tasks.consumer:PatientConsumer",
         task_ignore_result=True,
         result_backend=None,
         task_serializer="json",
@@ -80,35 +82,19 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
     return celery
 
 
-class PatientWorker(bootsteps.Step):
-    """A worker can wait longer for the broker than a request does: for BRPOP it has to."""
-
-    def __init__(self, worker: Any, **options: Any) -> None:
-        super().__init__(worker, **options)
-        worker.app.conf.broker_transport_options = _transport_options(connect=2, answer=10)
-
-
-def _transport_options(connect: float, answer: float) -> dict[str, Any]:
-    """Without time-outs a frozen Redis blocks for ever. Never retry_on_timeout: it publishes twice."""
-    return {
-        "socket_connect_timeout": connect,
-        "socket_timeout": answer,
-        "socket_keepalive": True,
-        "health_check_interval": 25,
-        "visibility_timeout": 3600,
-    }
-
-
-def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
+def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
     """Make every worker of this Celery app deliver the mail of this Flask app."""
 
     def send_email() -> None:
-        with app.app_context():
+        with app.app_context(), _to_its_end():
             bell.answer()  # before the claim: whoever commits after it rings again
-            courier.deliver(at_most=_TASK_SECONDS)
+            try:
+                courier.deliver(at_most=_TASK_SECONDS)
+            except StoreError as error:
+                log.warning("Delivery waits, the sweep rings again: %s", error)
 
     def sweep() -> None:
-        with app.app_context():
+        with app.app_context(), _to_its_end():
             courier.sweep()
 
     def purge() -> None:
@@ -118,6 +104,8 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
     celery.steps["worker"].add(_chores_step(app, store, courier, bell))
+    if not settings.log_addresses:
+        logging.getLogger("celery.app.trace").addFilter(TaskMask(SEND, SWEEP, PURGE))
 
     def no_more(**_signal: Any) -> None:
         courier.stop()
@@ -130,82 +118,17 @@ def install(celery: Celery[Any], app: Flask, store: Store, courier: Courier, bel
     signals.worker_shutdown.connect(goodbye, weak=False)
 
 
-# --- the bell ---------------------------------------------------------------------------------------------------------
-
-
-class CeleryBell:
-    """Rings by publishing a task; while a ring is pending nobody publishes another."""
-
-    def __init__(self, celery: Celery[Any], settings: Settings) -> None:
-        self._celery = celery
-        self._flag = _SharedFlag(settings.flag_url) if settings.flag_url else _OwnFlag()
-        self._quiet_until = 0.0
-
-    def ring(self, *, urge: bool = False) -> bool:
-        """Call a worker. The enqueuer has committed before; `urge` is the sweep's, which trusts neither flag nor silence."""
-        is_quiet = time.monotonic() < self._quiet_until
-        if is_quiet and not urge:
-            return False
-        try:
-            if self._flag.raise_it(urge):
-                self._celery.send_task(SEND, ignore_result=True, retry=True, retry_policy=dict(_ONE_TRY))
-        except (OperationalError, redis.RedisError, OSError) as error:
-            self._quiet_until = time.monotonic() + _QUIET_SECONDS
-            if not is_quiet:
-                log.warning("The broker does not answer (%s); mail is stored, and the sweep of the workers finds it.", error)
-            return False
-        self._quiet_until = 0.0
-        return True
-
-    def answer(self) -> None:
-        """A worker is up: the next one who has mail may ring."""
-        try:
-            self._flag.lower_it()
-        except (redis.RedisError, OSError) as error:
-            log.warning("The broker does not answer (%s); the next mail may wait for the sweep.", error)
-
-
-class _SharedFlag:
-    """A key in Redis that says "a ring is pending". Requests wait for it: the client's own commands take half as long again."""
-
-    def __init__(self, url: str) -> None:
-        self._pool = redis.ConnectionPool.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
-        unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # redis does not say what it takes
-        pack = unconnected.pack_command
-        self._raise = pack("SET", _FLAG, 1, "PX", _FLAG_MILLISECONDS)
-        self._raise_first = pack("SET", _FLAG, 1, "PX", _FLAG_MILLISECONDS, "NX")
-        self._lower = pack("DEL", _FLAG)
-
-    def raise_it(self, urge: bool) -> bool:
-        return bool(self._ask(self._raise if urge else self._raise_first))
-
-    def lower_it(self) -> None:
-        self._ask(self._lower)
-
-    def _ask(self, command: Any) -> Any:
-        connection: Any = self._pool.get_connection()
-        try:
-            connection.send_packed_command(command)
-            return connection.read_response()
-        finally:
-            self._pool.release(connection)
-
-
-class _OwnFlag:
-    """Where the broker is no plain Redis: each process rings seldom enough by itself."""
-
-    def __init__(self) -> None:
-        self._raised_at = 0.0
-
-    def raise_it(self, urge: bool) -> bool:
-        now = time.monotonic()
-        if not urge and now - self._raised_at < _OWN_FLAG_SECONDS:
-            return False
-        self._raised_at = now
-        return True
-
-    def lower_it(self) -> None:
-        self._raised_at = 0.0
+@contextmanager
+def _to_its_end() -> Iterator[None]:
+    """In a child of a prefork pool, a signal to end is heard after the task, never in the middle of a mail."""
+    if current_process().name == "MainProcess":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- the chores -------------------------------------------------------------------------------------------------------
@@ -219,7 +142,9 @@ class Chores:
         self._store = store
         self._courier = courier
         self._bell = bell
+        self._latest = 0.0  # the latest time that was seen
         self._stopping = threading.Event()
+        self._is_purging = False
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
     def start(self) -> None:
@@ -247,12 +172,23 @@ class Chores:
                 log.exception("The chores failed, and go on")
 
     def _tick(self) -> None:
-        """One worker of all does a chore that is due; a row in the database says who."""
+        """One worker of all does a chore that is due; a row in the database says who. What died here is every worker's chore."""
+        self._notice_a_clock_set_back()
+        self._courier.settle()
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()
-        if self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
-            self._courier.purge()
+        if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
+            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)  # the sweep does not wait for the end of it
+
+    def _notice_a_clock_set_back(self) -> None:
+        """Else all that waits would wait until the clock is where it was."""
+        now, was = time.time(), self._latest
+        if now < was - _SET_BACK_SECONDS:
+            recalled = self._store.recall_queued(now, was=was)
+            log.warning("The clock was set back by %.0f s; %d deliveries that were due are due again.", was - now, recalled)
+            self._latest = now
+        self._latest = max(self._latest, now)
 
     def _watch_the_clock(self) -> None:
         """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""

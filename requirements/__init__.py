@@ -1,0 +1,1 @@
+"""The locks, and what is known of what they list."""

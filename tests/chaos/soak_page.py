@@ -1,0 +1,111 @@
+"""What a soak came to: a table to print, and a page with plots."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.machine import describe
+from tests.chaos.flatness import Series
+from tests.chaos.plot import draw
+from tests.chaos.scenario import Report
+from tests.chaos.site import Database
+from tests.chaos.watch import Watch
+
+_DATABASES: Mapping[Database, str] = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+_COLUMNS = ("", "second quarter", "last quarter", "at most", "the most", "flat?")
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """One run, done."""
+
+    database: Database
+    seconds: float
+    watch: Watch
+    faults: Mapping[str, int]
+    report: Report
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether everything stayed flat and nothing was lost."""
+        return not self.report.broken and all(one.is_flat for one in self.watch.series)
+
+
+def table(soak: Soak) -> str:
+    """For who waits for it."""
+    first, *others = _COLUMNS
+    lines = [f"{first:42}" + "".join(f"{column:>16}" for column in others)]
+    for one in soak.watch.series:
+        name, *figures = _row(one)
+        lines.append(f"{name:42}" + "".join(f"{figure:>16}" for figure in figures))
+    lines += ["", _sentence(soak), *(f"BROKEN: {promise}" for promise in soak.report.broken)]
+    return "\n".join(lines) + "\n"
+
+
+def publish(soak: Soak, folder: Path) -> None:
+    """Write soak.md, and a plot for each kind of figure beside it."""
+    plots = folder / "soak"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name, series in _by_plot(soak).items():
+        (plots / _file(name)).write_text(draw(name, soak.watch.moments, series))
+    (folder / "soak.md").write_text("\n".join(_page(soak)) + "\n")
+
+
+def _page(soak: Soak) -> Iterator[str]:
+    yield "# Soak\n\nWritten by `make soak`: change `tests/chaos/soak_page.py`, not this page.\n"
+    yield f"Taken on {datetime.now(UTC):%Y-%m-%d}: {describe()}.\n"
+    yield (
+        "Five web processes queue at a steady pace: small mails, urgent ones, scheduled ones, some with a file, some that are "
+        "greylisted. A prefork worker and a worker of threads deliver from the beginning to the end, and are what is watched; a "
+        "third one is there to be killed. Finished mails are purged after a twentieth of the time.\n"
+    )
+    yield f"{_sentence(soak)}\n"
+    yield from (f"**Broken:** {promise}\n" for promise in soak.report.broken)
+    yield "| fault | times |\n|---|--:|"
+    yield from (f"| {name} | {times} |" for name, times in sorted(soak.faults.items()))
+    yield (
+        "\nFlat means: the median of the last quarter is not above that of the second by more than what is allowed. The first "
+        "quarter is for warming up. Memory is the proportional set size: what processes share is divided among them.\n"
+    )
+    yield f"| {' | '.join(_COLUMNS)} |\n|---|--:|--:|--:|--:|---|"
+    yield from (f"| {' | '.join(_row(one))} |" for one in soak.watch.series)
+    yield ""
+    yield from (f"![{name} over time](soak/{_file(name)})\n" for name in _by_plot(soak))
+
+
+def _sentence(soak: Soak) -> str:
+    tally = soak.report.tally
+    assert tally is not None
+    where = f"In {soak.seconds / 60:g} minutes on {_DATABASES[soak.database]}, with {soak.report.faults} faults"
+    became = {
+        "sent once": tally.once,
+        "twice": tally.twice,
+        "in doubt": tally.in_doubt,
+        "failed": tally.failed,
+        "lost": tally.lost,
+    }
+    figures = ", ".join(f"{count:,} {what}" for what, count in became.items())
+    return f"{where}, {tally.accepted:,} mails were accepted: {figures}."
+
+
+def _row(one: Series) -> list[str]:
+    name = f"{one.plot}, {one.name}" + (f" ({one.unit})" if one.unit else "")
+    at_most = _shown(one.bound.of(one.before)) if one.bound else ""
+    verdict = "" if one.bound is None else "yes" if one.is_flat else "no"
+    return [name, _shown(one.before), _shown(one.after), at_most, _shown(one.most), verdict]
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0")
+
+
+def _by_plot(soak: Soak) -> dict[str, list[Series]]:
+    plots: dict[str, list[Series]] = {}
+    for one in soak.watch.series:
+        plots.setdefault(one.plot, []).append(one)
+    return plots
+
+
+def _file(plot: str) -> str:
+    return f"{plot.lower().replace(' ', '-')}.svg"

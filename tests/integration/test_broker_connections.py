@@ -1,0 +1,50 @@
+"""A worker's connection to the broker, when that goes away at a bad moment."""
+
+from contextlib import suppress
+from typing import Any
+from unittest.mock import Mock
+
+from kombu import Connection, Consumer, Message, Queue
+
+from mailer.tasks.consumer import PatientConsumer, careful_channel
+from tests.services.broker import RedisServer
+
+
+def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
+    """A worker with a task in hand, which has asked for the next one, can give up the connection when the broker is gone."""
+    connection, _consumer, _messages = consuming(redis_server)
+    connection.Consumer([Queue("control")], channel=connection.channel()).consume()
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=0.1)
+
+    redis_server.stop()
+    with suppress(*connection.connection_errors):
+        connection.collect()
+
+    connection.close()  # as Celery does, which ends for any error that is not one of the connection
+
+
+def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> None:
+    """A worker that is stopped in good order leaves the task that it had not begun to others."""
+    connection, _consumer, _messages = consuming(redis_server)
+    connection.close()
+
+    _connection, _consumer, messages = consuming(redis_server, publish=False)
+
+    assert [message.payload for message in messages] == ["a task"]
+
+
+def consuming(server: RedisServer, *, publish: bool = True) -> tuple[Connection, Consumer, list[Message]]:
+    """A connection with a task that is not acknowledged."""
+    connection = Connection(server.url.replace("unix://", "redis+socket://"))
+    transport: Any = connection.transport
+    transport.Channel = careful_channel(transport.Channel, Mock(PatientConsumer))  # nothing is refused here
+    queue = Queue("tasks")
+    if publish:
+        connection.Producer().publish("a task", routing_key="tasks", declare=[queue])
+    messages: list[Message] = []
+    consumer = connection.Consumer([queue], on_message=messages.append)
+    consumer.consume()
+    while not messages:
+        connection.drain_events(timeout=10)
+    return connection, consumer, messages
