@@ -70,7 +70,7 @@ class Sink:
         return [recipient for recipient, _message_id in self._notes()]
 
     def _notes(self) -> list[list[str]]:
-        return [line.split() for line in self._file.read_text().splitlines()]
+        return [line.split()[:2] for line in self._file.read_text().splitlines()]
 
     def moments(self) -> list[float]:
         """When it took them, in the time of `time.time()`."""
@@ -99,6 +99,11 @@ class Sender:
     def wait(self, timeout: float = 120) -> None:
         """Until it has made all its calls."""
         assert self.process.wait(timeout) == 0, self._file.with_suffix(".log").read_text()[-2000:]
+
+    def kill(self) -> None:
+        """In the middle of whatever it does."""
+        self.process.kill()
+        self.process.wait()
 
     def calls(self) -> list[Call]:
         """Those that have returned or raised."""

@@ -1,7 +1,7 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import postgresql, redis, restore, smtp, sqlite, workers
+from tests.chaos.scenarios import intake, postgresql, redis, restore, smtp, sqlite, workers
 
 SCENARIOS: list[Scenario] = [
     *workers.SCENARIOS,
@@ -9,5 +9,6 @@ SCENARIOS: list[Scenario] = [
     *postgresql.SCENARIOS,
     *sqlite.SCENARIOS,
     *smtp.SCENARIOS,
+    *intake.SCENARIOS,
     *restore.SCENARIOS,
 ]
