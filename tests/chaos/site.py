@@ -1,9 +1,10 @@
 """What is broken: an installation of its own, of real processes on real servers."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +44,13 @@ class Sink:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def pause(self) -> None:
+        """Whoever talks to it waits."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def taken(self) -> list[str]:
         """The Message-ID of each mail it took."""
@@ -96,9 +104,11 @@ class Site:
         self.fleet = Fleet(self.config, folder)
         self.senders: list[Sender] = []
 
-    def start_worker(self, pool: str = "threads", concurrency: int = 4, *, until_ready: bool = True, **env: str) -> Worker:
+    def start_worker(
+        self, pool: str = "threads", concurrency: int = 4, *, until_ready: bool = True, within: Sequence[str] = (), **env: str
+    ) -> Worker:
         """Ready to work when this returns, which it never is without a broker."""
-        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready)
+        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready, within=within)
         return worker
 
     def start_sender(self, **options: object) -> Sender:
