@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,9 +137,10 @@ class Site:
         *,
         until_ready: bool = True,
         env: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> Worker:
         """Ready to work when this returns, which it never is without a broker."""
-        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready)
+        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready, within=within)
         return worker
 
     def start_sender(self, *, name: str = "", **options: object) -> Sender:

@@ -1,14 +1,16 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import intake, postgresql, redis, restore, smtp, sqlite, workers
+from tests.chaos.scenarios import forged, intake, postgresql, redis, restore, smtp, sqlite, stops, workers
 
 SCENARIOS: list[Scenario] = [
     *workers.SCENARIOS,
+    *stops.SCENARIOS,
     *redis.SCENARIOS,
     *postgresql.SCENARIOS,
     *sqlite.SCENARIOS,
     *smtp.SCENARIOS,
     *intake.SCENARIOS,
+    *forged.SCENARIOS,
     *restore.SCENARIOS,
 ]
