@@ -89,18 +89,6 @@ class PatientWorker(bootsteps.Step):
         worker.app.conf.broker_transport_options = _transport_options(connect=2, answer=10)
 
 
-def outlive_lost_connections() -> None:
-    """Have kombu give nothing back to a queue over a connection that is gone: it would look for its address, and end the worker.
-
-    That happens if the broker goes away in the middle of both an acknowledgement and a look for the next task.
-    """
-
-    def has_connection(channel: Any) -> bool:
-        return channel.connection is not None and channel.connection.client is not None
-
-    Channel.do_restore = property(has_connection)  # type: ignore[assignment]
-
-
 def _transport_options(connect: float, answer: float) -> dict[str, Any]:
     """Without time-outs a frozen Redis blocks for ever. Never retry_on_timeout: it publishes twice."""
     return {
@@ -274,6 +262,26 @@ class Chores:
             if self._stopping.wait(max(_LEAST_WAIT_SECONDS, due_at - time.time())):
                 return
             self._bell.ring()
+
+
+# --- the broker -------------------------------------------------------------------------------------------------------
+
+_channel: Any = Channel
+_parameters = _channel._connparams  # noqa: SLF001 -- kombu has no other place for it
+
+
+def outlive_lost_connections() -> None:
+    """Have kombu call a connection lost when it is: Celery dials again then, and takes anything else for the end of the worker.
+
+    That is what kombu trips over when a task is acknowledged, or given back, over a connection that has been given up meanwhile.
+    """
+
+    def parameters(channel: Any, *args: Any, **options: Any) -> Any:
+        if channel.connection is None or channel.connection.client is None:
+            raise redis.ConnectionError("the connection to the broker was given up")
+        return _parameters(channel, *args, **options)
+
+    _channel._connparams = parameters  # noqa: SLF001
 
 
 def _chores_step(app: Flask, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:

@@ -1,7 +1,7 @@
 """A worker's connection to the broker, when that goes away at a bad moment."""
 
-from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from kombu import Connection, Consumer, Message, Queue
@@ -12,11 +12,10 @@ from tests.services.broker import RedisServer
 
 
 @pytest.fixture(autouse=True)
-def outliving() -> Iterator[None]:
-    before = Channel.do_restore
+def outliving(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel: Any = Channel
+    monkeypatch.setattr(channel, "_connparams", channel._connparams)  # given back after the test
     outlive_lost_connections()
-    yield
-    Channel.do_restore = before
 
 
 def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
@@ -31,6 +30,17 @@ def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
         connection.collect()
 
     connection.close()  # as Celery does, which ends for any error that is not one of the connection
+
+
+def test_an_acknowledgement_that_comes_too_late_ends_no_worker(redis_server: RedisServer) -> None:
+    """A task was begun over a connection that is gone by now: what can't be said any more is an error of the connection."""
+    connection, _consumer, [message] = consuming(redis_server)
+    channel: Any = message.channel
+    message.ack()
+    connection.close()
+
+    with pytest.raises(connection.connection_errors):
+        channel.basic_ack(message.delivery_tag)
 
 
 def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> None:
