@@ -11,6 +11,7 @@ from flask.cli import AppGroup
 from mailer.errors import MailerError
 from mailer.message import DeliveryStatus, Pause, Status
 from mailer.settings import RelaySettings
+from mailer.smtp.replies import printable
 from mailer.store import Store
 
 
@@ -62,11 +63,12 @@ def queue() -> None:
 def status(mail_id: str) -> None:
     """What became of a mail, recipient by recipient."""
     mail = _store().status(mail_id)
-    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {mail.subject}")
+    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {printable(mail.subject)}")
     for delivery in mail.deliveries:
         click.echo(_line(delivery))
         for attempt in delivery.history:
-            click.echo(f"    {_clock(attempt.at)}  {attempt.verdict} at {attempt.phase}, {attempt.relay}: {attempt.reply}")
+            what = f"{attempt.verdict} at {attempt.phase}, {attempt.relay}: {printable(attempt.reply)}"
+            click.echo(f"    {_clock(attempt.at)}  {what}")
 
 
 @mail_group.command()
@@ -130,7 +132,7 @@ def _pause(pause: Pause) -> str:
     else:
         until = "to be tried with the next mail"
     times = "once" if pause.failures == 1 else f"{pause.failures} times"
-    return f"paused since {_clock(pause.since)}, {until}, failed {times}: {pause.reason}"
+    return f"paused since {_clock(pause.since)}, {until}, failed {times}: {printable(pause.reason)}"
 
 
 def _settle(mail_id: str, to: Status) -> None:
@@ -144,7 +146,7 @@ def _settle(mail_id: str, to: Status) -> None:
 
 def _line(delivery: DeliveryStatus) -> str:
     when = delivery.finished_at or delivery.due_at
-    said = f"  {delivery.relay}: {delivery.reply}" if delivery.reply else ""
+    said = f"  {delivery.relay}: {printable(delivery.reply)}" if delivery.reply else ""
     return f"  {delivery.recipient}  {delivery.status}  {_clock(when)}  attempts {delivery.attempts}{said}"
 
 

@@ -17,6 +17,7 @@ from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Ve
 from mailer.mime import Composed, Signer, WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
 from mailer.settings import Settings
+from mailer.smtp.replies import printable
 from mailer.store import Result, Store
 from mailer.throttle import Seats, Throttle
 
@@ -189,7 +190,7 @@ class Round:
                 self._composed[mail_id] = message, compose(message, self._office.signer)
             except Exception as error:  # whatever it is, it is this mail's own
                 log.exception("Mail %s can't be composed", mail_id)
-                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}: {error}")
+                self._fail(deliveries, mail_id, printable(f"it can't be composed: {type(error).__name__}: {error}"))
         return [
             Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
             for delivery in deliveries
