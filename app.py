@@ -29,9 +29,9 @@ from zlib import crc32
 import flask_mail
 from flask import Blueprint, Flask, Response, abort, current_app, flash, redirect, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from mailer import Attachment, InvalidMail, Mail, Mailer, Message, UnknownMail, send_email
+from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, Message, StoreUnavailable, UnknownMail, send_email
 from mailer.devstack.inbox import Inbox, Received
 
 mailer = Mailer()
@@ -334,6 +334,15 @@ def add_security_headers(response: Response) -> Response:
 @pages.app_errorhandler(HTTPException)
 def show_error(error: HTTPException) -> ResponseReturnValue:
     return render_template("error.html", error=error), error.code or 500
+
+
+@pages.app_errorhandler(StoreUnavailable)
+def ask_to_come_back(error: StoreUnavailable) -> ResponseReturnValue:
+    """Nobody is told that a mail is queued which is not. The database's own words are for the log."""
+    current_app.logger.error("%s", error)
+    state = "It is not known yet whether your mail is queued" if isinstance(error, CommitLost) else "Your mail is not queued"
+    said = ServiceUnavailable(f"{state}: the database is away. Try again in a moment.")
+    return render_template("error.html", error=said), 503, {"Retry-After": "10"}
 
 
 @pages.app_template_global()

@@ -1,6 +1,7 @@
 """`make bench`: how fast this product is, beside what else there is, on this machine, in this run.
 
     delivery    queued first, then timed at the sink, contender after contender, in alternating order
+    safety      what the black box costs
     queueing    how long a request waits until its mail is handed over
     latency     how soon a mail is at the relay, and what a request notices of a Redis that is away
     distance    the same with a relay that is 30 ms away
@@ -16,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import delivery, distance, growth, latency, machine, queueing, report
+from bench import delivery, distance, growth, latency, machine, queueing, report, safety
 from bench.contenders import Contender
 from bench.contenders.celery_flask_mail import CeleryFlaskMail
 from bench.contenders.flask_mail_alone import FlaskMailKept, FlaskMailLoop, FlaskMailThreads
@@ -29,6 +30,7 @@ from bench.plan import Plan
 
 PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "delivery": delivery.measure,
+    "safety": safety.measure,
     "queueing": queueing.measure,
     "latency": latency.measure,
     "distance": distance.measure,

@@ -3,12 +3,16 @@
 from flask_mail import Message
 
 from mailer.errors import (
+    CommitLost,
     ConfigurationError,
+    InUseElsewhere,
     InvalidAddress,
     InvalidAttachment,
     InvalidHeader,
     InvalidMail,
+    KeyReused,
     MailerError,
+    OverLimit,
     SchemaMismatch,
     StoreError,
     StoreUnavailable,
@@ -38,12 +42,16 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     "Receipt",
     "Status",
     # What can be wrong
+    "CommitLost",
     "ConfigurationError",
+    "InUseElsewhere",
     "InvalidAddress",
     "InvalidAttachment",
     "InvalidHeader",
     "InvalidMail",
+    "KeyReused",
     "MailerError",
+    "OverLimit",
     "SchemaMismatch",
     "StoreError",
     "StoreUnavailable",

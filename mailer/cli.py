@@ -1,6 +1,7 @@
 """`flask mail …`: the operator's command."""
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,10 +10,25 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from mailer.errors import MailerError
-from mailer.message import DeliveryStatus, Pause, Status
+from mailer.message import DeliveryStatus, Lane, Pause, Status
 from mailer.settings import RelaySettings
 from mailer.smtp.replies import printable
-from mailer.store import Store
+from mailer.store import Outlook, Store
+
+_LANES = [lane.name.lower() for lane in Lane]
+#: For how long it has been due, by the number that the store has for it.
+_AGES = ("not due yet", "less than an hour", "less than a day", "less than a week", "longer")
+_SHOWN = 10
+_HELD = (Status.CLAIMED, Status.TRANSMITTING)
+
+
+def _moment(given: str) -> datetime:
+    """As these commands print it; with an offset, of another zone."""
+    try:
+        moment = datetime.fromisoformat(given.removesuffix(" UTC"))
+    except ValueError:
+        raise click.BadParameter(f"{given!r} is no time: give one such as '2026-11-25 10:00' (UTC).") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class _MailGroup(AppGroup):
@@ -50,6 +66,7 @@ def migrate(to: str) -> None:
 @mail_group.command()
 def queue() -> None:
     """How many deliveries are in which state, lane by lane."""
+    _show_stops()
     counts = _store().counts()
     if not counts:
         click.echo("No mail yet.")
@@ -63,7 +80,8 @@ def queue() -> None:
 def status(mail_id: str) -> None:
     """What became of a mail, recipient by recipient."""
     mail = _store().status(mail_id)
-    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {printable(mail.subject)}")
+    gone = f"  what it said was erased at {_clock(mail.erased_at)}" if mail.erased_at else ""
+    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {printable(mail.subject)}{gone}")
     for delivery in mail.deliveries:
         click.echo(_line(delivery))
         for attempt in delivery.history:
@@ -72,10 +90,36 @@ def status(mail_id: str) -> None:
 
 
 @mail_group.command()
-@click.argument("mail_id")
-def cancel(mail_id: str) -> None:
-    """Do not send what is still queued of a mail."""
-    _settle(mail_id, Status.CANCELLED)
+def due() -> None:
+    """What would go out, by lane, age and domain, and the first of it."""
+    _show_stops()
+    outlook = _store().outlook(now=time.time(), most=_SHOWN)
+    click.echo("\n".join(_outlook(outlook)) if outlook.lanes else "Nothing would go out.")
+
+
+@mail_group.command()
+@click.option("--lane", type=click.Choice(_LANES), help="Only this lane; the others go on.")
+@click.option("--reason", default="by hand", show_default=True, help="For those who wonder.")
+def pause(lane: str | None, reason: str) -> None:
+    """Send nothing any more, until `flask mail resume`. Mail is queued as ever."""
+    _store().stop(_lane(lane), now=time.time(), reason=reason)
+    held = sum(count for status, its, count, _ in _store().counts() if status in _HELD and _lane(lane) in (None, its))
+    ends = f" {held} are in the hands of workers, and may still go out." if held else ""
+    click.echo(f"{_what(_lane(lane))} is paused.{ends}")
+
+
+@mail_group.command()
+@click.argument("mail_id", required=False)
+@click.option("--due-before", type=_moment, metavar="TIME", help="All that was due before, such as '2026-11-25 10:00' (UTC).")
+@click.option("--lane", type=click.Choice(_LANES), help="With --due-before: only of this lane.")
+def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -> None:
+    """Do not send what is still queued of a mail, or all that was due before a time."""
+    if (mail_id is None) == (due_before is None):
+        raise click.UsageError("Give the id of a mail, or --due-before.")
+    if mail_id is not None:
+        _settle(mail_id, Status.CANCELLED)
+    elif due_before is not None:
+        _cancel_all(due_before.timestamp(), [Lane[lane.upper()]] if lane else [*Lane])
 
 
 @mail_group.command()
@@ -104,13 +148,56 @@ def relays() -> None:
 
 
 @mail_group.command()
-@click.argument("relay")
-def resume(relay: str) -> None:
-    """End the pause of a relay: it is used again at once."""
+@click.argument("relay", required=False)
+@click.option("--lane", type=click.Choice(_LANES), help="End the pause of this lane.")
+def resume(relay: str | None, lane: str | None) -> None:
+    """End a pause: that of a relay, of a lane, or, with neither, that of everything."""
+    if relay is None:
+        is_over = _store().go_on(_lane(lane))
+        what = _what(_lane(lane))
+        click.echo(f"The pause of {what.lower()} is over." if is_over else f"{what} is not paused.")
+        return
     if relay not in (known := _relays()):
         raise click.ClickException(f"No relay is named {relay!r}: there is {', '.join(known)}.")
     is_over = _store().resume_relay(relay)
     click.echo(f"The pause of {relay} is over." if is_over else f"{relay} is not paused.")
+
+
+def _lane(name: str | None) -> Lane | None:
+    return None if name is None else Lane[name.upper()]
+
+
+def _what(lane: Lane | None) -> str:
+    return "Everything" if lane is None else f"The lane {lane.name.lower()}"
+
+
+def _show_stops() -> None:
+    for lane, one in _store().stops().items():
+        click.echo(f"{_what(lane)} is paused since {_clock(one.since)}: {printable(one.reason)}")
+
+
+def _cancel_all(before: float, lanes: list[Lane]) -> None:
+    """What is in doubt as well: it may have been sent, so a person decides, and not the time."""
+    cancelled = sum(map(len, _store().cancel_if_due_before(before, now=time.time(), lanes=lanes)))
+    held = len(_store().hold_if_due_before(before, lanes=lanes))
+    doubts = f" {held} are in doubt, and are not sent again by themselves." if held else ""
+    click.echo(f"{cancelled} cancelled.{doubts}")
+
+
+def _outlook(outlook: Outlook) -> Iterator[str]:
+    for lane, status, count, first, last in outlook.lanes:
+        again = " (once more)" if status is Status.DOUBTFUL else ""
+        yield f"{lane.name.lower():10}{status:14}{count:>9}  due from {_clock(first)} to {_clock(last)}{again}"
+    yield ""
+    yield "Due for:"
+    yield from (f"{_AGES[age]:24}{count:>9}" for age, count in outlook.ages)
+    yield ""
+    yield "Domains with the most:"
+    yield from (f"{domain:24}{count:>9}" for domain, count in outlook.domains)
+    yield ""
+    yield "The first:"
+    for mail_id, recipient, lane, due_at, subject in outlook.first:
+        yield f"{mail_id}  {lane.name.lower()}  {_clock(due_at)}  {recipient}  {printable(subject)}"
 
 
 def _place(relay: RelaySettings) -> str:
@@ -138,6 +225,10 @@ def _pause(pause: Pause) -> str:
 def _settle(mail_id: str, to: Status) -> None:
     before = _store().status(mail_id)  # an unknown id is an error, not "0 moved"
     moved = _store().settle_if_resting(mail_id, to, now=time.time())
+    if not moved and to is Status.QUEUED and before.erased_at:
+        raise click.ClickException(
+            f"This mail can't be sent again: what it said was erased at {_clock(before.erased_at)}. Queue it anew."
+        )
     if not moved:
         states = ", ".join(sorted({delivery.status for delivery in before.deliveries}))
         raise click.ClickException(f"Nothing was moved to {to}: the deliveries of this mail are {states}.")

@@ -6,11 +6,15 @@ MailerError
 │   ├── InvalidAddress
 │   ├── InvalidHeader
 │   ├── InvalidAttachment
+│   ├── KeyReused           its idempotency key belongs to another mail
+│   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
 ├── UnknownMail             no mail has this id
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
-    └── SchemaMismatch      its tables are older or newer than this code
+    │   └── CommitLost      it went away during the commit; the mail may be queued
+    ├── SchemaMismatch      its tables are older or newer than this code
+    └── InUseElsewhere      another machine uses the same SQLite file
 
 Failures of delivery are no exceptions: they are values, see `mailer.message.Outcome`.
 """
@@ -40,6 +44,14 @@ class InvalidAttachment(InvalidMail):
     """An attachment whose name or type can't be written into a mail."""
 
 
+class KeyReused(InvalidMail):
+    """Its idempotency key belongs to a mail that says something else."""
+
+
+class OverLimit(InvalidMail):
+    """More than a MAILER_MAX_… setting allows."""
+
+
 class TemplateError(InvalidMail):
     """A template that is missing or could not be rendered."""
 
@@ -56,5 +68,13 @@ class StoreUnavailable(StoreError):
     """The database did not answer. What was being queued is not queued."""
 
 
+class CommitLost(StoreUnavailable):
+    """The database went away during the commit. Nobody knows yet whether what was being queued is queued."""
+
+
 class SchemaMismatch(StoreError):
     """The tables in the database do not fit this version of Mailer."""
+
+
+class InUseElsewhere(StoreError):
+    """The SQLite file is in use on another machine: two of them would break it."""

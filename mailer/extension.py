@@ -1,5 +1,6 @@
 """`Mailer`: the only place that wires. What it makes belongs to the app: `app.extensions["mailer"]`."""
 
+import hashlib
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -9,8 +10,9 @@ from typing import Any, Self
 
 import flask_mail
 from flask import Flask, current_app
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
+from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
 from mailer.delivery import Courier, Doorstep, Office
 from mailer.errors import ConfigurationError, InvalidMail
@@ -20,7 +22,7 @@ from mailer.mime import make_signer
 from mailer.rendering import Renderer
 from mailer.settings import Settings, keys
 from mailer.smtp import Relay
-from mailer.store import Store
+from mailer.store import Host, Store
 from mailer.tasks import CeleryBell, install, make_celery
 from mailer.throttle import Throttle
 
@@ -69,13 +71,19 @@ class Mailer:
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        sensitive: bool = False,
         tags: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        connection: Host | None = None,
         context: Mapping[str, Any] | None = None,
         **more_context: Any,
     ) -> Receipt:
         """Render `<template>.txt` and `<template>.html` with the context, and queue the mail.
 
         When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here, and nothing is stored.
+        With an `idempotency_key`, the same call again queues nothing and returns the first receipt; `KeyReused` if it says
+        something else. With a `connection` (a `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
+        transaction: it goes out when that is committed.
         A template variable that has the name of an argument goes into `context={…}`.
         """
         if not isinstance(context or {}, Mapping):
@@ -91,7 +99,16 @@ class Mailer:
             sender=sender,
             attachments=attachments,
             headers=headers,
-            options=Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags),
+            options=Options(
+                lane=lane,
+                send_at=send_at,
+                expires_at=expires_at,
+                on_doubt=on_doubt,
+                sensitive=sensitive,
+                tags=tags,
+                idempotency_key=idempotency_key,
+                connection=connection,
+            ),
         )
 
     def enqueue(
@@ -102,10 +119,22 @@ class Mailer:
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        sensitive: bool = False,
         tags: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        connection: Host | None = None,
     ) -> Receipt:
-        """Queue a message of Flask-Mail as it is."""
-        options = Options(lane=lane, send_at=send_at, expires_at=expires_at, on_doubt=on_doubt, tags=tags)
+        """Queue a message of Flask-Mail as it is; `idempotency_key`, `connection` and `sensitive` are those of `send_email()`."""
+        options = Options(
+            lane=lane,
+            send_at=send_at,
+            expires_at=expires_at,
+            on_doubt=on_doubt,
+            sensitive=sensitive,
+            tags=tags,
+            idempotency_key=idempotency_key,
+            connection=connection,
+        )
         return _state().intake.enqueue(message, options)
 
     def status(self, mail_id: str) -> MailStatus:
@@ -165,12 +194,23 @@ def _furnish(app: Flask, settings: Settings) -> State:
     celery = app.extensions["celery"]
     store = Store(settings.database_url)
     bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
-    office = Office(settings, store, make_signer(settings.dkim_keys), Throttle(settings, settings.flag_url))
+    throttle = Throttle(settings, settings.flag_url)
+    office = Office(settings, store, make_signer(settings.dkim_keys), throttle, BlackBox(_black_box_of(app, settings)))
     courier = Courier(office, [Relay(relay, app, app.extensions["mail"]) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
-    install(celery, app, store, courier, bell)
+    install(celery, app, settings, store, courier, bell)
     return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
+
+
+def _black_box_of(app: Flask, settings: Settings) -> Path | None:
+    """A folder for each database, since several installations may share one for all of them."""
+    database = make_url(settings.database_url).set(password=None, query={})
+    is_in_memory = database.get_backend_name() == "sqlite" and database.database in (None, "", ":memory:")
+    if settings.mail_suppress_send or is_in_memory:
+        return None  # nothing outlives this process
+    folder = Path(settings.black_box or Path(app.instance_path, "black-box"))
+    return folder / hashlib.sha256(str(database).encode()).hexdigest()[:16]
 
 
 def _flask_mail_state(settings: Settings) -> flask_mail._Mail:

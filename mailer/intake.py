@@ -3,21 +3,26 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
+import hashlib
+import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 import flask_mail
+from sqlalchemy import Connection
 
-from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail
+from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, KeyReused, OverLimit
 from mailer.message import (
     Address,
     AddressLike,
     Attachment,
     Envelope,
+    Key,
+    Keyed,
     Lane,
     Message,
     OnDoubt,
@@ -32,7 +37,7 @@ from mailer.message import (
 )
 from mailer.rendering import Renderer, text_from_html
 from mailer.settings import Settings
-from mailer.store import Store
+from mailer.store import Host, Store, connection_of
 
 Item = TypeVar("Item")
 Addresses = AddressLike | Iterable[AddressLike] | None
@@ -57,7 +62,10 @@ class Options:
     send_at: When = None
     expires_at: When = None
     on_doubt: OnDoubt | str = OnDoubt.RESEND
+    sensitive: bool = False
     tags: Iterable[str] = ()
+    idempotency_key: str | None = None
+    connection: Host | None = None
 
 
 class Intake:
@@ -97,14 +105,15 @@ class Intake:
             subject=" ".join(filter(None, [self._settings.subject_prefix, check_text(subject, field="subject")])),
             text=bodies.text,
             html=bodies.html,
-            to=parse_addresses(to, field="to"),
-            cc=parse_addresses(cc, field="cc"),
-            reply_to=parse_addresses(reply_to, field="reply_to"),
+            to=self._addresses(to, field="to"),
+            cc=self._addresses(cc, field="cc"),
+            reply_to=self._addresses(reply_to, field="reply_to"),
             headers=check_headers(headers),
             attachments=self._attachments(attachments),
             tags=_tags(options.tags),
+            sensitive=_sensitive(options.sensitive),
         )
-        return self._accept(message, parse_addresses(bcc, field="bcc"), options, now)
+        return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
 
     def enqueue(self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None) -> Receipt:
         """Queue a message of Flask-Mail as it is."""
@@ -123,27 +132,38 @@ class Intake:
             text=text,
             html=html,
             alternatives=alternatives,
-            to=parse_addresses(mail.recipients, field="recipients"),
-            cc=parse_addresses(mail.cc, field="cc"),
-            reply_to=parse_addresses(mail.reply_to, field="reply_to"),
+            to=self._addresses(mail.recipients, field="recipients"),
+            cc=self._addresses(mail.cc, field="cc"),
+            reply_to=self._addresses(mail.reply_to, field="reply_to"),
             headers=check_headers(mail.extra_headers),
             attachments=self._attachments(mail.attachments),
             tags=_tags(options.tags),
+            sensitive=_sensitive(options.sensitive),
             mail_options=_smtp_options(mail.mail_options, field="mail_options"),
             rcpt_options=_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
-        return self._accept(message, parse_addresses(mail.bcc, field="bcc"), options, now)
+        return self._accept(message, self._addresses(mail.bcc, field="bcc"), options, now)
 
     def _accept(self, message: Message, bcc: tuple[Address, ...], options: Options, now: float) -> Receipt:
         """Store, then ring: a ring before the commit would find nothing."""
         recipients = tuple(dict.fromkeys(address.email for address in (*message.to, *message.cc, *bcc)))
         if not recipients:
             raise InvalidMail("The mail has no recipient: give at least one in to, cc or bcc.")
-        envelope = _envelope(recipients, options, now)
-        self._store.insert_mail(message, envelope)
+        _check_limits(message, recipients, self._settings)
+        envelope = _envelope(message, recipients, options, now)
+        host = None if options.connection is None else connection_of(options.connection)
+        earlier = self._store.insert_mail(message, envelope, host)
+        if earlier is not None:
+            return _receipt_of(earlier, envelope)
         if envelope.due_at <= now:
-            self._bell.ring()
+            self._ring(message.id, host)
         return Receipt(message.id, message.message_id, recipients)
+
+    def _ring(self, mail_id: str, host: Connection | None) -> None:
+        if host is None:
+            self._bell.ring()
+        else:
+            self._store.after_commit(host, mail_id, self._bell.ring)
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = given or self._settings.mail_default_sender
@@ -151,8 +171,12 @@ class Intake:
             raise ConfigurationError("The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.")
         return Address.parse(sender, field="sender")
 
+    def _addresses(self, given: Addresses, *, field: str) -> tuple[Address, ...]:
+        return parse_addresses(given, field=field, most=self._settings.max_recipients)
+
     def _attachments(self, given: Iterable[Attachment | flask_mail.Attachment] | None) -> tuple[Attachment, ...]:
-        attachments = [_attachment(one) for one in _each(given, field="attachments", of="Attachment(filename, data)")]
+        files = _each(given, field="attachments", of="Attachment(filename, data)")
+        attachments = [_attachment(one) for one in _while_small(files, self._settings.max_size)]
         if self._settings.mail_ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
@@ -161,13 +185,14 @@ class Intake:
 # --- how it is to travel ----------------------------------------------------------------------------------------------
 
 
-def _envelope(recipients: tuple[str, ...], options: Options, now: float) -> Envelope:
+def _envelope(message: Message, recipients: tuple[str, ...], options: Options, now: float) -> Envelope:
     due_at = max(now, _seconds(options.send_at, now, field="send_at") or now)
     expires_at = _seconds(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
         raise InvalidMail("expires_at: the mail would expire before it is due: give a later time.")
     return Envelope(
         recipients=recipients,
+        key=_key(options.idempotency_key, message, recipients),
         lane=_lane(options.lane),
         due_at=due_at,
         expires_at=expires_at,
@@ -189,6 +214,12 @@ def _on_doubt(given: OnDoubt | str) -> OnDoubt:
         raise InvalidMail(f"on_doubt: {given!r}: use 'resend' or 'hold'.") from None
 
 
+def _sensitive(given: bool) -> bool:
+    if not isinstance(given, bool):
+        raise InvalidMail(f"sensitive: {given!r}: use True or False.")
+    return given
+
+
 def _seconds(given: When, now: float, *, field: str) -> float | None:
     if given is None:
         return None
@@ -207,6 +238,107 @@ def _in_the_calendar(seconds: float, *, field: str) -> float:
     except (ValueError, OverflowError, OSError):
         raise InvalidMail(f"{field}: {seconds!r} seconds since 1970 are in no year from 1 to 9999.") from None
     return seconds
+
+
+# --- once, however often it is asked for ------------------------------------------------------------------------------
+
+_LONGEST_KEY = 255
+
+
+def _key(given: str | None, message: Message, recipients: tuple[str, ...]) -> Key | None:
+    if given is None:
+        return None
+    name = check_text(given, field="idempotency_key", error=InvalidMail)
+    if not 0 < len(name) <= _LONGEST_KEY:
+        raise InvalidMail(f"idempotency_key: it has {len(name)} characters: give 1 to {_LONGEST_KEY}.")
+    return Key(name, _fingerprint(message, recipients))
+
+
+def _fingerprint(message: Message, recipients: tuple[str, ...]) -> str:
+    """Of what the mail says and to whom, without what each call makes anew. What is empty is left out: a field can be added."""
+    said = {
+        "recipients": recipients,
+        "sender": str(message.sender),
+        "envelope_from": message.envelope_from,
+        "subject": message.subject,
+        "text": message.text,
+        "html": message.html,
+        "alternatives": message.alternatives,
+        "to": [str(address) for address in message.to],
+        "cc": [str(address) for address in message.cc],
+        "reply_to": [str(address) for address in message.reply_to],
+        "headers": message.headers,
+        "attachments": [
+            (one.filename, hashlib.sha256(one.data).hexdigest(), one.content_type, one.content_id, one.disposition, one.headers)
+            for one in message.attachments
+        ],
+        "tags": message.tags,
+        "mail_options": message.mail_options,
+        "rcpt_options": message.rcpt_options,
+    }
+    return hashlib.sha256(json.dumps({name: value for name, value in said.items() if value}).encode()).hexdigest()
+
+
+def _receipt_of(earlier: Keyed, envelope: Envelope) -> Receipt:
+    """That of the first call, if it said the same, and so to the same recipients. What a sensitive mail said is forgotten."""
+    assert envelope.key is not None  # it is what the earlier one was found by
+    if earlier.fingerprint not in (envelope.key.fingerprint, None):
+        raise KeyReused(
+            f"idempotency_key: {envelope.key.name!r} belongs to mail {earlier.id}, which says something else: give each mail a"
+            " key of its own. If it is to be the same, look for what differs from call to call: a time or a token in a template."
+        )
+    return Receipt(earlier.id, earlier.message_id, envelope.recipients)
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def _check_limits(message: Message, recipients: tuple[str, ...], settings: Settings) -> None:
+    """What is too much for one mail. A person can raise the setting that the error names."""
+    if len(recipients) > settings.max_recipients:
+        raise OverLimit(
+            f"to, cc, bcc: {len(recipients)} recipients, MAILER_MAX_RECIPIENTS allows {settings.max_recipients} in one mail."
+        )
+    for field, text in _header_texts(message):
+        if len(text) > settings.max_header:
+            raise OverLimit(f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {settings.max_header}.")
+    size = _size(message)
+    if size > settings.max_size:
+        raise OverLimit(f"The mail has {size} bytes, MAILER_MAX_SIZE allows {settings.max_size}.")
+
+
+def _header_texts(message: Message) -> Iterator[tuple[str, str]]:
+    """What becomes part of a header and has no limit of its own, as addresses have."""
+    yield "subject", message.subject
+    yield "sender", message.sender.name
+    for field, addresses in (("to", message.to), ("cc", message.cc), ("reply_to", message.reply_to)):
+        for address in addresses:
+            yield field, address.name
+    for name, value in message.headers:
+        yield f"headers[{name!r}]", value
+    for attachment in message.attachments:
+        yield "attachment: filename", attachment.filename or ""
+        for name, value in attachment.headers:
+            yield f"attachment {attachment.filename!r}: {name}", value
+
+
+def _size(message: Message) -> int:
+    texts = [message.text or "", message.html or "", *(content for _kind, content in message.alternatives)]
+    headers = [text for pair in message.headers for text in pair]
+    data = sum(len(attachment.data) for attachment in message.attachments)
+    return data + sum(len(text.encode()) for text in (*texts, *headers, message.subject))
+
+
+def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
+    """No more is looked at, or asked of a generator, than a mail can carry."""
+    size = 0
+    for file in files:
+        data = getattr(file, "data", b"")
+        size += len(data) if isinstance(data, (str, bytes)) else 0  # what is neither is refused in a moment
+        if size > most:
+            name = getattr(file, "filename", None)
+            raise OverLimit(f"attachment {name!r}: with it the mail has {size} bytes, MAILER_MAX_SIZE allows {most}.")
+        yield file
 
 
 # --- what Flask-Mail's messages hold ----------------------------------------------------------------------------------
@@ -246,7 +378,7 @@ def _date(given: float | None) -> float | None:
 
 
 def _smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]:
-    options = _each(given, field=field, of="options such as 'BODY=8BITMIME'")
+    options = tuple(_each(given, field=field, of="options such as 'BODY=8BITMIME'"))
     for option in options:
         if not isinstance(option, str) or not _SMTP_OPTION.fullmatch(option):
             raise InvalidMail(f"{field}: {option!r} is no option of SMTP: give one such as 'BODY=8BITMIME'.")
@@ -274,10 +406,10 @@ def _tags(given: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(check_text(tag, field="tags", error=InvalidMail) for tag in _each(given, field="tags", of="texts"))
 
 
-def _each(given: Iterable[Item] | None, *, field: str, of: str) -> tuple[Item, ...]:
+def _each(given: Iterable[Item] | None, *, field: str, of: str) -> Iterable[Item]:
     """Many of something, and never the letters of one text."""
     if given is None:
         return ()
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise InvalidMail(f"{field}: give a list of {of}, not {type(given).__name__}.")
-    return tuple(given)
+    return given

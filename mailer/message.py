@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Self
 
 from email_validator import EmailNotValidError, validate_email
 
-from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader, InvalidMail
+from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
 
 # --- states -----------------------------------------------------------------------------------------------------------
 
@@ -153,7 +154,7 @@ def _checked(email: str, field: str) -> str:
         return _normalised(email)
     except EmailNotValidError as error:
         hint = " Give several recipients as a list." if "," in email or ";" in email else ""
-        raise InvalidAddress(f"{field}: {email!r} is not a usable address: {error}{hint}") from None
+        raise InvalidAddress(f"{field}: {_shown(email)} is not a usable address: {error}{hint}") from None
 
 
 @lru_cache(maxsize=4096)
@@ -164,8 +165,10 @@ def _normalised(email: str) -> str:
     return f"{valid.local_part}@{valid.ascii_domain.removesuffix(suffix)}"
 
 
-def parse_addresses(given: AddressLike | Iterable[AddressLike] | None, *, field: str) -> tuple[Address, ...]:
-    """One address or many."""
+def parse_addresses(
+    given: AddressLike | Iterable[AddressLike] | None, *, field: str, most: int | None = None
+) -> tuple[Address, ...]:
+    """One address or many; no more are looked at than there may be."""
     if given is None:
         return ()
     # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
@@ -175,7 +178,11 @@ def parse_addresses(given: AddressLike | Iterable[AddressLike] | None, *, field:
         return (Address.parse(given, field=field),)
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise _no_address(given, field)
-    return tuple(Address.parse(one, field=field) for one in given)  # type: ignore[arg-type]  # the same
+    several = given if most is None else islice(given, most + 1)
+    parsed = tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # the same
+    if most is not None and len(parsed) > most:
+        raise OverLimit(f"{field}: more than {most} addresses, which is what MAILER_MAX_RECIPIENTS allows in one mail.")
+    return parsed
 
 
 def _no_address(given: object, field: str) -> InvalidAddress:
@@ -185,6 +192,7 @@ def _no_address(given: object, field: str) -> InvalidAddress:
 # --- text and headers -------------------------------------------------------------------------------------------------
 
 _NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST_SHOWN = 200
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset(
     "from sender to cc bcc reply-to subject date message-id mime-version return-path received dkim-signature".split()
@@ -195,8 +203,13 @@ def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHead
     """A text for one line of a header, or for a command of SMTP."""
     _check_is_text(value, field, error)
     if found := _NOT_IN_A_LINE.search(value):
-        raise error(f"{field}: {value!r} contains {found[0]!r}: remove line breaks and other control characters.")
+        raise error(f"{field}: {_shown(value)} contains {found[0]!r}: remove line breaks and other control characters.")
     return value
+
+
+def _shown(value: object) -> str:
+    """For an error, which nobody reads if it is a megabyte long."""
+    return repr(value) if not isinstance(value, str) or len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}…"
 
 
 def check_body(value: str, *, field: str, error: type[InvalidMail] = InvalidMail) -> str:
@@ -225,7 +238,7 @@ def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], .
 
 def _check_header(name: str, value: str) -> tuple[str, str]:
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        raise InvalidHeader(f"headers: {name!r} is no header name: use letters, digits and hyphens, 64 at most.")
+        raise InvalidHeader(f"headers: {_shown(name)} is no header name: use letters, digits and hyphens, 64 at most.")
     if name.lower() in _OURS or name.lower().startswith(("content-", "resent-")):
         raise InvalidHeader(f"headers: {name!r} is written by Mailer: use the argument of that name, if there is one.")
     return name, check_text(value, field=f"headers[{name!r}]")
@@ -313,16 +326,17 @@ class Message:
     message_id: str
     created_at: float
     sender: Address
-    subject: str
-    text: str | None
-    html: str | None
+    subject: str = field(repr=False)
+    text: str | None = field(repr=False)
+    html: str | None = field(repr=False)
     to: tuple[Address, ...]
     cc: tuple[Address, ...] = ()
     reply_to: tuple[Address, ...] = ()
     envelope_from: str | None = None
     date: float | None = None  #: of the Date header, if it is not that of the queueing
-    headers: tuple[tuple[str, str], ...] = ()
-    alternatives: tuple[tuple[str, str], ...] = ()  #: more (type, content) beside text and html: a calendar, AMP
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    #: More (type, content) beside text and html: a calendar, AMP.
+    alternatives: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     attachments: tuple[Attachment, ...] = ()
     tags: tuple[str, ...] = ()
     mail_options: tuple[str, ...] = ()
@@ -338,11 +352,20 @@ class Message:
         return self.envelope_from or self.sender.email
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a mail is queued under no more than once, and a fingerprint of what it says."""
+
+    name: str
+    fingerprint: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
     """How a message is to travel: the same for each of its recipients."""
 
     recipients: tuple[str, ...]
+    key: Key | None = None
     lane: Lane = Lane.NORMAL
     due_at: float
     expires_at: float | None = None
@@ -372,7 +395,12 @@ def could_be_id(given: object) -> bool:
 
 def new_id(now: float) -> str:
     """32 hex digits that sort by time, so that new rows land side by side in their index."""
-    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
+    return f"{id_at(now)}{secrets.token_hex(10)}"
+
+
+def id_at(moment: float) -> str:
+    """What the ids begin with that are made then: those made before are less, those made later are greater."""
+    return f"{int(moment * 1000):012x}"
 
 
 def new_message_id(mail_id: str, sender: Address) -> str:
@@ -411,6 +439,7 @@ class Outcome:
     phase: Phase = Phase.DOT
     retry_after: float | None = None  #: seconds it asked us to wait
     advice: str = ""  #: what a person can do about it, where it is our own configuration that stops us
+    is_silence: bool = False  #: the relay did not answer this mail: one of them can't bear the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,6 +450,15 @@ class Pause:
     failures: int  #: how often it failed in a row
     reason: str
     since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """The mail that was queued first under a key."""
+
+    id: str
+    message_id: str
+    fingerprint: str | None  #: of what it said, unless that is erased
 
 
 # --- answers to "what became of it?" ----------------------------------------------------------------------------------
@@ -473,6 +511,8 @@ class MailStatus:
     message_id: str
     subject: str
     created_at: datetime
+    sensitive: bool = False
+    erased_at: datetime | None = None  #: since then, what it said is gone
     deliveries: tuple[DeliveryStatus, ...]
 
     @property

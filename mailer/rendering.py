@@ -1,8 +1,9 @@
 """Template name and context in, text and html out."""
 
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any
@@ -29,8 +30,8 @@ _MOST_TAGS = 10_000
 class Bodies:
     """What a template pair became."""
 
-    text: str
-    html: str | None
+    text: str = field(repr=False)
+    html: str | None = field(repr=False)
 
 
 class Renderer:
@@ -83,6 +84,11 @@ def _rendered(template: Template, values: dict[str, Any]) -> str:
         ) from error
     except TemplateNotFound as error:
         raise TemplateError(f"{where} uses {error.name!r}, which is in no template folder{_place(error)}.") from error
+    except RecursionError as error:
+        raise TemplateError(
+            f"{where} has no end{_place(error)}: it includes or calls itself, or a value contains itself. What stopped it is the"
+            f" limit of Python, {sys.getrecursionlimit()} calls in each other (sys.setrecursionlimit)."
+        ) from error
     except Exception as error:
         raise TemplateError(f"{where} could not be rendered: {type(error).__name__}: {error}{_place(error)}") from error
     return check_body(rendered, field=where, error=TemplateError)

@@ -108,11 +108,12 @@ def sink() -> Iterator[Sink]:
 
 
 @pytest.fixture
-def config(database_url: str, redis_url: str, sink: Sink) -> dict[str, str]:
+def config(database_url: str, redis_url: str, sink: Sink, tmp_path: Path) -> dict[str, str]:
     """What the application and its workers are both configured with; a test may change it before it starts them."""
     return {
         "MAILER_DATABASE_URL": database_url,
         "MAILER_REDIS_URL": redis_url,
+        "MAILER_BLACK_BOX": str(tmp_path / "black-box"),
         "MAIL_SERVER": sink.host,
         "MAIL_PORT": str(sink.port),
         "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",

@@ -10,28 +10,31 @@ import random
 import secrets
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from mailer.delivery.round import NO_LIMIT, Office, Pace, Round
+from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round, Silences
 from mailer.delivery.routing import carries, choose, routes_by_sender
+from mailer.delivery.settling import settle
 from mailer.intake import Bell
+from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Outcome, Pause
 from mailer.policy import rest, slice_size
 from mailer.smtp import Relay
-from mailer.throttle import Seats
 
+_DAY = 86400.0
 _PURGED_AT_ONCE = 500
+_LEAST_REST = 0.005  # who waits for SQLite looks every millisecond
 _MOVED_AT_ONCE = 5000
-_MOST_SILENCES = 2
 # While the broker is away, the sweep itself delivers for so long, before it looks again.
 _ALONE_SECONDS = 1.0
 
 __all__ = ["Courier", "Doorstep", "Office"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -55,15 +58,16 @@ class Courier:
         self._pace = Pace()
         self._paces = {relay.name: Pace() for relay in relays}
         self._by_sender = routes_by_sender(relay.settings for relay in relays)
-        self._silences: Counter[str] = Counter()  # in a row, by relay
+        self._silences = {relay.name: Silences() for relay in relays}
         self._makes_way = threading.Lock()
+        self._bites: Iterator[object] | None = None  # of a purge that goes on
         self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
 
     def deliver(self, at_most: float) -> None:
         """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
         ends = time.monotonic() + at_most
-        with self._on_duty() as seats:
-            while self._deliver_slice(seats) and not self._stopped[0]:
+        with self._on_duty() as duty:
+            while self._deliver_slice(duty) and not self._stopped[0]:
                 if time.monotonic() > ends:
                     self._bell.ring()
                     break
@@ -79,28 +83,27 @@ class Courier:
 
         Returns how many were claimed; none, too, if there was no way for any of them: then nobody has to look again at once.
         """
-        with self._on_duty() as seats:
-            return self._deliver_slice(seats)
+        with self._on_duty() as duty:
+            return self._deliver_slice(duty)
 
     @contextmanager
-    def _on_duty(self) -> Iterator[Seats]:
-        """Seats at relays are kept from slice to slice, as warm connections are: relays count those, too."""
-        with self._office.throttle.seats() as seats:
+    def _on_duty(self) -> Iterator[Duty]:
+        with self._office.throttle.seats() as seats, self._office.black_box.box() as box:
             try:
-                yield seats
+                yield Duty(seats, box)
             finally:
                 for relay in self._relays:
                     if relay.settings.relay_concurrency:
                         relay.hang_up()
 
-    def _deliver_slice(self, seats: Seats) -> int:
+    def _deliver_slice(self, duty: Duty) -> int:
         pauses = self._store.relay_pauses()
         relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name))]
-        busy = {relay.name for relay in relays if not seats.take_relay(relay.name)}
+        busy = {relay.name for relay in relays if not duty.seats.take_relay(relay.name)}
         if len(busy) == len(relays):
             return 0
         most = slice_size(self._pace.seconds_per_mail, self._settings.slice_seconds)
-        claimed = self._claim(most, [relay for relay in relays if relay.name not in busy])
+        claimed = self._claim(most, [relay for relay in relays if relay.name not in busy], duty)
         if not claimed:
             return 0
         is_full = len(claimed) == most
@@ -109,27 +112,32 @@ class Courier:
         self._store.release_if_held(shares.waits, token=claimed[0].token)
         if is_full and len(shares.carried) > len(shares.probes):
             self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
-        rounds = self._hand_over(shares, started)
+        rounds = self._hand_over(shares, duty, started)
         full = [one for one in rounds if one.full - {NO_LIMIT}]
         made_way = is_full and (full or shares.waits) and self._make_way(full, ends=started + self._settings.slice_seconds)
         return len(claimed) if shares.carried or made_way else 0
 
-    def _claim(self, most: int, relays: Sequence[Relay]) -> list[Delivery]:
+    def _claim(self, most: int, relays: Sequence[Relay], duty: Duty) -> list[Delivery]:
         """Of the lanes that one of these relays carries."""
-        now = time.time()
+        now, token = time.time(), secrets.token_hex(8)
+        duty.box.claiming(token)
         lanes = [lane for lane in Lane if any(not relay.settings.lanes or lane in relay.settings.lanes for relay in relays)]
         lease_until = now + self._settings.claim_lease
-        return self._store.claim_due(most, token=secrets.token_hex(8), now=now, lease_until=lease_until, lanes=lanes)
+        return self._store.claim_due(most, token=token, now=now, lease_until=lease_until, lanes=lanes)
 
     def _shared_out(
         self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Collection[str]
     ) -> Shares:
-        """A relay that is only being tried gets one mail: the least urgent of those that are for it."""
+        """A relay that is only being tried gets one mail: the least urgent of those that are for it.
+
+        One at which a relay fell silent comes last, so that it does not keep a relay paused that takes others.
+        """
         senders, now = self._senders(claimed), time.time()
         able = {relay.name: relay for relay in relays}
         settings = [relay.settings for relay in relays]
         shares = Shares()
-        for delivery in reversed(claimed):
+        places = {delivery.id: place for place, delivery in enumerate(claimed)}
+        for delivery in sorted(claimed, key=lambda one: (self._is_suspect(one), -places[one.id])):
             sender = senders.get(delivery.mail_id, "")
             dice = random.random()  # noqa: S311 -- spreads mail over relays
             while (chosen := choose(settings, delivery, sender, dice, busy)) is not None:
@@ -145,8 +153,11 @@ class Courier:
             else:
                 shares.waits[delivery.id] = self._free_at(delivery, sender, pauses, now)
         for deliveries in shares.carried.values():
-            deliveries.reverse()
+            deliveries.sort(key=lambda delivery: places[delivery.id])
         return shares
+
+    def _is_suspect(self, delivery: Delivery) -> bool:
+        return any(silences.suspect(delivery) for silences in self._silences.values())
 
     def _senders(self, deliveries: Iterable[Delivery]) -> dict[str, str]:
         """By the mail's id, if that makes a difference."""
@@ -162,15 +173,16 @@ class Courier:
 
     # --- relays -------------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, shares: Shares, started: float) -> list[Round]:
+    def _hand_over(self, shares: Shares, duty: Duty, started: float) -> list[Round]:
         """A round for each relay, urgent mail first; those that are only tried come last: that may take as long as a time-out."""
         relays = sorted(shares.carried, key=lambda relay: (relay.name in shares.probes, shares.carried[relay][0].lane))
         part = self._settings.slice_seconds / max(1, len(relays))
         rounds = []
         with self._office.throttle.seats() as seats:  # of domains
+            in_hands = replace(duty, seats=seats)
             for place, relay in enumerate(relays, start=1):
                 ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
-                rounds.append(self._go_round(relay, shares.carried[relay], shares.probes.get(relay.name), seats, ends))
+                rounds.append(self._go_round(relay, shares.carried[relay], shares.probes.get(relay.name), in_hands, ends))
         if any(one.given_back for one in rounds):
             self._bell.ring()
         tried, seconds = sum(one.tried for one in rounds), time.monotonic() - started
@@ -179,31 +191,29 @@ class Courier:
         log.info("%d tried in %.0f ms", tried, 1000 * seconds)
         return rounds
 
-    def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, seats: Seats, ends: float) -> Round:
+    def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, duty: Duty, ends: float) -> Round:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
-        round_ = Round(self._office, relay.name, self._paces[relay.name], seats, deliveries, ends=ends)
+        pace, silences = self._paces[relay.name], self._silences[relay.name]
+        round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, is_probe=probe is not None)
+        if probe is not None and (probe := self._renewed(relay, probe)) is None:
+            round_.close()
+            return round_
         try:
             with relay.connection() as connection:
-                for outcome in connection.transmit(round_):
+                for outcome in connection.transmit(round_, round_.may_begin):
                     round_.note(outcome)
+                    if round_.failure:
+                        break
         except BaseException:
             round_.leave_on_the_wire()
             raise
         finally:
             round_.close()
-        if failure := round_.failure or self._endless_silence(relay, round_, probe):
-            self._pause(relay, probe, failure)
+        if round_.failure:
+            self._pause(relay, probe, round_.failure)
         elif probe:
             self._end_probe(relay, probe, was_tried=bool(round_.tried))
         return round_
-
-    def _endless_silence(self, relay: Relay, round_: Round, probe: Pause | None) -> Outcome | None:
-        """One mail in doubt may be that mail's fault. A relay that falls silent at mail after mail would bring all into doubt."""
-        if round_.silence:
-            self._silences[relay.name] += 1
-        elif round_.tried:
-            self._silences[relay.name] = 0
-        return round_.silence if probe or self._silences[relay.name] >= _MOST_SILENCES else None
 
     def _pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
         """The breaker of a relay opens, or stays open. What is wrong is shouted once, with the cure if there is one."""
@@ -225,14 +235,24 @@ class Courier:
 
     def _take_probe(self, relay: Relay, pause: Pause, now: float) -> Pause | None:
         """The pause as it is while we are the one who tries, unless another worker is."""
-        until = now + self._settings.relay_rest + relay.settings.longest_greeting
+        until = self._longest_probe(relay, now)
         return replace(pause, until=until) if self._store.take_probe(relay.name, now=now, until=until) else None
+
+    def _renewed(self, relay: Relay, probe: Pause) -> Pause | None:
+        """From when the try begins, which other relays may have put off; None if that was so long that another worker tries."""
+        assert probe.until is not None
+        until = self._longest_probe(relay, time.time())
+        return replace(probe, until=until) if self._store.move_probe(relay.name, taken_until=probe.until, until=until) else None
+
+    def _longest_probe(self, relay: Relay, now: float) -> float:
+        """However slow the relay is at letting us in, nobody else tries it meanwhile."""
+        return now + self._settings.relay_rest + relay.settings.longest_opening
 
     def _end_probe(self, relay: Relay, probe: Pause, *, was_tried: bool) -> None:
         """It answers again; or its mail came to nothing, and the next one may try."""
         if not was_tried:
             assert probe.until is not None
-            self._store.return_probe(relay.name, taken_until=probe.until, now=time.time())
+            self._store.move_probe(relay.name, taken_until=probe.until, until=time.time())
         elif self._store.resume_relay(relay.name):
             log.warning("The relay %s answers again.", relay.name)
 
@@ -273,9 +293,14 @@ class Courier:
 
     # --- chores -------------------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Settle what processes of this host had in their hands when they died."""
+        self._office.black_box.settle_remains(partial(settle, self._office))
+
     def sweep(self) -> None:
         """Rescue what was left behind, expire what came too late, ring for what is due; with nobody to hear it, deliver."""
         now = time.time()
+        self._store.renew_home(now)
         self._store.requeue_lapsed_claims(now)
         if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=now + self._settings.doubt_resend_after):
             log.warning("%d deliveries are in doubt: their worker was gone before it recorded the reply", len(doubtful))
@@ -284,18 +309,43 @@ class Courier:
         if self._store.is_due(now) and not self._bell.ring(urge=True):
             self.deliver(at_most=_ALONE_SECONDS)
 
-    def purge(self) -> int:
-        """Delete what is finished and older than it is to be kept, in small bites that hold up nobody."""
-        before = time.time() - self._settings.keep_days * 86400
-        purged = 0
-        while bite := self._store.purge_finished(before, most=_PURGED_AT_ONCE):
-            purged += bite
-        return purged
+    def purge(self, at_most: float = math.inf) -> bool:
+        """Erase and delete what is older than it is to be kept; whether it came to the end, or is to be called again.
+
+        In small bites, and after each the database is left to the others for as long as the bite took.
+        """
+        ends = time.monotonic() + at_most
+        self._bites = self._bites or self._purged()
+        began = time.monotonic()
+        for _bite in self._bites:
+            bitten = time.monotonic()
+            if bitten > ends:
+                return False
+            time.sleep(max(bitten - began, _LEAST_REST))
+            began = time.monotonic()
+        self._bites = None
+        return True
+
+    def _purged(self) -> Iterator[object]:
+        """Records, bodies, and the bytes that nobody carries any more, bite by bite."""
+        now, store = time.time(), self._store
+        while bite := store.purge_finished(now - self._settings.keep_days * _DAY, most=_PURGED_AT_ONCE):
+            yield bite
+        if (days := self._settings.keep_bodies_days) is not None:
+            yield from _through(partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE))
+        yield from _through(partial(store.purge_blobs, now, most=_PURGED_AT_ONCE))
 
     def hang_up(self) -> None:
         """Say goodbye to the relays."""
         for relay in self._relays:
             relay.hang_up()
+
+
+def _through(bite: Callable[..., str | None]) -> Iterator[str]:
+    """Bite after bite, each from where the one before it ended."""
+    after: str | None = ""
+    while (after := bite(after=after)) is not None:
+        yield after
 
 
 def _may_try(pause: Pause | None) -> bool:

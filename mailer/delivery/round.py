@@ -4,15 +4,18 @@ The connection asks for the next mail when it can take one. Mails are marked in 
 the outcomes of a window are recorded in the same transaction that marks the next.
 """
 
-import logging
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
+from mailer.blackbox import BlackBox, Box
+from mailer.delivery.routing import destination
 from mailer.errors import StoreUnavailable
+from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Verdict
 from mailer.mime import Composed, Signer, WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
@@ -21,13 +24,17 @@ from mailer.smtp.replies import printable
 from mailer.store import Result, Store
 from mailer.throttle import Seats, Throttle
 
-# How long outcomes wait for a database that is away, in seconds between tries: a minute in all.
+# How long what has to be written waits for a database that is away, in seconds between tries: a minute in all.
 _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
+
+# The header that says who a mail was for that goes to MAILER_REDIRECT_TO.
+_MEANT_FOR = "X-Original-Recipient"
+_MOST_SILENCES = 2
 
 #: Stands for all domains that have no limit of their own.
 NO_LIMIT = ""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,15 @@ class Office:
     store: Store
     signer: Signer | None
     throttle: Throttle
+    black_box: BlackBox
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """What a thread has while it delivers, from slice to slice."""
+
+    seats: Seats  #: at relays, kept as warm connections are, since relays count those, too; in a round, at domains
+    box: Box
 
 
 @dataclass(slots=True)
@@ -48,6 +64,30 @@ class Pace:
 
     def learn(self, seconds: float, mails: int) -> None:
         self.seconds_per_mail = smoothed(self.seconds_per_mail, seconds / mails)
+
+
+class Silences:
+    """The mails at which a relay fell silent in a row, as this process has seen it.
+
+    One may be that mail's own fault. A relay that falls silent at one after the other would spend the attempts of all, or bring
+    all into doubt.
+    """
+
+    def __init__(self) -> None:
+        self._mails: set[int] = set()  # by their deliveries
+
+    def note(self, delivery: Delivery, outcome: Outcome) -> None:
+        if outcome.is_silence:
+            self._mails.add(delivery.id)
+        elif outcome.verdict is not Verdict.UNREACHED:
+            self._mails.clear()
+
+    def suspect(self, delivery: Delivery) -> bool:
+        return delivery.id in self._mails
+
+    @property
+    def are_endless(self) -> bool:
+        return len(self._mails) >= _MOST_SILENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +102,27 @@ class Round:
     """Deliveries in the hands of one connection, until each is recorded or given back."""
 
     def __init__(
-        self, office: Office, relay: str, pace: Pace, seats: Seats, deliveries: Iterable[Delivery], *, ends: float
+        self,
+        office: Office,
+        relay: str,
+        pace: Pace,
+        silences: Silences,
+        duty: Duty,
+        deliveries: Iterable[Delivery],
+        *,
+        ends: float,
+        is_probe: bool,
     ) -> None:
         self._office = office
         self.relay = relay
         self._pace = pace
-        self._seats = seats
+        self._silences = silences
+        self._is_probe = is_probe
+        self._box = duty.box
+        self._seats = duty.seats
         self._ends = ends
         self._longest_try = office.settings.longest_delivery
+        self._longest_transmission = office.settings.longest_transmission
         self._lease_until = 0.0  # of what is marked
         self._waiting = deque(deliveries)
         self._token = self._waiting[0].token
@@ -77,14 +130,14 @@ class Round:
         self._window: list[Letter] = []  # about to be marked
         self._marked: deque[Letter] = deque()  # from here on, a death of this process means doubt
         self._flying: deque[Letter] = deque()  # in the hands of the connection
+        self._unmarked: list[Letter] = []  # somebody else's by now; or ours all the same, if the database went away in a commit
         self._results: list[Result] = []  # facts, not yet recorded
         self._postponed: dict[int, float] = {}  # due times of what waits at a limit
         self._turned_at = time.monotonic()
         self.tried = 0
         self.given_back = 0  #: how many can be claimed again at once
         self.full: set[str] = set()  #: the domains that are at their limit
-        self.failure: Outcome | None = None  #: the relay could not be reached
-        self.silence: Outcome | None = None  #: it said nothing to the end of a mail, and had taken none before
+        self.failure: Outcome | None = None  #: the relay can't be used
 
     # --- what the connection asks for ---------------------------------------------------------------------------------
 
@@ -112,17 +165,35 @@ class Round:
         self._flying.append(letter)
         return letter.mail
 
+    def may_begin(self) -> bool:
+        """Whether the lease still covers the mail in flight the longest. Noted, since from now on a death means doubt."""
+        if time.time() + self._longest_transmission > self._lease_until:
+            return False
+        self._box.begun(self._flying[0].delivery.id, self.relay)
+        return True
+
     def note(self, outcome: Outcome) -> None:
         """What came of the mail that is in flight the longest."""
         letter = self._flying.popleft()
         self.tried += 1
+        outcome = self._blamed(letter.delivery, outcome)
         move = self._move(letter.delivery, outcome)
         kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
         self._results.append(Result(letter.delivery, kept, move))
+        if outcome.verdict is Verdict.SENT:
+            self._box.taken(letter.delivery.id, kept.reply)
+        elif outcome.verdict is not Verdict.DOUBTFUL:
+            self._box.over(letter.delivery.id)
         if outcome.verdict is Verdict.UNREACHED:
             self.failure = outcome
-        if outcome.verdict is Verdict.DOUBTFUL and self.tried == 1:
-            self.silence = outcome
+
+    def _blamed(self, delivery: Delivery, outcome: Outcome) -> Outcome:
+        """A silence with which it is clear that the relay is to blame costs the mail no attempt."""
+        self._silences.note(delivery, outcome)
+        if not outcome.is_silence or not (self._is_probe or self._silences.are_endless):
+            return outcome
+        self.failure = outcome
+        return replace(outcome, verdict=Verdict.UNREACHED) if outcome.verdict is Verdict.DEFERRED else outcome
 
     def leave_on_the_wire(self) -> None:
         """Interrupted: nobody knows how far the mail came that is in flight the longest. It stays marked, and so in doubt."""
@@ -185,17 +256,34 @@ class Round:
         """The bytes of each message, made once however many recipients follow each other."""
         wanted = {delivery.mail_id for delivery in deliveries}
         self._composed = {mail_id: self._composed[mail_id] for mail_id in wanted & self._composed.keys()}
-        for mail_id, message in self._office.store.load_messages(wanted - self._composed.keys()).items():
+        unknown = wanted - self._composed.keys()
+        messages = self._office.store.load_messages(unknown)
+        for mail_id in unknown - messages.keys():
+            self._fail(deliveries, mail_id, "what it said is erased")
+        for mail_id, message in messages.items():
+            self._box.composing(mail_id)
             try:
                 self._composed[mail_id] = message, compose(message, self._office.signer)
             except Exception as error:  # whatever it is, it is this mail's own
-                log.exception("Mail %s can't be composed", mail_id)
-                self._fail(deliveries, mail_id, printable(f"it can't be composed: {type(error).__name__}: {error}"))
-        return [
-            Letter(delivery, WireMessage(known[0], delivery.recipient, known[1]))
-            for delivery in deliveries
-            if (known := self._composed.get(delivery.mail_id)) is not None
-        ]
+                # What went wrong may quote what the mail says.
+                log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
+                words = "" if message.sensitive else f": {error}"
+                self._fail(deliveries, mail_id, printable(f"it can't be composed: {type(error).__name__}{words}"))
+        self._box.composed()
+        written = [(delivery, *self._composed[delivery.mail_id]) for delivery in deliveries if delivery.mail_id in self._composed]
+        letters = [self._letter(*one) for one in written]
+        return [letter for letter in letters if letter is not None]
+
+    def _letter(self, delivery: Delivery, message: Message, composed: Composed) -> Letter | None:
+        to = destination(self._office.settings, delivery.recipient)
+        if to is None:
+            log.warning("delivery %d: failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS", delivery.id)
+            self._fail([delivery], delivery.mail_id, "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent")
+            return None
+        if to != delivery.recipient:
+            message = replace(message, headers=(*message.headers, (_MEANT_FOR, delivery.recipient)))
+            composed = compose(message, self._office.signer)
+        return Letter(delivery, WireMessage(message, to, composed))
 
     def _fail(self, deliveries: list[Delivery], mail_id: str, reason: str) -> None:
         for delivery in deliveries:
@@ -256,15 +344,11 @@ class Round:
 
     def _record(self, *, mark: list[Letter], patiently: bool) -> None:
         """Write the outcomes, which are facts by now, and mark a window; a database that is away is waited for."""
-        for pause in _RECORD_AGAIN_AFTER if patiently else ():
-            try:
-                self._record_now(mark)
-            except StoreUnavailable as error:
-                log.warning("%d outcomes wait for the database: %s", len(self._results), error)
-                time.sleep(pause)
-            else:
-                return
-        self._record_now(mark)
+        write = partial(self._record_now, mark)
+        if patiently:
+            _patiently(write, f"{len(self._results)} outcomes")
+        else:
+            write()
 
     def _record_now(self, window: list[Letter]) -> None:
         store, now = self._office.store, time.time()
@@ -280,7 +364,8 @@ class Round:
         for result in self._results:
             if result.delivery.id not in moved:
                 log.warning("delivery %d: %s, but the claim was lost", result.delivery.id, result.outcome.verdict)
-        self._marked.extend(letter for letter in window if letter.delivery.id in ours)
+        for letter in window:
+            (self._marked if letter.delivery.id in ours else self._unmarked).append(letter)
         self._lease_until = until
         self._results, self._window = [], []
 
@@ -289,12 +374,29 @@ class Round:
         self._learn()
         if self._results:
             self._record(mark=[], patiently=True)
-        unbegun = [letter.delivery for letter in (*self._flying, *self._marked, *self._window)]
+        unbegun = [letter.delivery for letter in (*self._flying, *self._marked, *self._unmarked, *self._window)]
         waits: dict[int, float | None] = {delivery.id: None for delivery in (*unbegun, *self._waiting)}
         self.given_back += len(waits)
-        self._office.store.release_if_held(waits | self._postponed, token=self._token)
-        for held in (self._flying, self._marked, self._window, self._waiting, self._postponed):
+        release = partial(self._office.store.release_if_held, waits | self._postponed, token=self._token)
+        if unbegun:  # left marked, they would be in doubt for nothing
+            _patiently(release, f"{len(unbegun)} mails to be given back")
+        else:
+            release()
+        for held in (self._flying, self._marked, self._unmarked, self._window, self._waiting, self._postponed):
             held.clear()
+
+
+def _patiently(write: Callable[[], object], what: str) -> None:
+    """Again and again, while the database is away."""
+    for pause in _RECORD_AGAIN_AFTER:
+        try:
+            write()
+        except StoreUnavailable as error:
+            log.warning("%s wait for the database: %s", what, error)
+            time.sleep(pause)
+        else:
+            return
+    write()
 
 
 _SENT = Move(to=Status.SENT)

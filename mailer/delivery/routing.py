@@ -1,9 +1,9 @@
-"""Which relay is to carry a mail: pure decisions, with the dice passed in."""
+"""Which relay is to carry a mail, and to whom: pure decisions, with the dice passed in."""
 
 from collections.abc import Collection, Iterable, Sequence
 
 from mailer.message import Delivery
-from mailer.settings import RelaySettings
+from mailer.settings import EVERYBODY, RelaySettings, Settings
 
 
 def routes_by_sender(relays: Iterable[RelaySettings]) -> bool:
@@ -16,7 +16,7 @@ def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
     return (
         (not relay.lanes or delivery.lane in relay.lanes)
         and (not relay.domains or any(_is_within(delivery.domain, domain) for domain in relay.domains))
-        and (not relay.senders or any(_is_from(sender, rule) for rule in relay.senders))
+        and (not relay.senders or any(_meets(sender, rule) for rule in relay.senders))
     )
 
 
@@ -47,12 +47,21 @@ def _weighted(relays: Sequence[RelaySettings], dice: float) -> RelaySettings | N
     return relays[-1] if relays else None
 
 
+def destination(settings: Settings, recipient: str) -> str | None:
+    """Who really gets a copy: outside production not always who it is for. None: nobody."""
+    allowed = settings.allowed_recipients
+    if not allowed and settings.redirect_to is None:
+        return recipient
+    is_allowed = any(rule == EVERYBODY or _meets(recipient, rule) for rule in allowed)
+    return recipient if is_allowed else settings.redirect_to
+
+
 def _is_within(domain: str, rule: str) -> bool:
     """A domain stands for its subdomains too."""
     domain = domain.lower()
     return domain == rule or domain.endswith(f".{rule}")
 
 
-def _is_from(sender: str, rule: str) -> bool:
-    sender = sender.lower()
-    return sender == rule if "@" in rule else _is_within(sender.rpartition("@")[2], rule)
+def _meets(address: str, rule: str) -> bool:
+    address = address.lower()
+    return address == rule if "@" in rule else _is_within(address.rpartition("@")[2], rule)

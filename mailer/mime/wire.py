@@ -27,6 +27,10 @@ class WireMessage(flask_mail.Message):
     # --- for the relay ------------------------------------------------------------------------------------------------
 
     @property
+    def mail_id(self) -> str:
+        return self._said.id
+
+    @property
     def envelope_from(self) -> str:
         return self._said.bounce_address
 

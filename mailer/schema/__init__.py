@@ -37,7 +37,7 @@ from mailer.errors import SchemaMismatch
 from mailer.message import FINAL, Lane, OnDoubt, Status
 
 #: The newest migration in migrations/versions.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData()
 _Time = Float(53)
@@ -73,7 +73,7 @@ message = Table(
     Column("idempotency_key", Text),
     Column("fingerprint", Text),  # of what was said under that key: the same key with another mail is refused
     Column("sensitive", Boolean, nullable=False, server_default=false()),
-    Column("erased_at", _Time),  # since then, text and html are gone
+    Column("erased_at", _Time),  # since then, what it said is gone
 )
 
 #: The bytes of attachments, stored once however many mails carry them.
@@ -150,6 +150,7 @@ def _only(condition: str) -> dict[str, Any]:
 
 Index("mailer_message_keyed", message.c.idempotency_key, unique=True, **_only("idempotency_key IS NOT NULL"))
 Index("mailer_message_kept", message.c.id, **_only("erased_at IS NULL"))
+Index("mailer_message_private", message.c.id, **_only("sensitive AND erased_at IS NULL"))
 Index(
     "mailer_delivery_due",
     delivery.c.lane,
@@ -210,6 +211,17 @@ pause = Table(
     Column("failures", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("since", _Time, nullable=False),
+)
+
+#: The machine that a SQLite file is in use on, and when it was last heard of. Empty in PostgreSQL.
+home = Table(
+    "mailer_home",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("machine", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("seen_at", _Time, nullable=False),
+    CheckConstraint("id = 1", name="mailer_home_is_one"),
 )
 
 

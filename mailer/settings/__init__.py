@@ -16,13 +16,17 @@ from mailer.errors import ConfigurationError, InvalidMail
 from mailer.message import Address, check_text
 from mailer.policy import RetryPolicy
 from mailer.settings.dkim import DkimKey, read_keys
-from mailer.settings.proxy import AMBIENT, ambient
+from mailer.settings.proxy import AMBIENT, ambient, is_local
 from mailer.settings.rates import DomainLimit, read_domain_limits
-from mailer.settings.relay import RelaySettings, Seconds, key
+from mailer.settings.relay import RelaySettings, Rule, Seconds, checked_rule, key
 from mailer.settings.words import LOGINS, explained
 
 __all__ = ["RelaySettings", "Settings", "keys"]
 
+#: Among MAILER_ALLOWED_RECIPIENTS.
+EVERYBODY = "*"
+#: Of a program that shows mail to developers: the default in debug mode.
+INBOX_PORT = 1025
 _RETRY = RetryPolicy()  # the defaults of what it holds are written there
 
 
@@ -69,6 +73,19 @@ class Settings(RelaySettings):
         (),
         repr=False,
     )
+    max_recipients: int = key("MAILER_MAX_RECIPIENTS", "The most recipients of one mail: to, cc and bcc together.", 1000, ge=1)
+    max_size: int = key(
+        "MAILER_MAX_SIZE",
+        "The most bytes of one mail: its texts, headers and attachments together, before they are encoded for their way.",
+        25_000_000,
+        ge=1,
+    )
+    max_header: int = key(
+        "MAILER_MAX_HEADER",
+        "The most characters of a subject, or of another text that becomes a header: a name, a header's value, a file's name.",
+        4000,
+        ge=1,
+    )
     subject_prefix: str = key("MAILER_SUBJECT_PREFIX", "Put before the subjects of `send_email`, with a space between.", "")
     retry_first: Seconds = key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", _RETRY.first)
     retry_factor: float = key(
@@ -97,13 +114,36 @@ class Settings(RelaySettings):
     doubt_resend_after: Seconds = key(
         "MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", _RETRY.doubt_resend_after
     )
+    allowed_recipients: tuple[Rule, ...] = key(
+        "MAILER_ALLOWED_RECIPIENTS",
+        "The only ones who get mail, as `ada@example.com, example.org`: a domain stands for its subdomains, `*` for everybody."
+        " Mail to others fails, or takes the way of `MAILER_REDIRECT_TO`.",
+        (),
+    )
+    redirect_to: str | None = key(
+        "MAILER_REDIRECT_TO",
+        "Who gets all mail, whoever it is for, but for `MAILER_ALLOWED_RECIPIENTS`: an address of your own.",
+        None,
+    )
     slice_seconds: Seconds = key(
         "MAILER_SLICE_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
     )
     claim_lease: Seconds = key(
         "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0
     )
+    black_box: str = key(
+        "MAILER_BLACK_BOX",
+        "Folder on a local disk, where workers note what they have in their hands. Empty: `black-box` in the instance folder.",
+        "",
+    )
+    log_addresses: bool = key("MAILER_LOG_ADDRESSES", "Show whole addresses in the logs, which have `a***@example.com`.", False)
     keep_days: float = key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
+    keep_bodies_days: float | None = key(
+        "MAILER_KEEP_BODIES_DAYS",
+        "Days after which a finished mail loses its texts and attachments, and can't be requeued; if unset, it keeps them.",
+        None,
+        gt=0,
+    )
 
     @classmethod
     def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str) -> Self:
@@ -117,10 +157,27 @@ class Settings(RelaySettings):
         given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
         if "MAILER_RELAYS" in given:
             given["MAILER_RELAYS"] = _relays(given)
+        is_debugging = bool(config.get("DEBUG", False))
+        if is_debugging and is_local(str(given.get("MAIL_SERVER", "localhost"))):
+            given.setdefault("MAIL_PORT", INBOX_PORT)
         try:
-            return cls.model_validate(given)
+            settings = cls.model_validate(given)
         except ValidationError as error:
             raise ConfigurationError(explained(cls, error, given)) from None
+        if is_debugging:
+            settings.check_for_debugging()
+        return settings
+
+    def check_for_debugging(self) -> None:
+        """Nothing reaches a real person by accident: who debugs says who may get mail, or has it shown by an inbox."""
+        if self.mail_suppress_send or self.allowed_recipients or self.redirect_to:
+            return
+        if real := [relay.name for relay in self.relays if not relay.is_inbox]:
+            raise ConfigurationError(
+                f"MAIL_SERVER: the app is in debug mode, and {', '.join(real)} may bring its mail to real people:"
+                " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who may get mail"
+                f" ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, for the inbox at 127.0.0.1:{INBOX_PORT}."
+            )
 
     @field_validator("listed_relays")
     @classmethod
@@ -131,6 +188,23 @@ class Settings(RelaySettings):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two relays are named {', '.join(twice)}: give each a name of its own")
         return value
+
+    @field_validator("allowed_recipients", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [one for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_recipients")
+    @classmethod
+    def _usable_recipients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one if one == EVERYBODY else checked_rule(one, for_senders=True) for one in value)
+
+    @field_validator("redirect_to")
+    @classmethod
+    def _usable_recipient(cls, value: str | None) -> str | None:
+        if value is not None:
+            _checked(Address.parse, value, key="MAILER_REDIRECT_TO")
+        return value and Address.parse(value, field="MAILER_REDIRECT_TO").email
 
     @field_validator("domain_limits", mode="before")
     @classmethod
@@ -216,6 +290,11 @@ class Settings(RelaySettings):
     def longest_delivery(self) -> float:
         """The most seconds that any of the relays can take for a mail."""
         return max(relay.longest_try for relay in self.relays)
+
+    @property
+    def longest_transmission(self) -> float:
+        """The most seconds that any of the relays can take for a mail once it has begun."""
+        return max(relay.longest_body for relay in self.relays)
 
     @property
     def transmit_lease(self) -> float:

@@ -28,6 +28,8 @@ Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 #: An address, or a domain that stands for its subdomains too.
 Rule = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 
+_PORTS_OF_RELAYS = (25, 465, 587)
+
 TlsVersion = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 
 
@@ -52,7 +54,7 @@ class RelaySettings(BaseModel):
         "MAIL_MAX_EMAILS", "Mails on one connection before it is closed; no limit if unset.", None, ge=1
     )
     mail_debug: bool | int = key(
-        "MAIL_DEBUG", "Print the SMTP dialogue, passwords included: never in production. 2 adds the time.", default=False
+        "MAIL_DEBUG", "Print the SMTP dialogue, but for logins and mails. 2 adds the time.", default=False
     )
     tls_ca_file: str | None = key(
         "MAILER_TLS_CA_FILE", "PEM file of the authority that signed the relay's certificate, if it is your own.", None
@@ -130,6 +132,11 @@ class RelaySettings(BaseModel):
         return is_local(self.mail_server)
 
     @property
+    def is_inbox(self) -> bool:
+        """Whether it looks like a program that shows mail to developers: what brings it to people is elsewhere."""
+        return self.is_local and not self.is_unix and self.mail_port not in _PORTS_OF_RELAYS
+
+    @property
     def uses_tls(self) -> bool:
         return self.mail_use_tls or self.mail_use_ssl
 
@@ -148,11 +155,6 @@ class RelaySettings(BaseModel):
         return bool(self.senders or self.domains or self.lanes)
 
     @property
-    def longest_greeting(self) -> float:
-        """The most seconds until a relay that is down is known to be."""
-        return self.connect_timeout + self.command_timeout
-
-    @property
     def longest_opening(self) -> float:
         """The most seconds until a connection is there, greeted, secured and logged in."""
         # Two tokens, the second when the relay refuses the first: for each three tries, each a connection and a reply.
@@ -160,10 +162,15 @@ class RelaySettings(BaseModel):
         return tokens + self.connect_timeout + 4 * self.command_timeout
 
     @property
+    def longest_body(self) -> float:
+        """The most seconds from the first byte of a mail itself to the reply."""
+        return self.data_timeout + self.reply_timeout
+
+    @property
     def longest_try(self) -> float:
         """The most seconds from the moment a mail is asked for until it has an outcome: a lease must outlast it."""
         envelope = 4 * self.command_timeout  # RSET, MAIL, RCPT and DATA
-        mail = self.data_timeout + self.reply_timeout
+        mail = self.longest_body
         # Asked for while the mail before it is on the wire, or when there is no connection; then the connection ends before the
         # mail has begun, and it is begun once more on another.
         waiting = max(mail, self.longest_opening)
@@ -180,7 +187,7 @@ class RelaySettings(BaseModel):
     @field_validator("senders", "domains")
     @classmethod
     def _as_addresses_are_stored(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(_checked_rule(rule, for_senders=info.field_name == "senders") for rule in value)
+        return tuple(checked_rule(rule, for_senders=info.field_name == "senders") for rule in value)
 
     @field_validator("relay_rate")
     @classmethod
@@ -254,7 +261,7 @@ class RelaySettings(BaseModel):
         return self
 
 
-def _checked_rule(rule: str, *, for_senders: bool) -> str:
+def checked_rule(rule: str, *, for_senders: bool) -> str:
     """One that no address could ever meet would send mail over the wrong relay, and nobody would notice."""
     at, domain = rule.rpartition("@")[1:]
     try:

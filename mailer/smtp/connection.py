@@ -1,14 +1,14 @@
 """A connection to a relay: Flask-Mail's, which takes one mail after the other and says what came of each."""
 
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Self
 
 import flask_mail
 from flask import Flask
 
+from mailer.logs import get_logger
 from mailer.message import Outcome, Verdict
 from mailer.mime import WireMessage
 from mailer.settings import RelaySettings
@@ -21,7 +21,7 @@ _TO_NOBODY = Outcome(Verdict.SENT, "250 delivered to nobody")
 # After these, nothing more is sent over the connection.
 _LAST = (Verdict.UNREACHED, Verdict.DOUBTFUL)
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class RelayConnection(flask_mail.Connection):
@@ -92,11 +92,12 @@ class RelayConnection(flask_mail.Connection):
         [outcome] = self.transmit(iter([message]))
         return outcome
 
-    def transmit(self, mails: Iterator[WireMessage | None]) -> Iterator[Outcome]:
+    def transmit(self, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool] = lambda: True) -> Iterator[Outcome]:
         """Take mail after mail, and tell what came of each, in their order, until one is in doubt or can't be brought at all.
 
         With PIPELINING, the next mail is taken before the present one is said, so that its envelope rides behind the final dot:
         a mail is one round trip then. `None` stands for "finish what is in flight, then ask again".
+        `may_begin` is asked just before the first byte of the mail in flight the longest; a no ends it all.
         A mail that was taken and has no outcome was not begun.
         """
         supply = _Supply(mails)
@@ -111,6 +112,8 @@ class RelayConnection(flask_mail.Connection):
                     if self._another_may_ride:
                         ahead = supply.ahead()
                         envelope = self._sayable(ahead)
+                    if refusal is None and not may_begin():
+                        break
                     outcome = self._finish(mail, refusal, envelope)
                 else:
                     outcome = refusal or _TO_NOBODY
@@ -191,7 +194,7 @@ class RelayConnection(flask_mail.Connection):
             try:
                 flask_mail.email_dispatched.send(self._app, message=mail)
             except Exception:  # whatever a receiver does, the mail was accepted
-                log.exception("A receiver of email_dispatched failed; mail %s was delivered all the same.", mail.msgId)
+                log.exception("A receiver of email_dispatched failed; mail %s was delivered all the same.", mail.mail_id)
 
     @property
     def _is_open(self) -> bool:

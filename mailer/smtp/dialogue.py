@@ -119,9 +119,9 @@ class Dialogue:
             return self._unfinished(smtplib.SMTPServerDisconnected("the relay answered a mail that it did not have"))
         try:
             if len(body) < _COPIED:
-                session.say(body + next_envelope, self._settings.data_timeout)
+                session.say(body + next_envelope, self._settings.data_timeout, is_mail=True)
             else:
-                session.say(body, self._settings.data_timeout, next_envelope)
+                session.say(body, self._settings.data_timeout, next_envelope, is_mail=True)
         except OSError as error:
             if session.taken < len(body):
                 return self._unfinished(error)
@@ -169,7 +169,7 @@ class Dialogue:
         """No reply. After the final dot nobody knows; before it, the relay has no mail."""
         self.session.cut()
         verdict, words = _SILENCE[phase]
-        return Outcome(verdict, f"{words}: {printable(f'{type(error).__name__}: {error}')}", phase)
+        return Outcome(verdict, f"{words}: {printable(f'{type(error).__name__}: {error}')}", phase, is_silence=True)
 
 
 def _are_odd(replies: list[bytes]) -> bool:

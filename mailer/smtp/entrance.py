@@ -1,6 +1,5 @@
 """The way in: connected, greeted, secured and logged in. What that takes is made once for all connections of a relay."""
 
-import logging
 import smtplib
 import socket
 import ssl
@@ -8,6 +7,7 @@ import threading
 import time
 from math import inf
 
+from mailer.logs import get_logger
 from mailer.message import Outcome, Phase, Verdict
 from mailer.policy import classify
 from mailer.settings import RelaySettings
@@ -20,7 +20,7 @@ from mailer.smtp.session import Session, Step
 from mailer.smtp.sockets import Misconfigured, connect, connect_unix
 from mailer.smtp.tls import make_context
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Entrance:
@@ -59,8 +59,9 @@ class Entrance:
         session.greet()
         if settings.mail_use_tls:
             session.start_tls(self._tls_context(), self._resumable)
-        session.step = Step.LOGIN
+        session.step, session.logs_in = Step.LOGIN, True
         self._log_in(session, token)
+        session.logs_in = False
         session.expires = inf
         if isinstance(session.sock, ssl.SSLSocket):
             self._resumable = session.sock.session

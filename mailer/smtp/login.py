@@ -101,17 +101,21 @@ def _knows_md5() -> bool:
 
 
 def _authenticate(session: Session, mechanism: Mechanism) -> tuple[int, bytes]:
-    """The dialogue of AUTH; the reply that ends it."""
+    """The dialogue of AUTH; the reply that ends it, without what was said, should the relay say that again."""
     opening = None if mechanism.opening is None else _encoded(mechanism.opening)
     line = f"AUTH {mechanism.name}"
     if opening is not None and len(line) + 1 + len(opening) <= _LONGEST_LINE:
         line, opening = f"{line} {opening}", None
+    said = [line.partition(" ")[2].partition(" ")[2]]
     code, reply = session.docmd(line)
     for _ in range(_MOST_CHALLENGES):
         if code != _CHALLENGE:
             break
-        said, opening = opening, None
-        code, reply = session.docmd(_encoded(mechanism.respond(_decoded(reply))) if said is None else said)
+        said.append(_encoded(mechanism.respond(_decoded(reply))) if opening is None else opening)
+        opening = None
+        code, reply = session.docmd(said[-1])
+    for word in filter(None, said):
+        reply = reply.replace(word.encode(), b"***")
     return code, reply
 
 

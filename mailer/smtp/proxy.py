@@ -6,6 +6,7 @@ import time
 from python_socks import ProxyError, parse_proxy_url
 from python_socks.sync import Proxy
 
+from mailer.smtp.names import addresses_of
 from mailer.smtp.sockets import Misconfigured, connect
 
 _LONGEST_HEAD = 16384
@@ -22,7 +23,8 @@ def connect_through(url: str, host: str, port: int, *, key: str, source: str | N
     name = f"the proxy {proxy_host}:{proxy_port}"
     proxy = Proxy(kind, proxy_host, proxy_port, user, password, rdns=asks_dns, forward=_Way(source, deadline))  # type: ignore[arg-type]
     try:
-        connected = proxy.connect(host, port)
+        # It would look up the host in the time that the resolver wants.
+        connected = proxy.connect(host if asks_dns else _address_of(host, port, deadline), port)
     except ProxyError as error:
         what = f"{name} does not connect us: {error}"
         if error.error_code in _FINAL:
@@ -37,6 +39,12 @@ def connect_through(url: str, host: str, port: int, *, key: str, source: str | N
     except OSError as error:
         raise ConnectionError(f"{name}: {error.strerror or error}") from None
     return socket.socket(fileno=connected.detach())
+
+
+def _address_of(host: str, port: int, deadline: float) -> str:
+    """The one of IPv4, if there is one: SOCKS 4 knows no other."""
+    address: str = min(addresses_of(host, port, socket.AF_UNSPEC, deadline))[4][0]
+    return address
 
 
 def _unknown_name(key: str, *, asks_dns: bool) -> str:

@@ -9,12 +9,14 @@ import time
 from contextlib import suppress
 from datetime import datetime
 from enum import Enum, auto
-from functools import cache
 from math import inf
 
+from mailer.logs import discreet
+from mailer.smtp.names import own_name
 from mailer.smtp.replies import LONGEST_REPLY, is_reply
 
-_MOST_LINES = 100
+_MOST_LINES = 100  # that are kept
+_ENDLESS = 10_000  # lines; to read on would keep a core busy until the time-out
 _CHUNK = 65536
 _SHOWN = 60
 # How replies of one line begin that need no closer look.
@@ -38,7 +40,7 @@ class Session(smtplib.SMTP):
     courtesy_seconds = 2.0
 
     def __init__(self, name: str, *, command_timeout: float, is_lmtp: bool) -> None:
-        super().__init__(local_hostname=_own_name())
+        super().__init__(local_hostname=own_name(self.courtesy_seconds))
         self.is_lmtp = is_lmtp
         self.ehlo_msg = "lhlo" if is_lmtp else "ehlo"
         self._host = name  # the one the relay's certificate is checked against
@@ -49,16 +51,17 @@ class Session(smtplib.SMTP):
         self._patience: float | None = None  # the time-out of the socket
         self.expires = inf  #: when it must be ready to use
         self.taken = 0  #: bytes of what was said last that are in the hands of the kernel
+        self.logs_in = False  #: what is said is a password, and may be said again by who hears it: MAIL_DEBUG does not show it
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    def say(self, data: bytes, seconds: float, more: bytes = b"") -> None:
+    def say(self, data: bytes, seconds: float, more: bytes = b"", *, is_mail: bool = False) -> None:
         """All of it within the time-out, or an OSError; `taken` tells how far it came."""
         self.taken = 0
         sock = self._connected()
         deadline = time.monotonic() + seconds
         if self.debuglevel:
-            self._show("send:", data + more)
+            self._show("send:", b"(%d octets, with a mail)" % len(data + more) if is_mail else data + more)
         self._wait_at_most(seconds)
         self.taken = sock.send(data)
         if self.taken < len(data) or more:
@@ -92,9 +95,13 @@ class Session(smtplib.SMTP):
 
     def _hear_whole(self, deadline: float) -> bytes:
         lines: list[bytes] = []
+        count = 0
         while (line := self._line(deadline))[3:4] == b"-":
-            if len(lines) < _MOST_LINES:
+            count += 1
+            if count <= _MOST_LINES:
                 lines.append(line[4 : LONGEST_REPLY + 4].strip())
+            elif count == _ENDLESS:
+                raise smtplib.SMTPServerDisconnected("the relay's reply has no end")
         reply = b"%b %b" % (line[:3], b"\n".join([*lines, line[4:]])) if lines else line
         if self.debuglevel:
             self._show("reply:", reply)
@@ -129,8 +136,9 @@ class Session(smtplib.SMTP):
         return self.sock
 
     def _show(self, what: str, said: bytes) -> None:
+        said = b"(login)" if self.logs_in else said
         now = [datetime.now().astimezone().time()] if self.debuglevel > 1 else []
-        print(*now, what, said, file=sys.stderr)
+        print(*now, what, discreet(str(said)), file=sys.stderr)
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
@@ -226,9 +234,3 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError("timed out")
     return left
-
-
-@cache
-def _own_name() -> str:
-    # Asked once: where DNS is slow, each look-up takes seconds. Where there is no name, smtplib takes the address.
-    return smtplib.SMTP().local_hostname

@@ -4,6 +4,8 @@ import errno
 import socket
 import time
 
+from mailer.smtp.names import addresses_of
+
 
 class Misconfigured(OSError):
     """What stopped us is wrong in the configuration, or missing there."""
@@ -14,9 +16,9 @@ class Misconfigured(OSError):
 
 
 def connect(host: str, port: int, source: str | None, deadline: float) -> socket.socket:
-    """One of the addresses of the host: each is given its share of the time, so that one that is dead does not take it all."""
+    """One of the addresses of the host: each is given its share of the time that the DNS leaves."""
     family = socket.AF_UNSPEC if source is None else socket.AF_INET6 if ":" in source else socket.AF_INET
-    addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    addresses = addresses_of(host, port, family, deadline)
     failure: OSError = TimeoutError("timed out")
     for number, (kind, _, protocol, _, address) in enumerate(addresses):
         left = deadline - time.monotonic()

@@ -4,25 +4,32 @@ Each move of a delivery is one statement, guarded by the state it leaves and by 
 that really moved: whoever comes second moves nothing.
 
 `claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held` and `fail_if_claimed` are a worker's;
-`requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful` and `expire_overdue` are the sweep's;
-`settle_if_resting` is a person's.
+`requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful`, `expire_overdue` and `recall_queued` are the sweep's;
+`settle_if_resting` and `cancel_if_due_before` are a person's.
+
+A move that leads to a final state is made by `_finish`, which erases in the same transaction what a sensitive mail said.
 """
 
 import hashlib
+import math
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, partial
+from itertools import chain
 from typing import Any
+from weakref import WeakSet
 
+from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy import exc as sqlalchemy_errors
-from sqlalchemy import make_url
 from sqlalchemy.pool import StaticPool
 
 from mailer import schema
-from mailer.errors import StoreUnavailable, UnknownMail
+from mailer.errors import CommitLost, StoreUnavailable, UnknownMail
 from mailer.forks import survive_forks
 from mailer.message import (
     TRANSITIONS,
@@ -30,6 +37,8 @@ from mailer.message import (
     Attachment,
     Delivery,
     Envelope,
+    Key,
+    Keyed,
     Lane,
     MailStatus,
     Message,
@@ -38,17 +47,22 @@ from mailer.message import (
     Status,
     Verdict,
     could_be_id,
+    id_at,
 )
 from mailer.policy import Move
-from mailer.store import rows
+from mailer.store import home, hosts, rows
 from mailer.store import statements as sql
-from mailer.store.engines import make_engine
+from mailer.store.engines import Turn, make_engine, without_haste
+from mailer.store.hosts import Host, HostTransaction, connection_of
+from mailer.store.rows import when
 from mailer.store.statements import packed, spelt
-from mailer.store.transactions import Transaction, Transactions
+from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
 
-_RELAY = "relay"  # the scope of its pauses
+__all__ = ["Host", "Result", "Store", "connection_of"]
+
+_RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
-_EXPIRED_AT_ONCE = 5000
+_MOVED_AT_ONCE = 5000
 # In seconds. The purge spares bytes for longer than mails rely on them without a look.
 _BLOB_IS_FRESH, _BLOB_IS_SPARED = 1800.0, 3600.0
 
@@ -62,33 +76,91 @@ class Result:
     move: Move
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What would go out by itself, from several sides."""
+
+    lanes: list[tuple[Lane, Status, int, datetime, datetime]]  #: how many, the first due time and the last
+    ages: list[tuple[int, int]]  #: a number of `statements.AGES`, and how many
+    domains: list[tuple[str, int]]  #: those with the most
+    first: list[tuple[str, str, Lane, datetime, str]]  #: id, recipient, lane, due time, subject
+
+
 class Store:
     """The database of one app. Safe to share between threads, and to carry over a fork."""
 
     def __init__(self, url: str) -> None:
         self.engine = make_engine(make_url(url))
         self._sqlite = self.engine.dialect.name == "sqlite"
-        self._transactions = Transactions(self.engine, cache(partial(spelt, sqlite=self._sqlite)))
+        self._spell = cache(partial(spelt, sqlite=self._sqlite))
+        self._transactions = Transactions(self.engine, self._spell)
         self._checked = False
         self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
         self._turn = self._new_turn()
         self._joint = threading.local()
+        self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
         self._parents_pool: Any = None
         survive_forks(self)
 
     # --- intake -------------------------------------------------------------------------------------------------------
 
-    def insert_mail(self, message: Message, envelope: Envelope) -> None:
-        """-> queued: the message and a delivery for each recipient, all or nothing."""
-        with self._write() as transaction:
-            transaction.execute(sql.INSERT_MESSAGE, rows.message_row(message))
-            if message.attachments:
-                self._insert_attachments(transaction, message)
-            transaction.execute_many(sql.INSERT_DELIVERY, rows.delivery_rows(message, envelope))
+    def insert_mail(self, message: Message, envelope: Envelope, host: Connection | None = None) -> Keyed | None:
+        """-> queued: the message and a delivery for each recipient, all or nothing.
 
-    def _insert_attachments(self, transaction: Transaction, message: Message) -> None:
+        If its key is taken, nothing is written, and the mail that has it is returned. With a host, it is in their transaction.
+        """
+        if host is not None:
+            with self._join(host) as transaction:
+                return self._insert_mail(transaction, message, envelope)
+        try:
+            with self._write() as transaction:
+                return self._insert_mail(transaction, message, envelope)
+        except StoreUnavailable as error:
+            if not _may_pass(error):
+                raise
+            return self._insert_again(message, envelope, error)
+
+    def _insert_again(self, message: Message, envelope: Envelope, first: StoreUnavailable) -> Keyed | None:
+        """Whether the first time was in vain is told by its id: no mail is there twice."""
+        try:
+            with self._write() as transaction:
+                return self._insert_mail(transaction, message, envelope)
+        except self.engine.dialect.loaded_dbapi.IntegrityError:
+            if not isinstance(first, CommitLost):
+                raise
+            return None
+        except StoreUnavailable:
+            raise first from first.__cause__
+
+    def _insert_mail(self, transaction: Transaction | HostTransaction, message: Message, envelope: Envelope) -> Keyed | None:
+        if (earlier := self._insert_message(transaction, message, envelope.key)) is not None:
+            return earlier
+        if message.attachments:
+            self._insert_attachments(transaction, message)
+        transaction.execute_many(sql.INSERT_DELIVERY, rows.delivery_rows(message, envelope))
+        return None
+
+    def _insert_message(self, transaction: Transaction | HostTransaction, message: Message, key: Key | None) -> Keyed | None:
+        row = rows.message_row(message)
+        if key is None:
+            transaction.execute(sql.INSERT_MESSAGE, row)
+            return None
+        row |= {"idempotency_key": key.name, "fingerprint": key.fingerprint}
+        while not transaction.execute(sql.INSERT_KEYED_MESSAGE, row):
+            # Whoever has the key has committed by now. None at all: it has just been purged.
+            if found := transaction.execute(sql.HAS_KEY, {"idempotency_key": key.name}):
+                return Keyed(*found[0])
+        return None
+
+    def after_commit(self, host: Connection, mail_id: str, call: Callable[[], object]) -> None:
+        """Call it once the host's transaction has been committed with this mail in it."""
+        hosts.after_commit(host, mail_id, call, self._spell)
+
+    def _insert_attachments(self, transaction: Transaction | HostTransaction, message: Message) -> None:
         """Bytes that are there already are neither sent again nor locked: many mails carry the same logo at the same time."""
-        hashes = [hashlib.sha256(attachment.data).hexdigest() for attachment in message.attachments]
+        # What a sensitive mail carries is its own, whoever else has the same: so it can be erased without asking anybody.
+        salt = message.id.encode() if message.sensitive else b""
+        hashes = [hashlib.sha256(salt + attachment.data).hexdigest() for attachment in message.attachments]
         blobs = {sha256: attachment.data for sha256, attachment in zip(hashes, message.attachments, strict=True)}
         values = {"hashes": packed(blobs), "since": message.created_at - _BLOB_IS_FRESH}
         new = blobs.keys() - {sha256 for (sha256,) in transaction.execute(sql.FRESH_BLOBS, values)}
@@ -125,23 +197,31 @@ class Store:
         results = list(results)
         values = packed(rows.result_row(result.delivery, result.outcome, result.move, now) for result in results)
         with self._write() as transaction:
-            moved = {number for (number,) in transaction.execute(sql.RECORD, {"results": values, "relay": relay})}
+            moved = self._finish(transaction, sql.RECORD, {"results": values, "relay": relay}, now=now)
             failed = [one for one in results if one.outcome.verdict is not Verdict.SENT and one.delivery.id in moved]
             if failed:
                 tries = [rows.attempt_row(one.delivery.id, one.outcome, now, relay) for one in failed]
                 transaction.execute_many(sql.INSERT_ATTEMPT, tries)
         return moved
 
-    def release_if_held(self, waits: Mapping[int, float | None], *, token: str) -> set[int]:
+    def release_if_held(self, waits: Mapping[int, float | None], *, token: str, counts: bool = False) -> set[int]:
         """claimed or (not begun) transmitting -> queued, as if never claimed; later, where a due time says so."""
-        return self._move(sql.RELEASE, waits=packed(waits.items()), token=token) if waits else set()
+        values = {"waits": packed(waits.items()), "token": token, "uncounted": int(not counts)}
+        return self._move(sql.RELEASE, **values) if waits else set()
 
     def fail_if_claimed(self, delivery: Delivery, reason: str, *, now: float) -> bool:
         """claimed -> failed: a mail that can't even be composed."""
-        return bool(self._move(sql.FAIL, id=delivery.id, token=delivery.token, now=now, reply=rows.storable(reason)))
+        values = {"id": delivery.id, "token": delivery.token, "now": now, "reply": rows.storable(reason)}
+        with self._write() as transaction:
+            return bool(self._finish(transaction, sql.FAIL, values, now=now))
+
+    def load_held(self, token: str) -> list[Delivery]:
+        """What is in the hands of a worker, and what is in doubt since it was."""
+        with self._look() as transaction:
+            return rows.deliveries(transaction.execute(sql.HELD, {"token": token}), token)
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
-        """What is to be said, by id."""
+        """What is to be said, by id; what is erased is left out."""
         if not mail_ids:
             return {}
         with self._look() as transaction:
@@ -191,16 +271,34 @@ class Store:
             values = {"scope": _RELAY, "key": name, "now": now, "until": until}
             return transaction.execute(sql.TAKE_PROBE, values) != []
 
-    def return_probe(self, name: str, *, taken_until: float, now: float) -> bool:
-        """Nothing came of the try: somebody else may try the relay at once."""
+    def move_probe(self, name: str, *, taken_until: float, until: float) -> bool:
+        """When others may try the relay: later, or at once if nothing came of the try. Only while it is still ours."""
         with self._write() as transaction:
-            values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "now": now}
-            return transaction.execute(sql.RETURN_PROBE, values) != []
+            values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "until": until}
+            return transaction.execute(sql.MOVE_PROBE, values) != []
 
     def resume_relay(self, name: str) -> bool:
         """The relay answers again; whether it was paused."""
         with self._write() as transaction:
             return transaction.execute(sql.RESUME, {"scope": _RELAY, "key": name}) != []
+
+    def stop(self, lane: Lane | None = None, *, now: float, reason: str) -> None:
+        """A person's pause: nothing of a lane is claimed any more, or nothing at all, until `go_on`."""
+        values = {**_stopped(lane), "reason": rows.storable(reason), "now": now}
+        with self._write() as transaction:
+            transaction.execute(sql.STOP, values)
+
+    def go_on(self, lane: Lane | None = None) -> bool:
+        """The end of a person's pause; whether there was one."""
+        with self._write() as transaction:
+            return transaction.execute(sql.RESUME, _stopped(lane)) != []
+
+    def stops(self) -> dict[Lane | None, Pause]:
+        """What a person has paused; None stands for everything."""
+        with self._look() as transaction:
+            found = [transaction.execute(sql.PAUSES, {"scope": scope}) for scope in (_ALL, _LANE)]
+        pauses = map(rows.pause, chain.from_iterable(found))
+        return {Lane(int(key)) if key else None: pause for key, pause in pauses}
 
     # --- the sweep's --------------------------------------------------------------------------------------------------
 
@@ -218,10 +316,15 @@ class Store:
 
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
-        expired: set[int] = set()
-        while bite := self._move(sql.EXPIRE, now=now, most=_EXPIRED_AT_ONCE):
-            expired |= bite
-        return expired
+        return set().union(*self._bites(sql.EXPIRE, {"now": now, "most": _MOVED_AT_ONCE}, now=now))
+
+    def recall_queued(self, now: float, *, was: float) -> int:
+        """The clock was set back: what was due is due, as it was; returns how many. In bites, as above."""
+        recalled = 0
+        for lane in Lane:
+            while bite := self._move(sql.RECALL, lane=lane, now=now, was=was, most=_MOVED_AT_ONCE):
+                recalled += len(bite)
+        return recalled
 
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""
@@ -245,12 +348,35 @@ class Store:
             return transaction.execute(sql.TAKE_CHORE, values) != []
 
     def purge_finished(self, before: float, *, most: int) -> int:
-        """Delete what finished before then, `most` deliveries at once; returns how many. Mails and bytes go with their last."""
+        """Delete what finished before then, `most` deliveries at once; returns how many. Mails go with their last."""
         with self._write() as transaction:
             purged = transaction.execute(sql.PURGE, {"before": before, "most": most})
-            transaction.execute(sql.PURGE_MAILS, {"mails": packed({mail_id for (mail_id,) in purged})})
-            transaction.execute(sql.PURGE_BLOBS, {"unused_since": before - _BLOB_IS_SPARED})
+            if purged:
+                transaction.execute(sql.PURGE_MAILS, {"mails": packed({mail_id for (mail_id,) in purged})})
         return len(purged)
+
+    def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
+        """Erase what mails said that finished before then: of `most` mails that come after this id.
+
+        Returns the last id that was looked at, from where to go on; None at the end.
+        """
+        values = {"after": after, "created_before": id_at(before), "most": most}
+        with self._write() as transaction:
+            mails: list[str] = [mail_id for (mail_id,) in transaction.execute(sql.SOME_KEPT, values)]
+            if mails:
+                self._erase(transaction, mails, now=now, finished_before=before)
+        return mails[-1] if mails else None
+
+    def purge_blobs(self, now: float, *, after: str, most: int) -> str | None:
+        """Delete bytes that no mail carries any more, in the same manner: of `most`, in the order of their hashes."""
+        with self._look() as transaction:
+            hashes: list[str] = [sha256 for (sha256,) in transaction.execute(sql.SOME_BLOBS, {"after": after, "most": most})]
+        if not hashes:
+            return None
+        with self._write() as transaction:
+            values = {"hashes": packed(hashes), "unused_since": now - _BLOB_IS_SPARED}
+            transaction.execute(sql.PURGE_BLOBS, values)
+        return hashes[-1]
 
     # --- a person's ---------------------------------------------------------------------------------------------------
 
@@ -261,8 +387,31 @@ class Store:
             return set()
         due_at = now if to is Status.QUEUED else None
         finished_at = now if to.is_final else None
-        return self._move(
-            sql.SETTLE, mail_id=mail_id, to=str(to), leaving=packed(leaving), due_at=due_at, finished_at=finished_at, now=now
+        values = {"mail_id": mail_id, "to": str(to), "leaving": packed(leaving), "due_at": due_at, "finished_at": finished_at}
+        with self._write() as transaction:
+            transaction.execute(sql.LOCK_MAILS, {"mails": packed([mail_id])})  # while it is queued again it must not be erased
+            return self._finish(transaction, sql.SETTLE, {**values, "now": now}, now=now)
+
+    def cancel_if_due_before(self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> Iterator[set[int]]:
+        """queued -> cancelled: what is due before then, bite by bite."""
+        for lane in lanes:
+            yield from self._bites(sql.CANCEL, {"lane": lane, "before": before, "now": now, "most": _MOVED_AT_ONCE}, now=now)
+
+    def hold_if_due_before(self, before: float, *, lanes: Iterable[Lane] = tuple(Lane)) -> set[int]:
+        """What is in doubt, and was due before then, is not sent again by itself: a person decides."""
+        return set().union(*(self._move(sql.HOLD, lane=lane, before=before) for lane in lanes))
+
+    def outlook(self, *, now: float, most: int) -> Outlook:
+        """What would go out by itself, with the `most` domains that get the most, and so many of the first mails."""
+        values = {"now": now, "most": most}
+        queries = (sql.OUTGOING_LANES, sql.OUTGOING_AGES, sql.OUTGOING_DOMAINS, sql.OUTGOING_FIRST)
+        with self._read() as transaction:
+            lanes, ages, domains, first = (transaction.execute(query, values) for query in queries)
+        return Outlook(
+            lanes=[(Lane(lane), Status(status), count, when(first), when(last)) for lane, status, count, first, last in lanes],
+            ages=[(age, count) for age, count in ages],
+            domains=[(domain, count) for domain, count in domains],
+            first=[(mail_id, to, Lane(lane), when(due_at), subject) for mail_id, to, lane, due_at, subject in first],
         )
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
@@ -288,24 +437,68 @@ class Store:
     def migrate(self, to: str = "head") -> None:
         """Bring the tables to the revision this code needs, or to another one."""
         with self._mapped_errors(), self._turn:
-            schema.migrate(self.engine, to)
+            schema.migrate(without_haste(self.engine), to)
 
     def check_schema(self) -> None:
-        """Refuse tables that do not fit this code; a new SQLite file gets them."""
+        """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
-            with self.engine.connect() as connection:
+            with self.engine.connect().execution_options(reads_only=True) as connection:
                 found = schema.revision_of(connection)
             if found is None and self._sqlite:
                 schema.migrate(self.engine)
             else:
                 schema.check_revision(found)
+            self._mark_home(time.time())
         self._checked = True
+
+    def renew_home(self, now: float) -> None:
+        """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
+        if not self._in_file:
+            return
+        with self._look() as transaction:
+            if home.is_marked(transaction, home.this_machine(), now):
+                return
+        self._checked = False
+        with self._mapped_errors(), self._turn:
+            self._mark_home(now)
+        self._checked = True
+
+    def _mark_home(self, now: float) -> None:
+        if self._in_file:
+            with self._transactions.write() as transaction:
+                home.mark(transaction, home.this_machine(), now)
 
     def _move(self, statement: str, **values: Any) -> set[int]:
         with self._write() as transaction:
             return {number for (number,) in transaction.execute(statement, values)}
+
+    def _finish(self, transaction: Transaction, statement: str, values: Mapping[str, Any], *, now: float) -> set[int]:
+        """A move that may be the last of a mail: then what is sensitive in it ends in the same transaction."""
+        moved = transaction.execute(statement, values)
+        private = {mail_id for _number, mail_id in moved if mail_id is not None}
+        if private and (hashes := self._erase(transaction, private, now=now)):
+            transaction.execute(sql.PURGE_BLOBS, {"hashes": packed(hashes), "unused_since": math.inf})
+        return {number for number, _mail_id in moved}
+
+    def _bites(self, statement: str, values: Mapping[str, Any], *, now: float) -> Iterator[set[int]]:
+        """Such moves, a transaction each, until nothing is left to move."""
+        while True:
+            with self._write() as transaction:
+                moved = self._finish(transaction, statement, values, now=now)
+            if not moved:
+                return
+            yield moved
+
+    def _erase(
+        self, transaction: Transaction, mails: Iterable[str], *, now: float, finished_before: float = math.inf
+    ) -> list[str]:
+        """What those of the mails said that are finished; returns the hashes of what they carried."""
+        values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
+        transaction.execute(sql.LOCK_MAILS, values)
+        erased = [mail_id for (mail_id,) in transaction.execute(sql.ERASE, values)]
+        return [sha256 for (sha256,) in transaction.execute(sql.DETACH, {"mails": packed(erased)})] if erased else []
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -324,6 +517,21 @@ class Store:
             return
         with self._opened(self._transactions.write) as transaction:
             yield transaction
+
+    @contextmanager
+    def _join(self, host: Connection) -> Iterator[HostTransaction]:
+        if host.engine not in self._hosts:
+            self._check_leads_here(host)
+            self._hosts.add(host.engine)
+        with self._mapped_errors(), hosts.joined(host, self._spell) as transaction:
+            yield transaction
+
+    def _check_leads_here(self, host: Connection) -> None:
+        which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
+        with self._look() as transaction:
+            place = transaction.execute(which, {})
+        with self._mapped_errors():
+            hosts.check_leads_to(host, place, which, self.engine, self._spell)
 
     def _read(self) -> AbstractContextManager[Transaction]:
         return self._opened(self._transactions.read)
@@ -344,32 +552,53 @@ class Store:
             yield
         except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)):
             raise  # ours, which trying again does not mend
+        except CommitUnanswered as unanswered:
+            raise CommitLost(
+                "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the mail may be queued, or the change"
+                " be made, or not. Calls with an idempotency_key can be repeated, and queue one mail:"
+                f" {_reason(unanswered.__cause__)}"
+            ) from unanswered.__cause__
         except (driver.Error, sqlalchemy_errors.DBAPIError, sqlalchemy_errors.TimeoutError) as error:
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())
             raise StoreUnavailable(
-                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {reason}"
+                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {_reason(error)}"
             ) from error
 
-    def _new_turn(self) -> AbstractContextManager[Any]:
-        """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
-        return threading.Lock() if self._sqlite else nullcontext()
+    def _new_turn(self) -> AbstractContextManager[None]:
+        return Turn() if self._sqlite else nullcontext()
 
     # --- forks --------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
-        self._turn.__enter__()
+        if isinstance(self._turn, Turn):
+            self._turn.lock.acquire()
         if self._in_file:
             self.engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        self._turn.__exit__(None, None, None)
+        if isinstance(self._turn, Turn):
+            self._turn.lock.release()
 
     def after_fork_in_child(self) -> None:
         """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""
         self._turn = self._new_turn()
         self._parents_pool = self.engine.pool
         self.engine.dispose(close=False)
+
+
+def _may_pass(error: StoreUnavailable) -> bool:
+    """A commit that had no answer; a deadlock, or whatever else PostgreSQL undoes for the sake of others."""
+    return isinstance(error, CommitLost) or str(getattr(error.__cause__, "sqlstate", None)).startswith("40")
+
+
+def _reason(error: object) -> str:
+    """In the database's own words, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+def _stopped(lane: Lane | None) -> dict[str, str]:
+    """A person's pause as it is kept."""
+    return {"scope": _ALL, "key": ""} if lane is None else {"scope": _LANE, "key": f"{lane:d}"}
 
 
 def _mistakes(errors: Any) -> tuple[type[Exception], ...]:

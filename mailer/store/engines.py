@@ -1,29 +1,46 @@
 """How a database is opened: what must hold for every connection is set here."""
 
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from mailer.errors import ConfigurationError
 
-_BUSY_SECONDS = 10
+# Ten, during which somebody else may write, and two for the turns of all who waited as long.
+_BUSY_SECONDS = 12.0
+
+
+class Turn:
+    """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(timeout=_BUSY_SECONDS):
+            raise sqlite3.OperationalError("database is locked")
+
+    def __exit__(self, *_exception: object) -> None:
+        self.lock.release()
 
 
 def make_engine(url: URL) -> Engine:
-    return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql_engine(url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
+
+    return postgresql.make_engine(url)
 
 
-def _postgresql_engine(url: URL) -> Engine:
-    settings = "-c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
-    return create_engine(
-        url.set(drivername="postgresql+psycopg"),
-        connect_args={"connect_timeout": 5, "client_encoding": "utf8", "keepalives_idle": 30, "options": settings},
-    )
+def without_haste(engine: Engine) -> Engine:
+    """For what takes as long as it needs: the same database without time limits."""
+    return engine if engine.dialect.name == "sqlite" else create_engine(engine.url, poolclass=NullPool)
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -33,7 +50,7 @@ def _sqlite_engine(url: URL) -> Engine:
         _make_folder(Path(str(url.database)).parent)
         engine = create_engine(url, connect_args={"timeout": 0})
     event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", lambda connection: patiently(connection.connection.driver_connection, "BEGIN IMMEDIATE"))
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -51,6 +68,13 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file as well
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """As a writer; a reader waits for nobody, and so not for an application that writes and asks us in the middle of it."""
+    reads = connection.get_execution_options().get("reads_only", False)
+    patiently(connection.connection.driver_connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def patiently(connection: Any, sql: str) -> None:

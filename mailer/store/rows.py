@@ -160,7 +160,7 @@ def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
 # Looked up: to call an Enum takes several times as long, and a slice has hundreds of rows.
 _LANES = {int(lane): lane for lane in Lane}
 _ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
-_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `statements.CLAIM` and `HEAD` return
+_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `statements.CLAIM`, `HELD` and `HEAD` return
 
 
 def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> tuple[Any, ...]:
@@ -194,21 +194,23 @@ def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[R
             id=mail_id,
             message_id=message_id,
             subject=subject,
-            created_at=_when(created_at),
+            created_at=when(created_at),
+            sensitive=bool(sensitive),
+            erased_at=None if erased_at is None else when(erased_at),
             deliveries=tuple(deliveries[mail_id]),
         )
-        for mail_id, message_id, subject, created_at in heads
+        for mail_id, message_id, subject, created_at, sensitive, erased_at in heads
     }
 
 
 def pause(row: Row) -> tuple[str, Pause]:
     """What is paused, and how; the columns are those of `statements.PAUSES`."""
     key, until, failures, reason, since = row
-    return key, Pause(until=until, failures=failures, reason=reason, since=_when(since))
+    return key, Pause(until=until, failures=failures, reason=reason, since=when(since))
 
 
 def _attempt(at: float, verdict: str, phase: str, reply: str, relay: str) -> Attempt:
-    return Attempt(at=_when(at), verdict=Verdict(verdict), phase=Phase(phase), reply=reply, relay=relay)
+    return Attempt(at=when(at), verdict=Verdict(verdict), phase=Phase(phase), reply=reply, relay=relay)
 
 
 def _delivery_status(
@@ -230,13 +232,13 @@ def _delivery_status(
         status=Status(status),
         lane=Lane(lane),
         attempts=attempts,
-        due_at=None if due_at is None else _when(due_at),
-        finished_at=None if finished_at is None else _when(finished_at),
+        due_at=None if due_at is None else when(due_at),
+        finished_at=None if finished_at is None else when(finished_at),
         reply=reply,
         relay=relay,
         history=history,
     )
 
 
-def _when(seconds: float) -> datetime:
+def when(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)

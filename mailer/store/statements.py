@@ -25,6 +25,8 @@ _DELIVERY_COLUMNS = (
     *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
     *("attempts", "doubts"),
 )
+#: What a worker needs to know of one.
+_DELIVERY = ("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at")
 #: The tables of values, with the types that PostgreSQL wants to know.
 _RESULTS = {
     "id": "bigint",
@@ -37,6 +39,19 @@ _RESULTS = {
     "doubts": "smallint",
 }
 _WAITS = {"id": "bigint", "due_at": "float8"}
+#: Of a delivery that has moved: its mail, if something in it is not to outlive the last of its deliveries.
+_PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
+#: What goes out by itself, now or some day.
+_OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
+#: For how many seconds it has been due: the number of the first of these that are more. What is in doubt was due long before
+#: it is due again.
+AGES = (0, 3600, 86400, 7 * 86400)
+_SINCE = "CASE WHEN status = 'doubtful' THEN queued_at ELSE due_at END"
+_YOUNGER = " ".join(f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES))
+_AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
+#: Nothing of a lane goes out while a person has paused it, or everything.
+_UNPAUSED = """
+NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"""
 
 
 def packed(values: Iterable[Any]) -> str:
@@ -47,7 +62,13 @@ def packed(values: Iterable[Any]) -> str:
 def spelt(statement: str, *, sqlite: bool) -> str:
     """The statement as this kind of database reads it, and its driver: parameters stand in it as `:name`."""
     words = statement.format(
+        delivery=", ".join(_DELIVERY),
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
+        wait="" if sqlite else "FOR NO KEY UPDATE",
+        private=_PRIVATE,
+        unpaused=_UNPAUSED,
+        outgoing=_OUTGOING,
+        age=_AGE,
         ids=_list("ids", "bigint", sqlite=sqlite),
         mails=_list("mails", "text", sqlite=sqlite),
         hashes=_list("hashes", "text", sqlite=sqlite),
@@ -100,6 +121,12 @@ def _insert(table: str, columns: Iterable[str]) -> str:
 # --- intake -----------------------------------------------------------------------------------------------------------
 
 INSERT_MESSAGE = _insert("mailer_message", _MESSAGE_COLUMNS)
+INSERT_KEYED_MESSAGE = f"""
+{_insert("mailer_message", (*_MESSAGE_COLUMNS, "idempotency_key", "fingerprint"))}
+ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id
+"""
+HAS_KEY = "SELECT id, message_id, fingerprint FROM mailer_message WHERE idempotency_key = :idempotency_key"
 INSERT_DELIVERY = _insert("mailer_delivery", _DELIVERY_COLUMNS)
 INSERT_ATTACHMENT = _insert("mailer_attachment", _ATTACHMENT_COLUMNS)
 FRESH_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at > :since"
@@ -108,17 +135,26 @@ INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data
 ON CONFLICT (sha256) DO UPDATE SET used_at = :used_at
 """
 
+# --- the application's own transaction --------------------------------------------------------------------------------
+
+#: What tells one database from another, however it was reached; nothing, if nobody else can reach it.
+WHICH_SQLITE = "SELECT file FROM pragma_database_list WHERE name = 'main' AND file <> ''"
+WHICH_POSTGRESQL = """
+SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(), CAST(to_regclass('mailer_message') AS oid)
+"""
+ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
+
 # --- a worker's -------------------------------------------------------------------------------------------------------
 
 CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now)
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) AND {unpaused}
     ORDER BY due_at LIMIT :most {lock})
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
 WHERE id IN (SELECT id FROM due)
-RETURNING id, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at
+RETURNING {delivery}
 """
 # COALESCE, here and below, keeps PostgreSQL from looking through all leases, or all that is queued, for a few ids.
 MARK = """
@@ -135,27 +171,33 @@ SET status = results.status, due_at = results.due_at, finished_at = results.fini
 FROM {results}
 WHERE {among_results} AND mailer_delivery.token = results.token
     AND (mailer_delivery.status = 'transmitting' OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
-RETURNING mailer_delivery.id
+RETURNING mailer_delivery.id, {private}
 """
 RELEASE = """
 UPDATE mailer_delivery
-SET status = 'queued', due_at = COALESCE(waits.due_at, mailer_delivery.due_at), attempts = attempts - 1,
+SET status = 'queued', due_at = COALESCE(waits.due_at, mailer_delivery.due_at), attempts = attempts - :uncounted,
     token = NULL, lease_until = NULL
 FROM {waits}
 WHERE {among_waits} AND token = :token AND status IN ('claimed', 'transmitting')
 RETURNING mailer_delivery.id
 """
+# Two steps: no single index has them all, and few rows have a lease.
+HELD = """
+SELECT {delivery} FROM mailer_delivery WHERE lease_until IS NOT NULL AND token = :token
+UNION ALL
+SELECT {delivery} FROM mailer_delivery WHERE status = 'doubtful' AND token = :token
+"""
 FAIL = """
 UPDATE mailer_delivery
 SET status = 'failed', due_at = NULL, finished_at = :now, reply = :reply, token = NULL, lease_until = NULL
 WHERE id = :id AND token = :token AND status = 'claimed'
-RETURNING id
+RETURNING id, {private}
 """
 INSERT_ATTEMPT = _insert("mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay"))
 LOAD = f"""
 SELECT {", ".join(_as_text(column) for column in _MESSAGE_COLUMNS)},
     EXISTS (SELECT 1 FROM mailer_attachment WHERE mail_id = mailer_message.id)
-FROM mailer_message WHERE id {{mails}}
+FROM mailer_message WHERE id {{mails}} AND erased_at IS NULL
 """
 LOAD_ATTACHMENTS = """
 SELECT mail_id, filename, data, content_type, content_id, disposition, CAST(headers AS text)
@@ -165,7 +207,7 @@ ORDER BY mail_id, position
 """
 SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
 HEAD = """
-SELECT id, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at FROM mailer_delivery
+SELECT {delivery} FROM mailer_delivery
 WHERE status = 'queued' AND lane = :lane AND due_at <= :now
 ORDER BY due_at LIMIT :most
 """
@@ -191,7 +233,20 @@ SET status = 'doubtful', doubts = doubts + 1, lease_until = NULL,
 WHERE status = 'transmitting' AND lease_until <= :now
 RETURNING id
 """
-RESEND = "UPDATE mailer_delivery SET status = 'queued', token = NULL WHERE status = 'doubtful' AND due_at <= :now RETURNING id"
+RESEND = """
+UPDATE mailer_delivery SET status = 'queued', token = NULL
+WHERE status = 'doubtful' AND due_at <= :now AND NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all')
+RETURNING id
+"""
+RECALL = """
+WITH early AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :was
+    ORDER BY due_at LIMIT :most {lock})
+UPDATE mailer_delivery SET due_at = :now
+WHERE id IN (SELECT id FROM early)
+RETURNING id
+"""
 EXPIRE = """
 WITH overdue AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -200,16 +255,16 @@ WITH overdue AS MATERIALIZED (
 UPDATE mailer_delivery
 SET status = 'expired', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM overdue)
-RETURNING id
+RETURNING id, {private}
 """
 IS_DUE = """
 SELECT 1 FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now)
+WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) AND {unpaused}
 LIMIT 1
 """
 NEXT_DUE = """
 SELECT MIN(due_at) FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before
+WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before AND {unpaused}
 """
 # A date beyond the next one was written by a clock that ran ahead: it must not stop the chore until then.
 CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :next"
@@ -231,15 +286,51 @@ PURGE_MAILS = """
 DELETE FROM mailer_message
 WHERE id {mails} AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id)
 """
+SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
 PURGE_BLOBS = """
 DELETE FROM mailer_blob
-WHERE used_at <= :unused_since
+WHERE sha256 {hashes} AND used_at <= :unused_since
     AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+RETURNING sha256
 """
+
+# --- the machine of a SQLite file -------------------------------------------------------------------------------------
+
+HOME = "SELECT name, seen_at FROM mailer_home"
+HOME_IS_OURS = "SELECT 1 FROM mailer_home WHERE machine = :machine AND seen_at > :since AND seen_at <= :now"
+MARK_HOME = """
+INSERT INTO mailer_home (id, machine, name, seen_at) VALUES (1, :machine, :name, :now)
+ON CONFLICT (id) DO UPDATE SET machine = :machine, name = :name, seen_at = :now
+WHERE mailer_home.machine = :machine OR mailer_home.seen_at <= :since OR mailer_home.seen_at > :until
+RETURNING id
+"""
+
+# --- what is not to be kept -------------------------------------------------------------------------------------------
+
+SOME_KEPT = """
+SELECT id FROM mailer_message WHERE erased_at IS NULL AND id > :after AND id < :created_before ORDER BY id LIMIT :most
+"""
+# The last two copies of a mail may end at the same moment: whoever comes second has to see what the first one did.
+LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
+ERASE = """
+UPDATE mailer_message
+SET text = NULL, html = NULL, alternatives = '[]', erased_at = :now,
+    subject = CASE WHEN sensitive THEN '' ELSE subject END, headers = CASE WHEN sensitive THEN '[]' ELSE headers END,
+    fingerprint = CASE WHEN sensitive THEN NULL ELSE fingerprint END
+WHERE id {mails} AND erased_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE mail_id = mailer_message.id AND (finished_at IS NULL OR finished_at > :finished_before))
+RETURNING id
+"""
+DETACH = "DELETE FROM mailer_attachment WHERE mail_id {mails} RETURNING sha256"
 
 # --- pauses -----------------------------------------------------------------------------------------------------------
 
-PAUSES = "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope"
+PAUSES = "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope ORDER BY key"
+STOP = """
+INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, NULL, 0, :reason, :now)
+ON CONFLICT (scope, key) DO UPDATE SET reason = :reason
+"""
 # A pause that another worker set a moment ago stands: workers that fail at the same time count as one failure.
 PAUSE = """
 INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, :until, 1, :reason, :now)
@@ -250,7 +341,7 @@ RETURNING failures
 TAKE_PROBE = """
 UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until <= :now RETURNING key
 """
-RETURN_PROBE = "UPDATE mailer_pause SET until = :now WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
+MOVE_PROBE = "UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
 RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
 
 # --- a person's -------------------------------------------------------------------------------------------------------
@@ -261,9 +352,25 @@ SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,
     attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,
     queued_at = CASE WHEN :to = 'queued' THEN :now ELSE queued_at END
 WHERE mail_id = :mail_id AND status {leaving}
+    AND (:to <> 'queued' OR EXISTS (SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
+RETURNING id, {private}
+"""
+CANCEL = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at < :before
+    ORDER BY due_at LIMIT :most {lock})
+UPDATE mailer_delivery
+SET status = 'cancelled', due_at = NULL, finished_at = :now
+WHERE id IN (SELECT id FROM due)
+RETURNING id, {private}
+"""
+HOLD = """
+UPDATE mailer_delivery SET due_at = NULL
+WHERE status = 'doubtful' AND due_at IS NOT NULL AND lane = :lane AND queued_at < :before
 RETURNING id
 """
-HEADS = "SELECT id, message_id, subject, created_at FROM mailer_message WHERE id {mails}"
+HEADS = "SELECT id, message_id, subject, created_at, sensitive, erased_at FROM mailer_message WHERE id {mails}"
 COPIES = """
 SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay
 FROM mailer_delivery WHERE mail_id {mails}
@@ -274,5 +381,20 @@ SELECT delivery_id, at, verdict, phase, mailer_attempt.reply, mailer_attempt.rel
 FROM mailer_attempt JOIN mailer_delivery ON mailer_delivery.id = delivery_id
 WHERE mail_id {mails}
 ORDER BY mailer_attempt.id
+"""
+OUTGOING_LANES = """
+SELECT lane, status, COUNT(*), MIN(due_at), MAX(due_at) FROM mailer_delivery
+WHERE {outgoing} GROUP BY lane, status ORDER BY lane, status
+"""
+OUTGOING_AGES = """
+SELECT age, COUNT(*) FROM (SELECT {age} AS age FROM mailer_delivery WHERE {outgoing}) AS aged GROUP BY age ORDER BY age
+"""
+OUTGOING_DOMAINS = """
+SELECT domain, COUNT(*) FROM mailer_delivery WHERE {outgoing} GROUP BY domain ORDER BY 2 DESC, 1 LIMIT :most
+"""
+OUTGOING_FIRST = """
+SELECT mail_id, recipient, lane, mailer_delivery.due_at, subject
+FROM mailer_delivery JOIN mailer_message ON mailer_message.id = mail_id
+WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
 """
 COUNT = "SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP BY status, lane ORDER BY lane, status"

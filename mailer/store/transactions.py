@@ -1,5 +1,7 @@
 """Transactions on the driver's own connections: SQLAlchemy's bookkeeping would take longer than the statements in them."""
 
+import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -9,6 +11,13 @@ from sqlalchemy import Engine
 from mailer.store.engines import patiently
 
 Row = tuple[Any, ...]
+
+# A server that was restarted is found out at once. One that is silent is not asked a second time.
+_AT_ONCE = 1.0
+
+
+class CommitUnanswered(Exception):
+    """The connection ended during the commit: it may be done, or not."""
 
 
 class Transaction:
@@ -23,14 +32,14 @@ class Transaction:
 
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
         """The rows that it finds or returns."""
-        spelt = self._spell(statement)
+        spelt, started = self._spell(statement), time.monotonic()
         try:
             self._cursor.execute(spelt, values)
         except self._engine.dialect.loaded_dbapi.Error as error:
-            if self._is_begun or not self._is_lost(error):
+            if self._is_begun or not self._is_lost(error) or time.monotonic() - started > _AT_ONCE:
                 raise
             # The server was restarted since the connection was used last. Nothing has been done yet, so nobody has to know.
-            self.abandon()
+            self.abandon(error)
             self._open()
             self._cursor.execute(spelt, values)
         self._is_begun = True
@@ -41,16 +50,24 @@ class Transaction:
         self._cursor.executemany(self._spell(statement), values)
 
     def commit(self) -> None:
-        self._connection.commit()
+        try:
+            self._connection.commit()
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            if self._is_lost(error) or _may_be_on_disk(error):
+                raise CommitUnanswered from error
+            raise
 
     def close(self) -> None:
         """Back to the pool, which rolls back what was not committed."""
         self._connection.close()
 
-    def abandon(self) -> None:
-        """It is not given to anybody else."""
-        if self._connection.is_valid:
-            self._connection.invalidate()
+    def abandon(self, error: Exception) -> None:
+        """It is not given to anybody else; nor are those that were lost with it, when their server went away."""
+        if self._is_lost(error):
+            pool: Any = self._engine.pool
+            pool._invalidate(self._connection, error)  # noqa: SLF001 -- SQLAlchemy calls it at this moment, without us as well
+        elif self._connection.is_valid:
+            self._connection.invalidate(error)
 
     def _open(self) -> None:
         self._connection = self._engine.raw_connection()
@@ -90,16 +107,22 @@ class Transactions:
 
     @contextmanager
     def _opened(self, begin: Callable[[Any], None], *, commits: bool = False) -> Iterator[Transaction]:
+        driver = self._engine.dialect.loaded_dbapi
         transaction = Transaction(self._engine, self._spell, begin)
         try:
             yield transaction
             if commits:
                 transaction.commit()
-        except self._engine.dialect.loaded_dbapi.OperationalError:
-            transaction.abandon()
+        except (driver.OperationalError, driver.InternalError, CommitUnanswered) as error:  # internal: it only reads by now
+            transaction.abandon(error)
             raise
         finally:
             transaction.close()
+
+
+def _may_be_on_disk(error: Exception) -> bool:
+    """SQLite undoes what it could not write; but what it only could not make sure of, it may find again after a power cut."""
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC
 
 
 def _begin_immediately(connection: Any) -> None:

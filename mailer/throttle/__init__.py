@@ -4,7 +4,6 @@ Nobody waits here: what is over a limit is refused, and told when to come back. 
 process goes on with its fair share of what was left when Redis was last heard.
 """
 
-import logging
 import math
 import random
 import secrets
@@ -19,6 +18,7 @@ import redis
 from limits import RateLimitItem
 
 from mailer.forks import survive_forks
+from mailer.logs import get_logger
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.settings.rates import OTHERS, read_rates
@@ -35,7 +35,7 @@ _MANY_LINES = 1000
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

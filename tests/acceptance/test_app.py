@@ -72,6 +72,32 @@ def part(mail: Received, kind: str) -> str:
     return str(found.get_content())
 
 
+# --- a database that is away ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_database(inbox: Inbox, config: dict[str, str]) -> FlaskClient:
+    """A visitor of an application whose database nobody has started."""
+    return create_app({**config, "MAILER_DATABASE_URL": "postgresql://mailer@127.0.0.1:1/mailer"}).test_client()
+
+
+def test_the_database_is_away(without_database: FlaskClient) -> None:
+    """503 with Retry-After, without the database's own words, and never "queued"."""
+    answer = write(without_database, "ada@example.org")
+
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "10"
+    assert "Your mail is not queued" in answer.text
+    assert "127.0.0.1" not in answer.text
+
+
+def test_a_member_whose_mail_could_not_be_queued(without_database: FlaskClient) -> None:
+    """Both or neither: the name is still to be had."""
+    assert sign_up(without_database, "ada", "ada@example.org").status_code == 503
+
+    assert "ada@example.org" not in without_database.get("/members").text
+
+
 # --- members ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from mailer import MailStatus, Status
 
@@ -40,6 +40,10 @@ class Tally:
     waiting: int
     uninvited: int  #: arrived though the call raised
 
+    def __add__(self, other: "Tally") -> "Tally":
+        """Of both together."""
+        return Tally(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
+
     @property
     def is_clean(self) -> bool:
         """Each arrived once, and nothing is left to be done."""
@@ -75,6 +79,12 @@ def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iter
 def unfinished(calls: Iterable[Call], statuses: Mapping[str, MailStatus]) -> Collection[str]:
     """The ids of what somebody has still to do something for, doubt apart."""
     return [call.mail_id for call in calls if call.mail_id and _state(statuses.get(call.mail_id)) in _WAITING]
+
+
+def broken_refusals(calls: Iterable[Call], recipients: Collection[str]) -> Collection[Call]:
+    """Calls that raised "nothing was queued", whose mail arrived all the same."""
+    arrived = set(recipients)
+    return [call for call in calls if call.error == "StoreUnavailable" and call.recipient in arrived]
 
 
 def _state(mail: MailStatus | None) -> Status | None:

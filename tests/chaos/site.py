@@ -14,13 +14,13 @@ from flask import Flask
 from sqlalchemy import create_engine
 
 from bench.program import free_port
-from mailer import Mailer
+from mailer import Mailer, MailStatus
 from mailer.devstack import broker
 from mailer.schema import migrate
 from tests.application import create_app
 from tests.chaos.history import Call, Tally, tally, unfinished
 from tests.services.broker import RedisServer
-from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
+from tests.services.postgres import DEBIAN_FOLDERS, PostgresServer, running_postgres
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, Fleet, Worker
@@ -35,6 +35,7 @@ class Sink:
         self.port = free_port()
         self._file = folder / "taken"
         self._file.touch()
+        self._hold = folder / "taken.hold"
         self.start()
 
     def start(self) -> None:
@@ -52,9 +53,28 @@ class Sink:
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
+    def hold(self) -> None:
+        """From the next mail on: it is taken, and the 250 waits."""
+        self._hold.touch()
+
+    def let_go(self) -> None:
+        """Say the 250."""
+        self._hold.unlink()
+
     def taken(self) -> list[str]:
         """The Message-ID of each mail it took."""
-        return [line.split()[1] for line in self._file.read_text().splitlines()]
+        return [message_id for _recipient, message_id in self._notes()]
+
+    def recipients(self) -> list[str]:
+        """The same by recipient."""
+        return [recipient for recipient, _message_id in self._notes()]
+
+    def _notes(self) -> list[list[str]]:
+        return [line.split() for line in self._file.read_text().splitlines()]
+
+    def moments(self) -> list[float]:
+        """When it took them, in the time of `time.time()`."""
+        return [float(line.split()[2]) for line in self._file.read_text().splitlines()]
 
     def count(self) -> int:
         return self._file.read_bytes().count(b"\n")
@@ -96,6 +116,7 @@ class Site:
         self.config = {
             "MAILER_DATABASE_URL": database_url,
             "MAILER_REDIS_URL": redis.url,
+            "MAILER_BLACK_BOX": str(folder / "black-box"),
             "MAIL_SERVER": "127.0.0.1",
             "MAIL_PORT": str(sink.port),
             "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
@@ -104,9 +125,16 @@ class Site:
         self.fleet = Fleet(self.config, folder)
         self.senders: list[Sender] = []
 
-    def start_worker(self, pool: str = "threads", concurrency: int = 4, **env: str) -> Worker:
-        """Ready to work when this returns."""
-        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env)
+    def start_worker(
+        self,
+        pool: str = "threads",
+        concurrency: int = 4,
+        *,
+        until_ready: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Worker:
+        """Ready to work when this returns, which it never is without a broker."""
+        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready)
         return worker
 
     def start_sender(self, *, name: str = "", **options: object) -> Sender:
@@ -128,12 +156,14 @@ class Site:
         with app.app_context():
             wait_until(lambda: not unfinished(calls, Mailer().statuses([call.mail_id for call in calls])), timeout)
 
+    def mails(self) -> list[MailStatus]:
+        """What the database says of those that were accepted."""
+        with self.app().app_context():
+            return [*Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id]).values()]
+
     def tally(self) -> Tally:
         """What three histories tell."""
-        calls = self.calls()
-        with self.app().app_context():
-            statuses = Mailer().statuses([call.mail_id for call in calls if call.mail_id])
-        return tally(calls, statuses, self.sink.taken())
+        return tally(self.calls(), {mail.id: mail for mail in self.mails()}, self.sink.taken())
 
     def end(self) -> None:
         for sender in self.senders:
@@ -145,15 +175,21 @@ class Site:
 @contextmanager
 def running_site(folder: Path, database: Database = "sqlite") -> Iterator[Site]:
     """Everything but workers and senders, which a scenario starts as it needs them."""
+    with _database(folder, database) as url, site_on(url, folder) as site:
+        yield site
+
+
+@contextmanager
+def site_on(database_url: str, folder: Path) -> Iterator[Site]:
+    """The same with a database of the scenario's own."""
     with ExitStack() as stack:
-        url = stack.enter_context(_database(folder, database))
         short = Path(stack.enter_context(TemporaryDirectory(prefix="mailer-redis-")))  # sockets want short paths
         redis = RedisServer(broker.find_program(), short)
         stack.callback(redis.stop)
         redis.start()
         sink = Sink(folder)
         stack.callback(sink.stop)
-        site = Site(folder, url, redis, sink)
+        site = Site(folder, database_url, redis, sink)
         stack.callback(site.end)
         yield site
 
@@ -163,10 +199,19 @@ def _database(folder: Path, kind: Database) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'mailer.sqlite3'}"
         return
-    initdb = require("PostgreSQL", find_program("initdb", also_in=DEBIAN_FOLDERS))
-    with running_postgres(initdb) as server:
-        url = server.create("mailer")
-        engine = create_engine(url)
-        migrate(engine)
-        engine.dispose()
-        yield url
+    with running_postgres(find_initdb()) as server:
+        yield migrated(server)
+
+
+def find_initdb() -> Path:
+    """Where the other programs of the server are, too."""
+    return require("PostgreSQL", find_program("initdb", also_in=DEBIAN_FOLDERS)).resolve()
+
+
+def migrated(server: PostgresServer) -> str:
+    """The address of a new database with today's tables."""
+    url = server.create("mailer")
+    engine = create_engine(url)
+    migrate(engine)
+    engine.dispose()
+    return url

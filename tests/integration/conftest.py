@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
 from mailer import delivery
+from mailer.blackbox import BlackBox
 from mailer.delivery import Courier, Office
 from mailer.extension import _flask_mail_state
 from mailer.settings import Settings
@@ -63,6 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(delivery, "time", clock)
     monkeypatch.setattr(delivery.round, "time", clock)
+    monkeypatch.setattr(delivery.settling, "time", clock)
     return clock
 
 
@@ -72,14 +75,21 @@ def bell() -> CountingBell:
 
 
 @pytest.fixture
-def make_courier(store: Store, relay_to: Callable[..., Relay], sink: Sink, bell: CountingBell, clock: Clock) -> MakeCourier:
+def black_box(tmp_path: Path) -> BlackBox:
+    return BlackBox(tmp_path / "black-box")
+
+
+@pytest.fixture
+def make_courier(
+    store: Store, relay_to: Callable[..., Relay], sink: Sink, bell: CountingBell, clock: Clock, black_box: BlackBox
+) -> MakeCourier:
     """`make_courier(windows_of=20, **config)`: one that delivers to the sink, and thinks that so many mails make a window."""
 
     def make_courier(*, windows_of: int = 20, **config: Any) -> Courier:
         relay = relay_to(sink, **config)
         settings = relay.settings
         assert isinstance(settings, Settings)  # of the app's own keys
-        courier = Courier(Office(settings, store, None, Throttle(settings, None)), [relay], bell)
+        courier = Courier(Office(settings, store, None, Throttle(settings, None), black_box), [relay], bell)
         for pace in (courier._pace, *courier._paces.values()):
             pace.seconds_per_mail = 0.05 / windows_of
         return courier
@@ -95,7 +105,7 @@ def backup() -> Iterator[Sink]:
 
 
 @pytest.fixture
-def open_courier(store: Store, database_url: str, bell: CountingBell, clock: Clock) -> Iterator[OpenCourier]:
+def open_courier(store: Store, database_url: str, bell: CountingBell, clock: Clock, black_box: BlackBox) -> Iterator[OpenCourier]:
     """`open_courier({"name": …}, …, redis_url=, **config)`: one more process, with the relays of these entries of MAILER_RELAYS.
 
     Of what the others know, it sees what is in the database and in Redis.
@@ -108,7 +118,7 @@ def open_courier(store: Store, database_url: str, bell: CountingBell, clock: Clo
             own_store = Store(database_url)
             stack.callback(own_store.engine.dispose)
             relays = [Relay(one, Flask("tests"), _flask_mail_state(settings)) for one in settings.relays]
-            courier = Courier(Office(settings, own_store, None, Throttle(settings, redis_url)), relays, bell)
+            courier = Courier(Office(settings, own_store, None, Throttle(settings, redis_url), black_box), relays, bell)
             stack.callback(courier.hang_up)
             return courier
 

@@ -2,20 +2,13 @@
 
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from kombu import Connection, Consumer, Message, Queue
-from kombu.transport.redis import Channel
 
-from mailer.tasks import outlive_lost_connections
+from mailer.tasks.consumer import PatientConsumer, careful_channel
 from tests.services.broker import RedisServer
-
-
-@pytest.fixture(autouse=True)
-def outliving(monkeypatch: pytest.MonkeyPatch) -> None:
-    channel: Any = Channel
-    monkeypatch.setattr(channel, "_connparams", channel._connparams)  # given back after the test
-    outlive_lost_connections()
 
 
 def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
@@ -56,6 +49,8 @@ def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> Non
 def consuming(server: RedisServer, *, publish: bool = True) -> tuple[Connection, Consumer, list[Message]]:
     """A connection with a task that is not acknowledged."""
     connection = Connection(server.url.replace("unix://", "redis+socket://"))
+    transport: Any = connection.transport
+    transport.Channel = careful_channel(transport.Channel, Mock(PatientConsumer))  # nothing is refused here
     queue = Queue("tasks")
     if publish:
         connection.Producer().publish("a task", routing_key="tasks", declare=[queue])

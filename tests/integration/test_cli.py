@@ -159,7 +159,7 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
     assert [line.split()[0] for line in lines] == [
-        *("cancel", "migrate", "queue", "relays", "requeue", "resume", "settle", "status")
+        *("cancel", "due", "migrate", "pause", "queue", "relays", "requeue", "resume", "settle", "status")
     ]
     assert all(len(line.split()) > 3 for line in lines)
 
@@ -338,3 +338,20 @@ def test_a_command_of_the_application_sends_mail(shop: Flask) -> None:
 
     assert shop.test_cli_runner().invoke(args=["greet"]).exit_code == 0
     assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
+
+
+# --- a database that is away ------------------------------------------------------------------------------------------
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "command", ["migrate", "queue", "status 1", "cancel 1", "requeue 1", "settle 1 sent", "relays", "resume 127.0.0.1:25"]
+)
+def test_the_database_is_away(open_shop: OpenShop, command: str) -> None:
+    """Each command says so in one line, which has the key and not the password."""
+    app = open_shop(MAILER_DATABASE_URL="postgresql://mailer:secret@127.0.0.1:1/mailer", MAIL_SERVER="127.0.0.1", MAIL_PORT=25)
+    said = failure(run_in(app, *command.split()))
+
+    assert said.startswith("Error: The database of Mailer (MAILER_DATABASE_URL) did not do it")
+    assert said.count("\n") == 1
+    assert "secret" not in said

@@ -1,7 +1,7 @@
 """A slice of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -132,7 +132,7 @@ def test_a_relay_that_can_not_be_reached(
 
 def test_one_bad_mail_does_not_stop_the_others(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
     """Whatever the relay holds against one mail, the rest of its window goes out."""
-    queue_each(store, "refused", "deferred", "dropped", "cut", "closed", "fine")
+    queue_each(store, "refused", "deferred", "dropped", "closed", "cut", "fine")
     sink.faults.add(
         Fault("rcpt", "550 5.1.1 no such user", recipient="refused@example.com"),
         Fault("dot", "421 4.3.2 closing", recipient="deferred@example.com"),
@@ -391,8 +391,10 @@ def test_a_worker_that_is_interrupted(
     queue_each(store, "ada", "bob", "eve", "joe")
     transmit = RelayConnection.transmit
 
-    def interrupted(self: RelayConnection, mails: Iterator[WireMessage | None]) -> Iterator[Outcome]:
-        outcomes = transmit(self, mails)
+    def interrupted(
+        self: RelayConnection, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        outcomes = transmit(self, mails, may_begin)
         yield next(outcomes)
         next(outcomes)
         raise failure
@@ -450,3 +452,22 @@ def test_a_database_that_does_not_come_back(
     clock.ahead = 3600
     courier.sweep()
     assert states(store) == {"ada": "doubtful"}
+
+
+def test_a_commit_without_an_answer(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mails that are marked all the same are not left marked, to be in doubt for nothing: they are given back, and go out."""
+    queue_each(store, "ada", "bob")
+    mark, lost = store.mark_if_claimed, iter([True])
+
+    def lose_the_answer(ids: Collection[int], **values: Any) -> set[int]:
+        moved = mark(ids, **values)
+        return set() if next(lost, False) else moved
+
+    monkeypatch.setattr(store, "mark_if_claimed", lose_the_answer)
+    courier = make_courier()
+    courier.deliver_slice()
+    assert states(store) == {"ada": "queued", "bob": "queued"}
+    courier.deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "sent"}
+    assert len(sink.messages) == 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mailer.delivery import round as round_
-from mailer.devstack.faults import DROP, HANG, Fault
+from mailer.devstack.faults import DROP, HANG, Fault, Stage
 from mailer.message import Lane, Status
 from mailer.mime import compose
 from mailer.store import Store
@@ -150,6 +150,81 @@ def test_a_mail_that_makes_a_relay_fall_silent(store: Store, open_courier: OpenC
     assert store.relay_pauses() == {}
 
 
+# --- it drops the line in the middle of every mail --------------------------------------------------------------------
+
+CUTS = pytest.mark.parametrize("stage", ["rcpt", "data"])
+
+
+@CUTS
+def test_a_relay_that_hangs_up_on_every_mail(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, stage: Stage
+) -> None:
+    """One may be that mail's own fault. With the second the relay is to blame: it is paused, and no other mail pays for it."""
+    sink.faults.add(Fault(stage, DROP, times=None))
+    courier = open_courier(*two(sink, backup))
+    queue_many(store, 30)
+
+    deliver_all(courier)
+
+    assert len(backup.messages) == 29
+    assert "connection lost" in pause_of(store).reason
+    assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [("queued", 1)] + 29 * [("sent", 1)]
+
+
+@CUTS
+def test_its_mail_waits(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, stage: Stage) -> None:
+    """However long that lasts, where there is no other relay: tries of the relay are no tries of the mails."""
+    sink.faults.add(Fault(stage, DROP, times=None))
+    courier = open_courier(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=3, MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
+    queue_many(store, 3)
+    deliver_all(courier)
+    for _ in range(20):
+        wait_out(clock, store)
+        deliver_all(courier)
+    assert pause_of(store).failures == 21
+    assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [("queued", 0)] * 2 + [("queued", 1)]
+
+    sink.faults.clear()
+    wait_out(clock, store)
+    deliver_all(courier)
+
+    assert {row["status"] for row in table(store).values()} == {"sent"}
+    assert store.relay_pauses() == {}
+
+
+def test_a_mail_that_it_can_not_bear_does_not_keep_it_paused(
+    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock
+) -> None:
+    """The relay is tried with another mail the next time; the one that nobody else pays for uses up its own attempts."""
+    sink.faults.add(Fault("rcpt", DROP, recipient="poison@example.com", times=None))
+    sink.faults.add(Fault("connect", DOWN))
+    courier = open_courier(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=1)
+    queue(store, "ada@example.com")
+    poison = queue(store, "poison@example.com", lane=Lane.BULK)
+    deliver_all(courier)
+
+    for _ in range(2):
+        wait_out(clock, store)
+        deliver_all(courier)
+
+    assert received(sink) == ["ada@example.com"]
+    assert store.relay_pauses() == {}
+    assert copy_of(store, poison).status is Status.FAILED
+
+
+def test_the_same_mail_again_is_no_proof(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """It may be that mail each time."""
+    sink.faults.add(Fault("rcpt", DROP, times=None))
+    courier = open_courier(entry(sink, "first"), MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
+    mail_id = queue(store, "ada@example.com")
+    for _ in range(4):
+        deliver_all(courier)
+        clock.ahead += 2
+
+    assert store.relay_pauses() == {}
+    assert copy_of(store, mail_id).attempts == 4
+
+
 # --- one try at a time ------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +249,34 @@ def test_one_worker_tries_it_at_a_time(
         assert pause_of(store).failures == tries
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
     assert len(backup.messages) == 81
+
+
+def test_a_try_that_has_to_wait_begins_anew(
+    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+) -> None:
+    """Mail over other relays goes out before it, however slow they are; another worker that has begun meanwhile goes on alone."""
+    sink.faults.add(Fault("connect", DOWN))
+    relays = entry(sink, "first"), entry(backup, "second", domains=["example.com"])
+    one, other = (open_courier(*relays) for _ in range(2))
+    queue(store, "ada@example.net")
+    deliver_all(one)
+    wait_out(clock, store)
+    queue(store, "bob@example.com")
+    backup.faults.add(Fault("dot", HANG))
+
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(one.deliver_slice)
+        wait_until(lambda: backup.connections == 1)
+        clock.ahead += one._relays[0].settings.longest_opening + 2 * REST
+        queue(store, "eve@example.net", due_at=clock.time())
+        deliver_all(other)
+        backup.stop()
+        slow.result()
+
+    assert sink.connections == 2
+    assert received(sink) == ["eve@example.net"]
+    deliver_all(one)
+    assert received(sink) == ["eve@example.net", "ada@example.net"]
 
 
 def test_workers_that_fail_together_count_as_one(store: Store, open_courier: OpenCourier, sink: Sink) -> None:

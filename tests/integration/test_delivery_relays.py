@@ -306,7 +306,13 @@ def test_nothing_is_lost_and_nothing_is_sent_twice(
     first = entry(sink, "first", MAILER_RELAY_CONCURRENCY=2, senders=["example.com"])
     second = entry(backup, "second", MAILER_RELAY_RATE="500/second")
     limits = {"gmail.com": {"rate": "200/second", "concurrency": 1}}
-    config = {"MAILER_DOMAIN_LIMITS": limits, "MAILER_RETRY_ATTEMPTS": 1000, "MAILER_SLICE_SECONDS": 0.1, "MAILER_RETRY_AGE": 1e7}
+    config = {
+        "MAILER_DOMAIN_LIMITS": limits,
+        "MAILER_RETRY_ATTEMPTS": 1000,
+        "MAILER_RETRY_LONGEST": 500,
+        "MAILER_RETRY_AGE": 1e7,
+        "MAILER_SLICE_SECONDS": 0.1,
+    }
     couriers = [open_courier(first, second, redis_url=redis_url, **config) for _ in range(2)]
     for lane in Lane:
         queue_many(store, 40, domain="gmail.com", lane=lane)

@@ -187,6 +187,7 @@ DUE, LEASED = "mailer_delivery_due", "mailer_delivery_leased"
         pytest.param(lambda store: store.resend_doubtful(NOW), "mailer_delivery_doubtful", id="resends"),
         pytest.param(lambda store: store.expire_overdue(NOW), "mailer_delivery_expiring", id="overdue"),
         pytest.param(lambda store: store.purge_finished(NOW, most=10), "mailer_delivery_finished", id="purge"),
+        pytest.param(lambda store: next(store.cancel_if_due_before(NOW, now=NOW), None), DUE, id="cancel"),
         pytest.param(lambda store: store.statuses(["mail"]), "ix_mailer_delivery_mail_id", id="status"),
     ],
 )

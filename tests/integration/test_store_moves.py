@@ -63,6 +63,10 @@ OTHERS = {
         [Status.EXPIRED],
         lambda store, one, to: store.expire_overdue(LATER),
     ),
+    "cancel_if_due_before": Verb(
+        [Status.CANCELLED],
+        lambda store, one, to: set().union(*store.cancel_if_due_before(LATER, now=NOW)),
+    ),
     "settle_if_resting": Verb(
         list(Status),
         lambda store, one, to: store.settle_if_resting(one.mail_id, to, now=NOW),

@@ -2,14 +2,15 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url
 
-from mailer.errors import ConfigurationError, StoreUnavailable
-from mailer.store import Store, engines
+from mailer.errors import CommitLost, ConfigurationError, StoreUnavailable
+from mailer.store import Store, engines, postgresql
 from tests.mails import NOW, insert, postgresql_only, table
 from tests.services.databases import Databases, sqlite_only
 
@@ -99,6 +100,105 @@ def test_a_server_that_only_reads(store: Store, administer: Callable[[str], None
 
     with unavailable("read-only transaction"):
         insert(store)
+
+
+@postgresql_only
+def test_a_server_that_falls_silent(store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits without an end; and the connection is not used again, on which the answer may come yet."""
+    insert(store, "before@example.com")
+    monkeypatch.setattr(postgresql, "_SILENT_SECONDS", 0.3)
+    with create_engine(database_url).connect() as other:
+        other.exec_driver_sql("LOCK TABLE mailer_message")
+        with unavailable("no answer within"):
+            insert(store, "meanwhile@example.com")
+        other.detach()
+    insert(store, "after@example.com")
+
+    assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
+
+
+# --- a commit without an answer ---------------------------------------------------------------------------------------
+
+
+@postgresql_only
+def test_the_connection_ends_before_the_commit(store: Store) -> None:
+    """The mail is queued again, and is there once."""
+    hang_up_at_commit(store, times=1)
+    insert(store, "ada@example.com")
+
+    assert [row["recipient"] for row in table(store).values()] == ["ada@example.com"]
+
+
+@postgresql_only
+def test_the_connection_ends_at_each_commit(store: Store) -> None:
+    """Nobody can know what became of the mail: that is said, and what to do about it."""
+    hang_up_at_commit(store, times=2)
+
+    with pytest.raises(CommitLost, match=r"MAILER_DATABASE_URL.*may be queued.*idempotency_key.*terminating connection"):
+        insert(store)
+    insert(store)
+
+
+def hang_up_at_commit(store: Store, *, times: int) -> None:
+    """Of the next mails; the sequence counts also what is undone."""
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql(f"""
+            CREATE SEQUENCE hang_ups;
+            CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('hang_ups') <= {times} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+                RETURN NULL;
+            END $$;
+            CREATE CONSTRAINT TRIGGER hang_up AFTER INSERT ON mailer_message DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION hang_up();
+        """)
+
+
+@postgresql_only
+def test_the_connection_ends_after_the_commit(store: Store, administer: Callable[[str], None]) -> None:
+    """As in a fail-over, while a standby is waited for. The mail is there already: the caller is told that it is queued."""
+    administer(f'ALTER DATABASE "{store.engine.url.database}" SET synchronous_commit = on')
+    administer("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    administer("SELECT pg_reload_conf()")
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            queued = threads.submit(insert, store, "ada@example.com")
+            administer(HANG_UP_ON_WHO_WAITS)
+            queued.result()
+    finally:
+        administer("ALTER SYSTEM RESET synchronous_standby_names")
+        administer("SELECT pg_reload_conf()")
+
+    assert [row["recipient"] for row in table(store).values()] == ["ada@example.com"]
+
+
+#: As soon as somebody does.
+HANG_UP_ON_WHO_WAITS = """
+DO $$ BEGIN
+    LOOP
+        PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep';
+        EXIT WHEN FOUND;
+        PERFORM pg_sleep(0.01);
+        PERFORM pg_stat_clear_snapshot();
+    END LOOP;
+END $$
+"""
+
+
+@postgresql_only
+def test_two_that_wait_for_each_other(store: Store) -> None:
+    """PostgreSQL undoes one of them; the caller does not hear of it."""
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("""
+            CREATE SEQUENCE tries;
+            CREATE FUNCTION deadlock() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('tries') = 1 THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER deadlock BEFORE INSERT ON mailer_delivery FOR EACH ROW EXECUTE FUNCTION deadlock();
+        """)
+    insert(store, "ada@example.com")
+
+    assert [row["recipient"] for row in table(store).values()] == ["ada@example.com"]
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------

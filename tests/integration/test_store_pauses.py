@@ -98,12 +98,12 @@ def test_a_probe_is_given_back_by_who_took_it(store: Store) -> None:
     now = NOW + REST
     assert store.take_probe(RELAY, now=now, until=now + 80)
 
-    assert not store.return_probe(RELAY, taken_until=now + 81, now=now)
-    assert not store.return_probe("other", taken_until=now + 80, now=now)
+    assert not store.move_probe(RELAY, taken_until=now + 81, until=now)
+    assert not store.move_probe("other", taken_until=now + 80, until=now)
     assert not store.take_probe(RELAY, now=now, until=LATER)
-    assert store.return_probe(RELAY, taken_until=now + 80, now=now)
+    assert store.move_probe(RELAY, taken_until=now + 80, until=now)
     assert store.take_probe(RELAY, now=now, until=now + 0.1 + 0.2)  # a number that has no end in binary
-    assert store.return_probe(RELAY, taken_until=now + 0.1 + 0.2, now=now)
+    assert store.move_probe(RELAY, taken_until=now + 0.1 + 0.2, until=now)
 
 
 def test_it_answers_again(store: Store) -> None:

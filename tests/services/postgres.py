@@ -5,10 +5,10 @@ import pwd
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import psycopg
 
@@ -30,58 +30,120 @@ class Account(TypedDict, total=False):
 
 
 class PostgresServer:
-    """A running server; it listens on a Unix socket in its own folder only, so no port can be taken."""
+    """A server on a Unix socket in its own folder only, so no port can be taken."""
 
-    def __init__(self, socket_folder: Path) -> None:
-        self._socket_folder = socket_folder
+    def __init__(self, programs: Path, folder: Path, settings: Sequence[str] = SETTINGS) -> None:
+        self._programs = programs
+        self.folder = folder
+        self._data = folder / "data"
+        self._settings = settings
+        self._account = unprivileged_account()
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._account:
+            os.chown(folder, self._account["user"], self._account["group"])
 
-    def url(self, database: str) -> str:
-        """SQLAlchemy's address of a database."""
-        return f"postgresql+psycopg://mailer@/{database}?host={self._socket_folder}"
+    # --- its life -----------------------------------------------------------------------------------------------------
 
-    def create(self, database: str, template: str = "template1") -> str:
-        """Create a database as a copy of another one, which nobody may be connected to, and return its address."""
-        self._execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
-        return self.url(database)
+    def initialize(self) -> None:
+        """Set up an empty cluster."""
+        options = ["--username=mailer", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={self._data}"]
+        self._run("initdb", *options)
 
-    def drop(self, database: str) -> None:
-        """Drop a database, whoever is still connected to it."""
-        self._execute(f'DROP DATABASE "{database}" WITH (FORCE)')
+    def follow(self, primary: "PostgresServer", name: str) -> None:
+        """Set up a standby, which the primary knows by this name."""
+        source = f"host={primary.folder} user=mailer application_name={name}"
+        self._run("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", f"--pgdata={self._data}", f"--dbname={source}")
+
+    def start(self) -> None:
+        """Return when it answers."""
+        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder), *self._settings]
+        with (self.folder / "postgres.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True, **self._account
+            )
+        wait_until(self.accepts_connections, timeout=30)
+
+    def stop(self, signum: signal.Signals = signal.SIGINT) -> None:
+        """Hang up on everybody, undo what is not committed, and end. With SIGQUIT as in a crash. Stopping twice is no mistake."""
+        if self._process is not None:
+            self.thaw()
+            self._process.send_signal(signum)
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Let it accept connections and never answer, as a machine does that hangs."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it answer again."""
+        self._signal_all(signal.SIGCONT)
+
+    def promote(self) -> None:
+        """The standby takes over; return when it does."""
+        self._run("pg_ctl", "promote", f"--pgdata={self._data}")
 
     def accepts_connections(self) -> bool:
         """Tell whether it has started up."""
         try:
-            self._execute("SELECT 1")
+            self.execute("SELECT 1")
         except psycopg.OperationalError:
             return False
         return True
 
-    def _execute(self, statement: str) -> None:
-        with psycopg.connect(host=str(self._socket_folder), user="mailer", dbname="postgres", autocommit=True) as connection:
-            connection.execute(statement.encode())
+    def _signal_all(self, signum: signal.Signals) -> None:
+        """The server first, so that it makes no more; each of its processes is in a group of its own."""
+        assert self._process is not None, "the server is not running"
+        main = self._process.pid
+        self._process.send_signal(signum)
+        for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signum)
+
+    def _run(self, program: str, *options: str) -> None:
+        command = [str(self._programs / program), *options]
+        subprocess.run(command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **self._account)
+
+    # --- its databases ------------------------------------------------------------------------------------------------
+
+    def url(self, database: str) -> str:
+        """SQLAlchemy's address of a database."""
+        return f"postgresql+psycopg://mailer@/{database}?host={self.folder}"
+
+    def create(self, database: str, template: str = "template1") -> str:
+        """Create a database as a copy of another one, which nobody may be connected to, and return its address."""
+        self.execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
+        return self.url(database)
+
+    def drop(self, database: str) -> None:
+        """Drop a database, whoever is still connected to it."""
+        self.execute(f'DROP DATABASE "{database}" WITH (FORCE)')
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """As its administrator; the rows that it finds."""
+        with psycopg.connect(host=str(self.folder), user="mailer", dbname="postgres", autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
 def running_postgres(initdb: Path, settings: Sequence[str] = SETTINGS) -> Iterator[PostgresServer]:
     """Set up a cluster in a temporary folder, run it, and remove it at the end."""
-    account = unprivileged_account()
-    # Not below pytest's own folder: that is closed to every other account.
-    with TemporaryDirectory(prefix="mailer-postgres-") as name:
-        folder, data = Path(name), Path(name, "data")
-        if account:
-            os.chown(folder, account["user"], account["group"])
-        settle = ["--username=mailer", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={data}"]
-        subprocess.run([initdb, *settle], check=True, cwd=folder, stdout=subprocess.DEVNULL, **account)
-        command = [str(initdb.with_name("postgres")), "-D", str(data), "-k", str(folder), *settings]
-        with (folder / "postgres.log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, **account)
+    with postgres_folder() as folder:
+        server = PostgresServer(initdb.parent, folder, settings)
+        server.initialize()
         try:
-            server = PostgresServer(folder)
-            wait_until(server.accepts_connections, timeout=30)
+            server.start()
             yield server
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once, without tidying up what is deleted anyway
-            process.wait()
+            server.stop(signal.SIGQUIT)  # at once, without tidying up what is deleted anyway
+
+
+@contextmanager
+def postgres_folder() -> Iterator[Path]:
+    """Not below pytest's own folder: that is closed to every other account."""
+    with TemporaryDirectory(prefix="mailer-postgres-") as folder:
+        yield Path(folder)
 
 
 def unprivileged_account() -> Account:

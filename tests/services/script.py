@@ -3,29 +3,39 @@
 Mails are told apart by their sender, so a fault is for one mail, wherever and however often that comes up.
 """
 
+import select
 import socket
 import socketserver
+import ssl
 import struct
+import time
 from collections import defaultdict
 from contextlib import suppress
 from typing import Literal
 
 from tests.services.server import LocalServer
 
-Point = Literal["greeting", "ehlo", "mail", "rcpt", "data", "body", "dot", "after"]
+Point = Literal[
+    "greeting", "ehlo", "starttls", "handshake", "auth", "rset", "quit", "mail", "rcpt", "data", "body", "dot", "after"
+]
 #: Points of a connection, and of a mail: "body" is when its first line has come, "after" when it has its reply.
-OF_A_CONNECTION: tuple[Point, ...] = ("greeting", "ehlo")
+OF_A_CONNECTION: tuple[Point, ...] = ("greeting", "ehlo", "starttls", "handshake", "auth", "rset", "quit")
 OF_A_MAIL: tuple[Point, ...] = ("mail", "rcpt", "data", "body", "dot", "after")
 
 #: What may happen at a point: a reply, or one of these.
-CLOSE, RESET, SILENCE, GARBAGE = "close", "reset", "silence", "garbage"
+CLOSE, RESET, SILENCE, GARBAGE, ENDLESS = "close", "reset", "silence", "garbage", "endless"
 _USUAL: dict[Point, str] = {
     "greeting": "220 relay",
+    "starttls": "220 go on",
+    "auth": "235 welcome",
+    "rset": "250 ok",
+    "quit": "221 bye",
     "mail": "250 sender ok",
     "rcpt": "250 recipient ok",
     "data": "354 go on",
     "dot": "250 taken",
 }
+_POINTS: dict[bytes, Point] = {b"AUTH": "auth", b"RSET": "rset", b"QUIT": "quit"}
 
 
 class ScriptedRelay(LocalServer):
@@ -39,11 +49,13 @@ class ScriptedRelay(LocalServer):
         self.offers = offers
         self.holds_back = holds_back
         self.faults: dict[tuple[str, Point], list[str]] = defaultdict(list)
+        self.tls: ssl.SSLContext | None = None  # for STARTTLS, which is offered if "STARTTLS" is
         self.begun: list[str] = []  # the senders of the mails whose envelope was said
         self.acknowledged: list[str] = []  # the senders of the mails that had a yes to their final dot
         self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
         self.connections = 0
         self.round_trips = 0  # how often it had to wait for the client
+        self.waited_for: list[float] = []  # each silence, in seconds: until the client hung up
 
     def always(self, sender: str, point: Point, action: str) -> None:
         """As often as anybody could try."""
@@ -81,6 +93,10 @@ class _Conversation(socketserver.BaseRequestHandler):
             case b"EHLO" | b"HELO" | b"LHLO":
                 if not self._stumbles("ehlo"):
                     self._say("\r\n".join(["250-relay", *(f"250-{offer}" for offer in self.server.offers), "250 HELP"]))
+            case b"STAR":
+                self._secure()
+            case b"AUTH" | b"RSET" | b"QUIT":
+                self._answer(_POINTS[command])
             case b"MAIL":
                 self.sender = line.split(b"<")[1].split(b">")[0].decode()
                 self.server.begun.append(self.sender)
@@ -93,6 +109,18 @@ class _Conversation(socketserver.BaseRequestHandler):
                     self._take()
             case _:
                 self._say("250 ok")
+
+    def _secure(self) -> None:
+        refusal = not self._answer("starttls").startswith("220")
+        self._flush()
+        if refusal:
+            return
+        if self._stumbles("handshake"):
+            self._flush()
+            raise _Over
+        assert self.server.tls is not None
+        self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+        self.server.connected.append(self.request)
 
     def _take(self) -> None:
         lines = 0
@@ -145,8 +173,12 @@ class _Conversation(socketserver.BaseRequestHandler):
                 self.request.close()
                 raise _Over
             case "silence":
-                self.server.stopping.wait()
+                self._wait_until_left()
                 raise _Over
+            case "endless":
+                while True:
+                    self._say("\r\n".join(["250-and so on"] * 5000))
+                    self._flush()
             case "garbage":
                 self._say("what?")
             case _:
@@ -154,6 +186,14 @@ class _Conversation(socketserver.BaseRequestHandler):
                 if action.startswith("421"):
                     self._flush()
                     raise _Over
+
+    def _wait_until_left(self) -> None:
+        """Without a word, and without taking what the client still says."""
+        began, watch = time.monotonic(), select.poll()
+        watch.register(self.request, select.POLLRDHUP)
+        watch.poll()
+        if not self.server.stopping.is_set():
+            self.server.waited_for.append(time.monotonic() - began)
 
     def _say(self, reply: str) -> None:
         self._held_back += reply.encode() + b"\r\n"

@@ -19,11 +19,13 @@ READY = " ready."
 class Worker:
     """One `celery -A tests.worker_app worker`, in a session of its own with whatever children its pool has."""
 
-    def __init__(self, name: str, pool: str, concurrency: int, env: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, name: str, pool: str, concurrency: int, env: Mapping[str, str], folder: Path, loglevel: str = "INFO"
+    ) -> None:
         self.log = folder / f"{name}.log"
         self._killed = False
         self._told = False
-        command = [sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", "INFO"]
+        command = [sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", loglevel]
         command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
         command += ["--without-mingle", "--without-gossip"]  # they ask other workers for a second; the README's test does not
         with self.log.open("wb") as log:
@@ -69,14 +71,21 @@ class Fleet:
         self._workers: list[Worker] = []
 
     def start(
-        self, count: int = 1, *, pool: str = "threads", concurrency: int = 4, env: Mapping[str, str] | None = None
+        self,
+        count: int = 1,
+        *,
+        pool: str = "threads",
+        concurrency: int = 4,
+        env: Mapping[str, str] | None = None,
+        until_ready: bool = True,
+        loglevel: str = "INFO",
     ) -> list[Worker]:
-        """Start this many more workers; return when all of them are ready."""
+        """Start this many more workers; return when all of them are ready, or at once."""
         environment = {**self._config, **(env or {})}
         names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
-        started = [Worker(name, pool, concurrency, environment, self._folder) for name in names]
+        started = [Worker(name, pool, concurrency, environment, self._folder, loglevel) for name in names]
         self._workers += started
-        for worker in started:
+        for worker in started if until_ready else ():
             worker.wait_until_ready()
         return started
 

@@ -7,6 +7,9 @@ from typing import Any, assert_type
 
 import flask_mail
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import mailer
 from mailer import (
@@ -15,6 +18,7 @@ from mailer import (
     DeliveryStatus,
     InvalidAddress,
     InvalidMail,
+    KeyReused,
     Lane,
     Mail,
     Mailer,
@@ -22,6 +26,7 @@ from mailer import (
     MailStatus,
     Message,
     OnDoubt,
+    OverLimit,
     Receipt,
     Status,
     StoreUnavailable,
@@ -82,10 +87,22 @@ queue.send_email(
     expires_at=datetime.now(UTC) + timedelta(days=1),
     on_doubt="hold",
     tags=["invoice"],
+    idempotency_key="invoice-42",
     context={"subject": "a name that an argument has"},
     invoice=object(),
 )
 queue.send_email("ada@example.com", "News", "mail/news", lane=Lane.BULK, on_doubt=OnDoubt.HOLD, tags=("news",))
+
+# --- in the application's own transaction -----------------------------------------------------------------------------
+
+engine = create_engine("sqlite://")
+db = SQLAlchemy(app)
+with engine.begin() as transaction, Session(engine) as session:
+    queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=transaction)
+    queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=session, idempotency_key="welcome-42")
+    queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=scoped_session(sessionmaker(engine)))
+    queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=db.session)
+    queue.enqueue(Message("Welcome"), connection=session, idempotency_key="welcome-42")
 
 # --- messages of Flask-Mail -------------------------------------------------------------------------------------------
 
@@ -140,6 +157,10 @@ try:
     queue.send_email("ada@example.com", "Welcome", "mail/welcome")
 except InvalidAddress as invalid_address:
     assert_type(invalid_address, InvalidAddress)
+except KeyReused as reused:
+    assert_type(reused, KeyReused)
+except OverLimit as over:
+    assert_type(over, OverLimit)
 except InvalidMail as invalid:
     value_error: ValueError = invalid
 except StoreUnavailable as unavailable:
@@ -156,5 +177,7 @@ queue.send_email("ada@example.com", 5, "mail/welcome")  # type: ignore[arg-type]
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", attachments=["invoice.pdf"])  # type: ignore[list-item]
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", headers=[("X-Campaign", "november")])  # type: ignore[arg-type]
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", send_at=60)  # type: ignore[arg-type]
+queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=engine)  # type: ignore[arg-type]
+queue.send_email("ada@example.com", "Welcome", "mail/welcome", idempotency_key=42)  # type: ignore[arg-type]
 queue.enqueue("ada@example.com")  # type: ignore[arg-type]
 Attachment("notes.txt", "text")  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ PUBLIC = set(
     Mail Mailer send_email
     Address Attachment Lane Message OnDoubt
     DeliveryStatus MailStatus Receipt Status
-    ConfigurationError InvalidAddress InvalidAttachment InvalidHeader InvalidMail MailerError
+    CommitLost ConfigurationError InUseElsewhere InvalidAddress InvalidAttachment InvalidHeader InvalidMail KeyReused
+    MailerError OverLimit
     SchemaMismatch StoreError StoreUnavailable TemplateError UnknownMail
 """.split()
 )

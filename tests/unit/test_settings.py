@@ -63,6 +63,8 @@ OWN_WORDS = {
     "MAILER_SOURCE_ADDRESS": ("192.0.2.1", "192.0.2.1"),
     "MAILER_RELAYS": None,  # JSON: see below
     "MAILER_DKIM_KEYS": None,  # JSON: see test_dkim_keys.py
+    "MAILER_ALLOWED_RECIPIENTS": ("Example.com, ada@example.org", ("example.com", "ada@example.org")),
+    "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
     "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit("1/day")}),
 }

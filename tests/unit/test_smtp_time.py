@@ -35,7 +35,7 @@ class SlowRelay:
             monkeypatch.setattr(module, "time", self)
         monkeypatch.setattr(Entrance, "_dial", lambda way: self._connected(way._settings.connect_timeout))
         monkeypatch.setattr(Session, "hear", lambda _, seconds: self._reply(seconds))
-        monkeypatch.setattr(Session, "say", lambda _, data, seconds, more=b"": self._take(data + more, seconds))
+        monkeypatch.setattr(Session, "say", lambda _, data, seconds, more=b"", **_what: self._take(data + more, seconds))
 
     def monotonic(self) -> float:
         return self.now

@@ -7,6 +7,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+from mailer import Status
+from tests.chaos import poison as deadly
 from tests.chaos.scenario import Report, Scenario, Size
 from tests.chaos.site import Site, running_site
 from tests.services.waiting import wait_until
@@ -37,6 +39,26 @@ def kill(folder: Path, size: Size, *, pool: str, on_doubt: str = "resend") -> Re
     return report
 
 
+def poison(folder: Path, size: Size) -> Report:
+    """Mails that kill whoever composes them fail alone, after as many deaths as they have attempts."""
+    report = Report(faults=size.pick(2, 20))
+    with running_site(folder) as site:
+        site.config |= {"MAILER_RETRY_ATTEMPTS": "3", "MAILER_RETRY_FIRST": "0.5", "MAILER_RETRY_FACTOR": "1"}
+        site.start_worker("prefork", 2, env={deadly.TAKEN_IF: "1"})
+        site.start_sender(name=deadly.NAME, count=report.faults).wait()
+        site.start_sender(count=size.pick(100, 5000)).wait()
+        site.settle()
+        report.tally = site.tally()
+        reasons = {
+            delivery.reply or "" for mail in site.mails() for delivery in mail.deliveries if delivery.status is Status.FAILED
+        }
+    report.expect_nothing_lost()
+    report.expect(report.tally.failed == report.faults, f"{report.tally.failed} failed, {report.faults} are poison")
+    report.expect(report.tally.once == report.tally.accepted - report.faults, "a healthy mail did not go out")
+    report.expect(all("died while it composed" in reason for reason in reasons), f"the reasons are {reasons}")
+    return report
+
+
 def _wait_for_flow(site: Site) -> None:
     before = site.sink.count()
     wait_until(lambda: site.sink.count() > before, timeout=60)
@@ -56,4 +78,5 @@ SCENARIOS = [
     Scenario("kill -9 of workers, prefork", partial(kill, pool="prefork")),
     Scenario("kill -9 of workers, threads", partial(kill, pool="threads")),
     Scenario("kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold")),
+    Scenario("a mail that kills whoever composes it", poison),
 ]

@@ -8,6 +8,7 @@ down_revision = "0002"
 
 _KEYED = "idempotency_key IS NOT NULL"
 _KEPT = "erased_at IS NULL"
+_PRIVATE = "sensitive AND erased_at IS NULL"
 
 
 def upgrade() -> None:
@@ -24,11 +25,13 @@ def upgrade() -> None:
         sqlite_where=sa.text(_KEYED),
         postgresql_where=sa.text(_KEYED),
     )
-    op.create_index("mailer_message_kept", "mailer_message", ["id"], sqlite_where=sa.text(_KEPT), postgresql_where=sa.text(_KEPT))
+    for name, condition in (("mailer_message_kept", _KEPT), ("mailer_message_private", _PRIVATE)):
+        where = sa.text(condition)
+        op.create_index(name, "mailer_message", ["id"], sqlite_where=where, postgresql_where=where)
 
 
 def downgrade() -> None:
-    op.drop_index("mailer_message_kept", "mailer_message")
-    op.drop_index("mailer_message_keyed", "mailer_message")
+    for name in ("mailer_message_private", "mailer_message_kept", "mailer_message_keyed"):
+        op.drop_index(name, "mailer_message")
     for column in ("erased_at", "sensitive", "fingerprint", "idempotency_key"):
         op.drop_column("mailer_message", column)

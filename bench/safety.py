@@ -1,0 +1,54 @@
+"""What the black box costs: our worker with it and without it, in turns."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench.contenders import Place, Round
+from bench.contenders.ours import OursOnSqlite
+from bench.figures import Figure, Section, at_least, ratio
+from bench.plan import Plan
+from bench.rounds import alternate
+from bench.sink import Sink
+
+#: The difference is small beside what a machine does by itself, so more rounds have to tell.
+_TIMES_THE_REPEATS = 3
+_BOUND = at_least(0.95, aim=0.98, of_ratio=True)
+
+
+class WithoutBox(OursOnSqlite):
+    """Where no folder can be made, no box is kept."""
+
+    title = "Mailer on SQLite without its black box"
+
+    @contextmanager
+    def services(self, folder: Path, sink: Sink) -> Iterator[Place]:
+        with super().services(folder, sink) as place:
+            yield replace(place, env={**place.env, "MAILER_BLACK_BOX": os.devnull})
+
+
+def measure(plan: Plan) -> Iterator[Section]:
+    ours = {"with": OursOnSqlite(plan.worker), "without": WithoutBox(plan.worker)}
+    rounds = {key: lambda folder, one=one: one.deliver(folder, plan.mails) for key, one in ours.items()}
+    done = alternate("safety", rounds, plan.repeats * _TIMES_THE_REPEATS)
+    speeds = {key: done[key].median(_mails_per_second) for key in ours}
+    figures = [
+        Figure(
+            key=f"safety.{key}",
+            title=one.title,
+            value=speeds[key],
+            unit="mails/s",
+            ratio=ratio(speeds["with"], speeds["without"]) if key == "with" else None,
+            bound=_BOUND if key == "with" else None,
+            why_none=done[key].why_none,
+            samples=done[key].samples(_mails_per_second),
+        )
+        for key, one in ours.items()
+    ]
+    yield Section("The black box", "ratio: with it to without it", figures)
+
+
+def _mails_per_second(one: Round) -> float:
+    return one.flow.per_second

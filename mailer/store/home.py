@@ -1,0 +1,50 @@
+"""The machine that a SQLite file is at home on.
+
+SQLite's locks do not reach over a network: on a file system that two machines share, both would write at the same time, and
+break the file. So a machine leaves its mark in the file, and another one keeps away while the mark is fresh.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from mailer.errors import InUseElsewhere
+from mailer.store import statements as sql
+from mailer.store.transactions import Transaction
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# In seconds.
+_IS_FRESH, _RENEWED_AFTER = 30.0, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Containers of one machine are one: they share its kernel, and so the locks."""
+
+    id: str
+    name: str
+
+
+def this_machine() -> Machine:
+    name = platform.node()
+    try:
+        return Machine(_BOOT_ID.read_text(encoding="ascii").strip(), name)
+    except OSError:  # not on Linux
+        return Machine(name, name)
+
+
+def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:
+    """Whether the mark is ours, and need not be renewed yet."""
+    return transaction.execute(sql.HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}) != []
+
+
+def mark(transaction: Transaction, machine: Machine, now: float) -> None:
+    """Leave the mark, unless another machine's is fresh."""
+    values = {"machine": machine.id, "name": machine.name, "now": now, "since": now - _IS_FRESH, "until": now + _IS_FRESH}
+    if not transaction.execute(sql.MARK_HOME, values):
+        [(name, seen_at)] = transaction.execute(sql.HOME, {})
+        raise InUseElsewhere(
+            f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r} ({max(0.0, now - seen_at):.0f} s ago)."
+            " Two machines would break it: use PostgreSQL for more than one. If it was moved here, or this machine was restarted"
+            f" just now, try again in {_IS_FRESH:.0f} s."
+        )

@@ -1,0 +1,153 @@
+"""The application's own transaction, with our mail in it: what they commit goes out, what they roll back never was."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from mailer.errors import ConfigurationError, InvalidMail
+from mailer.logs import get_logger
+from mailer.store import statements as sql
+from mailer.store.engines import patiently
+from mailer.store.statements import packed
+from mailer.store.transactions import Row
+
+Spell = Callable[[str], str]
+
+_INFO = "mailer"  # the place in a connection's `info` where we note what waits for its commit
+
+log = get_logger(__name__)
+
+
+class HasConnection(Protocol):
+    """A `Session` of SQLAlchemy, or the `db.session` of Flask-SQLAlchemy."""
+
+    def connection(self) -> Connection:
+        """The connection that it works on, in a transaction."""
+
+
+Host = Connection | HasConnection
+
+
+class HostTransaction:
+    """What a `Transaction` can do, over the application's connection: when it ends is the application's business."""
+
+    def __init__(self, connection: Connection, spell: Spell) -> None:
+        self._connection = connection
+        self._spell = spell
+
+    def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
+        """The rows that it finds or returns."""
+        result = self._connection.exec_driver_sql(self._spell(statement), dict(values))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
+        """Once for each row of values."""
+        self._connection.exec_driver_sql(self._spell(statement), [dict(row) for row in values])
+
+
+def connection_of(given: Host) -> Connection:
+    ask: object = getattr(given, "connection", None)
+    connection = given if isinstance(given, Connection) else ask() if callable(ask) else None
+    if not isinstance(connection, Connection):
+        raise InvalidMail(
+            f"connection: {type(given).__name__} is no transaction: give a Session or a Connection of SQLAlchemy, or db.session."
+        )
+    if getattr(connection.connection.driver_connection, "autocommit", False) is True:
+        raise InvalidMail("connection: it is in AUTOCOMMIT, so there is no transaction to wait for: leave connection= out.")
+    return connection
+
+
+def check_leads_to(connection: Connection, place: list[Row], look: str, engine: Engine, spell: Spell) -> None:
+    """Refuse a connection that does not lead to the tables of Mailer's own engine."""
+    same_kind = connection.dialect.name == engine.dialect.name
+    if not same_kind or not place or HostTransaction(connection, spell).execute(look, {}) != place:
+        raise ConfigurationError(
+            f"connection: {connection.engine.url!r} does not lead to the tables that Mailer has in {engine.url!r}: set"
+            " MAILER_DATABASE_URL to the database (on PostgreSQL, the schema) of your application, or leave connection= out."
+        )
+
+
+@contextmanager
+def joined(connection: Connection, spell: Spell) -> Iterator[HostTransaction]:
+    """All of it or nothing, whatever becomes of the rest of their transaction; a failure of ours does not spoil theirs."""
+    if not connection.in_transaction():
+        connection.begin()
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite" and not driver.in_transaction:
+        patiently(driver, "BEGIN IMMEDIATE")  # else the savepoint would be the transaction, and its release the commit
+    connection.exec_driver_sql("SAVEPOINT mailer")
+    try:
+        yield HostTransaction(connection, spell)
+    except BaseException:
+        with suppress(SQLAlchemyError):  # then there is nothing left to roll back
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT mailer")
+            connection.exec_driver_sql("RELEASE SAVEPOINT mailer")
+        raise
+    connection.exec_driver_sql("RELEASE SAVEPOINT mailer")
+
+
+# --- after the commit -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What a connection has to do for us."""
+
+    spell: Spell
+    calls: dict[str, Callable[[], object]] = field(default_factory=dict)  #: after the commit, by the id of the mail
+    committed: set[Callable[[], object]] = field(default_factory=set)  #: as soon as the commit is done
+
+
+def after_commit(connection: Connection, mail_id: str, call: Callable[[], object], spell: Spell) -> None:
+    """Call it once their transaction has been committed with this mail in it, and never if it has not."""
+    if not event.contains(connection.engine, "commit", _commits):
+        for name, listener in _LISTENERS.items():
+            event.listen(connection.engine, name, listener)
+    waiting: _Waiting = connection.info.setdefault(_INFO, _Waiting(spell))
+    waiting.calls[mail_id] = call
+
+
+def _commits(connection: Connection) -> None:
+    """SQLAlchemy says it just before. Mails of a savepoint that was rolled back are not there any more."""
+    waiting: _Waiting | None = connection.info.get(_INFO)
+    if waiting is None:
+        return
+    with suppress(SQLAlchemyError):  # then the commit will not do it either
+        found = HostTransaction(connection, waiting.spell).execute(sql.ARE_THERE, {"mails": packed(waiting.calls)})
+        waiting.committed |= {waiting.calls[mail_id] for (mail_id,) in found}
+    waiting.calls.clear()
+
+
+def _rolls_back(connection: Connection) -> None:
+    connection.info.pop(_INFO, None)
+
+
+def _begins(connection: Connection) -> None:
+    _has_committed(connection.info)
+
+
+def _is_returned(_driver_connection: object, record: Any) -> None:
+    _has_committed(record.info)
+
+
+def _has_committed(info: dict[Any, Any]) -> None:
+    """Their connection does something else: the commit is over."""
+    waiting: _Waiting | None = info.pop(_INFO, None)
+    for call in waiting.committed if waiting else ():
+        try:
+            call()
+        except Exception:  # of ours: their transaction has ended well
+            log.exception("A mail was queued, and nobody could be told; the sweep of the workers finds it")
+
+
+# Most connections go back to their pool right after the commit. If one is kept and does nothing more, the sweep finds the mail.
+_LISTENERS: dict[str, Callable[..., None]] = {
+    "commit": _commits,
+    "rollback": _rolls_back,
+    "begin": _begins,
+    "checkin": _is_returned,
+}

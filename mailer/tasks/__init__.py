@@ -1,0 +1,210 @@
+"""The Celery side: the tasks, the bell that calls them, and the chores that run inside every worker.
+
+A task carries no mail, only "there is mail": a ring may come late, twice or never, and nothing else does.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from billiard import current_process
+from celery import Celery, Task, bootsteps, signals
+from flask import Flask
+
+from mailer.delivery import Courier
+from mailer.errors import MailerError, StoreError, StoreUnavailable
+from mailer.intake import Bell
+from mailer.logs import TaskMask, get_logger
+from mailer.settings import Settings
+from mailer.store import Store
+from mailer.tasks.bell import ONE_TRY, SEND, CeleryBell
+from mailer.tasks.consumer import PatientWorker, transport_options
+
+SWEEP, PURGE = "mailer.sweep", "mailer.purge"
+
+# How long a task goes on while more is due, before other tasks of the worker get their turn.
+_TASK_SECONDS = 10.0
+_TICK_SECONDS = 0.5
+_SWEEP_SECONDS = 1.0
+_LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
+_PURGE_SECONDS = 3600.0
+# A clock that was set back by more than this was set by somebody: the rest is drift.
+_SET_BACK_SECONDS = 5.0
+# What ends a child of a prefork pool, sent to its process group or by a cold shutdown.
+_ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+
+__all__ = ["SEND", "CeleryBell", "install", "make_celery"]
+
+log = get_logger(__name__)
+
+
+# --- the Celery app ---------------------------------------------------------------------------------------------------
+
+
+def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
+    """The Celery app of a Flask app, as in Flask's documentation, with the settings that were measured to be safe."""
+
+    class FlaskTask(Task):  # type: ignore[type-arg]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+    celery: Celery[Any] = Celery(app.import_name, task_cls=FlaskTask)
+    celery.conf.update(
+        broker_url=settings.broker_url,
+        broker_transport_options=transport_options(connect=1, answer=2),
+        task_publish_retry=True,
+        task_publish_retry_policy=ONE_TRY,
+        broker_pool_acquire_timeout=2,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a Redis that is full may have room again
+        worker_consumer="mailer.tasks.consumer:PatientConsumer",
+        task_ignore_result=True,
+        result_backend=None,
+        task_serializer="json",
+        accept_content=["json"],
+        # SQL recovers what a dead worker held; acknowledging late would only add duplicates and hot loops.
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Never worker_disable_prefetch: after a burst, the worker would look for the next ring only once a second.
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=False,
+        worker_eta_task_limit=100,
+    )
+    celery.steps["worker"].add(PatientWorker)
+    celery.set_default()
+    return celery
+
+
+def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
+    """Make every worker of this Celery app deliver the mail of this Flask app."""
+
+    def send_email() -> None:
+        with app.app_context(), _to_its_end():
+            bell.answer()  # before the claim: whoever commits after it rings again
+            try:
+                courier.deliver(at_most=_TASK_SECONDS)
+            except StoreError as error:
+                log.warning("Delivery waits, the sweep rings again: %s", error)
+
+    def sweep() -> None:
+        with app.app_context(), _to_its_end():
+            courier.sweep()
+
+    def purge() -> None:
+        with app.app_context():
+            courier.purge()
+
+    for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
+        celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
+    celery.steps["worker"].add(_chores_step(app, store, courier, bell))
+    if not settings.log_addresses:
+        logging.getLogger("celery.app.trace").addFilter(TaskMask(SEND, SWEEP, PURGE))
+
+    def no_more(**_signal: Any) -> None:
+        courier.stop()
+
+    def goodbye(**_signal: Any) -> None:
+        courier.hang_up()
+
+    signals.worker_shutting_down.connect(no_more, weak=False)
+    signals.worker_process_shutdown.connect(goodbye, weak=False)
+    signals.worker_shutdown.connect(goodbye, weak=False)
+
+
+@contextmanager
+def _to_its_end() -> Iterator[None]:
+    """In a child of a prefork pool, a signal to end is heard after the task, never in the middle of a mail."""
+    if current_process().name == "MainProcess":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# --- the chores -------------------------------------------------------------------------------------------------------
+
+
+class Chores:
+    """A thread in the main process of each worker: the sweep can't be forgotten, and nothing else can stop it."""
+
+    def __init__(self, app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
+        self._app = app
+        self._store = store
+        self._courier = courier
+        self._bell = bell
+        self._latest = 0.0  # the latest time that was seen
+        self._stopping = threading.Event()
+        self._is_purging = False
+        self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
+
+    def start(self) -> None:
+        """Tables that do not fit stop the worker; a database that is away is waited for."""
+        try:
+            self._store.check_schema()
+        except StoreUnavailable as error:
+            log.warning("The chores wait: %s", error)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the chore at hand, which may be a mail on the wire."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_TICK_SECONDS):
+            try:
+                with self._app.app_context():
+                    self._tick()
+            except MailerError as error:
+                log.warning("The chores wait: %s", error)
+            except Exception:
+                log.exception("The chores failed, and go on")
+
+    def _tick(self) -> None:
+        """One worker of all does a chore that is due; a row in the database says who. What died here is every worker's chore."""
+        self._notice_a_clock_set_back()
+        self._courier.settle()
+        if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
+            self._courier.sweep()
+            self._watch_the_clock()
+        if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
+            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)  # the sweep does not wait for the end of it
+
+    def _notice_a_clock_set_back(self) -> None:
+        """Else all that waits would wait until the clock is where it was."""
+        now, was = time.time(), self._latest
+        if now < was - _SET_BACK_SECONDS:
+            recalled = self._store.recall_queued(now, was=was)
+            log.warning("The clock was set back by %.0f s; %d deliveries that were due are due again.", was - now, recalled)
+            self._latest = now
+        self._latest = max(self._latest, now)
+
+    def _watch_the_clock(self) -> None:
+        """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""
+        ends = time.time() + _SWEEP_SECONDS - _TICK_SECONDS
+        while (due_at := self._store.next_due(time.time(), before=ends)) is not None:
+            if self._stopping.wait(max(_LEAST_WAIT_SECONDS, due_at - time.time())):
+                return
+            self._bell.ring()
+
+
+def _chores_step(app: Flask, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:
+    class ChoresStep(bootsteps.StartStopStep):
+        # After the pool: its processes are forked before the thread exists. Before the broker is reached.
+        requires = ("celery.worker.components:Pool",)
+
+        def create(self, worker: Any) -> Chores:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
+            return Chores(app, store, courier, bell)
+
+    return ChoresStep

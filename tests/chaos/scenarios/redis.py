@@ -1,0 +1,189 @@
+"""Redis goes away in every way it can, while web processes queue and workers of both pools deliver."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import redis
+
+from tests.chaos.history import Call
+from tests.chaos.scenario import Report, Scenario, Size
+from tests.chaos.site import Site, running_site
+from tests.services.detour import Detour
+from tests.services.waiting import wait_until
+from tests.services.worker import Worker
+
+Fault = Callable[[Site], AbstractContextManager[None]]
+
+# What a request is promised, in seconds: if Redis refuses, if it says nothing, and from then on; and when mail flows again.
+_REFUSED, _SILENT, _THEN = 0.2, 2.2, 0.02
+_RESUMES_WITHIN = 15.0
+
+
+def outage(folder: Path, size: Size, *, fault: Fault, longest_call: float, calls: int = 100) -> Report:
+    """It is away for so many calls, while both pools have a worker."""
+    with running_site(folder) as site:
+        return _outage(site, size, partial(fault, site), longest_call, size.pick(calls, 1000))
+
+
+def black_hole(folder: Path, size: Size) -> Report:
+    """The machine of Redis takes connections and bytes, and nothing ever comes back; what was lost is not sent again."""
+    with running_site(folder) as site, Detour(site.redis.url.removeprefix("unix://")) as detour:
+        site.config["MAILER_REDIS_URL"] = f"redis://{detour.host}:{detour.port}/0"
+        report = _outage(site, size, partial(_blocked, detour), _SILENT, size.pick(100, 1000))
+        site.end()
+        return report
+
+
+def absent_at_boot(folder: Path, size: Size) -> Report:
+    """Web and workers start without it."""
+    report = Report(faults=1)
+    with running_site(folder) as site:
+        site.start_sender(count=1).wait()  # makes the tables
+        site.redis.stop()
+        workers = [site.start_worker(pool, 2, until_ready=False) for pool in ("prefork", "threads")]
+        sender = site.start_sender(pause=0.02)
+        _wait_for_calls(site, size.pick(100, 1000))
+        _check_calls(report, sender.calls(), _REFUSED)
+        site.redis.start()
+        _wait_for_flow(report, site, workers)
+        _end(report, site, workers)
+    return report
+
+
+def _outage(site: Site, size: Size, fault: Callable[[], AbstractContextManager[None]], longest_call: float, calls: int) -> Report:
+    report = Report()
+    workers = [site.start_worker(pool, 2) for pool in ("prefork", "threads")]
+    sender = site.start_sender(pause=0.02)
+    _wait_for_flow(Report(), site, workers)
+    for _ in range(size.pick(1, 4)):
+        before = len(sender.calls())
+        with fault():
+            _wait_for_calls(site, calls)
+        _wait_for_flow(report, site, workers)
+        _wait_for_calls(site, 100)
+        _check_calls(report, sender.calls()[before:], longest_call)
+        report.faults += 1
+    _end(report, site, workers)
+    return report
+
+
+def _wait_for_calls(site: Site, count: int) -> None:
+    """More than there are now."""
+    before = len(site.calls())
+    wait_until(lambda: len(site.calls()) >= before + count, timeout=120)
+
+
+def _wait_for_flow(report: Report, site: Site, workers: Sequence[Worker]) -> None:
+    """Until mail is delivered, and each worker has heard a ring."""
+    started, taken = time.monotonic(), site.sink.count()
+    heard = [_rings(worker) for worker in workers]
+    wait_until(lambda: site.sink.count() > taken, timeout=60)
+    flows = time.monotonic() - started
+    wait_until(lambda: all(_rings(worker) > before for worker, before in zip(workers, heard, strict=True)), timeout=60)
+    resumed = time.monotonic() - started
+    report.remarks.append(f"resumed after {flows:.1f} s, all workers heard rings after {resumed:.1f} s")
+    report.expect(resumed <= _RESUMES_WITHIN, f"resumed after {resumed:.1f} s")
+
+
+def _rings(worker: Worker) -> int:
+    return worker.log.read_text().count("Task mailer.send_email[")
+
+
+def _check_calls(report: Report, calls: Sequence[Call], longest: float) -> None:
+    """The first one may wait for a time-out, and no other."""
+    seconds = sorted(call.seconds for call in calls)
+    median = statistics.median(seconds)
+    report.remarks.append(f"calls: longest {seconds[-1]:.3f} s, next {seconds[-2]:.3f} s, median {1000 * median:.1f} ms")
+    report.expect(seconds[-1] <= longest, f"a call took {seconds[-1]:.2f} s, {longest:g} at most")
+    report.expect(median <= _THEN, f"then calls took {1000 * median:.0f} ms, {1000 * _THEN:g} at most")
+    report.expect(seconds[-2] < 1, f"more than one call waited for Redis: {seconds[-2]:.2f} s")
+    report.expect(not any(call.error for call in calls), "a call raised")
+
+
+def _end(report: Report, site: Site, workers: Sequence[Worker]) -> None:
+    for sender in site.senders:
+        sender.stop()
+    site.settle()
+    report.tally = site.tally()
+    report.expect(all(worker.is_running for worker in workers), "a worker ended")
+    report.expect_nothing_lost()
+
+
+# --- the faults -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def refused(site: Site) -> Iterator[None]:
+    site.redis.stop()
+    yield
+    site.redis.start()
+
+
+@contextmanager
+def frozen(site: Site) -> Iterator[None]:
+    site.redis.pause()
+    yield
+    site.redis.resume()
+
+
+@contextmanager
+def _blocked(detour: Detour) -> Iterator[None]:
+    detour.is_blocked = True
+    yield
+    detour.is_blocked = False
+
+
+@contextmanager
+def restarted(site: Site) -> Iterator[None]:
+    yield
+    site.redis.stop()
+    site.redis.start()
+
+
+@contextmanager
+def flushed(site: Site) -> Iterator[None]:
+    yield
+    site.redis.flush()
+
+
+@contextmanager
+def full(site: Site) -> Iterator[None]:
+    """Out of memory: it answers and takes nothing in, not even the note of a worker that it has the ring it was just given."""
+    celery, rings = site.app().extensions["celery"], 6
+    for _ in range(rings):
+        celery.send_task("mailer.send_email", queue="elsewhere")
+    with redis.Redis.from_url(site.redis.url) as client:
+        with client.pipeline() as at_once:
+            for _ in range(rings):
+                at_once.lmove("elsewhere", "celery")
+            at_once.config_set("maxmemory", 1)
+            at_once.execute()
+        yield
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def clients_killed(site: Site) -> Iterator[None]:
+    """Again and again, those that publish and those that listen."""
+    yield
+    with redis.Redis.from_url(site.redis.url) as client:
+        for _ in range(10):
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+            time.sleep(0.2)
+
+
+SCENARIOS = [
+    Scenario("Redis refused", partial(outage, fault=refused, longest_call=_REFUSED)),
+    Scenario("Redis frozen", partial(outage, fault=frozen, longest_call=_SILENT, calls=400)),
+    Scenario("Redis in a black hole", black_hole),
+    Scenario("Redis restarted", partial(outage, fault=restarted, longest_call=_SILENT)),
+    Scenario("Redis FLUSHALL", partial(outage, fault=flushed, longest_call=_SILENT)),
+    Scenario("Redis out of memory", partial(outage, fault=full, longest_call=_SILENT)),
+    Scenario("Redis CLIENT KILL", partial(outage, fault=clients_killed, longest_call=_SILENT)),
+    Scenario("Redis absent at boot", absent_at_boot),
+]

@@ -1,0 +1,288 @@
+"""All that can be wrong with a relay, beside one that is well."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from mailer import Mailer, MailStatus, Status, send_email
+from mailer.message import DeliveryStatus, Phase, Verdict
+from tests.chaos.history import Call
+from tests.chaos.scenario import Report, Scenario, Size
+from tests.chaos.site import Site, running_site
+from tests.services.certificates import make_certificate, server_context
+from tests.services.script import CLOSE, ENDLESS, GARBAGE, OF_A_CONNECTION, RESET, SILENCE, Point, ScriptedRelay
+from tests.services.waiting import wait_until
+
+# Of each phase. The relay is on this machine, and slow only where it is told to be.
+TIME_OUT = 3.0
+CLOSING, LATER, NEVER = "421 4.3.2 closing", "451 4.3.0 later", "554 5.7.1 never"
+UNKNOWN_USER = "550 5.1.1 no such user"
+HUGE = "x" * (64 << 20)
+UNREACHED, DEFERRED, REFUSED = Verdict.UNREACHED, Verdict.DEFERRED, Verdict.REFUSED
+DOUBTFUL, SENT = Verdict.DOUBTFUL, Verdict.SENT
+TLS = ("STARTTLS",)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a relay does to each mail until it is mended, and the state chart's answer."""
+
+    name: str
+    point: Point
+    action: str
+    verdict: Verdict  #: of the first try; SENT: there is nothing to tell
+    phase: Phase = Phase.DOT
+    words: str = ""  #: of the reply that is kept
+    offers: tuple[str, ...] = ()
+    name_of_host: str = "localhost"  #: that its certificate is for
+    least_wait: float = 0.0  #: between the first try and the next
+    copies: int = 1  #: recipients; only the first of them is refused
+    before: Mapping[Point, str] = field(default_factory=dict)  #: what else happens, once
+
+    @property
+    def sender(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower()) + "@example.com"
+
+    @property
+    def ends(self) -> list[Status]:
+        """Where its copies are, once the relay is mended."""
+        first = {REFUSED: Status.FAILED, DOUBTFUL: Status.DOUBTFUL}.get(self.verdict, Status.SENT)
+        return [first, *[Status.SENT] * (self.copies - 1)]
+
+
+def _faults_at(point: Point, phase: Phase, *, closing: Verdict, silent: Verdict, words: str = "") -> Iterator[Fault]:
+    """The same at each phase."""
+    at_connect = phase is Phase.CONNECT
+    offers = {"starttls": TLS, "handshake": TLS, "auth": ("AUTH PLAIN",)}.get(point, ())
+    if point != "handshake":
+        yield Fault(f"421 at {point}", point, CLOSING, closing, phase, CLOSING, offers)
+        yield Fault(f"4xx at {point}", point, LATER, UNREACHED if at_connect else DEFERRED, phase, LATER, offers)
+        yield Fault(f"5xx at {point}", point, NEVER, UNREACHED if at_connect else REFUSED, phase, NEVER, offers)
+        yield Fault(f"endless reply at {point}", point, ENDLESS, silent, phase, words, offers)
+    for action in (CLOSE, RESET, SILENCE, GARBAGE):
+        yield Fault(f"{action} at {point}", point, action, silent, phase, words, offers)
+
+
+FAULTS = [
+    *_faults_at("greeting", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
+    *_faults_at("ehlo", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
+    *_faults_at("starttls", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
+    *_faults_at("handshake", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
+    *_faults_at("auth", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
+    *_faults_at("mail", Phase.MAIL, closing=UNREACHED, silent=UNREACHED, words="connection lost at MAIL"),
+    *_faults_at("rcpt", Phase.RCPT, closing=DEFERRED, silent=DEFERRED, words="connection lost at RCPT"),
+    *_faults_at("data", Phase.DATA, closing=DEFERRED, silent=DEFERRED, words="connection lost before the end of the mail"),
+    *_faults_at("dot", Phase.DOT, closing=DEFERRED, silent=DOUBTFUL, words="no reply after the end of the mail"),
+    Fault("STARTTLS stripped", "ehlo", "250-relay\r\n250 HELP", UNREACHED, Phase.CONNECT, "offers no STARTTLS", TLS),
+    Fault(
+        "certificate of another name", "handshake", "", UNREACHED, Phase.CONNECT, "certificate", TLS, name_of_host="example.net"
+    ),
+    Fault("64 MB banner", "greeting", f"220 {HUGE}", SENT),
+    Fault("64 MB reply to the dot", "dot", f"250 {HUGE}", SENT),
+    Fault("64 MB refusal", "rcpt", f"550 5.1.1 {HUGE}", REFUSED, Phase.RCPT, "550 5.1.1 xxx"),
+    Fault("close after 250", "after", CLOSE, SENT),
+    Fault("421 after 250", "after", CLOSING, SENT),
+    Fault("garbage after 250", "after", GARBAGE, SENT),
+    Fault("QUIT hangs", "quit", SILENCE, SENT),
+    Fault("421 at RSET", "rset", CLOSING, REFUSED, Phase.RCPT, UNKNOWN_USER, copies=3, before={"rcpt": UNKNOWN_USER}),
+    Fault("silence at RSET", "rset", SILENCE, REFUSED, Phase.RCPT, UNKNOWN_USER, copies=3, before={"rcpt": UNKNOWN_USER}),
+    Fault("one of many refused", "ehlo", "", REFUSED, Phase.RCPT, UNKNOWN_USER, copies=5, before={"rcpt": UNKNOWN_USER}),
+    Fault(
+        "greylisting", "rcpt", "450 4.2.0 Greylisted, try again in 6 seconds", DEFERRED, Phase.RCPT, "Greylisted", least_wait=6
+    ),
+    Fault("rate limit spelled 550", "rcpt", "550 5.4.5 Daily user sending limit exceeded", DEFERRED, Phase.RCPT, "5.4.5"),
+]
+
+
+class BrokenRelay(ScriptedRelay):
+    """One that has this fault, until it is mended."""
+
+    def __init__(self, fault: Fault, certificates: Mapping[str, Path]) -> None:
+        super().__init__(*fault.offers)
+        self.fault = fault
+        self._certificates = certificates
+        self.do_worst()
+
+    def do_worst(self) -> None:
+        for point, action in self.fault.before.items():
+            self.faults[self._of(point), point] = [action]
+        if self.fault.action:
+            self.always(self._of(self.fault.point), self.fault.point, self.fault.action)
+        self.tls = server_context(self._certificates[self.fault.name_of_host])
+
+    def mend(self) -> None:
+        self.faults.clear()
+        self.tls = server_context(self._certificates["localhost"])
+
+    def entry(self) -> dict[str, object]:
+        """What MAILER_RELAYS says of it."""
+        login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"} if self.fault.point == "auth" else {}
+        tls = {"MAIL_USE_TLS": True} if self.fault.offers == TLS else {}
+        where = {"name": self.fault.name, "MAIL_SERVER": "localhost", "MAIL_PORT": self.port}
+        return {**where, "senders": [self.fault.sender], **tls, **login}
+
+    def _of(self, point: Point) -> str:
+        return "" if point in OF_A_CONNECTION else self.fault.sender
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A mail that is given to a broken relay."""
+
+    relay: BrokenRelay
+    call: Call
+
+    @property
+    def fault(self) -> Fault:
+        return self.relay.fault
+
+
+def every_fault(folder: Path, size: Size) -> Report:
+    """Each relay of the table does its worst to its mail, while mail flows to one that is well; then all are mended."""
+    report, cases = Report(), list[Case]()
+    with running_site(folder) as site, _broken_relays(folder) as relays:
+        site.config |= _configuration(site, relays, folder)
+        site.start_worker(concurrency=len(relays) + 8)
+        sender = site.start_sender(pause=0.1)
+        for _ in range(size.pick(1, 20)):
+            now = [Case(relay, _queued(site, relay.fault)) for relay in relays]
+            began = time.time()
+            wait_until(lambda: all(map(_is_tried, _mails(site, now))), timeout=60)  # noqa: B023 -- it is called at once
+            _expect_verdicts(report, site, now)
+            _expect_flow(report, site, since=began)
+            for relay in relays:
+                relay.mend()
+            wait_until(lambda: all(map(_rests, _mails(site, now))), timeout=60)  # noqa: B023 -- see above
+            _expect_ends(report, site, now)
+            for relay in relays:
+                relay.do_worst()
+            report.faults += len(now)
+            cases += now
+        sender.stop()
+        site.settle()
+        _expect_patience(report, relays)
+        report.tally = site.tally()
+        _expect_copies(report, site, relays, cases)
+    report.expect_nothing_lost()
+    return report
+
+
+@contextmanager
+def _broken_relays(folder: Path) -> Iterator[list[BrokenRelay]]:
+    certificates = {name: make_certificate(folder / f"{name}.pem", name) for name in ("localhost", "example.net")}
+    with ExitStack() as stack:
+        yield [stack.enter_context(BrokenRelay(fault, certificates)) for fault in FAULTS]
+
+
+def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> dict[str, str]:
+    """Mail goes to the broken relays by its sender, all else to the one that is well. A slice is one mail: none holds up others."""
+    authorities = folder / "authorities.pem"
+    authorities.write_bytes(b"".join((folder / f"{name}.pem").read_bytes() for name in ("localhost", "example.net")))
+    well = {"name": "well", "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": site.sink.port}
+    time_outs = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
+    return {
+        "MAILER_RELAYS": json.dumps([well, *(relay.entry() for relay in relays)]),
+        "MAILER_TLS_CA_FILE": str(authorities),
+        "MAILER_IDLE_TIMEOUT": "1",
+        "MAILER_RELAY_REST": "1",
+        "MAILER_RELAY_REST_LONGEST": "2",
+        "MAILER_RETRY_FIRST": "2",
+        "MAILER_RETRY_FACTOR": "1",
+        "MAILER_RETRY_ATTEMPTS": "1000",
+        "MAILER_DOUBT_RESEND_AFTER": "3600",
+        "MAILER_SLICE_SECONDS": "0.01",
+        **dict.fromkeys(time_outs, str(TIME_OUT)),
+    }
+
+
+# --- what was promised ------------------------------------------------------------------------------------------------
+
+
+def _queued(site: Site, fault: Fault) -> Call:
+    to = [f"reader{number}@example.org" for number in range(fault.copies)]
+    with site.app().test_request_context():
+        receipt = send_email(to, "Chaos", "welcome", name="reader", sender=fault.sender)
+    return Call(to[0], 0.0, receipt.id, receipt.message_id)
+
+
+def _mails(site: Site, cases: Sequence[Case]) -> list[MailStatus]:
+    """What the database says of them, in their order."""
+    with site.app().app_context():
+        found = Mailer().statuses([case.call.mail_id for case in cases])
+    return [found[case.call.mail_id] for case in cases]
+
+
+def _is_tried(mail: MailStatus) -> bool:
+    return any(copy.history or copy.status is Status.SENT for copy in mail)
+
+
+def _rests(mail: MailStatus) -> bool:
+    return all(copy.status.is_final or copy.status is Status.DOUBTFUL for copy in mail)
+
+
+def _expect_verdicts(report: Report, site: Site, cases: Sequence[Case]) -> None:
+    """Of the first try that came to anything but "sent"."""
+    for case, mail in zip(cases, _mails(site, cases), strict=True):
+        fault, tries = case.fault, [attempt for copy in mail for attempt in copy.history]
+        if fault.verdict is SENT:
+            report.expect(not tries, f"{fault.name}: {tries}")
+        elif tries:
+            found = tries[0]
+            as_promised = (found.verdict, found.phase) == (fault.verdict, fault.phase) and fault.words in found.reply
+            report.expect(as_promised, f"{fault.name}: {found.verdict} at {found.phase}: {found.reply}")
+
+
+def _expect_flow(report: Report, site: Site, since: float) -> None:
+    """No mail of the relay that is well waits for one that is broken."""
+    moments = [since, *(moment for moment in site.sink.moments() if moment > since), time.time()]
+    longest = max(later - earlier for earlier, later in pairwise(moments))
+    report.remarks.append(f"the longest time without a mail of the relay that is well: {longest:.1f} s")
+    report.expect(longest < TIME_OUT, f"other relays' mail stood still for {longest:.1f} s")
+
+
+def _expect_ends(report: Report, site: Site, cases: Sequence[Case]) -> None:
+    for case, mail in zip(cases, _mails(site, cases), strict=True):
+        fault, copies = case.fault, [*mail]
+        ends = sorted(copy.status for copy in copies)
+        report.expect(ends == sorted(fault.ends), f"{fault.name}: {', '.join(ends)}")
+        for copy in copies:
+            # A relay that can't be used costs no attempt, however often it was tried.
+            deferred = sum(attempt.verdict is DEFERRED for attempt in copy.history)
+            report.expect(copy.attempts == 1 + deferred, f"{fault.name}: {copy.attempts} attempts, {deferred} deferred")
+        waited = _wait_of(copies[0])
+        report.expect(waited >= fault.least_wait, f"{fault.name}: asked again after {waited:.1f} s")
+
+
+def _wait_of(copy: DeliveryStatus) -> float:
+    if not copy.history or copy.finished_at is None:
+        return 0.0
+    return (copy.finished_at - copy.history[0].at).total_seconds()
+
+
+def _expect_patience(report: Report, relays: Sequence[BrokenRelay]) -> None:
+    """The relay sees how long it was waited for. Of a loaded machine's many tries the shortest tells what was meant."""
+    waits = {relay.fault.name: min(relay.waited_for) for relay in relays if relay.waited_for}
+    report.remarks.append(f"{len(waits)} silences were waited for, {max(waits.values()):.1f} s at most")
+    for name, seconds in waits.items():
+        report.expect(seconds < TIME_OUT + 0.5, f"{name}: a slot was held for {seconds:.1f} s")
+
+
+def _expect_copies(report: Report, site: Site, relays: Sequence[BrokenRelay], cases: Sequence[Case]) -> None:
+    """What was sent arrived once, at its relay or at the other; what is in doubt once at most; what was refused not at all."""
+    elsewhere = Counter(site.sink.taken())
+    for relay in relays:
+        own = [case for case in cases if case.relay is relay]
+        ends = Counter(end for case in own for end in case.fault.ends)
+        copies = len(relay.acknowledged + relay.unanswered) + sum(elsewhere[case.call.message_id] for case in own)
+        least, most = ends[Status.SENT], ends[Status.SENT] + ends[Status.DOUBTFUL]
+        report.expect(
+            least <= copies <= most, f"{relay.fault.name}: {copies} copies arrived, {least} sent, {most - least} in doubt"
+        )
+
+
+SCENARIOS = [Scenario("SMTP: every fault", every_fault)]

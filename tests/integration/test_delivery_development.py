@@ -1,0 +1,44 @@
+"""Who gets mail outside production: decided when a copy is about to go, whatever has been queued before."""
+
+from email import message_from_bytes
+
+from mailer.message import Address, Status
+from mailer.store import Store
+from tests.mails import a_message
+from tests.services.couriers import MakeCourier, copy_of, deliver_all, queue, received
+from tests.services.sink import Sink
+
+
+def test_only_those_on_the_list(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """Mail to others has failed, with the key that says so, and can be requeued when the list is another one."""
+    ada, bob = queue(store, "ada@example.com"), queue(store, "bob@example.org")
+    deliver_all(make_courier(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
+
+    assert received(sink) == ["ada@example.com"]
+    assert copy_of(store, ada).status is Status.SENT
+    assert (copy_of(store, bob).status, copy_of(store, bob).reply) == (
+        Status.FAILED,
+        "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent",
+    )
+
+
+def test_everything_to_me(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """Each copy of a mail, as it would have been, with the name of who it was for in a header."""
+    message = a_message(to=(Address("ada@example.com"),), cc=(Address("bob@example.com"),))
+    queue(store, "ada@example.com", "bob@example.com", "hidden@example.com", message=message)
+    deliver_all(make_courier(MAILER_REDIRECT_TO="me@example.net"))
+
+    assert received(sink) == ["me@example.net"] * 3
+    mails = [message_from_bytes(mail.raw) for mail in sink.messages]
+    assert sorted(mail["X-Original-Recipient"] for mail in mails) == ["ada@example.com", "bob@example.com", "hidden@example.com"]
+    assert {(mail["To"], mail["Cc"]) for mail in mails} == {("ada@example.com", "bob@example.com")}
+    assert {one.status for one in store.status(message.id)} == {Status.SENT}
+
+
+def test_everything_but_theirs_to_me(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """With both, who is on the list gets their own mail, as it is."""
+    queue(store, "ada@example.com", "bob@example.org")
+    deliver_all(make_courier(MAILER_REDIRECT_TO="me@example.net", MAILER_ALLOWED_RECIPIENTS="example.com"))
+
+    assert sorted(received(sink)) == ["ada@example.com", "me@example.net"]
+    assert [b"X-Original-Recipient" in mail.raw for mail in sink.messages].count(True) == 1

@@ -1,0 +1,179 @@
+"""What a dead worker had in its hands is settled by whoever finds its black box."""
+
+import os
+import signal
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pytest
+
+from mailer.delivery import Courier
+from mailer.delivery import round as round_
+from mailer.errors import StoreUnavailable
+from mailer.message import Message, OnDoubt, Status
+from mailer.mime import Composed, Signer, compose
+from mailer.store import Result, Store
+from tests.mails import a_message, table
+from tests.services.couriers import Clock, MakeCourier, copy_of, queue, queue_many, received
+from tests.services.sink import Sink
+
+
+def deliver_and_die(courier: Courier, in_the_child: Callable[[], object] = lambda: None) -> None:
+    """In a process of its own, which is killed by what it does; if it is not, the test has failed."""
+    if not (child := os.fork()):
+        try:
+            in_the_child()
+            courier.deliver(at_most=60)
+        finally:
+            os._exit(1)  # whatever happens, there is but one pytest
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it was not killed"
+
+
+def killing(*_arguments: object, **_options: object) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def states(store: Store) -> list[str]:
+    return [row["status"] for row in table(store).values()]
+
+
+# --- what was on the wire ---------------------------------------------------------------------------------------------
+
+
+def test_what_the_relay_took_before_its_worker_died(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """It is sent, in the relay's own words: the box has them, though the database heard nothing of it."""
+    queue_many(store, 3)
+    courier = make_courier()
+
+    deliver_and_die(courier, lambda: setattr(store, "record_if_transmitting", killing))
+    assert states(store) == ["transmitting"] * 3
+    make_courier().settle()
+
+    assert states(store) == ["sent"] * 3
+    assert all(row["reply"].startswith("250") for row in table(store).values())
+    assert len(sink.messages) == 3
+
+
+@pytest.mark.parametrize("on_doubt", OnDoubt)
+def test_what_was_on_the_wire(
+    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, on_doubt: OnDoubt
+) -> None:
+    """It is in doubt at once, and only it: nobody waits for its lease. What it had not begun goes back, at no cost."""
+    first, *others = queue_many(store, 3, on_doubt=on_doubt)
+    monkeypatch.setattr(round_.Round, "note", killing)
+
+    deliver_and_die(make_courier())
+    make_courier().settle()
+
+    assert copy_of(store, first).status is Status.DOUBTFUL
+    assert (copy_of(store, first).due_at is not None) == (on_doubt is OnDoubt.RESEND)
+    assert [(copy_of(store, other).status, copy_of(store, other).attempts) for other in others] == [(Status.QUEUED, 0)] * 2
+
+
+def test_what_was_claimed_and_not_begun(make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be claimed again at once, as if it never had been."""
+    mail_id = queue(store, "ada@example.com")
+    monkeypatch.setattr(round_.Round, "__init__", killing)
+
+    deliver_and_die(make_courier())
+    assert states(store) == ["claimed"]
+    make_courier().settle()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
+
+
+def test_a_box_that_comes_too_late(make_courier: MakeCourier, store: Store, clock: Clock, sink: Sink) -> None:
+    """The lease was over before the box was found: a mail that is in doubt by then is sent all the same, and only once."""
+    queue(store, "ada@example.com")
+    deliver_and_die(make_courier(), lambda: setattr(store, "record_if_transmitting", killing))
+    clock.ahead = 7200
+    courier = make_courier()
+    courier.sweep()
+    assert states(store) == ["doubtful"]
+
+    courier.settle()
+    courier.sweep()
+
+    assert states(store) == ["sent"]
+    assert len(sink.messages) == 1
+
+
+# --- a database that is away ------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_away_at_the_moment_of_the_250(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent stays sent: when the database is back, the worker reads in its own box what it could not record."""
+    queue_many(store, 2)
+
+    def away(_results: Collection[Result], **_values: Any) -> set[int]:
+        raise StoreUnavailable("gone")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(store, "record_if_transmitting", away)
+        courier = make_courier()
+        with pytest.raises(StoreUnavailable):
+            courier.deliver_slice()
+        with pytest.raises(StoreUnavailable):
+            courier.settle()
+    assert states(store) == ["transmitting"] * 2
+
+    courier.settle()
+
+    assert states(store) == ["sent"] * 2
+    assert len(received(sink)) == 2
+
+
+# --- poison -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_that_kills_its_workers(
+    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each death while it is composed is a try of this mail, and of no other; after the last it has failed, with the reason."""
+    poison = queue(store, message=a_message(subject="poison"))
+    healthy = queue(store, "bob@example.com")
+    monkeypatch.setattr(round_, "compose", _deadly)
+    courier = make_courier(MAILER_RETRY_ATTEMPTS=3)
+
+    for deaths in (1, 2, 3):
+        deliver_and_die(courier)
+        courier.settle()
+        assert copy_of(store, poison).attempts == deaths
+        assert copy_of(store, healthy).attempts <= 1
+        clock.ahead += 3600
+
+    assert copy_of(store, poison).status is Status.FAILED
+    assert copy_of(store, poison).reply == (
+        "the worker died while it composed this mail (given up after 3 tries, see MAILER_RETRY_ATTEMPTS)"
+    )
+    courier.deliver(at_most=60)
+    assert copy_of(store, healthy).status is Status.SENT
+
+
+def _deadly(message: Message, signer: Signer | None) -> Composed:
+    return killing() if message.subject == "poison" else compose(message, signer)
+
+
+# --- a worker that was frozen -----------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_wakes_up_between_the_envelope_and_the_mail(
+    store: Store, make_courier: MakeCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of a mail that may be somebody else's by now: the relay waits for its first byte in vain."""
+    mail_id = queue(store, "ada@example.com")
+    courier = make_courier()
+    may_begin = round_.Round.may_begin
+
+    def slept(self: round_.Round) -> bool:
+        clock.ahead = 7200
+        return may_begin(self)
+
+    monkeypatch.setattr(round_.Round, "may_begin", slept)
+    courier.deliver_slice()
+
+    assert sink.messages == []
+    assert copy_of(store, mail_id).status is Status.QUEUED

@@ -1,0 +1,211 @@
+"""What is sensitive ends with the last of its deliveries; what is old loses what it said."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, select
+
+from mailer import schema
+from mailer.message import Attachment, Delivery, Message, Status, id_at
+from mailer.store import Store
+from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
+from tests.services.databases import sqlite_only
+from tests.services.waiting import wait_until
+
+CANARY = "kanarienvogel"
+FILE = Attachment("code.txt", f"file {CANARY}".encode())
+CONTENT = {
+    "subject": f"Your code is {CANARY}",
+    "text": f"text {CANARY}",
+    "html": f"<p>{CANARY}</p>",
+    "alternatives": (("calendar", CANARY),),
+    "headers": (("X-Code", CANARY),),
+    "attachments": (FILE,),
+}
+
+
+def secret(**changes: Any) -> Message:
+    return a_message(**{**CONTENT, "sensitive": True, **changes})
+
+
+def said(store: Store, mail_id: str) -> str:
+    """All that the database has of a mail, deliveries apart."""
+    with store.engine.connect() as connection:
+        mails = connection.execute(select(schema.message).where(schema.message.c.id == mail_id)).all()
+        files = connection.execute(select(schema.attachment).where(schema.attachment.c.mail_id == mail_id)).all()
+        blobs = connection.execute(select(schema.blob)).all()
+    return repr((mails, files, blobs))
+
+
+def was_erased(store: Store, mail_id: str) -> bool:
+    """All of it or nothing, and the date says so."""
+    erased_at = store.status(mail_id).erased_at
+    assert (CANARY in said(store, mail_id)) == (erased_at is None)
+    return erased_at is not None
+
+
+def claimed(store: Store, mail_id: str, *, marked: bool = True) -> Delivery:
+    [delivery] = [one for one in claim(store) if one.mail_id == mail_id]
+    if marked:
+        mark(store, delivery)
+    return delivery
+
+
+def came_late(store: Store, mail_id: str) -> None:
+    delivery = claimed(store, mail_id)
+    record(store, delivery, to=Status.DOUBTFUL, due_at=LATER)
+    assert not was_erased(store, mail_id)
+    record(store, delivery, to=Status.SENT)
+
+
+ENDS: dict[str, Callable[[Store, str], object]] = {
+    "sent": lambda store, mail_id: record(store, claimed(store, mail_id), to=Status.SENT),
+    "refused": lambda store, mail_id: record(store, claimed(store, mail_id), to=Status.FAILED),
+    "can't be composed": lambda store, mail_id: store.fail_if_claimed(claimed(store, mail_id, marked=False), "no", now=NOW),
+    "sent after all": came_late,
+    "expired": lambda store, mail_id: store.expire_overdue(LATER),
+    "cancelled": lambda store, mail_id: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW),
+    "cancelled with others": lambda store, mail_id: list(store.cancel_if_due_before(LATER, now=NOW)),
+    "suppressed": lambda store, mail_id: store.settle_if_resting(mail_id, Status.SUPPRESSED, now=NOW),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_every_end_of_a_sensitive_mail(store: Store, end: str) -> None:
+    """Whatever it is: nothing of what the mail said is left, and it can still be listed."""
+    mail_id = insert(store, message=secret(), expires_at=NOW + 3600)
+    assert not was_erased(store, mail_id)
+
+    ENDS[end](store, mail_id)
+
+    assert was_erased(store, mail_id)
+    status = store.status(mail_id)
+    assert ([one.recipient for one in status], status.subject, status.sensitive) == (["ada@example.com"], "", True)
+    assert status.is_finished
+    assert store.load_messages([mail_id]) == {}
+
+
+def test_the_last_copy_counts(store: Store) -> None:
+    """As long as one may still be sent, all that it takes is there; in doubt, it may."""
+    mail_id = insert(store, "ada@example.com", "bob@example.com", "cid@example.com", message=secret())
+    ada, bob, cid = claim(store)
+    mark(store, ada, bob, cid)
+    record(store, ada, to=Status.SENT)
+    record(store, bob, to=Status.QUEUED)
+    record(store, cid, to=Status.DOUBTFUL)
+    assert not was_erased(store, mail_id)
+
+    store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW)
+    assert not was_erased(store, mail_id)
+
+    store.settle_if_resting(mail_id, Status.FAILED, now=NOW)
+    assert was_erased(store, mail_id)
+
+
+def test_an_ordinary_mail_is_kept(store: Store) -> None:
+    """Until it is purged."""
+    assert not was_erased(store, bring(store, Status.SENT, message=a_message(**CONTENT)).mail_id)
+
+
+def test_another_mail_with_the_same_file(store: Store) -> None:
+    """It keeps its own, whichever of the two came first."""
+    before, mail_id, after = (
+        insert(store, message=message) for message in (a_message(attachments=(FILE,)), secret(), a_message(attachments=(FILE,)))
+    )
+    store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW)
+
+    kept = store.load_messages([before, mail_id, after])
+    assert {one: message.attachments[0].data for one, message in kept.items()} == {before: FILE.data, after: FILE.data}
+
+
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)  # SQLite has one writer
+def test_the_last_two_end_at_the_same_moment(store: Store, database_url: str) -> None:
+    """Neither sees that the other one is final, unless the second waits for the first."""
+    mail_id = insert(store, "ada@example.com", "bob@example.com", message=secret())
+    ada, bob = claim(store)
+    mark(store, ada, bob)
+    other = Store(database_url)
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+    with ThreadPoolExecutor(1) as threads, store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with store.together():
+            record(store, ada, to=Status.SENT)
+            second = threads.submit(record, other, bob, to=Status.SENT)
+            wait_until(lambda: second.done() or connection.exec_driver_sql(waiting).first())
+        second.result()
+    other.engine.dispose()
+
+    assert was_erased(store, mail_id)
+
+
+def test_what_was_erased_is_not_queued_again(store: Store) -> None:
+    """There is nothing left to send."""
+    delivery = bring(store, Status.FAILED, message=secret())
+    kept = bring(store, Status.FAILED, message=a_message())
+
+    assert store.settle_if_resting(delivery.mail_id, Status.QUEUED, now=NOW) == set()
+    assert store.settle_if_resting(kept.mail_id, Status.QUEUED, now=NOW) == {kept.id}
+
+
+@sqlite_only
+def test_the_file_forgets(store: Store, database_url: str) -> None:
+    """What was erased is not left in free pages, where whoever has the file could read it."""
+    bring(store, Status.SENT, message=secret(text=CANARY * 2000))
+    store.engine.dispose()  # the last connection moves into the file what is in the log beside it
+    file = Path(str(make_url(database_url).database))
+
+    assert CANARY.encode() not in b"".join(one.read_bytes() for one in file.parent.glob(f"{file.name}*"))
+
+
+def test_nothing_is_said_in_passing() -> None:
+    """Who prints a mail, in a log or in the report of an error, prints nothing of what it says."""
+    assert CANARY not in repr(secret())
+
+
+# --- by age -----------------------------------------------------------------------------------------------------------
+
+
+def old(days: float, **changes: Any) -> Message:
+    """A mail made so long before `LATER`."""
+    created_at = LATER - days * 86400
+    return a_message(**{**CONTENT, "id": f"{id_at(created_at)}{time.monotonic_ns():x}", "created_at": created_at, **changes})
+
+
+def erase(store: Store, before: float) -> None:
+    after: str | None = ""
+    while after is not None:
+        after = store.erase_finished(before, now=LATER, after=after, most=2)
+
+
+def test_old_mails_lose_what_they_said(store: Store) -> None:
+    """Those that are finished since then, in bites; subject and headers stay with the record."""
+    finished = [bring(store, Status.SENT, message=old(8 + number)).mail_id for number in range(5)]
+    waiting = insert(store, message=old(20), due_at=LATER)
+    doubtful = bring(store, Status.DOUBTFUL, message=old(20)).mail_id
+    with store.engine.begin() as connection:
+        connection.execute(schema.delivery.update().where(schema.delivery.c.status == "sent").values(finished_at=LATER - 86400))
+
+    erase(store, LATER - 86400 - 1)
+    assert len(store.load_messages([*finished, waiting, doubtful])) == 7
+
+    erase(store, LATER - 86400)
+    assert store.load_messages([*finished, waiting, doubtful]).keys() == {waiting, doubtful}
+    assert store.status(finished[0]).subject == CONTENT["subject"]
+    assert store.settle_if_resting(finished[0], Status.QUEUED, now=NOW) == set()
+    with store.engine.connect() as connection:
+        assert len(connection.execute(select(schema.attachment)).all()) == 2
+
+
+def test_what_is_young_is_not_looked_at(store: Store) -> None:
+    """The index of what is kept is in the order of the ids, and these begin with the time."""
+    young = bring(store, Status.SENT, message=old(1)).mail_id
+    bring(store, Status.SENT, message=old(3))
+
+    looked_at = store.erase_finished(LATER - 2 * 86400, now=LATER, after="", most=10)
+    assert looked_at is not None
+    assert looked_at < young
+    assert store.erase_finished(LATER - 2 * 86400, now=LATER, after=looked_at, most=10) is None
+    assert len(table(store)) == 2

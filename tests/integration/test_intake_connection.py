@@ -1,0 +1,457 @@
+"""A mail in the application's own transaction: committed with it, or never there."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from mailer import Attachment, ConfigurationError, InvalidMail, KeyReused, Mailer, Receipt, send_email
+from mailer.intake import Intake
+from tests.mails import postgresql_only
+from tests.services.couriers import CountingBell
+from tests.services.databases import sqlite_only
+from tests.shop import OpenShop, rows, stored
+
+mailer = Mailer()
+
+MAIL = {"mailer_message": 1, "mailer_delivery": 1}
+
+
+@pytest.fixture
+def bell(shop: Flask) -> CountingBell:
+    """In place of that of the shop."""
+    bell = CountingBell()
+    intake: Intake = shop.extensions["mailer"].intake
+    intake._bell = bell
+    return bell
+
+
+def driven(url: str) -> str:
+    """The application chooses its driver."""
+    return url.replace("postgresql://", "postgresql+psycopg://")
+
+
+@pytest.fixture
+def engine(shop: Flask, database_url: str) -> Iterator[Engine]:
+    """The application's own, with a table of its own, beside those of Mailer."""
+    assert rows(shop) == {}
+    engine = create_engine(driven(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE shop_order (number INTEGER PRIMARY KEY)"))
+    yield engine
+    engine.dispose()
+
+
+def send(connection: Any, **changes: Any) -> Receipt:
+    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    return send_email(**{**mail, **changes}, connection=connection)
+
+
+def order(connection: Any, number: int = 1) -> None:
+    connection.execute(text("INSERT INTO shop_order VALUES (:number)"), {"number": number})
+
+
+def orders(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.scalars(text("SELECT number FROM shop_order ORDER BY number")))
+
+
+# --- commit and rollback ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def plain(engine: Engine) -> Iterator[Connection]:
+    with engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def thread_local(engine: Engine) -> Iterator[scoped_session[Session]]:
+    session = scoped_session(sessionmaker(engine))
+    yield session
+    session.remove()
+
+
+WAYS: dict[str, Callable[[Engine], Any]] = {"Session": Session, "Connection": plain, "scoped_session": thread_local}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_commit(shop: Flask, engine: Engine, bell: CountingBell, way: str) -> None:
+    """Order and mail are there together; before, there is neither, and nobody was called."""
+    with WAYS[way](engine) as host:
+        order(host)
+        receipt = send(host)
+
+        assert rows(shop) == {}
+        assert bell.rings == 0
+        host.commit()
+    assert rows(shop) == MAIL
+    assert stored(shop, receipt).subject == "Hello"
+    assert orders(engine) == [1]
+    assert bell.rings == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rollback(shop: Flask, engine: Engine, bell: CountingBell, way: str) -> None:
+    """Neither has ever existed; the connection is as good as any for what comes next."""
+    with WAYS[way](engine) as host:
+        order(host)
+        receipt = send(host, attachments=[Attachment("a.pdf", b"%PDF")])
+        host.rollback()
+        order(host, 2)
+        host.commit()
+
+    assert rows(shop) == {}
+    assert mailer.statuses([receipt.id]) == {}
+    assert orders(engine) == [2]
+    assert bell.rings == 0
+
+
+def test_an_application_that_dies(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """An error that leaves the block, or a session that is closed, is a rollback."""
+    with suppress(ZeroDivisionError), engine.begin() as connection:
+        send(connection)
+        raise ZeroDivisionError
+    with Session(engine) as session:
+        send(session)
+
+    assert rows(shop) == {}
+    assert bell.rings == 0
+
+
+def test_a_commit_that_fails(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """What the database refuses at the end takes the mail with it."""
+    with Session(engine) as session:
+        order(session)
+        session.commit()
+        send(session)
+        with pytest.raises(IntegrityError):
+            order(session)
+        session.rollback()
+
+    assert rows(shop) == {}
+    assert bell.rings == 0
+
+
+def test_the_mail_comes_first(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """It begins the transaction, if nothing has yet."""
+    with engine.connect() as connection:
+        send(connection)
+        order(connection)
+        connection.commit()
+
+    assert (rows(shop), orders(engine), bell.rings) == (MAIL, [1], 1)
+
+
+def test_a_block_with_its_own_commit(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """`engine.begin()` and `session.begin()`."""
+    with engine.begin() as connection:
+        send(connection)
+    with Session(engine) as session, session.begin():
+        send(session)
+
+    assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 2}
+    assert bell.rings == 2
+
+
+def test_a_kept_connection(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """Commit after commit: the ring comes with whatever the connection does next."""
+    with engine.connect() as connection:
+        for number in range(3):
+            send(connection)
+            connection.commit()
+            order(connection, number)
+
+            assert bell.rings == number + 1
+        connection.rollback()
+    assert bell.rings == 3
+
+
+def test_many_mails_are_one_ring(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """As there is one commit; a mail for later is none."""
+    with Session(engine) as session:
+        for _ in range(3):
+            send(session)
+        session.commit()
+
+    assert rows(shop) == {"mailer_message": 3, "mailer_delivery": 3}
+    assert bell.rings == 1
+
+
+def test_a_connection_without_a_pool(shop: Flask, database_url: str, bell: CountingBell) -> None:
+    """It is closed after each use."""
+    engine = create_engine(driven(database_url), poolclass=NullPool)
+    with Session(engine) as session:
+        send(session)
+        session.commit()
+
+    assert (rows(shop), bell.rings) == (MAIL, 1)
+
+
+# --- savepoints -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def savepoints(engine: Engine) -> Engine:
+    """With SQLite they work only where the application has taken BEGIN over from the driver, as SQLAlchemy recommends it."""
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def leave_it_to_us(connection: Any, _record: object) -> None:
+            connection.isolation_level = None
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        engine.dispose()
+    return engine
+
+
+def test_a_released_savepoint(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
+    """It waits for the commit of the whole."""
+    with Session(savepoints) as session:
+        with session.begin_nested():
+            send(session)
+
+        assert bell.rings == 0
+        session.commit()
+    assert (rows(shop), bell.rings) == (MAIL, 1)
+
+
+def test_a_savepoint_rolled_back(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
+    """Its mail has never existed, and nobody is called for it."""
+    with Session(savepoints) as session:
+        order(session)
+        with suppress(ZeroDivisionError), session.begin_nested():
+            send(session)
+            raise ZeroDivisionError
+        session.commit()
+
+    assert (rows(shop), orders(savepoints), bell.rings) == ({}, [1], 0)
+
+
+def test_savepoints_in_each_other(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
+    """What is left at the commit goes out, and nothing else."""
+    with Session(savepoints) as session:
+        kept = [send(session)]
+        with session.begin_nested():
+            kept.append(send(session))
+            inner = session.begin_nested()
+            send(session)
+            inner.rollback()
+        outer = session.begin_nested()
+        with session.begin_nested():
+            send(session)
+        outer.rollback()
+        session.commit()
+
+    assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 2}
+    assert set(mailer.statuses([receipt.id for receipt in kept])) == {receipt.id for receipt in kept}
+    assert bell.rings == 1
+
+
+def test_a_session_inside_a_transaction(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
+    """As in the tests of many applications: the commit of the session is none as long as the connection's is missing."""
+    with savepoints.connect() as connection:
+        outermost = connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            send(session)
+            session.commit()
+
+        assert bell.rings == 0
+        outermost.rollback()
+    assert (rows(shop), bell.rings) == ({}, 0)
+
+
+# --- Flask-SQLAlchemy -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db(shop: Flask, engine: Engine, database_url: str) -> SQLAlchemy:
+    shop.config["SQLALCHEMY_DATABASE_URI"] = driven(database_url)
+    shop.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"poolclass": NullPool}
+    return SQLAlchemy(shop)
+
+
+def test_flask_sqlalchemy(shop: Flask, engine: Engine, db: SQLAlchemy, bell: CountingBell) -> None:
+    """`connection=db.session`, for a commit, a rollback and a savepoint."""
+    order(db.session)
+    send(db.session)
+    db.session.rollback()
+    order(db.session, 2)
+    with db.session.begin_nested():
+        send(db.session)
+    assert (rows(shop), bell.rings) == ({}, 0)
+    db.session.commit()
+
+    assert (rows(shop), orders(engine), bell.rings) == (MAIL, [2], 1)
+
+
+def test_the_session_of_a_request(open_shop: OpenShop, engine: Engine, database_url: str) -> None:
+    """Flask-SQLAlchemy removes it at the end: what was not committed is gone."""
+    shop = open_shop(SQLALCHEMY_DATABASE_URI=driven(database_url), SQLALCHEMY_ENGINE_OPTIONS={"poolclass": NullPool})
+    db = SQLAlchemy(shop)
+
+    @shop.post("/orders/<word>")
+    def place(word: str) -> str:
+        order(db.session)
+        send(db.session)
+        if word == "keep":
+            db.session.commit()
+        return word
+
+    for word, kept in (("forget", {}), ("keep", MAIL)):
+        with ThreadPoolExecutor(1) as thread:  # which is in no context of an app, as a server is not
+            thread.submit(shop.test_client().post, f"/orders/{word}").result()
+
+        assert rows(shop) == kept
+
+
+# --- with a key -------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_in_a_transaction(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """Rolled back, the key is free; committed, it has its mail, inside and outside of a transaction."""
+    with Session(engine) as session:
+        send(session, idempotency_key="order-1")
+        session.rollback()
+        first = send(session, idempotency_key="order-1")
+        assert send(session, idempotency_key="order-1") == first
+        session.commit()
+        assert send(session, idempotency_key="order-1") == first
+        session.commit()
+
+    assert send(None, idempotency_key="order-1") == first
+    assert (rows(shop), bell.rings) == (MAIL, 1)
+
+
+def test_a_conflict_leaves_the_transaction_alone(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """Who catches the error goes on, also on PostgreSQL, where a failed statement spoils all that come after it."""
+    send(None, idempotency_key="order-1")
+    with Session(engine) as session:
+        order(session)
+        with pytest.raises(KeyReused):
+            send(session, idempotency_key="order-1", subject="Other")
+        send(session, idempotency_key="order-2")
+        session.commit()
+
+    assert (rows(shop), orders(engine)) == ({"mailer_message": 2, "mailer_delivery": 2}, [1])
+
+
+def test_what_is_refused_leaves_the_transaction_alone(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """Nothing of a mail that raises is in it."""
+    with Session(engine) as session:
+        order(session)
+        with pytest.raises(InvalidMail):
+            send(session, subject="a\nb")
+        session.commit()
+
+    assert (rows(shop), orders(engine), bell.rings) == ({}, [1], 0)
+
+
+def test_half_a_mail_is_none(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """A failure in its middle, a time limit for example, takes back what was written of it and nothing more."""
+
+    def interrupt(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "INTO mailer_delivery" in statement:
+            raise RuntimeError
+
+    event.listen(engine, "before_cursor_execute", interrupt)
+    with Session(engine) as session:
+        order(session)
+        with pytest.raises(RuntimeError):
+            send(session)
+        session.commit()
+
+    assert (rows(shop), orders(engine), bell.rings) == ({}, [1], 0)
+
+
+# --- what is no transaction of ours -----------------------------------------------------------------------------------
+
+
+def test_another_database(shop: Flask, tmp_path: Path) -> None:
+    """The mail would not be where the workers look: the error names both and the key, and no password."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'shop.sqlite3'}")
+    with Session(engine) as session, pytest.raises(ConfigurationError) as error:
+        send(session)
+    engine.dispose()
+
+    assert f"connection: sqlite:///{tmp_path / 'shop.sqlite3'} does not lead to the tables that Mailer has in" in str(error.value)
+    assert "set MAILER_DATABASE_URL to" in str(error.value)
+    assert rows(shop) == {}
+
+
+@sqlite_only
+def test_a_database_in_memory(open_shop: OpenShop, engine: Engine) -> None:
+    """Nobody else can reach it: two of them are not the same."""
+    memory = create_engine("sqlite://")
+    with open_shop(MAILER_DATABASE_URL="sqlite://").app_context():
+        for host in (engine, memory):
+            with Session(host) as session, pytest.raises(ConfigurationError, match="does not lead to the tables"):
+                send(session)
+    memory.dispose()
+
+
+@postgresql_only
+def test_another_schema(shop: Flask, database_url: str) -> None:
+    """The same database is not enough."""
+    engine = create_engine(driven(database_url), connect_args={"options": "-c search_path=elsewhere"})
+    with Session(engine) as session, pytest.raises(ConfigurationError, match="the schema"):
+        send(session)
+    engine.dispose()
+
+
+@sqlite_only
+def test_the_same_file_by_another_name(shop: Flask, database_url: str, tmp_path: Path, bell: CountingBell) -> None:
+    """It is the file that counts."""
+    other = tmp_path / "link"
+    other.symlink_to(Path(database_url.removeprefix("sqlite:///")).parent)
+    engine = create_engine(f"sqlite:///{other}/mailer.sqlite3")
+    with Session(engine) as session:
+        send(session)
+        session.commit()
+    engine.dispose()
+
+    assert (rows(shop), bell.rings) == (MAIL, 1)
+
+
+def test_what_is_no_transaction(shop: Flask, engine: Engine) -> None:
+    """An engine, a session that is not made, a connection of the driver: the error says what to give."""
+    raw = engine.raw_connection()
+    for given in (engine, sessionmaker(engine), raw.driver_connection, "sqlite://", 5):
+        with pytest.raises(InvalidMail, match=f"^connection: {type(given).__name__} is no transaction: give a Session or a"):
+            send(given)
+    raw.close()
+    assert rows(shop) == {}
+
+
+@postgresql_only
+def test_a_connection_that_commits_by_itself(shop: Flask, engine: Engine) -> None:
+    """Then there is nothing to wait for."""
+    connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    with connection, pytest.raises(InvalidMail, match=r"^connection: it is in AUTOCOMMIT"):
+        send(connection)
+    assert rows(shop) == {}
+
+
+# --- without sending --------------------------------------------------------------------------------------------------
+
+
+def test_a_test_of_the_application(open_shop: OpenShop, engine: Engine) -> None:
+    """With TESTING the mail is delivered to nobody at the commit, and not before."""
+    shop = open_shop(TESTING=True)
+    with shop.app_context(), Session(engine) as session:
+        receipt = send(session)
+        session.commit()
+
+        assert [one.attempts for one in mailer.status(receipt.id)] == [1]

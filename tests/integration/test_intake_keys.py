@@ -1,0 +1,222 @@
+"""One key, one mail: however often, and from wherever, the call is made."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import flask_mail
+import pytest
+from flask import Flask
+
+from mailer import Attachment, InvalidMail, KeyReused, Mailer, Receipt, Status, send_email
+from mailer.store import Store
+from mailer.store import statements as sql
+from mailer.store.transactions import Row, Transaction
+from tests.mails import LATER, claim, mark, postgresql_only, record
+from tests.services.databases import sqlite_only
+from tests.services.processes import at_once
+from tests.shop import create_shop, rows, store_of
+
+mailer = Mailer()
+
+
+def send(key: str | None, **changes: Any) -> Receipt:
+    """A mail that says always the same, but for the changes."""
+    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    return send_email(**{**mail, **changes}, idempotency_key=key)
+
+
+def enqueue(key: str, **changes: Any) -> Receipt:
+    message = flask_mail.Message("Hello", ["ada@example.com"], "text")
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return mailer.enqueue(message, idempotency_key=key)
+
+
+def test_the_same_call_again(shop: Flask) -> None:
+    """There is one mail, and everybody gets its receipt; by either way in."""
+    for call in (send, enqueue):
+        first = call(call.__name__)
+
+        assert [call(call.__name__) for _ in range(3)] == [first] * 3
+    assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 2}
+
+
+def test_without_a_key_each_call_is_a_mail(shop: Flask) -> None:
+    """And so it is with a key of its own."""
+    assert len({receipt.id for receipt in (send(None), send(None), send("a"), send("b"))}) == 4
+
+
+OTHER_MAILS: list[dict[str, Any]] = [
+    {"to": "bob@example.com"},
+    {"to": ["ada@example.com", "bob@example.com"]},
+    {"to": "Ada <ada@example.com>"},
+    {"cc": "bob@example.com"},
+    {"bcc": "bob@example.com"},
+    {"reply_to": "bob@example.com"},
+    {"sender": "bob@example.com"},
+    {"subject": "hello"},
+    {"context": {"name": "Bob"}},
+    {"template": "welcome"},
+    {"headers": {"X-Campaign": "november"}},
+    {"attachments": [Attachment("a.pdf", b"%PDF")]},
+    {"tags": ["november"]},
+]
+
+
+def test_the_same_key_with_another_mail(shop: Flask) -> None:
+    """Whatever is different is refused: the error names the key and the mail that has it, and says what to do."""
+    first = send("order-42")
+    for changes in OTHER_MAILS:
+        with pytest.raises(KeyReused) as error:
+            send("order-42", **changes)
+
+        assert str(error.value).startswith(
+            f"idempotency_key: 'order-42' belongs to mail {first.id}, which says something else: give"
+        )
+    with pytest.raises(KeyReused):
+        enqueue("order-42")
+    assert send("order-42") == first
+    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
+
+
+@sqlite_only
+def test_every_part_of_a_file_counts(shop: Flask) -> None:
+    """Its bytes, and what is said of it."""
+    send("a", attachments=[Attachment("a.pdf", b"%PDF")])
+    others = [Attachment("b.pdf", b"%PDF"), Attachment("a.pdf", b"%PDF-1"), Attachment("a.pdf", b"%PDF", "text/csv")]
+    for other in [*others, Attachment("a.pdf", b"%PDF", content_id="a"), Attachment("a.pdf", b"%PDF", headers=(("X-A", "b"),))]:
+        with pytest.raises(KeyReused):
+            send("a", attachments=[other])
+
+
+@sqlite_only
+def test_every_part_of_a_message_counts(shop: Flask) -> None:
+    """That of Flask-Mail has some which `send_email()` has not."""
+    enqueue("a")
+    for changes in ({"alts": {"calendar": "BEGIN:"}}, {"mail_options": ["SMTPUTF8"]}, {"rcpt_options": ["NOTIFY=NEVER"]}):
+        with pytest.raises(KeyReused):
+            enqueue("a", **changes)
+
+
+@sqlite_only
+def test_how_it_travels_does_not_count(shop: Flask) -> None:
+    """The first call has said it; and a Message-ID and a date are new with each message of Flask-Mail."""
+    assert send("a") == send("a", lane="bulk", on_doubt="hold")
+    assert enqueue("b", date=1_000_000_000) == enqueue("b", date=1_000_000_001, msgId="<another@example.com>")
+
+
+def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
+    """Whatever became of the mail; when that is purged, the key is free."""
+    first, store = send("a"), store_of(shop)
+    mailer.cancel(first.id)
+
+    assert send("a") == first
+    store.purge_finished(LATER * 2, most=100)
+    again = send("a")
+    assert again.id != first.id
+    assert [one.status for one in mailer.status(again.id)] == [Status.QUEUED]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("", "idempotency_key: it has 0 characters: give 1 to 255."),
+        ("k" * 256, "idempotency_key: it has 256 characters: give 1 to 255."),
+        (42, "idempotency_key: give a str, not int."),
+        (b"a", "idempotency_key: give a str, not bytes."),
+        ("a\nb", r"idempotency_key: 'a\nb' contains '\n': remove line breaks and other control characters."),
+        ("a\x00", r"idempotency_key: 'a\x00' contains '\x00': remove"),
+        ("\ud800", r"idempotency_key: '\ud800' contains '\ud800': remove"),
+    ],
+)
+@sqlite_only
+def test_what_is_no_key(shop: Flask, key: Any, words: str) -> None:
+    """It is refused at the call, and nothing is stored."""
+    for call in (send, enqueue):
+        with pytest.raises(InvalidMail) as error:
+            call(key)
+
+        assert str(error.value)[: len(words)] == words
+    assert rows(shop) == {}
+
+
+def test_a_long_key_in_any_script(shop: Flask) -> None:
+    """255 characters of four bytes each fit into the index."""
+    key = "🦊" * 255
+
+    assert send(key) == send(key)
+
+
+# --- at the same time -------------------------------------------------------------------------------------------------
+
+CALLS = 50
+
+
+def test_fifty_threads(shop: Flask) -> None:
+    """One mail, one receipt, no error: nor for the mail that comes with files."""
+    together = Barrier(CALLS)
+
+    def call(_number: int) -> Receipt:
+        with shop.app_context():
+            together.wait()
+            return send("order-42", attachments=[Attachment("a.pdf", b"%PDF")])
+
+    with ThreadPoolExecutor(CALLS) as threads:
+        receipts = set(threads.map(call, range(CALLS)))
+
+    assert len(receipts) == 1
+    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1, "mailer_attachment": 1, "mailer_blob": 1}
+
+
+def call_often(config: dict[str, str]) -> list[Receipt]:
+    shop = create_shop(config)
+    with shop.app_context():
+        receipts = [send(f"order-{number}") for number in range(CALLS // 5)]
+    store_of(shop).engine.dispose()
+    return receipts
+
+
+def test_several_processes(shop: Flask, config: dict[str, str]) -> None:
+    """All of them want the same ten mails, in the same order."""
+    receipts = at_once(5, call_often, config)
+
+    assert all(one == receipts[0] for one in receipts)
+    assert rows(shop) == {"mailer_message": CALLS // 5, "mailer_delivery": CALLS // 5}
+
+
+# --- a transaction goes on --------------------------------------------------------------------------------------------
+
+
+def test_a_conflict_does_no_harm(shop: Flask) -> None:
+    """What the same process does next works, the delivery of the first mail among it."""
+    first = send("a")
+    with pytest.raises(KeyReused):
+        send("a", subject="Other")
+    store: Store = store_of(shop)
+    [delivery] = claim(store, now=LATER, lease_until=LATER + 300)
+    mark(store, delivery, now=LATER)
+    record(store, delivery, to=Status.SENT)
+
+    assert [one.status for one in mailer.status(first.id)] == [Status.SENT]
+
+
+@postgresql_only
+def test_a_key_that_is_purged_in_between(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the conflict and before the look at who has the key: then the mail is queued after all."""
+    first = send("a")
+    mailer.cancel(first.id)
+    execute = Transaction.execute
+
+    def purge_before(transaction: Transaction, statement: str, values: Mapping[str, Any]) -> list[Row]:
+        if statement == sql.HAS_KEY:
+            monkeypatch.undo()
+            store_of(shop).purge_finished(LATER * 2, most=100)
+        return execute(transaction, statement, values)
+
+    monkeypatch.setattr(Transaction, "execute", purge_before)
+    again = send("a")
+
+    assert again.id != first.id
+    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}

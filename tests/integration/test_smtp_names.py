@@ -1,0 +1,62 @@
+"""Names are looked up in time, whatever the DNS does."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mailer.message import Phase, Verdict
+from mailer.smtp import names
+from tests.services import deaf_dns
+from tests.services.relay import SHORT, make_relay, send
+from tests.services.sink import Sink
+from tests.services.worker import PROJECT
+
+# What comes of a try where the DNS is deaf.
+_TRY = f"""
+from tests.services.relay import make_relay, send
+
+print(send(make_relay("smtp.example.com", 25, MAILER_CONNECT_TIMEOUT={SHORT})).reply)
+"""
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A resolver that has no end, in place of the real one, which has one after some time."""
+    end = threading.Event()
+
+    def ask(*_: object, **__: object) -> None:
+        end.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getfqdn", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *how: look_up(host, *how) if host == "127.0.0.1" else ask())
+    names._own_name.cache_clear()
+    yield
+    end.set()
+    names._own_name.cache_clear()
+
+
+def test_a_dns_that_does_not_answer() -> None:
+    """We give up first: the real resolver would wait for ten seconds and more, and then say so in its own words."""
+    done = subprocess.run(deaf_dns.command(sys.executable, "-c", _TRY), cwd=PROJECT, capture_output=True, text=True, check=False)
+
+    assert done.stdout.endswith("TimeoutError: the DNS took too long to find 'smtp.example.com'\n"), done.stderr
+
+
+@pytest.mark.parametrize("proxy", ["none", "socks5://proxy.example.com:1080", "socks5h://proxy.example.com:1080"])
+def test_a_resolver_without_end(deaf: None, proxy: str) -> None:
+    """Nobody is reached, which costs the mail nothing; the words name the host."""
+    outcome = send(make_relay("smtp.example.com", 25, MAILER_CONNECT_TIMEOUT=SHORT, MAILER_PROXY=proxy))
+
+    assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
+    assert "took too long" in outcome.reply
+
+
+def test_our_own_name_is_not_waited_for(deaf: None, sink: Sink) -> None:
+    """A relay that needs no DNS gets its mail, if need be from somebody without a name."""
+    assert send(make_relay(sink.host, sink.port)).verdict is Verdict.SENT

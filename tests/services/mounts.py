@@ -1,0 +1,37 @@
+"""Disks that are full, and files that nobody may write: what only root can arrange."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own, mounted below the folder."""
+    disk = folder / "disk"
+    disk.mkdir()
+    _as_root("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@contextmanager
+def immutable(*paths: Path) -> Iterator[None]:
+    """Files, and folders without what is in them: nobody can write to them, be it root, be they open already."""
+    names = [str(path) for path in paths]
+    _as_root("chattr", "+i", *names)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *names], check=True)
+
+
+def _as_root(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"This needs root, on a file system that knows it: {done.stderr.strip()}")

@@ -1,0 +1,244 @@
+"""The black box: who may read it, what it says, and when it is not believed."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mailer import blackbox
+from mailer.blackbox import BlackBox, Remains
+from tests.services.waiting import wait_until
+
+Box = blackbox.Box
+Write = Callable[[Box], None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "instance" / "black-box"
+
+
+@pytest.fixture
+def black_box(folder: Path) -> BlackBox:
+    return BlackBox(folder)
+
+
+def leave(black_box: BlackBox, write: Write) -> None:
+    """A thread that delivers writes, and comes to an end it did not want."""
+    with suppress(ZeroDivisionError), black_box.box() as box:
+        write(box)
+        raise ZeroDivisionError
+
+
+def found(black_box: BlackBox) -> list[Remains]:
+    remains: list[Remains] = []
+    black_box.settle_remains(remains.append)
+    return remains
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def delivering(box: Box) -> None:
+    box.claiming("token")
+    box.composing("mail1")
+    box.composed()
+    for number in (1, 2, 3):
+        box.begun(number, "our relay")
+    box.taken(1, "250 2.0.0 queued as 4 F")
+    box.over(2)
+    box.composing("mail2")
+
+
+def test_what_a_thread_had_in_its_hands(black_box: BlackBox) -> None:
+    """What the relay took is told from what it refused, and from what was on the wire; so is the mail being composed."""
+    leave(black_box, delivering)
+
+    [remains] = found(black_box)
+
+    assert remains == Remains(
+        "token", composing="mail2", begun={1: "our relay", 3: "our relay"}, taken={1: "250 2.0.0 queued as 4 F"}
+    )
+
+
+def test_a_mail_that_is_composed_is_not_suspected(black_box: BlackBox) -> None:
+    """Whatever kills the process later is no fault of it."""
+
+    def composed(box: Box) -> None:
+        box.claiming("token")
+        box.composing("mail1")
+        box.composed()
+
+    leave(black_box, composed)
+
+    assert found(black_box) == [Remains("token")]
+
+
+def test_a_new_claim_means_that_the_one_before_is_settled(black_box: BlackBox) -> None:
+    """Only the last one's notes are there."""
+
+    def twice(box: Box) -> None:
+        delivering(box)
+        box.claiming("another")
+
+    leave(black_box, twice)
+
+    assert found(black_box) == [Remains("another")]
+
+
+def test_a_note_that_was_cut_off(black_box: BlackBox, folder: Path) -> None:
+    """It is not read: what follows it was never done."""
+    leave(black_box, delivering)
+    [path] = folder.iterdir()
+    with path.open("a") as box:
+        box.write("taken 3 25")
+
+    assert found(black_box)[0].taken.keys() == {1}
+
+
+# --- who may read it --------------------------------------------------------------------------------------------------
+
+
+def test_the_box_of_a_living_process(black_box: BlackBox) -> None:
+    """Nobody touches what somebody still has in his hands."""
+    with black_box.box() as box:
+        delivering(box)
+
+        assert found(black_box) == []
+        assert found(BlackBox(black_box._folder)) == []
+
+
+def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
+    """It is open to all once the process is gone, even though nothing of it was closed."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        with black_box.box() as box:
+            delivering(box)
+            os.write(write, b".")
+            signal.pause()  # until it is killed
+    os.read(read, 1)
+    assert found(black_box) == []
+
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert [remains.token for remains in found(black_box)] == ["token"]
+
+
+def test_a_child_does_not_keep_its_parents_box_locked(black_box: BlackBox) -> None:
+    """A worker that was killed may leave a child behind for a while."""
+    with suppress(ZeroDivisionError), black_box.box() as box:
+        delivering(box)
+        if not (child := os.fork()):
+            signal.pause()  # until it is killed
+        raise ZeroDivisionError
+
+    try:
+        wait_until(lambda: found(black_box))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_it_is_settled_once(black_box: BlackBox, folder: Path) -> None:
+    """The box goes when it is settled, and so does one whose thread came to a good end."""
+    leave(black_box, delivering)
+    with black_box.box() as box:
+        delivering(box)
+
+    assert len(found(black_box)) == 1
+    assert found(black_box) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
+    """It stays for the next one who looks."""
+
+    def unable(_remains: Remains) -> None:
+        raise ZeroDivisionError
+
+    leave(black_box, delivering)
+    with pytest.raises(ZeroDivisionError):
+        black_box.settle_remains(unable)
+
+    assert [remains.token for remains in found(black_box)] == ["token"]
+
+
+# --- when it is not believed ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rebooted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """The machine starts anew."""
+
+    def reboot() -> None:
+        (tmp_path / "boot_id").write_text("another\n")
+        monkeypatch.setattr(blackbox, "_BOOT_ID", tmp_path / "boot_id")
+        blackbox._boot.cache_clear()
+
+    yield reboot
+    blackbox._boot.cache_clear()
+
+
+def test_what_was_noted_before_a_reboot(black_box: BlackBox, folder: Path, rebooted: Callable[[], None]) -> None:
+    """Of what was never synced, any part may be missing. The leases decide, and the box goes when they are over."""
+    leave(black_box, delivering)
+    rebooted()
+    assert found(black_box) == []
+    [path] = folder.iterdir()
+
+    os.utime(path, (0, 0))
+
+    assert found(black_box) == []
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\n", b"mailer-99 boot token\nbegun 1 relay\n"])
+def test_what_is_no_box_of_ours(black_box: BlackBox, folder: Path, content: bytes) -> None:
+    """A file of a newer version, or of nobody's, settles nothing."""
+    folder.mkdir(parents=True)
+    (folder / "0123").write_bytes(content)
+
+    assert found(black_box) == []
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk(
+    black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A box that lacks a note would tell that a mail was not begun which was: it goes away as a whole, and mail goes on."""
+    with black_box.box() as box:
+        box.claiming("token")
+        monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)  # as a file system that is full does
+        box.begun(1, "relay")
+        monkeypatch.undo()
+        box.taken(1, "250 ok")
+
+        assert list(folder.iterdir()) == []
+    assert "no space left" in caplog.text
+
+
+def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Mail goes out all the same, and it is said once which key to look at."""
+    (tmp_path / "file").touch()
+    black_box = BlackBox(tmp_path / "file" / "black-box")
+
+    for _ in range(2):
+        with black_box.box() as box:
+            delivering(box)
+
+    assert caplog.text.count("MAILER_BLACK_BOX") == 1
+    assert found(black_box) == []
+
+
+def test_nobody_else_may_read_it(black_box: BlackBox, folder: Path) -> None:
+    """The words of relays are in it, and so are addresses."""
+    leave(black_box, delivering)
+
+    [path] = folder.iterdir()
+    assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)

@@ -1,0 +1,115 @@
+"""Outside production nothing reaches a real person by accident."""
+
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from mailer import ConfigurationError, Mailer
+from mailer.delivery.routing import destination
+from mailer.settings import Settings
+
+REAL: dict[str, Any] = {"MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}
+
+
+def load(**config: Any) -> Settings:
+    return Settings.load(config, {}, default_database_url="sqlite://")
+
+
+# --- debug mode -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", [{}, {"MAIL_SERVER": "localhost"}, {"MAIL_SERVER": "127.0.0.1"}])
+def test_the_default_is_the_local_inbox(server: dict[str, str]) -> None:
+    """In debug mode only: there port 25 may belong to a mail server that knows the way out."""
+    settings = load(DEBUG=True, **server)
+
+    assert (settings.is_local, settings.mail_port) == (True, 1025)
+    assert load(**server).mail_port == 25
+
+
+RISKY: dict[str, dict[str, Any]] = {
+    "smtp.example.com:587": REAL,
+    "smtp.example.com:25": {"MAIL_SERVER": "smtp.example.com"},
+    "192.0.2.1:1025": {"MAIL_SERVER": "192.0.2.1", "MAIL_PORT": 1025},
+    "127.0.0.1:25": {"MAIL_PORT": 25},
+    "localhost:465": {"MAIL_SERVER": "localhost", "MAIL_PORT": 465},
+    "/run/relay.sock": {"MAIL_SERVER": "/run/relay.sock"},
+    "second": {"MAILER_RELAYS": [{"name": "first", "MAIL_PORT": 1025}, {"name": "second", **REAL}]},
+}
+
+
+@pytest.mark.parametrize("name", RISKY)
+def test_a_real_relay_is_refused(name: str) -> None:
+    """When the app starts, with all ways out of it."""
+    with pytest.raises(ConfigurationError) as error:
+        load(DEBUG=True, **RISKY[name])
+
+    assert str(error.value) == (
+        f"MAIL_SERVER: the app is in debug mode, and {name} may bring its mail to real people:"
+        " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who may get mail"
+        " ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, for the inbox at 127.0.0.1:1025."
+    )
+    load(**RISKY[name])
+
+
+@pytest.mark.parametrize(
+    "said", [{"MAILER_REDIRECT_TO": "me@example.com"}, {"MAILER_ALLOWED_RECIPIENTS": "*"}, {"MAIL_SUPPRESS_SEND": True}]
+)
+def test_unless_it_is_said_who_gets_mail(said: dict[str, Any]) -> None:
+    """Then that holds, and the relay is the developer's choice."""
+    assert load(DEBUG=True, **REAL, **said).name == "smtp.example.com:587"
+
+
+def test_the_debug_mode_is_that_of_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flask --debug` and FLASK_DEBUG set it before the app is made."""
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    app = Flask("tests")
+    app.config.from_mapping({"MAILER_DATABASE_URL": "sqlite://", **REAL})
+
+    with pytest.raises(ConfigurationError, match="debug mode"):
+        Mailer(app)
+
+
+# --- who gets mail ----------------------------------------------------------------------------------------------------
+
+ME = "me@example.com"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "redirect_to", "recipient", "to"),
+    [
+        ("", None, "ada@example.com", "ada@example.com"),
+        ("example.com", None, "ada@example.com", "ada@example.com"),
+        ("example.com", None, "Ada@Sub.Example.COM", "Ada@Sub.Example.COM"),
+        ("example.com", None, "ada@notexample.com", None),
+        ("example.com", None, "ada@example.com.org", None),
+        ("bob@example.org, ada@example.com", None, "Ada@example.com", "Ada@example.com"),
+        ("ada@example.com", None, "lada@example.com", None),
+        ("*", None, "ada@example.com", "ada@example.com"),
+        ("", ME, "ada@example.com", ME),
+        ("example.org", ME, "ada@example.com", ME),
+        ("example.org", ME, "ada@example.org", "ada@example.org"),
+    ],
+)
+def test_who_gets_a_copy(allowed: str, redirect_to: str | None, recipient: str, to: str | None) -> None:
+    """Who is allowed to, else who gets all, else nobody; with neither, who it is for."""
+    settings = load(MAILER_ALLOWED_RECIPIENTS=allowed, **{"MAILER_REDIRECT_TO": redirect_to} if redirect_to else {})
+
+    assert destination(settings, recipient) == to
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("MAILER_ALLOWED_RECIPIENTS", ["ada@"], "MAILER_ALLOWED_RECIPIENTS=['ada@']: 'ada@': allowed: such as 'ada@example.com'"),
+        ("MAILER_ALLOWED_RECIPIENTS", 7, "MAILER_ALLOWED_RECIPIENTS=7: allowed: a list"),
+        ("MAILER_REDIRECT_TO", "me", "MAILER_REDIRECT_TO='me': 'me' is not a usable address"),
+    ],
+)
+def test_what_nobody_would_ever_meet(key: str, value: object, says: str) -> None:
+    """A mistake in these keys would be found out by somebody who gets mail."""
+    with pytest.raises(ConfigurationError) as error:
+        load(**{key: value})
+
+    assert str(error.value).startswith(says)

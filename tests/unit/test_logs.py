@@ -1,0 +1,93 @@
+"""Log lines: no address can be read in them, whatever it is part of."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from mailer import Mailer, logs
+from mailer.logs import TaskMask, get_logger, masked
+
+MASKED = {
+    "550 5.1.1 <ada@example.com>: user unknown": "550 5.1.1 <a***@example.com>: user unknown",
+    "to: 'ada@example.com' is no address": "to: 'a***@example.com' is no address",
+    "ada.lovelace+news@sub.example.com, bob@example.com;": "a***@sub.example.com, b***@example.com;",
+    "o'neil@example.com": "o***@example.com",
+    "Ada <ada@example.com>": "Ada <a***@example.com>",
+    '"ada lovelace"@example.com refused': "a***@example.com refused",
+    "jürgen@müller.example": "j***@müller.example",
+    "bounce+ada=example.org@example.com": "b***@example.com",
+    "https://relay.example/why?to=ada%40example.com": "https://relay.example/why?t***@example.com",
+    "ada@[192.0.2.1] and ada@localhost": "a***@[192.0.2.1] and a***@localhost",
+    "postgresql://user:geheim@db/mailer": "postgresql://user:g***@db/mailer",
+    "250 2.0.0 queued as 7F3A": "250 2.0.0 queued as 7F3A",
+    "12 tried @ 3 ms": "12 tried @ 3 ms",
+}
+
+
+@pytest.mark.parametrize("text", MASKED)
+def test_addresses(text: str) -> None:
+    """One letter and the domain are left, and all that is around."""
+    assert masked(text) == MASKED[text]
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("tests")
+    app.config["MAILER_DATABASE_URL"] = "sqlite://"
+    Mailer(app)
+    return app
+
+
+def shout() -> None:
+    try:
+        int("ada@example.com")
+    except ValueError as error:
+        get_logger("mailer.test").exception("%d failed: %s, %s", 1, error, "bob@example.com")
+
+
+def test_a_line_and_its_traceback(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """Both are masked, in an app and outside of one."""
+    shout()
+    with app.app_context():
+        shout()
+
+    assert caplog.text.count("1 failed: invalid literal for int() with base 10: 'a***@example.com', b***@example.com") == 2
+    assert caplog.text.count("ValueError: invalid literal for int() with base 10: 'a***@example.com'") == 2
+    assert "ada@" not in caplog.text
+
+
+def test_an_app_that_wants_to_see_them(caplog: pytest.LogCaptureFixture) -> None:
+    """MAILER_LOG_ADDRESSES, for what is logged in that app."""
+    app = Flask("tests")
+    app.config.from_mapping(MAILER_DATABASE_URL="sqlite://", MAILER_LOG_ADDRESSES=True)
+    Mailer(app)
+    with app.app_context():
+        shout()
+
+    assert "bob@example.com" in caplog.text
+    assert "with base 10: 'ada@example.com'" in caplog.text.splitlines()[-1]
+
+
+def test_the_line_of_a_failed_task(caplog: pytest.LogCaptureFixture) -> None:
+    """Celery's own is masked if the task is ours; the tasks of the application are its own business."""
+    logger = logging.getLogger("tests.trace")
+    logger.addFilter(TaskMask("mailer.send_email"))
+    for name in ("mailer.send_email", "shop.report"):
+        context = {"name": name, "exc": "ValueError('ada@example.com')"}
+        logger.error("Task %(name)s raised: %(exc)s", context, extra={"data": context})
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Task mailer.send_email raised: ValueError('a***@example.com')",
+        "Task shop.report raised: ValueError('ada@example.com')",
+    ]
+    assert "ada@" not in str(caplog.records[0].__dict__)
+
+
+def test_every_module_logs_so() -> None:
+    """A logger that was got otherwise would show all."""
+    package = Path(logs.__file__).parent
+    others = [file for file in package.rglob("*.py") if "getLogger(__name__)" in file.read_text()]
+
+    assert others == []
