@@ -12,6 +12,7 @@ from flask.cli import AppGroup
 from mailer.errors import MailerError
 from mailer.message import DeliveryStatus, Lane, Pause, Status
 from mailer.settings import RelaySettings
+from mailer.smtp.replies import printable
 from mailer.store import Outlook, Store
 
 _LANES = [lane.name.lower() for lane in Lane]
@@ -80,11 +81,12 @@ def status(mail_id: str) -> None:
     """What became of a mail, recipient by recipient."""
     mail = _store().status(mail_id)
     gone = f"  what it said was erased at {_clock(mail.erased_at)}" if mail.erased_at else ""
-    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {mail.subject}{gone}")
+    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {printable(mail.subject)}{gone}")
     for delivery in mail.deliveries:
         click.echo(_line(delivery))
         for attempt in delivery.history:
-            click.echo(f"    {_clock(attempt.at)}  {attempt.verdict} at {attempt.phase}, {attempt.relay}: {attempt.reply}")
+            what = f"{attempt.verdict} at {attempt.phase}, {attempt.relay}: {printable(attempt.reply)}"
+            click.echo(f"    {_clock(attempt.at)}  {what}")
 
 
 @mail_group.command()
@@ -171,7 +173,7 @@ def _what(lane: Lane | None) -> str:
 
 def _show_stops() -> None:
     for lane, one in _store().stops().items():
-        click.echo(f"{_what(lane)} is paused since {_clock(one.since)}: {one.reason}")
+        click.echo(f"{_what(lane)} is paused since {_clock(one.since)}: {printable(one.reason)}")
 
 
 def _cancel_all(before: float, lanes: list[Lane]) -> None:
@@ -195,7 +197,7 @@ def _outlook(outlook: Outlook) -> Iterator[str]:
     yield ""
     yield "The first:"
     for mail_id, recipient, lane, due_at, subject in outlook.first:
-        yield f"{mail_id}  {lane.name.lower()}  {_clock(due_at)}  {recipient}  {subject}"
+        yield f"{mail_id}  {lane.name.lower()}  {_clock(due_at)}  {recipient}  {printable(subject)}"
 
 
 def _place(relay: RelaySettings) -> str:
@@ -217,7 +219,7 @@ def _pause(pause: Pause) -> str:
     else:
         until = "to be tried with the next mail"
     times = "once" if pause.failures == 1 else f"{pause.failures} times"
-    return f"paused since {_clock(pause.since)}, {until}, failed {times}: {pause.reason}"
+    return f"paused since {_clock(pause.since)}, {until}, failed {times}: {printable(pause.reason)}"
 
 
 def _settle(mail_id: str, to: Status) -> None:
@@ -235,7 +237,7 @@ def _settle(mail_id: str, to: Status) -> None:
 
 def _line(delivery: DeliveryStatus) -> str:
     when = delivery.finished_at or delivery.due_at
-    said = f"  {delivery.relay}: {delivery.reply}" if delivery.reply else ""
+    said = f"  {delivery.relay}: {printable(delivery.reply)}" if delivery.reply else ""
     return f"  {delivery.recipient}  {delivery.status}  {_clock(when)}  attempts {delivery.attempts}{said}"
 
 

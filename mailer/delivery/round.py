@@ -20,6 +20,7 @@ from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Ve
 from mailer.mime import Composed, Signer, WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
 from mailer.settings import Settings
+from mailer.smtp.replies import printable
 from mailer.store import Result, Store
 from mailer.throttle import Seats, Throttle
 
@@ -267,7 +268,7 @@ class Round:
                 # What went wrong may quote what the mail says.
                 log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
                 words = "" if message.sensitive else f": {error}"
-                self._fail(deliveries, mail_id, f"it can't be composed: {type(error).__name__}{words}")
+                self._fail(deliveries, mail_id, printable(f"it can't be composed: {type(error).__name__}{words}"))
         self._box.composed()
         written = [(delivery, *self._composed[delivery.mail_id]) for delivery in deliveries if delivery.mail_id in self._composed]
         letters = [self._letter(*one) for one in written]

@@ -32,4 +32,9 @@ class Console:
     def show(self, name: str, line: str) -> None:
         # A reader that went away (`make run | head`, a closed terminal) must not stop the parts.
         with self._lock, suppress(OSError):
-            print(self._prefixes[name] + line, file=self._stream, flush=True)
+            print(self._prefixes[name] + _harmless(line), file=self._stream, flush=True)
+
+
+def _harmless(line: str) -> str:
+    """What a part prints may have come to it over the network: the terminal is to show it, not to obey it."""
+    return "".join(letter if letter.isprintable() or letter == "\t" else ascii(letter)[1:-1] for letter in line)

@@ -1,4 +1,4 @@
-"""What a relay says, in a form that can be kept and shown."""
+"""What others say, relays first of all, in a form that can be kept and shown."""
 
 LONGEST_REPLY = 1000
 YES, GO_ON = ord("2"), ord("3")  # RFC 5321, 4.3.2: the first digit is what counts
@@ -22,7 +22,7 @@ def words_of(reply: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """On one line, for people: a relay may say anything."""
+    """On one line, for people: a relay may say anything. A terminal obeys none of it, and nothing is turned around."""
     text = text.strip()
     if len(text) > LONGEST_REPLY or not text.isprintable() or "  " in text:
         text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import redis
 from celery import bootsteps
 from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -136,10 +137,11 @@ def careful_channel(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
     class CarefulChannel(channel):  # type: ignore[misc]
         Message = CarefulMessage
 
-        @property
-        def do_restore(self) -> bool:
-            """Over a connection that is gone, nothing is given back: kombu would look for its address, and end the worker."""
-            return self.connection is not None and self.connection.client is not None
+        def _connparams(self, **options: Any) -> Any:
+            """Asked for once more when the connection was given up: what is lost is the connection, and not the worker."""
+            if self.connection is None or self.connection.client is None:
+                raise redis.ConnectionError("the connection to the broker was given up")
+            return super()._connparams(**options)
 
         def _brpop_read(self, **options: Any) -> Any:
             return _guarded(super()._brpop_read, **options)

@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
 
+import pytest
 from kombu import Connection, Consumer, Message, Queue
 
 from mailer.tasks.consumer import PatientConsumer, careful_channel
@@ -22,6 +23,17 @@ def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
         connection.collect()
 
     connection.close()  # as Celery does, which ends for any error that is not one of the connection
+
+
+def test_an_acknowledgement_that_comes_too_late_ends_no_worker(redis_server: RedisServer) -> None:
+    """A task was begun over a connection that is gone by now: what can't be said any more is an error of the connection."""
+    connection, _consumer, [message] = consuming(redis_server)
+    channel: Any = message.channel
+    message.ack()
+    connection.close()
+
+    with pytest.raises(connection.connection_errors):
+        channel.basic_ack(message.delivery_tag)
 
 
 def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> None:

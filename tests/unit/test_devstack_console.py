@@ -36,6 +36,14 @@ def test_colours_only_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\033[" not in plain.getvalue()
 
 
+def test_what_a_part_prints_is_shown_and_not_obeyed() -> None:
+    """A part logs what came to it over the network: escapes, line ends and what turns text around are written out."""
+    out = StringIO()
+    Console(out, ["inbox"]).show("inbox", "a\tb \x1b[2J \x9b1m \r \x07 \u202e ü")
+
+    assert out.getvalue() == "inbox | a\tb \\x1b[2J \\x9b1m \\r \\x07 \\u202e ü\n"
+
+
 def test_a_reader_that_went_away_is_no_error() -> None:
     """`make run | head` must not stop the parts."""
 
