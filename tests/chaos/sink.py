@@ -1,7 +1,7 @@
 """A relay that notes each mail it takes, on disk, before it says so: `python -m tests.chaos.sink PORT FILE`.
 
-A line of the file is the recipient and the Message-ID. It is a process of its own, so that it can be frozen and killed, and so
-that it keeps no core from who is to be broken.
+A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so that it can be frozen and
+killed, and so that it keeps no core from who is to be broken.
 
 While there is a file FILE.hold, it answers nothing: what it has taken by then is noted, and the 250 is still to come.
 """
@@ -68,7 +68,7 @@ class _Session(asyncio.Protocol):
 
     def _take(self, mail: bytes) -> bytes:
         found = _MESSAGE_ID.search(mail)
-        os.write(self._file, b"%b %b\n" % (self._recipient, found[1] if found else b"-"))
+        os.write(self._file, b"%b %b %.3f\n" % (self._recipient, found[1] if found else b"-", time.time()))
         while _HOLD.exists():
             time.sleep(0.01)
         return b"250 2.0.0 taken\r\n"

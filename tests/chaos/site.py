@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import create_engine
 
 from bench.program import free_port
-from mailer import Mailer
+from mailer import Mailer, MailStatus
 from mailer.devstack import broker
 from mailer.schema import migrate
 from tests.application import create_app
@@ -55,11 +55,15 @@ class Sink:
 
     def taken(self) -> list[str]:
         """The Message-ID of each mail it took."""
-        return [message_id for _recipient, message_id in self._notes()]
+        return [message_id for _recipient, message_id, _time in self._notes()]
 
     def recipients(self) -> list[str]:
         """The same by recipient."""
-        return [recipient for recipient, _message_id in self._notes()]
+        return [recipient for recipient, _message_id, _time in self._notes()]
+
+    def times(self) -> dict[str, float]:
+        """When it took each mail, by Message-ID."""
+        return {message_id: float(time) for _recipient, message_id, time in self._notes()}
 
     def _notes(self) -> list[list[str]]:
         return [line.split() for line in self._file.read_text().splitlines()]
@@ -112,13 +116,13 @@ class Site:
         self.fleet = Fleet(self.config, folder)
         self.senders: list[Sender] = []
 
-    def start_worker(self, pool: str = "threads", concurrency: int = 4, **env: str) -> Worker:
+    def start_worker(self, pool: str = "threads", concurrency: int = 4, env: Mapping[str, str] | None = None) -> Worker:
         """Ready to work when this returns."""
         [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env)
         return worker
 
     def start_sender(self, **options: object) -> Sender:
-        """`count=` calls and no more, `pause=` seconds between them; the rest are options of `send_email()`."""
+        """`count=` calls and no more, `pause=` and `delay=`: see `tests.chaos.sender`; the rest are options of `send_email()`."""
         sender = Sender(f"sender{len(self.senders)}", self.config, self.folder, options)
         self.senders.append(sender)
         return sender
@@ -136,12 +140,14 @@ class Site:
         with app.app_context():
             wait_until(lambda: not unfinished(calls, Mailer().statuses([call.mail_id for call in calls])), timeout)
 
+    def statuses(self) -> dict[str, MailStatus]:
+        """What the database says, by the mail's id."""
+        with self.app().app_context():
+            return Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id])
+
     def tally(self) -> Tally:
         """What three histories tell."""
-        calls = self.calls()
-        with self.app().app_context():
-            statuses = Mailer().statuses([call.mail_id for call in calls if call.mail_id])
-        return tally(calls, statuses, self.sink.taken())
+        return tally(self.calls(), self.statuses(), self.sink.taken())
 
     def end(self) -> None:
         for sender in self.senders:
