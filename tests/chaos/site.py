@@ -63,18 +63,22 @@ class Sink:
 
     def taken(self) -> list[str]:
         """The Message-ID of each mail it took."""
-        return [message_id for _recipient, message_id in self._notes()]
+        return [message_id for _recipient, message_id, _time in self._notes()]
 
     def recipients(self) -> list[str]:
         """The same by recipient."""
-        return [recipient for recipient, _message_id in self._notes()]
+        return [recipient for recipient, _message_id, _time in self._notes()]
+
+    def times(self) -> dict[str, float]:
+        """When it took each mail, by Message-ID."""
+        return {message_id: float(time) for _recipient, message_id, time in self._notes()}
 
     def _notes(self) -> list[list[str]]:
-        return [line.split()[:2] for line in self._file.read_text().splitlines()]
+        return [line.split() for line in self._file.read_text().splitlines()]
 
     def moments(self) -> list[float]:
         """When it took them, in the time of `time.time()`."""
-        return [float(line.split()[2]) for line in self._file.read_text().splitlines()]
+        return [float(time) for _recipient, _message_id, time in self._notes()]
 
     def count(self) -> int:
         return self._file.read_bytes().count(b"\n")
@@ -164,12 +168,16 @@ class Site:
 
     def mails(self) -> list[MailStatus]:
         """What the database says of those that were accepted."""
+        return [*self.statuses().values()]
+
+    def statuses(self) -> dict[str, MailStatus]:
+        """The same by id."""
         with self.app().app_context():
-            return [*Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id]).values()]
+            return Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id])
 
     def tally(self) -> Tally:
         """What three histories tell."""
-        return tally(self.calls(), {mail.id: mail for mail in self.mails()}, self.sink.taken())
+        return tally(self.calls(), self.statuses(), self.sink.taken())
 
     def end(self) -> None:
         for sender in self.senders:
