@@ -19,9 +19,9 @@ from pathlib import Path
 
 from mailer.forks import survive_forks
 from mailer.logs import get_logger
+from mailer.machine import boot_id
 
 _FORMAT = "mailer-1"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Boxes that are not ours to settle: by then, all leases are over.
 _USELESS_AFTER = 86400.0
 
@@ -210,8 +210,5 @@ def _is_useless(file: int) -> bool:
 
 @cache
 def _boot() -> str:
-    """The kernel's, so one for all containers of a host. On other systems than Linux nothing tells, and no box is believed."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return secrets.token_hex(8)
+    """Where nothing tells, no box is believed."""
+    return boot_id() or secrets.token_hex(8)

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mailer.machine import boot_id
+
 
 @dataclass(frozen=True)
 class Process:
@@ -50,8 +52,7 @@ def _start_time_on_linux(pid: int) -> str | None:
         return None
     after_name = line.rpartition(")")[2].split()  # the name may hold spaces and brackets
     state, ticks_since_boot = after_name[0], after_name[19]
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return None if state in "ZX" else f"{boot} {ticks_since_boot}"
+    return None if state in "ZX" else f"{boot_id()} {ticks_since_boot}"
 
 
 class Ledger:

@@ -6,13 +6,12 @@ break the file. So a machine leaves its mark in the file, and another one keeps 
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 from mailer.errors import InUseElsewhere
+from mailer.machine import boot_id
 from mailer.store import statements as sql
 from mailer.store.transactions import Transaction
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # In seconds.
 _IS_FRESH, _RENEWED_AFTER = 30.0, 10.0
 
@@ -27,10 +26,7 @@ class Machine:
 
 def this_machine() -> Machine:
     name = platform.node()
-    try:
-        return Machine(_BOOT_ID.read_text(encoding="ascii").strip(), name)
-    except OSError:  # not on Linux
-        return Machine(name, name)
+    return Machine(boot_id() or name, name)
 
 
 def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:

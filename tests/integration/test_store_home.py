@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mailer import machine
 from mailer.errors import InUseElsewhere
-from mailer.store import Store, home
+from mailer.store import Store
 from tests.mails import insert, postgresql_only
 from tests.services.databases import sqlite_only
 
@@ -23,7 +24,7 @@ def on_machine(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         def on_machine(name: str) -> Store:
             boot_id = tmp_path / name
             boot_id.write_text(name)
-            monkeypatch.setattr(home, "_BOOT_ID", boot_id)
+            monkeypatch.setattr(machine, "_BOOT_ID", boot_id)
             store = Store(database_url)
             stack.callback(store.engine.dispose)
             return store

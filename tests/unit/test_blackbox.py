@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mailer import blackbox
+from mailer import blackbox, machine
 from mailer.blackbox import BlackBox, Remains
 from tests.services.waiting import wait_until
 
@@ -176,7 +176,7 @@ def rebooted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 
     def reboot() -> None:
         (tmp_path / "boot_id").write_text("another\n")
-        monkeypatch.setattr(blackbox, "_BOOT_ID", tmp_path / "boot_id")
+        monkeypatch.setattr(machine, "_BOOT_ID", tmp_path / "boot_id")
         blackbox._boot.cache_clear()
 
     yield reboot
