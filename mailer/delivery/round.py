@@ -259,7 +259,7 @@ class Round:
         unknown = wanted - self._composed.keys()
         messages = self._office.store.load_messages(unknown)
         for mail_id in unknown - messages.keys():
-            self._fail(deliveries, mail_id, "what it said is erased")
+            self._fail(deliveries, mail_id, "what it said is erased, or can't be read")
         for mail_id, message in messages.items():
             self._box.composing(mail_id)
             try:

@@ -2,6 +2,7 @@
 
 import binascii
 
+from mailer.errors import InvalidAttachment
 from mailer.message import Attachment, Message
 from mailer.mime.headers import disposition_line, text_line, type_line
 
@@ -86,6 +87,8 @@ def _base64(data: bytes) -> bytes:
 
 
 def _file(attachment: Attachment) -> Part:
+    if attachment.data is None:  # as the store found it
+        raise InvalidAttachment(f"attachment {attachment.filename!r}: its bytes are gone from the database, or are others now")
     lines = [type_line(attachment.content_type), "Content-Transfer-Encoding: base64", disposition_line(attachment)]
     if attachment.content_id:
         lines.append(f"Content-ID: <{attachment.content_id}>")

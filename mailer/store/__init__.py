@@ -10,7 +10,6 @@ that really moved: whoever comes second moves nothing.
 A move that leads to a final state is made by `_finish`, which erases in the same transaction what a sensitive mail said.
 """
 
-import hashlib
 import math
 import threading
 import time
@@ -31,10 +30,10 @@ from sqlalchemy.pool import StaticPool
 from mailer import schema
 from mailer.errors import CommitLost, StoreUnavailable, UnknownMail
 from mailer.forks import survive_forks
+from mailer.logs import get_logger
 from mailer.message import (
     TRANSITIONS,
     Address,
-    Attachment,
     Delivery,
     Envelope,
     Key,
@@ -56,7 +55,7 @@ from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.hosts import Host, HostTransaction, connection_of
 from mailer.store.rows import when
 from mailer.store.statements import packed, spelt
-from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
+from mailer.store.transactions import CommitUnanswered, Row, Transaction, Transactions
 
 __all__ = ["Host", "Result", "Store", "connection_of"]
 
@@ -65,6 +64,8 @@ _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
 _MOVED_AT_ONCE = 5000
 # In seconds. The purge spares bytes for longer than mails rely on them without a look.
 _BLOB_IS_FRESH, _BLOB_IS_SPARED = 1800.0, 3600.0
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,7 @@ class Store:
 
     def _insert_attachments(self, transaction: Transaction | HostTransaction, message: Message) -> None:
         """Bytes that are there already are neither sent again nor locked: many mails carry the same logo at the same time."""
-        # What a sensitive mail carries is its own, whoever else has the same: so it can be erased without asking anybody.
-        salt = message.id.encode() if message.sensitive else b""
-        hashes = [hashlib.sha256(salt + attachment.data).hexdigest() for attachment in message.attachments]
+        hashes = [rows.blob_hash(attachment.data, message) for attachment in message.attachments]
         blobs = {sha256: attachment.data for sha256, attachment in zip(hashes, message.attachments, strict=True)}
         values = {"hashes": packed(blobs), "since": message.created_at - _BLOB_IS_FRESH}
         new = blobs.keys() - {sha256 for (sha256,) in transaction.execute(sql.FRESH_BLOBS, values)}
@@ -221,7 +220,7 @@ class Store:
             return rows.deliveries(transaction.execute(sql.HELD, {"token": token}), token)
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
-        """What is to be said, by id; what is erased is left out."""
+        """What is to be said, by id; what is erased is left out, and what can't be read."""
         if not mail_ids:
             return {}
         with self._look() as transaction:
@@ -230,10 +229,11 @@ class Store:
                 attachments = transaction.execute(sql.LOAD_ATTACHMENTS, {"mails": packed(with_attachments)})
             else:
                 attachments = []
-        attached: dict[str, list[Attachment]] = defaultdict(list)
-        for mail_id, attachment in map(rows.attachment, attachments):
-            attached[mail_id].append(attachment)
-        return {mail[0]: rows.message(mail, attached[mail[0]]) for mail in mails}
+        attached: dict[str, list[Row]] = defaultdict(list)
+        for attachment in attachments:
+            attached[attachment[0]].append(attachment)
+        messages = {mail[0]: _read(mail, attached[mail[0]]) for mail in mails}
+        return {mail_id: message for mail_id, message in messages.items() if message is not None}
 
     def load_senders(self, mail_ids: Collection[str]) -> dict[str, str]:
         """Who says it, by id: for relays that take the mail of some senders only."""
@@ -599,6 +599,15 @@ def _reason(error: object) -> str:
 def _stopped(lane: Lane | None) -> dict[str, str]:
     """A person's pause as it is kept."""
     return {"scope": _ALL, "key": ""} if lane is None else {"scope": _LANE, "key": f"{lane:d}"}
+
+
+def _read(mail: Row, attachments: list[Row]) -> Message | None:
+    """Out of its rows, unless somebody has spoilt them: that is for this mail to suffer, not for those beside it."""
+    try:
+        return rows.message(mail, attachments)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is this mail's own, and its words may be the mail's
+        log.error("Mail %s can't be read: %s", mail[0], type(error).__name__)  # noqa: TRY400 -- without them
+        return None
 
 
 def _mistakes(errors: Any) -> tuple[type[Exception], ...]:

@@ -1,8 +1,10 @@
 """Rows of the tables, and the values they stand for."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
@@ -52,11 +54,11 @@ def message_row(message: Message) -> dict[str, Any]:
     }
 
 
-def message(row: Row, attachments: Sequence[Attachment]) -> Message:
+def message(row: Row, attachments: Sequence[Row]) -> Message:
     """The columns are those of `statements.LOAD`."""
     mail_id, message_id, created_at, date, sender, envelope_from, subject, to, cc, reply_to, headers, *rest = row
     text, html, alternatives, tags, mail_options, rcpt_options, sensitive, _has_attachments = rest
-    return Message(
+    said = Message(
         id=mail_id,
         message_id=message_id,
         created_at=created_at,
@@ -75,8 +77,8 @@ def message(row: Row, attachments: Sequence[Attachment]) -> Message:
         mail_options=tuple(_unpacked(mail_options)),
         rcpt_options=tuple(_unpacked(rcpt_options)),
         sensitive=bool(sensitive),
-        attachments=tuple(attachments),
     )
+    return replace(said, attachments=tuple(attachment(one, said) for one in attachments)) if attachments else said
 
 
 _EMPTY = "[]"
@@ -108,12 +110,17 @@ def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachm
     }
 
 
-def attachment(row: Row) -> tuple[str, Attachment]:
-    """The mail's id, and what comes with it; the columns are those of `statements.LOAD_ATTACHMENTS`."""
-    mail_id, filename, data, content_type, content_id, disposition, headers = row
-    return mail_id, Attachment.stored(
+def blob_hash(data: bytes, message: Message) -> str:
+    """What a sensitive mail carries is its own, whoever else has the same: so it can be erased without asking anybody."""
+    return hashlib.sha256(message.id.encode() + data if message.sensitive else data).hexdigest()
+
+
+def attachment(row: Row, message: Message) -> Attachment:
+    """The columns are those of `statements.LOAD_ATTACHMENTS`. Bytes that are not the ones which came are as good as none."""
+    _mail_id, sha256, data, filename, content_type, content_id, disposition, headers = row
+    return Attachment.stored(
         filename=filename,
-        data=data,
+        data=data if isinstance(data, bytes) and blob_hash(data, message) == sha256 else None,
         content_type=content_type,
         content_id=content_id,
         disposition=disposition,

@@ -200,8 +200,8 @@ SELECT {", ".join(_as_text(column) for column in _MESSAGE_COLUMNS)},
 FROM mailer_message WHERE id {{mails}} AND erased_at IS NULL
 """
 LOAD_ATTACHMENTS = """
-SELECT mail_id, filename, data, content_type, content_id, disposition, CAST(headers AS text)
-FROM mailer_attachment JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+SELECT mail_id, mailer_attachment.sha256, data, filename, content_type, content_id, disposition, CAST(headers AS text)
+FROM mailer_attachment LEFT JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
 WHERE mail_id {mails}
 ORDER BY mail_id, position
 """

@@ -113,7 +113,7 @@ def _objection(message: Any, tasks: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or name not in tasks:
         return f"no task has the name {str(name)[:_LONGEST_OBJECTION]}"
     if not isinstance(number, str) or len(number) > _LONGEST_ID or not number.isprintable():
-        return f"{name}: the id is none"
+        return f"{name}: its id is no id"
     if name.startswith(_OWN) and not _is_bare(message):
         return f"{name}: it is called with nothing, and this call has something"
     return ""

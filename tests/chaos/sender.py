@@ -2,17 +2,25 @@
 
 It prints a line for each call: "accepted ID MESSAGE-ID RECIPIENT SECONDS", or "refused ERROR - RECIPIENT SECONDS". The
 options are those of `send_email()`; `count`, after which it ends; `pause`, in seconds between two calls; `delay`, in seconds
-until the mail is due; and `file`, the size of an attachment.
+until the mail is due; `file`, the size of an attachment; and `line`, the length of a line in the mail.
+
+With `shared=orders`, every process queues the same mails, orders-1 and so on, each under its key. With `orders=1`, a mail is
+queued in the transaction that writes an order, of the same name as its recipient; every third is rolled back.
 """
 
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from mailer import Attachment, MailerError, send_email
+from sqlalchemy import Engine, create_engine, text
+
+from mailer import Attachment, MailerError, Receipt, send_email
 from tests.application import create_app
 
 
@@ -20,13 +28,20 @@ def main(name: str, options: dict[str, str]) -> None:
     count, pause = int(options.pop("count", "0")), float(options.pop("pause", "0"))
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_signal: stopping.set())
+    shared, orders = options.pop("shared", ""), bool(options.pop("orders", ""))
     given = _given(options)
     app = create_app({})
+    engine = create_engine(os.environ["MAILER_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")) if orders else None
     number = 0
     while not stopping.wait(pause) and (not count or number < count):
         number += 1
         with app.test_request_context():
-            _send(f"{name}-{number}@example.com", given)
+            recipient = f"{shared or name}-{number}@example.com"
+            if engine is not None:
+                _report(recipient, partial(_order, engine, recipient, number % 3 == 0))
+            else:
+                key = {"idempotency_key": recipient} if shared else {}
+                _report(recipient, partial(_send, recipient, **given, **key))
 
 
 def _given(options: dict[str, str]) -> dict[str, Any]:
@@ -36,17 +51,36 @@ def _given(options: dict[str, str]) -> dict[str, Any]:
         given["send_at"] = timedelta(seconds=float(delay))
     if size := given.pop("file", None):
         given["attachments"] = [Attachment("file.bin", b"\xa5" * int(size))]
+    if length := given.pop("line", None):
+        given["name"] = "x" * int(length)
     return given
 
 
-def _send(recipient: str, options: dict[str, Any]) -> None:
+def _report(recipient: str, call: Callable[[], Receipt]) -> None:
     started = time.perf_counter()
     try:
-        receipt = send_email(recipient, "Chaos", "welcome", name=recipient, **options)
+        receipt = call()
         said = f"accepted {receipt.id} {receipt.message_id}"
-    except MailerError as error:
+    except (MailerError, RolledBack) as error:
         said = f"refused {type(error).__name__} -"
     print(said, recipient, f"{time.perf_counter() - started:.4f}", flush=True)
+
+
+def _send(recipient: str, **options: Any) -> Receipt:
+    return send_email(recipient, "Chaos", "welcome", **{"name": recipient, **options})
+
+
+class RolledBack(Exception):
+    """The application has thought better of it."""
+
+
+def _order(engine: Engine, recipient: str, is_dropped: bool) -> Receipt:
+    with engine.begin() as connection:
+        receipt = _send(recipient, connection=connection)
+        connection.execute(text("INSERT INTO chaos_order VALUES (:recipient)"), {"recipient": recipient})
+        if is_dropped:
+            raise RolledBack
+    return receipt
 
 
 if __name__ == "__main__":

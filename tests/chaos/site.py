@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,18 +63,22 @@ class Sink:
 
     def taken(self) -> list[str]:
         """The Message-ID of each mail it took."""
-        return [message_id for _recipient, message_id in self._notes()]
+        return [message_id for _recipient, message_id, _time in self._notes()]
 
     def recipients(self) -> list[str]:
         """The same by recipient."""
-        return [recipient for recipient, _message_id in self._notes()]
+        return [recipient for recipient, _message_id, _time in self._notes()]
+
+    def times(self) -> dict[str, float]:
+        """When it took each mail, by Message-ID."""
+        return {message_id: float(time) for _recipient, message_id, time in self._notes()}
 
     def _notes(self) -> list[list[str]]:
         return [line.split() for line in self._file.read_text().splitlines()]
 
     def moments(self) -> list[float]:
         """When it took them, in the time of `time.time()`."""
-        return [float(line.split()[2]) for line in self._file.read_text().splitlines()]
+        return [float(time) for _recipient, _message_id, time in self._notes()]
 
     def count(self) -> int:
         return self._file.read_bytes().count(b"\n")
@@ -99,6 +103,11 @@ class Sender:
     def wait(self, timeout: float = 120) -> None:
         """Until it has made all its calls."""
         assert self.process.wait(timeout) == 0, self._file.with_suffix(".log").read_text()[-2000:]
+
+    def kill(self) -> None:
+        """In the middle of whatever it does."""
+        self.process.kill()
+        self.process.wait()
 
     def calls(self) -> list[Call]:
         """Those that have returned or raised."""
@@ -132,9 +141,10 @@ class Site:
         *,
         until_ready: bool = True,
         env: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> Worker:
         """Ready to work when this returns, which it never is without a broker."""
-        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready)
+        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready, within=within)
         return worker
 
     def start_sender(self, *, name: str = "", **options: object) -> Sender:
@@ -158,12 +168,16 @@ class Site:
 
     def mails(self) -> list[MailStatus]:
         """What the database says of those that were accepted."""
+        return [*self.statuses().values()]
+
+    def statuses(self) -> dict[str, MailStatus]:
+        """The same by id."""
         with self.app().app_context():
-            return [*Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id]).values()]
+            return Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id])
 
     def tally(self) -> Tally:
         """What three histories tell."""
-        return tally(self.calls(), {mail.id: mail for mail in self.mails()}, self.sink.taken())
+        return tally(self.calls(), self.statuses(), self.sink.taken())
 
     def end(self) -> None:
         for sender in self.senders:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,12 +20,20 @@ class Worker:
     """One `celery -A tests.worker_app worker`, in a session of its own with whatever children its pool has."""
 
     def __init__(
-        self, name: str, pool: str, concurrency: int, env: Mapping[str, str], folder: Path, loglevel: str = "INFO"
+        self,
+        name: str,
+        pool: str,
+        concurrency: int,
+        env: Mapping[str, str],
+        folder: Path,
+        *,
+        within: Sequence[str] = (),
+        loglevel: str = "INFO",
     ) -> None:
         self.log = folder / f"{name}.log"
         self._killed = False
         self._told = False
-        command = [sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", loglevel]
+        command = [*within, sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", loglevel]
         command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
         command += ["--without-mingle", "--without-gossip"]  # they ask other workers for a second; the README's test does not
         with self.log.open("wb") as log:
@@ -54,6 +62,12 @@ class Worker:
             self._told = True
             self.process.terminate()
 
+    def signal(self, *signals: signal.Signals, to_group: bool = False) -> None:
+        """Send these to its main process, or to its children as well; how it ends is for the caller to judge."""
+        self._told = self._killed = True
+        for signum in signals:
+            (os.killpg if to_group else os.kill)(self.process.pid, signum)
+
     def kill(self) -> None:
         """Kill it with all its children, as a power cut does."""
         self._killed = self._killed or self.is_running
@@ -79,11 +93,12 @@ class Fleet:
         env: Mapping[str, str] | None = None,
         until_ready: bool = True,
         loglevel: str = "INFO",
+        within: Sequence[str] = (),
     ) -> list[Worker]:
-        """Start this many more workers; return when all of them are ready, or at once."""
+        """Start this many more workers, as what the command `within` starts; return when all of them are ready, or at once."""
         environment = {**self._config, **(env or {})}
         names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
-        started = [Worker(name, pool, concurrency, environment, self._folder, loglevel) for name in names]
+        started = [Worker(name, pool, concurrency, environment, self._folder, within=within, loglevel=loglevel) for name in names]
         self._workers += started
         for worker in started if until_ready else ():
             worker.wait_until_ready()

@@ -1,13 +1,17 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import postgresql, redis, restore, smtp, sqlite, workers
+from tests.chaos.scenarios import clocks, forged, intake, postgresql, redis, restore, smtp, sqlite, stops, workers
 
 SCENARIOS: list[Scenario] = [
     *workers.SCENARIOS,
+    *stops.SCENARIOS,
     *redis.SCENARIOS,
     *postgresql.SCENARIOS,
     *sqlite.SCENARIOS,
     *smtp.SCENARIOS,
+    *clocks.SCENARIOS,
+    *intake.SCENARIOS,
+    *forged.SCENARIOS,
     *restore.SCENARIOS,
 ]

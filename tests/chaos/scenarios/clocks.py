@@ -1,0 +1,58 @@
+"""Clocks that are wrong, and clocks that are set."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.chaos.flow import count_up, hold_a_mail, let_mail_flow, note_resumption
+from tests.chaos.scenario import Report, Scenario, Size, named
+from tests.chaos.site import Sender, Site, running_site
+from tests.services.clocks import Clock
+
+_HOUR = 3600.0
+_APART = 30.0
+
+
+def jump(folder: Path, size: Size, *, seconds: float) -> Report:
+    """The clock of a machine is set, while mail is on the wire and more waits; nothing of it waits until the clock is back."""
+    report, clock = Report(), Clock(folder / "clock")
+    with running_site(folder) as site:
+        site.config |= clock.env
+        let_mail_flow(site)
+        for number in range(1, size.pick(1, 10) + 1):
+            hold_a_mail(site)
+            time.sleep(1)  # more gets queued
+            clock.set(number * seconds)
+            report.faults += 1
+            site.sink.let_go()
+            note_resumption(site, report)
+        count_up(site, report)
+    return report
+
+
+def apart(folder: Path, size: Size) -> Report:
+    """One of two machines is half a minute ahead. No mail goes twice, and none goes earlier than by that."""
+    report, ahead = Report(faults=1), Clock(folder / "clock")
+    with running_site(folder, "postgresql") as site:
+        ahead.set(_APART)
+        site.start_worker(env=ahead.env)
+        let_mail_flow(site)
+        scheduled = site.start_sender(pause=0.1, delay=_APART + 3)
+        time.sleep(size.pick(8, 300))
+        count_up(site, report)
+        early = _seconds_early(site, scheduled, _APART + 3)
+    report.remarks.append(f"scheduled mail went {max(early):.1f} s early at most")
+    report.expect(max(early) <= _APART, f"a mail went {max(early):.1f} s early")
+    return report
+
+
+def _seconds_early(site: Site, sender: Sender, delay: float) -> list[float]:
+    """Of each mail, by the true clock, which is the sender's and the relay's."""
+    created, taken = site.statuses(), site.sink.times()
+    return [created[call.mail_id].created_at.timestamp() + delay - taken[call.message_id] for call in sender.calls()]
+
+
+SCENARIOS = [
+    *named("the clock jumps an hour", forwards=partial(jump, seconds=_HOUR), backwards=partial(jump, seconds=-_HOUR)),
+    Scenario("two machines' clocks are 30 s apart", apart),
+]

@@ -1,0 +1,158 @@
+"""Workers are told to stop in every way there is, with mail on the wire: after that, nothing is held, and nothing in doubt."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import text
+
+from tests.chaos.scenario import Report, Size, named
+from tests.chaos.site import Site, running_site
+from tests.services.requirement import do_without
+from tests.services.waiting import wait_until
+from tests.services.worker import Worker
+
+# A worker that is the first process of its container, as Docker runs it.
+_CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+_DOCKER_WAITS = 10  # seconds, then it kills
+
+
+def stop(folder: Path, size: Size, *, pool: str) -> Report:
+    """The relay keeps the worker waiting while it is told to stop, and no other worker is there to clean up after it."""
+    report = Report()
+    with running_site(folder) as site:
+        senders = [site.start_sender(pause=0.01) for _ in range(2)]
+        for way, tell in list(_WAYS.items()) * size.pick(1, 5):
+            worker = site.start_worker(pool, 2, within=_container() if tell is _docker_stop else ())
+            _wait_for_flow(site)
+            site.sink.freeze()
+            wait_until(lambda: _held(site, "transmitting"))
+            tell(worker)
+            time.sleep(size.pick(1, 5))  # the relay is slow: whatever is ended by a signal has ended by now
+            site.sink.thaw()
+            _expect_clean_end(report, site, worker, way)
+            report.faults += 1
+        for sender in senders:
+            sender.stop()
+        site.start_worker(pool, 4)
+        site.settle()
+        report.tally = site.tally()
+    report.expect_nothing_lost()
+    return report
+
+
+def stop_without_redis(folder: Path, size: Size, *, pool: str) -> Report:
+    """Redis is frozen while the worker is told to stop: it waits for no answer for long."""
+    report = Report(faults=1)
+    with running_site(folder) as site:
+        sender = site.start_sender(pause=0.01)
+        worker = site.start_worker(pool, 2)
+        _wait_for_flow(site)
+        site.redis.pause()
+        _wait_for_flow(site)
+        worker.signal(signal.SIGTERM)
+        _expect_clean_end(report, site, worker, "SIGTERM")
+        site.redis.resume()
+        sender.stop()
+        site.start_worker(pool, 4)
+        site.settle()
+        report.tally = site.tally()
+    report.expect_nothing_lost()
+    return report
+
+
+def rolling_restart(folder: Path, size: Size, *, pool: str) -> Report:
+    """A new worker is started, the oldest is stopped, and so on."""
+    report = Report()
+    with running_site(folder) as site:
+        senders = [site.start_sender() for _ in range(2)]
+        old = site.start_worker(pool, 2)
+        for _ in range(size.pick(2, 20)):
+            new = site.start_worker(pool, 2)
+            _wait_for_flow(site)
+            old.stop()
+            old = new
+            report.faults += 1
+        for sender in senders:
+            sender.stop()
+        site.settle()
+        report.tally = site.tally()
+    report.expect_nothing_lost()
+    return report
+
+
+# --- the ways ---------------------------------------------------------------------------------------------------------
+
+
+def _send(*signals: signal.Signals, to_group: bool = False) -> Callable[[Worker], None]:
+    """To the main process or to its children as well, as a terminal does, and systemd by default."""
+
+    def tell(worker: Worker) -> None:
+        for number, signum in enumerate(signals):
+            wait_until(lambda number=number: worker.log.read_text().count("shutdown (MainProcess)") >= number)  # type: ignore[misc]
+            worker.signal(signum, to_group=to_group)
+
+    return tell
+
+
+def _docker_stop(worker: Worker) -> None:
+    first = int(Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text())
+    worker.signal()
+    os.kill(first, signal.SIGTERM)
+
+
+def _container() -> tuple[str, ...]:
+    if subprocess.run([*_CONTAINER, "true"], check=False, capture_output=True).returncode:
+        do_without("unshare with the right to use it")
+    return _CONTAINER
+
+
+_WAYS = {
+    "SIGTERM": _send(signal.SIGTERM),
+    "SIGTERM to the group": _send(signal.SIGTERM, to_group=True),
+    "SIGTERM to the group, twice": _send(signal.SIGTERM, signal.SIGTERM, to_group=True),
+    "SIGINT": _send(signal.SIGINT),
+    "Ctrl-C": _send(signal.SIGINT, to_group=True),
+    "Ctrl-C twice": _send(signal.SIGINT, signal.SIGINT, to_group=True),
+    "SIGQUIT": _send(signal.SIGQUIT),
+    "SIGQUIT to the group": _send(signal.SIGQUIT, to_group=True),
+    "docker stop": _docker_stop,
+}
+
+
+# --- what is seen -----------------------------------------------------------------------------------------------------
+
+
+def _wait_for_flow(site: Site) -> None:
+    before = site.sink.count()
+    wait_until(lambda: site.sink.count() > before, timeout=60)
+
+
+def _expect_clean_end(report: Report, site: Site, worker: Worker, way: str) -> None:
+    started = time.monotonic()
+    worker.process.wait(60)
+    seconds = time.monotonic() - started
+    report.remarks.append(f"{way}: ended with code {worker.process.returncode}, {seconds:.1f} s after the relay's reply")
+    report.expect(way != "docker stop" or seconds < _DOCKER_WAITS, f"docker stop: killed after {_DOCKER_WAITS} s")
+    for status in ("claimed", "transmitting"):
+        if held := _held(site, status):
+            report.broken.append(f"{way}: {held} are still {status} by a worker that has ended")
+
+
+def _held(site: Site, status: str) -> int:
+    query = text("SELECT count(*) FROM mailer_delivery WHERE status = :status")
+    with site.app().extensions["mailer"].store.engine.connect() as connection:
+        return int(connection.scalar(query, {"status": status}))
+
+
+_POOLS = ("prefork", "threads")
+
+SCENARIOS = [
+    *named("Workers are told to stop", **{pool: partial(stop, pool=pool) for pool in _POOLS}),
+    *named("Workers are told to stop while Redis is frozen", **{pool: partial(stop_without_redis, pool=pool) for pool in _POOLS}),
+    *named("Rolling restart", **{pool: partial(rolling_restart, pool=pool) for pool in _POOLS}),
+]
