@@ -1,0 +1,58 @@
+"""The commands that hand a mail over: three lines, whatever was stored."""
+
+from typing import Any
+
+import pytest
+
+from mailer.message import Address, Message, Outcome, Verdict
+from mailer.mime import WireMessage, compose
+from mailer.smtp.envelope import Offers, envelope_of
+
+OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, most_octets=0)
+#: What ends a line or an address, or stands for the end of one somewhere.
+BREAKS = ["\r\n", "\n", "\r", "\x00", " ", "\t", "\x0b", "\x0c", "\x1b", "\x7f"]
+HIDDEN = "RCPT TO:<eve@example.com>"
+
+
+def commands(*, recipient: str = "bob@example.com", **options: Any) -> bytes | Outcome:
+    """Of a mail that came from the database, where no check of ours has seen it."""
+    message = Message(
+        id="mail",
+        message_id="<mail@example.com>",
+        created_at=1_800_000_000.0,
+        sender=Address("ada@example.com"),
+        subject="Hello",
+        text="Hello",
+        html=None,
+        to=(Address("bob@example.com"),),
+    )
+    letter = WireMessage(message, recipient, compose(message))
+    letter.mail_options, letter.rcpt_options = options.get("mail_options", []), options.get("rcpt_options", [])
+    return envelope_of(letter, OFFERS)
+
+
+def test_three_lines() -> None:
+    """The usual case."""
+    assert commands(rcpt_options=["NOTIFY=NEVER"]) == (
+        b"MAIL FROM:<ada@example.com>\r\nRCPT TO:<bob@example.com> NOTIFY=NEVER\r\nDATA\r\n"
+    )
+
+
+@pytest.mark.parametrize("end", [*BREAKS, "<", ">"])
+def test_no_recipient_holds_a_command(end: str) -> None:
+    """It is refused before anything is said."""
+    refused = commands(recipient=f"bob@example.com{end}{HIDDEN}")
+
+    assert isinstance(refused, Outcome)
+    assert refused.verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize("end", BREAKS)
+@pytest.mark.parametrize("kind", ["mail_options", "rcpt_options"])
+def test_no_option_holds_a_command(kind: str, end: str) -> None:
+    """Nor does one of these."""
+    options: dict[str, Any] = {kind: [f"NOTIFY=NEVER{end}{HIDDEN}"]}
+    refused = commands(**options)
+
+    assert isinstance(refused, Outcome)
+    assert refused.verdict is Verdict.REFUSED

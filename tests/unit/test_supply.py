@@ -1,0 +1,76 @@
+"""What the product is made of, and what SECURITY.md says of it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from requirements.audit import LOCKS
+
+PROJECT = Path(__file__).parents[2]
+SECURITY = (PROJECT / "SECURITY.md").read_text()
+#: What may install packages.
+INSTALLERS = [
+    *(PROJECT / name for name in ("Dockerfile", "Makefile", "docker-compose.yml", ".ci/run")),
+    *(PROJECT / "bench").rglob("*.py"),
+    *(PROJECT / "mailer").rglob("*.py"),
+]
+_INSTALLS = re.compile(r'(?:-m pip |"pip", ).*\binstall\b')
+_PINNED = re.compile(r"^\S+==\S+.*(?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+", re.MULTILINE)
+_LINT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+
+
+def test_each_promise_has_a_test() -> None:
+    """What SECURITY.md names as the guard of a promise exists."""
+    promises = [
+        line for line in SECURITY.partition("## What stops the rest")[2].splitlines() if re.match(r"\| (?!promise)\w", line)
+    ]
+    guards = re.findall(r"`(tests/[^`]+)`", SECURITY)
+
+    assert len(promises) > 20
+    assert [promise for promise in promises if not re.search(r"\| `tests/[^|]+` \|$", promise)] == []
+    assert [guard for guard in guards if not (PROJECT / guard).is_file()] == []
+
+
+def test_the_readme_leads_there() -> None:
+    """Who looks for it finds it, and the page's own links lead somewhere."""
+    assert "(SECURITY.md)" in (PROJECT / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#]+)", SECURITY):
+        assert (PROJECT / link).is_file(), link
+
+
+def test_what_is_installed_has_a_hash() -> None:
+    """Nothing is installed that is not as it was when it was locked."""
+    lines = [line for file in INSTALLERS for line in file.read_text().splitlines()]
+    commands = [line for line in lines if _INSTALLS.search(line)]
+
+    assert len(commands) == 4  # the image, two kinds of virtual environments, and that of the bench
+    assert [command for command in commands if "--require-hashes" not in command] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_each_package_of_a_lock_has_hashes(lock: Path) -> None:
+    """One that has none could be anything."""
+    text = lock.read_text().replace(" \\\n", "\n")
+
+    assert len(_PINNED.findall(text)) == len(re.findall("^[^ #\n]", text, re.MULTILINE)) > 0
+
+
+def test_all_rules_of_the_linter_are_on() -> None:
+    """Those of bandit too; whatever is ignored has its reason on the same line."""
+    ignored = re.search(r"^ignore = \[\n(.*?)^\]", (PROJECT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+
+    assert _LINT["select"] == ["ALL"]
+    assert ignored
+    assert [line for line in ignored[1].splitlines() if not re.fullmatch(r'    "\w+", +# .+', line)] == []
+
+
+def test_an_exception_has_its_reason() -> None:
+    """A rule about safety that is not kept at one place says why, there."""
+    folders = ("mailer", "tests", "bench", "docs", "requirements")
+    files = [*PROJECT.glob("*.py"), *(file for folder in folders for file in (PROJECT / folder).rglob("*.py"))]
+    exceptions = [line for file in files for line in file.read_text().splitlines() if re.search(r"# noqa: [\w, ]*\bS\d+", line)]
+
+    assert exceptions
+    assert [line for line in exceptions if not re.search(r"# noqa: [A-Z0-9, ]+ --? \S", line)] == []
