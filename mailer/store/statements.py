@@ -348,7 +348,7 @@ OUTGOING_DOMAINS = """
 SELECT domain, COUNT(*) FROM mailer_delivery WHERE {outgoing} GROUP BY domain ORDER BY 2 DESC, 1 LIMIT :most
 """
 OUTGOING_FIRST = """
-SELECT mail_id, recipient, lane, mailer_delivery.due_at, subject
+SELECT mail_id, recipient, lane, mailer_delivery.due_at, CASE WHEN sensitive THEN '(sensitive)' ELSE subject END
 FROM mailer_delivery JOIN mailer_message ON mailer_message.id = mail_id
 WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
 """

@@ -81,6 +81,7 @@ queue.send_email(
     send_at=timedelta(hours=1),
     expires_at=datetime.now(UTC) + timedelta(days=1),
     on_doubt="hold",
+    sensitive=True,
     tags=["invoice"],
     context={"subject": "a name that an argument has"},
     invoice=object(),
@@ -92,7 +93,9 @@ queue.send_email("ada@example.com", "News", "mail/news", lane=Lane.BULK, on_doub
 message = Message("Welcome", ["ada@example.com"], "Hello")
 assert_type(message, flask_mail.Message)
 assert_type(queue.enqueue(message), Receipt)
-queue.enqueue(message, lane="bulk", send_at=timedelta(hours=1), expires_at=timedelta(days=1), on_doubt=OnDoubt.RESEND, tags=["a"])
+queue.enqueue(
+    message, lane="bulk", send_at=timedelta(hours=1), expires_at=timedelta(days=1), on_doubt=OnDoubt.RESEND, sensitive=False
+)
 
 mail = Mail(app)
 later = Mail()
