@@ -81,7 +81,8 @@ def status(mail_id: str) -> None:
     """What became of a mail, recipient by recipient."""
     mail = _store().status(mail_id)
     gone = f"  what it said was erased at {_clock(mail.erased_at)}" if mail.erased_at else ""
-    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {printable(mail.subject)}{gone}")
+    subject = "(sensitive)" if mail.sensitive else printable(mail.subject)
+    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {subject}{gone}")
     for delivery in mail.deliveries:
         click.echo(_line(delivery))
         for attempt in delivery.history:

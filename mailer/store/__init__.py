@@ -329,7 +329,7 @@ class Store:
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""
         with self._look() as transaction:
-            return any(transaction.execute(sql.IS_DUE, {"lane": lane, "now": now}) for lane in Lane)
+            return any(transaction.execute(sql.IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane)
 
     def next_due(self, now: float, *, before: float) -> float | None:
         """When something gets due that is not due yet, if that is soon."""

@@ -49,9 +49,8 @@ AGES = (0, 3600, 86400, 7 * 86400)
 _SINCE = "CASE WHEN status = 'doubtful' THEN queued_at ELSE due_at END"
 _YOUNGER = " ".join(f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES))
 _AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
-#: Nothing of a lane goes out while a person has paused it, or everything.
-_UNPAUSED = """
-NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"""
+#: A person has paused this lane, or everything: nothing of it goes out.
+_PAUSED = "EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"
 
 
 def packed(values: Iterable[Any]) -> str:
@@ -66,7 +65,10 @@ def spelt(statement: str, *, sqlite: bool) -> str:
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
         wait="" if sqlite else "FOR NO KEY UPDATE",
         private=_PRIVATE,
-        unpaused=_UNPAUSED,
+        paused=_PAUSED,
+        # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that it does not know.
+        unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
+        most=f"CASE WHEN {_PAUSED} THEN 0 ELSE :most END" if sqlite else ":most",
         outgoing=_OUTGOING,
         age=_AGE,
         ids=_list("ids", "bigint", sqlite=sqlite),
@@ -149,8 +151,8 @@ ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
 CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) AND {unpaused}
-    ORDER BY due_at LIMIT :most {lock})
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+    ORDER BY due_at LIMIT {most} {lock})
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
 WHERE id IN (SELECT id FROM due)
@@ -259,12 +261,12 @@ RETURNING id, {private}
 """
 IS_DUE = """
 SELECT 1 FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) AND {unpaused}
-LIMIT 1
+WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+LIMIT {most}
 """
 NEXT_DUE = """
 SELECT MIN(due_at) FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before AND {unpaused}
+WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before AND NOT {paused}
 """
 # A date beyond the next one was written by a clock that ran ahead: it must not stop the chore until then.
 CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :next"
@@ -393,7 +395,7 @@ OUTGOING_DOMAINS = """
 SELECT domain, COUNT(*) FROM mailer_delivery WHERE {outgoing} GROUP BY domain ORDER BY 2 DESC, 1 LIMIT :most
 """
 OUTGOING_FIRST = """
-SELECT mail_id, recipient, lane, mailer_delivery.due_at, subject
+SELECT mail_id, recipient, lane, mailer_delivery.due_at, CASE WHEN sensitive THEN '(sensitive)' ELSE subject END
 FROM mailer_delivery JOIN mailer_message ON mailer_message.id = mail_id
 WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
 """

@@ -4,55 +4,52 @@ ARGS="kill frozen" runs only what has one of these words in its name, ARGS=--sho
 """
 
 import argparse
-import io
 import json
 import sys
-import time
-import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import pytest
-
-from tests.chaos.report import Row, table
-from tests.chaos.scenario import Report, Scenario, Size
+from tests.chaos.report import table
+from tests.chaos.running import Row, running
+from tests.chaos.scenario import Size
 from tests.chaos.scenarios import SCENARIOS
 
 RESULTS = Path(__file__).with_name("results")
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("words", nargs="*", help="run only scenarios with one of these words in their name")
-    parser.add_argument("--short", action="store_true", help="the form of make test")
-    parser.add_argument("--list", action="store_true", help="name the scenarios and end")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     chosen = [one for one in SCENARIOS if not options.words or any(word in one.name for word in options.words)]
     if options.list:
         print(*(scenario.name for scenario in chosen), sep="\n")
         return 0
-    rows = [_run(scenario, Size.SHORT if options.short else Size.LONG) for scenario in chosen]
+    with running(chosen, Size.SHORT if options.short else Size.LONG, at_once=options.at_once) as futures:
+        rows = [*_told(futures.values())]
     print(table(rows), end="")
     if not options.short and not options.words:
         _keep(rows)
     return 1 if any(row.report.broken for row in rows) else 0
 
 
-def _run(scenario: Scenario, size: Size) -> Row:
-    print(f"… {scenario.name}", file=sys.stderr)
-    started, logs = time.monotonic(), io.StringIO()  # of workers: shown if it went wrong
-    with TemporaryDirectory(prefix="mailer-chaos-", ignore_cleanup_errors=True) as folder:
-        try:
-            with redirect_stdout(logs):
-                report = scenario.run(Path(folder), size)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- the others are run all the same
-            sys.stderr.write(logs.getvalue())
-            traceback.print_exc()
-            report = Report(broken=[f"it could not be carried through: {type(error).__name__}: {error}"])
-    return Row(scenario.name, time.monotonic() - started, report)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("words", nargs="*", help="run only scenarios with one of these words in their name")
+    parser.add_argument("--short", action="store_true", help="the form of make test")
+    parser.add_argument("--list", action="store_true", help="name the scenarios and end")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="how many at the same time (2)")
+    return parser
+
+
+def _told(futures: Iterable["Future[Row]"]) -> Iterable[Row]:
+    """Each row, and the logs of the workers if something went wrong."""
+    for future in futures:
+        row = future.result()
+        print(f"{row.seconds:6.0f} s  {row.name}", file=sys.stderr)
+        if row.report.broken:
+            print(row.log, *row.report.broken, sep="\n", file=sys.stderr)
+        yield row
 
 
 def _keep(rows: Sequence[Row]) -> None:

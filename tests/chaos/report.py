@@ -1,23 +1,9 @@
 """The table of `make chaos`."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
+from tests.chaos.running import Row
 from tests.chaos.scenario import Report
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One scenario, done."""
-
-    name: str
-    seconds: float
-    report: Report
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 _COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
 
@@ -25,10 +11,17 @@ _COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
 def table(rows: Iterable[Row]) -> str:
     lines = [_line("fault or input", _COLUMNS, "s", "kept?")]
     for row in rows:
-        lines.append(_line(row.name, _figures(row.report), f"{row.seconds:.0f}", "no" if row.report.broken else "yes"))
+        lines.append(_line(row.name, _figures(row.report), f"{row.seconds:.0f}", _verdict(row)))
         lines += [f"    {remark}" for remark in row.report.remarks]
         lines += [f"    BROKEN: {promise}" for promise in row.report.broken]
+        lines += [f"    {row.missing}"] if row.missing else []
     return "\n".join(lines) + "\n"
+
+
+def _verdict(row: Row) -> str:
+    if row.missing:
+        return "?"
+    return "no" if row.report.broken else "yes"
 
 
 def _line(name: str, figures: Iterable[object], seconds: str, kept: str) -> str:

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 from mailer import Status, send_email
 from mailer.message import Lane
 from mailer.schema import REVISION
-from tests.mails import LATER, NOW, bring, claim, insert, mark, record, table
+from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.shop import OpenShop, rows, store_of
@@ -162,6 +162,96 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
         *("cancel", "due", "migrate", "pause", "queue", "relays", "requeue", "resume", "settle", "status")
     ]
     assert all(len(line.split()) > 3 for line in lines)
+
+
+# --- pauses -----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
+    """Each says what it did; while it lasts, who looks at the queue is told."""
+    store = store_of(shop)
+    bring(store, Status.CLAIMED)
+    insert(store)
+    paused = flask_mail("pause", "--reason", "restored from a backup").output
+    assert paused == "Everything is paused. 1 are in the hands of workers, and may still go out.\n"
+    assert flask_mail("queue").output.startswith("Everything is paused since ")
+    assert ": restored from a backup\n" in flask_mail("due").output
+    assert claim(store) == []
+
+    assert [flask_mail("resume").output for _ in range(2)] == [
+        "The pause of everything is over.\n",
+        "Everything is not paused.\n",
+    ]
+    assert len(claim(store)) == 1
+
+
+def test_a_lane_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
+    """It alone, and who holds mail of another lane does not matter."""
+    bring(store_of(shop), Status.CLAIMED)
+    assert flask_mail("pause", "--lane", "bulk").output == "The lane bulk is paused.\n"
+    assert store_of(shop).stops().keys() == {Lane.BULK}
+    assert flask_mail("resume", "--lane", "bulk").output == "The pause of the lane bulk is over.\n"
+    assert store_of(shop).stops() == {}
+
+
+def test_what_would_go_out(shop: Flask, flask_mail: Flasks) -> None:
+    """By lane, age and domain, and the first mails; what a sensitive one is about is not shown."""
+    assert flask_mail("due").output == "Nothing would go out.\n"
+    old = insert(store_of(shop), "ada@example.com", due_at=NOW - 60)
+    secret = insert(store_of(shop), "bob@example.org", due_at=NOW, message=a_message(sensitive=True), lane=Lane.BULK)
+
+    assert flask_mail("due").output.splitlines() == [
+        "normal    queued                1  due from 2027-01-15 07:59:00 UTC to 2027-01-15 07:59:00 UTC",
+        "bulk      queued                1  due from 2027-01-15 08:00:00 UTC to 2027-01-15 08:00:00 UTC",
+        "",
+        "Due for:",
+        "not due yet                     2",
+        "",
+        "Domains with the most:",
+        "example.com                     1",
+        "example.org                     1",
+        "",
+        "The first:",
+        f"{old}  normal  2027-01-15 07:59:00 UTC  ada@example.com  Welcome",
+        f"{secret}  bulk  2027-01-15 08:00:00 UTC  bob@example.org  (sensitive)",
+    ]
+
+
+def test_what_was_due_is_cancelled(shop: Flask, flask_mail: Flasks) -> None:
+    """All of it, or that of a lane; what is in doubt waits for a person from then on."""
+    store = store_of(shop)
+    bring(store, Status.DOUBTFUL)
+    insert(store, "ada@example.com", "bob@example.com", due_at=NOW - 60)
+    insert(store, due_at=NOW - 60, lane=Lane.BULK)
+    insert(store, due_at=NOW + 60)
+
+    assert flask_mail("cancel", "--due-before", "2027-01-15 08:00", "--lane", "bulk").output == "1 cancelled.\n"
+    assert flask_mail("cancel", "--due-before", "2027-01-15T09:00:01+01:00").output == (
+        "2 cancelled. 1 are in doubt, and are not sent again by themselves.\n"
+    )
+    assert sorted(row["status"] for row in table(store).values()) == [*["cancelled"] * 3, "doubtful", "queued"]
+
+
+@sqlite_only
+def test_one_mail_or_many(flask_mail: Flasks) -> None:
+    """Never both, never neither; and a time is a time."""
+    for arguments in ([], ["mail", "--due-before", "2027-01-15"]):
+        result = flask_mail("cancel", *arguments)
+        assert (result.exit_code, "Give the id of a mail, or --due-before." in result.stderr) == (2, True)
+    assert "'yesterday' is no time: give one such as '2026-11-25 10:00' (UTC)." in flask_mail(
+        "cancel", "--due-before", "yesterday"
+    ).stderr.replace("\n", " ")
+
+
+def test_what_was_erased_is_not_requeued(shop: Flask, flask_mail: Flasks) -> None:
+    """There is nothing left to send, and the command says since when."""
+    mail_id = bring(store_of(shop), Status.FAILED, message=a_message(sensitive=True)).mail_id
+
+    assert failure(flask_mail("requeue", mail_id)) == (
+        "Error: This mail can't be sent again: what it said was erased at 2027-01-15 08:00:00 UTC. Queue it anew.\n"
+    )
+    head = flask_mail("status", mail_id).output.splitlines()[0]
+    assert head == f"{mail_id}  2027-01-15 08:00:00 UTC  (sensitive)  what it said was erased at 2027-01-15 08:00:00 UTC"
 
 
 # --- relays -----------------------------------------------------------------------------------------------------------

@@ -218,7 +218,8 @@ def test_now_is_the_default(shop: Flask) -> None:
 def test_options(shop: Flask) -> None:
     """Words or the members of the enumerations; a time from now, or one with a zone."""
     due, end = datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 2, tzinfo=UTC)
-    mailer.enqueue(flask_mail.Message("Hello", ["a@example.com"]), lane="bulk", on_doubt="hold", send_at=due, expires_at=end)
+    options: dict[str, Any] = {"lane": "bulk", "on_doubt": "hold", "send_at": due, "expires_at": end, "sensitive": True}
+    secret = mailer.enqueue(flask_mail.Message("Hello", ["a@example.com"]), **options)
     send_email("b@example.com", "Hello", "only_text", name="B", lane=Lane.CRITICAL, on_doubt=OnDoubt.HOLD)
     soon = time() + 3600
     send_email(
@@ -226,7 +227,7 @@ def test_options(shop: Flask) -> None:
     )
     bulk, critical, later = deliveries(shop)
 
-    assert (bulk["lane"], bulk["on_doubt"]) == (Lane.BULK, OnDoubt.HOLD)
+    assert (bulk["lane"], bulk["on_doubt"], stored(shop, secret).sensitive) == (Lane.BULK, OnDoubt.HOLD, True)
     assert (bulk["due_at"], bulk["expires_at"]) == (due.timestamp(), end.timestamp())
     assert (critical["lane"], critical["on_doubt"]) == (Lane.CRITICAL, OnDoubt.HOLD)
     assert soon <= later["due_at"] <= time() + 3600

@@ -89,6 +89,7 @@ REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
     ({"headers": {"Bcc": "eve@example.com"}}, InvalidHeader, "headers: 'Bcc' is written by Mailer: use the argument"),
     ({"lane": "urgent"}, InvalidMail, "lane: 'urgent': use 'critical', 'normal' or 'bulk'."),
     ({"lane": 7}, InvalidMail, "lane: 7: use 'critical', 'normal' or 'bulk'."),
+    ({"sensitive": "yes"}, InvalidMail, "sensitive: 'yes': use True or False."),
     ({"on_doubt": "forget"}, InvalidMail, "on_doubt: 'forget': use 'resend' or 'hold'."),
     ({"on_doubt": None}, InvalidMail, "on_doubt: None: use 'resend' or 'hold'."),
     ({"send_at": 60}, InvalidMail, "send_at: 60: give a timedelta, or a datetime with a time zone"),

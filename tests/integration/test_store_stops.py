@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from itertools import chain
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,22 @@ def test_a_lane_stands_still(store: Store) -> None:
     assert not store.is_due(NOW)
     store.go_on(Lane.BULK)
     assert [one.lane for one in claim(store)] == [Lane.BULK]
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)  # its instructions can be counted
+def test_a_long_queue_that_stands_still_costs_nothing(store: Store) -> None:
+    """Whoever looks for work once a second does not look through all that is due."""
+    insert(store, *(f"reader{number}@example.com" for number in range(2000)))
+    store.stop(now=NOW, reason="by hand")
+    hundreds: list[None] = []
+    with store.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(lambda: hundreds.append(None), 100)
+    claim(store)
+    store.is_due(NOW)
+    store.next_due(NOW, before=LATER)
+
+    assert len(hundreds) < 20
 
 
 def test_what_is_known_of_a_stop(store: Store) -> None:

@@ -86,6 +86,7 @@ queue.send_email(
     send_at=timedelta(hours=1),
     expires_at=datetime.now(UTC) + timedelta(days=1),
     on_doubt="hold",
+    sensitive=True,
     tags=["invoice"],
     idempotency_key="invoice-42",
     context={"subject": "a name that an argument has"},
@@ -109,7 +110,9 @@ with engine.begin() as transaction, Session(engine) as session:
 message = Message("Welcome", ["ada@example.com"], "Hello")
 assert_type(message, flask_mail.Message)
 assert_type(queue.enqueue(message), Receipt)
-queue.enqueue(message, lane="bulk", send_at=timedelta(hours=1), expires_at=timedelta(days=1), on_doubt=OnDoubt.RESEND, tags=["a"])
+queue.enqueue(
+    message, lane="bulk", send_at=timedelta(hours=1), expires_at=timedelta(days=1), on_doubt=OnDoubt.RESEND, sensitive=False
+)
 
 mail = Mail(app)
 later = Mail()

@@ -1,0 +1,57 @@
+"""Scenarios are carried through, several at once: most of the time they wait."""
+
+import io
+import multiprocessing
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tests.chaos.scenario import Report, Scenario, Size
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """A scenario that was carried through, or why it was not."""
+
+    name: str
+    seconds: float
+    report: Report = field(default_factory=Report)
+    missing: str = ""  #: what is not installed here
+    log: str = ""  #: of the workers, and what went wrong
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "log"}
+
+
+@contextmanager
+def running(scenarios: Iterable[Scenario], size: Size, *, at_once: int) -> Iterator[Mapping[str, "Future[Row]"]]:
+    """By name, in processes of their own."""
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield {scenario.name: pool.submit(carried_through, scenario, size) for scenario in scenarios}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def carried_through(scenario: Scenario, size: Size) -> Row:
+    """Whatever happens: the others are to be carried through as well."""
+    log, started = io.StringIO(), time.monotonic()
+    row = Row(name=scenario.name, seconds=0)
+    with TemporaryDirectory(prefix="mailer-chaos-", ignore_cleanup_errors=True) as folder, redirect_stdout(log):
+        try:
+            row.report = scenario.run(Path(folder), size)
+        except pytest.skip.Exception as reason:
+            row.missing = str(reason)
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- see above
+            traceback.print_exc(file=log)
+            row.report.broken.append(f"it could not be carried through: {type(error).__name__}: {error}")
+    row.seconds, row.log = time.monotonic() - started, log.getvalue()
+    return row
