@@ -444,14 +444,17 @@ class Store:
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
-            with self.engine.connect().execution_options(reads_only=True) as connection:
-                found = schema.revision_of(connection)
-            if found is None and self._sqlite:
-                schema.migrate(self.engine)
-            else:
-                schema.check_revision(found)
+            self._check_tables()
             self._mark_home(time.time())
         self._checked = True
+
+    def _check_tables(self) -> None:
+        with self.engine.connect().execution_options(reads_only=True) as connection:
+            found = schema.revision_of(connection)
+        if found is None and self._sqlite:
+            schema.migrate(self.engine)
+        else:
+            schema.check_revision(found)
 
     def renew_home(self, now: float) -> None:
         """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
@@ -520,18 +523,25 @@ class Store:
 
     @contextmanager
     def _join(self, host: Connection) -> Iterator[HostTransaction]:
-        if host.engine not in self._hosts:
-            self._check_leads_here(host)
-            self._hosts.add(host.engine)
-        with self._mapped_errors(), hosts.joined(host, self._spell) as transaction:
-            yield transaction
-
-    def _check_leads_here(self, host: Connection) -> None:
-        which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
-        with self._look() as transaction:
-            place = transaction.execute(which, {})
         with self._mapped_errors():
-            hosts.check_leads_to(host, place, which, self.engine, self._spell)
+            if not self._checked or host.engine not in self._hosts:
+                self._check_host(host)
+            with hosts.joined(host, self._spell) as transaction:
+                yield transaction
+
+    def _check_host(self, host: Connection) -> None:
+        """As `check_schema`, but what is written is written by the host: it may be SQLite's one writer already."""
+        which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
+        with self._turn:
+            with self._transactions.look() as transaction:
+                place = transaction.execute(which, {})
+            self._check_tables()
+        hosts.check_leads_to(host, place, which, self.engine, self._spell)
+        if self._in_file:
+            with hosts.joined(host, self._spell) as theirs:
+                home.mark(theirs, home.this_machine(), time.time())
+        self._checked = True
+        self._hosts.add(host.engine)
 
     def _read(self) -> AbstractContextManager[Transaction]:
         return self._opened(self._transactions.read)

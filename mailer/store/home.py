@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mailer.errors import InUseElsewhere
 from mailer.machine import boot_id
 from mailer.store import statements as sql
+from mailer.store.hosts import HostTransaction
 from mailer.store.transactions import Transaction
 
 # In seconds.
@@ -34,7 +35,7 @@ def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:
     return transaction.execute(sql.HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}) != []
 
 
-def mark(transaction: Transaction, machine: Machine, now: float) -> None:
+def mark(transaction: Transaction | HostTransaction, machine: Machine, now: float) -> None:
     """Leave the mark, unless another machine's is fresh."""
     values = {"machine": machine.id, "name": machine.name, "now": now, "since": now - _IS_FRESH, "until": now + _IS_FRESH}
     if not transaction.execute(sql.MARK_HOME, values):

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailer.errors import ConfigurationError, InvalidMail
@@ -122,8 +122,12 @@ def _commits(connection: Connection) -> None:
     waiting.calls.clear()
 
 
-def _rolls_back(connection: Connection) -> None:
-    connection.info.pop(_INFO, None)
+def _fails(context: ExceptionContext) -> None:
+    """It may be the commit."""
+    if context.connection is not None and not context.connection.invalidated:
+        waiting: _Waiting | None = context.connection.info.get(_INFO)
+        if waiting is not None:
+            waiting.committed.clear()
 
 
 def _begins(connection: Connection) -> None:
@@ -147,7 +151,7 @@ def _has_committed(info: dict[Any, Any]) -> None:
 # Most connections go back to their pool right after the commit. If one is kept and does nothing more, the sweep finds the mail.
 _LISTENERS: dict[str, Callable[..., None]] = {
     "commit": _commits,
-    "rollback": _rolls_back,
+    "handle_error": _fails,
     "begin": _begins,
     "checkin": _is_returned,
 }

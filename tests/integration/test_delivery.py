@@ -7,11 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, text, update
+from sqlalchemy.sql.dml import UpdateBase
 
+from mailer import schema
 from mailer.delivery import round as round_
 from mailer.devstack.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
 from mailer.errors import StoreUnavailable
-from mailer.message import Address, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.message import Address, Attachment, OnDoubt, Outcome, Phase, Status, Verdict
 from mailer.mime import WireMessage, compose
 from mailer.smtp import RelayConnection
 from mailer.store import Result, Store
@@ -181,6 +184,43 @@ def test_a_mail_that_can_not_be_composed_fails_alone(
 
     assert states(store) == {"broken": "failed", "too": "failed", "fine": "sent"}
     assert all("nonsense" in str(one.reply) for one in store.status(broken))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        (
+            update(schema.blob).values(data=b"%PDF-2"),
+            "attachment 'a.pdf': its bytes are gone from the database, or are others now",
+        ),
+        (delete(schema.blob), "attachment 'a.pdf': its bytes are gone from the database, or are others now"),
+        (update(schema.message).where(schema.message.c.subject == "spoilt").values(headers=[5]), "or can't be read"),
+        (update(schema.attachment).values(headers=[5]), "or can't be read"),
+    ],
+    ids=["other bytes", "no bytes", "headers", "headers of a file"],
+)
+def test_a_mail_whose_rows_are_spoilt_fails_alone(
+    make_courier: MakeCourier, store: Store, sink: Sink, spoilt: UpdateBase, reason: str
+) -> None:
+    """At once, and with the reason: it does not go out without its file, and it stops none of those beside it."""
+    message = a_message(subject="spoilt", to=(Address("spoilt@example.com"),), attachments=(Attachment("a.pdf", b"%PDF"),))
+    queue_each(store, "before")
+    mail_id = queue(store, "spoilt@example.com", message=message)
+    queue_each(store, "after")
+    is_sqlite = store.engine.dialect.name == "sqlite"
+    with store.engine.connect() as connection:
+        connection.execute(text("ROLLBACK" if is_sqlite else "SET LOCAL session_replication_role = replica"))
+        if is_sqlite:  # foreign keys are not looked at
+            connection.execute(text("PRAGMA foreign_keys = OFF"))
+        connection.execute(spoilt)
+        if not is_sqlite:
+            connection.commit()
+        connection.invalidate()
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"before": "sent", "spoilt": "failed", "after": "sent"}
+    assert reason in str(copy_of(store, mail_id).reply)
 
 
 # --- one mail, many recipients ----------------------------------------------------------------------------------------

@@ -128,8 +128,8 @@ def test_an_application_that_dies(shop: Flask, engine: Engine, bell: CountingBel
     assert bell.rings == 0
 
 
-def test_a_commit_that_fails(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """What the database refuses at the end takes the mail with it."""
+def test_a_statement_that_fails(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """What takes back the order takes back its mail."""
     with Session(engine) as session:
         order(session)
         session.commit()
@@ -138,8 +138,23 @@ def test_a_commit_that_fails(shop: Flask, engine: Engine, bell: CountingBell) ->
             order(session)
         session.rollback()
 
-    assert rows(shop) == {}
-    assert bell.rings == 0
+    assert (rows(shop), bell.rings) == ({}, 0)
+
+
+@postgresql_only
+def test_a_commit_that_fails(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """A constraint that is looked at in the end: nobody is called for a mail that is not there."""
+    deferred = "CREATE TABLE shop_item (number INTEGER REFERENCES shop_order DEFERRABLE INITIALLY DEFERRED)"
+    with engine.connect() as connection:
+        connection.execute(text(deferred))
+        connection.commit()
+        send(connection)
+        connection.execute(text("INSERT INTO shop_item VALUES (1)"))
+        with pytest.raises(IntegrityError):
+            connection.commit()
+        connection.rollback()
+
+    assert (rows(shop), bell.rings) == ({}, 0)
 
 
 def test_the_mail_comes_first(shop: Flask, engine: Engine, bell: CountingBell) -> None:
