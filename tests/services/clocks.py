@@ -1,0 +1,28 @@
+"""Clocks that are wrong: those of whole processes, with libfaketime, which may be set while they run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.services.requirement import require
+
+
+class Clock:
+    """A clock of one machine. What is started with its `env` sees it; how fast time passes is left alone."""
+
+    def __init__(self, file: Path) -> None:
+        library = require("libfaketime", next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None))
+        self._file = file
+        self.set(0)
+        self.env: Mapping[str, str] = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",  # its name in versions before 0.9.10
+        }
+
+    def set(self, seconds: float) -> None:
+        """So many seconds ahead of the true time, or behind it."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{seconds:+.3f}")
+        fresh.replace(self._file)  # never half written
