@@ -1,5 +1,6 @@
 """Clocks that are wrong: those of whole processes, with libfaketime, which may be set while they run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.services.requirement import require
@@ -12,7 +13,7 @@ class Clock:
         library = require("libfaketime", next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None))
         self._file = file
         self.set(0)
-        self.env = {
+        self.env: Mapping[str, str] = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",

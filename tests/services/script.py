@@ -8,6 +8,7 @@ import socket
 import socketserver
 import ssl
 import struct
+import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -24,6 +25,7 @@ OF_A_MAIL: tuple[Point, ...] = ("mail", "rcpt", "data", "body", "dot", "after")
 
 #: What may happen at a point: a reply, or one of these.
 CLOSE, RESET, SILENCE, GARBAGE, ENDLESS = "close", "reset", "silence", "garbage", "endless"
+HOLD = "hold"  # as usual, but not before the test says so
 _USUAL: dict[Point, str] = {
     "greeting": "220 relay",
     "starttls": "220 go on",
@@ -55,11 +57,23 @@ class ScriptedRelay(LocalServer):
         self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
         self.connections = 0
         self.round_trips = 0  # how often it had to wait for the client
+        self.held = 0  # how often it came to a HOLD
+        self._going_on = threading.Condition()
         self.waited_for: list[float] = []  # each silence, in seconds: until the client hung up
 
     def always(self, sender: str, point: Point, action: str) -> None:
         """As often as anybody could try."""
         self.faults[sender, point] = [action] * 10
+
+    def hold(self) -> None:
+        self.held += 1
+        with self._going_on:
+            self._going_on.wait()
+
+    def go_on(self) -> None:
+        """With what was held so far."""
+        with self._going_on:
+            self._going_on.notify_all()
 
     def begin(self, client: socket.socket) -> None:
         self.connections += 1
@@ -150,7 +164,11 @@ class _Conversation(socketserver.BaseRequestHandler):
 
     def _next(self, point: Point) -> str:
         faults = self.server.faults["" if point in OF_A_CONNECTION else self.sender, point]
-        return faults.pop(0) if faults else _USUAL.get(point, "")
+        action = faults.pop(0) if faults else _USUAL.get(point, "")
+        if action == HOLD:
+            self.server.hold()
+            return _USUAL[point]
+        return action
 
     def _stumbles(self, point: Point) -> bool:
         """Do what is to happen here, if anything is."""

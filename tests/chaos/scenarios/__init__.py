@@ -1,7 +1,7 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import clocks, forged, intake, postgresql, redis, restore, smtp, sqlite, stops, workers
+from tests.chaos.scenarios import clocks, forged, frozen, intake, postgresql, redis, restore, smtp, sqlite, stops, workers
 
 SCENARIOS: list[Scenario] = [
     *workers.SCENARIOS,
@@ -10,6 +10,7 @@ SCENARIOS: list[Scenario] = [
     *postgresql.SCENARIOS,
     *sqlite.SCENARIOS,
     *smtp.SCENARIOS,
+    *frozen.SCENARIOS,
     *clocks.SCENARIOS,
     *intake.SCENARIOS,
     *forged.SCENARIOS,

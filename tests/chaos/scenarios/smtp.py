@@ -1,25 +1,30 @@
 """All that can be wrong with a relay, beside one that is well."""
 
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from mailer import Mailer, MailStatus, Status, send_email
 from mailer.message import DeliveryStatus, Phase, Verdict
+from mailer.store import Store
 from tests.chaos.history import Call
 from tests.chaos.scenario import Report, Scenario, Size
-from tests.chaos.site import Site, running_site
+from tests.chaos.site import Sink, Site, running_site
 from tests.services.certificates import make_certificate, server_context
+from tests.services.clocks import Clock
 from tests.services.script import CLOSE, ENDLESS, GARBAGE, OF_A_CONNECTION, RESET, SILENCE, Point, ScriptedRelay
 from tests.services.waiting import wait_until
 
 # Of each phase. The relay is on this machine, and slow only where it is told to be.
 TIME_OUT = 3.0
+_TIME_OUTS = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
 CLOSING, LATER, NEVER = "421 4.3.2 closing", "451 4.3.0 later", "554 5.7.1 never"
 UNKNOWN_USER = "550 5.1.1 no such user"
 HUGE = "x" * (64 << 20)
@@ -145,7 +150,7 @@ class Case:
 def every_fault(folder: Path, size: Size) -> Report:
     """Each relay of the table does its worst to its mail, while mail flows to one that is well; then all are mended."""
     report, cases = Report(), list[Case]()
-    with running_site(folder) as site, _broken_relays(folder) as relays:
+    with running_site(folder) as site, _broken_relays(folder, FAULTS) as relays:
         site.config |= _configuration(site, relays, folder)
         site.start_worker(concurrency=len(relays) + 8)
         sender = site.start_sender(pause=0.1)
@@ -173,18 +178,17 @@ def every_fault(folder: Path, size: Size) -> Report:
 
 
 @contextmanager
-def _broken_relays(folder: Path) -> Iterator[list[BrokenRelay]]:
+def _broken_relays(folder: Path, faults: Sequence[Fault]) -> Iterator[list[BrokenRelay]]:
     certificates = {name: make_certificate(folder / f"{name}.pem", name) for name in ("localhost", "example.net")}
     with ExitStack() as stack:
-        yield [stack.enter_context(BrokenRelay(fault, certificates)) for fault in FAULTS]
+        yield [stack.enter_context(BrokenRelay(fault, certificates)) for fault in faults]
 
 
 def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> dict[str, str]:
-    """Mail goes to the broken relays by its sender, all else to the one that is well. A slice is one mail: none holds up others."""
+    """Mail goes to the broken relays by its sender, all else to the one that is well. A slice is one mail: none waits for it."""
     authorities = folder / "authorities.pem"
     authorities.write_bytes(b"".join((folder / f"{name}.pem").read_bytes() for name in ("localhost", "example.net")))
     well = {"name": "well", "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": site.sink.port}
-    time_outs = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
     return {
         "MAILER_RELAYS": json.dumps([well, *(relay.entry() for relay in relays)]),
         "MAILER_TLS_CA_FILE": str(authorities),
@@ -196,7 +200,7 @@ def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> d
         "MAILER_RETRY_ATTEMPTS": "1000",
         "MAILER_DOUBT_RESEND_AFTER": "3600",
         "MAILER_SLICE_SECONDS": "0.01",
-        **dict.fromkeys(time_outs, str(TIME_OUT)),
+        **dict.fromkeys(_TIME_OUTS, str(TIME_OUT)),
     }
 
 
@@ -285,4 +289,100 @@ def _expect_copies(report: Report, site: Site, relays: Sequence[BrokenRelay], ca
         )
 
 
-SCENARIOS = [Scenario("SMTP: every fault", every_fault)]
+# --- the only relay is away -------------------------------------------------------------------------------------------
+
+
+def away(folder: Path, size: Size) -> Report:
+    """The only relay is away for ten minutes, or an hour, by a clock that jumps from one try to the next.
+
+    Its mail waits, pays nothing for the tries, of which there are few, and goes out when the relay is back. When it stays away
+    for longer than a mail may wait, that has failed, and says why.
+    """
+    report, clock = Report(), Clock(folder / "clock")
+    with running_site(folder) as site:
+        site.config |= {**clock.env, "MAILER_RETRY_ATTEMPTS": "1"}
+        site.sink.stop()
+        site.start_worker(concurrency=1)
+        site.start_sender(count=5).wait()
+        rests = _sit_out(site, clock, size.pick(600, 3600))
+        report.faults = len(rests)
+        report.remarks.append(f"between tries: {', '.join(f'{rest:.0f}' for rest in rests)} s")
+        report.expect(rests[-1] > 200, "it is tried as often as at the beginning")
+        _start(site.sink)
+        clock.set(sum(rests) + 2 * len(rests))
+        site.settle()
+        report.tally = site.tally()
+        report.expect_nothing_lost()
+        paid = {copy.attempts for mail in site.mails() for copy in mail}
+        report.expect(paid == {1}, f"attempts that mails paid for: {paid}")
+        _expect_given_up(report, site, clock)
+    return report
+
+
+def _sit_out(site: Site, clock: Clock, seconds: float) -> list[float]:
+    """How long the relay was left alone each time."""
+    store, rests = Store(site.config["MAILER_DATABASE_URL"]), list[float]()
+    while sum(rests) < seconds:
+        ahead = sum(rests) + len(rests)
+        clock.set(ahead)
+        until = wait_until(lambda: _rests_until(store, failures=len(rests) + 1), timeout=30)
+        rests.append(until - time.time() - ahead)
+    store.engine.dispose()
+    return rests
+
+
+def _rests_until(store: Store, failures: int) -> float:
+    return next((pause.until or 0.0 for pause in store.relay_pauses().values() if pause.failures == failures), 0.0)
+
+
+def _start(sink: Sink) -> None:
+    """It is there when this returns."""
+    sink.start()
+    wait_until(lambda: _listens(sink.port))
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _expect_given_up(report: Report, site: Site, clock: Clock) -> None:
+    site.sink.stop()
+    site.start_sender(count=1).wait()
+    clock.set(6 * 86400)
+    site.settle()
+    [failed] = [copy for mail in site.mails() for copy in mail if copy.status is Status.FAILED]
+    report.expect("too old for another try" in (failed.reply or ""), f"given up: {failed.reply}")
+
+
+# --- all slots of a worker ---------------------------------------------------------------------------------------------
+
+
+def stalling(folder: Path, size: Size, *, pool: str, point: Point) -> Report:
+    """One of two busy relays falls silent, and would soon have every slot wait for it."""
+    report, seconds = Report(faults=1), 6.0
+    silent = Fault(f"silence at {point}", point, SILENCE, DOUBTFUL)
+    with running_site(folder) as site, _broken_relays(folder, [silent]) as relays:
+        site.config |= _configuration(site, relays, folder)
+        site.config |= dict.fromkeys(_TIME_OUTS, str(seconds)) | {"MAILER_SLICE_SECONDS": "1"}
+        [relay] = relays
+        relay.mend()
+        site.start_worker(pool, 4)
+        site.start_sender(pause=0.02)
+        site.start_sender(pause=0.02, sender=silent.sender)
+        wait_until(lambda: site.sink.count() > 50 and len(relay.acknowledged) > 50)
+        began = time.time()
+        relay.do_worst()
+        wait_until(lambda: time.time() - began > 2 * seconds, timeout=3 * seconds)
+        _expect_flow(report, site, since=began)
+        for sender in site.senders:
+            sender.stop()
+    return report
+
+
+SCENARIOS = [
+    Scenario("SMTP: every fault", every_fault),
+    Scenario("SMTP: the only relay is away", away),
+    Scenario("SMTP: a relay stalls, threads", partial(stalling, pool="threads", point="dot")),
+    Scenario("SMTP: a relay stalls, prefork", partial(stalling, pool="prefork", point="greeting")),
+]
