@@ -20,12 +20,12 @@ from tests.services.waiting import wait_until
 def keys(folder: Path, size: Size, *, database: Database) -> Report:
     """Processes that all queue the same mails, and are killed and begin again from the first one."""
     report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses victims
-    mails, callers = size.pick(60, 1000), size.pick(6, 50)
+    mails, callers = size.pick(60, 300), size.pick(6, 50)
     with running_site(folder, database) as site:
         site.start_worker()
         start = partial(site.start_sender, shared="orders", count=mails)
         alive = [start() for _ in range(callers)]
-        while report.faults < size.pick(4, 40):
+        while report.faults < size.pick(4, 30):
             _wait_for_calls(alive[report.faults % callers])
             time.sleep(dice.uniform(0, 0.2))
             victim = dice.randrange(callers)
@@ -63,7 +63,7 @@ def transactions(folder: Path, size: Size, *, database: Database) -> Report:
     with running_site(folder, database) as site:
         engine = _with_orders(site)
         site.start_worker()
-        while report.faults < size.pick(6, 100):
+        while report.faults < size.pick(6, 50):
             sender = site.start_sender(orders=1)
             _wait_for_calls(sender)
             time.sleep(dice.uniform(0, 0.3))
@@ -122,12 +122,12 @@ def poison(folder: Path, size: Size) -> Report:
     report = Report(faults=len(_REASONS) * each)
     with running_site(folder) as site:
         senders = [
-            site.start_sender(count=size.pick(100, 5000)),
+            site.start_sender(count=size.pick(100, 2000)),
             site.start_sender(name="spoilt", count=each, file=1001),
             site.start_sender(name="changed", count=each, file=1002),
             site.start_sender(name="unreadable", count=each),
             site.start_sender(name="long", count=size.pick(1, 10), line=5_000_000),
-            site.start_sender(count=size.pick(100, 5000)),
+            site.start_sender(count=size.pick(100, 2000)),
         ]
         for sender in senders:
             sender.wait(timeout=600)
