@@ -364,6 +364,7 @@ class Store:
         with self._write() as transaction:
             mails: list[str] = [mail_id for (mail_id,) in transaction.execute(sql.SOME_KEPT, values)]
             if mails:
+                transaction.execute(sql.LOCK_MAILS, {"mails": packed(mails)})
                 self._erase(transaction, mails, now=now, finished_before=before)
         return mails[-1] if mails else None
 
@@ -480,8 +481,9 @@ class Store:
     def _finish(self, transaction: Transaction, statement: str, values: Mapping[str, Any], *, now: float) -> set[int]:
         """A move that may be the last of a mail: then what is sensitive in it ends in the same transaction."""
         moved = transaction.execute(statement, values)
-        private = {mail_id for _number, mail_id in moved if mail_id is not None}
-        if private and (hashes := self._erase(transaction, private, now=now)):
+        mails = {mail_id for _number, mail_id in moved if mail_id is not None}
+        private = transaction.execute(sql.LOCK_PRIVATE, {"mails": packed(mails)}) if mails else []
+        if private and (hashes := self._erase(transaction, [mail_id for (mail_id,) in private], now=now)):
             transaction.execute(sql.PURGE_BLOBS, {"hashes": packed(hashes), "unused_since": math.inf})
         return {number for number, _mail_id in moved}
 
@@ -499,7 +501,6 @@ class Store:
     ) -> list[str]:
         """What those of the mails said that are finished; returns the hashes of what they carried."""
         values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
-        transaction.execute(sql.LOCK_MAILS, values)
         erased = [mail_id for (mail_id,) in transaction.execute(sql.ERASE, values)]
         return [sha256 for (sha256,) in transaction.execute(sql.DETACH, {"mails": packed(erased)})] if erased else []
 

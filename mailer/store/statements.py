@@ -39,7 +39,7 @@ _RESULTS = {
     "doubts": "smallint",
 }
 _WAITS = {"id": "bigint", "due_at": "float8"}
-#: Of a delivery that has moved: its mail, if something in it is not to outlive the last of its deliveries.
+#: Of a delivery that has moved: its mail, if that is sensitive. SQLite is asked that of all of them at once, which takes less.
 _PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
 #: What goes out by itself, now or some day.
 _OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
@@ -64,7 +64,8 @@ def spelt(statement: str, *, sqlite: bool) -> str:
         delivery=", ".join(_DELIVERY),
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
         wait="" if sqlite else "FOR NO KEY UPDATE",
-        private=_PRIVATE,
+        private="mail_id" if sqlite else _PRIVATE,
+        indexed="INDEXED BY mailer_message_private" if sqlite else "",
         paused=_PAUSED,
         # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that it does not know.
         unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
@@ -313,6 +314,9 @@ SOME_KEPT = """
 SELECT id FROM mailer_message WHERE erased_at IS NULL AND id > :after AND id < :created_before ORDER BY id LIMIT :most
 """
 # The last two copies of a mail may end at the same moment: whoever comes second has to see what the first one did.
+LOCK_PRIVATE = """
+SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
+"""
 LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
 ERASE = """
 UPDATE mailer_message

@@ -13,7 +13,9 @@ from mailer import schema
 from mailer.message import Attachment, Delivery, Message, Status, id_at
 from mailer.store import Store
 from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
+from tests.services.couriers import MakeCourier, copy_of, queue, received
 from tests.services.databases import sqlite_only
+from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
 CANARY = "kanarienvogel"
@@ -209,3 +211,41 @@ def test_what_is_young_is_not_looked_at(store: Store) -> None:
     assert looked_at < young
     assert store.erase_finished(LATER - 2 * 86400, now=LATER, after=looked_at, most=10) is None
     assert len(table(store)) == 2
+
+
+# --- when it goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_instead_of_what_was_erased(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """Should a copy be queued whose mail says nothing any more, it fails, and the others of its slice go out."""
+    erased, other = queue(store, "ada@example.com"), queue(store, "bob@example.com")
+    with store.engine.begin() as connection:
+        connection.execute(schema.message.update().where(schema.message.c.id == erased).values(erased_at=NOW, text=None))
+    make_courier().deliver_slice()
+
+    assert (copy_of(store, erased).status, copy_of(store, erased).reply) == (Status.FAILED, "what it said is erased")
+    assert copy_of(store, other).status is Status.SENT
+    assert received(sink) == ["bob@example.com"]
+
+
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_what_cannot_be_composed(
+    make_courier: MakeCourier,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    sensitive: bool,
+) -> None:
+    """An error may quote what the mail says: that of a sensitive one is told by its name only, in the log and to operators."""
+
+    def quote(*_arguments: object) -> None:
+        raise ValueError(CANARY)
+
+    monkeypatch.setattr("mailer.delivery.round.compose", quote)
+    mail_id = queue(store, "ada@example.com", message=a_message(sensitive=sensitive))
+    make_courier().deliver_slice()
+    seen = caplog.text + str(copy_of(store, mail_id).reply)
+
+    assert "ValueError" in seen
+    assert (CANARY in seen) is not sensitive

@@ -55,6 +55,13 @@ def test_all_mail_goes_to_the_inbox() -> None:
     assert not {"MAIL_USE_TLS", "MAIL_USERNAME", "MAIL_PASSWORD"} & set(environment)
 
 
+def test_nor_does_it_follow_several_relays() -> None:
+    """MAILER_RELAYS goes before MAIL_SERVER, and what says how a relay is reached or logged in to belongs to that relay."""
+    others = ("MAILER_RELAYS", "MAILER_OAUTH", "MAILER_PROXY", "MAILER_LMTP", "MAILER_SOURCE_ADDRESS", "MAILER_TLS_CLIENT_CERT")
+
+    assert not set(others) & set(planned(**dict.fromkeys(others, "set")).worker.environment)
+
+
 def test_ports_can_be_chosen() -> None:
     """PORT is the web's, MAIL_PORT the inbox's."""
     stack = planned(PORT="8000", MAIL_PORT="2525")
