@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.bootsteps import RUN  # type: ignore[attr-defined]  # the stub forgot it
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
@@ -45,12 +47,13 @@ class PatientWorker(bootsteps.Step):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        worker.app.conf.broker_transport_options = transport_options(connect=2, answer=10, health_check=5)
+        worker.app.conf.broker_transport_options = transport_options(connect=2, answer=3, health_check=5)
 
 
 class PatientConsumer(Consumer):
     """Celery's own, which comes back within seconds, and survives every message."""
 
+    controller: Any
     channel_errors: tuple[type[Exception], ...]
     connection_errors: tuple[type[Exception], ...]
 
@@ -64,8 +67,9 @@ class PatientConsumer(Consumer):
         """Wait until it answers."""
         pauses = {"interval_start": 1, "interval_step": 1, "interval_max": _LONGEST_PAUSE_SECONDS}
         conn.ensure_connection = partial(conn.ensure_connection, **pauses)
-        if conn.transport.driver_type == "redis":
-            conn.transport.Channel = _careful(conn.transport.Channel, self)
+        transport = conn.get_transport_cls()
+        if transport.driver_type == "redis":
+            conn.transport_cls = type("CarefulTransport", (transport,), {"Channel": _careful(transport.Channel, self)})
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -134,6 +138,11 @@ def _careful(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
 
     class CarefulChannel(channel):  # type: ignore[misc]
         Message = CarefulMessage
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            if consumer.controller.blueprint.state == RUN:
+                state.maybe_shutdown()  # Celery dials for ever to say that it is alive, and does not hear that it is to stop
+            super().__init__(*args, **options)
 
         def _brpop_read(self, **options: Any) -> Any:
             return _guarded(super()._brpop_read, **options)
