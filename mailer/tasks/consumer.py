@@ -10,6 +10,8 @@ from typing import Any
 
 import redis
 from celery import bootsteps
+from celery.bootsteps import RUN  # type: ignore[attr-defined]  # the stub forgot it
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
@@ -47,12 +49,13 @@ class PatientWorker(bootsteps.Step):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        worker.app.conf.broker_transport_options = transport_options(connect=2, answer=10, health_check=5)
+        worker.app.conf.broker_transport_options = transport_options(connect=2, answer=3, health_check=5)
 
 
 class PatientConsumer(Consumer):
     """Celery's own, which comes back within seconds, and survives every message."""
 
+    controller: Any
     channel_errors: tuple[type[Exception], ...]
     connection_errors: tuple[type[Exception], ...]
 
@@ -66,8 +69,9 @@ class PatientConsumer(Consumer):
         """Wait until it answers."""
         pauses = {"interval_start": 1, "interval_step": 1, "interval_max": _LONGEST_PAUSE_SECONDS}
         conn.ensure_connection = partial(conn.ensure_connection, **pauses)
-        if conn.transport.driver_type == "redis":
-            conn.transport.Channel = careful_channel(conn.transport.Channel, self)
+        transport = conn.get_transport_cls()
+        if transport.driver_type == "redis":
+            conn.transport_cls = type("CarefulTransport", (transport,), {"Channel": careful_channel(transport.Channel, self)})
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -126,36 +130,52 @@ def _is_bare(message: Any) -> bool:
 
 
 def careful_channel(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
-    """A channel of Redis that drops what is no message: Celery would end, or have it delivered for ever."""
+    """The same channel of Redis, which brings down no worker."""
+    message = type("CarefulMessage", (_CarefulMessage, channel.Message), {"consumer": consumer})
+    return type("CarefulChannel", (_CarefulChannel, channel), {"consumer": consumer, "Message": message})
 
-    class CarefulMessage(channel.Message):  # type: ignore[misc, name-defined]
-        def __init__(self, payload: Any, **options: Any) -> None:
-            if payload["headers"].get("compression") and not consumer.app.conf.task_compression:
-                raise ValueError("it is compressed, and may be of any size")
-            super().__init__(payload, **options)
 
-    class CarefulChannel(channel):  # type: ignore[misc]
-        Message = CarefulMessage
+_Of: Any = object  # of the transport, whose classes these go before
 
-        def _connparams(self, **options: Any) -> Any:
-            """Asked for once more when the connection was given up: what is lost is the connection, and not the worker."""
-            if self.connection is None or self.connection.client is None:
-                raise redis.ConnectionError("the connection to the broker was given up")
-            return super()._connparams(**options)
 
-        def _brpop_read(self, **options: Any) -> Any:
-            return _guarded(super()._brpop_read, **options)
+class _CarefulMessage(_Of):  # type: ignore[misc]  # see there
+    """One that is not unpacked before it is known what it is."""
 
-        def _receive(self) -> Any:
-            return _guarded(super()._receive)
+    consumer: PatientConsumer
 
-    def _guarded(read: Callable[..., Any], **options: Any) -> Any:
+    def __init__(self, payload: Any, **options: Any) -> None:
+        if payload["headers"].get("compression") and not self.consumer.app.conf.task_compression:
+            raise ValueError("it is compressed, and may be of any size")
+        super().__init__(payload, **options)
+
+
+class _CarefulChannel(_Of):  # type: ignore[misc]  # see there
+    """One that drops what is no message: Celery would end, or have it delivered for ever."""
+
+    consumer: PatientConsumer
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if self.consumer.controller.blueprint.state == RUN:
+            state.maybe_shutdown()  # Celery dials for ever to say that it is alive, and does not hear that it is to stop
+        super().__init__(*args, **options)
+
+    def _connparams(self, **options: Any) -> Any:
+        """Asked for once more when the connection was given up: what is lost is the connection, and not the worker."""
+        if self.connection is None or self.connection.client is None:
+            raise redis.ConnectionError("the connection to the broker was given up")
+        return super()._connparams(**options)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        return self._guarded(super()._brpop_read, **options)
+
+    def _receive(self) -> Any:
+        return self._guarded(super()._receive)
+
+    def _guarded(self, read: Callable[..., Any], **options: Any) -> Any:
         try:
             return read(**options)
         except OSError:
             raise  # of TLS, some are ValueErrors as well
         except _NONSENSE as error:
-            consumer.refuse(f"{type(error).__name__}: {error}")
+            self.consumer.refuse(f"{type(error).__name__}: {error}")
             return True
-
-    return CarefulChannel

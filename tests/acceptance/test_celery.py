@@ -26,7 +26,7 @@ def celery(*arguments: str) -> list[str]:
     [
         ("inspect ping", "pong"),
         ("inspect registered", "mailer.send_email"),
-        ("inspect conf", '"socket_timeout": 10'),  # a request would wait for 2 seconds only
+        ("inspect conf", '"socket_timeout": 3'),  # a request would wait for 2 seconds only
         ("report", "transport:redis"),
     ],
 )

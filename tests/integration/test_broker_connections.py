@@ -50,7 +50,7 @@ def consuming(server: RedisServer, *, publish: bool = True) -> tuple[Connection,
     """A connection with a task that is not acknowledged."""
     connection = Connection(server.url.replace("unix://", "redis+socket://"))
     transport: Any = connection.transport
-    transport.Channel = careful_channel(transport.Channel, Mock(PatientConsumer))  # nothing is refused here
+    transport.Channel = careful_channel(transport.Channel, Mock(PatientConsumer, controller=Mock()))  # nothing is refused here
     queue = Queue("tasks")
     if publish:
         connection.Producer().publish("a task", routing_key="tasks", declare=[queue])

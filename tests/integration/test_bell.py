@@ -1,0 +1,72 @@
+"""The bell, with a real Redis: who hears it, and what becomes of a ring that nobody can hear."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from flask import Flask
+
+from mailer.tasks import CeleryBell
+from tests.services.broker import RedisServer
+from tests.services.databases import sqlite_only
+from tests.services.waiting import wait_until
+
+pytestmark = sqlite_only
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def bell(open_shop: Callable[..., Flask], redis_server: RedisServer) -> CeleryBell:
+    app = open_shop(MAILER_REDIS_URL=redis_server.url, MAIL_SUPPRESS_SEND=False)
+    return CeleryBell(app.extensions["celery"], app.extensions["mailer"].settings)
+
+
+def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None:
+    """Enqueuers add none to it; the sweep does, as it may have been lost."""
+    assert [bell.ring(), bell.ring()] == [True, True]
+    assert client.llen("celery") == 1
+
+    assert bell.ring(urge=True)
+    assert client.llen("celery") == 2
+
+
+@pytest.mark.parametrize(("left", "somebody_hears"), [(55_000, True), (49_000, False)])
+def test_rings_that_nobody_answers(bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool) -> None:
+    """After ten seconds the sweep is told so, and delivers by itself; the queue of rings does not grow meanwhile."""
+    client.set("mailer:ring", 1, px=left)
+
+    assert bell.ring(urge=True) is somebody_hears
+    assert client.llen("celery") == somebody_hears
+
+
+def test_a_flag_that_never_ends(bell: CeleryBell, client: redis.Redis) -> None:
+    """Somebody else has set it: the sweep rings, and the answer takes it down."""
+    client.set("mailer:ring", 1)
+
+    assert bell.ring(urge=True)
+    bell.answer()
+
+    assert client.llen("celery") == 1
+    assert not client.exists("mailer:ring")
+
+
+def test_nothing_in_redis_fails_a_call(bell: CeleryBell, client: redis.Redis) -> None:
+    """The mail is stored when it rings: an exception would say that it is not."""
+    client.set("celery", "no list")
+
+    assert not bell.ring()
+
+
+def test_it_is_found_again(bell: CeleryBell, redis_server: RedisServer) -> None:
+    """By the process itself, without a call that waits for it."""
+    redis_server.stop()
+    assert not bell.ring()
+
+    redis_server.start()
+
+    assert wait_until(bell.ring)
