@@ -48,6 +48,8 @@ def _run(scenario: Scenario, size: Size) -> Row:
         try:
             with redirect_stdout(logs):
                 report = scenario.run(Path(folder), size)
+        except pytest.skip.Exception as reason:
+            report = Report(remarks=[f"skipped: {reason}"])
         except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- the others are run all the same
             sys.stderr.write(logs.getvalue())
             traceback.print_exc()
