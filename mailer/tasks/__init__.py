@@ -32,8 +32,9 @@ _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
 _PURGE_SECONDS = 3600.0
-# A clock that was set back by more than this was set by somebody: the rest is drift.
-_SET_BACK_SECONDS = 5.0
+# A clock that was set back by more than this was set by somebody: the rest is drift. And what is stored by now may have been
+# given its time before.
+_SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
 # What ends a child of a prefork pool, sent to its process group or by a cold shutdown.
 _ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
@@ -142,7 +143,7 @@ class Chores:
         self._store = store
         self._courier = courier
         self._bell = bell
-        self._latest = 0.0  # the latest time that was seen
+        self._ahead = time.time() - time.monotonic()
         self._stopping = threading.Event()
         self._is_purging = False
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
@@ -183,12 +184,13 @@ class Chores:
 
     def _notice_a_clock_set_back(self) -> None:
         """Else all that waits would wait until the clock is where it was."""
-        now, was = time.time(), self._latest
-        if now < was - _SET_BACK_SECONDS:
-            recalled = self._store.recall_queued(now, was=was)
-            log.warning("The clock was set back by %.0f s; %d deliveries that were due are due again.", was - now, recalled)
-            self._latest = now
-        self._latest = max(self._latest, now)
+        ahead = time.time() - time.monotonic()
+        back = self._ahead - ahead
+        if back > _SET_BACK_SECONDS:
+            now = time.time()
+            recalled = self._store.recall_queued(now, was=now + back + _BETWEEN_SECONDS)
+            log.warning("The clock was set back by %.0f s; %d deliveries that were due are due again.", back, recalled)
+        self._ahead = ahead
 
     def _watch_the_clock(self) -> None:
         """Until the next sweep, ring at the very moment when a mail gets due: scheduled, tried again, or held up by a limit."""

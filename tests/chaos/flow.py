@@ -24,12 +24,6 @@ def wait_for_flow(site: Site) -> None:
     wait_until(lambda: site.sink.count() > before, timeout=60)
 
 
-def hold_a_mail(site: Site) -> None:
-    """One that the relay has, and its worker does not know."""
-    site.sink.hold()
-    wait_for_flow(site)
-
-
 def refused(site: Site) -> list[Call]:
     """The calls that raised."""
     return [call for call in site.calls() if call.error]

@@ -4,7 +4,8 @@ A line of the file is the recipient, the Message-ID and the time. It is a proces
 killed, and so that it keeps no core from who is to be broken. Whoever's name begins with "grey" is greylisted: told to come
 back, once.
 
-While there is a file FILE.hold, it answers nothing: what it has taken by then is noted, and the 250 is still to come.
+While there is a file FILE.hold, it answers nothing to the next mail: that is noted, its 250 is still to come, and there is a file
+FILE.held.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 _MESSAGE_ID = re.compile(rb"^Message-ID:\s*(<[^>\r\n]*>)", re.IGNORECASE | re.MULTILINE)
-_HOLD = Path(f"{sys.argv[-1]}.hold")
+_HOLD, _HELD = Path(f"{sys.argv[-1]}.hold"), Path(f"{sys.argv[-1]}.held")
 _END = b"\r\n.\r\n"
 
 
@@ -79,6 +80,7 @@ class _Session(asyncio.Protocol):
         found = _MESSAGE_ID.search(mail)
         os.write(self._file, b"%b %b %.3f\n" % (self._recipient, found[1] if found else b"-", time.time()))
         while _HOLD.exists():
+            _HELD.touch()
             time.sleep(0.01)
         return b"250 2.0.0 taken\r\n"
 

@@ -35,7 +35,7 @@ class Sink:
         self.port = free_port()
         self._file = folder / "taken"
         self._file.touch()
-        self._hold = folder / "taken.hold"
+        self._hold, self._held = folder / "taken.hold", folder / "taken.held"
         self.start()
 
     def start(self) -> None:
@@ -54,8 +54,10 @@ class Sink:
         self.process.send_signal(signal.SIGCONT)
 
     def hold(self) -> None:
-        """From the next mail on: it is taken, and the 250 waits."""
+        """Return when it has taken a mail, whose 250 waits; nobody else is answered either."""
+        self._held.unlink(missing_ok=True)
         self._hold.touch()
+        wait_until(self._held.exists, timeout=60)
 
     def let_go(self) -> None:
         """Say the 250."""

@@ -245,6 +245,17 @@ def test_somebody_else_writes_for_too_long(database_url: str, monkeypatch: pytes
 
 
 @sqlite_only
+def test_a_thread_waits_for_its_turn_for_too_long(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread of the process waits for the file, and this one for it: not twice as long, and not for ever."""
+    store.check_schema()
+    monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
+    with store._turn, unavailable("database is locked"):
+        insert(store)
+
+    insert(store)
+
+
+@sqlite_only
 def test_the_disk_is_full(store: Store) -> None:
     """A mail that does not fit is not queued, and the next one that does is."""
     store.check_schema()

@@ -3,10 +3,13 @@
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from mailer import tasks
 from mailer.errors import UnknownMail
-from mailer.message import Attachment, OnDoubt, Status
+from mailer.message import Attachment, Lane, OnDoubt, Status
 from mailer.store import Store
+from mailer.tasks import Chores
 from tests.mails import a_message, claim, table
 from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue
 from tests.services.sink import Sink
@@ -21,6 +24,26 @@ def died_on_the_wire(store: Store, clock: Clock, **options: Any) -> str:
     [delivery] = claim(store, now=clock.time(), token="dead", lease_until=clock.time() + LEASE)
     store.mark_if_claimed([delivery.id], token="dead", now=clock.time(), lease_until=clock.time() + LEASE)
     return mail_id
+
+
+# --- a clock that is set ----------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back(
+    make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was due is due, and somebody is called; what was scheduled for later stays so."""
+    monkeypatch.setattr(tasks, "time", clock)
+    chores = Chores(Flask("tests"), store, make_courier(), bell)
+    chores._stopping.set()  # it does not wait for what gets due
+    due = [queue(store, "ada@example.com", lane=lane) for lane in Lane]
+    scheduled = queue(store, "bob@example.com", due_at=clock.time() + 60)
+    clock.ahead = -3600
+    chores._tick()
+
+    assert bell.rings == 1
+    assert [one.mail_id for one in claim(store, now=clock.time())] == due
+    assert copy_of(store, scheduled).status is Status.QUEUED
 
 
 # --- rescue -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ class Clock:
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # it makes threads wait for each other for much too long
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",  # its name in versions before 0.9.10
             "PYTHONPATH": str(Path(__file__).with_name("faked_clock")),

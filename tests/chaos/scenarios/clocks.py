@@ -4,7 +4,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.flow import count_up, hold_a_mail, let_mail_flow, note_resumption
+from tests.chaos.flow import count_up, let_mail_flow, note_resumption
 from tests.chaos.scenario import Report, Scenario, Size, named
 from tests.chaos.site import Sender, Site, running_site
 from tests.services.clocks import Clock
@@ -20,7 +20,7 @@ def jump(folder: Path, size: Size, *, seconds: float) -> Report:
         site.config |= clock.env
         let_mail_flow(site)
         for number in range(1, size.pick(1, 10) + 1):
-            hold_a_mail(site)
+            site.sink.hold()
             time.sleep(1)  # more gets queued
             clock.set(number * seconds)
             report.faults += 1

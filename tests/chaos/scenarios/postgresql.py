@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.flow import count_up, hold_a_mail, let_mail_flow, note_resumption, wait_for_a_refusal, wait_for_flow
+from tests.chaos.flow import count_up, let_mail_flow, note_resumption, wait_for_a_refusal, wait_for_flow
 from tests.chaos.scenario import Report, Scenario, Size, named
 from tests.chaos.site import Site, find_initdb, migrated, site_on
 from tests.services.postgres import PostgresServer, postgres_folder
@@ -103,7 +103,7 @@ def fail_over(folder: Path, size: Size) -> Report:
             part.mkdir()
             site = stack.enter_context(site_on(pair.url, part))
             let_mail_flow(site)
-            hold_a_mail(site)
+            site.sink.hold()
             pair.fail_over()
             report.faults += 1
             site.sink.let_go()
@@ -117,7 +117,7 @@ def at_the_250(folder: Path, size: Size, *, fault: Callable[[PostgresServer], No
     with _site(folder) as (site, server, report):
         let_mail_flow(site)
         for _ in range(size.pick(2, 20)):
-            hold_a_mail(site)
+            site.sink.hold()
             fault(server)
             report.faults += 1
             site.sink.let_go()

@@ -25,7 +25,7 @@ def crowd(folder: Path, size: Size) -> Report:
     with _site(folder) as (site, report):
         let_mail_flow(site, workers=2, senders=_WRITERS, pause=0)
         began = [len(sender.calls()) for sender in site.senders]
-        time.sleep(size.pick(4, 120))
+        time.sleep(size.pick(2, 120))
         counts = [len(sender.calls()) - before for sender, before in zip(site.senders, began, strict=True)]
         report.faults = _WRITERS
     report.remarks.append(f"calls of a writer: {min(counts)} to {max(counts)}; {_times(site)}")
@@ -84,7 +84,7 @@ def read_only(folder: Path, size: Size) -> Report:
 def second_machine(folder: Path, size: Size) -> Report:
     """The file lies on a disk that two machines share. The second one's worker and application are refused."""
     with _site(folder) as (site, report):
-        let_mail_flow(site)
+        let_mail_flow(site, pause=0.2)
         for _ in range(size.pick(1, 5)):
             for program in (
                 ["-m", "celery", "-A", "tests.worker_app", "worker", "--pool", "solo"],

@@ -6,9 +6,10 @@ clock alone. So these processes sleep in another way.
 
 import select
 import time
+from typing import Any
 
 
-def _sleep(seconds: float, /) -> None:
+def _sleep(seconds: Any, /) -> None:
     select.select([], [], [], seconds)
 
 
