@@ -68,7 +68,7 @@ def _faults_at(point: Point, phase: Phase, *, closing: Verdict, silent: Verdict,
         yield Fault(f"4xx at {point}", point, LATER, UNREACHED if at_connect else DEFERRED, phase, LATER, offers)
         yield Fault(f"5xx at {point}", point, NEVER, UNREACHED if at_connect else REFUSED, phase, NEVER, offers)
         yield Fault(f"endless reply at {point}", point, ENDLESS, silent, phase, words, offers)
-    for action in (CLOSE, RESET, SILENCE, GARBAGE):
+    for action in (CLOSE, SILENCE, GARBAGE) if at_connect else (CLOSE, RESET, SILENCE, GARBAGE):
         yield Fault(f"{action} at {point}", point, action, silent, phase, words, offers)
 
 
