@@ -257,6 +257,17 @@ def test_a_very_long_reply_is_cut(relay_to: MakeRelay, answering: Answering) -> 
     assert send(relay).verdict is Verdict.SENT
 
 
+@pytest.mark.parametrize(("stage", "verdict"), [("MAIL", Verdict.UNREACHED), (".", Verdict.DOUBTFUL)])
+def test_a_reply_without_end(relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict) -> None:
+    """Nobody reads on until the time-out: it is none, whatever its last line might say."""
+    server = answering(**{stage: b"250-and so on\r\n" * 20_000 + b"250 ok\r\n"})
+
+    outcome = send(relay_to(server))
+
+    assert outcome.verdict is verdict
+    assert outcome.reply.endswith("the relay's reply has no end")
+
+
 def test_the_words_of_a_reply_are_made_printable(relay_to: MakeRelay, answering: Answering) -> None:
     """They are stored, and shown: a NUL would lose the outcome, for PostgreSQL refuses it."""
     server = answering(**{".": b"250-2.0.0\t taken\x00\r\n250 2.0.0 as \x1b[31m \xff\xc3\xbc\r\n"})
