@@ -59,9 +59,10 @@ def main(arguments: Sequence[str]) -> int:
         soak = run(folder, options.database, seconds=60 * options.minutes)
     print(table(soak), end="")
     publish(soak, options.into)
-    if soak.is_kept:
-        shutil.rmtree(folder, ignore_errors=True)
-    return 0 if soak.is_kept else 1
+    if not soak.is_kept:
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 def run(folder: Path, database: Database, *, seconds: float) -> Soak:
