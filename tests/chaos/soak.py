@@ -54,15 +54,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="mailer-soak-"))
+    print(f"… for {options.minutes:g} minutes; the logs are in {folder}, until all is well", file=sys.stderr)
     with (folder / "logs").open("w") as logs, redirect_stdout(logs):
         soak = run(folder, options.database, seconds=60 * options.minutes)
     print(table(soak), end="")
     publish(soak, options.into)
-    if soak.is_kept:
-        shutil.rmtree(folder, ignore_errors=True)
-        return 0
-    print(f"The logs of the workers are in {folder}.")
-    return 1
+    if not soak.is_kept:
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 def run(folder: Path, database: Database, *, seconds: float) -> Soak:

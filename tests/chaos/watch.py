@@ -54,7 +54,10 @@ class Watch:
         elapsed = moment - self.moments[-1] if self.moments else 0.0
         self.moments.append(moment)
         for name, pids in self._groups.items():
-            self._note_processes(name, taken_by(pids))
+            try:
+                self._note_processes(name, taken_by(pids))
+            except (FileNotFoundError, ProcessLookupError):
+                raise RuntimeError(f"{name}: one has ended that nobody stopped; its log says why") from None
         self._note(CONNECTIONS, "to the relay", connections_at(self._site.sink.port))
         self._note(CONNECTIONS, "to Redis", self._redis_clients())
         self._note(CONNECTIONS, "to the database", self._database.connections())

@@ -13,4 +13,4 @@ def _sleep(seconds: Any, /) -> None:
     select.select([], [], [], seconds)
 
 
-time.sleep = _sleep  # type: ignore[assignment]  # nobody here sleeps for an object with __index__
+time.sleep = _sleep
