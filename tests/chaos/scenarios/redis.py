@@ -43,11 +43,13 @@ def absent_at_boot(folder: Path, size: Size) -> Report:
     report = Report(faults=1)
     with running_site(folder) as site:
         site.start_sender(count=1).wait()  # makes the tables
+        usual = site.start_sender(count=100)
+        usual.wait()
         site.redis.stop()
         workers = [site.start_worker(pool, 2, until_ready=False) for pool in ("prefork", "threads")]
         sender = site.start_sender(pause=0.02)
         _wait_for_calls(site, size.pick(100, 1000))
-        _check_calls(report, sender.calls(), _REFUSED)
+        _check_calls(report, sender.calls(), usual.calls(), _REFUSED)
         site.redis.start()
         _wait_for_flow(report, site, workers)
         _end(report, site, workers)
@@ -59,13 +61,15 @@ def _outage(site: Site, size: Size, fault: Callable[[], AbstractContextManager[N
     workers = [site.start_worker(pool, 2) for pool in ("prefork", "threads")]
     sender = site.start_sender(pause=0.02)
     _wait_for_flow(Report(), site, workers)
+    _wait_for_calls(site, 100)
     for _ in range(size.pick(1, 4)):
         before = len(sender.calls())
+        usual = sender.calls()[-100:]
         with fault():
             _wait_for_calls(site, calls)
         _wait_for_flow(report, site, workers)
         _wait_for_calls(site, 100)
-        _check_calls(report, sender.calls()[before:], longest_call)
+        _check_calls(report, sender.calls()[before:], usual, longest_call)
         report.faults += 1
     _end(report, site, workers)
     return report
@@ -93,20 +97,20 @@ def _rings(worker: Worker) -> int:
     return worker.log.read_text().count("Task mailer.send_email[")
 
 
-def _check_calls(report: Report, calls: Sequence[Call], longest: float) -> None:
-    """The first one may wait for a time-out, and no other."""
+def _check_calls(report: Report, calls: Sequence[Call], usual: Sequence[Call], longest: float) -> None:
+    """The first one may wait for a time-out, and no other. What a busy machine takes with Redis is no fault of Redis."""
     seconds = sorted(call.seconds for call in calls)
-    median = statistics.median(seconds)
+    median, machine = statistics.median(seconds), sorted(call.seconds for call in usual)
+    added = median - statistics.median(machine)
     report.remarks.append(f"calls: longest {seconds[-1]:.3f} s, next {seconds[-2]:.3f} s, median {1000 * median:.1f} ms")
-    report.expect(seconds[-1] <= longest, f"a call took {seconds[-1]:.2f} s, {longest:g} at most")
-    report.expect(median <= _THEN, f"then calls took {1000 * median:.0f} ms, {1000 * _THEN:g} at most")
+    report.expect(seconds[-1] - machine[-1] <= longest, f"a call took {seconds[-1]:.2f} s, {longest:g} at most")
+    report.expect(added <= _THEN, f"then calls took {1000 * median:.0f} ms, {1000 * _THEN:g} at most")
     report.expect(seconds[-2] < 1, f"more than one call waited for Redis: {seconds[-2]:.2f} s")
     report.expect(not any(call.error for call in calls), "a call raised")
 
 
 def _end(report: Report, site: Site, workers: Sequence[Worker]) -> None:
-    for sender in site.senders:
-        sender.stop()
+    site.senders[-1].stop()
     site.settle()
     report.tally = site.tally()
     report.expect(all(worker.is_running for worker in workers), "a worker ended")
