@@ -51,6 +51,10 @@ class Box:
             os.ftruncate(self._file, 0)
         self._note(f"{_FORMAT} {_boot()} {token}")
 
+    def calling(self, relay: str) -> None:
+        """From now on, it is this relay that is waited for."""
+        self._note(f"calling {relay}")
+
     def composing(self, mail_id: str) -> None:
         self._note(f"composing {mail_id}")
 
@@ -130,6 +134,15 @@ class BlackBox:
                     continue
                 path.unlink(missing_ok=True)
 
+    def waited_for(self, seconds: float) -> set[str]:
+        """The relays that keep somebody on this host waiting for so long, each without another note."""
+        relays = set()
+        for path in self._found():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > seconds:
+                    relays.add(_calling(path.read_text(encoding="utf-8", errors="replace")))
+        return relays - {""}
+
     def after_fork_in_child(self) -> None:
         """A child that kept its parent's boxes open would keep them locked."""
         for box in self._open:
@@ -187,6 +200,12 @@ def _read(file: int) -> Remains | None:
         what, _, about = note.partition(" ")
         _take_note(remains, what, *about.split(" ", 1))
     return remains
+
+
+def _calling(notes: str) -> str:
+    """The relay that was called last."""
+    _, called, rest = notes.rpartition("\ncalling ")
+    return rest.partition("\n")[0] if called else ""
 
 
 def _take_note(remains: Remains, what: str, key: str, words: str = "") -> None:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 
 from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round, Silences
@@ -29,8 +30,11 @@ _DAY = 86400.0
 _PURGED_AT_ONCE = 500
 _LEAST_REST = 0.005  # who waits for SQLite looks every millisecond
 _MOVED_AT_ONCE = 5000
-# While the broker is away, the sweep itself delivers for so long, before it looks again.
+# While the broker is away, or all who could hear it wait for a relay, the sweep itself delivers for so long, and looks again.
 _ALONE_SECONDS = 1.0
+# It leaves alone a relay that has kept somebody waiting for so long, and puts off its mail by so much.
+_STALLED_SECONDS, _AVOIDED_SECONDS = 5.0, 10.0
+_NONE: Mapping[str, Pause] = {}
 
 __all__ = ["Courier", "Doorstep", "Office"]
 
@@ -63,10 +67,10 @@ class Courier:
         self._bites: Iterator[object] | None = None  # of a purge that goes on
         self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
 
-    def deliver(self, at_most: float) -> None:
+    def deliver(self, at_most: float, avoiding: Mapping[str, Pause] = _NONE) -> None:
         """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
         ends = time.monotonic() + at_most
-        with self._on_duty() as duty:
+        with self._on_duty(avoiding) as duty:
             while self._deliver_slice(duty) and not self._stopped[0]:
                 if time.monotonic() > ends:
                     self._bell.ring()
@@ -87,17 +91,17 @@ class Courier:
             return self._deliver_slice(duty)
 
     @contextmanager
-    def _on_duty(self) -> Iterator[Duty]:
+    def _on_duty(self, avoiding: Mapping[str, Pause] = _NONE) -> Iterator[Duty]:
         with self._office.throttle.seats() as seats, self._office.black_box.box() as box:
             try:
-                yield Duty(seats, box)
+                yield Duty(seats, box, avoiding)
             finally:
                 for relay in self._relays:
                     if relay.settings.relay_concurrency:
                         relay.hang_up()
 
     def _deliver_slice(self, duty: Duty) -> int:
-        pauses = self._store.relay_pauses()
+        pauses = {**self._store.relay_pauses(), **duty.avoiding}
         relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name))]
         busy = {relay.name for relay in relays if not duty.seats.take_relay(relay.name)}
         if len(busy) == len(relays):
@@ -114,7 +118,7 @@ class Courier:
             self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
         rounds = self._hand_over(shares, duty, started)
         full = [one for one in rounds if one.full - {NO_LIMIT}]
-        made_way = is_full and (full or shares.waits) and self._make_way(full, ends=started + self._settings.slice_seconds)
+        made_way = is_full and (full or shares.waits) and self._make_way(full, duty, ends=started + self._settings.slice_seconds)
         return len(claimed) if shares.carried or made_way else 0
 
     def _claim(self, most: int, relays: Sequence[Relay], duty: Duty) -> list[Delivery]:
@@ -195,6 +199,7 @@ class Courier:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
         pace, silences = self._paces[relay.name], self._silences[relay.name]
         round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, is_probe=probe is not None)
+        duty.box.calling(relay.name)
         if probe is not None and (probe := self._renewed(relay, probe)) is None:
             round_.close()
             return round_
@@ -258,7 +263,7 @@ class Courier:
 
     # --- what is in the way -------------------------------------------------------------------------------------------
 
-    def _make_way(self, full: Sequence[Round], ends: float) -> bool:
+    def _make_way(self, full: Sequence[Round], duty: Duty, ends: float) -> bool:
         """Much mail at the head of the queue that can't go now is moved out of the way of the rest; whether there was any.
 
         Two threads would book the same places at a limit twice, so one does it.
@@ -266,7 +271,7 @@ class Courier:
         if not self._makes_way.acquire(blocking=False):
             return False
         try:
-            pauses = self._store.relay_pauses()
+            pauses = {**self._store.relay_pauses(), **duty.avoiding}
             moved = [self._clear(lane, full, pauses, ends) for lane in Lane]
         finally:
             self._makes_way.release()
@@ -307,7 +312,12 @@ class Courier:
         self._store.resend_doubtful(now)
         self._store.expire_overdue(now)
         if self._store.is_due(now) and not self._bell.ring(urge=True):
-            self.deliver(at_most=_ALONE_SECONDS)
+            self.deliver(at_most=_ALONE_SECONDS, avoiding=self._stalled(now))
+
+    def _stalled(self, now: float) -> dict[str, Pause]:
+        """Relays that keep others on this host waiting: one who delivers alone must not wait there as well."""
+        pause = Pause(until=now + _AVOIDED_SECONDS, failures=0, reason="", since=datetime.fromtimestamp(now, UTC))
+        return dict.fromkeys(self._office.black_box.waited_for(_STALLED_SECONDS), pause)
 
     def purge(self, at_most: float = math.inf) -> bool:
         """Erase and delete what is older than it is to be kept; whether it came to the end, or is to be called again.

@@ -7,7 +7,7 @@ the outcomes of a window are recorded in the same transaction that marks the nex
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -16,7 +16,7 @@ from mailer.blackbox import BlackBox, Box
 from mailer.delivery.routing import destination
 from mailer.errors import StoreUnavailable
 from mailer.logs import get_logger
-from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Status, Verdict
+from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Pause, Status, Verdict
 from mailer.mime import Composed, Signer, WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
 from mailer.settings import Settings
@@ -54,6 +54,7 @@ class Duty:
 
     seats: Seats  #: at relays, kept as warm connections are, since relays count those, too; in a round, at domains
     box: Box
+    avoiding: Mapping[str, Pause]  #: relays that would keep it waiting, as if paused
 
 
 @dataclass(slots=True)

@@ -132,7 +132,8 @@ def _is_bare(message: Any) -> bool:
 def careful_channel(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
     """The same channel of Redis, which brings down no worker."""
     message = type("CarefulMessage", (_CarefulMessage, channel.Message), {"consumer": consumer})
-    return type("CarefulChannel", (_CarefulChannel, channel), {"consumer": consumer, "Message": message})
+    qos = type("CarefulQoS", (_CarefulQoS, channel.QoS), {})
+    return type("CarefulChannel", (_CarefulChannel, channel), {"consumer": consumer, "Message": message, "QoS": qos})
 
 
 _Of: Any = object  # of the transport, whose classes these go before
@@ -147,6 +148,14 @@ class _CarefulMessage(_Of):  # type: ignore[misc]  # see there
         if payload["headers"].get("compression") and not self.consumer.app.conf.task_compression:
             raise ValueError("it is compressed, and may be of any size")
         super().__init__(payload, **options)
+
+
+class _CarefulQoS(_Of):  # type: ignore[misc]  # see there
+    """What is in hand, and let go with its channel: kombu would keep every one that was lost until the process ends."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._on_collect.cancel()
 
 
 class _CarefulChannel(_Of):  # type: ignore[misc]  # see there

@@ -1,5 +1,7 @@
 """A worker's connection to the broker, when that goes away at a bad moment."""
 
+import gc
+import weakref
 from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
@@ -44,6 +46,19 @@ def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> Non
     _connection, _consumer, messages = consuming(redis_server, publish=False)
 
     assert [message.payload for message in messages] == ["a task"]
+
+
+def test_a_lost_connection_is_let_go(redis_server: RedisServer) -> None:
+    """A worker that loses its connection again and again is no larger for it."""
+    connection, consumer, _messages = consuming(redis_server)
+    channel = weakref.ref(consumer.channel)
+    redis_server.stop()
+
+    connection.collect()
+    del connection, consumer, _messages
+    gc.collect()
+
+    assert channel() is None
 
 
 def consuming(server: RedisServer, *, publish: bool = True) -> tuple[Connection, Consumer, list[Message]]:

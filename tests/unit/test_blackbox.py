@@ -167,6 +167,28 @@ def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
     assert [remains.token for remains in found(black_box)] == ["token"]
 
 
+# --- who is waited for -----------------------------------------------------------------------------------------------
+
+
+def test_a_relay_that_keeps_somebody_waiting(black_box: BlackBox, folder: Path) -> None:
+    """It is the one that was called last, if nothing has been noted for a while."""
+    with black_box.box() as box:
+        box.claiming("token")
+        box.calling("first")
+        box.begun(1, "first")
+        box.over(1)
+        box.calling("the second")
+        assert black_box.waited_for(60) == set()
+        [path] = folder.iterdir()
+
+        os.utime(path, (0, 0))
+
+        assert black_box.waited_for(60) == {"the second"}
+        box.claiming("another")
+        os.utime(path, (0, 0))
+        assert black_box.waited_for(60) == set()
+
+
 # --- when it is not believed ------------------------------------------------------------------------------------------
 
 

@@ -357,9 +357,13 @@ def _expect_given_up(report: Report, site: Site, clock: Clock) -> None:
 # --- all slots of a worker ---------------------------------------------------------------------------------------------
 
 
+#: After ten seconds without an answer, the sweep takes it that all slots are stuck.
+_DEAF_SECONDS = 14.0
+
+
 def stalling(folder: Path, size: Size) -> Report:
-    """One of two busy relays falls silent to all slots of the only worker: mail of the other waits for one time-out at most."""
-    report, seconds = Report(faults=1), size.pick(4.0, 20.0)
+    """One of two busy relays falls silent to all slots of the only worker: mail of the other goes on long before the time-out."""
+    report, seconds = Report(faults=1), size.pick(25.0, 60.0)
     silent = Fault("silence after the dot", "dot", SILENCE, DOUBTFUL)
     with running_site(folder) as site, _broken_relays(folder, [silent]) as relays:
         site.config |= _configuration(site, relays, folder)
@@ -372,8 +376,8 @@ def stalling(folder: Path, size: Size) -> Report:
         wait_until(lambda: site.sink.count() > 20 and len(relay.acknowledged) > 20, timeout=60)
         began = time.time()
         relay.do_worst()
-        wait_until(lambda: time.time() - began > 2 * seconds, timeout=3 * seconds)
-        _expect_flow(report, site, since=began, longest=seconds + 1)
+        wait_until(lambda: time.time() - began > seconds, timeout=2 * seconds)
+        _expect_flow(report, site, since=began, longest=_DEAF_SECONDS)
         for sender in site.senders:
             sender.stop()
     return report
