@@ -51,7 +51,7 @@ def keys(folder: Path, size: Size, *, database: Database) -> Report:
 
 
 def _wait_for_calls(sender: Sender) -> None:
-    wait_until(sender.calls, timeout=60)
+    wait_until(sender.calls, timeout=300)  # fifty processes take their time to start
 
 
 # --- one transaction with an order ------------------------------------------------------------------------------------
