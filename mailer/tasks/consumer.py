@@ -13,6 +13,7 @@ from celery import bootsteps
 from celery.bootsteps import RUN  # type: ignore[attr-defined]  # the stub forgot it
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from kombu.asynchronous import timer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from mailer.logs import get_logger
@@ -61,6 +62,7 @@ class PatientConsumer(Consumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._refused = 0
+        self.leave_lost: Callable[[], None] = lambda: None  #: the connection before the present one
         super().__init__(*args, **options)
 
     # --- the broker ---------------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ class PatientConsumer(Consumer):
         conn.ensure_connection = partial(conn.ensure_connection, **pauses)
         transport = conn.get_transport_cls()
         if transport.driver_type == "redis":
-            conn.transport_cls = type("CarefulTransport", (transport,), {"Channel": careful_channel(transport.Channel, self)})
+            conn.transport_cls = careful_transport(transport, self)
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -129,11 +131,11 @@ def _is_bare(message: Any) -> bool:
     return not any(carries) and not any(message.headers.get(name) for name in _BAGGAGE)
 
 
-def careful_channel(channel: type[Any], consumer: PatientConsumer) -> type[Any]:
-    """The same channel of Redis, which brings down no worker."""
-    message = type("CarefulMessage", (_CarefulMessage, channel.Message), {"consumer": consumer})
-    qos = type("CarefulQoS", (_CarefulQoS, channel.QoS), {})
-    return type("CarefulChannel", (_CarefulChannel, channel), {"consumer": consumer, "Message": message, "QoS": qos})
+def careful_transport(transport: type[Any], consumer: PatientConsumer) -> type[Any]:
+    """The same way to Redis, which brings down no worker."""
+    message = type("CarefulMessage", (_CarefulMessage, transport.Channel.Message), {"consumer": consumer})
+    channel = type("CarefulChannel", (_CarefulChannel, transport.Channel), {"consumer": consumer, "Message": message})
+    return type("CarefulTransport", (_CarefulTransport, transport), {"consumer": consumer, "Channel": channel})
 
 
 _Of: Any = object  # of the transport, whose classes these go before
@@ -150,12 +152,23 @@ class _CarefulMessage(_Of):  # type: ignore[misc]  # see there
         super().__init__(payload, **options)
 
 
-class _CarefulQoS(_Of):  # type: ignore[misc]  # see there
-    """What is in hand, and let go with its channel: kombu would keep every one that was lost until the process ends."""
+class _CarefulTransport(_Of):  # type: ignore[misc]  # see there
+    """One that takes the place of the one before: kombu would look after each lost connection until the worker ends."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._on_collect.cancel()
+    consumer: PatientConsumer
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        self.consumer.leave_lost()
+        before = set(loop.on_tick)
+        super().register_with_event_loop(connection, loop)
+        self.consumer.leave_lost = partial(_leave, loop, loop.on_tick - before, self.cycle)
+
+
+def _leave(loop: Any, ticks: set[Any], cycle: Any) -> None:
+    loop.on_tick -= ticks
+    for entry in vars(cycle).values():
+        if isinstance(entry, timer.Entry):
+            entry.cancel()
 
 
 class _CarefulChannel(_Of):  # type: ignore[misc]  # see there
