@@ -11,25 +11,16 @@ A move that leads to a final state is made by `_finish`, which erases in the sam
 """
 
 import math
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
 from itertools import chain
 from typing import Any
-from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, make_url
-from sqlalchemy import exc as sqlalchemy_errors
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection
 
-from mailer import schema
 from mailer.errors import CommitLost, StoreUnavailable, UnknownMail
-from mailer.forks import survive_forks
 from mailer.logs import get_logger
 from mailer.message import (
     TRANSITIONS,
@@ -49,13 +40,13 @@ from mailer.message import (
     id_at,
 )
 from mailer.policy import Move
-from mailer.store import home, hosts, rows
+from mailer.store import hosts, rows
 from mailer.store import statements as sql
-from mailer.store.engines import Turn, make_engine, without_haste
+from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
 from mailer.store.rows import when
-from mailer.store.statements import packed, spelt
-from mailer.store.transactions import CommitUnanswered, Row, Transaction, Transactions
+from mailer.store.statements import packed
+from mailer.store.transactions import Row, Transaction
 
 __all__ = ["Host", "Result", "Store", "connection_of"]
 
@@ -87,21 +78,8 @@ class Outlook:
     first: list[tuple[str, str, Lane, datetime, str]]  #: id, recipient, lane, due time, subject
 
 
-class Store:
-    """The database of one app. Safe to share between threads, and to carry over a fork."""
-
-    def __init__(self, url: str) -> None:
-        self.engine = make_engine(make_url(url))
-        self._sqlite = self.engine.dialect.name == "sqlite"
-        self._spell = cache(partial(spelt, sqlite=self._sqlite))
-        self._transactions = Transactions(self.engine, self._spell)
-        self._checked = False
-        self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
-        self._turn = self._new_turn()
-        self._joint = threading.local()
-        self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
-        self._parents_pool: Any = None
-        survive_forks(self)
+class Store(Database):
+    """What is asked of the database of one app."""
 
     # --- intake -------------------------------------------------------------------------------------------------------
 
@@ -433,46 +411,7 @@ class Store:
         with self._look() as transaction:
             return [(Status(status), Lane(lane), count, due) for status, lane, count, due in transaction.execute(sql.COUNT, {})]
 
-    # --- transactions -------------------------------------------------------------------------------------------------
-
-    def migrate(self, to: str = "head") -> None:
-        """Bring the tables to the revision this code needs, or to another one."""
-        with self._mapped_errors(), self._turn:
-            schema.migrate(without_haste(self.engine), to)
-
-    def check_schema(self) -> None:
-        """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
-        if self._checked:
-            return
-        with self._mapped_errors(), self._turn:
-            self._check_tables()
-            self._mark_home(time.time())
-        self._checked = True
-
-    def _check_tables(self) -> None:
-        with self.engine.connect().execution_options(reads_only=True) as connection:
-            found = schema.revision_of(connection)
-        if found is None and self._sqlite:
-            schema.migrate(self.engine)
-        else:
-            schema.check_revision(found)
-
-    def renew_home(self, now: float) -> None:
-        """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
-        if not self._in_file:
-            return
-        with self._look() as transaction:
-            if home.is_marked(transaction, home.this_machine(), now):
-                return
-        self._checked = False
-        with self._mapped_errors(), self._turn:
-            self._mark_home(now)
-        self._checked = True
-
-    def _mark_home(self, now: float) -> None:
-        if self._in_file:
-            with self._transactions.write() as transaction:
-                home.mark(transaction, home.this_machine(), now)
+    # --- moves --------------------------------------------------------------------------------------------------------
 
     def _move(self, statement: str, **values: Any) -> set[int]:
         with self._write() as transaction:
@@ -504,107 +443,10 @@ class Store:
         erased = [mail_id for (mail_id,) in transaction.execute(sql.ERASE, values)]
         return [sha256 for (sha256,) in transaction.execute(sql.DETACH, {"mails": packed(erased)})] if erased else []
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What this thread writes inside is one transaction: one fsync, all of it or nothing."""
-        with self._write() as transaction:
-            self._joint.transaction = transaction
-            try:
-                yield
-            finally:
-                del self._joint.transaction
-
-    @contextmanager
-    def _write(self) -> Iterator[Transaction]:
-        if (joint := getattr(self._joint, "transaction", None)) is not None:
-            yield joint
-            return
-        with self._opened(self._transactions.write) as transaction:
-            yield transaction
-
-    @contextmanager
-    def _join(self, host: Connection) -> Iterator[HostTransaction]:
-        with self._mapped_errors():
-            if not self._checked or host.engine not in self._hosts:
-                self._check_host(host)
-            with hosts.joined(host, self._spell) as transaction:
-                yield transaction
-
-    def _check_host(self, host: Connection) -> None:
-        """As `check_schema`, but what is written is written by the host: it may be SQLite's one writer already."""
-        which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
-        with self._turn:
-            with self._transactions.look() as transaction:
-                place = transaction.execute(which, {})
-            self._check_tables()
-        hosts.check_leads_to(host, place, which, self.engine, self._spell)
-        if self._in_file:
-            with hosts.joined(host, self._spell) as theirs:
-                home.mark(theirs, home.this_machine(), time.time())
-        self._checked = True
-        self._hosts.add(host.engine)
-
-    def _read(self) -> AbstractContextManager[Transaction]:
-        return self._opened(self._transactions.read)
-
-    def _look(self) -> AbstractContextManager[Transaction]:
-        return self._opened(self._transactions.look)
-
-    @contextmanager
-    def _opened(self, open_: Callable[[], AbstractContextManager[Transaction]]) -> Iterator[Transaction]:
-        self.check_schema()
-        with self._mapped_errors(), self._turn, open_() as transaction:
-            yield transaction
-
-    @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
-        driver = self.engine.dialect.loaded_dbapi
-        try:
-            yield
-        except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)):
-            raise  # ours, which trying again does not mend
-        except CommitUnanswered as unanswered:
-            raise CommitLost(
-                "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the mail may be queued, or the change"
-                " be made, or not. Calls with an idempotency_key can be repeated, and queue one mail:"
-                f" {_reason(unanswered.__cause__)}"
-            ) from unanswered.__cause__
-        except (driver.Error, sqlalchemy_errors.DBAPIError, sqlalchemy_errors.TimeoutError) as error:
-            raise StoreUnavailable(
-                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {_reason(error)}"
-            ) from error
-
-    def _new_turn(self) -> AbstractContextManager[None]:
-        return Turn() if self._sqlite else nullcontext()
-
-    # --- forks --------------------------------------------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
-        if isinstance(self._turn, Turn):
-            self._turn.lock.acquire()
-        if self._in_file:
-            self.engine.dispose()
-
-    def after_fork_in_parent(self) -> None:
-        if isinstance(self._turn, Turn):
-            self._turn.lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""
-        self._turn = self._new_turn()
-        self._parents_pool = self.engine.pool
-        self.engine.dispose(close=False)
-
 
 def _may_pass(error: StoreUnavailable) -> bool:
     """A commit that had no answer; a deadlock, or whatever else PostgreSQL undoes for the sake of others."""
     return isinstance(error, CommitLost) or str(getattr(error.__cause__, "sqlstate", None)).startswith("40")
-
-
-def _reason(error: object) -> str:
-    """In the database's own words, on one line."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _stopped(lane: Lane | None) -> dict[str, str]:
@@ -619,7 +461,3 @@ def _read(mail: Row, attachments: list[Row]) -> Message | None:
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is this mail's own, and its words may be the mail's
         log.error("Mail %s can't be read: %s", mail[0], type(error).__name__)  # noqa: TRY400 -- without them
         return None
-
-
-def _mistakes(errors: Any) -> tuple[type[Exception], ...]:
-    return errors.IntegrityError, errors.DataError, errors.ProgrammingError

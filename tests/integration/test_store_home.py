@@ -34,7 +34,7 @@ def on_machine(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     now = time.time()
-    monkeypatch.setattr("mailer.store.time.time", lambda: now + seconds)
+    monkeypatch.setattr("mailer.store.database.time.time", lambda: now + seconds)
 
 
 @sqlite_only
