@@ -223,7 +223,10 @@ def test_nothing_is_sent_instead_of_what_was_erased(make_courier: MakeCourier, s
         connection.execute(schema.message.update().where(schema.message.c.id == erased).values(erased_at=NOW, text=None))
     make_courier().deliver_slice()
 
-    assert (copy_of(store, erased).status, copy_of(store, erased).reply) == (Status.FAILED, "what it said is erased, or can't be read")
+    assert (copy_of(store, erased).status, copy_of(store, erased).reply) == (
+        Status.FAILED,
+        "what it said is erased, or can't be read",
+    )
     assert copy_of(store, other).status is Status.SENT
     assert received(sink) == ["bob@example.com"]
 

@@ -8,17 +8,49 @@ import mimetypes
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from functools import lru_cache
-from itertools import islice
 from typing import Any, Self
 
-from email_validator import EmailNotValidError, validate_email
+from mailer.errors import InvalidAttachment
+from mailer.message.addresses import Address, AddressLike, parse_addresses
+from mailer.message.text import HEADER_NAME, check_body, check_headers, check_text
 
-from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
+__all__ = [
+    "FINAL",
+    "TRANSITIONS",
+    "Address",
+    "AddressLike",
+    "Attachment",
+    "Attempt",
+    "Delivery",
+    "DeliveryStatus",
+    "Envelope",
+    "Key",
+    "Keyed",
+    "Lane",
+    "MailStatus",
+    "Message",
+    "OnDoubt",
+    "Outcome",
+    "Pause",
+    "Phase",
+    "Receipt",
+    "Status",
+    "Verdict",
+    "check_body",
+    "check_headers",
+    "check_text",
+    "could_be_id",
+    "id_at",
+    "is_file_type",
+    "new_id",
+    "new_message_id",
+    "parse_addresses",
+]
+
 
 # --- states -----------------------------------------------------------------------------------------------------------
 
@@ -84,164 +116,6 @@ class OnDoubt(StrEnum):
 
     RESEND = "resend"  #: once more, later, with the same Message-ID
     HOLD = "hold"  #: a person decides
-
-
-# --- addresses --------------------------------------------------------------------------------------------------------
-
-_PRIVATE_DOMAIN = re.compile(r"[@.](?:localhost|local|test)\Z", re.IGNORECASE)
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A mailbox, checked: `email` has its domain in ASCII, `name` may be empty."""
-
-    email: str
-    name: str = ""
-
-    @classmethod
-    def parse(cls, given: "AddressLike", *, field: str) -> Self:
-        """Takes "ada@example.com", "Ada <ada@example.com>" or ("Ada", "ada@example.com"); `field` names it in the error."""
-        match given:
-            case Address(email, name):
-                pass
-            case str():
-                name, email = _split(given)
-            case (None | str(), str()) if isinstance(given, tuple):
-                name, email = given[0] or "", given[1]
-            case _:
-                raise _no_address(given, field)
-        for part in (name, email):
-            check_text(part, field=field, error=InvalidAddress)
-        return cls(_checked(email, field), name)
-
-    @classmethod
-    def stored(cls, text: str) -> Self:
-        """Read back what `str()` wrote: nothing is checked a second time."""
-        name, email = _split(text)
-        return cls(email, name)
-
-    @property
-    def domain(self) -> str:
-        return self.email.rpartition("@")[2]
-
-    def __str__(self) -> str:
-        if not self.name:
-            return self.email
-        escaped = self.name.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}" <{self.email}>'
-
-
-AddressLike = str | tuple[str | None, str] | Address
-
-
-def _split(given: str) -> tuple[str, str]:
-    """The name and the address in "Ada <ada@example.com>"; a text without that form is all address."""
-    given = given.strip(" ")
-    before, bracket, inside = given.rpartition("<")
-    if not bracket or not inside.endswith(">"):
-        return "", given
-    name, email = before.strip(" "), inside[:-1].strip(" ")
-    if quoted := _QUOTED.fullmatch(name):
-        return re.sub(r"\\(.)", r"\1", quoted[1]), email
-    if set("<>") & set(name) or ("@" in name and set(",;") & set(name)):
-        return "", given  # several mailboxes: the first must not become the name of the last
-    return name, email
-
-
-def _checked(email: str, field: str) -> str:
-    try:
-        return _normalised(email)
-    except EmailNotValidError as error:
-        hint = " Give several recipients as a list." if "," in email or ";" in email else ""
-        raise InvalidAddress(f"{field}: {_shown(email)} is not a usable address: {error}{hint}") from None
-
-
-@lru_cache(maxsize=4096)
-def _normalised(email: str) -> str:
-    # Whether the domain has a mail server is the relay's business: ada@office.local is fine inside a network, and only there.
-    suffix = ".example.com" if _PRIVATE_DOMAIN.search(email) else ""
-    valid = validate_email(email + suffix, check_deliverability=False, strict=True)
-    return f"{valid.local_part}@{valid.ascii_domain.removesuffix(suffix)}"
-
-
-def parse_addresses(
-    given: AddressLike | Iterable[AddressLike] | None, *, field: str, most: int | None = None
-) -> tuple[Address, ...]:
-    """One address or many; no more are looked at than there may be."""
-    if given is None:
-        return ()
-    # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
-    if isinstance(given, tuple) and len(given) == 2 and "@" not in str(given[0] or ""):
-        return (Address.parse(given, field=field),)  # type: ignore[arg-type]  # parse() refuses what is no mailbox
-    if isinstance(given, (str, Address)):
-        return (Address.parse(given, field=field),)
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise _no_address(given, field)
-    several = given if most is None else islice(given, most + 1)
-    parsed = tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # the same
-    if most is not None and len(parsed) > most:
-        raise OverLimit(f"{field}: more than {most} addresses, which is what MAILER_MAX_RECIPIENTS allows in one mail.")
-    return parsed
-
-
-def _no_address(given: object, field: str) -> InvalidAddress:
-    return InvalidAddress(f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'.")
-
-
-# --- text and headers -------------------------------------------------------------------------------------------------
-
-_NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_LONGEST_SHOWN = 200
-_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
-_OURS = frozenset(
-    "from sender to cc bcc reply-to subject date message-id mime-version return-path received dkim-signature".split()
-)
-
-
-def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHeader) -> str:
-    """A text for one line of a header, or for a command of SMTP."""
-    _check_is_text(value, field, error)
-    if found := _NOT_IN_A_LINE.search(value):
-        raise error(f"{field}: {_shown(value)} contains {found[0]!r}: remove line breaks and other control characters.")
-    return value
-
-
-def _shown(value: object) -> str:
-    """For an error, which nobody reads if it is a megabyte long."""
-    return repr(value) if not isinstance(value, str) or len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}…"
-
-
-def check_body(value: str, *, field: str, error: type[InvalidMail] = InvalidMail) -> str:
-    """A text of many lines."""
-    _check_is_text(value, field, error)
-    at = value.find("\x00")
-    try:
-        value.encode()  # halves of characters fail; far faster than a regular expression
-    except UnicodeEncodeError as half:
-        at = half.start
-    if at >= 0:
-        raise error(f"{field}: the character {value[at]!r} at {at} can't be in a mail: remove it.")
-    return value
-
-
-def _check_is_text(value: object, field: str, error: type[InvalidMail]) -> None:
-    if not isinstance(value, str):
-        raise error(f"{field}: give a str, not {type(value).__name__}.")
-
-
-def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    if not isinstance(headers or {}, Mapping):
-        raise InvalidHeader(f"headers: {headers!r}: give a dict, such as {{'List-Id': 'news.example.com'}}.")
-    return tuple(_check_header(name, value) for name, value in (headers or {}).items())
-
-
-def _check_header(name: str, value: str) -> tuple[str, str]:
-    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        raise InvalidHeader(f"headers: {_shown(name)} is no header name: use letters, digits and hyphens, 64 at most.")
-    if name.lower() in _OURS or name.lower().startswith(("content-", "resent-")):
-        raise InvalidHeader(f"headers: {name!r} is written by Mailer: use the argument of that name, if there is one.")
-    return name, check_text(value, field=f"headers[{name!r}]")
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -313,7 +187,7 @@ def _check_part_headers(where: str, headers: object) -> None:
     if not pairs:
         raise InvalidAttachment(f"{where}: headers {headers!r}: give pairs, such as (('Content-Description', 'The invoice'),).")
     for name, value in headers:  # type: ignore[attr-defined]  # pairs, as just seen
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or name.lower() in _WRITTEN_FOR_PARTS:
+        if not isinstance(name, str) or not HEADER_NAME.fullmatch(name) or name.lower() in _WRITTEN_FOR_PARTS:
             raise InvalidAttachment(f"{where}: the header {name!r} is written by Mailer or no header name: leave it out.")
         check_text(value, field=f"{where}: {name}", error=InvalidAttachment)
 

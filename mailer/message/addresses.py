@@ -1,0 +1,113 @@
+"""Mailboxes, checked, so that they can be written into a header or said to a relay."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Self
+
+from email_validator import EmailNotValidError, validate_email
+
+from mailer.errors import InvalidAddress, OverLimit
+from mailer.message.text import check_text, shown
+
+_PRIVATE_DOMAIN = re.compile(r"[@.](?:localhost|local|test)\Z", re.IGNORECASE)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox, checked: `email` has its domain in ASCII, `name` may be empty."""
+
+    email: str
+    name: str = ""
+
+    @classmethod
+    def parse(cls, given: "AddressLike", *, field: str) -> Self:
+        """Takes "ada@example.com", "Ada <ada@example.com>" or ("Ada", "ada@example.com"); `field` names it in the error."""
+        match given:
+            case Address(email, name):
+                pass
+            case str():
+                name, email = _split(given)
+            case (None | str(), str()) if isinstance(given, tuple):
+                name, email = given[0] or "", given[1]
+            case _:
+                raise _no_address(given, field)
+        for part in (name, email):
+            check_text(part, field=field, error=InvalidAddress)
+        return cls(_checked(email, field), name)
+
+    @classmethod
+    def stored(cls, text: str) -> Self:
+        """Read back what `str()` wrote: nothing is checked a second time."""
+        name, email = _split(text)
+        return cls(email, name)
+
+    @property
+    def domain(self) -> str:
+        return self.email.rpartition("@")[2]
+
+    def __str__(self) -> str:
+        if not self.name:
+            return self.email
+        escaped = self.name.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}" <{self.email}>'
+
+
+AddressLike = str | tuple[str | None, str] | Address
+
+
+def _split(given: str) -> tuple[str, str]:
+    """The name and the address in "Ada <ada@example.com>"; a text without that form is all address."""
+    given = given.strip(" ")
+    before, bracket, inside = given.rpartition("<")
+    if not bracket or not inside.endswith(">"):
+        return "", given
+    name, email = before.strip(" "), inside[:-1].strip(" ")
+    if quoted := _QUOTED.fullmatch(name):
+        return re.sub(r"\\(.)", r"\1", quoted[1]), email
+    if set("<>") & set(name) or ("@" in name and set(",;") & set(name)):
+        return "", given  # several mailboxes: the first must not become the name of the last
+    return name, email
+
+
+def _checked(email: str, field: str) -> str:
+    try:
+        return _normalised(email)
+    except EmailNotValidError as error:
+        hint = " Give several recipients as a list." if "," in email or ";" in email else ""
+        raise InvalidAddress(f"{field}: {shown(email)} is not a usable address: {error}{hint}") from None
+
+
+@lru_cache(maxsize=4096)
+def _normalised(email: str) -> str:
+    # Whether the domain has a mail server is the relay's business: ada@office.local is fine inside a network, and only there.
+    suffix = ".example.com" if _PRIVATE_DOMAIN.search(email) else ""
+    valid = validate_email(email + suffix, check_deliverability=False, strict=True)
+    return f"{valid.local_part}@{valid.ascii_domain.removesuffix(suffix)}"
+
+
+def parse_addresses(
+    given: AddressLike | Iterable[AddressLike] | None, *, field: str, most: int | None = None
+) -> tuple[Address, ...]:
+    """One address or many; no more are looked at than there may be."""
+    if given is None:
+        return ()
+    # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
+    if isinstance(given, tuple) and len(given) == 2 and "@" not in str(given[0] or ""):
+        return (Address.parse(given, field=field),)  # type: ignore[arg-type]  # parse() refuses what is no mailbox
+    if isinstance(given, (str, Address)):
+        return (Address.parse(given, field=field),)
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise _no_address(given, field)
+    several = given if most is None else islice(given, most + 1)
+    parsed = tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # the same
+    if most is not None and len(parsed) > most:
+        raise OverLimit(f"{field}: more than {most} addresses, which is what MAILER_MAX_RECIPIENTS allows in one mail.")
+    return parsed
+
+
+def _no_address(given: object, field: str) -> InvalidAddress:
+    return InvalidAddress(f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'.")
