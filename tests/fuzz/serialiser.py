@@ -32,7 +32,7 @@ class Shelf:
     message: Message
     envelope: Envelope
 
-    def insert_mail(self, message: Message, envelope: Envelope) -> None:
+    def insert_mail(self, message: Message, envelope: Envelope, host: object) -> None:
         self.message, self.envelope = message, envelope
 
 
