@@ -76,9 +76,9 @@ def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iter
     )
 
 
-def unfinished(calls: Iterable[Call], statuses: Mapping[str, MailStatus]) -> Collection[str]:
-    """The ids of what somebody has still to do something for, doubt apart."""
-    return [call.mail_id for call in calls if call.mail_id and _state(statuses.get(call.mail_id)) in _WAITING]
+def moves_on(mail: MailStatus) -> bool:
+    """Whether something is still to happen to it by itself: a doubt that a person has to decide rests."""
+    return any(copy.status in _WAITING or (copy.status is Status.DOUBTFUL and copy.due_at) for copy in mail)
 
 
 def broken_refusals(calls: Iterable[Call], recipients: Collection[str]) -> Collection[Call]:

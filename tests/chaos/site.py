@@ -18,7 +18,7 @@ from mailer import Mailer, MailStatus
 from mailer.devstack import broker
 from mailer.schema import migrate
 from tests.application import create_app
-from tests.chaos.history import Call, Tally, tally, unfinished
+from tests.chaos.history import Call, Tally, moves_on, tally
 from tests.services.broker import RedisServer
 from tests.services.postgres import DEBIAN_FOLDERS, PostgresServer, running_postgres
 from tests.services.requirement import find_program, require
@@ -164,9 +164,15 @@ class Site:
 
     def settle(self, timeout: float = 60) -> None:
         """Wait until nothing is queued or in a worker's hands any more."""
-        app, calls = self.app(), self.calls()
-        with app.app_context():
-            wait_until(lambda: not unfinished(calls, Mailer().statuses([call.mail_id for call in calls])), timeout)
+        awaited = {call.mail_id for call in self.calls() if call.mail_id}
+
+        def is_quiet() -> bool:
+            mails = Mailer().statuses(awaited)
+            awaited.difference_update(mail_id for mail_id in {*awaited} if mail_id not in mails or _is_final(mails[mail_id]))
+            return not any(moves_on(mails[mail_id]) for mail_id in awaited)
+
+        with self.app().app_context():
+            wait_until(is_quiet, timeout)
 
     def mails(self) -> list[MailStatus]:
         """What the database says of those that were accepted."""
@@ -186,6 +192,10 @@ class Site:
             sender.process.kill()
             sender.process.wait()
         self.fleet.end(show_logs=True)
+
+
+def _is_final(mail: MailStatus) -> bool:
+    return all(copy.status.is_final for copy in mail)
 
 
 @contextmanager

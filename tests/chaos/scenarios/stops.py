@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from tests.chaos.gauges import children_of
 from tests.chaos.scenario import Report, Size, named
 from tests.chaos.site import Site, running_site
 from tests.services.requirement import do_without
@@ -102,7 +103,7 @@ def _send(*signals: signal.Signals, to_group: bool = False) -> Callable[[Worker]
 
 
 def _docker_stop(worker: Worker) -> None:
-    first = int(Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text())
+    [first] = children_of(worker.process.pid)
     worker.signal()
     os.kill(first, signal.SIGTERM)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mailer import Status
 from tests.chaos import poison as deadly
+from tests.chaos.gauges import children_of
 from tests.chaos.scenario import Report, Scenario, Size
 from tests.chaos.site import Site, running_site
 from tests.services.waiting import wait_until
@@ -66,8 +67,7 @@ def _wait_for_flow(site: Site) -> None:
 
 def _kill_a_child(worker: Worker, dice: random.Random) -> bool:
     """Every second time, where there are any."""
-    tasks = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
-    children = [int(child) for child in tasks.read_text().split()]
+    children = children_of(worker.process.pid)
     if not children or dice.random() < 0.5:
         return False
     os.kill(dice.choice(children), signal.SIGKILL)
