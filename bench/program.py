@@ -94,6 +94,10 @@ class Program:
         peaks = [peak for pid in self._pids() if (peak := _peak(pid))]
         return Memory(max(peaks, default=0), sum(peaks))
 
+    def cpu_seconds(self) -> float:
+        """What its processes have computed so far, those that are gone left out."""
+        return sum(map(_cpu_seconds, self._pids()))
+
     def _pids(self) -> set[int]:
         """All processes of its session, and their children, which may have a session of their own."""
         everybody = _processes()
@@ -120,6 +124,13 @@ def _peak(pid: int) -> int:
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     return 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 30) -> T:

@@ -49,6 +49,7 @@ class Round:
     calls: Calls | None = None
     memory: Memory | None = None  # of the worker with its children
     redis_bytes: int | None = None  # that all of them, queued, took in Redis
+    cpu_seconds: float | None = None  # that the worker computed for them, from the first one on
 
 
 class Contender(ABC):
@@ -114,11 +115,14 @@ class Queue(Contender):
             calls = run_producer(self.producer(), place, mails)
             redis_bytes = used_memory(place.redis) - empty if place.redis else None
             with Program(self.worker(), folder / "worker.log", env=place.env) as worker:
+                sink.wait_for(1, check=worker.check, then_more=True)
+                began = worker.cpu_seconds()
                 flow = sink.wait_for(mails, check=worker.check)
+                cpu_seconds = worker.cpu_seconds() - began
                 memory = worker.memory()
             if sink.count != mails:
                 raise Failed(f"{sink.count} mails arrived, {mails} were queued")
-            return Round(mails, flow, calls, memory, redis_bytes)
+            return Round(mails, flow, calls, memory, redis_bytes, cpu_seconds)
 
     def hand_over(self, sink: Sink, folder: Path, mails: int) -> Calls:
         with self.services(folder, sink) as place:
