@@ -6,12 +6,11 @@ ARGS="kill frozen" runs only what has one of these words in its name, ARGS=--sho
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.chaos.report import table
+from tests.chaos.report import HEADING, table, told
 from tests.chaos.running import Row, running
 from tests.chaos.scenario import Size
 from tests.chaos.scenarios import SCENARIOS
@@ -25,9 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(*(scenario.name for scenario in chosen), sep="\n")
         return 0
+    print(HEADING, flush=True)
     with running(chosen, Size.SHORT if options.short else Size.LONG, at_once=options.at_once) as futures:
-        rows = [*_told(futures.values())]
-    print(table(rows), end="")
+        rows = [_shown(future.result()) for future in futures.values()]
     if not options.short and not options.words:
         _keep(rows)
     return 1 if any(row.report.broken for row in rows) else 0
@@ -42,14 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _told(futures: Iterable["Future[Row]"]) -> Iterable[Row]:
-    """Each row, and the logs of the workers if something went wrong."""
-    for future in futures:
-        row = future.result()
-        print(f"{row.seconds:6.0f} s  {row.name}", file=sys.stderr)
-        if row.report.broken:
-            print(row.log, *row.report.broken, sep="\n", file=sys.stderr)
-        yield row
+def _shown(row: Row) -> Row:
+    """With the logs of the workers if something went wrong."""
+    if row.report.broken:
+        print(row.log, file=sys.stderr)
+    print(told(row), flush=True)
+    return row
 
 
 def _keep(rows: Sequence[Row]) -> None:

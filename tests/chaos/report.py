@@ -8,24 +8,30 @@ from tests.chaos.scenario import Report
 _COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
 
 
+def _line(name: str, figures: Iterable[object], seconds: str, kept: str) -> str:
+    return f"{name:62}" + "".join(f"{figure!s:>10}" for figure in figures) + f"{seconds:>6}{kept:>7}"
+
+
+HEADING = _line("fault or input", _COLUMNS, "s", "kept?")
+
+
+def told(row: Row) -> str:
+    """Its lines of the table."""
+    lines = [_line(row.name, _figures(row.report), f"{row.seconds:.0f}", _verdict(row))]
+    lines += [f"    {remark}" for remark in row.report.remarks]
+    lines += [f"    BROKEN: {promise}" for promise in row.report.broken]
+    lines += [f"    {row.missing}"] if row.missing else []
+    return "\n".join(lines)
+
+
 def table(rows: Iterable[Row]) -> str:
-    lines = [_line("fault or input", _COLUMNS, "s", "kept?")]
-    for row in rows:
-        lines.append(_line(row.name, _figures(row.report), f"{row.seconds:.0f}", _verdict(row)))
-        lines += [f"    {remark}" for remark in row.report.remarks]
-        lines += [f"    BROKEN: {promise}" for promise in row.report.broken]
-        lines += [f"    {row.missing}"] if row.missing else []
-    return "\n".join(lines) + "\n"
+    return "\n".join([HEADING, *map(told, rows), ""])
 
 
 def _verdict(row: Row) -> str:
     if row.missing:
         return "?"
     return "no" if row.report.broken else "yes"
-
-
-def _line(name: str, figures: Iterable[object], seconds: str, kept: str) -> str:
-    return f"{name:62}" + "".join(f"{figure!s:>10}" for figure in figures) + f"{seconds:>6}{kept:>7}"
 
 
 def _figures(report: Report) -> list[object]:
