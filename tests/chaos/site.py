@@ -17,6 +17,7 @@ from bench.program import free_port
 from mailer import Mailer, MailStatus
 from mailer.devstack import broker
 from mailer.schema import migrate
+from mailer.store import Store
 from tests.application import create_app
 from tests.chaos.history import Call, Tally, moves_on, tally
 from tests.services.broker import RedisServer
@@ -223,6 +224,9 @@ def site_on(database_url: str, folder: Path) -> Iterator[Site]:
 @contextmanager
 def _database(folder: Path, kind: Database) -> Iterator[str]:
     if kind == "sqlite":
+        store = Store(f"sqlite:///{folder / 'mailer.sqlite3'}")
+        store.check_schema()  # makes the tables
+        store.engine.dispose()
         yield f"sqlite:///{folder / 'mailer.sqlite3'}"
         return
     with running_postgres(find_initdb()) as server:

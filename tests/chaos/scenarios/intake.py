@@ -137,8 +137,9 @@ def poison(folder: Path, size: Size) -> Report:
         site.settle(timeout=600)
         report.remarks.append(f"all was done {time.monotonic() - began:.1f} s after the worker was started")
         report.tally = tally = site.tally()
-        mails = site.mails()
+        mails, refused = site.mails(), [call for call in site.calls() if call.error]
     report.expect_nothing_lost()
+    report.expect(not refused, f"calls raised: {refused}")
     report.expect(tally.failed == report.faults, f"{tally.failed} failed, {report.faults} were spoilt")
     report.expect(tally.once == tally.accepted - report.faults, "a healthy mail did not go out")
     for mail in mails:
