@@ -47,7 +47,7 @@ def poison(folder: Path, size: Size) -> Report:
         site.config |= {"MAILER_RETRY_ATTEMPTS": "3", "MAILER_RETRY_FIRST": "0.5", "MAILER_RETRY_FACTOR": "1"}
         site.start_worker("prefork", 2, env={deadly.TAKEN_IF: "1"})
         site.start_sender(name=deadly.NAME, count=report.faults).wait()
-        site.start_sender(count=size.pick(100, 5000)).wait()
+        site.start_sender(count=size.pick(100, 2000)).wait(timeout=600)
         site.settle()
         report.tally = site.tally()
         reasons = {
