@@ -3,6 +3,7 @@
 A task carries no mail, only "there is mail": a ring may come late, twice or never, and nothing else does.
 """
 
+import gc
 import logging
 import signal
 import threading
@@ -114,9 +115,15 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
     def goodbye(**_signal: Any) -> None:
         courier.hang_up()
 
+    signals.worker_before_create_process.connect(_share_memory, weak=False)
     signals.worker_shutting_down.connect(no_more, weak=False)
     signals.worker_process_shutdown.connect(goodbye, weak=False)
     signals.worker_shutdown.connect(goodbye, weak=False)
+
+
+def _share_memory(**_signal: Any) -> None:
+    """With the children of a prefork pool: a collector that looked at all there was before the fork would copy it for each."""
+    gc.freeze()
 
 
 @contextmanager
