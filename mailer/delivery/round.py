@@ -270,7 +270,8 @@ class Round:
                 log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
                 words = "" if message.sensitive else f": {error}"
                 self._fail(deliveries, mail_id, printable(f"it can't be composed: {type(error).__name__}{words}"))
-        self._box.composed()
+        if messages:
+            self._box.composed()
         written = [(delivery, *self._composed[delivery.mail_id]) for delivery in deliveries if delivery.mail_id in self._composed]
         letters = [self._letter(*one) for one in written]
         return [letter for letter in letters if letter is not None]

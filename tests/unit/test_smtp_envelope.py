@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from mailer.message import Address, Message, Outcome, Verdict
+from mailer.message import Address, Outcome, Verdict
 from mailer.mime import WireMessage, compose
 from mailer.smtp.envelope import Offers, envelope_of
+from tests.mails import a_message
 
 OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, most_octets=0)
 #: What ends a line or an address, or stands for the end of one somewhere.
@@ -16,16 +17,7 @@ HIDDEN = "RCPT TO:<eve@example.com>"
 
 def commands(*, recipient: str = "bob@example.com", **options: Any) -> bytes | Outcome:
     """Of a mail that came from the database, where no check of ours has seen it."""
-    message = Message(
-        id="mail",
-        message_id="<mail@example.com>",
-        created_at=1_800_000_000.0,
-        sender=Address("ada@example.com"),
-        subject="Hello",
-        text="Hello",
-        html=None,
-        to=(Address("bob@example.com"),),
-    )
+    message = a_message(sender=Address("ada@example.com"))
     letter = WireMessage(message, recipient, compose(message))
     letter.mail_options, letter.rcpt_options = options.get("mail_options", []), options.get("rcpt_options", [])
     return envelope_of(letter, OFFERS)

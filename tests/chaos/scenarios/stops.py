@@ -39,10 +39,7 @@ def stop(folder: Path, size: Size, *, pool: str) -> Report:
             report.faults += 1
         for sender in senders:
             sender.stop()
-        site.start_worker(pool, 4)
-        site.settle()
-        report.tally = site.tally()
-    report.expect_nothing_lost()
+        _end(report, site, pool)
     return report
 
 
@@ -61,11 +58,16 @@ def stop_without_redis(folder: Path, size: Size, *, pool: str) -> Report:
         finally:
             site.redis.resume()
         sender.stop()
-        site.start_worker(pool, 4)
-        site.settle()
-        report.tally = site.tally()
-    report.expect_nothing_lost()
+        _end(report, site, pool)
     return report
+
+
+def _end(report: Report, site: Site, pool: str) -> None:
+    """What was given back goes out by another worker."""
+    site.start_worker(pool, 4)
+    site.settle()
+    report.tally = site.tally()
+    report.expect_nothing_lost()
 
 
 def rolling_restart(folder: Path, size: Size, *, pool: str) -> Report:
