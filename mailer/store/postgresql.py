@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS = 5
 _STATEMENT_SECONDS = 15
+# Shorter than that: who waits for the rows of a client that is frozen gets them, instead of giving up.
+_IDLE_SECONDS = 10
 # Longer than a statement may take: a server that lives says so itself. Shorter than a web server waits for its application.
 _SILENT_SECONDS = 20.0
 #: What the client asks of the system, for servers that vanish from the network, and of the server, for clients that do.
@@ -22,7 +24,7 @@ _OPTIONS = {
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    "options": f"-c statement_timeout={_STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout=30s"
+    "options": f"-c statement_timeout={_STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
 

@@ -223,22 +223,30 @@ RETURNING mailer_delivery.id
 
 # --- the sweep's ------------------------------------------------------------------------------------------------------
 
+# Whoever is frozen in a transaction still holds its rows: the sweep steps over them, here as everywhere.
 REQUEUE_LAPSED = """
+WITH lapsed AS MATERIALIZED (
+    SELECT id FROM mailer_delivery WHERE status = 'claimed' AND lease_until <= :now {lock})
 UPDATE mailer_delivery SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL
-WHERE status = 'claimed' AND lease_until <= :now
+WHERE id IN (SELECT id FROM lapsed)
 RETURNING id
 """
 DOUBT_LAPSED = """
+WITH lapsed AS MATERIALIZED (
+    SELECT id FROM mailer_delivery WHERE status = 'transmitting' AND lease_until <= :now {lock})
 UPDATE mailer_delivery
 SET status = 'doubtful', doubts = doubts + 1, lease_until = NULL,
     reply = 'the worker died or lost its connection before the reply was recorded',
     due_at = CASE WHEN on_doubt = 'resend' AND doubts = 0 THEN :resend_at END
-WHERE status = 'transmitting' AND lease_until <= :now
+WHERE id IN (SELECT id FROM lapsed)
 RETURNING id
 """
 RESEND = """
+WITH again AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'doubtful' AND due_at <= :now AND NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all') {lock})
 UPDATE mailer_delivery SET status = 'queued', token = NULL
-WHERE status = 'doubtful' AND due_at <= :now AND NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all')
+WHERE id IN (SELECT id FROM again)
 RETURNING id
 """
 RECALL = """

@@ -1,5 +1,6 @@
 """The bell of who has Celery: a ring is a task that is published, and while one is pending nobody publishes another."""
 
+import math
 import threading
 import time
 from typing import Any
@@ -22,7 +23,8 @@ _TRY_AGAIN_SECONDS = 1.0
 # A ring that nobody answers is repeated by enqueuers this seldom, so that Redis stays small while no worker runs.
 _FLAG_MILLISECONDS = 60_000
 _FLAG = "mailer:ring"
-# Workers that are only busy answer sooner: a task does not keep the others waiting for longer than that.
+# Workers that are only busy answer sooner: a task does not keep the others waiting for longer than that. From then on the sweep
+# of each worker rings this seldom: a worker that was frozen may have taken the rings before, and others still hear.
 _DEAF_AFTER_SECONDS = 10.0
 # Without a flag that all can see, a process rings this seldom.
 _OWN_FLAG_SECONDS = 0.02
@@ -37,6 +39,7 @@ class CeleryBell:
         self._celery = celery
         self._flag = _SharedFlag(settings.flag_url) if settings.flag_url else _OwnFlag()
         self._search: threading.Thread | None = None  # for the broker
+        self._urged_at = -math.inf
 
     def ring(self, *, urge: bool = False) -> bool:
         """Call a worker. The enqueuer has committed before; `urge` is the sweep's, which needs to know whether somebody hears."""
@@ -58,12 +61,15 @@ class CeleryBell:
             self._look_for_it(error)
 
     def _ring(self, urge: bool) -> bool:
-        is_first = self._flag.raise_it()
-        if urge and not is_first and self._flag.seconds_up() >= _DEAF_AFTER_SECONDS:
-            return False  # one ring more would be one more that nobody hears
+        is_first, now = self._flag.raise_it(), time.monotonic()
+        nobody_hears = urge and not is_first and self._flag.seconds_up() >= _DEAF_AFTER_SECONDS
+        if nobody_hears and now - self._urged_at < _DEAF_AFTER_SECONDS:
+            return False
+        if urge:
+            self._urged_at = now
         if urge or is_first:
             self._celery.send_task(SEND, ignore_result=True, retry=True, retry_policy=dict(ONE_TRY))
-        return True
+        return not nobody_hears
 
     # --- while it is away ---------------------------------------------------------------------------------------------
 

@@ -37,11 +37,22 @@ def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None
 
 @pytest.mark.parametrize(("left", "somebody_hears"), [(55_000, True), (49_000, False)])
 def test_rings_that_nobody_answers(bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool) -> None:
-    """After ten seconds the sweep is told so, and delivers by itself; the queue of rings does not grow meanwhile."""
+    """After ten seconds the sweep is told so, and delivers by itself."""
     client.set("mailer:ring", 1, px=left)
 
     assert bell.ring(urge=True) is somebody_hears
-    assert client.llen("celery") == somebody_hears
+
+
+def test_rings_that_a_frozen_worker_took(bell: CeleryBell, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweep rings again, as others may hear; but so seldom that the queue of rings stays small if nobody does."""
+    client.set("mailer:ring", 1, px=49_000)
+
+    assert not any([bell.ring(urge=True), bell.ring(urge=True), bell.ring(urge=True)])
+    assert client.llen("celery") == 1
+
+    monkeypatch.setattr("mailer.tasks.bell._DEAF_AFTER_SECONDS", 0.0)  # they are over
+    assert not bell.ring(urge=True)
+    assert client.llen("celery") == 2
 
 
 def test_a_flag_that_never_ends(bell: CeleryBell, client: redis.Redis) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from mailer.message import Delivery, Lane, OnDoubt, Status
 from mailer.store import Store
@@ -127,6 +128,29 @@ def test_processes_claim_each_delivery_once(store: Store) -> None:
 
     assert sorted(claimed) == sorted(table(store))
     assert len(claimed) == 500
+
+
+@pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)  # a writer of SQLite has the whole file
+@pytest.mark.parametrize(
+    ("state", "move"),
+    [
+        pytest.param(Status.QUEUED, lambda store: {one.id for one in claim(store)}, id="claim"),
+        pytest.param(Status.CLAIMED, lambda store: store.requeue_lapsed_claims(LATER), id="lapsed claims"),
+        pytest.param(
+            Status.TRANSMITTING, lambda store: store.doubt_lapsed_transmissions(LATER, resend_at=LATER), id="lapsed transmissions"
+        ),
+        pytest.param(Status.DOUBTFUL, lambda store: store.resend_doubtful(LATER), id="resends"),
+    ],
+)
+def test_rows_in_a_frozen_transaction_hold_up_nobody(store: Store, state: Status, move: Callable[[Store], set[int]]) -> None:
+    """The others of their kind are moved meanwhile, and they after it."""
+    frozen, free = (bring(store, state).id for _ in range(2))
+    with store.engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM mailer_delivery WHERE id = :id FOR UPDATE"), {"id": frozen})
+        moved = move(store)
+
+    assert moved == {free}
+    assert move(store) == {frozen}
 
 
 # --- indexes ----------------------------------------------------------------------------------------------------------

@@ -68,6 +68,15 @@ class Worker:
         for signum in signals:
             (os.killpg if to_group else os.kill)(self.process.pid, signum)
 
+    def freeze(self) -> None:
+        """With all its children, as when its machine is suspended."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on as if nothing had happened."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill it with all its children, as a power cut does."""
         self._killed = self._killed or self.is_running
@@ -108,6 +117,7 @@ class Fleet:
         """Stop those that still run, in good order, and leave none behind whatever happens."""
         try:
             for worker in self._workers:
+                worker.thaw()  # whoever froze it may have failed since
                 worker.tell_to_stop()
             for worker in self._workers:
                 worker.stop()

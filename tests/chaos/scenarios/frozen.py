@@ -1,11 +1,8 @@
 """A worker that is frozen for longer than its leases, and then goes on as if nothing had happened."""
 
-import os
 import random
-import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +36,8 @@ def at_each_moment(folder: Path, size: Size) -> Report:
             successor = site.start_worker()
             wait_until(lambda: set(_statuses(site, mails)) <= {Status.SENT, Status.DOUBTFUL}, timeout=60)
             successor.stop()
-            _thaw(frozen)
+            for worker in frozen:
+                worker.thaw()
             relay.go_on()
             for worker in frozen:
                 worker.stop()
@@ -62,13 +60,8 @@ def _frozen_worker(site: Site, relay: ScriptedRelay, sender: str, point: Point, 
         relay.faults["" if point == "greeting" else sender, point] = [HOLD]
     mails[sender] = _queue(site, sender)
     wait_until(lambda: relay.held > held)
-    os.killpg(worker.process.pid, signal.SIGSTOP)
+    worker.freeze()
     return worker
-
-
-def _thaw(workers: Sequence[Worker]) -> None:
-    for worker in workers:
-        os.killpg(worker.process.pid, signal.SIGCONT)
 
 
 def _queue(site: Site, sender: str, **options: str) -> str:
@@ -97,10 +90,10 @@ def at_random(folder: Path, size: Size, *, pool: str) -> Report:
             _wait_for_more(site, 10)
             time.sleep(dice.uniform(0, 0.3))
             victim = dice.choice(workers)
-            os.killpg(victim.process.pid, signal.SIGSTOP)
+            victim.freeze()
             clock.set(number * _AN_HOUR)
             _wait_for_more(site, 30)  # the other one goes on, and finds what lapsed
-            _thaw([victim])
+            victim.thaw()
             report.faults += 1
         for sender in senders:
             sender.stop()
