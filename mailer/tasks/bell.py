@@ -24,7 +24,7 @@ _TRY_AGAIN_SECONDS = 1.0
 _FLAG_MILLISECONDS = 60_000
 _FLAG = "mailer:ring"
 # Workers that are only busy answer sooner: a task does not keep the others waiting for longer than that. From then on the sweep
-# of each worker rings this seldom: a worker that was frozen may have taken the rings before, and others still hear.
+# of each worker rings this seldom: whoever took the rings before may be frozen, or was never there, while others hear.
 _DEAF_AFTER_SECONDS = 10.0
 # Without a flag that all can see, a process rings this seldom.
 _OWN_FLAG_SECONDS = 0.02
@@ -62,14 +62,14 @@ class CeleryBell:
 
     def _ring(self, urge: bool) -> bool:
         is_first, now = self._flag.raise_it(), time.monotonic()
-        nobody_hears = urge and not is_first and self._flag.seconds_up() >= _DEAF_AFTER_SECONDS
-        if nobody_hears and now - self._urged_at < _DEAF_AFTER_SECONDS:
-            return False
         if urge:
+            has_urged = now - self._urged_at < _DEAF_AFTER_SECONDS
+            if has_urged and not is_first and self._flag.seconds_up() >= _DEAF_AFTER_SECONDS:
+                return False  # nobody hears
             self._urged_at = now
         if urge or is_first:
             self._celery.send_task(SEND, ignore_result=True, retry=True, retry_policy=dict(ONE_TRY))
-        return not nobody_hears
+        return True
 
     # --- while it is away ---------------------------------------------------------------------------------------------
 

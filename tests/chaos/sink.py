@@ -71,7 +71,6 @@ class _Session(asyncio.Protocol):
 
     def _greet(self, recipient: bytes) -> bytes:
         if not recipient.startswith(b"grey") or recipient in self._greylisted:
-            self._greylisted.discard(recipient)
             return b"250 ok\r\n"
         self._greylisted.add(recipient)
         return b"450 4.7.1 greylisted, try again in 3 seconds\r\n"

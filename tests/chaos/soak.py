@@ -95,6 +95,7 @@ def _settings(kept: float) -> dict[str, str]:
         "MAILER_DATA_TIMEOUT": "2",
         "MAILER_REPLY_TIMEOUT": "8",
         "MAILER_RETRY_FIRST": "2",
+        "MAILER_RETRY_LONGEST": "10",
         "MAILER_RELAY_REST": "1",
         "MAILER_RELAY_REST_LONGEST": "4",
         "MAILER_DOUBT_RESEND_AFTER": "2",
