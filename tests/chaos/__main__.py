@@ -1,21 +1,18 @@
 """`make chaos`: break everything there is to break, in the long form, and print what came of it.
 
-ARGS="kill frozen" runs only what has one of these words in its name, ARGS=--short the short form, ARGS=--list names all.
+ARGS="kill frozen" runs only what has one of these words in its name, ARGS=--short the short form, ARGS=--list names all. What the
+long form of a scenario came to last is kept in `results`.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
-from tests.chaos.report import HEADING, table, told
+from tests.chaos.kept import keep
+from tests.chaos.report import HEADING, told
 from tests.chaos.running import Row, running
 from tests.chaos.scenario import Size
 from tests.chaos.scenarios import SCENARIOS
-
-RESULTS = Path(__file__).with_name("results")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,11 +22,15 @@ def main(arguments: Sequence[str]) -> int:
         print(*(scenario.name for scenario in chosen), sep="\n")
         return 0
     print(HEADING, flush=True)
+    broken = False
     with running(chosen, Size.SHORT if options.short else Size.LONG, at_once=options.at_once) as futures:
-        rows = [_shown(future.result()) for future in futures.values()]
-    if not options.short and not options.words:
-        _keep(rows)
-    return 1 if any(row.report.broken for row in rows) else 0
+        for future in futures.values():
+            row = future.result()
+            _show(row)
+            if not options.short:
+                keep(row)
+            broken = broken or bool(row.report.broken)
+    return 1 if broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,19 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shown(row: Row) -> Row:
+def _show(row: Row) -> None:
     """With the logs of the workers if something went wrong."""
     if row.report.broken:
         print(row.log, file=sys.stderr)
     print(told(row), flush=True)
-    return row
-
-
-def _keep(rows: Sequence[Row]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    taken = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    (RESULTS / "latest.txt").write_text(f"{taken}\n\n{table(rows)}")
-    (RESULTS / "latest.json").write_text(json.dumps({"taken": taken, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

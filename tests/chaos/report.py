@@ -8,16 +8,16 @@ from tests.chaos.scenario import Report
 _COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
 
 
-def _line(name: str, figures: Iterable[object], seconds: str, kept: str) -> str:
-    return f"{name:62}" + "".join(f"{figure!s:>10}" for figure in figures) + f"{seconds:>6}{kept:>7}"
+def _line(name: str, figures: Iterable[object], seconds: str, kept: str, taken: str) -> str:
+    return f"{name:62}" + "".join(f"{figure!s:>10}" for figure in figures) + f"{seconds:>6}{kept:>7}  {taken}"
 
 
-HEADING = _line("fault or input", _COLUMNS, "s", "kept?")
+HEADING = _line("fault or input", _COLUMNS, "s", "kept?", "taken (UTC)")
 
 
 def told(row: Row) -> str:
     """Its lines of the table."""
-    lines = [_line(row.name, _figures(row.report), f"{row.seconds:.0f}", _verdict(row))]
+    lines = [_line(row.name, _figures(row.report), f"{row.seconds:.0f}", _verdict(row), row.taken)]
     lines += [f"    {remark}" for remark in row.report.remarks]
     lines += [f"    BROKEN: {promise}" for promise in row.report.broken]
     lines += [f"    {row.missing}"] if row.missing else []

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ class Row:
     """A scenario that was carried through, or why it was not."""
 
     name: str
+    taken: str  #: when, UTC
     seconds: float
     report: Report = field(default_factory=Report)
     missing: str = ""  #: what is not installed here
@@ -44,7 +46,7 @@ def running(scenarios: Iterable[Scenario], size: Size, *, at_once: int) -> Itera
 def carried_through(scenario: Scenario, size: Size) -> Row:
     """Whatever happens: the others are to be carried through as well."""
     log, started = io.StringIO(), time.monotonic()
-    row = Row(name=scenario.name, seconds=0)
+    row = Row(name=scenario.name, taken=f"{datetime.now(UTC):%Y-%m-%d %H:%M}", seconds=0)
     with TemporaryDirectory(prefix="mailer-chaos-", ignore_cleanup_errors=True) as folder, redirect_stdout(log):
         try:
             row.report = scenario.run(Path(folder), size)

@@ -1,0 +1,25 @@
+"""What `make chaos` keeps."""
+
+from pathlib import Path
+
+from tests.chaos.history import Tally
+from tests.chaos.kept import keep
+from tests.chaos.running import Row
+from tests.chaos.scenario import Report
+from tests.chaos.scenarios import SCENARIOS
+
+
+def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
+    """In the order of the table, whichever was carried through first; a broken one as well."""
+    earlier, later = SCENARIOS[0].name, SCENARIOS[1].name
+    tally = Tally(accepted=1234, refused=0, once=1234, twice=0, in_doubt=0, failed=0, lost=0, waiting=0, uninvited=0)
+    for name, report in ((later, Report(faults=7, tally=tally)), (earlier, Report()), (earlier, Report(broken=["1 lost"]))):
+        keep(Row(name=name, taken="2026-11-25 12:00", seconds=1.0, report=report), tmp_path)
+
+    _heading, first, broken, second = (tmp_path / "latest.txt").read_text().splitlines()
+
+    assert first.startswith(earlier)
+    assert first.endswith("no  2026-11-25 12:00")
+    assert broken == "    BROKEN: 1 lost"
+    assert second.startswith(later)
+    assert second.split("7", 1)[1].split()[:2] == ["1234", "1234"]
