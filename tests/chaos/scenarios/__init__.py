@@ -1,7 +1,20 @@
 """All scenarios, in the order of the table."""
 
 from tests.chaos.scenario import Scenario
-from tests.chaos.scenarios import clocks, forged, frozen, intake, postgresql, redis, restore, smtp, sqlite, stops, workers
+from tests.chaos.scenarios import (
+    clocks,
+    forged,
+    frozen,
+    intake,
+    postgresql,
+    redis,
+    restore,
+    retention,
+    smtp,
+    sqlite,
+    stops,
+    workers,
+)
 
 SCENARIOS: list[Scenario] = [
     *workers.SCENARIOS,
@@ -15,4 +28,5 @@ SCENARIOS: list[Scenario] = [
     *intake.SCENARIOS,
     *forged.SCENARIOS,
     *restore.SCENARIOS,
+    *retention.SCENARIOS,
 ]

@@ -1,12 +1,24 @@
-"""What `make chaos` keeps."""
+"""The table of `make chaos`: no row of it is forgotten, and what the long forms came to is kept."""
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
+from tests.chaos import scenarios
 from tests.chaos.history import Tally
 from tests.chaos.kept import keep
 from tests.chaos.running import Row
 from tests.chaos.scenario import Report
 from tests.chaos.scenarios import SCENARIOS
+
+
+def test_every_scenario_is_in_the_table() -> None:
+    """Once, and under a name of its own."""
+    modules = [import_module(f"{scenarios.__name__}.{module.name}") for module in iter_modules(scenarios.__path__)]
+    written = [scenario.name for module in modules for scenario in module.SCENARIOS]
+
+    assert sorted(scenario.name for scenario in SCENARIOS) == sorted(written)
+    assert len({*written}) == len(written)
 
 
 def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
