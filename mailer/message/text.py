@@ -13,11 +13,12 @@ _OURS = frozenset(
 )
 
 
-def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHeader) -> str:
-    """A text for one line of a header, or for a command of SMTP."""
+def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHeader, quoted: bool = True) -> str:
+    """A text for one line of a header, or for a command of SMTP. What a mail says is not `quoted` in errors: it may be secret."""
     _check_is_text(value, field, error)
     if found := _NOT_IN_A_LINE.search(value):
-        raise error(f"{field}: {shown(value)} contains {found[0]!r}: remove line breaks and other control characters.")
+        words = shown(value) if quoted else "it"
+        raise error(f"{field}: {words} contains {found[0]!r}: remove line breaks and other control characters.")
     return value
 
 
@@ -55,4 +56,4 @@ def _check_header(name: str, value: str) -> tuple[str, str]:
         raise InvalidHeader(f"headers: {shown(name)} is no header name: use letters, digits and hyphens, 64 at most.")
     if name.lower() in _OURS or name.lower().startswith(("content-", "resent-")):
         raise InvalidHeader(f"headers: {name!r} is written by Mailer: use the argument of that name, if there is one.")
-    return name, check_text(value, field=f"headers[{name!r}]")
+    return name, check_text(value, field=f"headers[{name!r}]", quoted=False)

@@ -1,5 +1,6 @@
 """What a mail may consist of: addresses, headers and attachments are checked where they come in."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -177,6 +178,17 @@ def test_a_header_is_one_line(text: str) -> None:
     """The error names the field and shows the character."""
     with pytest.raises(InvalidHeader, match=r"^subject: .* contains .*: remove line breaks and other control characters\.$"):
         check_text(text, field="subject")
+
+
+@pytest.mark.parametrize(
+    "say", [lambda text: check_text(text, field="subject", quoted=False), lambda text: check_headers({"X-Code": text})]
+)
+def test_no_error_quotes_what_a_mail_says(say: Callable[[str], object]) -> None:
+    """It may be secret, and errors end in logs and with whoever collects them."""
+    with pytest.raises(InvalidHeader, match=r"^(subject|headers\['X-Code'\]): it contains '\\n': remove line breaks") as caught:
+        say("Your code: 4711\n")
+
+    assert "4711" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "Welcome", "Grüße, Zoë 🦊", 'a: b; c="d"', "\u202eabc", "x" * 5000])
