@@ -1,7 +1,7 @@
 """A slice of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -13,26 +13,12 @@ from sqlalchemy.sql.dml import UpdateBase
 from mailer import schema
 from mailer.delivery import round as round_
 from mailer.devstack.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
-from mailer.errors import StoreUnavailable
-from mailer.message import Address, Attachment, OnDoubt, Outcome, Phase, Status, Verdict
-from mailer.mime import WireMessage, compose
-from mailer.smtp import RelayConnection
+from mailer.message import Address, Attachment, OnDoubt, Phase, Status, Verdict
+from mailer.mime import compose
 from mailer.store import Result, Store
-from tests.mails import a_message, claim, table
-from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue
+from tests.mails import a_message, table
+from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue, queue_each, states
 from tests.services.sink import Sink
-
-
-def states(store: Store) -> dict[str, str]:
-    """The status of each delivery, by the local part of its recipient."""
-    return {row["recipient"].partition("@")[0]: row["status"] for row in table(store).values()}
-
-
-def queue_each(store: Store, *names: str, **options: Any) -> None:
-    """A mail for each, in this order."""
-    for name in names:
-        queue(store, f"{name}@example.com", **options)
-
 
 # --- what comes of a mail ---------------------------------------------------------------------------------------------
 
@@ -376,138 +362,3 @@ def test_many_threads_deliver_each_mail_once(make_courier: MakeCourier, store: S
     assert sorted(mail.recipients for mail in sink.messages) == sorted((f"{name}@example.com",) for name in names)
     assert set(states(store).values()) == {"sent"}
     assert sink.connections <= 4
-
-
-# --- what happens to a worker -----------------------------------------------------------------------------------------
-
-
-def test_a_worker_that_lost_its_claim_sends_nothing(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While it was frozen, another one took over."""
-    queue_each(store, "ada", "bob")
-    load_messages = store.load_messages
-
-    def too_late(mail_ids: Collection[str]) -> Any:
-        much_later = clock.time() + 3600
-        store.requeue_lapsed_claims(much_later)
-        claim(store, 1, now=much_later, token="another's", lease_until=much_later + 300)
-        return load_messages(mail_ids)
-
-    monkeypatch.setattr(store, "load_messages", too_late)
-
-    make_courier().deliver_slice()
-
-    assert states(store) == {"ada": "claimed", "bob": "queued"}
-    assert {row["token"] for row in table(store).values()} == {"another's", None}
-    assert sink.messages == []
-
-
-def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the time it got an answer, its lease would be over; nobody was told that it began, so the mail goes back."""
-    queue_each(store, "ada")
-    mark = store.mark_if_claimed
-
-    def freeze(ids: Collection[int], **values: Any) -> set[int]:
-        marked = mark(ids, **values)
-        clock.ahead += 120
-        return marked
-
-    monkeypatch.setattr(store, "mark_if_claimed", freeze)
-
-    make_courier().deliver_slice()
-
-    assert states(store) == {"ada": "queued"}
-    assert sink.messages == []
-
-
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_a_worker_that_is_interrupted(
-    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
-) -> None:
-    """What it knows is recorded, what it had not begun goes back, and only the mail on the wire is in doubt."""
-    queue_each(store, "ada", "bob", "eve", "joe")
-    transmit = RelayConnection.transmit
-
-    def interrupted(
-        self: RelayConnection, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool]
-    ) -> Iterator[Outcome]:
-        outcomes = transmit(self, mails, may_begin)
-        yield next(outcomes)
-        next(outcomes)
-        raise failure
-
-    monkeypatch.setattr(RelayConnection, "transmit", interrupted)
-
-    with pytest.raises(failure):
-        make_courier(windows_of=3).deliver_slice()
-
-    assert states(store) == {"ada": "sent", "bob": "transmitting", "eve": "queued", "joe": "queued"}
-
-
-# --- a database that is away ------------------------------------------------------------------------------------------
-
-
-def test_an_outcome_waits_for_the_database(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is a fact by then: the mail was sent, and is not sent again because somebody restarted PostgreSQL."""
-    queue_each(store, "ada", "bob")
-    failures = iter(range(3))
-    record = store.record_if_transmitting
-
-    def away(results: Collection[Result], **values: Any) -> set[int]:
-        if next(failures, None) is not None:
-            raise StoreUnavailable("restarting")
-        return record(results, **values)
-
-    monkeypatch.setattr(store, "record_if_transmitting", away)
-    courier = make_courier()
-
-    assert courier.deliver_slice() == 2
-    assert states(store) == {"ada": "sent", "bob": "sent"}
-    assert len(clock.slept) == 3
-    assert len(sink.messages) == 2
-
-
-def test_a_database_that_does_not_come_back(
-    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker does not wait for ever. What it sent is in doubt then, for nobody has written that down."""
-    queue_each(store, "ada")
-
-    def away(results: Collection[Result], **values: Any) -> set[int]:
-        raise StoreUnavailable("gone")
-
-    monkeypatch.setattr(store, "record_if_transmitting", away)
-    courier = make_courier()
-
-    with pytest.raises(StoreUnavailable):
-        courier.deliver_slice()
-
-    assert 30 < sum(clock.slept) < 120
-    assert states(store) == {"ada": "transmitting"}
-    clock.ahead = 3600
-    courier.sweep()
-    assert states(store) == {"ada": "doubtful"}
-
-
-def test_a_commit_without_an_answer(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mails that are marked all the same are not left marked, to be in doubt for nothing: they are given back, and go out."""
-    queue_each(store, "ada", "bob")
-    mark, lost = store.mark_if_claimed, iter([True])
-
-    def lose_the_answer(ids: Collection[int], **values: Any) -> set[int]:
-        moved = mark(ids, **values)
-        return set() if next(lost, False) else moved
-
-    monkeypatch.setattr(store, "mark_if_claimed", lose_the_answer)
-    courier = make_courier()
-    courier.deliver_slice()
-    assert states(store) == {"ada": "queued", "bob": "queued"}
-    courier.deliver_slice()
-
-    assert states(store) == {"ada": "sent", "bob": "sent"}
-    assert len(sink.messages) == 2

@@ -7,7 +7,7 @@ from typing import Any
 from mailer.delivery import Courier
 from mailer.message import DeliveryStatus, Pause
 from mailer.store import Store
-from tests.mails import insert
+from tests.mails import insert, table
 from tests.services.relay import RawServer
 from tests.services.sink import Sink
 
@@ -60,10 +60,21 @@ def queue(store: Store, *recipients: str, **options: Any) -> str:
     return insert(store, *recipients, **{"due_at": time.time(), **options})
 
 
+def queue_each(store: Store, *names: str, **options: Any) -> None:
+    """A mail for each of these, at example.com, in this order."""
+    for name in names:
+        queue(store, f"{name}@example.com", **options)
+
+
 def copy_of(store: Store, mail_id: str) -> DeliveryStatus:
     """How the copy of a mail's only recipient is doing."""
     [delivery] = store.status(mail_id)
     return delivery
+
+
+def states(store: Store) -> dict[str, str]:
+    """The status of each delivery, by the local part of its recipient."""
+    return {row["recipient"].partition("@")[0]: row["status"] for row in table(store).values()}
 
 
 def queue_many(store: Store, count: int, *, domain: str = "example.com", **options: Any) -> list[str]:

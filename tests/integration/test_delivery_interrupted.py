@@ -1,0 +1,149 @@
+"""A worker, or its database, that goes away in the middle of a slice: what was begun has one end."""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import pytest
+
+from mailer.errors import StoreUnavailable
+from mailer.message import Outcome
+from mailer.mime import WireMessage
+from mailer.smtp import RelayConnection
+from mailer.store import Result, Store
+from tests.mails import claim, table
+from tests.services.couriers import Clock, MakeCourier, queue_each, states
+from tests.services.sink import Sink
+
+# --- what happens to a worker -----------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_lost_its_claim_sends_nothing(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it was frozen, another one took over."""
+    queue_each(store, "ada", "bob")
+    load_messages = store.load_messages
+
+    def too_late(mail_ids: Collection[str]) -> Any:
+        much_later = clock.time() + 3600
+        store.requeue_lapsed_claims(much_later)
+        claim(store, 1, now=much_later, token="another's", lease_until=much_later + 300)
+        return load_messages(mail_ids)
+
+    monkeypatch.setattr(store, "load_messages", too_late)
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"ada": "claimed", "bob": "queued"}
+    assert {row["token"] for row in table(store).values()} == {"another's", None}
+    assert sink.messages == []
+
+
+def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time it got an answer, its lease would be over; nobody was told that it began, so the mail goes back."""
+    queue_each(store, "ada")
+    mark = store.mark_if_claimed
+
+    def freeze(ids: Collection[int], **values: Any) -> set[int]:
+        marked = mark(ids, **values)
+        clock.ahead += 120
+        return marked
+
+    monkeypatch.setattr(store, "mark_if_claimed", freeze)
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"ada": "queued"}
+    assert sink.messages == []
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_worker_that_is_interrupted(
+    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    """What it knows is recorded, what it had not begun goes back, and only the mail on the wire is in doubt."""
+    queue_each(store, "ada", "bob", "eve", "joe")
+    transmit = RelayConnection.transmit
+
+    def interrupted(
+        self: RelayConnection, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        outcomes = transmit(self, mails, may_begin)
+        yield next(outcomes)
+        next(outcomes)
+        raise failure
+
+    monkeypatch.setattr(RelayConnection, "transmit", interrupted)
+
+    with pytest.raises(failure):
+        make_courier(windows_of=3).deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "transmitting", "eve": "queued", "joe": "queued"}
+
+
+# --- a database that is away ------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_waits_for_the_database(
+    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a fact by then: the mail was sent, and is not sent again because somebody restarted PostgreSQL."""
+    queue_each(store, "ada", "bob")
+    failures = iter(range(3))
+    record = store.record_if_transmitting
+
+    def away(results: Collection[Result], **values: Any) -> set[int]:
+        if next(failures, None) is not None:
+            raise StoreUnavailable("restarting")
+        return record(results, **values)
+
+    monkeypatch.setattr(store, "record_if_transmitting", away)
+    courier = make_courier()
+
+    assert courier.deliver_slice() == 2
+    assert states(store) == {"ada": "sent", "bob": "sent"}
+    assert len(clock.slept) == 3
+    assert len(sink.messages) == 2
+
+
+def test_a_database_that_does_not_come_back(
+    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker does not wait for ever. What it sent is in doubt then, for nobody has written that down."""
+    queue_each(store, "ada")
+
+    def away(results: Collection[Result], **values: Any) -> set[int]:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(store, "record_if_transmitting", away)
+    courier = make_courier()
+
+    with pytest.raises(StoreUnavailable):
+        courier.deliver_slice()
+
+    assert 30 < sum(clock.slept) < 120
+    assert states(store) == {"ada": "transmitting"}
+    clock.ahead = 3600
+    courier.sweep()
+    assert states(store) == {"ada": "doubtful"}
+
+
+def test_a_commit_without_an_answer(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mails that are marked all the same are not left marked, to be in doubt for nothing: they are given back, and go out."""
+    queue_each(store, "ada", "bob")
+    mark, lost = store.mark_if_claimed, iter([True])
+
+    def lose_the_answer(ids: Collection[int], **values: Any) -> set[int]:
+        moved = mark(ids, **values)
+        return set() if next(lost, False) else moved
+
+    monkeypatch.setattr(store, "mark_if_claimed", lose_the_answer)
+    courier = make_courier()
+    courier.deliver_slice()
+    assert states(store) == {"ada": "queued", "bob": "queued"}
+    courier.deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "sent"}
+    assert len(sink.messages) == 2
