@@ -182,7 +182,10 @@ class Store(Database):
         return moved
 
     def release_if_held(self, waits: Mapping[int, float | None], *, token: str, counts: bool = False) -> set[int]:
-        """claimed or (not begun) transmitting -> queued, as if never claimed; later, where a due time says so."""
+        """claimed, transmitting or doubtful -> queued, as if never claimed; later, where a due time says so.
+
+        Only the worker knows that it did not begin: what the sweep thought to be in doubt meanwhile is not.
+        """
         values = {"waits": packed(waits.items()), "token": token, "uncounted": int(not counts)}
         return self._move(sql.RELEASE, **values) if waits else set()
 

@@ -176,12 +176,15 @@ WHERE {among_results} AND mailer_delivery.token = results.token
     AND (mailer_delivery.status = 'transmitting' OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
 RETURNING mailer_delivery.id, {private}
 """
+# In doubt is by then what the sweep gave up: its worker had been frozen for too long, and nobody else knew that it never began.
 RELEASE = """
 UPDATE mailer_delivery
-SET status = 'queued', due_at = COALESCE(waits.due_at, mailer_delivery.due_at), attempts = attempts - :uncounted,
-    token = NULL, lease_until = NULL
+SET status = 'queued', attempts = attempts - :uncounted, token = NULL, lease_until = NULL,
+    due_at = COALESCE(waits.due_at, CASE WHEN status = 'doubtful' THEN queued_at ELSE mailer_delivery.due_at END),
+    doubts = CASE WHEN status = 'doubtful' THEN doubts - 1 ELSE doubts END,
+    reply = CASE WHEN status = 'doubtful' THEN NULL ELSE reply END
 FROM {waits}
-WHERE {among_waits} AND token = :token AND status IN ('claimed', 'transmitting')
+WHERE {among_waits} AND token = :token AND status IN ('claimed', 'transmitting', 'doubtful')
 RETURNING mailer_delivery.id
 """
 # Two steps: no single index has them all, and few rows have a lease.

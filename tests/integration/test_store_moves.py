@@ -299,6 +299,18 @@ def test_a_late_reply_settles_a_doubt(store: Store, noticed_by: str, target: Sta
     assert_moved(store, lambda: record(store, delivery, to=target), [delivery], target)
 
 
+def test_what_was_never_begun_is_not_in_doubt(store: Store) -> None:
+    """Its worker was frozen for longer than its lease, and says so when it wakes up: it goes out as if nothing had been."""
+    delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.HOLD)
+    store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
+
+    assert_moved(store, lambda: store.release_if_held({delivery.id: None}, token=delivery.token), [delivery], Status.QUEUED)
+
+    [again] = claim(store, now=LATER)
+    assert (again.id, again.attempts, again.doubts) == (delivery.id, 1, 0)
+    assert row(store, delivery)["reply"] is None
+
+
 def test_a_doubt_that_was_resent_is_settled_by_nobody_late(store: Store) -> None:
     """The old claim is over: its reply says nothing about the new one."""
     delivery = bring(store, Status.DOUBTFUL)

@@ -153,7 +153,7 @@ def every_fault(folder: Path, size: Size) -> Report:
         site.config |= _configuration(site, relays, folder)
         site.start_worker(concurrency=len(relays) + 8)
         sender = site.start_sender(pause=0.1)
-        for _ in range(size.pick(1, 20)):
+        for _ in range(size.pick(1, 5)):
             now = [Case(relay, _queued(site, relay.fault)) for relay in relays]
             began = time.time()
             wait_until(lambda: all(map(_is_tried, _mails(site, now))), timeout=60)  # noqa: B023 -- it is called at once

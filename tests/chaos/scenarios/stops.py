@@ -27,7 +27,7 @@ def stop(folder: Path, size: Size, *, pool: str) -> Report:
     report = Report()
     with running_site(folder) as site:
         senders = [site.start_sender(pause=0.01) for _ in range(2)]
-        for way in size.pick(_SHORT_WAYS, [*_WAYS] * 5):
+        for way in size.pick(_SHORT_WAYS, [*_WAYS] * 3):
             worker = site.start_worker(pool, 2, within=_container() if way == "docker stop" else ())
             _wait_for_flow(site)
             site.sink.freeze()
