@@ -150,19 +150,15 @@ class BlackBox:
         self._open.clear()
 
     def _new(self) -> Box:
-        path = (self._folder or Path()) / secrets.token_hex(8)
         if self._folder is None:
-            return Box(path, None)
+            return Box(Path(), None)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            return Box(*_made(self._folder))
         except OSError as error:
             log.warning("No black box can be kept (%s): see MAILER_BLACK_BOX.", error)
             self._folder = None
-            return Box(path, None)
-        # Who looks between these two lines takes it for a dead one's and removes it. It is empty, so only the leases are left.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return Box(path, file)
+            return Box(Path(), None)
 
     def _found(self) -> list[Path]:
         if self._folder is None:
@@ -170,6 +166,17 @@ class BlackBox:
         with suppress(FileNotFoundError):
             return sorted(self._folder.iterdir())
         return []
+
+
+def _made(folder: Path) -> tuple[Path, int]:
+    """A file that is there and locked. Before it is locked, whoever looks takes it for that of a dead process and removes it."""
+    while True:
+        path = folder / secrets.token_hex(8)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return path, file
+        os.close(file)
 
 
 @contextmanager

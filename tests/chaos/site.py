@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 
@@ -173,7 +174,11 @@ class Site:
             return not any(moves_on(mails[mail_id]) for mail_id in awaited)
 
         with self.app().app_context():
-            wait_until(is_quiet, timeout)
+            try:
+                wait_until(is_quiet, timeout)
+            except pytest.fail.Exception:
+                print(f"{len(awaited)} still wait:", *Mailer().statuses([*awaited][:10]).values(), sep="\n")
+                raise
 
     def mails(self) -> list[MailStatus]:
         """What the database says of those that were accepted."""

@@ -1,5 +1,6 @@
 """The black box: who may read it, what it says, and when it is not believed."""
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -141,6 +142,24 @@ def test_a_child_does_not_keep_its_parents_box_locked(black_box: BlackBox) -> No
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_box_that_somebody_sees_before_it_is_locked(black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He takes it for that of a dead process, and removes it: its owner has another one, that is found."""
+    lock = fcntl.flock
+    removed: list[list[Path]] = []
+
+    def too_late(file: int, operation: int) -> None:
+        if not removed:
+            removed.append([*folder.iterdir()])
+            assert found(BlackBox(folder)) == []
+        lock(file, operation)
+
+    monkeypatch.setattr("mailer.blackbox.fcntl.flock", too_late)
+    leave(black_box, delivering)
+
+    assert removed[0] != [*folder.iterdir()]
+    assert [remains.token for remains in found(black_box)] == ["token"]
 
 
 def test_it_is_settled_once(black_box: BlackBox, folder: Path) -> None:
