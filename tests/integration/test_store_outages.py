@@ -13,6 +13,7 @@ from mailer.errors import CommitLost, ConfigurationError, StoreUnavailable
 from mailer.store import Store, engines, postgresql
 from tests.mails import NOW, insert, postgresql_only, table
 from tests.services.databases import Databases, sqlite_only
+from tests.services.waiting import wait_until
 
 
 @contextmanager
@@ -115,6 +116,27 @@ def test_a_server_that_falls_silent(store: Store, database_url: str, monkeypatch
     insert(store, "after@example.com")
 
     assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
+
+
+@postgresql_only
+def test_a_worker_that_is_frozen_in_a_transaction(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends the transaction, so that nobody waits for its rows; who wakes up is told that nothing was done."""
+    monkeypatch.setitem(postgresql._OPTIONS, "options", "-c idle_in_transaction_session_timeout=100ms")
+    store, other = Store(database_url), create_engine(database_url)
+
+    def is_over() -> bool:
+        with other.connect() as connection:
+            idle = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+            return connection.exec_driver_sql(idle).first() is None
+
+    with unavailable("idle-in-transaction timeout"), store.together():
+        store.stop(now=NOW, reason="by its first statement")
+        wait_until(is_over)
+        store.go_on()
+
+    assert store.stops() == {}
+    other.dispose()
+    store.engine.dispose()
 
 
 # --- a commit without an answer ---------------------------------------------------------------------------------------
