@@ -1,7 +1,7 @@
 """`make chaos`: break everything there is to break, in the long form, and print what came of it.
 
-ARGS="kill frozen" runs only what has one of these words in its name, ARGS=--short the short form, ARGS=--list names all. What the
-long form of a scenario came to last is kept in `results`.
+ARGS="kill frozen" runs only what has a word in its name that begins so, ARGS=--short the short form, ARGS=--list names all.
+What the long form of a scenario came to last is kept in `results`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tests.chaos.scenarios import SCENARIOS
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    chosen = [one for one in SCENARIOS if not options.words or any(word in one.name for word in options.words)]
+    chosen = [one for one in SCENARIOS if not options.words or any(f" {word}" in f" {one.name}" for word in options.words)]
     if options.list:
         print(*(scenario.name for scenario in chosen), sep="\n")
         return 0
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("words", nargs="*", help="run only scenarios with one of these words in their name")
+    parser.add_argument("words", nargs="*", help="run only scenarios with a word in their name that begins so")
     parser.add_argument("--short", action="store_true", help="the form of make test")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="how many at the same time (2)")
