@@ -75,7 +75,8 @@ class Transaction:
             self._begin(self._connection.driver_connection)
             self._cursor: Any = self._connection.cursor()
         except BaseException:
-            self._connection.close()
+            # One that was opened while SQLite's log could only be read can't begin to write ever after.
+            self._connection.invalidate()
             raise
 
     def _is_lost(self, error: Exception) -> bool:

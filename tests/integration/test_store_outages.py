@@ -13,6 +13,7 @@ from mailer.errors import CommitLost, ConfigurationError, StoreUnavailable
 from mailer.store import Store, engines, postgresql
 from tests.mails import NOW, insert, postgresql_only, table
 from tests.services.databases import Databases, sqlite_only
+from tests.services.mounts import immutable
 from tests.services.waiting import wait_until
 
 
@@ -294,3 +295,22 @@ def test_the_disk_is_full(store: Store) -> None:
     insert(store)
 
     assert len(table(store)) == 1
+
+
+@sqlite_only
+def test_the_log_could_only_be_read_for_a_while(store: Store) -> None:
+    """A connection that was made meanwhile can't write ever after: it is given up with its first failure."""
+    insert(store, "before@example.com")
+    file = str(store.engine.url.database)
+    with closing(sqlite3.connect(file)) as other, immutable(Path(f"{file}-wal")):
+        other.execute("SELECT 1 FROM mailer_message")  # so that the log stays while the store has no connection
+        store.engine.dispose()
+        with unavailable("readonly"):
+            insert(store, "meanwhile@example.com")
+        assert store.is_due(NOW)
+
+    with unavailable("readonly"):
+        insert(store, "refused@example.com")
+    insert(store, "after@example.com")
+
+    assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
