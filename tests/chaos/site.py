@@ -113,8 +113,12 @@ class Sender:
         self.process.kill()
         self.process.wait()
 
+    def count(self) -> int:
+        """How many calls have returned or raised."""
+        return self._file.read_bytes().count(b"\n")
+
     def calls(self) -> list[Call]:
-        """Those that have returned or raised."""
+        """What these were."""
         whole, _newline, _rest = self._file.read_text().rpartition("\n")
         return [Call.read(line) for line in whole.splitlines()]
 
