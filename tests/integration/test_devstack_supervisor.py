@@ -53,6 +53,9 @@ WITH_HELPER = """
 """
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Scene:
     """A supervisor in an empty folder, and what it said."""
 
@@ -70,8 +73,14 @@ class Scene:
 
 @pytest.fixture
 def interrupts() -> Iterator[Interrupts]:
+    """As in a terminal, also where the tests themselves are a background job, which ignores some signals."""
+    ignored = [number for number in STOPS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
     with Interrupts() as interrupts:
         yield interrupts
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
@@ -161,7 +170,7 @@ def test_a_part_that_never_gets_ready(scene: Scene) -> None:
         scene.supervisor.start(scene.part("one", "import signal; signal.pause()", start_limit=0.1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_request_to_stop(scene: Scene, interrupts: Interrupts, number: signal.Signals) -> None:
     """It is heard while the parts run; the same signal many times at once is one request."""
     scene.supervisor.start(scene.part("one", OBEDIENT))

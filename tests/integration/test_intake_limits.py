@@ -136,7 +136,7 @@ def test_what_is_too_large_is_not_read(shop: Flask) -> None:
 def test_an_error_is_short(shop: Flask) -> None:
     """Also when what is wrong with a text is not its length: nobody reads a megabyte in a log."""
     for changes in ({"subject": "\n" * MB}, {"to": "x" * MB}, {"headers": {"x\n" * MB: ""}}, {"tags": ["\n" * MB]}):
-        with pytest.raises(ValueError, match="…") as error:
+        with pytest.raises(ValueError, match=r"^(subject|to|headers|tags): ") as error:
             send(**changes)
 
         assert len(str(error.value)) < 1500
