@@ -150,15 +150,14 @@ class BlackBox:
         self._open.clear()
 
     def _new(self) -> Box:
-        if self._folder is None:
-            return Box(Path(), None)
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return Box(*_made(self._folder))
-        except OSError as error:
-            log.warning("No black box can be kept (%s): see MAILER_BLACK_BOX.", error)
-            self._folder = None
-            return Box(Path(), None)
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return Box(*_made(self._folder))
+            except OSError as error:
+                log.warning("No black box can be kept (%s): see MAILER_BLACK_BOX.", error)
+                self._folder = None
+        return Box(Path(), None)
 
     def _found(self) -> list[Path]:
         if self._folder is None:

@@ -135,9 +135,10 @@ def test_what_is_too_large_is_not_read(shop: Flask) -> None:
 @sqlite_only
 def test_an_error_is_short(shop: Flask) -> None:
     """Also when what is wrong with a text is not its length: nobody reads a megabyte in a log."""
-    for changes in ({"subject": "\n" * MB}, {"to": "x" * MB}, {"headers": {"x\n" * MB: ""}}, {"tags": ["\n" * MB]}):
-        with pytest.raises(ValueError, match=r"^(subject|to|headers|tags): ") as error:
-            send(**changes)
+    wrong: dict[str, Any] = {"subject": "\n" * MB, "to": "x" * MB, "headers": {"x\n" * MB: ""}, "tags": ["\n" * MB]}
+    for field, value in wrong.items():
+        with pytest.raises(ValueError, match="^subject: it contains" if field == "subject" else f"^{field}: .*…") as error:
+            send(**{field: value})
 
         assert len(str(error.value)) < 1500
     assert rows(shop) == {}
