@@ -37,7 +37,7 @@ from mailer.errors import SchemaMismatch
 from mailer.message import FINAL, Lane, OnDoubt, Status
 
 #: The newest migration in migrations/versions.
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = MetaData()
 _Time = Float(53)
@@ -74,6 +74,7 @@ message = Table(
     Column("fingerprint", Text),  # of what was said under that key: the same key with another mail is refused
     Column("sensitive", Boolean, nullable=False, server_default=false()),
     Column("erased_at", _Time),  # since then, what it said is gone
+    Column("fingerprint_key", Text),  # the id of the key that made the fingerprint, if it is keyed
 )
 
 #: The bytes of attachments, stored once however many mails carry them.
@@ -123,6 +124,7 @@ delivery = Table(
     Column("finished_at", _Time),
     Column("reply", Text),
     Column("relay", Text),
+    Column("size", BigInteger),  # bytes of the mail before encoding; empty if an older version queued it
     CheckConstraint(_one_of("status", Status), name="mailer_delivery_status_is_known"),
     CheckConstraint(_one_of("on_doubt", OnDoubt), name="mailer_delivery_on_doubt_is_known"),
     CheckConstraint(
@@ -222,6 +224,21 @@ home = Table(
     Column("name", Text, nullable=False),
     Column("seen_at", _Time, nullable=False),
     CheckConstraint("id = 1", name="mailer_home_is_one"),
+)
+
+#: One row per worker process, renewed every few seconds: how those who enqueue know that somebody delivers.
+worker = Table(
+    "mailer_worker",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("machine", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("lanes", Text, nullable=False),
+    Column("started_at", _Time, nullable=False),
+    Column("seen_at", _Time, nullable=False),
+    Column("batch", Integer, nullable=False),  # how many deliveries it holds
+    Column("delivered_at", _Time),
 )
 
 
