@@ -14,6 +14,8 @@ from mailer.errors import ConfigurationError
 
 # Ten, during which somebody else may write, and two for the turns of all who waited as long.
 _BUSY_SECONDS = 12.0
+#: Bytes of SQLite's write-ahead log that stay on the disk for the next writers. A long reader makes it grow far beyond.
+WAL_BYTES = 16 * 1024 * 1024
 
 
 class Turn:
@@ -67,6 +69,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not at the driver's guess
     patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file as well
 
