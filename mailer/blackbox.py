@@ -7,14 +7,16 @@ A note is a single write, without a sync: it survives the process, but not the m
 not believed. Whether a process lives is told by its lock on its box, which the kernel takes away with the process.
 """
 
+import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from mailer.forks import survive_forks
@@ -24,6 +26,8 @@ from mailer.machine import boot_id
 _FORMAT = "mailer-1"
 # Boxes that are not ours to settle: by then, all leases are over.
 _USELESS_AFTER = 86400.0
+# A box has the notes of one claim, a few hundred kilobytes at most. What is larger is not read.
+_LARGEST = 64 << 20
 
 log = get_logger(__name__)
 
@@ -41,14 +45,16 @@ class Remains:
 class Box:
     """The notes of one thread that delivers. A box that can't be written goes away: half the truth would be a lie."""
 
-    def __init__(self, path: Path, file: int | None) -> None:
+    def __init__(self, path: Path, file: int | None, warn: "Warn") -> None:
         self._path = path
         self._file = file
+        self._warn = warn
 
     def claiming(self, token: str) -> None:
         """All before is settled; from now on, the claim with this token is in our hands."""
         if self._file is not None:
-            os.ftruncate(self._file, 0)
+            with self._or_without():
+                os.ftruncate(self._file, 0)
         self._note(f"{_FORMAT} {_boot()} {token}")
 
     def calling(self, relay: str) -> None:
@@ -80,23 +86,31 @@ class Box:
             os.close(file)
 
     def remove(self) -> None:
-        """There is nothing left to settle."""
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
+        """There is nothing left to settle. An empty box settles nothing, where files can't be removed."""
+        if self._file is None:
+            return
+        emptied = _succeeds(partial(os.ftruncate, self._file, 0))
+        removed = _succeeds(partial(self._path.unlink, missing_ok=True))
+        if emptied or removed:
             self.close()
+        else:
+            self._file = None  # still locked, so that nobody believes it while this process lives
 
     def _note(self, note: str) -> None:
         if self._file is None:
             return
         line = f"{note}\n".encode("utf-8", "replace")
+        with self._or_without():
+            if os.write(self._file, line) != len(line):
+                raise OSError(errno.ENOSPC, "no space left")
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
         try:
-            if os.write(self._file, line) == len(line):
-                return
-            reason = "no space left"
+            yield
         except OSError as error:
-            reason = str(error)
-        log.warning("%s can't be written (%s): if this process dies now, its mail waits for its leases.", self._path, reason)
-        self.remove()
+            self._warn("written", self._path, error)
+            self.remove()
 
 
 class BlackBox:
@@ -105,6 +119,7 @@ class BlackBox:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._open: set[Box] = set()
+        self._warned: set[tuple[str, str]] = set()
         survive_forks(self)
 
     @contextmanager
@@ -123,24 +138,44 @@ class BlackBox:
             self._open.discard(box)
 
     def settle_remains(self, settle: Callable[[Remains], None]) -> None:
-        """Of each process of this host that died. If they can't be settled now, their box stays for the next one who looks."""
+        """Settle what each process of this host that died had in its hands.
+
+        If that can't be done now, its box stays for the next one who looks, and the first error is raised at the end.
+        """
+        errors: list[Exception] = []
         for path in self._found():
-            with _in_nobodys_hands(path) as file:
-                if file is None:
-                    continue
-                if (remains := _read(file)) is not None:
+            try:
+                if error := self._settle_box(path, settle):
+                    errors.append(error)
+            except OSError as error:
+                self._warn("read or removed", path, error)
+        if errors:
+            raise errors[0]
+
+    def _settle_box(self, path: Path, settle: Callable[[Remains], None]) -> Exception | None:
+        """Return why what a dead process left there could not be settled."""
+        with _in_nobodys_hands(path) as file:
+            if file is None:
+                return None
+            if (remains := self._read(path, file)) is not None:
+                try:
                     settle(remains)
-                elif not _is_useless(file):
-                    continue
-                path.unlink(missing_ok=True)
+                except Exception as error:  # noqa: BLE001 -- the other boxes have nothing to do with it
+                    return error
+                os.ftruncate(file, 0)  # settled, should the file stay
+            elif not _is_useless(file):
+                return None
+            path.unlink(missing_ok=True)
+        return None
 
     def waited_for(self, seconds: float) -> set[str]:
         """The relays that keep somebody on this host waiting for so long, each without another note."""
         relays = set()
         for path in self._found():
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > seconds:
-                    relays.add(_calling(path.read_text(encoding="utf-8", errors="replace")))
+            with suppress(OSError):  # the tick says what can't be read
+                known = path.lstat()
+                if stat.S_ISREG(known.st_mode) and time.time() - known.st_mtime > seconds:
+                    relays.add(_calling(_text_of(path)))
         return relays - {""}
 
     def after_fork_in_child(self) -> None:
@@ -153,18 +188,54 @@ class BlackBox:
         if self._folder is not None:
             try:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                return Box(*_made(self._folder))
+                return Box(*_made(self._folder), self._warn)
             except OSError as error:
-                log.warning("No black box can be kept (%s): see MAILER_BLACK_BOX.", error)
-                self._folder = None
-        return Box(Path(), None)
+                self._warn("kept", self._folder, error)
+        return Box(Path(), None, self._warn)
 
     def _found(self) -> list[Path]:
         if self._folder is None:
             return []
-        with suppress(FileNotFoundError):
+        try:
             return sorted(self._folder.iterdir())
-        return []
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._warn("found", self._folder, error)
+            return []
+
+    def _read(self, path: Path, file: int) -> Remains | None:
+        """Return None if the notes are not of this boot and this version, or make no sense."""
+        try:
+            return _read(file)
+        except ValueError as error:
+            self._warn("understood", path, error)
+            return None
+
+    def _warn(self, verb: str, path: Path, error: Exception) -> None:
+        """Log what is wrong with the disk, once for each reason: a sweep looks twice a second."""
+        reason = getattr(error, "strerror", None) or str(error)
+        if (verb, reason) in self._warned:
+            return
+        self._warned.add((verb, reason))
+        log.warning(
+            "No black box can be %s: path=%r error=%r. Mail goes on, and that of a worker that dies waits for its leases. Give"
+            " the folder to the user that the workers run as, or set MAILER_BLACK_BOX to another folder on a local disk.",
+            verb,
+            str(path),
+            reason,
+        )
+
+
+Warn = Callable[[str, Path, Exception], None]
+
+
+def _succeeds(change: Callable[[], object]) -> bool:
+    try:
+        change()
+    except OSError:
+        return False
+    return True
 
 
 def _made(folder: Path) -> tuple[Path, int]:
@@ -172,7 +243,12 @@ def _made(folder: Path) -> tuple[Path, int]:
     while True:
         path = folder / secrets.token_hex(8)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # this file system has no locks, or no more of them
+            path.unlink(missing_ok=True)
+            os.close(file)
+            raise
         if os.fstat(file).st_nlink:
             return path, file
         os.close(file)
@@ -181,31 +257,48 @@ def _made(folder: Path) -> tuple[Path, int]:
 @contextmanager
 def _in_nobodys_hands(path: Path) -> Iterator[int | None]:
     """Locked, so that one of all who look settles it; None while somebody lives who has it."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:  # without waiting, should it be a pipe
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         yield None
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file if os.fstat(file).st_nlink else None
-    except BlockingIOError:
-        yield None
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        yield file if _locks(file) and os.fstat(file).st_nlink else None
     finally:
         os.close(file)
 
 
+def _locks(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _read(file: int) -> Remains | None:
     """None: nothing that this code could settle."""
-    header, *notes = os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace").split("\n")[:-1] or [""]
+    size = os.fstat(file).st_size
+    if size > _LARGEST:
+        raise ValueError("it is too large")
+    header, *notes = os.pread(file, size, 0).decode("utf-8", "replace").split("\n")[:-1] or [""]
     form, boot, token = (*header.split(" "), "", "", "")[:3]
     if form != _FORMAT or boot != _boot():
         return None
+    if any("\0" in line for line in (token, *notes)):
+        raise ValueError("it has null bytes")
     remains = Remains(token)
     for note in notes:
         what, _, about = note.partition(" ")
         _take_note(remains, what, *about.split(" ", 1))
     return remains
+
+
+def _text_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_LARGEST).decode("utf-8", "replace")
 
 
 def _calling(notes: str) -> str:
@@ -221,11 +314,17 @@ def _take_note(remains: Remains, what: str, key: str, words: str = "") -> None:
         case "composed":
             remains.composing = ""
         case "begun":
-            remains.begun[int(key)] = words
+            remains.begun[_number(key)] = words
         case "taken":
-            remains.taken[int(key)] = words
+            remains.taken[_number(key)] = words
         case "over":
-            remains.begun.pop(int(key), None)
+            remains.begun.pop(_number(key), None)
+
+
+def _number(key: str) -> int:
+    if not key.isdecimal():
+        raise ValueError("it has a note without a number")
+    return int(key)
 
 
 def _is_useless(file: int) -> bool:

@@ -25,6 +25,7 @@ from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Outcome, Pause
 from mailer.policy import rest, slice_size
 from mailer.smtp import Relay
+from mailer.steps import Steps
 
 _DAY = 86400.0
 _PURGED_AT_ONCE = 500
@@ -64,6 +65,7 @@ class Courier:
         self._by_sender = routes_by_sender(relay.settings for relay in relays)
         self._silences = {relay.name: Silences() for relay in relays}
         self._makes_way = threading.Lock()
+        self._steps = Steps()
         self._bites: Iterator[object] | None = None  # of a purge that goes on
         self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
 
@@ -303,14 +305,22 @@ class Courier:
         self._office.black_box.settle_remains(partial(settle, self._office))
 
     def sweep(self) -> None:
-        """Rescue what was left behind, expire what came too late, ring for what is due; with nobody to hear it, deliver."""
-        now = time.time()
-        self._store.renew_home(now)
-        self._store.requeue_lapsed_claims(now)
-        if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=now + self._settings.doubt_resend_after):
+        """Rescue what was left behind, expire what came too late, and have delivered what is due."""
+        now, store, take = time.time(), self._store, self._steps.take
+        take("home", store.renew_home, now)
+        take("requeue", store.requeue_lapsed_claims, now)
+        take("doubt", self._doubt, now)
+        take("resend", store.resend_doubtful, now)
+        take("expire", store.expire_overdue, now)
+        take("deliver", self._see_to_what_is_due, now)
+
+    def _doubt(self, now: float) -> None:
+        resend_at = now + self._settings.doubt_resend_after
+        if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=resend_at):
             log.warning("%d deliveries are in doubt: their worker was gone before it recorded the reply", len(doubtful))
-        self._store.resend_doubtful(now)
-        self._store.expire_overdue(now)
+
+    def _see_to_what_is_due(self, now: float) -> None:
+        """Ring for it, and deliver it if nobody can hear that."""
         if self._store.is_due(now) and not self._bell.ring(urge=True):
             self.deliver(at_most=_ALONE_SECONDS, avoiding=self._stalled(now))
 
@@ -339,11 +349,17 @@ class Courier:
     def _purged(self) -> Iterator[object]:
         """Records, bodies, and the bytes that nobody carries any more, bite by bite."""
         now, store = time.time(), self._store
-        while bite := store.purge_finished(now - self._settings.keep_days * _DAY, most=_PURGED_AT_ONCE):
-            yield bite
+        delete = partial(store.purge_finished, now - self._settings.keep_days * _DAY, most=_PURGED_AT_ONCE)
+        yield from self._bitten("purge records", iter(delete, 0))
         if (days := self._settings.keep_bodies_days) is not None:
-            yield from _through(partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE))
-        yield from _through(partial(store.purge_blobs, now, most=_PURGED_AT_ONCE))
+            erase = partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE)
+            yield from self._bitten("purge bodies", _through(erase))
+        yield from self._bitten("purge blobs", _through(partial(store.purge_blobs, now, most=_PURGED_AT_ONCE)))
+
+    def _bitten(self, step: str, bites: Iterator[object]) -> Iterator[object]:
+        """Bite after bite. If one fails the step is over, and the next purge takes it up again."""
+        while (bite := self._steps.take(step, next, bites, None)) is not None:
+            yield bite
 
     def hang_up(self) -> None:
         """Say goodbye to the relays."""

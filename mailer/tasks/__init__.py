@@ -17,10 +17,11 @@ from celery import Celery, Task, bootsteps, signals
 from flask import Flask
 
 from mailer.delivery import Courier
-from mailer.errors import MailerError, StoreError, StoreUnavailable
+from mailer.errors import StoreError, StoreUnavailable
 from mailer.intake import Bell
 from mailer.logs import TaskMask, get_logger
 from mailer.settings import Settings
+from mailer.steps import Steps
 from mailer.store import Store
 from mailer.tasks.bell import ONE_TRY, SEND, CeleryBell
 from mailer.tasks.consumer import PatientWorker, transport_options
@@ -153,6 +154,7 @@ class Chores:
         self._ahead = time.time() - time.monotonic()
         self._stopping = threading.Event()
         self._is_purging = False
+        self._steps = Steps()
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
     def start(self) -> None:
@@ -171,23 +173,31 @@ class Chores:
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_SECONDS):
-            try:
-                with self._app.app_context():
-                    self._tick()
-            except MailerError as error:
-                log.warning("The chores wait: %s", error)
-            except Exception:
-                log.exception("The chores failed, and go on")
+            self._steps.take("tick", self._tick_in_app)
+
+    def _tick_in_app(self) -> None:
+        with self._app.app_context():
+            self._tick()
 
     def _tick(self) -> None:
-        """One worker of all does a chore that is due; a row in the database says who. What died here is every worker's chore."""
-        self._notice_a_clock_set_back()
-        self._courier.settle()
+        """Take every step, whatever becomes of the others.
+
+        One worker of all sweeps and purges when that is due: a row in the database says who.
+        """
+        self._steps.take("clock", self._notice_a_clock_set_back)
+        self._steps.take("settle", self._courier.settle)
+        self._steps.take("sweep", self._sweep)
+        self._steps.take("purge", self._purge)
+
+    def _sweep(self) -> None:
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
             self._courier.sweep()
             self._watch_the_clock()
+
+    def _purge(self) -> None:
+        """Purge for half a second: the sweep does not wait for the end of it."""
         if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
-            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)  # the sweep does not wait for the end of it
+            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)
 
     def _notice_a_clock_set_back(self) -> None:
         """Else all that waits would wait until the clock is where it was."""

@@ -5,12 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from flask import Flask
 
+from mailer import Mailer, Status
+from mailer.devstack.faults import Fault
 from tests.services.databases import sqlite_only
+from tests.services.sink import Sink
+from tests.services.users import WITHOUT_PRIVILEGES
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, StartWorker
 
@@ -40,6 +48,33 @@ def test_its_commands_work(config: dict[str, str], start_worker: StartWorker, co
     )
 
     assert answer in ran.stdout
+
+
+def test_a_black_box_that_it_may_not_read(
+    config: dict[str, str], make_app: Callable[..., Flask], start_worker: StartWorker, sink: Sink
+) -> None:
+    """A worker that ran once as root left it: scheduled mail, retries and what expires move all the same."""
+    app = make_app(MAILER_RETRY_FIRST=1, MAILER_RETRY_JITTER=0)
+    folder = app.extensions["mailer"].courier._office.black_box._folder
+    folder.mkdir(parents=True)
+    folder.chmod(0)
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+    sink.faults.add(Fault("rcpt", "450 4.2.0 not now"))
+    mailer = Mailer()
+    with app.test_request_context():
+        send = partial(mailer.send_email, "ada@example.com", "Hello", "welcome", name="Ada")
+        mails = [send(), send(send_at=timedelta(seconds=1)), send(expires_at=timedelta(seconds=0.1))]
+        worker = start_worker(
+            pool="prefork",
+            within=WITHOUT_PRIVILEGES if os.geteuid() == 0 else (),
+            env={"MAILER_RETRY_FIRST": "1", "MAILER_RETRY_JITTER": "0"},
+        )
+        wait_until(lambda: all(mailer.status(mail.id).is_finished for mail in mails), timeout=20)
+        states = [mailer.status(mail.id).deliveries[0].status for mail in mails]
+
+    assert states == [Status.SENT, Status.SENT, Status.EXPIRED]
+    assert worker.log.read_text().count("No black box can be found") == 1
 
 
 def test_flower_shows_it(config: dict[str, str], start_worker: StartWorker) -> None:

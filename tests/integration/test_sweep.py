@@ -164,6 +164,86 @@ def test_what_comes_too_late_is_not_sent(make_courier: MakeCourier, store: Store
     assert expired.finished_at is not None
 
 
+# --- what fails -------------------------------------------------------------------------------------------------------
+
+
+def failing(*_arguments: object, **_options: object) -> Any:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("step", ["renew_home", "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"])
+def test_a_step_of_the_sweep_that_fails(
+    make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The others are taken."""
+    bell.works = False
+    claimed, doubtful, overdue = "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"
+    mails = {doubtful: died_on_the_wire(store, clock, on_doubt=OnDoubt.HOLD)}
+    mails[claimed] = queue(store, "ada@example.com")
+    claim(store, now=clock.time(), lease_until=clock.time() + LEASE)
+    mails[overdue] = queue(store, "ada@example.com", expires_at=clock.time() + 1)
+    due = queue(store, "ada@example.com")
+    clock.ahead += LEASE + 1
+    monkeypatch.setattr(store, step, failing)
+
+    make_courier().sweep()
+
+    assert copy_of(store, due).status is Status.SENT
+    moved = {name for name in mails if copy_of(store, mails[name]).status in (Status.SENT, Status.DOUBTFUL, Status.EXPIRED)}
+    assert moved == mails.keys() - {step}
+
+
+def test_a_step_that_fails_is_logged_once(
+    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not with every sweep; and so is that it works again."""
+    courier = make_courier()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "resend_doubtful", failing)
+        for _ in range(3):
+            courier.sweep()
+    for _ in range(3):
+        courier.sweep()
+
+    assert caplog.text.count("Chore step failed, the other steps go on: step=resend") == 1
+    assert caplog.text.count("Chore step works again: step=resend") == 1
+
+
+@pytest.mark.parametrize("step", ["settle", "sweep", "purge"])
+def test_a_chore_that_fails(
+    make_courier: MakeCourier, store: Store, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The others are done."""
+    done: list[str] = []
+    courier = make_courier()
+    for name in ("settle", "sweep", "purge"):
+        monkeypatch.setattr(courier, name, lambda name=name, **_options: done.append(name))
+    monkeypatch.setattr(courier, step, failing)
+    chores = Chores(Flask("tests"), store, courier, bell)
+    chores._stopping.set()
+
+    chores._tick()
+
+    assert done == [name for name in ("settle", "sweep", "purge") if name != step]
+
+
+def test_a_step_of_the_purge_that_fails(
+    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What mails said is erased although none can be deleted, and the next purge tries it all again."""
+    mail_id = queue(store, "ada@example.com", message=a_message(id="0"))  # ids begin with their time
+    courier = make_courier(MAILER_KEEP_DAYS=1, MAILER_KEEP_BODIES_DAYS=0.5)
+    courier.deliver_slice()
+    clock.ahead += 2 * DAY
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "purge_finished", failing)
+        assert courier.purge()
+    assert store.load_messages([mail_id]) == {}
+
+    assert courier.purge()
+    assert table(store) == {}
+
+
 # --- the purge --------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,16 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @contextmanager
+def read_only(disk: Path) -> Iterator[None]:
+    """A disk that fails, and that the kernel lets nobody write to any more."""
+    _as_root("mount", "-o", "remount,ro", str(disk))
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+
+
+@contextmanager
 def immutable(*paths: Path) -> Iterator[None]:
     """Files, and folders without what is in them: nobody can write to them, be it root, be they open already."""
     names = [str(path) for path in paths]

@@ -1,16 +1,21 @@
 """The black box: who may read it, what it says, and when it is not believed."""
 
+import errno
 import fcntl
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from mailer import blackbox, machine
 from mailer.blackbox import BlackBox, Remains
+from tests.services.mounts import immutable, read_only, small_disk
+from tests.services.users import as_another_user
 from tests.services.waiting import wait_until
 
 Box = blackbox.Box
@@ -186,6 +191,26 @@ def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
     assert [remains.token for remains in found(black_box)] == ["token"]
 
 
+def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(black_box: BlackBox, folder: Path) -> None:
+    """They are settled all the same, and it stays."""
+    leave(black_box, delivering)
+    [first] = folder.iterdir()
+    first.rename(folder / "0")  # it is looked at first
+    leave(black_box, lambda box: box.claiming("another"))
+    settled: list[str] = []
+
+    def settle(remains: Remains) -> None:
+        if remains.token == "token":
+            raise ZeroDivisionError
+        settled.append(remains.token)
+
+    with pytest.raises(ZeroDivisionError):
+        black_box.settle_remains(settle)
+
+    assert settled == ["another"]
+    assert [*folder.iterdir()] == [folder / "0"]
+
+
 # --- who is waited for -----------------------------------------------------------------------------------------------
 
 
@@ -246,6 +271,36 @@ def test_what_is_no_box_of_ours(black_box: BlackBox, folder: Path, content: byte
     assert found(black_box) == []
 
 
+HEADER = f"mailer-1 {machine.boot_id()} token\n".encode()
+
+OBSTACLES: dict[str, Callable[[Path], object]] = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a loop": lambda path: path.symlink_to(path),
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "a note without a number": lambda path: path.write_bytes(HEADER + b"begun x relay\n"),
+    "a note that is cut off": lambda path: path.write_bytes(HEADER + b"taken\n"),
+    "null bytes": lambda path: path.write_bytes(HEADER + b"begun 1 re\0lay\n"),
+    "a token of null bytes": lambda path: path.write_bytes(HEADER.replace(b"token", b"\0\0\0")),
+    "too much": lambda path: os.truncate(path, 1 << 40) if path.write_bytes(HEADER) else None,
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_is_in_the_way(black_box: BlackBox, folder: Path, obstacle: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The boxes beside it are settled, and whoever looks for it reads of it once."""
+    folder.mkdir(parents=True)
+    OBSTACLES[obstacle](folder / "0")
+    leave(black_box, delivering)
+    assert black_box.waited_for(-1) == set()
+
+    assert [remains.token for remains in found(black_box)] == ["token"]
+    assert [found(black_box) for _ in range(3)] == [[]] * 3
+
+    assert [*folder.iterdir()] == [folder / "0"]
+    assert caplog.text.count("No black box can be") == 1
+
+
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +330,95 @@ def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFi
 
     assert caplog.text.count("MAILER_BLACK_BOX") == 1
     assert found(black_box) == []
+
+
+def test_a_file_system_without_locks(black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell who lives: nothing is noted, nothing is settled, and nothing is left behind."""
+    leave(black_box, delivering)
+
+    def refuse(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("mailer.blackbox.fcntl.flock", refuse)
+    with black_box.box() as box:
+        delivering(box)
+
+    assert found(black_box) == []
+    monkeypatch.undo()
+    assert [remains.token for remains in found(black_box)] == ["token"]
+
+
+def test_a_disk_that_recovers(black_box: BlackBox, folder: Path) -> None:
+    """As soon as a box can be kept, it is."""
+    folder.parent.mkdir()
+    folder.touch()
+    leave(black_box, delivering)
+    folder.unlink()
+
+    leave(black_box, delivering)
+
+    assert [remains.token for remains in found(black_box)] == ["token"]
+
+
+def test_a_disk_that_can_only_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing there is settled or noted, which is said once; afterwards it is as if nothing had been."""
+    with small_disk(tmp_path, "1m") as disk:
+        black_box = BlackBox(disk)
+        leave(black_box, delivering)
+        with read_only(disk):
+            assert [found(black_box) for _ in range(3)] == [[]] * 3
+            with black_box.box() as box:
+                delivering(box)
+            assert caplog.text.count("No black box can be read") == 1
+            assert caplog.text.count("No black box can be kept") == 1
+
+        assert [remains.token for remains in found(black_box)] == ["token"]
+
+
+def test_files_that_nobody_can_change(black_box: BlackBox, folder: Path) -> None:
+    """A box that can't be removed is empty, and one that can't be written ends no delivery."""
+    with black_box.box() as box:
+        delivering(box)
+        with immutable(folder):
+            box.remove()
+    assert [path.stat().st_size for path in folder.iterdir()] == [0]
+    with black_box.box() as box, immutable(*folder.iterdir()):
+        delivering(box)
+
+
+def test_the_folder_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
+    """Mail goes out without a box, dead processes there are left alone, and this is said once."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(name, "black-box")
+        leave(BlackBox(folder), delivering)
+
+        def work() -> None:
+            black_box = BlackBox(folder)
+            for _ in range(3):
+                with black_box.box() as box:
+                    delivering(box)
+                assert found(black_box) == []
+                assert black_box.waited_for(-1) == set()
+            assert caplog.text.count("No black box can be found") == 1
+            assert caplog.text.count("No black box can be kept") == 1
+
+        as_another_user(work)
+
+
+def test_the_file_of_another_user() -> None:
+    """It is left alone, and those beside it are settled."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        leave(BlackBox(folder), delivering)
+
+        def work() -> None:
+            black_box = BlackBox(folder)
+            leave(black_box, lambda box: box.claiming("mine"))
+            assert [remains.token for remains in found(black_box)] == ["mine"]
+
+        as_another_user(work)
 
 
 def test_nobody_else_may_read_it(black_box: BlackBox, folder: Path) -> None:
