@@ -227,11 +227,19 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """A hash of what a mail says and to whom."""
+
+    digest: str
+    key_id: str | None = None  #: the id of the secret key that it was made with, if it is keyed
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     """What a mail is queued under no more than once, and a fingerprint of what it says."""
 
     name: str
-    fingerprint: str
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +340,7 @@ class Keyed:
 
     id: str
     message_id: str
-    fingerprint: str | None  #: of what it said, unless that is erased
+    fingerprint: Fingerprint | None  #: of what it said; None if it was erased without a keyed one
 
 
 # --- answers to "what became of it?" ----------------------------------------------------------------------------------

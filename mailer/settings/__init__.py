@@ -19,6 +19,7 @@ from mailer.settings.dkim import DkimKey, read_keys
 from mailer.settings.proxy import AMBIENT, ambient, is_local
 from mailer.settings.rates import DomainLimit, read_domain_limits
 from mailer.settings.relay import RelaySettings, Rule, Seconds, checked_rule, key
+from mailer.settings.secret_keys import flask_keys, read_secret_keys
 from mailer.settings.words import LOGINS, explained
 
 __all__ = ["RelaySettings", "Settings", "keys"]
@@ -70,6 +71,13 @@ class Settings(RelaySettings):
         "MAILER_DKIM_KEYS",
         'Keys to sign mail with, in the environment as JSON: `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`,'
         " or `key` with the PEM itself.",
+        (),
+        repr=False,
+    )
+    secret_keys: tuple[bytes, ...] = key(
+        "MAILER_SECRET_KEYS",
+        "Secrets that sign and hash, in the environment separated by commas: the first one signs, all verify."
+        " If it is unset, Flask's `SECRET_KEY`, then `SECRET_KEY_FALLBACKS`.",
         (),
         repr=False,
     )
@@ -154,6 +162,7 @@ class Settings(RelaySettings):
         given.setdefault("MAILER_DATABASE_URL", default_database_url)
         if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL"))):
             given["MAILER_REDIS_URL"] = fallback
+        given.setdefault("MAILER_SECRET_KEYS", flask_keys(config))
         given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
         if "MAILER_RELAYS" in given:
             given["MAILER_RELAYS"] = _relays(given)
@@ -215,6 +224,11 @@ class Settings(RelaySettings):
     @classmethod
     def _readable_keys(cls, value: object) -> tuple[DkimKey, ...]:
         return read_keys(value)
+
+    @field_validator("secret_keys", mode="before")
+    @classmethod
+    def _usable_secrets(cls, value: object) -> tuple[bytes, ...]:
+        return read_secret_keys(value)
 
     @field_validator("database_url")
     @classmethod

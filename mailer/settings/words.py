@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 #: They are one relay's own.
 LOGINS = frozenset({"MAIL_PASSWORD", "MAILER_OAUTH"})
-SECRETS = LOGINS | {"MAILER_PROXY", "MAILER_DATABASE_URL", "MAILER_REDIS_URL", "MAILER_DKIM_KEYS"}
+SECRETS = LOGINS | {"MAILER_PROXY", "MAILER_DATABASE_URL", "MAILER_REDIS_URL", "MAILER_DKIM_KEYS", "MAILER_SECRET_KEYS"}
 _KINDS = {
     "boolean": "true or false",
     "integer": "a whole number",

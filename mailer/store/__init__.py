@@ -124,11 +124,12 @@ class Store(Database):
         if key is None:
             transaction.execute(sql.INSERT_MESSAGE, row)
             return None
-        row |= {"idempotency_key": key.name, "fingerprint": key.fingerprint}
+        made = key.fingerprint
+        row |= {"idempotency_key": key.name, "fingerprint": made.digest, "fingerprint_key": made.key_id}
         while not transaction.execute(sql.INSERT_KEYED_MESSAGE, row):
             # Whoever has the key has committed by now. None at all: it has just been purged.
             if found := transaction.execute(sql.HAS_KEY, {"idempotency_key": key.name}):
-                return Keyed(*found[0])
+                return rows.keyed(found[0])
         return None
 
     def after_commit(self, host: Connection, mail_id: str, call: Callable[[], object]) -> None:

@@ -17,6 +17,8 @@ from mailer.message import (
     Delivery,
     DeliveryStatus,
     Envelope,
+    Fingerprint,
+    Keyed,
     Lane,
     MailStatus,
     Message,
@@ -79,6 +81,12 @@ def message(row: Row, attachments: Sequence[Row]) -> Message:
         sensitive=bool(sensitive),
     )
     return replace(said, attachments=tuple(attachment(one, said) for one in attachments)) if attachments else said
+
+
+def keyed(row: Row) -> Keyed:
+    """Return the mail that has a key. The columns are those of `statements.HAS_KEY`."""
+    mail_id, message_id, digest, key_id = row
+    return Keyed(mail_id, message_id, None if digest is None else Fingerprint(digest, key_id))
 
 
 _EMPTY = "[]"

@@ -125,11 +125,13 @@ def _insert(table: str, columns: Iterable[str]) -> str:
 
 INSERT_MESSAGE = _insert("mailer_message", _MESSAGE_COLUMNS)
 INSERT_KEYED_MESSAGE = f"""
-{_insert("mailer_message", (*_MESSAGE_COLUMNS, "idempotency_key", "fingerprint"))}
+{_insert("mailer_message", (*_MESSAGE_COLUMNS, "idempotency_key", "fingerprint", "fingerprint_key"))}
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id
 """
-HAS_KEY = "SELECT id, message_id, fingerprint FROM mailer_message WHERE idempotency_key = :idempotency_key"
+HAS_KEY = """
+SELECT id, message_id, fingerprint, fingerprint_key FROM mailer_message WHERE idempotency_key = :idempotency_key
+"""
 INSERT_DELIVERY = _insert("mailer_delivery", _DELIVERY_COLUMNS)
 INSERT_ATTACHMENT = _insert("mailer_attachment", _ATTACHMENT_COLUMNS)
 FRESH_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at > :since"
@@ -329,11 +331,12 @@ LOCK_PRIVATE = """
 SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
 """
 LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
+# A fingerprint that is not keyed would tell whoever tries them all which code was in a sensitive mail.
 ERASE = """
 UPDATE mailer_message
 SET text = NULL, html = NULL, alternatives = '[]', erased_at = :now,
     subject = CASE WHEN sensitive THEN '' ELSE subject END, headers = CASE WHEN sensitive THEN '[]' ELSE headers END,
-    fingerprint = CASE WHEN sensitive THEN NULL ELSE fingerprint END
+    fingerprint = CASE WHEN sensitive AND fingerprint_key IS NULL THEN NULL ELSE fingerprint END
 WHERE id {mails} AND erased_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM mailer_delivery
     WHERE mail_id = mailer_message.id AND (finished_at IS NULL OR finished_at > :finished_before))

@@ -64,6 +64,7 @@ OWN_WORDS = {
     "MAILER_RELAYS": None,  # JSON: see below
     "MAILER_DKIM_KEYS": None,  # JSON: see test_dkim_keys.py
     "MAILER_ALLOWED_RECIPIENTS": ("Example.com, ada@example.org", ("example.com", "ada@example.org")),
+    "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
     "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit("1/day")}),
@@ -323,6 +324,8 @@ def test_each_wrong_value_has_a_line() -> None:
         ("MAILER_REDIS_URL", f":{SECRET}@cache"),
         ("REDIS_URL", f"redis://:{SECRET}@cache:port"),
         ("MAILER_RELAYS", [{"name": "first", "MAIL_PASSWORD": [SECRET]}]),
+        ("MAILER_SECRET_KEYS", [SECRET, ""]),
+        ("MAILER_SECRET_KEYS", f"{SECRET},"),
     ],
 )
 def test_an_error_shows_no_secret(key: str, value: object) -> None:
@@ -337,7 +340,10 @@ def test_an_error_shows_no_secret(key: str, value: object) -> None:
 def test_no_secret_is_shown_by_accident() -> None:
     """Neither in a log nor on a page for debugging."""
     settings = load(
-        MAIL_PASSWORD=SECRET, MAILER_DATABASE_URL=f"postgresql://u:{SECRET}@db/x", MAILER_REDIS_URL=f"redis://:{SECRET}@cache"
+        MAIL_PASSWORD=SECRET,
+        MAILER_DATABASE_URL=f"postgresql://u:{SECRET}@db/x",
+        MAILER_REDIS_URL=f"redis://:{SECRET}@cache",
+        SECRET_KEY=SECRET,
     )
 
     assert SECRET not in f"{settings} {settings!r}"
@@ -422,6 +428,20 @@ def test_an_authority_of_ones_own(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory"), (bad, "no certificate")):
         assert why in refusal(MAILER_TLS_CA_FILE=str(path))
         assert refusal(MAILER_TLS_CA_FILE=str(path)).startswith(f"MAILER_TLS_CA_FILE='{path}': allowed: the path of a PEM file")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, ()),
+        ({"SECRET_KEY": ""}, ()),
+        ({"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": [b"old", "older"]}, (b"new", b"old", b"older")),
+        ({"SECRET_KEY": "flask's", "MAILER_SECRET_KEYS": ["a, b", b"c"]}, (b"a, b", b"c")),
+    ],
+)
+def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> None:
+    """They are those of Flask, unless Mailer has its own."""
+    assert load(**config).secret_keys == expected
 
 
 # --- the page about them ----------------------------------------------------------------------------------------------

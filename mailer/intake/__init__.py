@@ -3,8 +3,6 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,14 +13,14 @@ from typing import Any, Protocol, TypeVar
 import flask_mail
 from sqlalchemy import Connection
 
-from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, KeyReused, OverLimit
+from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
+from mailer.intake.idempotency import Fingerprints
 from mailer.message import (
     Address,
     AddressLike,
     Attachment,
     Envelope,
     Key,
-    Keyed,
     Lane,
     Message,
     OnDoubt,
@@ -76,6 +74,7 @@ class Intake:
         self._store = store
         self._renderer = renderer
         self._bell = bell
+        self._fingerprints = Fingerprints(settings.secret_keys)
 
     def send_email(
         self,
@@ -150,11 +149,13 @@ class Intake:
         if not recipients:
             raise InvalidMail("The mail has no recipient: give at least one in to, cc or bcc.")
         _check_limits(message, recipients, self._settings)
-        envelope = _envelope(message, recipients, options, now)
+        key = self._fingerprints.key(options.idempotency_key, message, recipients)
+        envelope = _envelope(recipients, key, options, now)
         host = None if options.connection is None else connection_of(options.connection)
         earlier = self._store.insert_mail(message, envelope, host)
         if earlier is not None:
-            return _receipt_of(earlier, envelope)
+            assert key is not None  # the earlier mail was found by it
+            return self._fingerprints.receipt(earlier, key, message, recipients)
         if envelope.due_at <= now:
             self._ring(message.id, host)
         return Receipt(message.id, message.message_id, recipients)
@@ -185,14 +186,14 @@ class Intake:
 # --- how it is to travel ----------------------------------------------------------------------------------------------
 
 
-def _envelope(message: Message, recipients: tuple[str, ...], options: Options, now: float) -> Envelope:
+def _envelope(recipients: tuple[str, ...], key: Key | None, options: Options, now: float) -> Envelope:
     due_at = max(now, _seconds(options.send_at, now, field="send_at") or now)
     expires_at = _seconds(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
         raise InvalidMail("expires_at: the mail would expire before it is due: give a later time.")
     return Envelope(
         recipients=recipients,
-        key=_key(options.idempotency_key, message, recipients),
+        key=key,
         lane=_lane(options.lane),
         due_at=due_at,
         expires_at=expires_at,
@@ -238,56 +239,6 @@ def _in_the_calendar(seconds: float, *, field: str) -> float:
     except (ValueError, OverflowError, OSError):
         raise InvalidMail(f"{field}: {seconds!r} seconds since 1970 are in no year from 1 to 9999.") from None
     return seconds
-
-
-# --- once, however often it is asked for ------------------------------------------------------------------------------
-
-_LONGEST_KEY = 255
-
-
-def _key(given: str | None, message: Message, recipients: tuple[str, ...]) -> Key | None:
-    if given is None:
-        return None
-    name = check_text(given, field="idempotency_key", error=InvalidMail)
-    if not 0 < len(name) <= _LONGEST_KEY:
-        raise InvalidMail(f"idempotency_key: it has {len(name)} characters: give 1 to {_LONGEST_KEY}.")
-    return Key(name, _fingerprint(message, recipients))
-
-
-def _fingerprint(message: Message, recipients: tuple[str, ...]) -> str:
-    """Of what the mail says and to whom, without what each call makes anew. What is empty is left out: a field can be added."""
-    said = {
-        "recipients": recipients,
-        "sender": str(message.sender),
-        "envelope_from": message.envelope_from,
-        "subject": message.subject,
-        "text": message.text,
-        "html": message.html,
-        "alternatives": message.alternatives,
-        "to": [str(address) for address in message.to],
-        "cc": [str(address) for address in message.cc],
-        "reply_to": [str(address) for address in message.reply_to],
-        "headers": message.headers,
-        "attachments": [
-            (one.filename, hashlib.sha256(one.data).hexdigest(), one.content_type, one.content_id, one.disposition, one.headers)
-            for one in message.attachments
-        ],
-        "tags": message.tags,
-        "mail_options": message.mail_options,
-        "rcpt_options": message.rcpt_options,
-    }
-    return hashlib.sha256(json.dumps({name: value for name, value in said.items() if value}).encode()).hexdigest()
-
-
-def _receipt_of(earlier: Keyed, envelope: Envelope) -> Receipt:
-    """That of the first call, if it said the same, and so to the same recipients. What a sensitive mail said is forgotten."""
-    assert envelope.key is not None  # it is what the earlier one was found by
-    if earlier.fingerprint not in (envelope.key.fingerprint, None):
-        raise KeyReused(
-            f"idempotency_key: {envelope.key.name!r} belongs to mail {earlier.id}, which says something else: give each mail a"
-            " key of its own. If it is to be the same, look for what differs from call to call: a time or a token in a template."
-        )
-    return Receipt(earlier.id, earlier.message_id, envelope.recipients)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
