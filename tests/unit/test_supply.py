@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from requirements.audit import LOCKS
+from tests.sources import python_files
 
 PROJECT = Path(__file__).parents[2]
 SECURITY = (PROJECT / "SECURITY.md").read_text()
 #: What may install packages.
 INSTALLERS = [
     *(PROJECT / name for name in ("Dockerfile", "Makefile", "docker-compose.yml", ".ci/run")),
-    *(PROJECT / "bench").rglob("*.py"),
-    *(PROJECT / "mailer").rglob("*.py"),
+    *python_files("bench", "mailer"),
 ]
 _INSTALLS = re.compile(r'(?:-m pip |"pip", ).*\binstall\b')
 _PINNED = re.compile(r"^\S+==\S+.*(?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+", re.MULTILINE)
@@ -68,9 +68,21 @@ def test_all_rules_of_the_linter_are_on() -> None:
 
 def test_an_exception_has_its_reason() -> None:
     """A rule about safety that is not kept at one place says why, there."""
-    folders = ("mailer", "tests", "bench", "docs", "requirements")
-    files = [*PROJECT.glob("*.py"), *(file for folder in folders for file in (PROJECT / folder).rglob("*.py"))]
+    files = [*PROJECT.glob("*.py"), *python_files("mailer", "tests", "bench", "docs", "requirements")]
     exceptions = [line for file in files for line in file.read_text().splitlines() if re.search(r"# noqa: [\w, ]*\bS\d+", line)]
 
     assert exceptions
     assert [line for line in exceptions if not re.search(r"# noqa: [A-Z0-9, ]+ --? \S", line)] == []
+
+
+@pytest.mark.parametrize("environment", [".peers", "peers"])
+def test_only_our_own_files_are_read(tmp_path: Path, environment: str) -> None:
+    """A virtual environment inside the checkout, such as the one that `make bench` sets up, has rules of its own."""
+    ours = tmp_path / "bench" / "parts" / "mail.py"
+    theirs = tmp_path / "bench" / environment / "lib" / "theirs.py"
+    for file in (ours, theirs):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / "bench" / environment / "pyvenv.cfg").touch()
+
+    assert list(python_files("bench", project=tmp_path)) == [ours]
