@@ -153,7 +153,7 @@ def write() -> ResponseReturnValue:
 @pages.get("/mail/<mail_id>")
 def status(mail_id: str) -> str:
     try:
-        return render_template("status.html", mail=mailer.status(mail_id))
+        return render_template("status.html", mail=mailer.status(mail_id), now=datetime.now(UTC))
     except UnknownMail as error:
         abort(404, str(error))
 

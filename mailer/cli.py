@@ -237,9 +237,17 @@ def _settle(mail_id: str, to: Status) -> None:
 
 
 def _line(delivery: DeliveryStatus) -> str:
-    when = delivery.finished_at or delivery.due_at
     said = f"  {delivery.relay}: {printable(delivery.reply)}" if delivery.reply else ""
-    return f"  {delivery.recipient}  {delivery.status}  {_clock(when)}  attempts {delivery.attempts}{said}"
+    return f"  {delivery.recipient}  {delivery.status}  {_when(delivery)}  attempts {delivery.attempts}{said}"
+
+
+def _when(delivery: DeliveryStatus) -> str:
+    """Return when it ended, or else when it is to be tried."""
+    if delivery.is_being_tried:
+        return "being tried now"
+    if delivery.finished_at is None and delivery.due_at and delivery.due_at.timestamp() <= time.time():
+        return "due now"
+    return _clock(delivery.finished_at or delivery.due_at)
 
 
 def _clock(when: datetime | None) -> str:

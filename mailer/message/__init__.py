@@ -378,11 +378,16 @@ class DeliveryStatus:
     status: Status
     lane: Lane
     attempts: int
-    due_at: datetime | None
+    due_at: datetime | None  #: when it is to be tried; while it is being tried, when that was
     finished_at: datetime | None
     reply: str | None
     relay: str | None
     history: tuple[Attempt, ...] = ()
+
+    @property
+    def is_being_tried(self) -> bool:
+        """Whether a worker has it in its hands. `due_at` lies in the past then, and is not the next try."""
+        return self.status in (Status.CLAIMED, Status.TRANSMITTING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from werkzeug.test import TestResponse
 from app import create_app
 from mailer.devstack.inbox import Inbox, Received
 from mailer.devstack.smtpd import InboxServer
+from mailer.message import Status
+from tests.mails import LATER, claim, mark, record
 from tests.services.databases import sqlite_only
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, StartWorker
+from tests.shop import store_of
 
 pytestmark = sqlite_only
 
@@ -215,6 +219,26 @@ def test_what_cannot_be_sent_is_said_beside_what_was_typed(visitor: FlaskClient,
     assert answer.status_code == 422
     assert 'role="alert"' in answer.text
     assert "a long letter" in answer.text
+
+
+def test_no_next_try_lies_in_the_past(app: Flask, visitor: FlaskClient) -> None:
+    """While a try runs, the page says so; what was to be tried before is due now; and a later try has its time."""
+    store = store_of(app)
+    page = write(visitor, "ada@example.org").location
+
+    def shown() -> list[tuple[str, str]]:
+        found = re.findall("<dt>(First|This|Next) try</dt><dd>(.*?)</dd>", visitor.get(page).text)
+        return [(which, "a time" if value.startswith("<time") else value) for which, value in found]
+
+    assert shown() == [("First", "due now")]
+    [delivery] = claim(store)
+    assert shown() == [("This", "being tried now")]
+    mark(store, delivery)
+    assert shown() == [("This", "being tried now")]
+    record(store, delivery, to=Status.QUEUED)
+    assert shown() == [("Next", "a time")]
+    store.recall_queued(time.time() - 60, was=LATER)
+    assert shown() == [("Next", "due now")]
 
 
 def test_an_unknown_mail_is_not_found(visitor: FlaskClient) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,20 @@ def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
     assert line_of_ada.startswith("  ada@example.com  queued  2027-01-16 08:00:00 UTC  attempts 1")
     assert trial == "    2027-01-15 08:00:00 UTC  deferred at dot, relay.example.com: 450 4.2.1 mailbox busy"
     assert line_of_bob == "  bob@example.com  sent  2027-01-15 08:00:00 UTC  attempts 1  relay.example.com: 250 2.0.0 queued as 7"
+
+
+def test_the_status_tells_no_next_try_in_the_past(shop: Flask, flask_mail: Flasks) -> None:
+    """What a worker has in its hands is being tried; what has been due waits for a worker."""
+    store = store_of(shop)
+    waits = insert(store, "ada@example.com", due_at=LATER)
+    due = insert(store, "ada@example.com", due_at=time.time() - 60)
+    assert "queued  2027-01-16 08:00:00 UTC  attempts 0" in flask_mail("status", waits).output
+    assert "queued  due now  attempts 0" in flask_mail("status", due).output
+
+    [delivery] = claim(store)
+    assert "claimed  being tried now  attempts 1" in flask_mail("status", due).output
+    mark(store, delivery)
+    assert "transmitting  being tried now  attempts 1" in flask_mail("status", due).output
 
 
 # --- deciding ---------------------------------------------------------------------------------------------------------
