@@ -33,6 +33,7 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, Message, StoreUnavailable, UnknownMail, send_email
 from mailer.devstack.inbox import Inbox, Received
+from mailer.private import make_private_file, make_private_folder
 
 mailer = Mailer()
 mail = Mail()
@@ -61,7 +62,7 @@ MAIL_POLICY = (
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     settings = {key: os.environ.get(key) or default for key, default in DEFAULTS.items()} | dict(config or {})
     app = Flask(__name__, instance_path=str(Path(settings["INSTANCE_PATH"]).resolve()) if settings["INSTANCE_PATH"] else None)
-    Path(app.instance_path).mkdir(parents=True, exist_ok=True)
+    make_private_folder(Path(app.instance_path))
     app.config.from_mapping(settings, SESSION_COOKIE_SAMESITE="Lax")
     app.secret_key = settings["SECRET_KEY"] or kept_secret(app)
     app.extensions["races"] = {}
@@ -360,7 +361,9 @@ def find_member(nickname: str) -> Member | None:
 @contextmanager
 def database() -> Iterator[sqlite3.Connection]:
     """One short transaction: kept at the end of the block, undone by an error."""
-    with closing(sqlite3.connect(Path(current_app.instance_path, "members.sqlite3"))) as db, db:
+    file = Path(current_app.instance_path, "members.sqlite3")
+    make_private_file(file)  # it holds a secret
+    with closing(sqlite3.connect(file)) as db, db:
         db.executescript("""
             CREATE TABLE IF NOT EXISTS member (nickname TEXT PRIMARY KEY COLLATE NOCASE, address TEXT NOT NULL);
             CREATE TABLE IF NOT EXISTS follow (follower TEXT, followed TEXT, PRIMARY KEY (follower, followed));

@@ -22,6 +22,7 @@ from pathlib import Path
 from mailer.forks import survive_forks
 from mailer.logs import get_logger
 from mailer.machine import boot_id
+from mailer.private import create_private_file, make_private_folder
 
 _FORMAT = "mailer-1"
 # Boxes that are not ours to settle: by then, all leases are over.
@@ -187,7 +188,7 @@ class BlackBox:
     def _new(self) -> Box:
         if self._folder is not None:
             try:
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_folder(self._folder)
                 return Box(*_made(self._folder), self._warn)
             except OSError as error:
                 self._warn("kept", self._folder, error)
@@ -242,7 +243,7 @@ def _made(folder: Path) -> tuple[Path, int]:
     """A file that is there and locked. Before it is locked, whoever looks takes it for that of a dead process and removes it."""
     while True:
         path = folder / secrets.token_hex(8)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        file = create_private_file(path, os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # this file system has no locks, or no more of them

@@ -15,6 +15,7 @@ from mailer.devstack.processes import Ledger
 from mailer.devstack.stack import HOST, Stack, is_local, plan
 from mailer.devstack.supervisor import Interrupts, PartFailed, StopRequested, Supervisor
 from mailer.errors import MailerError
+from mailer.private import make_private_folder
 
 
 def main() -> int:
@@ -41,7 +42,7 @@ def prepare(folder: Path) -> Stack:
     stack = plan(os.environ, folder, program, node=f"local-{os.getpid()}@localhost")
     check_ports(stack)
     if program:
-        (folder / "broker").mkdir(exist_ok=True)
+        make_private_folder(folder / "broker")
     elif not probes.broker_answers(stack.broker_url):
         raise CannotStart("The broker that MAILER_REDIS_URL or REDIS_URL names does not answer: start it, or unset the variable.")
     return stack
@@ -78,7 +79,7 @@ Stop with Ctrl-C.
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Two stacks in one folder would stop each other. The lock goes with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     with (folder / "devstack.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,11 @@
 """What the local SMTP server received, kept as files: the server writes them, the page `/inbox` reads them.
 
 A mail is one file, `<id>.mail`: a line of JSON with the envelope, then the bytes exactly as they came over the wire.
-Ids sort by time of arrival. Only the standard library is needed to read an inbox.
+Ids sort by time of arrival. They are their owner's alone: mail has secrets in it.
 """
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from functools import cached_property
 from pathlib import Path
+
+from mailer.private import create_private_file, make_private_folder
 
 SUFFIX = ".mail"
 ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
@@ -53,9 +56,10 @@ class Inbox:
         at = datetime.now(UTC)
         mail_id = f"{at:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         envelope = {"at": at.isoformat(), "from": envelope_from, "to": list(recipients)}
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.directory)
         unfinished = self.directory / f"{mail_id}.part"
-        unfinished.write_bytes(json.dumps(envelope).encode() + b"\n" + raw)
+        with os.fdopen(create_private_file(unfinished), "wb") as file:
+            file.write(json.dumps(envelope).encode() + b"\n" + raw)
         unfinished.replace(self._path(mail_id))
         return mail_id
 

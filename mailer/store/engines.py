@@ -5,12 +5,14 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool, StaticPool
 
 from mailer.errors import ConfigurationError
+from mailer.private import make_private_file, make_private_folder
 
 # Ten, during which somebody else may write, and two for the turns of all who waited as long.
 _BUSY_SECONDS = 12.0
@@ -51,6 +53,7 @@ def _sqlite_engine(url: URL) -> Engine:
     else:
         _make_folder(Path(str(url.database)).parent)
         engine = create_engine(url, connect_args={"timeout": 0})
+        event.listen(engine, "do_connect", _make_file)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -58,11 +61,22 @@ def _sqlite_engine(url: URL) -> Engine:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
     except OSError as error:
         raise ConfigurationError(
             f"MAILER_DATABASE_URL: the folder {str(folder)!r} can't be made ({error.strerror}): name one that can be written to."
         ) from error
+
+
+def _make_file(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Make the file before SQLite does, which would let everybody read it."""
+    name = arguments[0]
+    if options.get("uri"):
+        uri = urlsplit(name)
+        if parse_qs(uri.query).get("mode", ["rwc"]) != ["rwc"]:
+            return  # it is there already, or it is no file
+        name = unquote(uri.path)
+    make_private_file(Path(name))
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
