@@ -6,6 +6,7 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,7 @@ from sqlalchemy import Connection
 
 from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
 from mailer.intake.idempotency import Fingerprints
+from mailer.logs import addresses_shown, get_logger
 from mailer.message import (
     Address,
     AddressLike,
@@ -40,6 +42,8 @@ from mailer.store import Host, Store, connection_of
 Item = TypeVar("Item")
 Addresses = AddressLike | Iterable[AddressLike] | None
 When = datetime | timedelta | None
+
+log = get_logger(__name__)
 
 
 class Bell(Protocol):
@@ -162,9 +166,20 @@ class Intake:
 
     def _ring(self, mail_id: str, host: Connection | None) -> None:
         if host is None:
-            self._bell.ring()
+            self._ring_safely()
         else:
-            self._store.after_commit(host, mail_id, self._bell.ring)
+            self._store.after_commit(host, mail_id, self._ring_safely)
+
+    def _ring_safely(self) -> None:
+        """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
+
+        What is meant for the caller passes: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
+        """
+        with suppress(Exception), addresses_shown(self._settings.log_addresses):  # a handler of the log may fail as well
+            try:
+                self._bell.ring()
+            except Exception:
+                log.exception("A mail was queued, and nobody could be told; the sweep of the workers finds it")
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = given or self._settings.mail_default_sender

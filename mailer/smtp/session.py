@@ -138,7 +138,8 @@ class Session(smtplib.SMTP):
     def _show(self, what: str, said: bytes) -> None:
         said = b"(login)" if self.logs_in else said
         now = [datetime.now().astimezone().time()] if self.debuglevel > 1 else []
-        print(*now, what, discreet(str(said)), file=sys.stderr)
+        with suppress(OSError, ValueError):  # nobody reads stderr any more, which is no reason to end a mail
+            print(*now, what, discreet(str(said)), file=sys.stderr)
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.logs import get_logger
 from mailer.store import statements as sql
 from mailer.store.engines import patiently
 from mailer.store.statements import packed
@@ -18,8 +17,6 @@ from mailer.store.transactions import Row
 Spell = Callable[[str], str]
 
 _INFO = "mailer"  # the place in a connection's `info` where we note what waits for its commit
-
-log = get_logger(__name__)
 
 
 class HasConnection(Protocol):
@@ -142,10 +139,8 @@ def _has_committed(info: dict[Any, Any]) -> None:
     """Their connection does something else: the commit is over."""
     waiting: _Waiting | None = info.pop(_INFO, None)
     for call in waiting.committed if waiting else ():
-        try:
+        with suppress(Exception):  # of ours: their transaction has ended well
             call()
-        except Exception:  # of ours: their transaction has ended well
-            log.exception("A mail was queued, and nobody could be told; the sweep of the workers finds it")
 
 
 # Most connections go back to their pool right after the commit. If one is kept and does nothing more, the sweep finds the mail.

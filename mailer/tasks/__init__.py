@@ -19,7 +19,7 @@ from flask import Flask
 from mailer.delivery import Courier
 from mailer.errors import StoreError, StoreUnavailable
 from mailer.intake import Bell
-from mailer.logs import TaskMask, get_logger
+from mailer.logs import TaskMask, addresses_shown, get_logger
 from mailer.settings import Settings
 from mailer.steps import Steps
 from mailer.store import Store
@@ -87,9 +87,10 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
 
 def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
     """Make every worker of this Celery app deliver the mail of this Flask app."""
+    shown = settings.log_addresses
 
     def send_email() -> None:
-        with app.app_context(), _to_its_end():
+        with app.app_context(), addresses_shown(shown), _to_its_end():
             bell.answer()  # before the claim: whoever commits after it rings again
             try:
                 courier.deliver(at_most=_TASK_SECONDS)
@@ -97,16 +98,16 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
                 log.warning("Delivery waits, the sweep rings again: %s", error)
 
     def sweep() -> None:
-        with app.app_context(), _to_its_end():
+        with app.app_context(), addresses_shown(shown), _to_its_end():
             courier.sweep()
 
     def purge() -> None:
-        with app.app_context():
+        with app.app_context(), addresses_shown(shown):
             courier.purge()
 
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
-    celery.steps["worker"].add(_chores_step(app, store, courier, bell))
+    celery.steps["worker"].add(_chores_step(app, settings, store, courier, bell))
     if not settings.log_addresses:
         logging.getLogger("celery.app.trace").addFilter(TaskMask(SEND, SWEEP, PURGE))
 
@@ -146,8 +147,9 @@ def _to_its_end() -> Iterator[None]:
 class Chores:
     """A thread in the main process of each worker: the sweep can't be forgotten, and nothing else can stop it."""
 
-    def __init__(self, app: Flask, store: Store, courier: Courier, bell: Bell) -> None:
+    def __init__(self, app: Flask, store: Store, courier: Courier, bell: Bell, *, shown: bool = False) -> None:
         self._app = app
+        self._shows_addresses = shown
         self._store = store
         self._courier = courier
         self._bell = bell
@@ -172,6 +174,10 @@ class Chores:
             self._thread.join()
 
     def _run(self) -> None:
+        with addresses_shown(self._shows_addresses):
+            self._tick_until_stopped()
+
+    def _tick_until_stopped(self) -> None:
         while not self._stopping.wait(_TICK_SECONDS):
             self._steps.take("tick", self._tick_in_app)
 
@@ -218,12 +224,12 @@ class Chores:
             self._bell.ring()
 
 
-def _chores_step(app: Flask, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:
+def _chores_step(app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:
     class ChoresStep(bootsteps.StartStopStep):
         # After the pool: its processes are forked before the thread exists. Before the broker is reached.
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> Chores:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
-            return Chores(app, store, courier, bell)
+            return Chores(app, store, courier, bell, shown=settings.log_addresses)
 
     return ChoresStep

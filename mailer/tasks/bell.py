@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -10,7 +11,7 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from mailer.logs import get_logger
+from mailer.logs import addresses_shown, get_logger
 from mailer.settings import Settings
 
 SEND = "mailer.send_email"
@@ -37,6 +38,7 @@ class CeleryBell:
 
     def __init__(self, celery: Celery[Any], settings: Settings) -> None:
         self._celery = celery
+        self._shows_addresses = settings.log_addresses
         self._flag = _SharedFlag(settings.flag_url) if settings.flag_url else _OwnFlag()
         self._search: threading.Thread | None = None  # for the broker
         self._urged_at = -math.inf
@@ -81,9 +83,12 @@ class CeleryBell:
     def _look_for_it(self, error: Exception) -> None:
         """So that no request waits for a time-out again."""
         if not self._is_away:  # two that are here at the same moment both look for it, which does no harm
-            log.warning("The broker does not answer (%s); mail is stored, and the sweep of the workers finds it.", error)
-            self._search = threading.Thread(target=self._until_it_answers, name="mailer-bell", daemon=True)
-            self._search.start()
+            search = threading.Thread(target=self._until_it_answers, name="mailer-bell", daemon=True)
+            with suppress(RuntimeError):  # no thread can be started, at the end of a process for one: the next ring asks again
+                search.start()
+                self._search = search
+            with addresses_shown(self._shows_addresses):
+                log.warning("The broker does not answer (%s); mail is stored, and the sweep of the workers finds it.", error)
 
     def _until_it_answers(self) -> None:
         while True:
@@ -91,7 +96,8 @@ class CeleryBell:
             try:
                 self._ring(urge=True)
             except Exception as error:  # noqa: BLE001 -- as in ring()
-                log.debug("The broker still does not answer: %s", error)
+                with addresses_shown(self._shows_addresses):
+                    log.debug("The broker still does not answer: %s", error)
             else:
                 log.warning("The broker answers again.")
                 return

@@ -1,6 +1,8 @@
 """State belongs to the app: several in one process, the factory pattern, and nothing set at all."""
 
+import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,7 +14,7 @@ from celery import Celery
 from flask import Flask
 from jinja2 import DictLoader
 
-from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, send_email
+from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, logs, send_email
 from tests.services.databases import Databases, sqlite_only
 from tests.services.sink import Sink
 from tests.shop import OpenShop, rows, store_of, stored
@@ -111,6 +113,54 @@ def test_the_connection_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> No
 
     assert rows(one) == {"mailer_message": 1, "mailer_delivery": 1}
     assert rows(other) == {}
+
+
+@sqlite_only
+def test_the_context_of_another_app_decides_nothing(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
+    """A mail is queued once, whatever app is around, with Redis down; its own settings say what its log shows."""
+    redis = "redis://user:secret@127.0.0.1:1/0"
+    others = [Flask("other"), open_shop(MAILER_LOG_ADDRESSES=True)]
+    for number, other in enumerate(others, start=1):
+        one = open_shop(MAILER_REDIS_URL=redis, MAIL_SUPPRESS_SEND=False)
+        with other.app_context():
+            Mail(one).send(Message("Hello", ["ada@example.com"], sender="ada@example.com"))
+            logs.get_logger("mailer.test").error("eve@example.com")
+        assert rows(one)["mailer_message"] == number
+
+    assert caplog.text.count("The broker does not answer") == 2
+    assert "eve@" not in caplog.text
+
+
+class Loud(logging.Handler):
+    """An application's handler that fails, as one does that writes to a full disk."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError(record.getMessage())
+
+
+@sqlite_only
+@pytest.mark.parametrize("own_transaction", [True, False])
+def test_nothing_raises_once_a_mail_is_stored(
+    open_shop: OpenShop, monkeypatch: pytest.MonkeyPatch, own_transaction: bool
+) -> None:
+    """Else the caller tries again, and the mail goes out twice: not a broken log, not a thread that can't be started."""
+    app = open_shop(MAILER_REDIS_URL="redis://127.0.0.1:1/0", MAIL_SUPPRESS_SEND=False)
+    loud = Loud()
+    logging.getLogger("mailer").addHandler(loud)
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    try:
+        with app.app_context(), store_of(app).engine.connect() as connection:
+            host = None if own_transaction else connection
+            send_email("ada@example.com", "Hello", "only_text", name="Ada", connection=host)
+            connection.commit()
+    finally:
+        logging.getLogger("mailer").removeHandler(loud)
+
+    assert rows(app) == {"mailer_message": 1, "mailer_delivery": 1}
 
 
 @sqlite_only

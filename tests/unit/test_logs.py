@@ -2,12 +2,13 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 
-from mailer import Mailer, logs
-from mailer.logs import TaskMask, get_logger, masked
+from mailer import logs
+from mailer.logs import TaskMask, addresses_shown, get_logger, masked
 
 MASKED = {
     "550 5.1.1 <ada@example.com>: user unknown": "550 5.1.1 <a***@example.com>: user unknown",
@@ -32,14 +33,6 @@ def test_addresses(text: str) -> None:
     assert masked(text) == MASKED[text]
 
 
-@pytest.fixture
-def app() -> Flask:
-    app = Flask("tests")
-    app.config["MAILER_DATABASE_URL"] = "sqlite://"
-    Mailer(app)
-    return app
-
-
 def shout() -> None:
     try:
         int("ada@example.com")
@@ -47,10 +40,10 @@ def shout() -> None:
         get_logger("mailer.test").exception("%d failed: %s, %s", 1, error, "bob@example.com")
 
 
-def test_a_line_and_its_traceback(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
-    """Both are masked, in an app and outside of one."""
+def test_a_line_and_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """Both are masked, in an app, in one without Mailer, and outside of any."""
     shout()
-    with app.app_context():
+    with Flask("tests").app_context():
         shout()
 
     assert caplog.text.count("1 failed: invalid literal for int() with base 10: 'a***@example.com', b***@example.com") == 2
@@ -59,15 +52,45 @@ def test_a_line_and_its_traceback(app: Flask, caplog: pytest.LogCaptureFixture) 
 
 
 def test_an_app_that_wants_to_see_them(caplog: pytest.LogCaptureFixture) -> None:
-    """MAILER_LOG_ADDRESSES, for what is logged in that app."""
-    app = Flask("tests")
-    app.config.from_mapping(MAILER_DATABASE_URL="sqlite://", MAILER_LOG_ADDRESSES=True)
-    Mailer(app)
-    with app.app_context():
+    """The code of that app says so, for what it logs; another app's context says nothing."""
+    with addresses_shown(True):
         shout()
+        with addresses_shown(False):
+            get_logger("mailer.test").error("eve@example.com")
 
     assert "bob@example.com" in caplog.text
-    assert "with base 10: 'ada@example.com'" in caplog.text.splitlines()[-1]
+    assert "with base 10: 'ada@example.com'" in caplog.text
+    assert caplog.messages[-1] == "e***@example.com"
+
+
+class Unspeakable:
+    """What can't be written."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("ada@example.com")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize(
+    ("message", "args", "line"),
+    [
+        ("%s was refused", (Unspeakable(),), "<Unspeakable>"),
+        ("%d of %d", ("one",), "%d of %d one"),
+        ("%(name)s", ({"other": 1},), "%(name)s 1"),
+        (Unspeakable(), (), "<Unspeakable>"),
+        ("100 %", (1,), "100 % 1"),
+    ],
+)
+def test_a_line_that_cannot_be_written(
+    caplog: pytest.LogCaptureFixture, shown: bool, message: Any, args: tuple[Any, ...], line: str
+) -> None:
+    """It is written as far as it can be, and whoever logs hears of nothing: the mail may be stored by then."""
+    with addresses_shown(shown):
+        get_logger("mailer.test").error(message, *args)
+
+    assert line in caplog.messages[0]
 
 
 def test_the_line_of_a_failed_task(caplog: pytest.LogCaptureFixture) -> None:
