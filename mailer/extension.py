@@ -192,7 +192,7 @@ def _state(app: Flask | None = None) -> State:
 
 def _furnish(app: Flask, settings: Settings) -> State:
     celery = app.extensions["celery"]
-    store = Store(settings.database_url)
+    store = Store(settings.database_url, pgbouncer=settings.pgbouncer)
     bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
     throttle = Throttle(settings, settings.flag_url)
     office = Office(settings, store, make_signer(settings.dkim_keys), throttle, BlackBox(_black_box_of(app, settings)))

@@ -54,6 +54,11 @@ class Settings(RelaySettings):
     database_url: str = key(
         "MAILER_DATABASE_URL", "Where mails are kept: `sqlite:///file` or `postgresql://…`.", min_length=1, repr=False
     )
+    pgbouncer: bool = key(
+        "MAILER_PGBOUNCER",
+        "The database is reached through PgBouncer, or another pooler, in transaction mode: leave nothing in a session.",
+        False,
+    )
     redis_url: str = key(
         "MAILER_REDIS_URL",
         "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL Celery takes. `REDIS_URL` is read if it is unset.",

@@ -26,11 +26,11 @@ from mailer.store.transactions import CommitUnanswered, Transaction, Transaction
 class Database:
     """Safe to share between threads, and to carry over a fork."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = make_engine(make_url(url))
+    def __init__(self, url: str, *, pgbouncer: bool = False) -> None:
+        self.engine = make_engine(make_url(url), pgbouncer=pgbouncer)
         self._sqlite = self.engine.dialect.name == "sqlite"
         self._spell = cache(partial(spelt, sqlite=self._sqlite))
-        self._transactions = Transactions(self.engine, self._spell)
+        self._transactions = Transactions(self.engine, self._spell, limits_each=pgbouncer)
         self._checked = False
         self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
         self._turn = self._new_turn()
@@ -139,8 +139,10 @@ class Database:
         driver = self.engine.dialect.loaded_dbapi
         try:
             yield
-        except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)):
-            raise  # ours, which trying again does not mend
+        except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)) as error:
+            if not self._lacks_pgbouncer(error):
+                raise  # ours, which trying again does not mend
+            raise self._unavailable(error) from error
         except CommitUnanswered as unanswered:
             raise CommitLost(
                 "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the mail may be queued, or the change"
@@ -148,9 +150,22 @@ class Database:
                 f" {_reason(unanswered.__cause__)}"
             ) from unanswered.__cause__
         except (driver.Error, sqlalchemy_errors.DBAPIError, sqlalchemy_errors.TimeoutError) as error:
-            raise StoreUnavailable(
-                f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {_reason(error)}"
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        reason = _reason(error)
+        if self._lacks_pgbouncer(error):
+            reason += ": there is a pooler before the database, so set MAILER_PGBOUNCER to true."
+        return StoreUnavailable(
+            f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {reason}"
+        )
+
+    def _lacks_pgbouncer(self, error: Exception) -> bool:
+        if self._sqlite:
+            return False
+        from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
+
+        return postgresql.is_behind_pooler(error)
 
     def _new_turn(self) -> AbstractContextManager[None]:
         return Turn() if self._sqlite else nullcontext()

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import StaticPool
 
 from mailer.errors import ConfigurationError
 from mailer.private import make_private_file, make_private_folder
@@ -34,17 +34,21 @@ class Turn:
         self.lock.release()
 
 
-def make_engine(url: URL) -> Engine:
+def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
     from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
 
-    return postgresql.make_engine(url)
+    return postgresql.make_engine(url, pgbouncer=pgbouncer)
 
 
 def without_haste(engine: Engine) -> Engine:
     """For what takes as long as it needs: the same database without time limits."""
-    return engine if engine.dialect.name == "sqlite" else create_engine(engine.url, poolclass=NullPool)
+    if engine.dialect.name == "sqlite":
+        return engine
+    from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
+
+    return postgresql.make_patient_engine(engine.url)
 
 
 def _sqlite_engine(url: URL) -> Engine:

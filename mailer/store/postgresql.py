@@ -7,6 +7,7 @@ import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 T = TypeVar("T")
 
@@ -16,24 +17,51 @@ _STATEMENT_SECONDS = 15
 _IDLE_SECONDS = 10
 # Longer than a statement may take: a server that lives says so itself. Shorter than a web server waits for its application.
 _SILENT_SECONDS = 20.0
-#: What the client asks of the system, for servers that vanish from the network, and of the server, for clients that do.
-_OPTIONS = {
+#: What the client asks of the system, for servers that vanish from the network.
+_OF_THE_CLIENT = {
     "connect_timeout": _CONNECT_SECONDS,
     "client_encoding": "utf8",
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
+}
+#: What it asks of the server, for the whole session: also for clients that vanish.
+_OF_THE_SERVER = {
     "options": f"-c statement_timeout={_STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
+#: Behind PgBouncer each transaction may be in another session, so nothing is left in one.
+_BEHIND_PGBOUNCER = {"prepare_threshold": None}
+#: The limits of the session, asked for in each transaction.
+LIMITS = (
+    f"SELECT set_config('statement_timeout', '{_STATEMENT_SECONDS}s', true),"
+    f" set_config('idle_in_transaction_session_timeout', '{_IDLE_SECONDS}s', true)"
+)
+
+# What says that there is a pooler between us and the server: the sqlstates of a prepared statement that is there
+# already, and of one that is not there.
+_SAYS_POOLER = "unsupported startup parameter"
+_PREPARED_ELSEWHERE = ("42P05", "26000")
 
 
-def make_engine(url: URL) -> Engine:
+def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
     url = url.set(drivername="postgresql+psycopg")
-    engine = create_engine(url, connect_args=_OPTIONS, pool_timeout=_CONNECT_SECONDS)
+    options = {**_OF_THE_CLIENT, **(_BEHIND_PGBOUNCER if pgbouncer else _OF_THE_SERVER)}
+    engine = create_engine(url, connect_args=options, pool_timeout=_CONNECT_SECONDS)
     event.listen(engine, "do_connect", lambda _dialect, _record, arguments, options: _Connection.connect(*arguments, **options))
     return engine
+
+
+def make_patient_engine(url: URL) -> Engine:
+    """Return an engine without limits, for migrations; it works behind PgBouncer, too."""
+    return create_engine(url, poolclass=NullPool, connect_args=_BEHIND_PGBOUNCER)
+
+
+def is_behind_pooler(error: BaseException) -> bool:
+    """Tell whether this is what goes wrong behind a pooler when MAILER_PGBOUNCER is not set."""
+    driver_error = getattr(error, "orig", None) or error
+    return getattr(driver_error, "sqlstate", None) in _PREPARED_ELSEWHERE or _SAYS_POOLER in str(driver_error)
 
 
 class _Connection(psycopg.Connection[Any]):

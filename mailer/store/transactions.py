@@ -21,12 +21,15 @@ class CommitUnanswered(Exception):
 
 
 class Transaction:
-    """Where statements are executed. `begin` is told each new connection."""
+    """Where statements are executed. `begin` is told each new connection; `limits` is the first statement, if there is one."""
 
-    def __init__(self, engine: Engine, spell: Callable[[str], str], begin: Callable[[Any], None]) -> None:
+    def __init__(
+        self, engine: Engine, spell: Callable[[str], str], begin: Callable[[Any], None], limits: str | None = None
+    ) -> None:
         self._engine = engine
         self._spell = spell
         self._begin = begin
+        self._limits = limits
         self._is_begun = False
         self._open()
 
@@ -34,16 +37,21 @@ class Transaction:
         """The rows that it finds or returns."""
         spelt, started = self._spell(statement), time.monotonic()
         try:
-            self._cursor.execute(spelt, values)
+            self._execute(spelt, values)
         except self._engine.dialect.loaded_dbapi.Error as error:
             if self._is_begun or not self._is_lost(error) or time.monotonic() - started > _AT_ONCE:
                 raise
             # The server was restarted since the connection was used last. Nothing has been done yet, so nobody has to know.
             self.abandon(error)
             self._open()
-            self._cursor.execute(spelt, values)
+            self._execute(spelt, values)
         self._is_begun = True
         return self._cursor.fetchall() if self._cursor.description else []
+
+    def _execute(self, spelt: str, values: Mapping[str, Any]) -> None:
+        if self._limits and not self._is_begun:
+            self._cursor.execute(self._limits)
+        self._cursor.execute(spelt, values)
 
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Once for each row of values."""
@@ -86,9 +94,10 @@ class Transaction:
 class Transactions:
     """The transactions of one database."""
 
-    def __init__(self, engine: Engine, spell: Callable[[str], str]) -> None:
+    def __init__(self, engine: Engine, spell: Callable[[str], str], *, limits_each: bool = False) -> None:
         self._engine = engine
         self._spell = spell
+        self._limits = _limits() if limits_each and engine.dialect.name != "sqlite" else None
         is_sqlite = engine.dialect.name == "sqlite"
         self._begin_writing = _begin_immediately if is_sqlite else _by_itself
         self._begin_reading = _begin if is_sqlite else _by_itself
@@ -96,20 +105,20 @@ class Transactions:
 
     def write(self) -> AbstractContextManager[Transaction]:
         """All of it, or nothing."""
-        return self._opened(self._begin_writing, commits=True)
+        return self._opened(self._begin_writing, self._limits, commits=True)
 
     def read(self) -> AbstractContextManager[Transaction]:
         """All of it in one transaction."""
-        return self._opened(self._begin_reading)
+        return self._opened(self._begin_reading, self._limits)
 
     def look(self) -> AbstractContextManager[Transaction]:
         """Each statement at what is there by then: PostgreSQL is spared the two round trips of a transaction."""
         return self._opened(self._begin_looking)
 
     @contextmanager
-    def _opened(self, begin: Callable[[Any], None], *, commits: bool = False) -> Iterator[Transaction]:
+    def _opened(self, begin: Callable[[Any], None], limits: str | None = None, *, commits: bool = False) -> Iterator[Transaction]:
         driver = self._engine.dialect.loaded_dbapi
-        transaction = Transaction(self._engine, self._spell, begin)
+        transaction = Transaction(self._engine, self._spell, begin, limits)
         try:
             yield transaction
             if commits:
@@ -119,6 +128,12 @@ class Transactions:
             raise
         finally:
             transaction.close()
+
+
+def _limits() -> str:
+    from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
+
+    return postgresql.LIMITS
 
 
 def _may_be_on_disk(error: Exception) -> bool:

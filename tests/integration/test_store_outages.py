@@ -122,7 +122,7 @@ def test_a_server_that_falls_silent(store: Store, database_url: str, monkeypatch
 @postgresql_only
 def test_a_worker_that_is_frozen_in_a_transaction(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server ends the transaction, so that nobody waits for its rows; who wakes up is told that nothing was done."""
-    monkeypatch.setitem(postgresql._OPTIONS, "options", "-c idle_in_transaction_session_timeout=100ms")
+    monkeypatch.setitem(postgresql._OF_THE_SERVER, "options", "-c idle_in_transaction_session_timeout=100ms")
     store, other = Store(database_url), create_engine(database_url)
 
     def is_over() -> bool:
