@@ -7,12 +7,15 @@ find out by trying which code was in it.
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Sequence
 
 from mailer.errors import InvalidMail, KeyReused
 from mailer.message import Fingerprint, Key, Keyed, Message, Receipt, check_text
 
 _LONGEST_KEY = 255
+# What f"order-{order.id}" ends with before the order is in the database: two orders would have the same key.
+_NONE_AS_A_PART = re.compile(r"(?<![^\W_])None(?![^\W_])")
 
 
 class Fingerprints:
@@ -48,7 +51,7 @@ class Fingerprints:
                 f"{taken}, which says something else: give each mail a key of its own. If it is to be the same, look for what"
                 " differs from call to call: a time or a token in a template."
             )
-        return Receipt(earlier.id, earlier.message_id, recipients)  # the recipients are part of the fingerprint
+        return Receipt(earlier.id, earlier.message_id, recipients, is_new=False)  # the recipients are part of the fingerprint
 
     def _of(self, message: Message, recipients: tuple[str, ...], key_id: str | None) -> Fingerprint:
         said = _said(message, recipients)
@@ -70,6 +73,11 @@ def _checked(name: str) -> str:
     check_text(name, field="idempotency_key", error=InvalidMail)
     if not 0 < len(name) <= _LONGEST_KEY:
         raise InvalidMail(f"idempotency_key: it has {len(name)} characters: give 1 to {_LONGEST_KEY}.")
+    if _NONE_AS_A_PART.search(name):
+        raise InvalidMail(
+            f"idempotency_key: {name!r} has the part None, which other mails would share. If it is the id of a new object, call"
+            " db.session.flush() first, which gives the object its id."
+        )
     return name
 
 

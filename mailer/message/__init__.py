@@ -353,6 +353,8 @@ class Receipt:
     id: str
     message_id: str
     recipients: tuple[str, ...]
+    #: Whether this call queued the mail; False if an earlier call with the same idempotency key did.
+    is_new: bool = field(default=True, compare=False)
 
     def __str__(self) -> str:
         return self.id

@@ -5,12 +5,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Column, Integer
+
+from mailer import Mailer
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, READY
+from tests.shop import create_shop, rows
 
+_TRANSACTION = re.compile(r"```python\n(?P<code>[^`]*connection=db\.session[^`]*)```")
 _FILE = re.compile(r"```\w+\n(?:# |\{# )(?P<name>\S+?)(?: #\})?\n(?P<text>.*?)```", re.DOTALL)
 
 
@@ -42,3 +49,25 @@ def test_the_ten_lines_deliver_a_mail(config: dict[str, str], sink: Sink, tmp_pa
     assert received.recipients == ("ada@example.com",)
     assert "Your order has the number 42." in received.raw.decode()
     assert "Shop" in str(received.parsed["From"])
+
+
+@sqlite_only
+def test_the_snippet_about_transactions_queues_a_mail_for_each_order(config: dict[str, str]) -> None:
+    """Two new orders are two mails, each with the number of its own order."""
+    database = {"MAILER_DATABASE_URL": config["MAILER_DATABASE_URL"], "SQLALCHEMY_DATABASE_URI": config["MAILER_DATABASE_URL"]}
+    app = create_shop({**config, **database}, {"mail/order.txt": "Order {{ number if number is defined else order.id }}"})
+    db = SQLAlchemy(app)
+
+    class Order(db.Model):  # type: ignore[name-defined,misc]
+        id = Column(Integer, primary_key=True)
+
+    for match in (_TRANSACTION.search((PROJECT / page).read_text(encoding="utf-8")) for page in ("README.md", "docs/guide.md")):
+        assert match is not None
+        with app.app_context():
+            db.create_all()
+            before = rows(app).get("mailer_message", 0)
+            for _ in range(2):
+                names = {"db": db, "mailer": Mailer(), "order": Order(), "user": SimpleNamespace(email="ada@example.com")}
+                exec(match["code"], names)  # noqa: S102 -- it is what the page shows
+            assert rows(app)["mailer_message"] == before + 2
+            db.engine.dispose()

@@ -39,7 +39,9 @@ def test_the_same_call_again(shop: Flask) -> None:
     for call in (send, enqueue):
         first = call(call.__name__)
 
-        assert [call(call.__name__) for _ in range(3)] == [first] * 3
+        again = [call(call.__name__) for _ in range(3)]
+        assert again == [first] * 3
+        assert (first.is_new, [one.is_new for one in again]) == (True, [False] * 3)
     assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 2}
 
 
@@ -128,6 +130,12 @@ def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
         (b"a", "idempotency_key: give a str, not bytes."),
         ("a\nb", r"idempotency_key: 'a\nb' contains '\n': remove line breaks and other control characters."),
         ("a\x00", r"idempotency_key: 'a\x00' contains '\x00': remove"),
+        ("order-None", "idempotency_key: 'order-None' has the part None, which other mails would share. If"),
+        *((key, f"idempotency_key: {key!r} has the part None") for key in ("None", "None-1", "a:None:b", "a/None", "a None")),
+        *(
+            (key, f"idempotency_key: {key!r} has the part None")
+            for key in ("user_None_welcome", "v1.None", "a|None", "('a', None)")
+        ),
         ("\ud800", r"idempotency_key: '\ud800' contains '\ud800': remove"),
     ],
 )
@@ -140,6 +148,13 @@ def test_what_is_no_key(shop: Flask, key: Any, words: str) -> None:
 
         assert str(error.value)[: len(words)] == words
     assert rows(shop) == {}
+
+
+@pytest.mark.parametrize("key", ["Nonesuch-1", "order-none", "Nones", "xNone", "None1", "https://example.com//a", "order-"])
+@sqlite_only
+def test_what_only_looks_like_no_key(shop: Flask, key: str) -> None:
+    """None counts as a part by itself, and an empty part is allowed."""
+    assert send(key).is_new
 
 
 def test_a_long_key_in_any_script(shop: Flask) -> None:
