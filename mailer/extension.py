@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import flask_mail
 from flask import Flask, current_app
@@ -15,6 +15,7 @@ from sqlalchemy import URL, make_url
 from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
 from mailer.delivery import Courier, Doorstep, Office
+from mailer.dropin import QueueConnection, QueueState
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
@@ -35,6 +36,7 @@ class State:
     store: Store
     intake: Intake
     courier: Courier
+    mail: QueueState  #: `app.extensions["mail"]`
 
 
 class Mailer:
@@ -49,10 +51,10 @@ class Mailer:
         if "mailer" in app.extensions:
             raise ConfigurationError("This app has its Mailer already: use that one, and call init_app() once.")
         settings = Settings.load(app.config, os.environ, default_database_url=_database_in(app.instance_path))
-        app.extensions["mail"] = _flask_mail_state(settings)
         if "celery" not in app.extensions:
             app.extensions["celery"] = make_celery(app, settings)
-        app.extensions["mailer"] = _furnish(app, settings)
+        state = app.extensions["mailer"] = _furnish(app, settings)
+        state.mail.take_place(app)
         app.cli.add_command(mail_group)
 
     def send_email(
@@ -154,32 +156,18 @@ class Mail(flask_mail.Mail):
     """Drop-in for `flask_mail.Mail`: `mail.send(message)` queues, and nothing else in the app changes."""
 
     def init_app(self, app: Flask) -> flask_mail._Mail:
+        """Give the app its queue, if it has none yet."""
         if "mailer" not in app.extensions:
             Mailer(app)
-        state: flask_mail._Mail = app.extensions["mail"]
-        return state
+        return _state(app).mail
 
     def send(self, message: flask_mail.Message) -> None:
         """Queue the message."""
-        _state(self.app).intake.enqueue(message, Options())
+        _state(self.app).mail.send(message)
 
-    def connect(self) -> "QueueConnection":
+    def connect(self) -> QueueConnection:
         """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
-        return QueueConnection(self)
-
-
-class QueueConnection(flask_mail.Connection):
-    """What looks like a connection to the relay, and is the way into the queue."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        pass
-
-    def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
-        """Queue the message."""
-        _state(self.mail.app).intake.enqueue(message, Options(), envelope_from=envelope_from)
+        return _state(self.app).mail.connect()
 
 
 def _state(app: Flask | None = None) -> State:
@@ -196,11 +184,13 @@ def _furnish(app: Flask, settings: Settings) -> State:
     bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
     throttle = Throttle(settings, settings.flag_url)
     office = Office(settings, store, make_signer(settings.dkim_keys), throttle, BlackBox(_black_box_of(app, settings)))
-    courier = Courier(office, [Relay(relay, app, app.extensions["mail"]) for relay in settings.relays], bell)
+    plain = _flask_mail_state(settings)
+    courier = Courier(office, [Relay(relay, app, plain) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
         bell.courier = courier
     install(celery, app, settings, store, courier, bell)
-    return State(settings, store, Intake(settings, store, Renderer(app), bell), courier)
+    intake = Intake(settings, store, Renderer(app), bell)
+    return State(settings, store, intake, courier, QueueState(plain, intake))
 
 
 def _black_box_of(app: Flask, settings: Settings) -> Path | None:
@@ -214,7 +204,7 @@ def _black_box_of(app: Flask, settings: Settings) -> Path | None:
 
 
 def _flask_mail_state(settings: Settings) -> flask_mail._Mail:
-    """The state that Flask-Mail's own objects look for, out of the settings that were checked."""
+    """The state that Flask-Mail's own connections look for, out of the settings that were checked."""
     values = {key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")}
     return flask_mail.Mail().init_mail(values)
 

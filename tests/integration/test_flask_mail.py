@@ -9,7 +9,7 @@ from typing import Any
 
 import flask_mail
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 from flask_mail import Attachment, Message
 
 from mailer import InvalidMail, Mail, Mailer, Status
@@ -149,6 +149,83 @@ def test_every_way_of_sending_queues(app: Flask, mail: Mail) -> None:
         message.send(connection)
 
     assert queued(app) == 5
+
+
+@pytest.fixture
+def waiting_app(redis_url: str, sink: Sink) -> Iterator[Flask]:
+    """An app in production: its mail waits for a worker, and whoever sends past the queue reaches the sink."""
+    app = create_app(MAIL_SUPPRESS_SEND=False, MAILER_REDIS_URL=redis_url, MAIL_PORT=sink.port, MAIL_ASCII_ATTACHMENTS=True)
+    Mailer(app)
+    yield app
+    store_of(app).engine.dispose()
+
+
+def test_what_other_extensions_send_is_queued(waiting_app: Flask, sink: Sink) -> None:
+    """Flask-Security and others send through the object in `app.extensions`: these are its words, and further ways."""
+    with waiting_app.app_context():
+        # As in flask_security/mail_util.py
+        msg = Message("Welcome", sender=("Ada", "ada@example.com"), recipients=["bob@example.com"])
+        msg.body, msg.html = "Hello", "<p>Hello</p>"
+        mail: Any = current_app.extensions.get("mail")
+        assert mail
+        mail.send(msg)
+
+        mail.send_message("Hello", ["bob@example.com"])
+        with mail.connect() as connection:
+            connection.send(msg)
+            connection.send_message("Hello", ["bob@example.com"])
+            msg.send(connection)
+            assert connection.num_emails == 3
+
+    assert queued(waiting_app) == 5
+    assert sink.connections == 0
+
+
+def test_the_state_in_the_extensions_is_flask_mails(waiting_app: Flask, sink: Sink) -> None:
+    """All that code reads of it is there, checked as Mailer has it; and what reads it through `Mail` sees the same."""
+    state = waiting_app.extensions["mail"]
+
+    assert isinstance(state, flask_mail._Mail)
+    assert vars(state).keys() >= vars(flask_mail.Mail().init_mail({})).keys()
+    assert (state.server, state.port, state.suppress, state.ascii_attachments) == ("127.0.0.1", sink.port, False, True)
+    assert state.default_sender == "Ada <ada@example.com>"
+    assert Mail(waiting_app).state is state
+
+
+def test_the_state_records_messages(app: Flask) -> None:
+    """With `record_messages`, as a `Mail` does."""
+    with app.extensions["mail"].record_messages() as outbox:
+        app.extensions["mail"].send_message("Hello", ["bob@example.com"])
+
+    assert [message.subject for message in outbox] == ["Hello"]
+
+
+def test_a_plain_flask_mail_beside_it(waiting_app: Flask, sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    """Another extension sets up Flask-Mail after Mailer: the queue keeps its place, and the log says what is sent past it."""
+    flask_mail.Mail(waiting_app)
+    with waiting_app.app_context():
+        current_app.extensions["mail"].send(Message("Hello", ["bob@example.com"]))
+    with waiting_app.app_context():
+        assert queued(waiting_app) == 1
+
+    assert sink.connections == 0
+    assert caplog.text.count("flask_mail.Mail was set up after Mailer") == 1
+
+
+def test_a_plain_flask_mail_before_it(caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on sending past the queue, and the log says so when Mailer is set up."""
+    app = create_app()
+    flask_mail.Mail(app)
+    Mailer(app)
+
+    assert "flask_mail.Mail was set up before Mailer" in caplog.text
+
+
+def test_what_a_test_puts_in_its_place_stays(app: Flask) -> None:
+    """An application's tests may have an object of their own there."""
+    app.extensions["mail"] = own = object()
+    with app.app_context():
+        assert app.extensions["mail"] is own
 
 
 def test_the_drop_in_uses_the_mailer_that_is_there(app: Flask, mail: Mail) -> None:
