@@ -10,7 +10,7 @@ from typing import Any
 
 import flask_mail
 from flask import Flask, current_app
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 
 from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
@@ -18,14 +18,18 @@ from mailer.delivery import Courier, Doorstep, Office
 from mailer.dropin import QueueConnection, QueueState
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
+from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.mime import make_signer
 from mailer.rendering import Renderer
-from mailer.settings import Settings, keys
+from mailer.settings import Settings, database, keys
 from mailer.smtp import Relay
 from mailer.store import Host, Store
+from mailer.store.leftover import warn_of_leftover
 from mailer.tasks import CeleryBell, install, make_celery
 from mailer.throttle import Throttle
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,15 @@ class Mailer:
         """Check the settings, and give the app its queue, its Celery app and `flask mail`."""
         if "mailer" in app.extensions:
             raise ConfigurationError("This app has its Mailer already: use that one, and call init_app() once.")
-        settings = Settings.load(app.config, os.environ, default_database_url=_database_in(app.instance_path))
+        folder = app.instance_path
+        default = database.default_url(app.config, folder)
+        settings = Settings.load(app.config, os.environ, default_database_url=default, folder=folder)
         if "celery" not in app.extensions:
             app.extensions["celery"] = make_celery(app, settings)
         state = app.extensions["mailer"] = _furnish(app, settings)
         state.mail.take_place(app)
         app.cli.add_command(mail_group)
+        _tell_where_mail_is_kept(app, settings)
 
     def send_email(
         self,
@@ -195,12 +202,11 @@ def _furnish(app: Flask, settings: Settings) -> State:
 
 def _black_box_of(app: Flask, settings: Settings) -> Path | None:
     """A folder for each database, since several installations may share one for all of them."""
-    database = make_url(settings.database_url).set(password=None, query={})
-    is_in_memory = database.get_backend_name() == "sqlite" and database.database in (None, "", ":memory:")
-    if settings.mail_suppress_send or is_in_memory:
+    url = make_url(settings.database_url)
+    if settings.mail_suppress_send or database.is_in_memory(url):
         return None  # nothing outlives this process
     folder = Path(settings.black_box or Path(app.instance_path, "black-box"))
-    return folder / hashlib.sha256(str(database).encode()).hexdigest()[:16]
+    return folder / hashlib.sha256(str(url.set(password=None, query={})).encode()).hexdigest()[:16]
 
 
 def _flask_mail_state(settings: Settings) -> flask_mail._Mail:
@@ -209,5 +215,17 @@ def _flask_mail_state(settings: Settings) -> flask_mail._Mail:
     return flask_mail.Mail().init_mail(values)
 
 
-def _database_in(folder: str) -> str:
-    return URL.create("sqlite", database=str(Path(folder) / "mailer.sqlite3")).render_as_string()
+def _tell_where_mail_is_kept(app: Flask, settings: Settings) -> None:
+    """Log the database once at start, and warn of unfinished mail in the files that would have been used otherwise."""
+    url = make_url(settings.database_url)
+    used = database.shown(settings.database_url)
+    log.info("Mail is kept in %s (%s)", used, database.source(app.config, os.environ))
+    if database.is_in_memory(url):
+        return
+    others = [database.default_file(app.instance_path)]
+    given = app.config.get("MAILER_DATABASE_URL", os.environ.get("MAILER_DATABASE_URL"))
+    if given and (file := database.file_of(make_url(given))) is not None:
+        others.append(file)  # a relative path was relative to the working directory once
+    for other in others:
+        if other.absolute() != database.file_of(url):
+            warn_of_leftover(other, used)

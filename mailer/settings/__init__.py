@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.message import Address, check_text
 from mailer.policy import RetryPolicy
+from mailer.settings import database
 from mailer.settings.dkim import DkimKey, read_keys
 from mailer.settings.proxy import AMBIENT, ambient, is_local
 from mailer.settings.rates import DomainLimit, read_domain_limits
@@ -52,7 +53,11 @@ class Settings(RelaySettings):
     mail_ascii_attachments: bool = key("MAIL_ASCII_ATTACHMENTS", "Reduce the names of attachments to ASCII.", False)
 
     database_url: str = key(
-        "MAILER_DATABASE_URL", "Where mails are kept: `sqlite:///file` or `postgresql://…`.", min_length=1, repr=False
+        "MAILER_DATABASE_URL",
+        "Where mails are kept: `postgresql://…` or `sqlite:///file`; a relative path starts in the instance folder."
+        " Unset: `SQLALCHEMY_DATABASE_URI` if that is PostgreSQL, else `mailer.sqlite3` in the instance folder.",
+        min_length=1,
+        repr=False,
     )
     pgbouncer: bool = key(
         "MAILER_PGBOUNCER",
@@ -159,12 +164,17 @@ class Settings(RelaySettings):
     )
 
     @classmethod
-    def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str) -> Self:
-        """Read each key from the app's config, else from the environment, and refuse what can't be used."""
+    def load(
+        cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str, folder: str = ""
+    ) -> Self:
+        """Read each key from the app's config, else from the environment, and refuse what can't be used.
+
+        `folder` is the instance folder, which relative paths of SQLite files start from.
+        """
         # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
         given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
         given.update(ambient(environ))
-        given.setdefault("MAILER_DATABASE_URL", default_database_url)
+        given["MAILER_DATABASE_URL"] = database.placed(given.get("MAILER_DATABASE_URL", default_database_url), folder)
         if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL"))):
             given["MAILER_REDIS_URL"] = fallback
         given.setdefault("MAILER_SECRET_KEYS", flask_keys(config))

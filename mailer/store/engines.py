@@ -13,6 +13,7 @@ from sqlalchemy.pool import StaticPool
 
 from mailer.errors import ConfigurationError
 from mailer.private import make_private_file, make_private_folder
+from mailer.settings.database import file_of
 
 # Ten, during which somebody else may write, and two for the turns of all who waited as long.
 _BUSY_SECONDS = 12.0
@@ -52,10 +53,11 @@ def without_haste(engine: Engine) -> Engine:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    if url.database in (None, "", ":memory:"):
+    file = file_of(url)
+    if file is None:
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        _make_folder(Path(str(url.database)).parent)
+        _make_folder(file.parent)
         engine = create_engine(url, connect_args={"timeout": 0})
         event.listen(engine, "do_connect", _make_file)
     event.listen(engine, "connect", _configure_sqlite)

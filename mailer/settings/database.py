@@ -1,0 +1,81 @@
+"""Where mail is kept: which database, and which file a relative path means."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+_SQLITE = ("sqlite", "sqlite+pysqlite")
+
+
+def default_url(config: Mapping[str, Any], folder: str) -> str:
+    """Return the database of an app that sets no MAILER_DATABASE_URL.
+
+    That is the application's own if it is PostgreSQL, and else a SQLite file in the instance folder.
+    """
+    own = _parsed(config.get("SQLALCHEMY_DATABASE_URI"))
+    if own is not None and own.get_backend_name() in {"postgresql", "postgres"}:
+        return own.render_as_string(hide_password=False)
+    return URL.create("sqlite", database=str(default_file(folder))).render_as_string()
+
+
+def default_file(folder: str) -> Path:
+    """Return the SQLite file in an instance folder."""
+    return Path(folder) / "mailer.sqlite3"
+
+
+def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Return the name of the setting that the choice of the database comes from."""
+    if config.get("MAILER_DATABASE_URL", environ.get("MAILER_DATABASE_URL") or None) is not None:
+        return "MAILER_DATABASE_URL"
+    is_own = default_url(config, "/").startswith("postgres")
+    return "SQLALCHEMY_DATABASE_URI" if is_own else "the default"
+
+
+def placed(value: object, folder: str) -> object:
+    """Return the URL with a relative SQLite path made absolute, in the instance folder, as Flask-SQLAlchemy does it."""
+    url = _parsed(value)
+    if url is None:
+        return value  # it is refused later, where errors get their words
+    if (file := file_of(url)) is not None and not file.is_absolute():
+        prefix = "file:" if _is_uri(url) else ""
+        url = url.set(database=f"{prefix}{Path(folder) / file}")
+    return url.render_as_string(hide_password=False) if isinstance(value, URL) or file is not None else value
+
+
+def file_of(url: URL) -> Path | None:
+    """Return the file of a SQLite database; None if it is in memory, or no SQLite."""
+    if url.drivername not in _SQLITE or url.database in (None, "", ":memory:"):
+        return None
+    if not _is_uri(url):
+        return Path(str(url.database))
+    path = str(url.database).removeprefix("file:")
+    in_memory = path in ("", ":memory:") or url.query.get("mode") == "memory"
+    return None if in_memory else Path("/", path.lstrip("/")) if path.startswith("/") else Path(path)
+
+
+def is_in_memory(url: URL) -> bool:
+    """Return whether nothing of it outlives the process."""
+    return url.get_backend_name() == "sqlite" and file_of(url) is None
+
+
+def shown(value: str) -> str:
+    """Return the URL without anything secret, for logs and errors."""
+    url = make_url(value)
+    secret = {key: "***" for key in url.query if "password" in key}
+    return url.update_query_dict(secret).render_as_string(hide_password=True)
+
+
+def _is_uri(url: URL) -> bool:
+    return bool(url.query.get("uri")) and str(url.database).startswith("file:")
+
+
+def _parsed(value: object) -> URL | None:
+    if isinstance(value, URL):
+        return value
+    try:
+        return make_url(value) if isinstance(value, str) else None
+    except (ArgumentError, ValueError):
+        return None

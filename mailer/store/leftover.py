@@ -1,0 +1,43 @@
+"""A warning about mail that was queued where nobody looks any more."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from mailer.logs import get_logger
+
+#: Each is found by an index of its own; beyond `_MOST` nobody needs the number.
+_UNFINISHED = """
+SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM mailer_delivery WHERE status = 'queued' LIMIT :most))
+    + (SELECT COUNT(*) FROM (SELECT 1 FROM mailer_delivery WHERE lease_until IS NOT NULL LIMIT :most))
+    + (SELECT COUNT(*) FROM (SELECT 1 FROM mailer_delivery WHERE status = 'doubtful' LIMIT :most))
+"""
+_MOST = 10_000
+
+log = get_logger(__name__)
+
+
+def warn_of_leftover(file: Path, used: str) -> None:
+    """Warn if a SQLite file that is not used any more has mail that is not finished."""
+    if (count := _unfinished(file)) > 0:
+        log.warning(
+            "%s deliveries are unfinished in %s, and nobody delivers them: mail is kept in %s now. Let a worker with"
+            " MAILER_DATABASE_URL=%s finish them, or delete the file if they are not wanted.",
+            count if count < _MOST else f"{_MOST} or more",
+            file,
+            used,
+            f"sqlite:///{file}",
+        )
+
+
+def _unfinished(file: Path) -> int:
+    """Return how many there are; 0 if the file cannot be read, which is no reason to fail."""
+    if not file.is_file():
+        return 0
+    try:
+        # "rw" writes nothing either, but removes the log's files again, which "ro" would leave behind.
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as connection:
+            [count] = connection.execute(_UNFINISHED, {"most": _MOST}).fetchone()
+    except sqlite3.Error:
+        return 0
+    return int(count)

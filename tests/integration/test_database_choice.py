@@ -1,0 +1,144 @@
+"""Which database keeps the mail of an app, and that nobody forgets mail in another one."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import URL, make_url, text
+
+from mailer import ConfigurationError, Mailer
+from mailer.store import Store
+from tests.mails import insert
+from tests.shop import store_of
+
+
+@pytest.fixture
+def open_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "OpenApp":
+    monkeypatch.delenv("MAILER_DATABASE_URL", raising=False)
+    return OpenApp(tmp_path / "instance")
+
+
+class OpenApp:
+    """Makes apps that have one instance folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, **config: object) -> Flask:
+        app = Flask("shop", instance_path=str(self.folder))
+        app.config.from_mapping(config)
+        Mailer(app)
+        return app
+
+
+def database_of(app: Flask) -> URL:
+    return store_of(app).engine.url
+
+
+def test_the_database_of_the_application(open_app: OpenApp) -> None:
+    """An application on PostgreSQL has its mail there; each driver of its own leads to the same database."""
+    for driver in ("postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
+        url = database_of(open_app(SQLALCHEMY_DATABASE_URI=f"{driver}://shop:geheim@db/shop"))
+
+        assert (url.host, url.database, url.password) == ("db", "shop", "geheim")
+        assert url.drivername == "postgresql+psycopg"
+
+
+@pytest.mark.parametrize("own", ["sqlite:///shop.db", "mysql://db/shop", None, "nonsense"])
+def test_a_file_in_the_instance_folder(open_app: OpenApp, own: str | None) -> None:
+    """Any other application has its mail in a SQLite file of Mailer's own."""
+    url = database_of(open_app(SQLALCHEMY_DATABASE_URI=own))
+
+    assert url.database == str(open_app.folder / "mailer.sqlite3")
+
+
+def test_the_own_setting_comes_first(open_app: OpenApp) -> None:
+    """MAILER_DATABASE_URL is the place, whatever the application uses."""
+    app = open_app(SQLALCHEMY_DATABASE_URI="postgresql://db/shop", MAILER_DATABASE_URL="postgresql://db/mail")
+
+    assert database_of(app).database == "mail"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///shop.db", "sqlite:///file:shop.db?uri=true", "sqlite:///data/../shop.db"])
+def test_a_relative_path(open_app: OpenApp, url: str) -> None:
+    """The same URL is the same file for Mailer and for Flask-SQLAlchemy: in the instance folder."""
+    (open_app.folder / "data").mkdir(parents=True)
+    app = open_app(MAILER_DATABASE_URL=url, SQLALCHEMY_DATABASE_URI=url)
+    insert(store_of(app))
+    db = SQLAlchemy(app)
+
+    with app.app_context():
+        assert db.session.scalar(text("SELECT COUNT(*) FROM mailer_message")) == 1
+        db.engine.dispose()
+    assert (open_app.folder / "shop.db").exists()
+    store_of(app).engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"])
+def test_in_memory(open_app: OpenApp, url: str) -> None:
+    """It has no path, so no file is made."""
+    app = open_app(MAILER_DATABASE_URL=url)
+    insert(store_of(app))
+
+    assert not open_app.folder.exists()
+    store_of(app).engine.dispose()
+
+
+def test_the_choice_is_logged(open_app: OpenApp, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, at start, with the setting that made it, and without the password."""
+    with caplog.at_level(logging.INFO, "mailer"):
+        open_app(SQLALCHEMY_DATABASE_URI="postgresql://shop:geheim@db/shop?sslpassword=geheim")
+
+    [line] = [record.getMessage() for record in caplog.records if "is kept in" in record.getMessage()]
+    assert "db/shop" in line
+    assert "SQLALCHEMY_DATABASE_URI" in line
+    assert "geheim" not in line
+
+
+def test_mail_in_the_other_place(open_app: OpenApp, caplog: pytest.LogCaptureFixture) -> None:
+    """Unfinished mail in the SQLite file is warned about when the app has moved to PostgreSQL; a file without any is not."""
+    insert(store := store_of(open_app()))
+    caplog.clear()
+
+    open_app(SQLALCHEMY_DATABASE_URI="postgresql://shop:geheim@db/shop")
+
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith(f"1 deliveries are unfinished in {open_app.folder / 'mailer.sqlite3'}")
+    assert "geheim" not in warning
+    with store.engine.begin() as connection:
+        connection.execute(text("DELETE FROM mailer_message"))
+    store.engine.dispose()
+    caplog.clear()
+    open_app(SQLALCHEMY_DATABASE_URI="postgresql://db/shop")
+    assert caplog.records == []
+    assert [path.name for path in open_app.folder.iterdir()] == ["mailer.sqlite3"]
+
+
+def test_mail_in_the_working_directory(
+    open_app: OpenApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relative path was relative to the working directory in earlier versions: mail that is there is warned about."""
+    monkeypatch.chdir(tmp_path)
+    old = Store(f"sqlite:///{tmp_path}/shop.db")
+    insert(old)
+    old.engine.dispose()
+
+    open_app(MAILER_DATABASE_URL="sqlite:///shop.db")
+
+    assert "1 deliveries are unfinished in shop.db" in caplog.text
+
+
+def test_a_url_object(open_app: OpenApp) -> None:
+    """Both settings take what `sqlalchemy.make_url` returns, as Flask-SQLAlchemy does."""
+    url = make_url("postgresql://shop:geheim@db/shop")
+
+    assert database_of(open_app(SQLALCHEMY_DATABASE_URI=url)).password == "geheim"
+    assert database_of(open_app(MAILER_DATABASE_URL=url)).password == "geheim"
+
+
+def test_what_is_no_database(open_app: OpenApp) -> None:
+    """A URL that cannot be used is refused, and is not shown: it may have a password."""
+    with pytest.raises(ConfigurationError, match="MAILER_DATABASE_URL=<hidden>: allowed"):
+        open_app(MAILER_DATABASE_URL="mysql://shop:geheim@db/shop")
