@@ -9,17 +9,21 @@ from traceback import walk_tb
 from typing import Any
 
 import css_inline
+import jinja2
 from flask import Flask
 from inscriptis import get_text
 from inscriptis.css_profiles import CSS_PROFILES
 from inscriptis.model.config import ParserConfig
 from jinja2 import Environment, StrictUndefined, Template, TemplateNotFound, TemplateSyntaxError, UndefinedError
+from werkzeug.routing import BuildError
 
 from mailer.errors import TemplateError
 from mailer.message import check_body
 
 # load_remote_stylesheets=False: a <link> in a template must read neither the network nor the files of this machine.
 _INLINER = css_inline.CSSInliner(load_remote_stylesheets=False, keep_style_tags=True, keep_at_rules=True)
+_OF_JINJA = jinja2.TemplateError
+_OF_VALUES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 _TEXT_LAYOUT = ParserConfig(css=CSS_PROFILES["strict"], display_links=True, display_anchors=False)
 _HAS_STYLE = re.compile(r"<style\b", re.IGNORECASE)
 # The inliner walks down the document recursively: 20,000 open tags in each other overflow the stack, which ends the process.
@@ -63,7 +67,7 @@ class Renderer:
             return None
         except TemplateSyntaxError as error:
             raise TemplateError(f"template {name!r}: {error.message}{_place(error)}: correct it.") from error
-        except (OSError, UnicodeError) as error:
+        except UnicodeError as error:
             raise TemplateError(f"template {name!r} can't be read as UTF-8: {error}") from error
 
     @property
@@ -90,8 +94,30 @@ def _rendered(template: Template, values: dict[str, Any]) -> str:
             f" limit of Python, {sys.getrecursionlimit()} calls in each other (sys.setrecursionlimit)."
         ) from error
     except Exception as error:
+        if not _is_of_the_template(error):
+            raise
         raise TemplateError(f"{where} could not be rendered: {type(error).__name__}: {error}{_place(error)}") from error
     return check_body(rendered, field=where, error=TemplateError)
+
+
+def _is_of_the_template(error: Exception) -> bool:
+    """Return whether the template or its values are wrong, and not something that the template only happened to call.
+
+    A database that is away, a time limit or an exception class of the application means the same here as elsewhere.
+    """
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, _OF_JINJA):
+        return True
+    if isinstance(error, _OF_VALUES):
+        return not isinstance(error, OSError) and (package in sys.stdlib_module_names or isinstance(error, BuildError))
+    # url_for() outside a request, or `request` there, is a RuntimeError that Flask or Werkzeug itself raises.
+    return type(error) is RuntimeError and _raised_by(error) in ("flask", "werkzeug")
+
+
+def _raised_by(error: Exception) -> str:
+    """Name the package whose code raised the error."""
+    frames = [frame for frame, _line in walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
 def _place(error: Exception) -> str:

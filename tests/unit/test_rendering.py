@@ -1,15 +1,25 @@
 """Templates become text and html; whatever is wrong with one is said with its name, its line and what to do."""
 
+import errno
+import sqlite3
+import ssl
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import flask
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from flask import Flask
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jinja2 import DictLoader
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm.exc import DetachedInstanceError
+from werkzeug.exceptions import NotFound
 
-from mailer.errors import TemplateError
+from mailer.errors import StoreUnavailable, TemplateError, UnknownMail
 from mailer.rendering import Bodies, Renderer, inline_css, text_from_html
 
 Render = Callable[..., Bodies]
@@ -278,7 +288,7 @@ def test_a_template_of_another_encoding(tmp_path: Path, refusal: Callable[..., s
 
 
 def test_code_that_a_template_calls_fails(template: Callable[..., None], refusal: Callable[..., str]) -> None:
-    """Whatever it raises; the original error is the cause."""
+    """On a value that it can't use; the original error is the cause."""
 
     def fail() -> None:
         raise LookupError("no such order")
@@ -290,11 +300,116 @@ def test_code_that_a_template_calls_fails(template: Callable[..., None], refusal
     )
 
 
+class OutOfStock(LookupError):
+    """An exception of the application."""
+
+
+class Unprintable:
+    """A value that asks a database when it is written out."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __str__(self) -> str:
+        raise self._error
+
+    __html__ = __str__
+
+    @property
+    def name(self) -> str:
+        raise self._error
+
+
+#: What a template only happens to meet.
+OF_OTHERS = [
+    OperationalError("SELECT 1", {}, Exception("the server is away")),
+    DetachedInstanceError("not bound to a Session"),
+    sqlite3.OperationalError("database is locked"),
+    OSError("no space left"),
+    ConnectionRefusedError("refused"),
+    ssl.SSLCertVerificationError("a ValueError too"),
+    MemoryError(),
+    SoftTimeLimitExceeded(),
+    StoreUnavailable("away"),
+    UnknownMail("no mail"),
+    OutOfStock("an exception of the application"),
+    NotFound(),
+    RuntimeError("the payment service is closed"),
+    NotImplementedError(),
+    KeyboardInterrupt(),
+]
+PLACES = [
+    "{{ value() }}",
+    "{{ value.name }}",
+    "{{ value }}",
+    "{% include 'inner.txt' %}",
+    "{{ [value]|map(attribute='name')|list }}",
+]
+
+
+@pytest.mark.parametrize("source", PLACES)
+@pytest.mark.parametrize("error", OF_OTHERS, ids=repr)
+def test_an_error_of_others_passes(error: BaseException, source: str, template: Callable[..., None], render: Render) -> None:
+    """It is raised as it is: what a database or the application says is no mistake in a template."""
+
+    class Value(Unprintable):
+        def __call__(self) -> None:
+            raise error
+
+    for name in ("hello.txt", "hello.html"):
+        template("inner.txt", "{{ value.name }}")
+        template(name, source)
+        with pytest.raises(type(error)) as raised:
+            render("hello", value=Value(error))
+        assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 1 + 'a' }}", "TypeError"),
+        ("{{ '%d' % 'a' }}", "TypeError"),
+        ("{{ 'a'|round }}", "TypeError"),
+        ("{{ decimal.quantize('x') }}", "TypeError"),
+        ("{{ number / decimal }}", "DivisionByZero"),
+        ("{{ data.decode() }}", "UnicodeDecodeError"),
+        ("{{ request.path }}", "RuntimeError: Working outside of request context"),
+    ],
+)
+def test_an_error_of_a_value(source: str, words: str, template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """The template, or what it was given, is wrong: the error says where."""
+    template("hello.txt", source)
+    said = refusal("hello", decimal=Decimal(0), number=Decimal(1), data=b"\xff", request=flask.request)
+    assert words in said
+    assert "(hello.txt, line 1)" in said
+
+
+def test_a_template_that_the_disk_does_not_give(template: Callable[..., None], app: Flask) -> None:
+    """A broken disk is not the caller's mistake."""
+
+    class Broken(DictLoader):
+        def get_source(self, *_arguments: object) -> NoReturn:
+            raise OSError(errno.EIO, "Input/output error")
+
+    app.jinja_loader = Broken({})
+    with pytest.raises(OSError, match="Input/output error"):
+        Renderer(app).render("hello", {})
+
+
 def test_a_link_needs_a_server_name(template: Callable[..., None], refusal: Callable[..., str]) -> None:
     """Outside a request nobody knows the app's address: the error says which key to set."""
     template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
 
     assert "outside an active request without 'SERVER_NAME' configured" in refusal("hello")
+
+
+def test_a_link_to_nowhere(app: Flask, template: Callable[..., None], refusal: Callable[..., str]) -> None:
+    """A name that no route has is the template's mistake."""
+    template("hello.txt", "{{ url_for('nowhere') }}")
+
+    with app.test_request_context():
+        assert "BuildError" in refusal("hello")
 
 
 def test_a_link_in_a_request(app: Flask, template: Callable[..., None], render: Render) -> None:
