@@ -30,6 +30,7 @@ def settle(office: Office, remains: Remains) -> None:
         else:
             begun[relay].append(_result(office, delivery, remains.taken.get(delivery.id), now))
     with store.together():
+        store.lock_sensitive({delivery.mail_id for delivery in held})
         for relay, results in begun.items():
             store.record_if_transmitting(results, now=now, relay=relay)
         _give_back(office, unbegun, remains, now)

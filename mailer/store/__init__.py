@@ -8,13 +8,16 @@ that really moved: whoever comes second moves nothing.
 `settle_if_resting` and `cancel_if_due_before` are a person's.
 
 A move that leads to a final state is made by `_finish`, which erases in the same transaction what a sensitive mail said.
+
+Locks are taken in one order: messages before deliveries before bytes, each by id, in every transaction that waits for them.
+What steps over locked rows waits for nobody. A write that PostgreSQL undoes all the same is done once more, see `_transact`.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -40,7 +43,7 @@ from mailer.message import (
     id_at,
 )
 from mailer.policy import Move
-from mailer.store import hosts, rows
+from mailer.store import blobs, hosts, retention, rows
 from mailer.store import statements as sql
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
@@ -53,8 +56,9 @@ __all__ = ["Host", "Result", "Store", "connection_of"]
 _RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
 _MOVED_AT_ONCE = 5000
-# In seconds. The purge spares bytes for longer than mails rely on them without a look.
-_BLOB_IS_FRESH, _BLOB_IS_SPARED = 1800.0, 3600.0
+# A chore whose date is further ahead than its period and this many seconds (or once more its period, if that is longer) was
+# taken by a clock that ran far ahead. Less is how much the clocks of machines differ.
+_CLOCKS_DIFFER = 10.0
 
 log = get_logger(__name__)
 
@@ -91,31 +95,27 @@ class Store(Database):
         if host is not None:
             with self._join(host) as transaction:
                 return self._insert_mail(transaction, message, envelope)
+        insert = partial(self._insert_mail, message=message, envelope=envelope)
         try:
-            with self._write() as transaction:
-                return self._insert_mail(transaction, message, envelope)
-        except StoreUnavailable as error:
-            if not _may_pass(error):
-                raise
-            return self._insert_again(message, envelope, error)
+            return self._transact(insert)
+        except CommitLost as lost:
+            return self._insert_again(insert, lost)
 
-    def _insert_again(self, message: Message, envelope: Envelope, first: StoreUnavailable) -> Keyed | None:
+    def _insert_again(self, insert: Callable[[Transaction], Keyed | None], lost: CommitLost) -> Keyed | None:
         """Whether the first time was in vain is told by its id: no mail is there twice."""
         try:
-            with self._write() as transaction:
-                return self._insert_mail(transaction, message, envelope)
+            return self._transact(insert)
         except self.engine.dialect.loaded_dbapi.IntegrityError:
-            if not isinstance(first, CommitLost):
-                raise
             return None
         except StoreUnavailable:
-            raise first from first.__cause__
+            raise lost from lost.__cause__
 
     def _insert_mail(self, transaction: Transaction | HostTransaction, message: Message, envelope: Envelope) -> Keyed | None:
         if (earlier := self._insert_message(transaction, message, envelope.key)) is not None:
             return earlier
         if message.attachments:
-            self._insert_attachments(transaction, message)
+            is_callers = isinstance(transaction, HostTransaction) and not self._sqlite
+            blobs.insert_attachments(transaction, message, self._transact if is_callers else None)
         transaction.execute_many(sql.INSERT_DELIVERY, rows.delivery_rows(message, envelope))
         return None
 
@@ -136,35 +136,24 @@ class Store(Database):
         """Call it once the host's transaction has been committed with this mail in it."""
         hosts.after_commit(host, mail_id, call, self._spell)
 
-    def _insert_attachments(self, transaction: Transaction | HostTransaction, message: Message) -> None:
-        """Bytes that are there already are neither sent again nor locked: many mails carry the same logo at the same time."""
-        hashes = [rows.blob_hash(attachment.data, message) for attachment in message.attachments]
-        blobs = {sha256: attachment.data for sha256, attachment in zip(hashes, message.attachments, strict=True)}
-        values = {"hashes": packed(blobs), "since": message.created_at - _BLOB_IS_FRESH}
-        new = blobs.keys() - {sha256 for (sha256,) in transaction.execute(sql.FRESH_BLOBS, values)}
-        for sha256 in sorted(new):  # in one order for all: else two mails with the same files may wait for each other
-            blob = {"sha256": sha256, "used_at": message.created_at, "data": blobs[sha256]}
-            transaction.execute(sql.UPSERT_BLOB, blob)
-        attached = enumerate(zip(hashes, message.attachments, strict=True))
-        transaction.execute_many(
-            sql.INSERT_ATTACHMENT, [rows.attachment_row(message.id, position, *one) for position, one in attached]
-        )
-
     # --- a worker's ---------------------------------------------------------------------------------------------------
 
     def claim_due(
         self, most: int, *, token: str, now: float, lease_until: float, lanes: Iterable[Lane] = tuple(Lane)
     ) -> list[Delivery]:
         """queued -> claimed: the most urgent lane first, in it what has been due the longest."""
-        claimed: list[Delivery] = []
-        with self._write() as transaction:
+
+        def take(transaction: Transaction) -> list[Delivery]:
+            claimed: list[Delivery] = []
             for lane in sorted(lanes):
                 if len(claimed) == most:
                     break
                 values = {"lane": lane, "now": now, "most": most - len(claimed), "token": token, "lease_until": lease_until}
                 taken = transaction.execute(sql.CLAIM, values)
                 claimed += rows.deliveries(taken, token)
-        return claimed
+            return claimed
+
+        return self._transact(take)
 
     def mark_if_claimed(self, ids: Collection[int], *, token: str, now: float, lease_until: float) -> set[int]:
         """claimed -> transmitting, if the lease still holds: from here on a death means doubt."""
@@ -172,15 +161,19 @@ class Store(Database):
 
     def record_if_transmitting(self, results: Iterable[Result], *, now: float, relay: str) -> set[int]:
         """transmitting -> sent, failed, queued or doubtful; a reply that came late settles a doubtful one too."""
-        results = list(results)
+        results = sorted(results, key=lambda result: result.delivery.id)
         values = packed(rows.result_row(result.delivery, result.outcome, result.move, now) for result in results)
-        with self._write() as transaction:
-            moved = self._finish(transaction, sql.RECORD, {"results": values, "relay": relay}, now=now)
+        mails = {result.delivery.mail_id for result in results}
+
+        def write(transaction: Transaction) -> set[int]:
+            moved = self._finish(transaction, sql.RECORD, {"results": values, "relay": relay}, mails=mails, now=now)
             failed = [one for one in results if one.outcome.verdict is not Verdict.SENT and one.delivery.id in moved]
             if failed:
                 tries = [rows.attempt_row(one.delivery.id, one.outcome, now, relay) for one in failed]
                 transaction.execute_many(sql.INSERT_ATTEMPT, tries)
-        return moved
+            return moved
+
+        return self._transact(write)
 
     def release_if_held(self, waits: Mapping[int, float | None], *, token: str, counts: bool = False) -> set[int]:
         """claimed, transmitting or doubtful -> queued, as if never claimed; later, where a due time says so.
@@ -193,8 +186,12 @@ class Store(Database):
     def fail_if_claimed(self, delivery: Delivery, reason: str, *, now: float) -> bool:
         """claimed -> failed: a mail that can't even be composed."""
         values = {"id": delivery.id, "token": delivery.token, "now": now, "reply": rows.storable(reason)}
-        with self._write() as transaction:
-            return bool(self._finish(transaction, sql.FAIL, values, now=now))
+        mails = [delivery.mail_id]
+        return bool(self._transact(lambda transaction: self._finish(transaction, sql.FAIL, values, mails=mails, now=now)))
+
+    def lock_sensitive(self, mail_ids: Collection[str]) -> None:
+        """Lock what is sensitive, inside `together()`: before the first of several moves that may be the last of a mail."""
+        self._transact(lambda transaction: retention.lock_sensitive(transaction, mail_ids))
 
     def load_held(self, token: str) -> list[Delivery]:
         """What is in the hands of a worker, and what is in doubt since it was."""
@@ -244,36 +241,30 @@ class Store(Database):
     def pause_relay(self, name: str, *, failures: int, now: float, until: float, reason: str) -> bool:
         """Leave a relay alone, unless another worker did so since its `failures` were looked at."""
         values = {"scope": _RELAY, "key": name, "failures": failures, "now": now, "until": until, "reason": rows.storable(reason)}
-        with self._write() as transaction:
-            return transaction.execute(sql.PAUSE, values) != []
+        return self._does(sql.PAUSE, values)
 
     def take_probe(self, name: str, *, now: float, until: float) -> bool:
         """Whether this process is the one to try a paused relay again: one of all."""
-        with self._write() as transaction:
-            values = {"scope": _RELAY, "key": name, "now": now, "until": until}
-            return transaction.execute(sql.TAKE_PROBE, values) != []
+        values = {"scope": _RELAY, "key": name, "now": now, "until": until}
+        return self._does(sql.TAKE_PROBE, values)
 
     def move_probe(self, name: str, *, taken_until: float, until: float) -> bool:
         """When others may try the relay: later, or at once if nothing came of the try. Only while it is still ours."""
-        with self._write() as transaction:
-            values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "until": until}
-            return transaction.execute(sql.MOVE_PROBE, values) != []
+        values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "until": until}
+        return self._does(sql.MOVE_PROBE, values)
 
     def resume_relay(self, name: str) -> bool:
         """The relay answers again; whether it was paused."""
-        with self._write() as transaction:
-            return transaction.execute(sql.RESUME, {"scope": _RELAY, "key": name}) != []
+        return self._does(sql.RESUME, {"scope": _RELAY, "key": name})
 
     def stop(self, lane: Lane | None = None, *, now: float, reason: str) -> None:
         """A person's pause: nothing of a lane is claimed any more, or nothing at all, until `go_on`."""
         values = {**_stopped(lane), "reason": rows.storable(reason), "now": now}
-        with self._write() as transaction:
-            transaction.execute(sql.STOP, values)
+        self._does(sql.STOP, values)
 
     def go_on(self, lane: Lane | None = None) -> bool:
         """The end of a person's pause; whether there was one."""
-        with self._write() as transaction:
-            return transaction.execute(sql.RESUME, _stopped(lane)) != []
+        return self._does(sql.RESUME, _stopped(lane))
 
     def stops(self) -> dict[Lane | None, Pause]:
         """What a person has paused; None stands for everything."""
@@ -298,7 +289,8 @@ class Store(Database):
 
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
-        return set().union(*self._bites(sql.EXPIRE, {"now": now, "most": _MOVED_AT_ONCE}, now=now))
+        values = {"now": now, "most": _MOVED_AT_ONCE}
+        return set().union(*self._bites(sql.OVERDUE, sql.EXPIRE, values, now=now))
 
     def recall_queued(self, now: float, *, was: float) -> int:
         """The clock was set back: what was due is due, as it was; returns how many. In bites, as above."""
@@ -322,20 +314,26 @@ class Store(Database):
 
     def take_chore(self, name: str, *, now: float, every: float) -> bool:
         """Whether this process is the one to do the chore now: one of all, each `every` seconds."""
-        values = {"name": name, "now": now, "next": now + every}
+        values = {"name": name, "now": now, "next": now + every, "latest": now + every + max(every, _CLOCKS_DIFFER)}
         with self._look() as transaction:
             if transaction.execute(sql.CHORE_IS_DONE, values):
                 return False
-        with self._write() as transaction:
-            return transaction.execute(sql.TAKE_CHORE, values) != []
+        return self._does(sql.TAKE_CHORE, values)
 
     def purge_finished(self, before: float, *, most: int) -> int:
         """Delete what finished before then, `most` deliveries at once; returns how many. Mails go with their last."""
-        with self._write() as transaction:
-            purged = transaction.execute(sql.PURGE, {"before": before, "most": most})
-            if purged:
-                transaction.execute(sql.PURGE_MAILS, {"mails": packed({mail_id for (mail_id,) in purged})})
-        return len(purged)
+        return self._transact(partial(retention.purge_finished, before=before, most=most))
+
+    def purge_orphans(self, *, after: str, most: int) -> str | None:
+        """Delete mails that have no delivery any more: of `most` mails that come after this id.
+
+        Returns the last id that was looked at, from where to go on; None at the end.
+        """
+        with self._look() as transaction:
+            found, last = retention.orphans(transaction, after=after, most=most)
+        if found:
+            self._does(sql.PURGE_MAILS, {"mails": packed(found)})
+        return last
 
     def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
         """Erase what mails said that finished before then: of `most` mails that come after this id.
@@ -343,12 +341,15 @@ class Store(Database):
         Returns the last id that was looked at, from where to go on; None at the end.
         """
         values = {"after": after, "created_before": id_at(before), "most": most}
-        with self._write() as transaction:
+
+        def erase(transaction: Transaction) -> str | None:
             mails: list[str] = [mail_id for (mail_id,) in transaction.execute(sql.SOME_KEPT, values)]
             if mails:
                 transaction.execute(sql.LOCK_MAILS, {"mails": packed(mails)})
-                self._erase(transaction, mails, now=now, finished_before=before)
-        return mails[-1] if mails else None
+                retention.erase(transaction, mails, now=now, finished_before=before)
+            return mails[-1] if mails else None
+
+        return self._transact(erase)
 
     def purge_blobs(self, now: float, *, after: str, most: int) -> str | None:
         """Delete bytes that no mail carries any more, in the same manner: of `most`, in the order of their hashes."""
@@ -356,9 +357,8 @@ class Store(Database):
             hashes: list[str] = [sha256 for (sha256,) in transaction.execute(sql.SOME_BLOBS, {"after": after, "most": most})]
         if not hashes:
             return None
-        with self._write() as transaction:
-            values = {"hashes": packed(hashes), "unused_since": now - _BLOB_IS_SPARED}
-            transaction.execute(sql.PURGE_BLOBS, values)
+        unused_since = now - retention.BLOB_IS_SPARED
+        self._transact(lambda transaction: retention.purge_blobs(transaction, hashes, unused_since=unused_since))
         return hashes[-1]
 
     # --- a person's ---------------------------------------------------------------------------------------------------
@@ -371,14 +371,18 @@ class Store(Database):
         due_at = now if to is Status.QUEUED else None
         finished_at = now if to.is_final else None
         values = {"mail_id": mail_id, "to": str(to), "leaving": packed(leaving), "due_at": due_at, "finished_at": finished_at}
-        with self._write() as transaction:
+
+        def settle(transaction: Transaction) -> set[int]:
             transaction.execute(sql.LOCK_MAILS, {"mails": packed([mail_id])})  # while it is queued again it must not be erased
-            return self._finish(transaction, sql.SETTLE, {**values, "now": now}, now=now)
+            return self._finish(transaction, sql.SETTLE, {**values, "now": now}, mails=[mail_id], now=now)
+
+        return self._transact(settle)
 
     def cancel_if_due_before(self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> Iterator[set[int]]:
         """queued -> cancelled: what is due before then, bite by bite."""
         for lane in lanes:
-            yield from self._bites(sql.CANCEL, {"lane": lane, "before": before, "now": now, "most": _MOVED_AT_ONCE}, now=now)
+            values = {"lane": lane, "before": before, "now": now, "most": _MOVED_AT_ONCE}
+            yield from self._bites(sql.DUE_BEFORE, sql.CANCEL, values, now=now)
 
     def hold_if_due_before(self, before: float, *, lanes: Iterable[Lane] = tuple(Lane)) -> set[int]:
         """What is in doubt, and was due before then, is not sent again by itself: a person decides."""
@@ -417,40 +421,36 @@ class Store(Database):
 
     # --- moves --------------------------------------------------------------------------------------------------------
 
+    def _does(self, statement: str, values: Mapping[str, Any]) -> bool:
+        """Whether it changed anything, or says so."""
+        return self._transact(lambda transaction: transaction.execute(statement, values)) != []
+
     def _move(self, statement: str, **values: Any) -> set[int]:
-        with self._write() as transaction:
-            return {number for (number,) in transaction.execute(statement, values)}
+        return {number for (number,) in self._transact(lambda transaction: transaction.execute(statement, values))}
 
-    def _finish(self, transaction: Transaction, statement: str, values: Mapping[str, Any], *, now: float) -> set[int]:
-        """A move that may be the last of a mail: then what is sensitive in it ends in the same transaction."""
-        moved = transaction.execute(statement, values)
-        mails = {mail_id for _number, mail_id in moved if mail_id is not None}
-        private = transaction.execute(sql.LOCK_PRIVATE, {"mails": packed(mails)}) if mails else []
-        if private and (hashes := self._erase(transaction, [mail_id for (mail_id,) in private], now=now)):
-            transaction.execute(sql.PURGE_BLOBS, {"hashes": packed(hashes), "unused_since": math.inf})
-        return {number for number, _mail_id in moved}
+    def _finish(
+        self, transaction: Transaction, statement: str, values: Mapping[str, Any], *, mails: Collection[str], now: float
+    ) -> set[int]:
+        """A move that may be the last of these mails: then what is sensitive in them ends in the same transaction."""
+        sensitive = retention.lock_sensitive(transaction, mails)
+        moved = {number for (number,) in transaction.execute(statement, values)}
+        if moved:
+            retention.erase_sensitive(transaction, sensitive, now=now)
+        return moved
 
-    def _bites(self, statement: str, values: Mapping[str, Any], *, now: float) -> Iterator[set[int]]:
+    def _bites(self, choose: str, move: str, values: Mapping[str, Any], *, now: float) -> Iterator[set[int]]:
         """Such moves, a transaction each, until nothing is left to move."""
-        while True:
-            with self._write() as transaction:
-                moved = self._finish(transaction, statement, values, now=now)
-            if not moved:
-                return
+
+        def bite(transaction: Transaction) -> set[int]:
+            chosen = transaction.execute(choose, values)
+            if not chosen:
+                return set()
+            mails = {mail_id for _number, mail_id in chosen if mail_id is not None}
+            ids = packed(number for number, _mail_id in chosen)
+            return self._finish(transaction, move, {**values, "ids": ids}, mails=mails, now=now)
+
+        while moved := self._transact(bite):
             yield moved
-
-    def _erase(
-        self, transaction: Transaction, mails: Iterable[str], *, now: float, finished_before: float = math.inf
-    ) -> list[str]:
-        """What those of the mails said that are finished; returns the hashes of what they carried."""
-        values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
-        erased = [mail_id for (mail_id,) in transaction.execute(sql.ERASE, values)]
-        return [sha256 for (sha256,) in transaction.execute(sql.DETACH, {"mails": packed(erased)})] if erased else []
-
-
-def _may_pass(error: StoreUnavailable) -> bool:
-    """A commit that had no answer; a deadlock, or whatever else PostgreSQL undoes for the sake of others."""
-    return isinstance(error, CommitLost) or str(getattr(error.__cause__, "sqlstate", None)).startswith("40")
 
 
 def _stopped(lane: Lane | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, make_url
@@ -21,6 +21,11 @@ from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.hosts import HostTransaction
 from mailer.store.statements import spelt
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
+
+T = TypeVar("T")
+
+# A serialization failure and a deadlock.
+_UNDONE_FOR_OTHERS = frozenset({"40001", "40P01"})
 
 
 class Database:
@@ -92,9 +97,29 @@ class Database:
             finally:
                 del self._joint.transaction
 
+    def _transact(self, work: Callable[[Transaction], T]) -> T:
+        """Do this in one transaction, and once more if PostgreSQL undid it for the sake of others.
+
+        Inside `together()` it is part of that transaction, which is undone as a whole: then `StoreUnavailable` leaves the
+        block, and whoever wrote it may run it again.
+        """
+        try:
+            with self._write() as transaction:
+                return work(transaction)
+        except StoreUnavailable as error:
+            if self._joint_transaction is not None or getattr(error.__cause__, "sqlstate", None) not in _UNDONE_FOR_OTHERS:
+                raise
+        with self._write() as transaction:
+            return work(transaction)
+
+    @property
+    def _joint_transaction(self) -> Transaction | None:
+        found: Transaction | None = getattr(self._joint, "transaction", None)
+        return found
+
     @contextmanager
     def _write(self) -> Iterator[Transaction]:
-        if (joint := getattr(self._joint, "transaction", None)) is not None:
+        if (joint := self._joint_transaction) is not None:
             yield joint
             return
         with self._opened(self._transactions.write) as transaction:

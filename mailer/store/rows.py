@@ -120,7 +120,12 @@ def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachm
 
 def blob_hash(data: bytes, message: Message) -> str:
     """What a sensitive mail carries is its own, whoever else has the same: so it can be erased without asking anybody."""
-    return hashlib.sha256(message.id.encode() + data if message.sensitive else data).hexdigest()
+    return own_blob_hash(data, message) if message.sensitive else hashlib.sha256(data).hexdigest()
+
+
+def own_blob_hash(data: bytes, message: Message) -> str:
+    """Return the hash of a copy that no other mail shares."""
+    return hashlib.sha256(message.id.encode() + data).hexdigest()
 
 
 def attachment(row: Row, message: Message) -> Attachment:
@@ -128,12 +133,17 @@ def attachment(row: Row, message: Message) -> Attachment:
     _mail_id, sha256, data, filename, content_type, content_id, disposition, headers = row
     return Attachment.stored(
         filename=filename,
-        data=data if isinstance(data, bytes) and blob_hash(data, message) == sha256 else None,
+        data=data if isinstance(data, bytes) and _is_whole(data, sha256, message) else None,
         content_type=content_type,
         content_id=content_id,
         disposition=disposition,
         headers=_pairs(headers),
     )
+
+
+def _is_whole(data: bytes, sha256: str, message: Message) -> bool:
+    """Tell whether these are the bytes that were stored, for all mails or as this one's own copy."""
+    return blob_hash(data, message) == sha256 or own_blob_hash(data, message) == sha256
 
 
 def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ _RESULTS = {
     "doubts": "smallint",
 }
 _WAITS = {"id": "bigint", "due_at": "float8"}
-#: Of a delivery that has moved: its mail, if that is sensitive. SQLite is asked that of all of them at once, which takes less.
+#: Of a delivery that is about to move: its mail, if that is sensitive.
 _PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
 #: What goes out by itself, now or some day.
 _OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
@@ -49,6 +49,10 @@ AGES = (0, 3600, 86400, 7 * 86400)
 _SINCE = "CASE WHEN status = 'doubtful' THEN queued_at ELSE due_at END"
 _YOUNGER = " ".join(f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES))
 _AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
+#: Locks the mail of each delivery that is chosen, and leaves out those of which somebody else has locked the mail.
+_UNLESS_LOCKED = """
+CROSS JOIN LATERAL (SELECT 1 FROM mailer_message WHERE id = mailer_delivery.mail_id FOR UPDATE SKIP LOCKED) AS mail
+"""
 #: A person has paused this lane, or everything: nothing of it goes out.
 _PAUSED = "EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"
 
@@ -63,8 +67,11 @@ def spelt(statement: str, *, sqlite: bool) -> str:
     words = statement.format(
         delivery=", ".join(_DELIVERY),
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
+        skip="" if sqlite else "FOR NO KEY UPDATE SKIP LOCKED",
         wait="" if sqlite else "FOR NO KEY UPDATE",
-        private="mail_id" if sqlite else _PRIVATE,
+        keep="" if sqlite else "FOR KEY SHARE",
+        unless_locked="" if sqlite else _UNLESS_LOCKED,
+        private=_PRIVATE,
         indexed="INDEXED BY mailer_message_private" if sqlite else "",
         paused=_PAUSED,
         # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that it does not know.
@@ -134,11 +141,24 @@ SELECT id, message_id, fingerprint, fingerprint_key FROM mailer_message WHERE id
 """
 INSERT_DELIVERY = _insert("mailer_delivery", _DELIVERY_COLUMNS)
 INSERT_ATTACHMENT = _insert("mailer_attachment", _ATTACHMENT_COLUMNS)
-FRESH_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at > :since"
-UPSERT_BLOB = """
-INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data)
-ON CONFLICT (sha256) DO UPDATE SET used_at = :used_at
+# What is there is kept: the purge steps over it until this transaction has ended. Any number of transactions can do so.
+KEEP_BLOBS = "SELECT sha256, used_at FROM mailer_blob WHERE sha256 {hashes} ORDER BY sha256 {keep}"
+INSERT_BLOB = """
+INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data) ON CONFLICT (sha256) DO NOTHING
 """
+# Whoever is ahead has the same date in mind.
+RENEW_BLOBS = """
+WITH mine AS MATERIALIZED (SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at < :used_at {skip})
+UPDATE mailer_blob SET used_at = :used_at WHERE sha256 IN (SELECT sha256 FROM mine)
+"""
+#: What a wait for a lock may last in this transaction: as long as before, or this, if that is shorter. Returns what it was.
+LIMIT_WAITS = """
+SELECT current_setting('lock_timeout'), set_config('lock_timeout', CASE
+    WHEN CAST(current_setting('lock_timeout') AS interval) > INTERVAL '0'
+        AND CAST(current_setting('lock_timeout') AS interval) < CAST(:limit AS interval)
+    THEN current_setting('lock_timeout') ELSE :limit END, true)
+"""
+RESTORE_WAITS = "SELECT set_config('lock_timeout', :limit, true)"
 
 # --- the application's own transaction --------------------------------------------------------------------------------
 
@@ -176,7 +196,7 @@ SET status = results.status, due_at = results.due_at, finished_at = results.fini
 FROM {results}
 WHERE {among_results} AND mailer_delivery.token = results.token
     AND (mailer_delivery.status = 'transmitting' OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
-RETURNING mailer_delivery.id, {private}
+RETURNING mailer_delivery.id
 """
 # In doubt is by then what the sweep gave up: its worker had been frozen for too long, and nobody else knew that it never began.
 RELEASE = """
@@ -199,7 +219,7 @@ FAIL = """
 UPDATE mailer_delivery
 SET status = 'failed', due_at = NULL, finished_at = :now, reply = :reply, token = NULL, lease_until = NULL
 WHERE id = :id AND token = :token AND status = 'claimed'
-RETURNING id, {private}
+RETURNING id
 """
 INSERT_ATTEMPT = _insert("mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay"))
 LOAD = f"""
@@ -263,15 +283,19 @@ UPDATE mailer_delivery SET due_at = :now
 WHERE id IN (SELECT id FROM early)
 RETURNING id
 """
+OVERDUE = """
+SELECT id, {private} FROM mailer_delivery
+WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now
+ORDER BY expires_at LIMIT :most
+"""
 EXPIRE = """
 WITH overdue AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now
-    ORDER BY expires_at LIMIT :most {lock})
+    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(expires_at, :now) <= :now {lock})
 UPDATE mailer_delivery
 SET status = 'expired', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM overdue)
-RETURNING id, {private}
+RETURNING id
 """
 IS_DUE = """
 SELECT 1 FROM mailer_delivery
@@ -282,32 +306,49 @@ NEXT_DUE = """
 SELECT MIN(due_at) FROM mailer_delivery
 WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before AND NOT {paused}
 """
-# A date beyond the next one was written by a clock that ran ahead: it must not stop the chore until then.
-CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :next"
+# A date beyond the next one, and more than clocks differ, was written by a clock that ran ahead: it must not stop the chore
+# until then.
+CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :latest"
 TAKE_CHORE = """
 INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)
-ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :next
+ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :latest
 RETURNING name
+"""
+SOME_OLD = """
+SELECT mailer_delivery.id, mail_id FROM mailer_delivery {unless_locked}
+WHERE finished_at <= :before
+ORDER BY finished_at LIMIT :most
 """
 PURGE = """
 WITH old AS MATERIALIZED (
-    SELECT id FROM mailer_delivery
-    WHERE finished_at <= :before
-    ORDER BY finished_at LIMIT :most {lock})
+    SELECT id FROM mailer_delivery WHERE id {ids} AND COALESCE(finished_at, :before + 1) <= :before {lock})
 DELETE FROM mailer_delivery
 WHERE id IN (SELECT id FROM old)
-RETURNING mail_id
+RETURNING id
 """
 PURGE_MAILS = """
+WITH empty AS MATERIALIZED (
+    SELECT id FROM mailer_message
+    WHERE id {mails} AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) {lock})
 DELETE FROM mailer_message
-WHERE id {mails} AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id)
+WHERE id IN (SELECT id FROM empty)
+RETURNING id
+"""
+SOME_MAILS = """
+SELECT id, NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) FROM mailer_message
+WHERE id > :after ORDER BY id LIMIT :most
 """
 SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
-PURGE_BLOBS = """
-DELETE FROM mailer_blob
+LOCK_UNUSED_BLOBS = """
+SELECT sha256 FROM mailer_blob
 WHERE sha256 {hashes} AND used_at <= :unused_since
     AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
-RETURNING sha256
+{lock}
+"""
+PURGE_BLOBS = """
+DELETE FROM mailer_blob
+WHERE sha256 {hashes}
+    AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
 """
 
 # --- the machine of a SQLite file -------------------------------------------------------------------------------------
@@ -367,27 +408,38 @@ RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING
 # --- a person's -------------------------------------------------------------------------------------------------------
 
 SETTLE = """
+WITH resting AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE mail_id = :mail_id AND status {leaving}
+        AND (:to <> 'queued' OR EXISTS (SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
+    ORDER BY id {wait})
 UPDATE mailer_delivery
 SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,
     attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,
     queued_at = CASE WHEN :to = 'queued' THEN :now ELSE queued_at END
-WHERE mail_id = :mail_id AND status {leaving}
-    AND (:to <> 'queued' OR EXISTS (SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
-RETURNING id, {private}
+WHERE id IN (SELECT id FROM resting)
+RETURNING id
+"""
+DUE_BEFORE = """
+SELECT id, {private} FROM mailer_delivery
+WHERE status = 'queued' AND lane = :lane AND due_at < :before
+ORDER BY due_at LIMIT :most
 """
 CANCEL = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at < :before
-    ORDER BY due_at LIMIT :most {lock})
+    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(due_at, :before) < :before {lock})
 UPDATE mailer_delivery
 SET status = 'cancelled', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM due)
-RETURNING id, {private}
+RETURNING id
 """
 HOLD = """
+WITH doubtful AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'doubtful' AND due_at IS NOT NULL AND lane = :lane AND queued_at < :before ORDER BY id {wait})
 UPDATE mailer_delivery SET due_at = NULL
-WHERE status = 'doubtful' AND due_at IS NOT NULL AND lane = :lane AND queued_at < :before
+WHERE id IN (SELECT id FROM doubtful)
 RETURNING id
 """
 HEADS = "SELECT id, message_id, subject, created_at, sensitive, erased_at FROM mailer_message WHERE id {mails}"

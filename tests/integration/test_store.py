@@ -238,6 +238,18 @@ def test_a_mail_that_is_being_requeued_is_not_purged(store: Store) -> None:
     assert [one.mail_id for one in claim(store)] == [delivery.mail_id]
 
 
+def test_a_mail_without_any_delivery_is_purged(store: Store) -> None:
+    """An older version may have left some. What has a delivery stays, however old it is."""
+    orphans, kept = [insert(store) for _ in range(3)], [insert(store) for _ in range(3)]
+    with store.engine.begin() as connection:
+        connection.execute(schema.delivery.delete().where(schema.delivery.c.mail_id.in_(orphans)))
+    after: str | None = ""
+    while after is not None:
+        after = store.purge_orphans(after=after, most=2)
+
+    assert store.statuses([*orphans, *kept]).keys() == set(kept)
+
+
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +353,19 @@ def test_a_chore_has_its_time(store: Store) -> None:
 
     assert not store.take_chore("sweep", now=NOW + 9.5, every=10)
     assert store.take_chore("sweep", now=NOW + 10, every=10)
+
+
+@pytest.mark.parametrize(("every", "skew"), [(1, 2), (1, 9), (3600, 2), (3600, 300)])
+def test_clocks_that_differ(store: Store, every: float, skew: float) -> None:
+    """Whichever machine is ahead: a chore is done once in its time, and by nobody else with the other clock."""
+    taken = [
+        (step, clock)
+        for step in range(12)  # four in each period
+        for clock in (0, -skew)
+        if store.take_chore("chore", now=NOW + step * every / 4 + clock, every=every)
+    ]
+
+    assert taken == [(0, 0), (4, 0), (8, 0)]
 
 
 def test_a_clock_that_ran_ahead_stops_no_chore(store: Store) -> None:

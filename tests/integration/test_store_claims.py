@@ -245,6 +245,14 @@ def test_a_burst_after_a_silence(store: Store, ask: Callable[[Store], Any]) -> N
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("UPDATE mailer_delivery SET status = 'doubtful', due_at = NULL")
         connection.exec_driver_sql("VACUUM ANALYZE mailer_delivery")
+        # One that is overdue, and one that was finished: what is chosen first is moved in a second step.
+        connection.exec_driver_sql("""
+            UPDATE mailer_delivery SET status = 'queued', due_at = 1, expires_at = 1
+            WHERE id = (SELECT MIN(id) FROM mailer_delivery)
+        """)
+        connection.exec_driver_sql("""
+            UPDATE mailer_delivery SET status = 'sent', finished_at = 1 WHERE id = (SELECT MAX(id) FROM mailer_delivery)
+        """)
 
     plan = plan_of(store, ask)
 

@@ -1,0 +1,71 @@
+"""The bytes of attachments, stored once however many mails carry them.
+
+On PostgreSQL a mail locks the bytes that it relies on with FOR KEY SHARE, as its foreign key does: any number of
+transactions can, and the purge steps over such rows. New bytes are written in a short transaction of our own before the
+caller's transaction goes on: their row would stay locked until the caller commits, and who has the same file would wait
+for that. A transaction that can't see them there (REPEATABLE READ, SERIALIZABLE) gets a copy of its own, and so does a
+sensitive mail, whose bytes are to vanish with it. SQLite has one writer, which is the caller's transaction.
+"""
+
+from collections.abc import Callable, Mapping
+
+from mailer.errors import StoreUnavailable
+from mailer.logs import get_logger
+from mailer.message import Message
+from mailer.store import rows
+from mailer.store import statements as sql
+from mailer.store.hosts import HostTransaction
+from mailer.store.statements import packed
+from mailer.store.transactions import Transaction
+
+# After so many seconds the date of the last use is renewed: in good time before the purge goes by it.
+_IS_FRESH = 1800.0
+
+#: Runs something in a short transaction of our own.
+InOwnTransaction = Callable[[Callable[[Transaction], None]], None]
+
+log = get_logger(__name__)
+
+
+def insert_attachments(
+    transaction: Transaction | HostTransaction, message: Message, in_own_transaction: InOwnTransaction | None = None
+) -> None:
+    """Store what the mail carries. `in_own_transaction` is given if this transaction is the caller's on PostgreSQL."""
+    data = {rows.blob_hash(one.data, message): one.data for one in message.attachments}
+    since = message.created_at - _IS_FRESH
+    used_at = message.created_at
+    names = dict(zip(data, data, strict=True))  # under which hash each is stored
+    stale, missing = _look(transaction, data, since)
+
+    def write(own: Transaction | HostTransaction) -> None:
+        _write(own, {sha256: data[sha256] for sha256 in missing}, stale, used_at)
+
+    if in_own_transaction is None or message.sensitive:
+        write(transaction)
+    elif stale or missing:
+        try:
+            in_own_transaction(write)
+        except StoreUnavailable as error:
+            log.warning("Mail %s gets copies of its files, as no other connection was to be had: %s", message.id, error)
+        if missing:
+            _stale, unseen = _look(transaction, {sha256: data[sha256] for sha256 in missing}, since)
+            names |= {sha256: rows.own_blob_hash(data[sha256], message) for sha256 in unseen}
+            _write(transaction, {names[sha256]: data[sha256] for sha256 in unseen}, [], used_at)
+    attached = enumerate((names[rows.blob_hash(one.data, message)], one) for one in message.attachments)
+    transaction.execute_many(
+        sql.INSERT_ATTACHMENT, [rows.attachment_row(message.id, position, *one) for position, one in attached]
+    )
+
+
+def _look(transaction: Transaction | HostTransaction, data: Mapping[str, bytes], since: float) -> tuple[list[str], list[str]]:
+    """Return which of these bytes were used too long ago, and which are not there. What is there is locked and stays."""
+    used: dict[str, float] = dict(transaction.execute(sql.KEEP_BLOBS, {"hashes": packed(data)}))
+    return [one for one in used if used[one] <= since], [one for one in data if one not in used]
+
+
+def _write(transaction: Transaction | HostTransaction, new: Mapping[str, bytes], stale: list[str], used_at: float) -> None:
+    """In one order for all: else two mails with the same new files may wait for each other."""
+    for sha256 in sorted(new):
+        transaction.execute(sql.INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]})
+    if stale:
+        transaction.execute(sql.RENEW_BLOBS, {"hashes": packed(stale), "used_at": used_at})
