@@ -17,6 +17,7 @@ from mailer.message import Address, check_text
 from mailer.policy import RetryPolicy
 from mailer.settings import database
 from mailer.settings.dkim import DkimKey, read_keys
+from mailer.settings.namespace import check_namespace, namespace_of
 from mailer.settings.proxy import AMBIENT, ambient, is_local
 from mailer.settings.rates import DomainLimit, read_domain_limits
 from mailer.settings.relay import RelaySettings, Rule, Seconds, checked_rule, key
@@ -70,6 +71,12 @@ class Settings(RelaySettings):
         "redis://127.0.0.1:6379/0",
         min_length=1,
         repr=False,
+    )
+    namespace: str = key(
+        "MAILER_NAMESPACE",
+        "The name of this installation in a Redis that others use as well: part of its keys, and of the name of its queue."
+        " If it is unset, it is derived from the place of the database.",
+        "",
     )
     domain_limits: dict[str, DomainLimit] = key(
         "MAILER_DOMAIN_LIMITS",
@@ -260,6 +267,11 @@ class Settings(RelaySettings):
             raise ValueError("PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'")
         return value
 
+    @field_validator("namespace")
+    @classmethod
+    def _usable_namespace(cls, value: str) -> str:
+        return check_namespace(value)
+
     @field_validator("redis_url")
     @classmethod
     def _usable_url(cls, value: str) -> str:
@@ -295,6 +307,16 @@ class Settings(RelaySettings):
     def flag_url(self) -> str | None:
         """The same Redis as its own client spells it; None where rings can't be coalesced over a plain Redis."""
         return _for_redis(self.redis_url)
+
+    @property
+    def installation(self) -> str:
+        """What tells this installation from others in the same Redis."""
+        return self.namespace or namespace_of(self.database_url)
+
+    @property
+    def queue_name(self) -> str:
+        """The default queue of a Celery app of our own."""
+        return f"mailer-{self.installation}"
 
     @property
     def retry(self) -> RetryPolicy:

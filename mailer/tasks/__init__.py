@@ -59,6 +59,7 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
     celery: Celery[Any] = Celery(app.import_name, task_cls=FlaskTask)
     celery.conf.update(
         broker_url=settings.broker_url,
+        task_default_queue=settings.queue_name,  # an installation with the same Redis has another one
         broker_transport_options=transport_options(connect=1, answer=2),
         task_publish_retry=True,
         task_publish_retry_policy=ONE_TRY,

@@ -23,7 +23,6 @@ ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_
 _TRY_AGAIN_SECONDS = 1.0
 # A ring that nobody answers is repeated by enqueuers this seldom, so that Redis stays small while no worker runs.
 _FLAG_MILLISECONDS = 60_000
-_FLAG = "mailer:ring"
 # Workers that are only busy answer sooner: a task does not keep the others waiting for longer than that. From then on the sweep
 # of each worker rings this seldom: whoever took the rings before may be frozen, or was never there, while others hear.
 _DEAF_AFTER_SECONDS = 10.0
@@ -39,7 +38,7 @@ class CeleryBell:
     def __init__(self, celery: Celery[Any], settings: Settings) -> None:
         self._celery = celery
         self._shows_addresses = settings.log_addresses
-        self._flag = _SharedFlag(settings.flag_url) if settings.flag_url else _OwnFlag()
+        self._flag = _SharedFlag(settings.flag_url, f"mailer:{settings.installation}:ring") if settings.flag_url else _OwnFlag()
         self._search: threading.Thread | None = None  # for the broker
         self._urged_at = -math.inf
 
@@ -106,13 +105,13 @@ class CeleryBell:
 class _SharedFlag:
     """A key in Redis that says "a ring is pending". Requests wait for it: the client's own commands take half as long again."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, name: str) -> None:
         self._pool = redis.ConnectionPool.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
         unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # redis does not say what it takes
         pack = unconnected.pack_command
-        self._raise = pack("SET", _FLAG, 1, "PX", _FLAG_MILLISECONDS, "NX")
-        self._left = pack("PTTL", _FLAG)
-        self._lower = pack("DEL", _FLAG)
+        self._raise = pack("SET", name, 1, "PX", _FLAG_MILLISECONDS, "NX")
+        self._left = pack("PTTL", name)
+        self._lower = pack("DEL", name)
 
     def raise_it(self) -> bool:
         """Whether it was down."""

@@ -52,7 +52,7 @@ class Throttle:
     def __init__(self, settings: Settings, redis_url: str | None) -> None:
         self._relays, self._domains = ({}, {}) if settings.mail_suppress_send else _configured(settings)
         self.limits_anything = bool(self._relays or self._domains)
-        self._shared = Shared(redis_url) if redis_url and self.limits_anything else None
+        self._shared = Shared(redis_url, settings.installation) if redis_url and self.limits_anything else None
         self._here = _Process()
         survive_forks(self)
 

@@ -16,7 +16,6 @@ from mailer.throttle.arithmetic import Count, Limit
 _SEAT_SECONDS = 120
 # A process that was silent for so long is not one of those that share the limits.
 _ALIVE_SECONDS = 60
-_PREFIX = "mailer:throttle"
 
 # Both go by the clock of Redis. This one takes a seat, or renews it.
 _TAKE_SEAT = """
@@ -41,9 +40,10 @@ return redis.call('ZCARD', KEYS[1])
 class Shared:
     """Redis. Nothing is connected before it is needed, and nobody waits for an answer longer than two seconds."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, installation: str) -> None:
+        self._prefix = f"mailer:{installation}:throttle"
         self._client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0))
-        storage = RedisStorage(url, connection_pool=self._client.connection_pool, key_prefix=_PREFIX)
+        storage = RedisStorage(url, connection_pool=self._client.connection_pool, key_prefix=self._prefix)
         # Of the three kinds of windows the only one that keeps to "14 in any second": the others let nearly twice as much
         # through around the turn of two seconds. It costs 20 bytes a mail, and no more time.
         self._rates = MovingWindowRateLimiter(storage)
@@ -52,7 +52,7 @@ class Shared:
 
     def announce(self, process: str) -> int:
         """Say that this process is alive; returns how many are."""
-        return int(self._announce(keys=[f"{_PREFIX}:processes"], args=[process, _ALIVE_SECONDS]))
+        return int(self._announce(keys=[f"{self._prefix}:processes"], args=[process, _ALIVE_SECONDS]))
 
     def count(self, limit: Limit, rate: RateLimitItem) -> Count:
         window = self._rates.get_window_stats(rate, limit.key)
@@ -63,24 +63,23 @@ class Shared:
         return mails == 0 or self._rates.hit(rate, limit.key, cost=mails)
 
     def take_seat(self, limit: Limit, taker: str) -> bool:
-        return bool(self._take_seat(keys=[_seats(limit)], args=_seated(limit, taker)))
+        return bool(self._take_seat(keys=[self._seats(limit)], args=_seated(limit, taker)))
 
     def keep_seats(self, limits: Iterable[Limit], taker: str) -> None:
         """One that was lost meanwhile is taken again, if there is one."""
         with self._client.pipeline(transaction=False) as pipeline:
             for limit in limits:
-                self._take_seat(keys=[_seats(limit)], args=_seated(limit, taker), client=pipeline)
+                self._take_seat(keys=[self._seats(limit)], args=_seated(limit, taker), client=pipeline)
             pipeline.execute()
 
     def leave_seats(self, limits: Iterable[Limit], taker: str) -> None:
         with self._client.pipeline(transaction=False) as pipeline:
             for limit in limits:
-                pipeline.zrem(_seats(limit), taker)
+                pipeline.zrem(self._seats(limit), taker)
             pipeline.execute()
 
-
-def _seats(limit: Limit) -> str:
-    return f"{_PREFIX}:seats/{limit.key}"
+    def _seats(self, limit: Limit) -> str:
+        return f"{self._prefix}:seats/{limit.key}"
 
 
 def _seated(limit: Limit, taker: str) -> list[str | int]:

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from mailer import Mailer, Status
 from mailer.devstack.faults import DELAY, HANG, Fault
 from tests.services.broker import RedisServer
+from tests.services.databases import Databases, sqlite_only
 from tests.services.queueing import address, queue_from_processes
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
@@ -131,14 +132,38 @@ def test_a_request_waits_for_a_frozen_redis_once(config: Config, make_app: MakeA
 
 def test_a_lost_ring_costs_one_sweep(make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_url: str) -> None:
     """A mail whose ring never reached a worker is found by the sweep, without beat."""
-    with make_app().test_request_context():
+    app = make_app()
+    with app.test_request_context():
         mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
     with redis.Redis.from_url(redis_url) as client:
-        assert client.delete("celery") == 1  # the ring; its flag stays, so that no other enqueuer rings
+        assert (
+            client.delete(app.extensions["celery"].conf.task_default_queue) == 1
+        )  # the ring; its flag stays, so that no other enqueuer rings
 
     start_worker()
 
     sink.wait_for(1, timeout=10)
+
+
+@sqlite_only
+def test_installations_that_share_a_redis(
+    config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink, sqlite_databases: Databases
+) -> None:
+    """The worker of each takes its own rings only; `celery -A worker worker` needs no option for it."""
+    with sqlite_databases.migrated() as other_database:
+        others = start_worker(env={"MAILER_DATABASE_URL": other_database}, loglevel="INFO")
+        worker = start_worker()
+        with make_app().test_request_context():
+            for number in range(1, 9):
+                mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
+                sink.wait_for(number)
+        with make_app(MAILER_DATABASE_URL=other_database).test_request_context():
+            assert others.log.read_text().count("Task mailer.send_email") == 0
+            mailer.send_email("bob@example.com", "Welcome", "welcome", name="Bob")
+            sink.wait_for(9)
+
+    assert worker.log.read_text().count("Task mailer.send_email") >= 8
+    assert sink.messages[-1].recipients == ("bob@example.com",)
 
 
 def test_scheduled_mail_goes_out_without_beat(make_app: MakeApp, start_worker: StartWorker, sink: Sink) -> None:

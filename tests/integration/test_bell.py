@@ -24,7 +24,7 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def bell(open_shop: Callable[..., Flask], redis_server: RedisServer) -> CeleryBell:
-    app = open_shop(MAILER_REDIS_URL=redis_server.url, MAIL_SUPPRESS_SEND=False)
+    app = open_shop(MAILER_REDIS_URL=redis_server.url, MAIL_SUPPRESS_SEND=False, MAILER_NAMESPACE="tests")
     return CeleryBell(app.extensions["celery"], app.extensions["mailer"].settings)
 
 
@@ -43,48 +43,48 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None:
     """Enqueuers add none to it; the sweep does, as it may have been lost."""
     assert [bell.ring(), bell.ring()] == [True, True]
-    assert client.llen("celery") == 1
+    assert client.llen("mailer-tests") == 1
 
     assert bell.ring(urge=True)
-    assert client.llen("celery") == 2
+    assert client.llen("mailer-tests") == 2
 
 
 @pytest.mark.parametrize(("left", "somebody_hears"), [(55_000, True), (49_000, False)])
 def test_rings_that_nobody_answers(bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool) -> None:
     """After ten seconds the sweep is told so, and delivers by itself; the queue of rings does not grow meanwhile."""
     bell.ring(urge=True)
-    client.set("mailer:ring", 1, px=left)
+    client.set("mailer:tests:ring", 1, px=left)
 
     assert bell.ring(urge=True) is somebody_hears
-    assert client.llen("celery") == 1 + somebody_hears
+    assert client.llen("mailer-tests") == 1 + somebody_hears
 
 
 def test_rings_that_somebody_else_took(bell: CeleryBell, client: redis.Redis, clock: Callable[[float], None]) -> None:
     """A worker that is new rings first, however long the rings before went unanswered; and so it does every ten seconds."""
-    client.set("mailer:ring", 1, px=49_000)
+    client.set("mailer:tests:ring", 1, px=49_000)
 
     heard = [bell.ring(urge=True), bell.ring(urge=True)]
     clock(10.0)
     heard += [bell.ring(urge=True), bell.ring(urge=True)]
 
     assert heard == [True, False, True, False]
-    assert client.llen("celery") == 2
+    assert client.llen("mailer-tests") == 2
 
 
 def test_a_flag_that_never_ends(bell: CeleryBell, client: redis.Redis) -> None:
     """Somebody else has set it: the sweep rings, and the answer takes it down."""
-    client.set("mailer:ring", 1)
+    client.set("mailer:tests:ring", 1)
 
     assert bell.ring(urge=True)
     bell.answer()
 
-    assert client.llen("celery") == 1
-    assert not client.exists("mailer:ring")
+    assert client.llen("mailer-tests") == 1
+    assert not client.exists("mailer:tests:ring")
 
 
 def test_nothing_in_redis_fails_a_call(bell: CeleryBell, client: redis.Redis) -> None:
     """The mail is stored when it rings: an exception would say that it is not."""
-    client.set("celery", "no list")
+    client.set("mailer-tests", "no list")
 
     assert not bell.ring()
 

@@ -21,12 +21,12 @@ from tests.services.processes import at_once
 from tests.services.worker import PROJECT
 
 RELAY = "relay.example.com:25"
-SEATS = f"mailer:throttle:seats/relay/{RELAY}"
+SEATS = f"mailer:tests:throttle:seats/relay/{RELAY}"
 
 
 def throttle(url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any) -> Throttle:
     """What a worker process has: two of them know as little of each other as two processes."""
-    given = {"MAIL_SERVER": "relay.example.com", "MAILER_DOMAIN_LIMITS": domains, **config}
+    given = {"MAIL_SERVER": "relay.example.com", "MAILER_NAMESPACE": "tests", "MAILER_DOMAIN_LIMITS": domains, **config}
     return Throttle(Settings.load(given, {}, default_database_url="sqlite:////srv/mailer.sqlite3"), url)
 
 
@@ -159,8 +159,15 @@ def test_keys_say_whose_they_are_and_end_by_themselves(redis_url: str, client: A
     keys = list(client.scan_iter())
 
     assert len(keys) == 3
-    assert all(key.startswith("mailer:throttle:") for key in keys)
+    assert all(key.startswith("mailer:tests:throttle:") for key in keys)
     assert all(0 < client.ttl(key) <= 3600 for key in keys)
+
+
+def test_installations_have_limits_of_their_own(redis_url: str) -> None:
+    """What shares a Redis and is not the same installation shares no limit."""
+    shops = [throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_NAMESPACE=name) for name in ("one", "other", "one")]
+
+    assert admitted(shops) == [5, 5, 0]
 
 
 def test_who_is_always_overtaken_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,6 +444,43 @@ def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> Non
     assert load(**config).secret_keys == expected
 
 
+@pytest.mark.parametrize(
+    ("url", "is_same"),
+    [
+        ("postgresql+psycopg://worker:secret@DB/shop?sslmode=require&application_name=worker", True),
+        ("postgresql://db:5432/shop", True),
+        ("postgres:///shop?host=db", True),
+        ("postgresql://web@db/blog", False),
+        ("postgresql://web@db:5433/shop", False),
+        ("postgresql://web@other/shop", False),
+        ("postgresql://web@db/shop?options=-csearch_path%3Dblog", False),
+        ("sqlite:////srv/shop.sqlite3", False),
+    ],
+)
+def test_the_name_of_an_installation(url: str, is_same: bool) -> None:
+    """It is that of the database, however it is reached: not of who logs in, nor of how."""
+    name = load(MAILER_DATABASE_URL="postgresql://web:word@db/shop").installation
+
+    assert (load(MAILER_DATABASE_URL=url).installation == name) is is_same
+    assert load(MAILER_DATABASE_URL=url, MAILER_NAMESPACE="shop").installation == "shop"
+
+
+def test_the_name_of_an_installation_with_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of the file, by whatever path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    urls = ["sqlite:///shop.db", f"sqlite:///{tmp_path}/shop.db", f"sqlite:///{tmp_path}/link/shop.db"]
+
+    assert len({load(MAILER_DATABASE_URL=url).installation for url in urls}) == 1
+    assert load(MAILER_DATABASE_URL="sqlite:///blog.db").installation != load(MAILER_DATABASE_URL=urls[0]).installation
+
+
+@pytest.mark.parametrize("name", ["my shop", "shop:1", "Laden\n", "x" * 65])
+def test_a_namespace_that_is_no_name(name: str) -> None:
+    """It is part of keys and of the name of a queue."""
+    assert refusal(MAILER_NAMESPACE=name).startswith("MAILER_NAMESPACE=")
+
+
 # --- the page about them ----------------------------------------------------------------------------------------------
 
 

@@ -38,8 +38,9 @@ def forged(folder: Path, size: Size, *, pool: str) -> Report:
         forgeries = _forgeries(_genuine_ring(site), proof, size.pick(4, 64))
         _wait_for_flow(site)
         with redis.Redis.from_url(site.redis.url) as client:
+            queue = site.app().extensions["celery"].conf.task_default_queue
             for forgery in [*forgeries] * size.pick(1, 3):
-                client.lpush("celery", forgery)
+                client.lpush(queue, forgery)
                 report.faults += 1
             wait_until(lambda: _refused(worker) >= report.faults, timeout=120)
             _wait_for_flow(site)
@@ -67,10 +68,11 @@ def _wait_for_flow(site: Site) -> None:
 
 
 def _genuine_ring(site: Site) -> dict[str, Any]:
-    site.app().extensions["celery"].send_task("mailer.send_email", queue="elsewhere")
+    celery = site.app().extensions["celery"]
+    celery.send_task("mailer.send_email", queue="elsewhere")
     with redis.Redis.from_url(site.redis.url) as client:
         ring: dict[str, Any] = json.loads(client.rpop("elsewhere"))
-    ring["properties"]["delivery_info"]["routing_key"] = "celery"
+    ring["properties"]["delivery_info"]["routing_key"] = celery.conf.task_default_queue
     return ring
 
 

@@ -167,7 +167,7 @@ def full(site: Site) -> Iterator[None]:
     with redis.Redis.from_url(site.redis.url) as client:
         with client.pipeline() as at_once:
             for _ in range(rings):
-                at_once.lmove("elsewhere", "celery")
+                at_once.lmove("elsewhere", celery.conf.task_default_queue)
             at_once.config_set("maxmemory", 1)
             at_once.execute()
         yield

@@ -1,0 +1,39 @@
+"""The name of an installation in a Redis that others use as well: by default, it is derived from the database."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+
+_ALLOWED = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_POSTGRESQL_PORT = 5432
+_SEARCH_PATH = re.compile(r"search_path\s*=\s*(\S+)")
+
+
+def check_namespace(value: str) -> str:
+    """Raise `ValueError` unless the value can be part of a key of Redis and of the name of a queue."""
+    if value and not _ALLOWED.fullmatch(value):
+        raise ValueError("allowed: 1 to 64 letters, digits, dots, hyphens and underscores")
+    return value
+
+
+def namespace_of(database_url: str) -> str:
+    """Return the same short name in every process that uses this database, however it logs in there."""
+    url = make_url(database_url)
+    place = _file(url) if url.get_backend_name() == "sqlite" else _server(url)
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
+def _file(url: URL) -> str:
+    database = url.database or ":memory:"
+    return f"sqlite:{database if database == ':memory:' else Path(database).resolve()}"
+
+
+def _server(url: URL) -> str:
+    """Host, port, database and schema: user, driver and time-outs may differ from one machine to the next."""
+    hosts = url.query.get("host") or url.host or "localhost"
+    ports = url.query.get("port") or url.port or _POSTGRESQL_PORT
+    named = [part.lower() if isinstance(part, str) else ",".join(part).lower() for part in (hosts, str(ports))]
+    schema = _SEARCH_PATH.search(str(url.query.get("options", "")))
+    return ":".join(["postgresql", *named, url.database or "", schema[1] if schema else ""])
