@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from mailer.forks import survive_forks
+from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.machine import boot_id
 from mailer.private import create_private_file, make_private_folder
@@ -126,6 +126,7 @@ class BlackBox:
     @contextmanager
     def box(self) -> Iterator[Box]:
         """One for the calling thread. What ends in an exception is not settled yet, so its box stays."""
+        notice_fork()
         box = self._new()
         self._open.add(box)
         try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import flask_mail
 from flask import Flask
 
-from mailer.forks import survive_forks
+from mailer.forks import notice_fork, survive_forks
 from mailer.settings import RelaySettings
 from mailer.smtp.connection import RelayConnection
 from mailer.smtp.entrance import Entrance
@@ -39,6 +39,7 @@ class Relay:
     @contextmanager
     def connection(self) -> Iterator[RelayConnection]:
         """A warm connection if there is one; it is kept for the next mail."""
+        notice_fork()
         connection = self._take() or RelayConnection(self._mail, self.settings, self._app, self._entrance)
         try:
             yield connection
@@ -49,6 +50,7 @@ class Relay:
 
     def hang_up(self) -> None:
         """Close every connection that is not in use."""
+        notice_fork()
         with self._changed:
             idle, self._idle = self._idle, []
             self._changed.notify_all()

@@ -3,8 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -14,8 +15,8 @@ from sqlalchemy.pool import StaticPool
 
 from mailer import schema
 from mailer.errors import CommitLost, StoreUnavailable
-from mailer.forks import survive_forks
-from mailer.store import home, hosts
+from mailer.forks import notice_fork, survive_forks
+from mailer.store import home, hosts, sqlite_locks
 from mailer.store import statements as sql
 from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.hosts import HostTransaction
@@ -41,18 +42,20 @@ class Database:
         self._turn = self._new_turn()
         self._joint = threading.local()
         self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
-        self._parents_pool: Any = None
+        self._parents_pools: list[Any] = []
         survive_forks(self)
 
     # --- its tables ---------------------------------------------------------------------------------------------------
 
     def migrate(self, to: str = "head") -> None:
         """Bring the tables to the revision this code needs, or to another one."""
+        notice_fork()
         with self._mapped_errors(), self._turn:
             schema.migrate(without_haste(self.engine), to)
 
     def check_schema(self) -> None:
         """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
+        notice_fork()
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
@@ -127,6 +130,7 @@ class Database:
 
     @contextmanager
     def _join(self, host: Connection) -> Iterator[HostTransaction]:
+        notice_fork()
         with self._mapped_errors():
             if not self._checked or host.engine not in self._hosts:
                 self._check_host(host)
@@ -211,8 +215,14 @@ class Database:
     def after_fork_in_child(self) -> None:
         """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""
         self._turn = self._new_turn()
-        self._parents_pool = self.engine.pool
+        self._parents_pools.append(self.engine.pool)
         self.engine.dispose(close=False)
+
+    def after_unhooked_fork(self) -> None:
+        """What the parent had open of SQLite was not closed before the fork."""
+        if self._in_file:
+            with suppress(OSError):  # the file is gone: there is nothing to lock
+                sqlite_locks.take_over(Path(str(self.engine.url.database)))
 
 
 def _reason(error: object) -> str:

@@ -11,6 +11,7 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mailer.forks import notice_fork, survive_forks
 from mailer.logs import addresses_shown, get_logger
 from mailer.settings import Settings
 
@@ -41,9 +42,11 @@ class CeleryBell:
         self._flag = _SharedFlag(settings.flag_url, f"mailer:{settings.installation}:ring") if settings.flag_url else _OwnFlag()
         self._search: threading.Thread | None = None  # for the broker
         self._urged_at = -math.inf
+        survive_forks(self)
 
     def ring(self, *, urge: bool = False) -> bool:
         """Call a worker. The enqueuer has committed before; `urge` is the sweep's, which needs to know whether somebody hears."""
+        notice_fork()
         if self._is_away:
             return False
         try:
@@ -76,8 +79,11 @@ class CeleryBell:
 
     @property
     def _is_away(self) -> bool:
-        """In a fork of a process that looks for the broker nobody does: it asks for itself."""
         return self._search is not None and self._search.is_alive()
+
+    def after_fork_in_child(self) -> None:
+        """In a child nobody looks for the broker: its first ring asks for itself."""
+        self._search = None
 
     def _look_for_it(self, error: Exception) -> None:
         """So that no request waits for a time-out again."""

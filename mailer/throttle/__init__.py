@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 import redis
 from limits import RateLimitItem
 
-from mailer.forks import survive_forks
+from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.message import Lane
 from mailer.settings import Settings
@@ -83,6 +83,7 @@ class Throttle:
 
     def seats(self) -> "Seats":
         """An empty hand, to take seats with: connections of a relay, senders to a domain."""
+        notice_fork()
         return Seats(self)
 
     # --- which limits -------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """One database, several processes: forked from each other, or started at the same moment."""
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
 from itertools import count
 
+import pytest
+
 from mailer.store import Store
 from tests.mails import NOW, a_message, insert, table
-from tests.services.databases import sqlite_only
+from tests.services.databases import Databases, sqlite_only
 from tests.services.processes import at_once
 
 _numbers = count(1)
@@ -33,6 +36,22 @@ def forked(work: Callable[[], object]) -> int:
         finally:
             os._exit(code)
     return pid
+
+
+def forked_unnoticed(work: Callable[[], object]) -> int:
+    """The same, forked by C code that does not run Python's hooks, as uWSGI does."""
+    pid: int = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+FORKS = pytest.mark.parametrize("fork", [forked, forked_unnoticed])
 
 
 def ended_well(pid: int) -> bool:
@@ -70,7 +89,30 @@ def test_a_fork_at_any_moment(store: Store, database_url: str) -> None:
     assert stored.count("parent@example.com") == 1
 
 
-def fork_and_close(url: str) -> bool:
+def fork_many(url: str) -> bool:
+    store = Store(url)
+    queue(store, "parent@example.com")
+
+    def work() -> None:
+        for number in range(100):
+            queue(store, f"child{number}@example.com")
+
+    children = [forked_unnoticed(work) for _ in range(4)]
+    work()
+    well = [ended_well(pid) for pid in children] == [True] * 4
+    queue(store, "parent@example.com")
+    store.engine.dispose()
+    return well
+
+
+def test_forks_that_python_does_not_see(store: Store, database_url: str) -> None:
+    """Each process has a connection of its own: no mail loses its copies to what another one says at the same moment."""
+    assert at_once(1, fork_many, database_url) == [True]
+
+    assert len(recipients(store)) == 2 + 5 * 100
+
+
+def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int]) -> bool:
     store = Store(url)
     queue(store, "parent@example.com")
     opened, closed = os.pipe(), os.pipe()
@@ -81,7 +123,7 @@ def fork_and_close(url: str) -> bool:
         os.read(closed[0], 1)
         queue(store, "after@example.com")
 
-    pid = forked(write_on)
+    pid = fork(write_on)
     os.read(opened[0], 1)
     store.engine.dispose()
     os.write(closed[1], b".")
@@ -89,9 +131,12 @@ def fork_and_close(url: str) -> bool:
 
 
 @sqlite_only
-def test_a_child_outlives_its_parents_connections(store: Store, database_url: str) -> None:
+@FORKS
+def test_a_child_outlives_its_parents_connections(databases: Databases, fork: Callable[[Callable[[], object]], int]) -> None:
     """SQLite deletes its log when the last connection closes: it has to know that of the child."""
-    assert at_once(1, fork_and_close, database_url) == [True]
+    with databases.migrated() as url:
+        assert at_once(1, fork_and_close, url, fork) == [True]
+        store = Store(url)
 
     assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
 

@@ -1,5 +1,6 @@
 """The black box: who may read it, what it says, and when it is not believed."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from mailer import blackbox, machine
 from mailer.blackbox import BlackBox, Remains
+from mailer.forks import notice_fork
 from tests.services.mounts import immutable, read_only, small_disk
 from tests.services.users import as_another_user
 from tests.services.waiting import wait_until
@@ -134,11 +136,13 @@ def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
     assert [remains.token for remains in found(black_box)] == ["token"]
 
 
-def test_a_child_does_not_keep_its_parents_box_locked(black_box: BlackBox) -> None:
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork])
+def test_a_child_does_not_keep_its_parents_box_locked(black_box: BlackBox, fork: Callable[[], int]) -> None:
     """A worker that was killed may leave a child behind for a while."""
     with suppress(ZeroDivisionError), black_box.box() as box:
         delivering(box)
-        if not (child := os.fork()):
+        if not (child := fork()):
+            notice_fork()
             signal.pause()  # until it is killed
         raise ZeroDivisionError
 

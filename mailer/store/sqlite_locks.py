@@ -1,0 +1,30 @@
+"""The locks of SQLite in a child that was forked while the parent had the file open.
+
+SQLite keeps an account of its locks for each process. A child inherits the account and not the locks, which POSIX gives to one
+process alone. Closing the parent's connections would spoil what the parent is doing, and without locks others would delete the
+log that the child writes to. So the child takes the locks that its SQLite believes to have, and keeps them for its lifetime.
+"""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+# Of SQLite's file format: the range that says "in use" in the database, and the byte that says so in the index of its log.
+_SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
+_INDEX_IN_USE = 128
+
+_kept: list[int] = []  # closing any of them would give up all locks of this process on the file
+
+
+def take_over(database: Path) -> None:
+    """Hold the locks of an open connection until this process ends."""
+    _hold(database, _SHARED_FIRST, _SHARED_SIZE)
+    with suppress(FileNotFoundError):
+        _hold(Path(f"{database}-shm"), _INDEX_IN_USE, 1)
+
+
+def _hold(path: Path, start: int, length: int) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _kept.append(file)
+    fcntl.lockf(file, fcntl.LOCK_SH, length, start)
