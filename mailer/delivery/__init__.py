@@ -78,6 +78,10 @@ class Courier:
                     self._bell.ring()
                     break
 
+    def start(self) -> None:
+        """Deliver again after a stop: a process may start a worker more than once."""
+        self._stopped[0] = 0
+
     def stop(self) -> None:
         """No slice after this one, in whatever process of this worker."""
         self._stopped[0] = 1

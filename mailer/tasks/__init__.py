@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 from billiard import current_process
 from celery import Celery, Task, bootsteps, signals
@@ -34,6 +35,9 @@ _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.05  # so that mails which get due one by one do not make a ring each
 _PURGE_SECONDS = 3600.0
+# Explicit limits keep those of the worker and of the application away: a task that is killed leaves mail in doubt. This is
+# longer than any delivery, and there for what hangs all the same. What is deleted in the middle of a purge stays deleted.
+_TIME_LIMIT, _GRACE = 86400.0, 60.0
 # A clock that was set back by more than this was set by somebody: the rest is drift. And what is stored by now may have been
 # given its time before.
 _SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
@@ -41,6 +45,8 @@ _SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
 _ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 __all__ = ["SEND", "CeleryBell", "install", "make_celery"]
+
+_TASK_MASK = TaskMask(SEND, SWEEP, PURGE)  # one for all apps
 
 log = get_logger(__name__)
 
@@ -106,22 +112,19 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
         with app.app_context(), addresses_shown(shown):
             courier.purge()
 
+    options = own_options(settings)
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
-        celery.task(name=name, ignore_result=True, acks_late=False, shared=False)(task)
+        celery.task(name=name, ignore_result=True, shared=False, **options)(task)  # type: ignore[no-untyped-call]
     celery.steps["worker"].add(_chores_step(app, settings, store, courier, bell))
     if not settings.log_addresses:
-        logging.getLogger("celery.app.trace").addFilter(TaskMask(SEND, SWEEP, PURGE))
+        logging.getLogger("celery.app.trace").addFilter(_TASK_MASK)
 
-    def no_more(**_signal: Any) -> None:
-        courier.stop()
 
-    def goodbye(**_signal: Any) -> None:
-        courier.hang_up()
-
-    signals.worker_before_create_process.connect(_share_memory, weak=False)
-    signals.worker_shutting_down.connect(no_more, weak=False)
-    signals.worker_process_shutdown.connect(goodbye, weak=False)
-    signals.worker_shutdown.connect(goodbye, weak=False)
+def own_options(settings: Settings) -> dict[str, Any]:
+    """Return what our tasks have for themselves, whatever the worker or the application says of tasks in general."""
+    longest = len(settings.relays) * settings.transmit_lease + _TASK_SECONDS
+    limit = max(_TIME_LIMIT, 2 * longest)
+    return {"time_limit": limit + _GRACE, "soft_time_limit": limit, "acks_late": False}
 
 
 def _share_memory(**_signal: Any) -> None:
@@ -148,7 +151,9 @@ def _to_its_end() -> Iterator[None]:
 class Chores:
     """A thread in the main process of each worker: the sweep can't be forgotten, and nothing else can stop it."""
 
-    def __init__(self, app: Flask, store: Store, courier: Courier, bell: Bell, *, shown: bool = False) -> None:
+    def __init__(
+        self, app: Flask, store: Store, courier: Courier, bell: Bell, *, shown: bool = False, worker: Any = None
+    ) -> None:
         self._app = app
         self._shows_addresses = shown
         self._store = store
@@ -158,6 +163,7 @@ class Chores:
         self._stopping = threading.Event()
         self._is_purging = False
         self._steps = Steps()
+        self.worker = worker
         self._thread = threading.Thread(target=self._run, name="mailer-chores", daemon=True)
 
     def start(self) -> None:
@@ -166,6 +172,7 @@ class Chores:
             self._store.check_schema()
         except StoreUnavailable as error:
             log.warning("The chores wait: %s", error)
+        self._courier.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -173,6 +180,14 @@ class Chores:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def stop_delivery(self) -> None:
+        """Let the worker's tasks end after the slice at hand."""
+        self._courier.stop()
+
+    def hang_up(self) -> None:
+        """Close the connections to relays that nobody uses."""
+        self._courier.hang_up()
 
     def _run(self) -> None:
         with addresses_shown(self._shows_addresses):
@@ -225,12 +240,46 @@ class Chores:
             self._bell.ring()
 
 
+_running: WeakSet[Chores] = WeakSet()  # in this process: those of its workers, or in a child of a pool those of its worker
+
+
+def _on_shutting_down(sender: object, **_signal: Any) -> None:
+    """Stop the couriers of the worker that was told to stop, which is known by its name."""
+    for chores in list(_running):
+        if chores.worker.hostname == sender:
+            chores.stop_delivery()
+
+
+def _on_shutdown(sender: object, **_signal: Any) -> None:
+    for chores in list(_running):
+        if chores.worker is sender:
+            chores.hang_up()
+
+
+def _on_process_shutdown(**_signal: Any) -> None:
+    """In a child of a pool, whose connections are its own: those of another worker were left to the parent."""
+    for chores in list(_running):
+        chores.hang_up()
+
+
+# Functions of this module, which keep no app alive.
+signals.worker_before_create_process.connect(_share_memory)
+signals.worker_shutting_down.connect(_on_shutting_down)
+signals.worker_shutdown.connect(_on_shutdown)
+signals.worker_process_shutdown.connect(_on_process_shutdown)
+
+
 def _chores_step(app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:
     class ChoresStep(bootsteps.StartStopStep):
         # After the pool: its processes are forked before the thread exists. Before the broker is reached.
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> Chores:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
-            return Chores(app, store, courier, bell, shown=settings.log_addresses)
+            for name in (SEND, SWEEP, PURGE):  # task_annotations of the application may have changed them
+                for option, value in own_options(settings).items():
+                    setattr(worker.app.tasks[name], option, value)
+            chores = Chores(app, store, courier, bell, shown=settings.log_addresses, worker=worker)
+            _running.add(chores)
+            return chores
 
     return ChoresStep

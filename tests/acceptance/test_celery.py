@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 
 from mailer import Mailer, Status
-from mailer.devstack.faults import Fault
+from mailer.devstack.faults import DELAY, Fault
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.services.users import WITHOUT_PRIVILEGES
@@ -75,6 +75,24 @@ def test_a_black_box_that_it_may_not_read(
 
     assert states == [Status.SENT, Status.SENT, Status.EXPIRED]
     assert worker.log.read_text().count("No black box can be found") == 1
+
+
+def test_time_limits_of_the_worker(
+    config: dict[str, str], make_app: Callable[..., Flask], start_worker: StartWorker, sink: Sink
+) -> None:
+    """They are for other tasks: however slow the relay is, no mail is in doubt, and none goes out twice."""
+    mailer = Mailer()
+    sink.faults.add(Fault("dot", DELAY, times=3, delay=2.5))
+    worker = start_worker(pool="prefork", concurrency=1, options=["--time-limit", "2", "--soft-time-limit", "1"])
+
+    with make_app().test_request_context():
+        ids = [mailer.send_email("ada@example.com", "Hello", "welcome", name="Ada").id for _ in range(3)]
+        wait_until(lambda: all(mailer.status(one).is_finished for one in ids), timeout=30)
+        copies = [mailer.status(one).deliveries[0] for one in ids]
+
+    assert [(copy.status, copy.attempts) for copy in copies] == [(Status.SENT, 1)] * 3
+    assert len(sink.messages) == 3
+    assert "imeLimitExceeded" not in worker.log.read_text()
 
 
 def test_flower_shows_it(config: dict[str, str], start_worker: StartWorker) -> None:

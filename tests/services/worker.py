@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from tests.services.waiting import wait_until
@@ -29,6 +30,7 @@ class Worker:
         *,
         within: Sequence[str] = (),
         loglevel: str = "INFO",
+        options: Sequence[str] = (),
     ) -> None:
         self.log = folder / f"{name}.log"
         self._killed = False
@@ -36,6 +38,7 @@ class Worker:
         command = [*within, sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", loglevel]
         command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
         command += ["--without-mingle", "--without-gossip"]  # they ask other workers for a second; the README's test does not
+        command += options
         with self.log.open("wb") as log:
             environment = {**os.environ, **env}
             self.process = subprocess.Popen(
@@ -103,11 +106,13 @@ class Fleet:
         until_ready: bool = True,
         loglevel: str = "INFO",
         within: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> list[Worker]:
         """Start this many more workers, as what the command `within` starts; return when all of them are ready, or at once."""
         environment = {**self._config, **(env or {})}
         names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
-        started = [Worker(name, pool, concurrency, environment, self._folder, within=within, loglevel=loglevel) for name in names]
+        make = partial(Worker, within=within, loglevel=loglevel, options=options)
+        started = [make(name, pool, concurrency, environment, self._folder) for name in names]
         self._workers += started
         for worker in started if until_ready else ():
             worker.wait_until_ready()

@@ -1,0 +1,105 @@
+"""Several apps and workers in one process: what one of them does is its own."""
+
+import gc
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.contrib.testing.worker import start_worker
+from flask import Flask
+
+from mailer import Mailer
+from mailer.tasks import PURGE, SEND, SWEEP
+from tests.application import create_app
+from tests.services.databases import sqlite_only
+
+pytestmark = sqlite_only
+OWN = (SEND, SWEEP, PURGE)
+
+
+def an_app(config: dict[str, str], *, own_celery: bool) -> Flask:
+    if own_celery:
+        return create_app(config)
+    app = Flask(__name__)
+    app.config.from_mapping(config)
+    app.extensions["celery"] = Celery(
+        "theirs", broker=config["MAILER_REDIS_URL"].replace("unix://", "redis+socket://"), set_as_current=False
+    )
+    Mailer(app)
+    return app
+
+
+@pytest.mark.parametrize("own_celery", [True, False])
+def test_an_app_that_is_dropped_is_gone(config: dict[str, str], own_celery: bool) -> None:
+    """Test suites and tools make one after the other: none but the last stays, which is Celery's default app."""
+    dropped = []
+    for _ in range(50):
+        app = an_app(config, own_celery=own_celery)
+        app.extensions["celery"].finalize()
+        app.extensions["mailer"].store.take_chore("test", now=time.time(), every=1)
+        app.extensions["mailer"].store.engine.dispose()
+        dropped.append(weakref.ref(app))
+    del app
+    gc.collect()
+
+    assert sum(one() is not None for one in dropped) <= int(own_celery)
+
+
+@pytest.mark.parametrize("own_celery", [True, False])
+def test_limits_of_the_application(config: dict[str, str], own_celery: bool) -> None:
+    """Our tasks have their own, above the longest delivery, whatever the application says of all tasks."""
+    app = an_app(config, own_celery=own_celery)
+    celery: Celery[Any] = app.extensions["celery"]
+    celery.conf.update(task_time_limit=2, task_soft_time_limit=1, task_acks_late=True)
+    celery.conf.task_annotations = {"*": {"time_limit": 2, "soft_time_limit": 1, "acks_late": True}}
+    longest = app.extensions["mailer"].settings.longest_delivery
+
+    with running(celery):
+        tasks = [celery.tasks[name] for name in OWN]
+
+    assert all(task.time_limit > longest < task.soft_time_limit and not task.acks_late for task in tasks)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A worker would give pytest's loggers other handlers."""
+
+    def leave_alone(**_signal: Any) -> None:
+        pass
+
+    signals.setup_logging.connect(leave_alone)
+    yield
+    signals.setup_logging.disconnect(leave_alone)
+
+
+@contextmanager
+def running(celery: Celery[Any], name: str = "worker") -> Iterator[Any]:
+    with start_worker(celery, pool="solo", hostname=f"{name}@localhost", perform_ping_check=False, shutdown_timeout=30) as worker:
+        yield worker
+
+
+def test_a_worker_that_stops_leaves_the_others_alone(config: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one Celery app's worker, and so it ends the delivery of that one's mail only, until it is started again."""
+    hung_up: list[str] = []
+    apps = {name: an_app(config, own_celery=True) for name in ("first", "second")}
+    couriers = {name: app.extensions["mailer"].courier for name, app in apps.items()}
+    for name, courier in couriers.items():
+        monkeypatch.setattr(courier, "hang_up", lambda name=name: hung_up.append(name))
+
+    with running(apps["first"].extensions["celery"]):
+        with running(apps["second"].extensions["celery"], "second") as second:
+            signals.worker_shutting_down.send(sender=second.hostname)
+            signals.worker_shutdown.send(sender=second)
+            assert stopped(couriers.values()) == [False, True]
+        assert hung_up == ["second"]
+        assert stopped(couriers.values()) == [False, True]
+        with running(apps["second"].extensions["celery"]):
+            assert stopped(couriers.values()) == [False, False]
+
+
+def stopped(couriers: Any) -> list[bool]:
+    return [bool(courier._stopped[0]) for courier in couriers]
