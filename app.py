@@ -29,6 +29,7 @@ from zlib import crc32
 import flask_mail
 from flask import Blueprint, Flask, Response, abort, current_app, flash, redirect, render_template, request, session, url_for
 from flask.typing import ResponseReturnValue
+from sqlalchemy import create_engine
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, Message, StoreUnavailable, UnknownMail, send_email
@@ -67,6 +68,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.secret_key = settings["SECRET_KEY"] or kept_secret(app)
     app.extensions["races"] = {}
     mailer.init_app(app)
+    app.extensions["mail_database"] = create_engine(app.extensions["mailer"].settings.database_url)
     app.register_blueprint(pages)
     app.shell_context_processor(lambda: {"mail": mail, "Message": Message, "send_email": send_email, "mailer": mailer})
     return app
@@ -209,9 +211,10 @@ def a_thread_each(run: Run) -> None:
 
 
 def queued(run: Run) -> None:
-    """The visitor waits until the mails are kept; workers deliver them."""
-    for number in range(len(run.mails)):
-        run.receipts.append(mailer.enqueue(race_mail(number)).id)
+    """The visitor waits until the mails are kept, all in one transaction; workers deliver them."""
+    with current_app.extensions["mail_database"].begin() as connection:
+        for number in range(len(run.mails)):
+            run.receipts.append(mailer.enqueue(race_mail(number), connection=connection).id)
 
 
 def deliver(run: Run, number: int) -> None:
