@@ -12,7 +12,8 @@ MailerError
 ├── UnknownMail             no mail has this id
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
-    │   └── CommitLost      it went away during the commit; the mail may be queued
+    │   ├── CommitLost      it went away during the commit; the mail may be queued
+    │   └── KeyInUse        another transaction holds the idempotency key, and is still open
     ├── SchemaMismatch      its tables are older or newer than this code
     └── InUseElsewhere      another machine uses the same SQLite file
 
@@ -70,6 +71,10 @@ class StoreUnavailable(StoreError):
 
 class CommitLost(StoreUnavailable):
     """The database went away during the commit. Nobody knows yet whether what was being queued is queued."""
+
+
+class KeyInUse(StoreUnavailable):
+    """Another transaction that has not ended yet holds this idempotency key. Nothing was queued."""
 
 
 class SchemaMismatch(StoreError):

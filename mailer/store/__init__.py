@@ -43,7 +43,7 @@ from mailer.message import (
     id_at,
 )
 from mailer.policy import Move
-from mailer.store import blobs, hosts, retention, rows
+from mailer.store import blobs, hosts, keys, retention, rows
 from mailer.store import statements as sql
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
@@ -124,13 +124,7 @@ class Store(Database):
         if key is None:
             transaction.execute(sql.INSERT_MESSAGE, row)
             return None
-        made = key.fingerprint
-        row |= {"idempotency_key": key.name, "fingerprint": made.digest, "fingerprint_key": made.key_id}
-        while not transaction.execute(sql.INSERT_KEYED_MESSAGE, row):
-            # Whoever has the key has committed by now. None at all: it has just been purged.
-            if found := transaction.execute(sql.HAS_KEY, {"idempotency_key": key.name}):
-                return rows.keyed(found[0])
-        return None
+        return keys.insert_keyed(transaction, row, key, limit_waits=not self._sqlite)
 
     def after_commit(self, host: Connection, mail_id: str, call: Callable[[], object]) -> None:
         """Call it once the host's transaction has been committed with this mail in it."""

@@ -21,7 +21,7 @@ from mailer.store import statements as sql
 from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.hosts import HostTransaction
 from mailer.store.statements import spelt
-from mailer.store.transactions import CommitUnanswered, Transaction, Transactions
+from mailer.store.transactions import CommitUnanswered, Transaction, Transactions, sqlstate_of
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class Database:
             with self._write() as transaction:
                 return work(transaction)
         except StoreUnavailable as error:
-            if self._joint_transaction is not None or getattr(error.__cause__, "sqlstate", None) not in _UNDONE_FOR_OTHERS:
+            if self._joint_transaction is not None or sqlstate_of(error.__cause__) not in _UNDONE_FOR_OTHERS:
                 raise
         with self._write() as transaction:
             return work(transaction)

@@ -12,11 +12,12 @@ from mailer.errors import ConfigurationError, InvalidMail
 from mailer.store import statements as sql
 from mailer.store.engines import patiently
 from mailer.store.statements import packed
-from mailer.store.transactions import Row
+from mailer.store.transactions import Row, sqlstate_of
 
 Spell = Callable[[str], str]
 
 _INFO = "mailer"  # the place in a connection's `info` where we note what waits for its commit
+_HAS_FAILED = "25P02"  # PostgreSQL's code for what comes after an error in the same transaction
 
 
 class HasConnection(Protocol):
@@ -113,9 +114,17 @@ def _commits(connection: Connection) -> None:
     waiting: _Waiting | None = connection.info.get(_INFO)
     if waiting is None:
         return
-    with suppress(SQLAlchemyError):  # then the commit will not do it either
+    try:
         found = HostTransaction(connection, waiting.spell).execute(sql.ARE_THERE, {"mails": packed(waiting.calls)})
         waiting.committed |= {waiting.calls[mail_id] for (mail_id,) in found}
+    except SQLAlchemyError as error:
+        # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls that an error. Whose
+        # transaction had failed before has been told.
+        if connection.dialect.name == "postgresql" and sqlstate_of(error) != _HAS_FAILED:
+            waiting.calls.clear()
+            with suppress(Exception):  # SQLAlchemy takes it for a commit that failed, after which there is nothing to undo
+                connection.connection.rollback()
+            raise
     waiting.calls.clear()
 
 

@@ -155,8 +155,8 @@ UPDATE mailer_blob SET used_at = :used_at WHERE sha256 IN (SELECT sha256 FROM mi
 LIMIT_WAITS = """
 SELECT current_setting('lock_timeout'), set_config('lock_timeout', CASE
     WHEN CAST(current_setting('lock_timeout') AS interval) > INTERVAL '0'
-        AND CAST(current_setting('lock_timeout') AS interval) < CAST(:limit AS interval)
-    THEN current_setting('lock_timeout') ELSE :limit END, true)
+        AND CAST(current_setting('lock_timeout') AS interval) < CAST(CAST(:limit AS text) AS interval)
+    THEN current_setting('lock_timeout') ELSE CAST(:limit AS text) END, true)
 """
 RESTORE_WAITS = "SELECT set_config('lock_timeout', :limit, true)"
 

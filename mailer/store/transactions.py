@@ -136,6 +136,13 @@ def _limits() -> str:
     return postgresql.LIMITS
 
 
+def sqlstate_of(error: object) -> str | None:
+    """Return PostgreSQL's code of an error, of whichever driver, bare or wrapped by SQLAlchemy."""
+    driver_error = getattr(error, "orig", None) or error
+    code: str | None = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)
+    return code
+
+
 def _may_be_on_disk(error: Exception) -> bool:
     """SQLite undoes what it could not write; but what it only could not make sure of, it may find again after a power cut."""
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC

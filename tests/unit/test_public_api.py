@@ -20,8 +20,8 @@ PUBLIC = set(
     Mail Mailer send_email
     Address Attachment Lane Message OnDoubt
     DeliveryStatus MailStatus Receipt Status
-    CommitLost ConfigurationError InUseElsewhere InvalidAddress InvalidAttachment InvalidHeader InvalidMail KeyReused
-    MailerError OverLimit
+    CommitLost ConfigurationError InUseElsewhere InvalidAddress InvalidAttachment InvalidHeader InvalidMail
+    KeyInUse KeyReused MailerError OverLimit
     SchemaMismatch StoreError StoreUnavailable TemplateError UnknownMail
 """.split()
 )
