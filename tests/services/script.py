@@ -57,6 +57,7 @@ class ScriptedRelay(LocalServer):
         self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
         self.connections = 0
         self.round_trips = 0  # how often it had to wait for the client
+        self.data_without_recipient = 0  # how often DATA was said in vain
         self.held = 0  # how often it came to a HOLD
         self._going_on = threading.Condition()
         self.waited_for: list[float] = []  # each silence, in seconds: until the client hung up
@@ -75,6 +76,10 @@ class ScriptedRelay(LocalServer):
         with self._going_on:
             self._going_on.notify_all()
 
+    def at_mail(self, carried: int) -> str | None:
+        """What it replies to MAIL when a connection has carried so many mails, if that is all that counts."""
+        return None
+
     def begin(self, client: socket.socket) -> None:
         self.connections += 1
         self.connected.append(client)
@@ -92,6 +97,7 @@ class _Conversation(socketserver.BaseRequestHandler):
         self.server.begin(self.request)
         self.sender = ""
         self._has_recipient = False
+        self._carried = 0
         self._arrived = b""
         self._held_back = b""
 
@@ -115,10 +121,14 @@ class _Conversation(socketserver.BaseRequestHandler):
                 self.sender = line.split(b"<")[1].split(b">")[0].decode()
                 self.server.begun.append(self.sender)
                 self._has_recipient = False
-                self._answer("mail")
+                if (refusal := self.server.at_mail(self._carried)) is None:
+                    self._answer("mail")
+                else:
+                    self._say(refusal)
             case b"RCPT":
                 self._has_recipient = self._answer("rcpt").startswith("2")
             case b"DATA":
+                self.server.data_without_recipient += not self._has_recipient
                 if self._answer("data").startswith("354"):
                     self._take()
             case _:
@@ -153,6 +163,7 @@ class _Conversation(socketserver.BaseRequestHandler):
         said = self._next("dot")
         if said.startswith("2"):
             self.server.acknowledged.append(self.sender)
+            self._carried += 1
         elif not said[0].isdigit():
             self.server.unanswered.append(self.sender)
         self._do(said)
