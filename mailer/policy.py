@@ -144,6 +144,29 @@ _PASSING = re.compile(
 )
 
 
+# It is the connection that has had enough: OpenSMTPD, Exim, Postfix, qmail, Exchange.
+_OF_THE_SESSION = re.compile(
+    r"""
+      \btoo\smany\s(\w+\s){0,3}(e-?)?(mails?|messages?|recipients?|transactions?|envelopes?|deliveries|commands|errors)\b
+    | \b(per|this|one|single|same|each)\s(smtp\s|tcp\s)?(session|connection)\b | \b(session|connection)\s(limit|quota)\b
+    | \breconnect\b | \bnew\s(smtp\s)?(session|connection)\b
+    """,
+    re.VERBOSE,
+)
+
+
+def is_session_limit(phase: Phase, reply: str) -> bool:
+    """Tell whether a refusal, by its own words, may be about how much this connection has carried."""
+    status, words = _read(int(reply[:3]), reply) if reply[:3].isdigit() else ("", reply)
+    # Too many recipients can't be said of one recipient.
+    return (phase is not Phase.DOT and status[1:] == ".5.3") or _OF_THE_SESSION.search(words) is not None
+
+
+def is_greylisting(reply: str) -> bool:
+    """Tell whether a reply says that it is too early for this mail."""
+    return _GREYLISTED.search(reply.lower()) is not None
+
+
 def classify(phase: Phase, code: int, text: str) -> Answer:
     """What a reply means: by its enhanced code, else by its class, and last by words that are known to belie them.
 

@@ -17,6 +17,7 @@ from mailer.forks import notice_fork, survive_forks
 from mailer.settings import RelaySettings
 from mailer.smtp.connection import RelayConnection
 from mailer.smtp.entrance import Entrance
+from mailer.smtp.limits import ConnectionLimit
 
 __all__ = ["Relay", "RelayConnection"]
 
@@ -30,6 +31,7 @@ class Relay:
         self._app = app
         self._mail = mail
         self._entrance = Entrance(settings)
+        self._limit = ConnectionLimit(settings.name)
         self._idle: list[RelayConnection] = []  # the longest unused first
         self._parents: list[RelayConnection] = []
         self._changed = threading.Condition()
@@ -40,7 +42,7 @@ class Relay:
     def connection(self) -> Iterator[RelayConnection]:
         """A warm connection if there is one; it is kept for the next mail."""
         notice_fork()
-        connection = self._take() or RelayConnection(self._mail, self.settings, self._app, self._entrance)
+        connection = self._take() or RelayConnection(self._mail, self.settings, self._app, self._entrance, self._limit)
         try:
             yield connection
         except BaseException:
@@ -94,6 +96,7 @@ class Relay:
     def after_fork_in_child(self) -> None:
         """In a child: the sessions are the parent's. Kept, so that no collector closes a TLS session that is not ours."""
         self._entrance = Entrance(self.settings)  # another thread of the parent may have held its lock
+        self._limit = ConnectionLimit(self.name)
         self._parents, self._idle = self._parents + self._idle, []
         self._changed = threading.Condition()
         self._clock = None

@@ -9,17 +9,21 @@ import flask_mail
 from flask import Flask
 
 from mailer.logs import get_logger
-from mailer.message import Outcome, Verdict
+from mailer.message import Outcome, Phase, Verdict
 from mailer.mime import WireMessage
 from mailer.settings import RelaySettings
-from mailer.smtp.dialogue import Dialogue, Gone
+from mailer.smtp.dialogue import AT_ONCE, Dialogue, Gone
 from mailer.smtp.entrance import Entrance
 from mailer.smtp.envelope import envelope_of
+from mailer.smtp.limits import ConnectionLimit
 from mailer.smtp.session import Session
 
 _TO_NOBODY = Outcome(Verdict.SENT, "250 delivered to nobody")
 # After these, nothing more is sent over the connection.
 _LAST = (Verdict.UNREACHED, Verdict.DOUBTFUL)
+
+_UNCARRIED = (Phase.CONNECT, Phase.MAIL)
+_PLACES = {phase: place for place, phase in enumerate(Phase)}
 
 log = get_logger(__name__)
 
@@ -29,11 +33,16 @@ class RelayConnection(flask_mail.Connection):
 
     host: Session | None
 
-    def __init__(self, mail: flask_mail._Mail, settings: RelaySettings, app: Flask, entrance: Entrance) -> None:
+    def __init__(
+        self, mail: flask_mail._Mail, settings: RelaySettings, app: Flask, entrance: Entrance, limit: ConnectionLimit
+    ) -> None:
         super().__init__(mail)  # type: ignore[arg-type]  # annotated as Mail, used as its state
         self._settings = settings
         self._app = app
         self._entrance = entrance
+        self._limit = limit
+        self._at_once = AT_ONCE
+        self._carried = 0  # mails that this connection was to carry, and the relay did not refuse at MAIL
         self._dialogue: Dialogue | None = None
         self._last_used = time.monotonic()
         self._is_busy = False
@@ -48,21 +57,28 @@ class RelayConnection(flask_mail.Connection):
         if isinstance(entered, Outcome):
             return entered
         self.host = entered
-        self._dialogue = Dialogue(entered, self._settings)
-        self.num_emails = 0
+        self._dialogue = Dialogue(entered, self._settings, self._at_once)
+        self.num_emails = self._carried = 0
         return None
 
     def close(self) -> None:
         """Say goodbye if the relay listens, and hang up in any case."""
-        session, self.host, self._dialogue = self.host, None, None
+        session = self._let_go()
         if session is not None:
             session.leave()
 
     def drop(self) -> None:
         """Hang up on a relay that has stopped making sense."""
-        session, self.host, self._dialogue = self.host, None, None
+        session = self._let_go()
         if session is not None:
             session.cut()
+
+    def _let_go(self) -> Session | None:
+        """Forget the session, but not how carefully it was spoken to: the next one is with the same relay."""
+        if self._dialogue is not None:
+            self._at_once = self._dialogue.at_once
+        session, self.host, self._dialogue = self.host, None, None
+        return session
 
     def __enter__(self) -> Self:
         if (failure := self.try_open()) is not None:
@@ -130,11 +146,40 @@ class RelayConnection(flask_mail.Connection):
     def _begin(self, mail: WireMessage, *, rode: bool) -> Outcome | None:
         """Say the envelope of a mail, if it was not said yet. None: now the mail itself, if there is anybody to say it to.
 
-        When the connection ends before the mail has begun, it is begun once more on a new one, there command by command, which
-        tells at which of them a relay falls silent. So it costs nothing that a relay hangs up between two mails.
+        A refusal that may be about the connection, which has carried other mails, is no answer to this mail: it is begun once
+        more on a new one, and what is said there is its answer.
         """
         if self.mail.suppress:
             return None
+        refusal = self._begin_here(mail, rode=rode)
+        if refusal is not None and self._limit.may_be(refusal, self._carried):
+            refusal = self._begin_anew(mail, refusal)
+        if refusal is None or refusal.phase not in _UNCARRIED:
+            self._carried += 1
+        return refusal
+
+    def _begin_anew(self, mail: WireMessage, refusal: Outcome) -> Outcome | None:
+        carried = self._carried
+        if self._is_open and not self._awaits_body:
+            self.close()
+        else:
+            self.drop()
+        try:
+            answer = self._say_envelope(mail, rode=False, stepwise=True)
+        except Gone as gone:
+            return gone.outcome
+        if answer is None or _PLACES[answer.phase] > _PLACES[refusal.phase]:
+            self._limit.confirm(refusal, carried)
+        elif answer.phase is refusal.phase:
+            self._limit.refute()
+        return answer
+
+    def _begin_here(self, mail: WireMessage, *, rode: bool) -> Outcome | None:
+        """Say the envelope over the connection that there is.
+
+        When the connection ends before the mail has begun, it is begun once more on a new one, there command by command, which
+        tells at which of them a relay falls silent. So it costs nothing that a relay hangs up between two mails.
+        """
         is_new = not self._is_open
         try:
             return self._say_envelope(mail, rode=rode and not is_new, stepwise=rode and is_new)
@@ -163,13 +208,15 @@ class RelayConnection(flask_mail.Connection):
     def _another_may_ride(self) -> bool:
         """Whether the relay can take it, and the mail in flight is not the last of this connection."""
         assert self._dialogue is not None
-        return self._dialogue.offers.pipelining and self.num_emails + 1 < (self._settings.mail_max_emails or inf)
+        if not self._dialogue.offers.pipelining or self._limit.is_reached(self._carried):
+            return False
+        return self.num_emails + 1 < (self._settings.mail_max_emails or inf)
 
     def _sayable(self, mail: WireMessage | None) -> bytes:
         """Its envelope. One that can't be said does not ride: what is wrong with it is found when its turn comes."""
         assert self._dialogue is not None
         envelope = envelope_of(mail, self._dialogue.offers) if mail is not None else b""
-        return envelope if isinstance(envelope, bytes) else b""
+        return self._dialogue.sayable(envelope) if envelope and isinstance(envelope, bytes) else b""
 
     def _finish(self, mail: WireMessage, refusal: Outcome | None, envelope: bytes) -> Outcome:
         dialogue = self._dialogue
@@ -188,6 +235,9 @@ class RelayConnection(flask_mail.Connection):
             self._tell(mail)
             if self.num_emails >= (self._settings.mail_max_emails or inf):
                 self.close()
+        if self._is_open and self._limit.is_reached(self._carried) and not self._awaits_body:
+            self._limit.note_closed()
+            self.close()
 
     def _tell(self, mail: WireMessage) -> None:
         if flask_mail.email_dispatched.receivers:

@@ -13,7 +13,9 @@ from mailer.smtp.session import Session
 # Of an envelope, and how each reply has to begin.
 _PHASES = [Phase.MAIL, Phase.RCPT, Phase.DATA]
 _YES = [YES, YES, GO_ON]
+AT_ONCE = len(_YES)
 _NO = b"45"
+_NOTHING = [b"", b"", b""]
 _CLOSING = 421
 _LONE_DOT = b".\r\n"
 # A larger mail is not copied once more to have the next envelope behind it: that goes after it.
@@ -40,12 +42,14 @@ class Gone(Exception):
 class Dialogue:
     """What is said in a session once it is open."""
 
-    def __init__(self, session: Session, settings: RelaySettings) -> None:
+    def __init__(self, session: Session, settings: RelaySettings, at_once: int = AT_ONCE) -> None:
         self.session = session
         self.offers = Offers.of(session)
         self.awaits_body = False  #: the relay has said 354
         self._needs_reset = False
         self._settings = settings
+        self.at_once = at_once  #: commands of an envelope; the others wait for the reply to the one before
+        self._unsaid = _NOTHING  # of the present envelope
 
     # --- the envelope -------------------------------------------------------------------------------------------------
 
@@ -55,45 +59,67 @@ class Dialogue:
         resets, self._needs_reset = self._needs_reset, False
         try:
             if stepwise:
+                self._unsaid = envelope.splitlines(keepends=True)
                 if resets:
                     self.session.say(b"RSET\r\n", self.session.courtesy_seconds)
                     self._expect_reset(self.session.courtesy_seconds)
-                return self.hear_envelope(envelope.splitlines(keepends=True))
-            self.session.say(b"RSET\r\n" + envelope if resets else envelope, seconds)
+                return self.hear_envelope()
+            said = self.sayable(envelope)
+            self.session.say(b"RSET\r\n" + said if resets else said, seconds)
             if resets:
                 self._expect_reset(seconds)
         except OSError as error:
             raise Gone(self._silent(Phase.MAIL, error), exact=False) from None
         return self.hear_envelope()
 
+    def sayable(self, envelope: bytes) -> bytes:
+        """Return what may be said at once of an envelope; `hear_envelope` says the rest.
+
+        After a refusal, what would be in vain after another one waits for the reply: many relays count it as an error of
+        ours, and hang up after a few of them.
+        """
+        at_once = self.at_once
+        if at_once == AT_ONCE:
+            self._unsaid = _NOTHING
+            return envelope
+        lines = envelope.splitlines(keepends=True)
+        self._unsaid = [*_NOTHING[:at_once], *lines[at_once:]]
+        return b"".join(lines[:at_once])
+
     def _expect_reset(self, seconds: float) -> None:
         reply = self.session.hear(seconds)
         if reply[0] != YES:
             raise smtplib.SMTPServerDisconnected(words_of(reply))
 
-    def hear_envelope(self, commands: list[bytes] | None = None) -> Outcome | None:
-        """The replies to an envelope. `commands`: it was not said yet; each is, once the one before has its reply."""
+    def hear_envelope(self) -> Outcome | None:
+        """Return what the replies to an envelope mean. What was not said yet is said once the command before it has a yes."""
         session, seconds = self.session, self._settings.command_timeout
+        unsaid, self._unsaid = self._unsaid, _NOTHING
         replies: list[bytes] = []
         lost: OSError | None = None
+        refused = False
         try:
-            for number, yes in enumerate(_YES):
-                if commands:
-                    session.say(commands[number], seconds)
+            for command, yes in zip(unsaid, _YES, strict=True):
+                if command:
+                    if refused:
+                        break
+                    session.say(command, seconds)
                 replies.append(reply := session.hear(seconds))
-                if reply[0] != yes and (commands or code_of(reply) == _CLOSING):
+                refused = refused or reply[0] != yes
+                if code_of(reply) == _CLOSING:
                     break
         except OSError as error:
             lost = error
         self.awaits_body = [reply[0] for reply in replies] == _YES
-        return None if self.awaits_body else self._not_begun(replies, lost, stepwise=commands is not None)
+        return None if self.awaits_body else self._not_begun(replies, lost, unsaid)
 
-    def _not_begun(self, replies: list[bytes], lost: OSError | None, *, stepwise: bool) -> Outcome:
+    def _not_begun(self, replies: list[bytes], lost: OSError | None, unsaid: list[bytes]) -> Outcome:
         """What it means, and what it takes until the session can go on with another mail."""
         refused = next((at for at, (reply, yes) in enumerate(zip(replies, _YES, strict=False)) if reply[0] != yes), None)
         if refused is None:
             assert lost is not None
-            raise Gone(self._silent(_PHASES[len(replies)], lost), exact=stepwise)
+            raise Gone(self._silent(_PHASES[len(replies)], lost), exact=bool(unsaid[len(replies)]))
+        self.at_once = min(self.at_once, refused + 1)
         refusal = self._answer(_PHASES[refused], replies[refused])
         if code_of(replies[-1]) == _CLOSING:
             self.session.cut()
@@ -101,7 +127,7 @@ class Dialogue:
                 raise Gone(refusal, exact=True)
         elif lost is not None or refusal.verdict is Verdict.UNREACHED or _are_odd(replies):
             self.session.cut()
-        elif stepwise or replies[-1][0] != GO_ON:
+        elif replies[-1][0] != GO_ON:
             self._needs_reset = refused > 0
         elif replies[1][0] != YES and not self.session.is_lmtp:
             self.awaits_body = True
@@ -130,6 +156,7 @@ class Dialogue:
         except OSError as error:
             return self._silent(Phase.DOT, error)
         if reply[0] == YES:
+            self.at_once = AT_ONCE
             return Outcome(Verdict.SENT, words_of(reply))
         if code_of(reply) == _CLOSING:
             session.cut()

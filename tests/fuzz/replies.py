@@ -12,6 +12,7 @@ from mailer.mime import WireMessage, compose
 from mailer.settings import RelaySettings, Settings
 from mailer.smtp.connection import RelayConnection
 from mailer.smtp.entrance import Entrance
+from mailer.smtp.limits import ConnectionLimit
 from mailer.smtp.replies import LONGEST_REPLY, YES, is_reply
 from mailer.smtp.session import Session
 from tests.fuzz.bytes import Bytes
@@ -95,7 +96,9 @@ def converse(data: bytes) -> None:
     source = Bytes(data)
     settings, chunk = source.pick(_RELAYS), source.pick(_CHUNKS)
     beginning = source.pick([_GREETING, b""])
-    connection = RelayConnection(_STATE, settings, _APP, _Way(settings, Wire(beginning + source.rest(), chunk)))
+    connection = RelayConnection(
+        _STATE, settings, _APP, _Way(settings, Wire(beginning + source.rest(), chunk)), ConnectionLimit("relay")
+    )
     outcomes = list(connection.transmit(_mails()))
     connection.close()
     assert 1 <= len(outcomes) <= 2

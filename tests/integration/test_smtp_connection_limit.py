@@ -1,0 +1,183 @@
+"""A relay takes only so many mails over one connection, or so many errors: no mail is charged with that."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mailer.message import Verdict
+from tests.integration.test_smtp_pipelining import letters, relay_of, transmit
+from tests.services.script import Point, ScriptedRelay
+
+TOO_MANY = "452 4.5.3 Too many recipients: Too many messages sent"
+NO_DOMAIN = "451 4.1.8 Sender address rejected: Domain not found"
+SENT, DEFERRED, REFUSED = Verdict.SENT, Verdict.DEFERRED, Verdict.REFUSED
+
+both = pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["plain", "pipelining"])
+
+
+@both
+@pytest.mark.parametrize(
+    ("point", "reply"),
+    [
+        ("mail", TOO_MANY),
+        ("mail", "451 4.3.0 something is wrong"),
+        ("mail", "503 5.5.1 Too many transactions in this session"),
+        ("mail", "554 5.7.0 Too many messages per connection"),
+        ("mail", "550 Session limit reached, please reconnect"),
+        ("rcpt", "452 4.5.3 Too many recipients"),
+        ("rcpt", "451 4.7.1 Too many mails in one session"),
+        ("data", "451 4.7.1 Too many messages in this session"),
+    ],
+)
+def test_a_refusal_that_a_new_connection_does_not_repeat(offers: tuple[str, ...], point: Point, reply: str) -> None:
+    """The mail is begun once more there, and is sent once."""
+    with ScriptedRelay(*offers) as server:
+        server.faults["m3@example.com", point] = [reply]
+
+        assert transmit(server, iter(letters(5))) == [SENT] * 5
+        assert server.acknowledged == [f"m{number}@example.com" for number in range(1, 6)]
+        assert server.connections == 2
+
+
+@both
+def test_the_first_mail_of_a_connection_is_at_no_limit(offers: tuple[str, ...]) -> None:
+    """What it is told is its own answer."""
+    with ScriptedRelay(*offers) as server:
+        server.faults["m1@example.com", "mail"] = [TOO_MANY]
+
+        assert transmit(server, iter(letters(1))) == [DEFERRED]
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("point", "reply", "verdict"),
+    [
+        ("mail", "450 4.2.0 Greylisted, try again later", DEFERRED),
+        ("mail", "451 4.7.1 slow down, try again in 5 minutes", DEFERRED),
+        ("mail", "550 5.1.8 no such sender", REFUSED),
+        ("rcpt", "450 4.2.1 mailbox busy", DEFERRED),
+        ("rcpt", "550 5.1.1 no such user", REFUSED),
+    ],
+)
+def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Verdict) -> None:
+    """It is not asked for twice."""
+    with ScriptedRelay() as server:
+        server.always("m2@example.com", point, reply)
+
+        assert transmit(server, iter(letters(3))) == [SENT, verdict, SENT]
+        assert server.begun == [f"m{number}@example.com" for number in (1, 2, 3)]
+
+
+@both
+@pytest.mark.parametrize("reply", [NO_DOMAIN, TOO_MANY])
+def test_a_run_of_refusals(offers: tuple[str, ...], reply: str) -> None:
+    """It costs one connection more, since the new one carries nothing before the next refusal."""
+    with ScriptedRelay(*offers) as server:
+        for number in range(2, 41):
+            server.always(f"m{number}@example.com", "mail", reply)
+
+        assert transmit(server, iter(letters(40))) == [SENT, *[DEFERRED] * 39]
+        assert server.connections == 2
+
+
+def test_a_run_of_refusals_on_a_new_connection() -> None:
+    """Where a relay takes the recipient of a refused sender, only the first is cut off: the others say MAIL alone."""
+    with ScriptedRelay("PIPELINING") as server:
+        for number in range(1, 21):
+            server.always(f"m{number}@example.com", "mail", NO_DOMAIN)
+
+        assert transmit(server, iter(letters(20))) == [DEFERRED] * 20
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize(("reply", "most"), [(NO_DOMAIN, 8), (TOO_MANY, 24)])
+def test_refusals_between_mails_that_are_taken(reply: str, most: int) -> None:
+    """A suspicion that was wrong makes the next one rarer."""
+    with ScriptedRelay() as server:
+        for number in range(2, 201, 2):
+            server.always(f"m{number}@example.com", "mail", reply)
+
+        assert transmit(server, iter(letters(200))) == [SENT, DEFERRED] * 100
+        assert server.connections <= most
+
+
+@both
+@pytest.mark.parametrize(
+    ("most", "reply", "refused"), [(10, TOO_MANY, 1), (5, TOO_MANY, 2), (10, "451 4.3.0 something is wrong", 2)]
+)
+def test_the_limit_is_learnt(offers: tuple[str, ...], most: int, reply: str, refused: int) -> None:
+    """Connections are closed in time: at once where the relay says what it limits, else when it happened twice alike."""
+    with LimitedRelay(*offers, most=most, reply=reply) as server:
+        assert transmit(server, iter(letters(40))) == [SENT] * 40
+        assert server.refusals == refused
+        assert server.connections == 40 // most
+
+
+def test_one_that_was_learnt_too_low_is_forgotten() -> None:
+    """The relay may take more tomorrow."""
+    with LimitedRelay(most=1, reply=TOO_MANY) as server:
+        relay = relay_of(server)
+        with relay.connection() as connection:
+            assert [one.verdict for one in connection.transmit(iter(letters(3)))] == [SENT] * 3
+        server.most = 1000
+        with relay.connection() as connection:
+            outcomes = [*connection.transmit(iter(letters(300)))]
+        relay.hang_up()
+
+        assert {one.verdict for one in outcomes} == {SENT}
+        assert server.connections < 110
+
+
+def test_max_emails_below_what_was_learnt() -> None:
+    """MAIL_MAX_EMAILS is kept as well."""
+    with LimitedRelay("PIPELINING", most=5, reply=TOO_MANY) as server:
+        assert transmit(server, iter(letters(12)), MAIL_MAX_EMAILS=3) == [SENT] * 12
+        assert (server.refusals, server.connections) == (0, 4)
+
+
+class LimitedRelay(ScriptedRelay):
+    """One that refuses each MAIL of a connection that has carried so many."""
+
+    def __init__(self, *offers: str, most: int, reply: str) -> None:
+        super().__init__(*offers)
+        self.most, self.reply = most, reply
+        self.refusals = 0
+
+    def at_mail(self, carried: int) -> str | None:
+        if carried < self.most:
+            return None
+        self.refusals += 1
+        return self.reply
+
+
+# --- refused recipients -----------------------------------------------------------------------------------------------
+
+
+def refusing(server: ScriptedRelay, point: Point, is_refused: Callable[[int], bool], count: int) -> None:
+    for number in filter(is_refused, range(1, count + 1)):
+        server.always(f"m{number}@example.com", point, "550 5.1.1 no")
+
+
+@pytest.mark.parametrize("point", ["rcpt", "mail"])
+def test_nothing_more_is_said_in_vain_after_a_refusal(point: Point) -> None:
+    """What comes after the command that was refused waits for its reply, until a mail is taken again."""
+    with ScriptedRelay("PIPELINING") as server:
+        refusing(server, point, lambda number: number <= 8, 8)
+        refusing(server, "rcpt", lambda number: number == 1, 1)
+        server.always("m1@example.com", "data", "554 5.5.1 no valid recipients")
+
+        assert transmit(server, iter(letters(12))) == [*[REFUSED] * 8, *[SENT] * 4]
+        assert server.data_without_recipient == 1
+        assert server.connections == 1
+
+
+def test_one_round_trip_again_once_a_mail_is_taken() -> None:
+    """A mailing list with a few dead addresses is as fast as one without."""
+    waits = {}
+    for count in (5, 25):
+        with ScriptedRelay("PIPELINING", holds_back=True) as server:
+            refusing(server, "rcpt", lambda number: number == 2, count)
+            transmit(server, iter(letters(count)))
+        waits[count] = server.round_trips
+
+    assert waits[25] - waits[5] == 20

@@ -1,0 +1,96 @@
+"""OpenSMTPD, Exim and Postfix with the limits of their authors: what they limit by the connection costs no mail a try."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from mailer.message import Status, Verdict
+from mailer.mime import WireMessage
+from mailer.store import Store
+from tests.mails import table
+from tests.services.couriers import OpenCourier, deliver_all, entry, queue
+from tests.services.mail_servers import MailServer, running_exim, running_opensmtpd, running_postfix
+from tests.services.relay import make_letter, make_relay
+from tests.services.waiting import wait_until
+
+Running = Callable[[Path], AbstractContextManager[MailServer]]
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
+    """The server that the test names."""
+    with TemporaryDirectory(prefix="mailer-server-") as folder, request.param(Path(folder)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("server", [running_opensmtpd], indirect=True)
+def test_more_mails_than_a_session_carries(server: MailServer, store: Store, open_courier: OpenCourier) -> None:
+    """OpenSMTPD takes 100 in one: each is sent at its first attempt, once."""
+    recipients = [f"reader{number}@example.com" for number in range(250)]
+    queue(store, *recipients)
+    courier = open_courier(entry(server), MAILER_RETRY_ATTEMPTS=4)
+
+    deliver_all(courier)
+
+    rows = table(store).values()
+    assert {(row["status"], row["attempts"]) for row in rows} == {(Status.SENT, 1)}
+    assert taken_by(server, 250) == sorted(recipients)
+    assert not store.relay_pauses()
+
+
+@pytest.mark.parametrize(
+    ("server", "mails"), [(running_exim, 1010), (running_postfix, 120)], indirect=["server"], ids=["exim", "postfix"]
+)
+def test_more_mails_than_a_connection_carries(server: MailServer, mails: int) -> None:
+    """Exim takes 1,000 over one: the others go over the next."""
+    relay, going = make_relay(server.host, server.port), letters(mails, lambda _number: False)
+    with relay.connection() as connection:
+        verdicts = {outcome.verdict for outcome in connection.transmit(iter(going))}
+    relay.hang_up()
+
+    assert verdicts == {Verdict.SENT}
+    assert taken_by(server, mails) == sorted(mail.recipient for mail in going)
+
+
+def taken_by(server: MailServer, count: int) -> list[str]:
+    """Return the recipients that are in the server's log once there are so many."""
+    wait_until(lambda: len(server.recipients()) >= count)
+    return sorted(server.recipients())
+
+
+def letters(count: int, refused: Callable[[int], bool]) -> list[WireMessage]:
+    names = ["nobody" if refused(number) else "reader" for number in range(count)]
+    return [make_letter(f"{name}{number}@example.com") for number, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("refused", [lambda _number: True, lambda number: number % 20 != 19], ids=["all", "all but a few"])
+@pytest.mark.parametrize("server", [running_opensmtpd, running_exim, running_postfix], indirect=True)
+def test_many_refused_recipients(server: MailServer, refused: Callable[[int], bool]) -> None:
+    """Each has its own answer, however many errors of a client the server bears."""
+    mails = letters(60, refused)
+    relay = make_relay(server.host, server.port)
+    with relay.connection() as connection:
+        outcomes = [*connection.transmit(iter(mails))]
+    relay.hang_up()
+
+    verdicts = [Verdict.REFUSED if refused(number) else Verdict.SENT for number in range(60)]
+    assert [outcome.verdict for outcome in outcomes] == verdicts
+    assert all(outcome.reply.startswith("550") for outcome in outcomes if outcome.verdict is Verdict.REFUSED)
+
+
+@pytest.mark.parametrize("server", [running_postfix], indirect=True)
+def test_a_refused_recipient_is_one_error(server: MailServer) -> None:
+    """DATA would be another one: Postfix hangs up on a client after 20 errors, so it is not said before RCPT has its reply."""
+    relay = make_relay(server.host, server.port)
+    with relay.connection() as connection:
+        outcomes = [*connection.transmit(iter(letters(18, lambda _number: True)))]
+        [sent] = connection.transmit(iter(letters(1, lambda _number: False)))
+    relay.hang_up()
+
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.REFUSED}
+    assert sent.verdict is Verdict.SENT
+    assert len(taken_by(server, 1)) == 1
+    assert "too many errors" not in server.log()
