@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from mailer.delivery.round import NO_LIMIT, Duty, Office, Pace, Round, Silences
+from mailer.delivery.round import Duty, Office, Pace, Round, Silences
 from mailer.delivery.routing import carries, choose, routes_by_sender
 from mailer.delivery.settling import settle
 from mailer.intake import Bell
@@ -123,7 +123,7 @@ class Courier:
         if is_full and len(shares.carried) > len(shares.probes):
             self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
         rounds = self._hand_over(shares, duty, started)
-        full = [one for one in rounds if one.full - {NO_LIMIT}]
+        full = [one for one in rounds if one.stopped_domains]
         made_way = is_full and (full or shares.waits) and self._make_way(full, duty, ends=started + self._settings.slice_seconds)
         return len(claimed) if shares.carried or made_way else 0
 
@@ -285,11 +285,11 @@ class Courier:
 
     def _clear(self, lane: Lane, full: Sequence[Round], pauses: Mapping[str, Pause], ends: float) -> bool:
         """The head of a lane, until there is something else, or the time is over."""
-        rounds = {domain: one for one in full for domain in one.full}
+        rounds = {domain: one for one in full for domain in one.stopped_domains}
         now, has_moved = time.time(), False
         while True:
             heads = self._store.head(lane, now=now, most=_MOVED_AT_ONCE)
-            waits = {**self._waits_for_relays(heads, pauses, now), **_waits_at_limits(heads, rounds, lane, now)}
+            waits = {**self._waits_for_relays(heads, pauses, now), **_waits_at_limits(heads, rounds)}
             moved = self._store.postpone_if_queued(waits, now=now) if waits else set()
             has_moved = has_moved or bool(moved)
             if len(moved) < _MOVED_AT_ONCE or time.monotonic() > ends:
@@ -383,15 +383,16 @@ def _may_try(pause: Pause | None) -> bool:
     return pause is None or (pause.until is not None and pause.until <= time.time())
 
 
-def _waits_at_limits(heads: Iterable[Delivery], rounds: Mapping[str, Round], lane: Lane, now: float) -> dict[int, float]:
+def _waits_at_limits(heads: Iterable[Delivery], rounds: Mapping[str, Round]) -> dict[int, float]:
     """Of mail to domains at their limit."""
-    by_domain: dict[str, list[int]] = defaultdict(list)
+    by_domain: dict[str, list[Delivery]] = defaultdict(list)
     for delivery in heads:
-        if delivery.domain in rounds:
-            by_domain[delivery.domain].append(delivery.id)
-    return {
-        number: now + wait for domain, numbers in by_domain.items() for number, wait in rounds[domain].book(domain, lane, numbers)
-    }
+        if delivery.domain in rounds and rounds[delivery.domain].stops(delivery):
+            by_domain[delivery.domain].append(delivery)
+    waits: dict[int, float] = {}
+    for domain, deliveries in by_domain.items():
+        waits |= rounds[domain].book(deliveries)
+    return waits
 
 
 class Doorstep:

@@ -7,9 +7,11 @@ the outcomes of a window are recorded in the same transaction that marks the nex
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
+from operator import attrgetter
 from typing import Self
 
 from mailer.blackbox import BlackBox, Box
@@ -138,6 +140,7 @@ class Round:
         self.tried = 0
         self.given_back = 0  #: how many can be claimed again at once
         self.full: set[str] = set()  #: the domains that are at their limit
+        self.behind: set[tuple[str, Lane]] = set()  #: where others wait: new mail is put behind them
         self.failure: Outcome | None = None  #: the relay can't be used
 
     # --- what the connection asks for ---------------------------------------------------------------------------------
@@ -298,13 +301,45 @@ class Round:
         """Those that no limit stops. The others, and all that wait for the same domain, get a later due time."""
         if not self._office.throttle.limits_anything:
             return picked
-        refused: list[Delivery] = []
+        admitted: set[int] = set()
         for domain, deliveries in self._by_limit(picked).items():
-            refused += deliveries[self._granted(domain, len(deliveries)) :]
-        if refused:
-            self._postpone(refused)
-        stopped = {delivery.id for delivery in refused}
-        return [delivery for delivery in picked if delivery.id not in stopped]
+            in_turn = [delivery for delivery in deliveries if not self._is_behind(domain, delivery)]
+            in_turn.sort(key=lambda delivery: (delivery.lane, delivery.queued_at))
+            granted = self._granted(domain, len(in_turn)) if in_turn else 0
+            admitted.update(delivery.id for delivery in in_turn[:granted])
+        if len(admitted) < len(picked):
+            self._postpone([delivery for delivery in picked if delivery.id not in admitted])
+        return [delivery for delivery in picked if delivery.id in admitted]
+
+    def _is_behind(self, domain: str, delivery: Delivery) -> bool:
+        """Whether it is new, while others wait at a limit: in its lane, or a more urgent one."""
+        if delivery.has_waited:
+            return False
+        if (domain, delivery.lane) not in self.behind and self._must_stand_behind(domain, delivery.lane):
+            self.behind.add((domain, delivery.lane))
+        return (domain, delivery.lane) in self.behind
+
+    def _must_stand_behind(self, domain: str, lane: Lane) -> bool:
+        """A row may be longer on paper than it is: somebody cancelled what waited in it."""
+        throttle, now = self._office.throttle, time.time()
+        seconds = throttle.behind(self.relay, domain, lane)
+        if seconds <= 0:
+            return False
+        lanes = [its for its in Lane if its <= lane]
+        if self._office.store.is_waiting(lanes, domain, now=now, until=now + seconds, token=self._token):
+            return True
+        throttle.forget_line(self.relay, domain, lane)
+        return False
+
+    @property
+    def stopped_domains(self) -> set[str]:
+        """The domains whose limits stopped some mail."""
+        return (self.full | {domain for domain, _lane in self.behind}) - {NO_LIMIT}
+
+    def stops(self, delivery: Delivery) -> bool:
+        """Whether it would be refused, or put behind others."""
+        domain = self._limited_domain(delivery)
+        return domain in self.full or (not delivery.has_waited and (domain, delivery.lane) in self.behind)
 
     def _by_limit(self, deliveries: Iterable[Delivery]) -> dict[str, list[Delivery]]:
         """By their domain if it has a limit; the others have the limit of the relay in common."""
@@ -329,18 +364,29 @@ class Round:
         """Give a later due time to what was refused, and to all that would be refused for the same reason."""
         stays: deque[Delivery] = deque()
         for delivery in self._waiting:
-            (refused if self._limited_domain(delivery) in self.full else stays).append(delivery)
+            (refused if self.stops(delivery) else stays).append(delivery)
         self._waiting = stays
-        now = time.time()
-        for domain, deliveries in self._by_limit(refused).items():
-            for lane in Lane:
-                ids = [delivery.id for delivery in deliveries if delivery.lane is lane]
-                self._postponed.update((number, now + wait) for number, wait in self.book(domain, lane, ids))
+        self._postponed.update(self.book(refused))
 
-    def book(self, domain: str, lane: Lane, ids: Sequence[int]) -> Iterable[tuple[int, float]]:
-        """In how many seconds each of these may come back."""
-        pace = self._pace.seconds_per_mail
-        return zip(ids, self._office.throttle.book(self.relay, domain, len(ids), lane, seconds_per_mail=pace), strict=True)
+    def book(self, refused: Iterable[Delivery]) -> dict[int, float]:
+        """When each of these is due again: first those that have waited, which the limit stopped at their turn."""
+        now = time.time()
+        due: dict[int, float] = {}
+        for domain, deliveries in self._by_limit(refused).items():
+            for lane, has_waited in product(Lane, (True, False)):
+                row = [one for one in deliveries if one.lane is lane and one.has_waited is has_waited]
+                row.sort(key=attrgetter("queued_at"))
+                waits = self._office.throttle.book(
+                    self.relay,
+                    domain,
+                    len(row),
+                    lane,
+                    seconds_per_mail=self._pace.seconds_per_mail,
+                    again=has_waited,
+                    is_refused=domain in self.full,
+                )
+                due.update((delivery.id, now + wait) for delivery, wait in zip(row, waits, strict=True))
+        return due
 
     # --- the books ----------------------------------------------------------------------------------------------------
 

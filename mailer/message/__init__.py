@@ -268,6 +268,7 @@ class Delivery:
     queued_at: float  #: since when it is to be sent: its age counts from here
     on_doubt: OnDoubt
     token: str
+    has_waited: bool = False  #: after it was to be sent: at a limit, for a relay, or for another try
 
 
 def could_be_id(given: object) -> bool:

@@ -220,6 +220,15 @@ class Store(Database):
             found = transaction.execute(sql.HEAD, {"lane": lane, "now": now, "most": most})
         return rows.deliveries(found, token="")
 
+    def is_waiting(self, lanes: Iterable[Lane], domain: str, *, now: float, until: float, token: str) -> bool:
+        """Whether mail in these lanes is due again by then; of a domain, or of any if it is empty.
+
+        What the worker with this token has in its own hands does not count.
+        """
+        values = {"domain": domain, "now": now, "until": until, "token": token}
+        with self._look() as transaction:
+            return any(transaction.execute(sql.IS_WAITING, {"lane": lane, **values}) for lane in lanes)
+
     def postpone_if_queued(self, waits: Mapping[int, float], *, now: float) -> set[int]:
         """What is due is due later: it waits for its turn at a limit."""
         return self._move(sql.POSTPONE, waits=packed(waits.items()), now=now)

@@ -175,8 +175,9 @@ def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
             queued_at=queued_at,
             on_doubt=_ON_DOUBT[on_doubt],
             token=token,
+            has_waited=due_at > queued_at,
         )
-        for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, _due_at in sorted(
+        for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at in sorted(
             claimed, key=_BY_DUE_TIME
         )
     ]

@@ -239,6 +239,17 @@ SELECT {delivery} FROM mailer_delivery
 WHERE status = 'queued' AND lane = :lane AND due_at <= :now
 ORDER BY due_at LIMIT :most
 """
+# What another worker has claimed and is about to give back waits as well.
+IS_WAITING = """
+SELECT 1 WHERE EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :until AND due_at > queued_at
+        AND (:domain = '' OR domain = :domain))
+OR EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE lease_until IS NOT NULL AND status = 'claimed' AND lane = :lane AND token <> :token
+        AND (:domain = '' OR domain = :domain))
+"""
 POSTPONE = """
 UPDATE mailer_delivery SET due_at = waits.due_at
 FROM {waits}

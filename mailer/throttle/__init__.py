@@ -22,7 +22,7 @@ from mailer.logs import get_logger
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.settings.rates import OTHERS, read_rates
-from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, Line, Share
+from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, Line, Share, spread
 from mailer.throttle.shared import Shared
 
 _RENEWED_EVERY = 5.0
@@ -66,20 +66,62 @@ class Throttle:
             return Grant(wanted)
         return self._over_redis(lambda shared: self._admit_together(shared, limits, wanted)) or self._admit_alone(limits, wanted)
 
-    def book(self, relay: str, domain: str, count: int, lane: Lane, *, seconds_per_mail: float) -> list[float]:
+    def book(
+        self,
+        relay: str,
+        domain: str,
+        count: int,
+        lane: Lane,
+        *,
+        seconds_per_mail: float,
+        again: bool = False,
+        is_refused: bool = True,
+    ) -> list[float]:
         """When so many mails that must wait are to come back, in seconds from now: not all at once, and each in its turn.
 
+        `again`: they came when it was their turn, and the limit was full: they are not put behind those who came later.
+        Not `is_refused`: they have not asked, since others waited before them.
         `seconds_per_mail` is for a limit of connections alone, which says nothing about mails.
         """
         limits = self._limits(relay, domain)
-        if not limits:
+        if not limits or not count:
             return [0.0] * count
-        tightest = min(limits, key=lambda limit: limit.pace(seconds_per_mail))
+        now, here = time.monotonic(), self._here
+        with here.lock:
+            full_until = here.full_until(limits)
+            limit, pace = here.tightest(limits, lane, seconds_per_mail, is_refused=is_refused, now=now)
+        booked = self._over_redis(
+            lambda shared: shared.book(
+                limit, lane, count, pace, opens=max(0.0, full_until - now), again=again, is_refused=is_refused
+            )
+        )
+        with here.lock:
+            line = here.line(limit)
+            row = line.rebook if again else line.book
+            waits = row(count, lane, booked[1] if booked else pace, not_before=full_until, now=now)
+        return spread(booked[0], count, booked[1]) if booked else waits
+
+    def behind(self, relay: str, domain: str, lane: Lane) -> float:
+        """In how many seconds all are through that wait at one of the limits, in this lane or a more urgent one."""
+        return max((self._behind(limit, lane) for limit in self._limits(relay, domain)), default=0.0)
+
+    def forget_line(self, relay: str, domain: str, lane: Lane) -> None:
+        """Nobody waits there any more, in this lane or a more urgent one."""
+        for limit in self._limits(relay, domain):
+            with self._here.lock:
+                self._here.line(limit).forget(lane)
+            self._over_redis(lambda shared, limit=limit: shared.forget(limit, lane))  # type: ignore[misc]
+
+    def _behind(self, limit: Limit, lane: Lane) -> float:
+        seconds = self._over_redis(lambda shared: shared.behind(limit, lane))
         now = time.monotonic()
         with self._here.lock:
-            full_until = self._here.full_until(limits)
-            line = self._here.line(tightest)
-            return line.book(count, lane, tightest.pace(seconds_per_mail), not_before=full_until, now=now)
+            line = self._here.line(limit)
+            if seconds is None:
+                return line.behind(lane, now)
+            if seconds > 0:  # known here as well, should Redis go away
+                line.booked_until[lane] = max(line.booked_until.get(lane, now), now + seconds)
+        return seconds
 
     def seats(self) -> "Seats":
         """An empty hand, to take seats with: connections of a relay, senders to a domain."""
@@ -253,13 +295,35 @@ class _Process:
     def full_until(self, limits: list[Limit]) -> float:
         return max(self.line(limit).full_until for limit in limits)
 
+    def tightest(
+        self, limits: list[Limit], lane: Lane, seconds_per_mail: float, *, is_refused: bool, now: float
+    ) -> tuple[Limit, float]:
+        """The limit to wait at, and about how many mails a second it lets through.
+
+        One that is full, else where others wait, else the slowest.
+        """
+        full = [limit for limit in limits if self.line(limit).full_until > now]
+        paces = {limit: self._pace(limit, seconds_per_mail, is_full=limit in full) for limit in limits}
+        if not is_refused:
+            limit = max(limits, key=lambda one: self.line(one).behind(lane, now))
+        else:
+            limit = min(full or limits, key=paces.__getitem__)
+        return limit, paces[limit]
+
+    def _pace(self, limit: Limit, seconds_per_mail: float, *, is_full: bool) -> float:
+        """Of several rates, that of those which are full counts: 50000 a day say nothing of a busy second."""
+        full_pace = self.line(limit).full_pace
+        return full_pace if is_full and full_pace else limit.pace(seconds_per_mail)
+
     def close(self, counts: Sequence[Count], granted: int, wanted: int) -> float:
         """Remember which limits are full now; returns in how many seconds none of them is."""
         if granted == wanted:
             return 0.0
         full = [count for count in counts if count.free == granted]
-        for count in full:
-            self.line(count.limit).full_until = time.monotonic() + min(count.wait, LONGEST_WAIT)
+        for limit in {count.limit for count in full}:
+            line, its = self.line(limit), [count for count in full if count.limit is limit]
+            line.full_until = time.monotonic() + min(max(count.wait for count in its), LONGEST_WAIT)
+            line.full_pace = min(count.rate.amount / count.rate.get_expiry() for count in its)
         return max(count.wait for count in full)
 
     def learn(self, counts: Sequence[Count], granted: int) -> None:

@@ -93,12 +93,19 @@ class Window:
 # --- who waits --------------------------------------------------------------------------------------------------------
 
 
+def spread(first: float, count: int, pace: float) -> list[float]:
+    """So many waits, one after the other, and none longer than what waits may be."""
+    return [min(first + place / pace, LONGEST_WAIT) for place in range(count)]
+
+
 @dataclass(slots=True)
 class Line:
     """What a process remembers of a limit and of those who wait there."""
 
     full_until: float = -math.inf
-    booked_until: dict[Lane, float] = field(default_factory=dict)
+    full_pace: float | None = None  #: how many mails a second the rates let through that were full last
+    booked_until: dict[Lane, float] = field(default_factory=dict)  #: behind whom new mail is booked
+    rebooked_until: dict[Lane, float] = field(default_factory=dict)  #: of those that came at their time and were refused
     windows: dict[RateLimitItem, Window] = field(default_factory=dict)
     counted_until: float = -math.inf  #: until when nobody else knows what this process has sent
 
@@ -111,11 +118,28 @@ class Line:
         Each lane has a row of its own: urgent mail is not put behind the bulk mail that waits.
         """
         first = max(max(self.booked_until.get(lane, now), now) + 1 / pace, not_before) - now
-        in_time = min(count, max(0, math.floor((LONGEST_WAIT - first) * pace) + 1))
-        waits = [min(first + place / pace, LONGEST_WAIT) for place in range(in_time)]
-        if waits:
-            self.booked_until[lane] = now + waits[-1]
-        return waits + [LONGEST_WAIT] * (count - in_time)
+        if count and first <= LONGEST_WAIT:
+            self.booked_until[lane] = now + min(first + (count - 1) / pace, LONGEST_WAIT)
+        return spread(first, count, pace)
+
+    def rebook(self, count: int, lane: Lane, pace: float, *, not_before: float, now: float) -> list[float]:
+        """Due times of mail that came at its time and was refused: as soon as the limit opens, before newer mail."""
+        before, opens = self.rebooked_until.get(lane, now), max(0.0, not_before - now)
+        first = max(before - now + 1 / pace, opens) if before > now else opens or 1 / pace
+        if count and first <= LONGEST_WAIT:
+            self.rebooked_until[lane] = now + min(first + (count - 1) / pace, LONGEST_WAIT)
+            self.booked_until[lane] = max(self.booked_until.get(lane, now), self.rebooked_until[lane])
+        return spread(first, count, pace)
+
+    def behind(self, lane: Lane, now: float) -> float:
+        """In how many seconds all are through that waited before, in this lane or a more urgent one."""
+        return max((until - now for its, until in self.booked_until.items() if its <= lane), default=0.0)
+
+    def forget(self, lane: Lane) -> None:
+        """Nobody waits in this lane, nor in a more urgent one."""
+        for rows in (self.booked_until, self.rebooked_until):
+            for its in [its for its in rows if its <= lane]:
+                del rows[its]
 
     def is_over(self, now: float) -> bool:
         """Whether there is nothing left to remember."""

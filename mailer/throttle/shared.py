@@ -10,7 +10,8 @@ from limits.strategies import MovingWindowRateLimiter
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from mailer.throttle.arithmetic import Count, Limit
+from mailer.message import Lane
+from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit
 
 # A seat that nobody renews is free again after so many seconds.
 _SEAT_SECONDS = 120
@@ -36,6 +37,47 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return redis.call('ZCARD', KEYS[1])
 """
 
+# The rows of those who wait, as `arithmetic.Line` has them. A field is the number of a lane, behind "b" for those who were
+# booked and "r" for those who were booked again.
+_BOOK = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local lane, count, pace, opens, again, longest = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1',
+    tonumber(ARGV[6])
+local function until_(field) return math.max(tonumber(redis.call('HGET', KEYS[1], field) or 0) - now, 0) end
+if ARGV[7] == '1' then
+    redis.call('HSET', KEYS[1], 'pace', ARGV[3])
+else
+    pace = tonumber(redis.call('HGET', KEYS[1], 'pace') or pace)
+end
+local first = opens
+if not again then
+    first = math.max(until_('b' .. lane) + 1 / pace, opens)
+elseif until_('r' .. lane) > 0 then
+    first = math.max(until_('r' .. lane) + 1 / pace, opens)
+elseif opens <= 0 then
+    first = 1 / pace
+end
+if first <= longest then
+    local last = math.min(first + (count - 1) / pace, longest)
+    if again then
+        redis.call('HSET', KEYS[1], 'r' .. lane, string.format('%.6f', now + last))
+        last = math.max(last, until_('b' .. lane))
+    end
+    redis.call('HSET', KEYS[1], 'b' .. lane, string.format('%.6f', now + last))
+end
+redis.call('EXPIRE', KEYS[1], 2 * longest)
+return {string.format('%.6f', first), string.format('%.9f', pace)}
+"""
+_BEHIND = """
+local time = redis.call('TIME')
+local now, longest = time[1] + time[2] / 1000000, 0
+for lane = 0, tonumber(ARGV[1]) do
+    longest = math.max(longest, tonumber(redis.call('HGET', KEYS[1], 'b' .. lane) or 0) - now)
+end
+return string.format('%.6f', longest)
+"""
+
 
 class Shared:
     """Redis. Nothing is connected before it is needed, and nobody waits for an answer longer than two seconds."""
@@ -49,6 +91,8 @@ class Shared:
         self._rates = MovingWindowRateLimiter(storage)
         self._take_seat = self._client.register_script(_TAKE_SEAT)
         self._announce = self._client.register_script(_ANNOUNCE)
+        self._book = self._client.register_script(_BOOK)
+        self._behind = self._client.register_script(_BEHIND)
 
     def announce(self, process: str) -> int:
         """Say that this process is alive; returns how many are."""
@@ -61,6 +105,25 @@ class Shared:
     def take(self, mails: int, limit: Limit, rate: RateLimitItem) -> bool:
         """Count them, if there are so many left."""
         return mails == 0 or self._rates.hit(rate, limit.key, cost=mails)
+
+    def book(
+        self, limit: Limit, lane: Lane, count: int, pace: float, *, opens: float, again: bool, is_refused: bool
+    ) -> tuple[float, float]:
+        """Book places for so many; returns the seconds until the first is due, and how many mails a second follow.
+
+        Who was refused knows the pace of the limit; who only comes later takes the one that is known.
+        """
+        values = [int(lane), count, pace, opens, int(again), LONGEST_WAIT, int(is_refused)]
+        first, pace = map(float, self._book(keys=[self._line(limit)], args=values))
+        return first, pace
+
+    def behind(self, limit: Limit, lane: Lane) -> float:
+        """In how many seconds all are through that waited before, in this lane or a more urgent one."""
+        return float(self._behind(keys=[self._line(limit)], args=[int(lane)]))
+
+    def forget(self, limit: Limit, lane: Lane) -> None:
+        """Nobody waits in this lane, nor in a more urgent one."""
+        self._client.hdel(self._line(limit), *(f"{row}{int(its)}" for its in Lane if its <= lane for row in "br"))
 
     def take_seat(self, limit: Limit, taker: str) -> bool:
         return bool(self._take_seat(keys=[self._seats(limit)], args=_seated(limit, taker)))
@@ -80,6 +143,9 @@ class Shared:
 
     def _seats(self, limit: Limit) -> str:
         return f"{self._prefix}:seats/{limit.key}"
+
+    def _line(self, limit: Limit) -> str:
+        return f"{self._prefix}:line/{limit.key}"
 
 
 def _seated(limit: Limit, taker: str) -> list[str | int]:

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count as naturals
 from itertools import pairwise
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,10 +15,22 @@ from mailer import schema
 from mailer.delivery import Courier
 from mailer.devstack.faults import DELAY, Fault
 from mailer.message import Lane, Status
+from mailer.policy import MOST_IN_A_WINDOW
 from mailer.store import Store
 from tests.mails import a_message, table
 from tests.services.broker import RedisServer
-from tests.services.couriers import Clock, CountingBell, OpenCourier, copy_of, deliver_all, entry, queue, queue_many
+from tests.services.couriers import (
+    Clock,
+    CountingBell,
+    OpenCourier,
+    copy_of,
+    deliver_all,
+    entry,
+    queue,
+    queue_many,
+    received,
+    states,
+)
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
@@ -141,6 +155,102 @@ def test_what_waited_goes_when_it_is_its_turn(store: Store, open_courier: OpenCo
 
     wait_until(look_again)
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
+
+
+# --- first come, first served ------------------------------------------------------------------------------------------
+
+
+def deliver_beside_new_mail(
+    store: Store, sink: Sink, couriers: list[Courier], *, old: int, lane: Lane = Lane.NORMAL, new_lane: Lane = Lane.NORMAL
+) -> int:
+    """Queue a heap, and new mail until all of the heap is sent; return how many new ones went out before its last."""
+    for number in range(old):
+        queue(store, f"old{number}@example.com", lane=lane)
+    for courier in couriers:
+        courier.deliver_slice()
+    newest, over = naturals(), Event()
+
+    def work(courier: Courier) -> None:
+        while not over.wait(0.005):
+            courier.deliver_slice()
+
+    def all_old_are_sent() -> bool:
+        queue(store, f"new{next(newest)}@example.com", lane=new_lane)
+        return sum(recipient.startswith("old") for recipient in received(sink)) == old
+
+    with ThreadPoolExecutor(len(couriers)) as threads:
+        working = [threads.submit(work, courier) for courier in couriers]
+        try:
+            wait_until(all_old_are_sent, timeout=40)
+        finally:
+            over.set()
+        for one in working:
+            one.result()
+    names = received(sink)
+    last = max(place for place, name in enumerate(names) if name.startswith("old"))
+    return sum(name.startswith("new") for name in names[:last])
+
+
+@pytest.mark.parametrize("limited", ["relay", "domain"])
+def test_new_mail_is_behind_what_waits_at_a_limit(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, limited: str
+) -> None:
+    """With two workers that share it: at most a window of each worker is mixed up at the end of the line."""
+    of_relay = {"MAILER_RELAY_RATE": "20/second"} if limited == "relay" else {}
+    of_domain = {} if of_relay else {"MAILER_DOMAIN_LIMITS": {"example.com": {"rate": "20/second"}}}
+    couriers = [open_courier(entry(sink, **of_relay), redis_url=redis_url, **of_domain) for _ in range(2)]
+
+    assert deliver_beside_new_mail(store, sink, couriers, old=100) <= len(couriers) * MOST_IN_A_WINDOW
+
+
+def test_the_line_is_kept_without_redis(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+    """Each process keeps its own."""
+    courier = open_courier(entry(sink, MAILER_RELAY_RATE="20/second"), redis_url=None)
+
+    assert deliver_beside_new_mail(store, sink, [courier], old=60) <= MOST_IN_A_WINDOW
+
+
+def test_less_urgent_mail_is_behind_what_waits(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """New bulk mail takes no place from normal mail that waits; new critical mail is put behind nobody."""
+    couriers = [open_courier(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url) for _ in range(2)]
+    queue_many(store, 100)
+    couriers[0].deliver_slice()
+    wait_until(lambda: _is_open(couriers[0]))
+    queue(store, "bulk@example.com", lane=Lane.BULK)
+    queue(store, "critical@example.com", lane=Lane.CRITICAL)
+
+    couriers[1].deliver_slice()
+
+    assert states(store)["bulk"] == "queued"
+    assert states(store)["critical"] == "sent"
+
+
+def _is_open(courier: Courier) -> bool:
+    """Whether the limit would let some mail through."""
+    throttle = courier._office.throttle
+    limit = throttle.of_relay("relay")
+    assert limit
+    assert throttle._shared
+    return throttle._shared.count(limit, limit.rates[0]).free > 5
+
+
+def test_a_line_of_cancelled_mail_stops_nobody(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+) -> None:
+    """The limit is not left idle for mail that does not come any more."""
+    courier = open_courier(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
+    queue_many(store, 200)
+    courier.deliver_slice()
+    for _bite in store.cancel_if_due_before(clock.time() + 3600, now=clock.time()):
+        pass
+    wait_until(lambda: _is_open(courier))
+    queue(store, "new@example.com")
+
+    courier.deliver_slice()
+
+    assert states(store)["new"] == "sent"
 
 
 # --- nobody is held up ------------------------------------------------------------------------------------------------

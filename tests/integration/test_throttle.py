@@ -16,6 +16,8 @@ from mailer import throttle as room
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.throttle import Throttle, shared
+from mailer.throttle.arithmetic import Limit, Line
+from mailer.throttle.shared import Shared
 from tests.services.broker import RedisServer
 from tests.services.processes import at_once
 from tests.services.worker import PROJECT
@@ -357,6 +359,25 @@ def forked(work: Callable[[], bool]) -> int:
 
 
 # --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lane", [Lane.CRITICAL, Lane.BULK])
+def test_a_line_in_redis_is_that_of_a_process(redis_url: str, lane: Lane) -> None:
+    """The same bookings come to the same times, whoever keeps the line."""
+    kept, line, limit = Shared(redis_url, "shop"), Line(), Limit(f"relay/{lane}", (), 1)
+    calls = [(10, False, 0.0), (3, False, 5.0), (2, True, 0.5), (4, True, 0.0), (1, False, 0.0), (100_000, False, 0.0)]
+    for mails, again, opens in calls:
+        first, pace = kept.book(limit, lane, mails, 4.0, opens=opens, again=again, is_refused=True)
+        row = line.rebook if again else line.book
+        waits = row(mails, lane, 4.0, not_before=1000 + opens, now=1000.0)
+        assert first == pytest.approx(waits[0], abs=0.5)
+        assert pace == 4.0
+        assert kept.behind(limit, Lane.BULK) == pytest.approx(line.behind(Lane.BULK, 1000.0), abs=0.5)
+    assert (kept.behind(limit, Lane.CRITICAL) > 0) == (lane is Lane.CRITICAL)
+
+    kept.forget(limit, Lane.BULK)
+
+    assert kept.behind(limit, Lane.BULK) <= 0
 
 
 def test_who_is_refused_is_told_when_to_come_back(redis_url: str) -> None:

@@ -188,6 +188,35 @@ def test_urgent_mail_is_not_booked_behind_bulk_mail() -> None:
     assert line.book(1, Lane.CRITICAL, 20.0, not_before=0.0, now=0.0) == pytest.approx([0.05])
 
 
+def test_who_came_at_its_time_is_not_put_behind_newer_mail() -> None:
+    """It comes back when the limit opens, and newer mail is booked behind it."""
+    line = Line()
+    line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
+
+    assert line.rebook(2, Lane.NORMAL, 5.0, not_before=0.3, now=0.2) == pytest.approx([0.1, 0.3])
+    assert line.rebook(1, Lane.NORMAL, 5.0, not_before=0.3, now=0.2) == pytest.approx([0.5])
+    assert line.book(1, Lane.NORMAL, 5.0, not_before=0.0, now=0.2) == pytest.approx([2.0])
+    assert line.behind(Lane.NORMAL, 0.2) == pytest.approx(2.0)
+
+
+def test_new_mail_is_behind_what_is_as_urgent_or_more() -> None:
+    """Not behind what is less urgent."""
+    line = Line()
+    line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
+
+    assert [line.behind(lane, 0.0) > 0 for lane in (Lane.CRITICAL, Lane.NORMAL, Lane.BULK)] == [False, True, True]
+    line.forget(Lane.BULK)
+    assert line.behind(Lane.BULK, 0.0) == 0.0
+
+
+def test_the_rate_that_is_full_says_how_fast_a_line_is(clock: Clock) -> None:
+    """A rate of a day that is far from used up says nothing of a busy second."""
+    one = throttle(MAILER_RELAY_RATE="10/second; 100/day")
+    assert one.admit(RELAY, "", 12).granted == 10
+
+    assert booked(one, "", 3) == pytest.approx([1.0, 1.1, 1.2], abs=0.1)
+
+
 def test_what_is_too_far_away_comes_back_for_a_new_look() -> None:
     """And the row is not longer for it: who comes later finds the same room."""
     line = Line()
