@@ -32,7 +32,7 @@ from flask.typing import ResponseReturnValue
 from sqlalchemy import create_engine
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, Message, StoreUnavailable, UnknownMail, send_email
+from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, Message, StoreUnavailable, send_email
 from mailer.devstack.inbox import Inbox, Received
 from mailer.private import make_private_file, make_private_folder
 
@@ -155,10 +155,9 @@ def write() -> ResponseReturnValue:
 
 @pages.get("/mail/<mail_id>")
 def status(mail_id: str) -> str:
-    try:
-        return render_template("status.html", mail=mailer.status(mail_id), now=datetime.now(UTC))
-    except UnknownMail as error:
-        abort(404, str(error))
+    # statuses() takes whole ids only: whoever guesses the beginning of one must not see somebody's mail.
+    mail = mailer.statuses([mail_id]).get(mail_id) or abort(404, "This mail was never queued here, or it has been purged.")
+    return render_template("status.html", mail=mail, now=datetime.now(UTC))
 
 
 # --- race: the same mails in the request, with a thread each, and queued ----------------------------------------------

@@ -78,8 +78,11 @@ def queue() -> None:
 @mail_group.command()
 @click.argument("mail_id")
 def status(mail_id: str) -> None:
-    """What became of a mail, recipient by recipient."""
-    mail = _store().status(mail_id)
+    """What became of a mail, recipient by recipient.
+
+    MAIL_ID is the id of a mail, eight or more characters of its beginning, or the number of one of its deliveries.
+    """
+    mail = _store().status(_find(mail_id))
     gone = f"  what it said was erased at {_clock(mail.erased_at)}" if mail.erased_at else ""
     subject = "(sensitive)" if mail.sensitive else printable(mail.subject)
     click.echo(f"{mail.id}  {_clock(mail.created_at)}  {subject}{gone}")
@@ -223,8 +226,14 @@ def _pause(pause: Pause) -> str:
     return f"paused since {_clock(pause.since)}, {until}, failed {times}: {printable(pause.reason)}"
 
 
+def _find(given: str) -> str:
+    """Return the id of the mail that an operator names, with a delivery's number as well."""
+    return _store().find_mail(given, by_number=True)
+
+
 def _settle(mail_id: str, to: Status) -> None:
-    before = _store().status(mail_id)  # an unknown id is an error, not "0 moved"
+    mail_id = _find(mail_id)  # an unknown one is an error, not "0 moved"
+    before = _store().status(mail_id)
     moved = _store().settle_if_resting(mail_id, to, now=time.time())
     if not moved and to is Status.QUEUED and before.erased_at:
         raise click.ClickException(

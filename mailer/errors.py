@@ -9,7 +9,7 @@ MailerError
 │   ├── KeyReused           its idempotency key belongs to another mail
 │   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
-├── UnknownMail             no mail has this id
+├── UnknownMail             no mail has this id, or several begin so
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
     │   ├── CommitLost      it went away during the commit; the mail may be queued
@@ -58,7 +58,7 @@ class TemplateError(InvalidMail):
 
 
 class UnknownMail(MailerError, LookupError):
-    """No mail has this id; it may have been purged."""
+    """No mail has this id, as it may have been purged, or several begin with what was given."""
 
 
 class StoreError(MailerError):

@@ -146,17 +146,23 @@ class Mailer:
         )
         return _state().intake.enqueue(message, options)
 
-    def status(self, mail_id: str) -> MailStatus:
-        """What became of a mail; raises `UnknownMail`."""
-        return _state().store.status(mail_id)
+    def status(self, mail_id: str | Receipt) -> MailStatus:
+        """What became of a mail; raises `UnknownMail`.
 
-    def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
-        """The same for many at once; ids that are unknown are left out."""
-        return _state().store.statuses(mail_ids)
+        The first eight characters of its id, or more, will do if no other mail has them. To a page that strangers can
+        reach, give what `statuses()` finds: that takes whole ids only, which nobody can guess.
+        """
+        store = _state().store
+        return store.status(store.find_mail(_id_of(mail_id)))
 
-    def cancel(self, mail_id: str) -> bool:
-        """Do not send what is still queued of a mail; whether there was any."""
-        return bool(_state().store.settle_if_resting(mail_id, Status.CANCELLED, now=time.time()))
+    def statuses(self, mail_ids: Collection[str | Receipt]) -> dict[str, MailStatus]:
+        """The same for many at once, by id; ids that are unknown are left out."""
+        return _state().store.statuses([*map(_id_of, mail_ids)])
+
+    def cancel(self, mail_id: str | Receipt) -> bool:
+        """Do not send what is still queued of a mail; whether there was any. It is named as for `status()`."""
+        store = _state().store
+        return bool(store.settle_if_resting(store.find_mail(_id_of(mail_id)), Status.CANCELLED, now=time.time()))
 
 
 class Mail(flask_mail.Mail):
@@ -175,6 +181,10 @@ class Mail(flask_mail.Mail):
     def connect(self) -> QueueConnection:
         """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
         return _state(self.app).mail.connect()
+
+
+def _id_of(mail_id: str | Receipt) -> str:
+    return mail_id.id if isinstance(mail_id, Receipt) else mail_id
 
 
 def _state(app: Flask | None = None) -> State:

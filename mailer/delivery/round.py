@@ -209,7 +209,8 @@ class Round:
             return _SENT
         dice = random.random()  # noqa: S311 -- spreads retries
         move = next_move(delivery, outcome, self._office.settings.retry, now=time.time(), dice=dice)
-        log.warning("delivery %d: %s, %s at %s: %s", delivery.id, move.to, outcome.verdict, outcome.phase, outcome.reply)
+        said = (outcome.verdict, delivery.mail_id, delivery.id, move.to, outcome.phase, outcome.reply)
+        log.warning("Delivery %s: mail_id=%s delivery=%d status=%s phase=%s reply=%s", *said)
         if outcome.verdict is Verdict.UNREACHED and move.to is Status.QUEUED:
             return replace(move, due_at=time.time())  # the relay is paused now, which is all there is to wait for
         return move
@@ -282,7 +283,8 @@ class Round:
     def _letter(self, delivery: Delivery, message: Message, composed: Composed) -> Letter | None:
         to = destination(self._office.settings, delivery.recipient)
         if to is None:
-            log.warning("delivery %d: failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS", delivery.id)
+            why = "Delivery failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS: mail_id=%s delivery=%d"
+            log.warning(why, delivery.mail_id, delivery.id)
             self._fail([delivery], delivery.mail_id, "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent")
             return None
         if to != delivery.recipient:
@@ -411,7 +413,8 @@ class Round:
                 ours = store.mark_if_claimed(ids, token=self._token, now=now, lease_until=until)
         for result in self._results:
             if result.delivery.id not in moved:
-                log.warning("delivery %d: %s, but the claim was lost", result.delivery.id, result.outcome.verdict)
+                late = (result.delivery.mail_id, result.delivery.id, result.outcome.verdict)
+                log.warning("Outcome not recorded, the claim was lost: mail_id=%s delivery=%d verdict=%s", *late)
         for letter in window:
             (self._marked if letter.delivery.id in ours else self._unmarked).append(letter)
         self._lease_until = until

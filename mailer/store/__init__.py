@@ -23,7 +23,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mailer.errors import CommitLost, StoreUnavailable, UnknownMail
+from mailer.errors import CommitLost, StoreUnavailable
 from mailer.logs import get_logger
 from mailer.message import (
     TRANSITIONS,
@@ -43,7 +43,7 @@ from mailer.message import (
     id_at,
 )
 from mailer.policy import Move
-from mailer.store import blobs, hosts, keys, retention, rows
+from mailer.store import blobs, hosts, keys, lookup, retention, rows
 from mailer.store import statements as sql
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
@@ -412,10 +412,19 @@ class Store(Database):
             return rows.mail_statuses(*(transaction.execute(query, values) for query in (sql.HEADS, sql.COPIES, sql.TRIES)))
 
     def status(self, mail_id: str) -> MailStatus:
+        """How one mail is doing; raises `UnknownMail`."""
         try:
             return self.statuses([mail_id])[mail_id]
-        except KeyError:
-            raise UnknownMail(f"No mail has the id {mail_id!r}: it was never queued here, or it has been purged.") from None
+        except (KeyError, TypeError):  # what has no hash is no id either
+            raise lookup.unknown(mail_id) from None
+
+    def find_mail(self, given: object, *, by_number: bool = False) -> str:
+        """Return the id of the mail that is meant: by its id, its beginning or, if wanted, the number of a delivery.
+
+        Raises `UnknownMail` if there is none, or more than one.
+        """
+        with self._look() as transaction:
+            return lookup.find_mail(transaction, given, by_number=by_number)
 
     def counts(self) -> list[tuple[Status, Lane, int, float | None]]:
         """(status, lane, how many, the oldest due time), for people."""

@@ -53,6 +53,11 @@ _AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
 _UNLESS_LOCKED = """
 CROSS JOIN LATERAL (SELECT 1 FROM mailer_message WHERE id = mailer_delivery.mail_id FOR UPDATE SKIP LOCKED) AS mail
 """
+#: PostgreSQL knows the condition when it plans, and nearly everywhere plans nothing of this.
+_OR_BY_BYTE = """
+UNION SELECT id FROM mailer_message
+WHERE NOT 'aa' < 'b' AND id COLLATE "C" >= :beginning AND id COLLATE "C" < :end
+"""
 #: A person has paused this lane, or everything: nothing of it goes out.
 _PAUSED = "EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"
 
@@ -78,6 +83,7 @@ def spelt(statement: str, *, sqlite: bool) -> str:
         unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
         most=f"CASE WHEN {_PAUSED} THEN 0 ELSE :most END" if sqlite else ":most",
         outgoing=_OUTGOING,
+        or_by_byte="" if sqlite else _OR_BY_BYTE,
         age=_AGE,
         ids=_list("ids", "bigint", sqlite=sqlite),
         mails=_list("mails", "text", sqlite=sqlite),
@@ -453,6 +459,11 @@ UPDATE mailer_delivery SET due_at = NULL
 WHERE id IN (SELECT id FROM doubtful)
 RETURNING id
 """
+# A collation in which "aa" is a letter after z, as that of Danish, does not find ids by this index: then all are read.
+BEGINS_WITH = """
+SELECT id FROM mailer_message WHERE id >= :beginning AND id < :end {or_by_byte} LIMIT :most
+"""
+MAIL_OF = "SELECT mail_id FROM mailer_delivery WHERE id = :id"
 HEADS = "SELECT id, message_id, subject, created_at, sensitive, erased_at FROM mailer_message WHERE id {mails}"
 COPIES = """
 SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay

@@ -246,6 +246,13 @@ def test_an_unknown_mail_is_not_found(visitor: FlaskClient) -> None:
     assert visitor.get("/mail/unknown").status_code == 404
 
 
+def test_the_beginning_of_an_id_shows_nothing(visitor: FlaskClient) -> None:
+    """Ids begin with the time: who guesses when a mail was queued must not read it."""
+    page = visitor.post("/write", data={"to": "ada@example.com", "subject": "Secret", "text": "Hi"}).location
+    assert visitor.get(page).status_code == 200
+    assert visitor.get(page[:-1]).status_code == 404
+
+
 # --- race -------------------------------------------------------------------------------------------------------------
 
 

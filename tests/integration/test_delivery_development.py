@@ -2,6 +2,9 @@
 
 from email import message_from_bytes
 
+import pytest
+
+from mailer.devstack.faults import Fault
 from mailer.message import Address, Status
 from mailer.store import Store
 from tests.mails import a_message
@@ -20,6 +23,21 @@ def test_only_those_on_the_list(make_courier: MakeCourier, store: Store, sink: S
         Status.FAILED,
         "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent",
     )
+
+
+def test_the_log_names_mail_and_delivery(
+    make_courier: MakeCourier, store: Store, sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line about a delivery has the id of its mail, which `flask mail status` takes, and its number."""
+    stranger, refused = queue(store, "bob@example.org"), queue(store, "eve@example.com")
+    sink.faults.add(Fault("rcpt", "550 5.1.1 nobody", recipient="eve@example.com"))
+    deliver_all(make_courier(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
+
+    lines = sorted(record.getMessage() for record in caplog.records if "delivery=" in record.getMessage())
+    [not_allowed, not_taken] = lines
+    assert not_allowed.endswith(f"MAILER_ALLOWED_RECIPIENTS: mail_id={stranger} delivery={copy_of(store, stranger).id}")
+    named = f"mail_id={refused} delivery={copy_of(store, refused).id}"
+    assert not_taken == f"Delivery refused: {named} status=failed phase=rcpt reply=550 5.1.1 nobody"
 
 
 def test_everything_to_me(make_courier: MakeCourier, store: Store, sink: Sink) -> None:

@@ -156,7 +156,7 @@ def test_rows_in_a_frozen_transaction_hold_up_nobody(store: Store, state: Status
 # --- indexes ----------------------------------------------------------------------------------------------------------
 
 
-def plan_of(store: Store, ask: Callable[[Store], Any]) -> str:
+def plan_of(store: Store, ask: Callable[[Store], Any], table: str = "mailer_delivery") -> str:
     """How the database would do what is asked, were there a million rows."""
     executed: list[tuple[str, Any]] = []
     execute = Transaction.execute
@@ -177,7 +177,7 @@ def plan_of(store: Store, ask: Callable[[Store], Any]) -> str:
         plans = [
             connection.exec_driver_sql(explain + statement, parameters)
             for statement, parameters in executed
-            if "mailer_delivery" in statement
+            if table in statement
         ]
         return "\n".join(str(line) for plan in plans for line in plan)
 

@@ -137,6 +137,9 @@ assert_type(status.deliveries, tuple[DeliveryStatus, ...])
 assert_type(queue.statuses([receipt.id]), dict[str, MailStatus])
 assert_type(queue.statuses({receipt.id}), dict[str, MailStatus])
 assert_type(queue.cancel(receipt.id), bool)
+assert_type(queue.status(receipt), MailStatus)
+assert_type(queue.statuses([receipt]), dict[str, MailStatus])
+assert_type(queue.cancel(receipt), bool)
 
 for delivery in status:
     assert_type(delivery, DeliveryStatus)

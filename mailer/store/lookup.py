@@ -1,0 +1,46 @@
+"""Which mail a person means: by its id, by the beginning of its id, or by the number of one of its deliveries."""
+
+import re
+
+from mailer.errors import UnknownMail
+from mailer.message import could_be_id
+from mailer.store import statements as sql
+from mailer.store.statements import packed
+from mailer.store.transactions import Transaction
+
+#: The fewest characters of an id that stand for it: eight, as the documentation prints it.
+_BEGINNING = re.compile(r"[0-9a-f]{8,31}")
+#: As BIGINT takes it. An id begins with a zero until the year 2527, and a number never does.
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_CANDIDATES = 10
+
+
+def find_mail(transaction: Transaction, given: object, *, by_number: bool) -> str:
+    """Return the id of the one mail that is meant; `UnknownMail` if there is none, or more than one."""
+    if could_be_id(given) and transaction.execute(sql.ARE_THERE, {"mails": packed([given])}):
+        return str(given)
+    found = sorted(_candidates(transaction, given, by_number=by_number)) if isinstance(given, str) else []
+    if not found:
+        raise unknown(given)
+    if len(found) > 1:
+        shown = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
+        raise UnknownMail(f"{given!r} may be any of these mails: {shown}. Give the whole id, or more of it.")
+    return found[0]
+
+
+def unknown(given: object) -> UnknownMail:
+    """Make the error for an id that no mail has."""
+    shown = repr(given)
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
+    return UnknownMail(f"No mail has the id {shown}: it was never queued here, or it has been purged.")
+
+
+def _candidates(transaction: Transaction, given: str, *, by_number: bool) -> set[str]:
+    found: set[str] = set()
+    if _BEGINNING.fullmatch(beginning := given.removesuffix("…").removesuffix("...")):
+        # "g" comes after all hex digits.
+        values = {"beginning": beginning, "end": f"{beginning}g", "most": _CANDIDATES + 1}
+        found.update(mail_id for (mail_id,) in transaction.execute(sql.BEGINS_WITH, values))
+    if by_number and _NUMBER.fullmatch(given):
+        found.update(mail_id for (mail_id,) in transaction.execute(sql.MAIL_OF, {"id": int(given)}))
+    return found

@@ -1,0 +1,155 @@
+"""Which mail is meant: by its id, the beginning of its id, or the number of a delivery."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import create_engine, make_url
+
+from mailer import Mailer, Receipt, Status, UnknownMail
+from mailer.schema import metadata
+from mailer.store import Store
+from tests.integration.test_cli import failure, run_in
+from tests.integration.test_store_claims import plan_of
+from tests.mails import a_message, insert, table
+from tests.shop import store_of
+
+ONE = "019fb1c3a0000000000000000000aaaa"
+NEAR = "019fb1c3a0000000000000000000aab0"
+OTHER = "019fb1c4a0000000000000000000aaaa"
+GARBAGE: list[Any] = [
+    *("", "nope", "019fb1c", "019FB1C3", "019fb1c3%", "019fb1c3' OR 1=1", "\0", "\ud800", "ä" * 10_000, "9" * 30, "0" * 8),
+    *("1 ", "-1", "…", "…" * 9, None, 1, 1.5, b"019fb1c3", ["019fb1c3"], {}, object()),
+]
+
+mailer = Mailer()
+
+
+@pytest.fixture
+def mails(shop: Flask) -> Flask:
+    """An application with three mails, two of which begin alike."""
+    for mail_id in (ONE, NEAR, OTHER):
+        insert(store_of(shop), "ada@example.com", message=a_message(id=mail_id))
+    return shop
+
+
+def test_the_beginning_of_an_id_will_do(mails: Flask) -> None:
+    """As the documentation prints it, with its dots; in Python and for each command."""
+    for beginning in (OTHER[:8], OTHER[:31], OTHER, f"{OTHER[:8]}…", f"{OTHER[:8]}..."):
+        assert mailer.status(beginning).id == OTHER
+        assert run_in(mails, "status", beginning).output.startswith(f"{OTHER}  ")
+    assert run_in(mails, "cancel", OTHER[:8]).output == "1 moved to cancelled.\n"
+    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "requeue", OTHER[:8]))
+    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "settle", OTHER[:8], "sent"))
+    assert mailer.cancel(ONE[:31]) is True
+    assert [mailer.status(mail_id).deliveries[0].status for mail_id in (ONE, NEAR, OTHER)] == [
+        Status.CANCELLED,
+        Status.QUEUED,
+        Status.CANCELLED,
+    ]
+
+
+def test_a_beginning_that_several_have(mails: Flask) -> None:
+    """Nothing is shown and nothing is moved, and the error names them."""
+    for beginning in (ONE[:8], ONE[:30]):
+        said = f"'{beginning}' may be any of these mails: {ONE}, {NEAR}. Give the whole id, or more of it."
+        for ask in (mailer.status, mailer.cancel):
+            with pytest.raises(UnknownMail) as raised:
+                ask(beginning)
+            assert str(raised.value) == said
+        for arguments in (["status", beginning], ["cancel", beginning], ["requeue", beginning], ["settle", beginning, "sent"]):
+            assert failure(run_in(mails, *arguments)) == f"Error: {said}\n"
+    assert {row["status"] for row in table(store_of(mails)).values()} == {"queued"}
+
+
+def test_not_every_candidate_is_named(mails: Flask) -> None:
+    """Ten of them: a minute may have thousands."""
+    for number in range(12):
+        insert(store_of(mails), message=a_message(id=f"019fb1c5{number:024x}"))
+    with pytest.raises(UnknownMail) as raised:
+        mailer.status("019fb1c5")
+    assert str(raised.value).count("019fb1c5") == 11
+    assert "…" in str(raised.value)
+
+
+def test_a_delivery_finds_its_mail(mails: Flask) -> None:
+    """By the number that the log has for it; for operators only, since anybody can count."""
+    [number] = [number for number, row in table(store_of(mails)).items() if row["mail_id"] == NEAR]
+    assert run_in(mails, "status", str(number)).output.startswith(f"{NEAR}  ")
+    assert run_in(mails, "cancel", str(number)).output == "1 moved to cancelled.\n"
+    assert mailer.status(NEAR).deliveries[0].status is Status.CANCELLED
+    with pytest.raises(UnknownMail):
+        mailer.status(str(number))
+    assert "No mail has the id '100217'" in failure(run_in(mails, "status", "100217"))
+
+
+def test_digits_that_may_be_either(mails: Flask) -> None:
+    """A number and a beginning that lead to two mails are not guessed at."""
+    insert(store_of(mails), message=a_message(id="12345678a0000000000000000000aaaa"))
+    assert run_in(mails, "status", "12345678").output.startswith("12345678a")
+
+    with store_of(mails).engine.begin() as connection:
+        delivery = metadata.tables["mailer_delivery"]
+        connection.execute(delivery.update().where(delivery.c.mail_id == ONE).values(id=12345678))
+    assert f"any of these mails: {ONE}, 12345678a" in failure(run_in(mails, "status", "12345678"))
+
+
+def test_garbage_is_unknown(mails: Flask) -> None:
+    """Whatever a visitor writes into a URL, it is no error of the database, and its text is short."""
+    for given in GARBAGE:
+        for ask in (mailer.status, mailer.cancel, store_of(mails).status):
+            with pytest.raises(UnknownMail, match="No mail has the id") as raised:
+                ask(given)
+            assert len(str(raised.value)) < 200
+    assert mailer.statuses(GARBAGE) == {}
+    assert {row["status"] for row in table(store_of(mails)).values()} == {"queued"}
+
+
+def test_a_receipt_is_as_good_as_its_id(shop: Flask) -> None:
+    """What `send_email()` returned needs no `.id`."""
+    receipt: Receipt = mailer.send_email("ada@example.com", "Hi", "only_text", name="Ada")
+    assert mailer.status(receipt).id == receipt.id
+    assert mailer.statuses([receipt, receipt.id]).keys() == {receipt.id}
+    assert mailer.cancel(receipt) is True
+    assert mailer.cancel(receipt) is False  # it is known, and nothing is queued any more
+
+
+def test_an_unknown_mail_can_not_be_cancelled(shop: Flask) -> None:
+    """False means that there was nothing left to cancel, and not that it is another installation's."""
+    for unknown in ("unknown", "0" * 32, Receipt("0" * 32, "<0@example.com>", ())):
+        with pytest.raises(UnknownMail, match="No mail has the id"):
+            mailer.cancel(unknown)
+
+
+def test_a_beginning_is_looked_up_in_the_index(mails: Flask) -> None:
+    """A million mails are not read for one."""
+    plan = plan_of(store_of(mails), lambda store: store.find_mail(OTHER[:8]), table="mailer_message")
+
+    assert "(id>? AND id<?)" in plan or f"Index Cond: ((id >= '{OTHER[:8]}'::text) AND (id < '{OTHER[:8]}g'::text))" in plan
+    assert "SCAN mailer_message" not in plan
+    assert 'COLLATE "C"' not in plan
+
+
+def test_a_collation_with_other_letters(postgres_url: str) -> None:
+    """Danish sorts "aa" after "z"; a mail is found all the same."""
+    with _danish_database(postgres_url) as url:
+        store = Store(url)
+        store.migrate()
+        insert(store, message=a_message(id=ONE))
+        assert [store.find_mail(ONE[:length]) for length in (28, 29)] == [ONE, ONE]
+        store.engine.dispose()
+
+
+@contextmanager
+def _danish_database(url: str) -> Iterator[str]:
+    name = f"{make_url(url).database}_danish"
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'da' LOCALE 'C'")
+        try:
+            yield make_url(url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.exec_driver_sql(f"DROP DATABASE {name}")
+    engine.dispose()
