@@ -32,7 +32,7 @@ from flask.typing import ResponseReturnValue
 from sqlalchemy import create_engine
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, Message, StoreUnavailable, send_email
+from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, MailerError, Message, StoreUnavailable, send_email
 from mailer.devstack.inbox import Inbox, Received
 from mailer.private import make_private_file, make_private_folder
 
@@ -315,7 +315,11 @@ def home() -> str:
 
 @pages.get("/healthz")
 def healthz() -> str:
-    return "ok"
+    """Say that the process is up, and whether anybody delivers: a restart of this process would not help there."""
+    try:
+        return mailer.absence() or "ok"
+    except MailerError:
+        return "No mail can be queued: the database of Mailer is away, or its tables do not fit."
 
 
 @pages.before_app_request

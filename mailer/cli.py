@@ -9,6 +9,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from mailer.attendance import SILENT_SECONDS, absence, silence
 from mailer.errors import MailerError
 from mailer.message import DeliveryStatus, Lane, Pause, Status
 from mailer.settings import RelaySettings
@@ -67,6 +68,7 @@ def migrate(to: str) -> None:
 def queue() -> None:
     """How many deliveries are in which state, lane by lane."""
     _show_stops()
+    _show_workers()
     counts = _store().counts()
     if not counts:
         click.echo("No mail yet.")
@@ -178,6 +180,24 @@ def _what(lane: Lane | None) -> str:
 def _show_stops() -> None:
     for lane, one in _store().stops().items():
         click.echo(f"{_what(lane)} is paused since {_clock(one.since)}: {printable(one.reason)}")
+
+
+def _show_workers() -> None:
+    """Say who delivers, and whether mail waits for somebody to come."""
+    state, now = current_app.extensions["mailer"], time.time()
+    if state.settings.mail_suppress_send:
+        return
+    if present := _store().present_workers(now, silent=SILENT_SECONDS):
+        names = ", ".join(f"{printable(worker.machine)} pid {worker.pid}" for worker in present[:_SHOWN])
+        more = ", …" if len(present) > _SHOWN else ""
+        seen = max(0.0, now - present[0].seen_at)
+        click.echo(f"{len(present)} worker{'s' * (len(present) > 1)} seen, the last {seen:.0f} s ago: {names}{more}")
+    elif said := absence(_store(), now):
+        click.echo(said)
+    elif (seen_at := _store().worker_seen_at(now)) is not None and now - seen_at > SILENT_SECONDS:
+        click.echo(f"{silence(seen_at, now).capitalize()}.")
+    if objection := state.celery_check.objection():
+        click.echo(objection)
 
 
 def _cancel_all(before: float, lanes: list[Lane]) -> None:

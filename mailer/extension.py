@@ -12,6 +12,7 @@ import flask_mail
 from flask import Flask, current_app
 from sqlalchemy import make_url
 
+from mailer.attendance import Watch, absence
 from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
 from mailer.delivery import Courier, Doorstep, Office
@@ -27,6 +28,7 @@ from mailer.smtp import Relay
 from mailer.store import Host, Store
 from mailer.store.leftover import warn_of_leftover
 from mailer.tasks import CeleryBell, install, make_celery
+from mailer.tasks.check import CeleryCheck
 from mailer.throttle import Throttle
 
 log = get_logger(__name__)
@@ -41,6 +43,7 @@ class State:
     intake: Intake
     courier: Courier
     mail: QueueState  #: `app.extensions["mail"]`
+    celery_check: CeleryCheck
 
 
 class Mailer:
@@ -164,6 +167,11 @@ class Mailer:
         store = _state().store
         return bool(store.settle_if_resting(store.find_mail(_id_of(mail_id)), Status.CANCELLED, now=time.time()))
 
+    def absence(self) -> str | None:
+        """Return "12 mails are due and no worker has been seen for 4 minutes.", or None: for a health check."""
+        state = _state()
+        return None if state.settings.mail_suppress_send else absence(state.store, time.time())
+
 
 class Mail(flask_mail.Mail):
     """Drop-in for `flask_mail.Mail`: `mail.send(message)` queues, and nothing else in the app changes."""
@@ -206,8 +214,16 @@ def _furnish(app: Flask, settings: Settings) -> State:
     if isinstance(bell, Doorstep):
         bell.courier = courier
     install(celery, app, settings, store, courier, bell)
-    intake = Intake(settings, store, Renderer(app), bell)
-    return State(settings, store, intake, courier, QueueState(plain, intake))
+    check = CeleryCheck(app, celery)
+    intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check))
+    return State(settings, store, intake, courier, QueueState(plain, intake), check)
+
+
+def _watch(settings: Settings, store: Store, check: CeleryCheck) -> Watch | None:
+    """Return what looks for workers; nothing where there can be none."""
+    if settings.mail_suppress_send or database.is_in_memory(make_url(settings.database_url)):
+        return None
+    return Watch(store, check.objection, shown=settings.log_addresses)
 
 
 def _black_box_of(app: Flask, settings: Settings) -> Path | None:

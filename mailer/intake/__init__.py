@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import flask_mail
 from sqlalchemy import Connection
 
+from mailer.attendance import Watch
 from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
 from mailer.intake.idempotency import Fingerprints
 from mailer.logs import addresses_shown, get_logger
@@ -73,11 +74,12 @@ class Options:
 class Intake:
     """The way in, for one app."""
 
-    def __init__(self, settings: Settings, store: Store, renderer: Renderer, bell: Bell) -> None:
+    def __init__(self, settings: Settings, store: Store, renderer: Renderer, bell: Bell, watch: Watch | None = None) -> None:
         self._settings = settings
         self._store = store
         self._renderer = renderer
         self._bell = bell
+        self._watch = watch
         self._fingerprints = Fingerprints(settings.secret_keys)
 
     def send_email(
@@ -180,6 +182,8 @@ class Intake:
                 self._bell.ring()
             except Exception:
                 log.exception("A mail was queued, and nobody could be told; the sweep of the workers finds it")
+            if self._watch is not None:
+                self._watch.notice()
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = given or self._settings.mail_default_sender

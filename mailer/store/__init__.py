@@ -43,7 +43,7 @@ from mailer.message import (
     id_at,
 )
 from mailer.policy import Move
-from mailer.store import blobs, hosts, keys, lookup, retention, rows
+from mailer.store import blobs, hosts, keys, lookup, retention, rows, workers
 from mailer.store import statements as sql
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
@@ -302,6 +302,29 @@ class Store(Database):
             while bite := self._move(sql.RECALL, lane=lane, now=now, was=was, most=_MOVED_AT_ONCE):
                 recalled += len(bite)
         return recalled
+
+    def beat(self, worker: workers.Worker) -> None:
+        """Write that a worker is alive."""
+        self._transact(partial(workers.beat, worker=worker))
+
+    def leave(self, worker_id: str) -> None:
+        """Forget a worker, which stops."""
+        self._transact(partial(workers.leave, worker_id=worker_id))
+
+    def present_workers(self, now: float, *, silent: float) -> list[workers.Worker]:
+        """Return the workers that were seen within so many seconds."""
+        with self._look() as transaction:
+            return workers.present(transaction, now, silent=silent)
+
+    def worker_seen_at(self, now: float) -> float | None:
+        """Return when a worker was seen last, None if none ever was."""
+        with self._look() as transaction:
+            return workers.last_seen(transaction, now)
+
+    def due(self, now: float) -> workers.Due:
+        """Count the mails that are due."""
+        with self._look() as transaction:
+            return workers.due(transaction, now)
 
     def is_due(self, now: float) -> bool:
         """Whether there is anything to claim."""

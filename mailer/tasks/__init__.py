@@ -24,10 +24,12 @@ from mailer.logs import TaskMask, addresses_shown, get_logger
 from mailer.settings import Settings
 from mailer.steps import Steps
 from mailer.store import Store
+from mailer.store.workers import SWEEP
 from mailer.tasks.bell import ONE_TRY, SEND, CeleryBell
 from mailer.tasks.consumer import PatientWorker, transport_options
+from mailer.tasks.heartbeat import heartbeat_step
 
-SWEEP, PURGE = "mailer.sweep", "mailer.purge"
+PURGE = "mailer.purge"
 
 # How long a task goes on while more is due, before other tasks of the worker get their turn.
 _TASK_SECONDS = 10.0
@@ -44,7 +46,7 @@ _SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
 # What ends a child of a prefork pool, sent to its process group or by a cold shutdown.
 _ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
-__all__ = ["SEND", "CeleryBell", "install", "make_celery"]
+__all__ = ["SEND", "SWEEP", "CeleryBell", "install", "make_celery"]
 
 _TASK_MASK = TaskMask(SEND, SWEEP, PURGE)  # one for all apps
 
@@ -115,6 +117,7 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
     options = own_options(settings)
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, shared=False, **options)(task)  # type: ignore[no-untyped-call]
+    celery.steps["worker"].add(heartbeat_step(settings, store))
     celery.steps["worker"].add(_chores_step(app, settings, store, courier, bell))
     if not settings.log_addresses:
         logging.getLogger("celery.app.trace").addFilter(_TASK_MASK)

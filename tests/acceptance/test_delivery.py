@@ -166,6 +166,22 @@ def test_installations_that_share_a_redis(
     assert sink.messages[-1].recipients == ("bob@example.com",)
 
 
+@sqlite_only
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_worker_says_that_it_is_there(make_app: MakeApp, start_worker: StartWorker, pool: str) -> None:
+    """From its start on, as one process; and no more when it has stopped."""
+    app = make_app()
+    store = app.extensions["mailer"].store
+    worker = start_worker(pool=pool)
+
+    [seen] = wait_until(lambda: store.present_workers(time.time(), silent=60))
+    assert seen.pid == worker.process.pid
+
+    worker.stop()
+    assert store.present_workers(time.time(), silent=60) == []
+    assert time.time() - store.worker_seen_at(time.time()) < 60
+
+
 def test_scheduled_mail_goes_out_without_beat(make_app: MakeApp, start_worker: StartWorker, sink: Sink) -> None:
     """`send_at` is kept by the sweep: not before its time, and soon after."""
     start_worker()

@@ -1,6 +1,7 @@
 """`flask mail …`: what it prints, how it exits, and what it moves."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from sqlalchemy import create_engine, text
 from mailer import Status, send_email
 from mailer.message import Lane
 from mailer.schema import REVISION
+from mailer.store.workers import Worker
 from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
@@ -65,6 +67,16 @@ def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
         "critical sent 1".split(),
         "bulk queued 3 the first due at 2027-01-15 08:00:00 UTC".split(),
     ]
+
+
+def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
+    """Or that nobody does, while mail is due."""
+    store, now = store_of(shop), time.time()
+    insert(store, due_at=now - 1)
+    assert flask_mail("queue").output.startswith("1 mail is due and no worker has ever been seen.\n")
+
+    store.beat(Worker(id="1", machine="host", pid=7, version="1", lanes="bulk", started_at=now, seen_at=now))
+    assert re.match(r"1 worker seen, the last \d+ s ago: host pid 7\n", flask_mail("queue").output)
 
 
 def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:

@@ -1,0 +1,78 @@
+"""Whether anybody delivers: told in the log of those who queue, in `flask mail queue` and in health checks."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from mailer.errors import MailerError
+from mailer.logs import addresses_shown, get_logger
+from mailer.store import Store
+from mailer.store.workers import Due
+
+#: A worker says every so many seconds that it is there.
+BEAT_SECONDS = 10.0
+#: A worker that was silent for so long is not there: it was stopped, or killed, or its database is another one.
+SILENT_SECONDS = 60.0
+_LOOK_SECONDS = 60.0
+_REMEDY = "Start one, with the same MAILER_DATABASE_URL as this process."
+# Each unit is used from twice its length on, and rounded down: "90 seconds", "4 minutes".
+_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+
+log = get_logger(__name__)
+
+
+def absence(store: Store, now: float) -> str | None:
+    """Return a sentence if mail is due and no worker is there, else None."""
+    seen_at = store.worker_seen_at(now)
+    if seen_at is not None and now - seen_at <= SILENT_SECONDS:
+        return None
+    due = store.due(now)
+    return f"{_mails(due)} due and {silence(seen_at, now)}." if due.mails else None
+
+
+def silence(seen_at: float | None, now: float) -> str:
+    """Return for how long no worker has been seen, in words."""
+    if seen_at is None:
+        return "no worker has ever been seen"
+    seconds = max(0.0, now - seen_at)
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds"))
+    return f"no worker has been seen for {seconds // size:.0f} {unit if seconds // size != 1 else unit[:-1]}"
+
+
+def _mails(due: Due) -> str:
+    if not due.is_all:
+        return f"{due.mails:,} or more mails are"
+    return "1 mail is" if due.mails == 1 else f"{due.mails:,} mails are"
+
+
+class Watch:
+    """Looks, for a process that queues, whether anybody delivers: once a minute at most, and in a thread of its own."""
+
+    def __init__(self, store: Store, objection: Callable[[], str | None], *, shown: bool) -> None:
+        self._store = store
+        self._objection = objection
+        self._shows_addresses = shown
+        self._next_at = -math.inf
+        self._lock = threading.Lock()
+
+    def notice(self) -> None:
+        """Look, unless that was done a moment ago. The caller has queued a mail, and does not wait."""
+        if time.monotonic() < self._next_at:
+            return
+        with self._lock:
+            if time.monotonic() < self._next_at:
+                return
+            self._next_at = time.monotonic() + _LOOK_SECONDS
+        threading.Thread(target=self._look, name="mailer-watch", daemon=True).start()
+
+    def _look(self) -> None:
+        with addresses_shown(self._shows_addresses):
+            try:
+                absent, objection = absence(self._store, time.time()), self._objection()
+                if absent or objection:
+                    log.warning("%s", " ".join(filter(None, [absent, objection or _REMEDY])))
+            except MailerError as error:
+                log.debug("Nobody could look for workers: %s", error)
+            except Exception:
+                log.exception("Nobody could look for workers")

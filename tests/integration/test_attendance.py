@@ -1,0 +1,175 @@
+"""Whether anybody delivers is said to those who queue: in their log, by `flask mail queue`, and to a health check."""
+
+import logging
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from flask import Flask
+
+from mailer import Mailer
+from mailer.attendance import absence, silence
+from mailer.message import Lane
+from mailer.settings import Settings
+from mailer.store import Store
+from mailer.store.workers import Worker
+from mailer.tasks.heartbeat import Heartbeat
+from tests.mails import insert
+from tests.services.databases import sqlite_only
+from tests.services.waiting import wait_until
+from tests.shop import OpenShop, store_of
+
+mailer = Mailer()
+NOW = 1_700_000_000.0
+
+
+def worker(name: str = "one", seen_at: float = NOW) -> Worker:
+    return Worker(id=name, machine="host", pid=7, version="1", lanes="normal", started_at=seen_at - 5, seen_at=seen_at)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "ever been seen"),
+        (61, "been seen for 61 seconds"),
+        (240, "been seen for 4 minutes"),
+        (299, "been seen for 4 minutes"),
+        (7200, "been seen for 2 hours"),
+        (86400 * 9, "been seen for 9 days"),
+        (-5, "been seen for 0 seconds"),
+    ],
+)
+def test_how_long_nobody_was_there(seconds: float | None, words: str) -> None:
+    """It is rounded down, and never said in less than two of a unit."""
+    assert silence(None if seconds is None else NOW - seconds, NOW) == f"no worker has {words}"
+
+
+def test_mail_that_nobody_delivers(store: Store) -> None:
+    """Mails are counted, not their copies, and only what is due; a worker that was seen a moment ago is there."""
+    insert(store, "ada@example.com", "bob@example.com", due_at=NOW - 1)
+    insert(store, lane=Lane.BULK, due_at=NOW + 900)
+    assert absence(store, NOW) == "1 mail is due and no worker has ever been seen."
+
+    for _ in range(11):
+        insert(store, lane=Lane.CRITICAL, due_at=NOW - 1)
+    store.beat(worker())
+    assert absence(store, NOW + 5) is None
+    assert absence(store, NOW + 59) is None
+    assert absence(store, NOW + 245) == "12 mails are due and no worker has been seen for 4 minutes."
+
+
+def test_nothing_is_due(store: Store) -> None:
+    """Then nobody is missed; nor is anybody for mail that a person has paused."""
+    assert absence(store, NOW) is None
+
+    insert(store, due_at=NOW - 1)
+    store.stop(now=NOW, reason="by hand")
+    assert absence(store, NOW) is None
+
+
+def test_a_worker_that_has_stopped(store: Store) -> None:
+    """Its row is gone; the time of its last sweep is known all the same."""
+    insert(store, due_at=NOW - 1)
+    store.beat(worker())
+    assert [one.pid for one in store.present_workers(NOW, silent=60)] == [7]
+    assert store.take_chore("mailer.sweep", now=NOW - 1, every=1)
+    store.leave("one")
+
+    assert store.present_workers(NOW, silent=60) == []
+    assert absence(store, NOW + 300) == "1 mail is due and no worker has been seen for 5 minutes."
+
+
+def test_a_clock_that_was_ahead(store: Store) -> None:
+    """What it wrote is not believed, and goes with the next heartbeat; so do workers that were killed long ago."""
+    insert(store, due_at=NOW - 1)
+    store.beat(worker("ahead", NOW + 86400))
+    assert absence(store, NOW) == "1 mail is due and no worker has ever been seen."
+
+    store.beat(worker("old", NOW - 7200))
+    store.beat(worker("new", NOW))
+    assert [one.id for one in store.present_workers(NOW, silent=1e6)] == ["new"]
+
+
+def test_more_than_anybody_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million mails are not counted in a web process."""
+    monkeypatch.setattr("mailer.store.workers.MOST", 3)
+    for _ in range(4):
+        insert(store, due_at=NOW - 1)
+
+    assert absence(store, NOW) == "3 or more mails are due and no worker has ever been seen."
+
+
+# --- who queues -------------------------------------------------------------------------------------------------------
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "mailer.attendance"]
+
+
+def queue(app: Flask, **options: Any) -> None:
+    with app.app_context():
+        mailer.send_email("ada@example.com", "Hello", "only_text", name="Ada", **options)
+
+
+@sqlite_only
+def test_the_log_of_who_queues(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
+    """It says so, and what to do."""
+    queue(open_shop())
+
+    [said] = wait_until(lambda: warned(caplog))
+    assert said.startswith("1 mail is due and no worker has ever been seen. Start one, with the same MAILER_DATABASE_URL ")
+
+
+@sqlite_only
+def test_mail_of_a_transaction(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
+    """It is looked after when it is committed, and not in that transaction."""
+    app = open_shop()
+    with app.app_context(), store_of(app).engine.connect() as connection:
+        queue(app, connection=connection)
+        connection.commit()
+
+    assert wait_until(lambda: warned(caplog))[0].startswith("1 mail is due ")
+
+
+def test_a_test_of_an_application_hears_nothing() -> None:
+    """With MAIL_SUPPRESS_SEND nobody has to be there, and nobody looks."""
+    app = Flask("app")
+    app.config.update(TESTING=True, MAILER_DATABASE_URL="sqlite://", MAIL_DEFAULT_SENDER="ada@example.com")
+    Mailer(app)
+    with app.app_context():
+        assert mailer.absence() is None
+    assert app.extensions["mailer"].intake._watch is None
+
+
+class Starting:
+    """What Celery names as the sender when a worker starts."""
+
+    def __init__(self, app: Celery[Any]) -> None:
+        self.app = app
+
+
+@sqlite_only
+def test_a_celery_app_that_came_late(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
+    """Its workers deliver nothing: who queues is told, and so is the worker when it starts."""
+    app = open_shop()
+    late: Celery[Any] = Celery("late", broker="memory://", set_as_current=False)
+    app.extensions["celery"] = late
+    queue(app)
+
+    assert "app.extensions['celery'] was set after Mailer(app)" in wait_until(lambda: warned(caplog))[0]
+
+    signals.worker_init.send(sender=Starting(late))
+    assert "This worker delivers no mail. app.extensions['celery'] was set after" in caplog.text
+
+
+def test_a_heart_goes_on_beating(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever becomes of the database, its thread lives, and the worker with it."""
+    url = "postgresql://mailer:secret@127.0.0.1:1/mailer"
+    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url=url), Store(url))
+    with caplog.at_level(logging.WARNING):
+        heartbeat.start()
+        wait_until(lambda: "Chore step failed" in caplog.text)
+
+    assert heartbeat._thread.is_alive()
+    heartbeat.stop()
+    assert not heartbeat._thread.is_alive()
