@@ -1,7 +1,7 @@
 """The fixtures: real services, each test with a fresh share of them, and the application wired to that share."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -121,9 +121,16 @@ def config(database_url: str, redis_url: str, sink: Sink, tmp_path: Path) -> dic
 
 
 @pytest.fixture
-def make_app(config: Mapping[str, str]) -> Callable[..., Flask]:
-    """`make_app(**config)`: the application, as a web process has it."""
-    return lambda **changes: create_app({**config, **changes})
+def make_app(config: Mapping[str, str]) -> Iterator[Callable[..., Flask]]:
+    """`make_app(**config)`: the application, as a web process has it; its connections are closed after the test."""
+    with ExitStack() as stack:
+
+        def make_app(**changes: object) -> Flask:
+            app = create_app({**config, **changes})
+            stack.callback(app.extensions["mailer"].store.engine.dispose)
+            return app
+
+        yield make_app
 
 
 @pytest.fixture

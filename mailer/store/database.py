@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy import exc as sqlalchemy_errors
@@ -44,6 +44,7 @@ class Database:
         self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
         self._parents_pools: list[Any] = []
         survive_forks(self)
+        finalize(self, self.engine.dispose).atexit = False  # at the end of the process nobody waits for it
 
     # --- its tables ---------------------------------------------------------------------------------------------------
 

@@ -35,18 +35,20 @@ def an_app(config: dict[str, str], *, own_celery: bool) -> Flask:
 
 @pytest.mark.parametrize("own_celery", [True, False])
 def test_an_app_that_is_dropped_is_gone(config: dict[str, str], own_celery: bool) -> None:
-    """Test suites and tools make one after the other: none but the last stays, which is Celery's default app."""
-    dropped = []
+    """With its connections. Test suites make one after the other: only the last may stay, which is Celery's default app."""
+    dropped, pools = [], []
     for _ in range(50):
         app = an_app(config, own_celery=own_celery)
         app.extensions["celery"].finalize()
         app.extensions["mailer"].store.take_chore("test", now=time.time(), every=1)
-        app.extensions["mailer"].store.engine.dispose()
         dropped.append(weakref.ref(app))
+        pools.append(app.extensions["mailer"].store.engine.pool)
+    assert any(pool.checkedin() for pool in pools)
     del app
     gc.collect()
 
     assert sum(one() is not None for one in dropped) <= int(own_celery)
+    assert sum(pool.checkedin() for pool in pools) <= int(own_celery)
 
 
 @pytest.mark.parametrize("own_celery", [True, False])
