@@ -13,8 +13,11 @@ _SQLITE = ("sqlite", "sqlite+pysqlite")
 def default_url(config: Mapping[str, Any], folder: str) -> str:
     """Return the database of an app that sets no MAILER_DATABASE_URL.
 
-    That is the application's own if it is PostgreSQL, and else a SQLite file in the instance folder.
+    That is memory if it is being tested, the application's own if it is PostgreSQL, and else a SQLite
+    file in the instance folder.
     """
+    if config.get("TESTING"):
+        return "sqlite://"
     own = _parsed(config.get("SQLALCHEMY_DATABASE_URI"))
     if own is not None and own.get_backend_name() in {"postgresql", "postgres"}:
         return own.render_as_string(hide_password=False)
@@ -30,6 +33,8 @@ def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Return the name of the setting that the choice of the database comes from."""
     if config.get("MAILER_DATABASE_URL", environ.get("MAILER_DATABASE_URL") or None) is not None:
         return "MAILER_DATABASE_URL"
+    if config.get("TESTING"):
+        return "TESTING"
     is_own = default_url(config, "/").startswith("postgres")
     return "SQLALCHEMY_DATABASE_URI" if is_own else "the default"
 

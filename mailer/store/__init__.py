@@ -45,6 +45,7 @@ from mailer.message import (
 from mailer.policy import Move
 from mailer.store import blobs, hosts, keys, lookup, retention, rows, workers
 from mailer.store import statements as sql
+from mailer.store.aside import Aside
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
 from mailer.store.rows import when
@@ -85,6 +86,10 @@ class Outlook:
 class Store(Database):
     """What is asked of the database of one app."""
 
+    def __init__(self, url: str, *, pgbouncer: bool = False) -> None:
+        super().__init__(url, pgbouncer=pgbouncer)
+        self._aside = Aside(self.insert_mail, self._find_key) if self.is_in_memory else None
+
     # --- intake -------------------------------------------------------------------------------------------------------
 
     def insert_mail(self, message: Message, envelope: Envelope, host: Connection | None = None) -> Keyed | None:
@@ -92,6 +97,8 @@ class Store(Database):
 
         If its key is taken, nothing is written, and the mail that has it is returned. With a host, it is in their transaction.
         """
+        if host is not None and self._aside is not None:
+            return self._aside.keep(host, message, envelope)
         if host is not None:
             with self._join(host) as transaction:
                 return self._insert_mail(transaction, message, envelope)
@@ -126,8 +133,15 @@ class Store(Database):
             return None
         return keys.insert_keyed(transaction, row, key, limit_waits=not self._sqlite)
 
+    def _find_key(self, name: str) -> Keyed | None:
+        with self._look() as transaction:
+            return keys.find(transaction, name)
+
     def after_commit(self, host: Connection, mail_id: str, call: Callable[[], object]) -> None:
         """Call it once the host's transaction has been committed with this mail in it."""
+        if self._aside is not None:
+            self._aside.after_commit(host, mail_id, call)
+            return
         hosts.after_commit(host, mail_id, call, self._spell)
 
     # --- a worker's ---------------------------------------------------------------------------------------------------
@@ -429,6 +443,8 @@ class Store(Database):
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
         """How mails are doing, by id; ids that are unknown are left out."""
+        if self._aside is not None:
+            self._aside.settle()
         ids = [mail_id for mail_id in mail_ids if could_be_id(mail_id)]
         values = {"mails": packed(ids)}
         with self._read() as transaction:

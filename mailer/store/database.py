@@ -38,7 +38,8 @@ class Database:
         self._spell = cache(partial(spelt, sqlite=self._sqlite))
         self._transactions = Transactions(self.engine, self._spell, limits_each=pgbouncer)
         self._checked = False
-        self._in_file = self._sqlite and not isinstance(self.engine.pool, StaticPool)
+        self.is_in_memory = self._sqlite and isinstance(self.engine.pool, StaticPool)
+        self._in_file = self._sqlite and not self.is_in_memory
         self._turn = self._new_turn()
         self._joint = threading.local()
         self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables

@@ -35,9 +35,15 @@ def insert_keyed(
 def _insert(transaction: Transaction | HostTransaction, row: Mapping[str, Any]) -> Keyed | None:
     while not transaction.execute(sql.INSERT_KEYED_MESSAGE, row):
         # Whoever has the key has committed by now. None at all: it has just been purged.
-        if found := transaction.execute(sql.HAS_KEY, {"idempotency_key": row["idempotency_key"]}):
-            return rows.keyed(found[0])
+        if found := find(transaction, row["idempotency_key"]):
+            return found
     return None
+
+
+def find(transaction: Transaction | HostTransaction, name: str) -> Keyed | None:
+    """Return the mail that has this key."""
+    found = transaction.execute(sql.HAS_KEY, {"idempotency_key": name})
+    return rows.keyed(found[0]) if found else None
 
 
 @contextmanager

@@ -413,17 +413,6 @@ def test_another_database(shop: Flask, tmp_path: Path) -> None:
     assert rows(shop) == {}
 
 
-@sqlite_only
-def test_a_database_in_memory(open_shop: OpenShop, engine: Engine) -> None:
-    """Nobody else can reach it: two of them are not the same."""
-    memory = create_engine("sqlite://")
-    with open_shop(MAILER_DATABASE_URL="sqlite://").app_context():
-        for host in (engine, memory):
-            with Session(host) as session, pytest.raises(ConfigurationError, match="does not lead to the tables"):
-                send(session)
-    memory.dispose()
-
-
 @postgresql_only
 def test_another_schema(shop: Flask, database_url: str) -> None:
     """The same database is not enough."""
