@@ -307,7 +307,7 @@ class Store(Database):
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
         values = {"now": now, "most": _MOVED_AT_ONCE}
-        return set().union(*self._bites(sql.OVERDUE, sql.EXPIRE, values, now=now))
+        return set().union(*self._bites(sql.OVERDUE, sql.EXPIRE, values, now=now, waits=False))
 
     def recall_queued(self, now: float, *, was: float) -> int:
         """The clock was set back: what was due is due, as it was; returns how many. In bites, as above."""
@@ -484,21 +484,28 @@ class Store(Database):
     ) -> set[int]:
         """A move that may be the last of these mails: then what is sensitive in them ends in the same transaction."""
         sensitive = retention.lock_sensitive(transaction, mails)
+        return self._finish_locked(transaction, statement, values, sensitive=sensitive, now=now)
+
+    def _finish_locked(
+        self, transaction: Transaction, statement: str, values: Mapping[str, Any], *, sensitive: Collection[str], now: float
+    ) -> set[int]:
         moved = {number for (number,) in transaction.execute(statement, values)}
         if moved:
             retention.erase_sensitive(transaction, sensitive, now=now)
         return moved
 
-    def _bites(self, choose: str, move: str, values: Mapping[str, Any], *, now: float) -> Iterator[set[int]]:
-        """Such moves, a transaction each, until nothing is left to move."""
+    def _bites(self, choose: str, move: str, values: Mapping[str, Any], *, now: float, waits: bool = True) -> Iterator[set[int]]:
+        """Such moves, a transaction each, until nothing is left to move. Without `waits`, what others hold is left to them."""
 
         def bite(transaction: Transaction) -> set[int]:
             chosen = transaction.execute(choose, values)
-            if not chosen:
-                return set()
             mails = {mail_id for _number, mail_id in chosen if mail_id is not None}
-            ids = packed(number for number, _mail_id in chosen)
-            return self._finish(transaction, move, {**values, "ids": ids}, mails=mails, now=now)
+            locked = retention.lock_sensitive(transaction, mails, waits=waits)
+            busy = set() if waits else mails - locked
+            ids = [number for number, mail_id in chosen if mail_id not in busy]
+            if not ids:
+                return set()
+            return self._finish_locked(transaction, move, {**values, "ids": packed(ids)}, sensitive=locked, now=now)
 
         while moved := self._transact(bite):
             yield moved

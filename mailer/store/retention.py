@@ -56,8 +56,12 @@ def erase_sensitive(transaction: Transaction, locked: Collection[str], *, now: f
         purge_blobs(transaction, hashes)
 
 
-def lock_sensitive(transaction: Transaction, mails: Collection[str]) -> list[str]:
-    """Lock those of the mails that are sensitive and not erased, before their deliveries; return their ids."""
+def lock_sensitive(transaction: Transaction, mails: Collection[str], *, waits: bool = True) -> set[str]:
+    """Lock those of the mails that are sensitive and not erased, before their deliveries; return their ids.
+
+    Without `waits`, those that somebody else has locked are left out.
+    """
     if not mails:
-        return []
-    return [mail_id for (mail_id,) in transaction.execute(sql.LOCK_PRIVATE, {"mails": packed(mails)})]
+        return set()
+    lock = sql.LOCK_PRIVATE if waits else sql.LOCK_FREE_PRIVATE
+    return {mail_id for (mail_id,) in transaction.execute(lock, {"mails": packed(mails)})}

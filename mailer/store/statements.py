@@ -377,8 +377,9 @@ DELETE FROM mailer_message
 WHERE id IN (SELECT id FROM empty)
 RETURNING id
 """
+# Not NOT EXISTS: for that, PostgreSQL may read all deliveries into a hash table, once for each of these steps.
 SOME_MAILS = """
-SELECT id, NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) FROM mailer_message
+SELECT id, (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id LIMIT 1) IS NULL FROM mailer_message
 WHERE id > :after ORDER BY id LIMIT :most
 """
 SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
@@ -413,6 +414,9 @@ SELECT id FROM mailer_message WHERE erased_at IS NULL AND id > :after AND id < :
 # The last two copies of a mail may end at the same moment: whoever comes second has to see what the first one did.
 LOCK_PRIVATE = """
 SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
+"""
+LOCK_FREE_PRIVATE = """
+SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL {skip}
 """
 LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
 # A fingerprint that is not keyed would tell whoever tries them all which code was in a sensitive mail.

@@ -87,6 +87,18 @@ def test_sensitive_mails_that_end_in_all_ways_at_once(store: Store) -> None:
     assert count(store, "message") == 0
 
 
+def test_the_sweep_steps_over_a_sensitive_mail_that_is_held(store: Store) -> None:
+    """Whoever is frozen in a transaction holds up neither the other mails that expire nor the sweep."""
+    held, free = (insert(store, message=a_message(sensitive=True), expires_at=NOW + 60) for _ in range(2))
+    with store.engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM mailer_message WHERE id = :id FOR UPDATE"), {"id": held})
+        store.expire_overdue(LATER)
+        assert {mail_id: store.status(mail_id).is_finished for mail_id in (held, free)} == {held: False, free: True}
+    store.expire_overdue(LATER)
+
+    assert store.status(held).erased_at is not None
+
+
 def test_two_purges_at_once(store: Store) -> None:
     """Each deletes copies of the same mails, and no mail is left without a copy that nobody deletes."""
     other = Store(store.engine.url.render_as_string(hide_password=False))
