@@ -60,10 +60,14 @@ class Watch:
         """Look, unless that was done a moment ago. The caller has queued a mail, and does not wait."""
         if time.monotonic() < self._next_at:
             return
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # another thread is about to look; nor does a fork wait for a lock of its parent
+        try:
             if time.monotonic() < self._next_at:
                 return
             self._next_at = time.monotonic() + _LOOK_SECONDS
+        finally:
+            self._lock.release()
         threading.Thread(target=self._look, name="mailer-watch", daemon=True).start()
 
     def _look(self) -> None:

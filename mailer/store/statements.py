@@ -331,32 +331,6 @@ INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)
 ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :latest
 RETURNING name
 """
-# --- workers -----------------------------------------------------------------------------------------------------------
-
-BEAT = """
-INSERT INTO mailer_worker (id, machine, pid, version, lanes, started_at, seen_at, batch)
-VALUES (:id, :machine, :pid, :version, :lanes, :started_at, :seen_at, 0)
-ON CONFLICT (id) DO UPDATE SET seen_at = :seen_at
-"""
-LEAVE = "DELETE FROM mailer_worker WHERE id = :id"
-FORGET_WORKERS = "DELETE FROM mailer_worker WHERE seen_at < :before OR seen_at > :after"
-WORKERS = """
-SELECT id, machine, pid, version, lanes, started_at, seen_at FROM mailer_worker
-WHERE seen_at >= :since AND seen_at <= :until ORDER BY seen_at DESC
-"""
-LAST_SEEN = """
-SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
-    (SELECT due_at FROM mailer_chore WHERE name = :sweep AND due_at <= :until)
-"""
-COUNT_DUE = """
-SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
-    SELECT mail_id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-    LIMIT {most}) AS counted
-"""
-
-# --- the purge ---------------------------------------------------------------------------------------------------------
-
 SOME_OLD = """
 SELECT mailer_delivery.id, mail_id FROM mailer_delivery {unless_locked}
 WHERE finished_at <= :before
