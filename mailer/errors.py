@@ -9,6 +9,7 @@ MailerError
 │   ├── KeyReused           its idempotency key belongs to another mail
 │   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
+├── SigningFailed           a DKIM key could not sign a mail, which is tried again
 ├── UnknownMail             no mail has this id, or several begin so
 └── StoreError              the database
     ├── StoreUnavailable    it did not answer; the mail is NOT queued
@@ -55,6 +56,10 @@ class OverLimit(InvalidMail):
 
 class TemplateError(InvalidMail):
     """A template that is missing or could not be rendered."""
+
+
+class SigningFailed(MailerError):
+    """A DKIM key that was loaded could not sign. The mail is not to blame, and is tried again."""
 
 
 class UnknownMail(MailerError, LookupError):

@@ -4,11 +4,13 @@ import math
 import re
 from dataclasses import dataclass
 
+from mailer.errors import InvalidMail
 from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
 
 MOST_IN_A_WINDOW = 20
 WINDOW_SECONDS = 0.05
 MOST_IN_A_SLICE = 500
+_LEAST_HELD, _TIMES_HELD = 4096, 4
 
 
 # --- the next move ----------------------------------------------------------------------------------------------------
@@ -253,6 +255,30 @@ def _seconds_asked(words: str) -> float | None:
     return min(max(asked, LEAST_ASKED), MOST_ASKED)
 
 
+# --- what an error means ----------------------------------------------------------------------------------------------
+
+#: Raised while a mail is read or written because of what is in it: to try again would not help.
+#: Not LookupError: a codec that can't be loaded, with too many files open, is an unknown one.
+FAULTS_OF_A_MAIL = (
+    InvalidMail,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    ArithmeticError,
+)
+
+
+def verdict_on(error: Exception) -> Verdict:
+    """Tell whether a mail that could not be read or written has failed, or is to be tried again.
+
+    Only what is surely the mail's own fault is final. Memory, files, databases, keys and time limits
+    are not, and neither is an error that nobody thought of.
+    """
+    return Verdict.REFUSED if isinstance(error, FAULTS_OF_A_MAIL) else Verdict.DEFERRED
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +290,15 @@ def window_size(seconds_per_mail: float) -> int:
 def slice_size(seconds_per_mail: float, slice_seconds: float) -> int:
     """How many mails to claim at once, so that a slice lasts about as long as it should."""
     return max(1, min(MOST_IN_A_SLICE, int(slice_seconds / seconds_per_mail)))
+
+
+def bytes_held(size: int) -> int:
+    """How many bytes a mail of this size takes at most while it is composed and sent.
+
+    They are its own, what the database hands over, and its form in base64, once in pieces and once as
+    a whole.
+    """
+    return _LEAST_HELD + _TIMES_HELD * size
 
 
 def smoothed(seconds_per_mail: float, measured: float) -> float:

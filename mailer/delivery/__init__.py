@@ -12,14 +12,17 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from mailer.delivery.round import Duty, Office, Pace, Round, Silences
+from mailer.delivery.budget import ByteBudget
+from mailer.delivery.office import Duty, Office
+from mailer.delivery.round import Pace, Round, Silences
 from mailer.delivery.routing import carries, choose, routes_by_sender
 from mailer.delivery.settling import settle
+from mailer.errors import StoreUnavailable
 from mailer.intake import Bell
 from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Outcome, Pause
@@ -35,6 +38,8 @@ _MOVED_AT_ONCE = 5000
 _ALONE_SECONDS = 1.0
 # It leaves alone a relay that has kept somebody waiting for so long, and puts off its mail by so much.
 _STALLED_SECONDS, _AVOIDED_SECONDS = 5.0, 10.0
+# A round that takes three times as long as it should begins nothing more.
+_LATE_PARTS = 2
 _NONE: Mapping[str, Pause] = {}
 
 __all__ = ["Courier", "Doorstep", "Office"]
@@ -45,6 +50,8 @@ log = get_logger(__name__)
 @dataclass(slots=True)
 class Shares:
     """A slice that is shared out to the relays."""
+
+    left: set[int]  #: what is in no round yet
 
     carried: dict[Relay, list[Delivery]] = field(default_factory=lambda: defaultdict(list))
     waits: dict[int, float | None] = field(default_factory=dict)  #: what no relay takes now, and until when
@@ -64,6 +71,7 @@ class Courier:
         self._paces = {relay.name: Pace() for relay in relays}
         self._by_sender = routes_by_sender(relay.settings for relay in relays)
         self._silences = {relay.name: Silences() for relay in relays}
+        self._budget = ByteBudget(office.settings.max_bytes_in_flight)
         self._makes_way = threading.Lock()
         self._steps = Steps()
         self._bites: Iterator[object] | None = None  # of a purge that goes on
@@ -100,7 +108,7 @@ class Courier:
     def _on_duty(self, avoiding: Mapping[str, Pause] = _NONE) -> Iterator[Duty]:
         with self._office.throttle.seats() as seats, self._office.black_box.box() as box:
             try:
-                yield Duty(seats, box, avoiding)
+                yield Duty(seats, box, self._budget, avoiding)
             finally:
                 for relay in self._relays:
                     if relay.settings.relay_concurrency:
@@ -118,11 +126,17 @@ class Courier:
             return 0
         is_full = len(claimed) == most
         started = time.monotonic()  # after the claim: however long that took, a slice gets something done
-        shares = self._shared_out(claimed, relays, pauses, busy)
-        self._store.release_if_held(shares.waits, token=claimed[0].token)
-        if is_full and len(shares.carried) > len(shares.probes):
-            self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
-        rounds = self._hand_over(shares, duty, started)
+        shares = Shares({delivery.id for delivery in claimed})
+        try:
+            self._share_out(shares, claimed, relays, pauses, busy)
+            self._store.release_if_held(shares.waits, token=claimed[0].token)
+            if is_full and len(shares.carried) > len(shares.probes):
+                self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
+            rounds = self._hand_over(shares, duty, started)
+        except BaseException:
+            with suppress(StoreUnavailable):  # then its box is settled, or its lease ends
+                self._store.release_if_held(dict.fromkeys(shares.left), token=claimed[0].token)
+            raise
         full = [one for one in rounds if one.stopped_domains]
         made_way = is_full and (full or shares.waits) and self._make_way(full, duty, ends=started + self._settings.slice_seconds)
         return len(claimed) if shares.carried or made_way else 0
@@ -135,9 +149,14 @@ class Courier:
         lease_until = now + self._settings.claim_lease
         return self._store.claim_due(most, token=token, now=now, lease_until=lease_until, lanes=lanes)
 
-    def _shared_out(
-        self, claimed: Sequence[Delivery], relays: Sequence[Relay], pauses: Mapping[str, Pause], busy: Collection[str]
-    ) -> Shares:
+    def _share_out(
+        self,
+        shares: Shares,
+        claimed: Sequence[Delivery],
+        relays: Sequence[Relay],
+        pauses: Mapping[str, Pause],
+        busy: Collection[str],
+    ) -> None:
         """A relay that is only being tried gets one mail: the least urgent of those that are for it.
 
         One at which a relay fell silent comes last, so that it does not keep a relay paused that takes others.
@@ -145,7 +164,6 @@ class Courier:
         senders, now = self._senders(claimed), time.time()
         able = {relay.name: relay for relay in relays}
         settings = [relay.settings for relay in relays]
-        shares = Shares()
         places = {delivery.id: place for place, delivery in enumerate(claimed)}
         for delivery in sorted(claimed, key=lambda one: (self._is_suspect(one), -places[one.id])):
             sender = senders.get(delivery.mail_id, "")
@@ -164,7 +182,6 @@ class Courier:
                 shares.waits[delivery.id] = self._free_at(delivery, sender, pauses, now)
         for deliveries in shares.carried.values():
             deliveries.sort(key=lambda delivery: places[delivery.id])
-        return shares
 
     def _is_suspect(self, delivery: Delivery) -> bool:
         return any(silences.suspect(delivery) for silences in self._silences.values())
@@ -192,7 +209,7 @@ class Courier:
             in_hands = replace(duty, seats=seats)
             for place, relay in enumerate(relays, start=1):
                 ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
-                rounds.append(self._go_round(relay, shares.carried[relay], shares.probes.get(relay.name), in_hands, ends))
+                rounds.append(self._go_round(relay, shares, in_hands, ends, part))
         if any(one.given_back for one in rounds):
             self._bell.ring()
         tried, seconds = sum(one.tried for one in rounds), time.monotonic() - started
@@ -201,10 +218,14 @@ class Courier:
         log.info("%d tried in %.0f ms", tried, 1000 * seconds)
         return rounds
 
-    def _go_round(self, relay: Relay, deliveries: Sequence[Delivery], probe: Pause | None, duty: Duty, ends: float) -> Round:
+    def _go_round(self, relay: Relay, shares: Shares, duty: Duty, ends: float, part: float) -> Round:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
+        deliveries, probe = shares.carried[relay], shares.probes.get(relay.name)
         pace, silences = self._paces[relay.name], self._silences[relay.name]
-        round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, is_probe=probe is not None)
+        late = ends + _LATE_PARTS * part
+        is_probe = probe is not None
+        round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, late=late, is_probe=is_probe)
+        shares.left.difference_update(delivery.id for delivery in deliveries)
         duty.box.calling(relay.name)
         if probe is not None and (probe := self._renewed(relay, probe)) is None:
             round_.close()
@@ -215,8 +236,8 @@ class Courier:
                     round_.note(outcome)
                     if round_.failure:
                         break
-        except BaseException:
-            round_.leave_on_the_wire()
+        except BaseException as error:
+            round_.interrupted(error)
             raise
         finally:
             round_.close()

@@ -7,56 +7,35 @@ the outcomes of a window are recorded in the same transaction that marks the nex
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from operator import attrgetter
 from typing import Self
 
-from mailer.blackbox import BlackBox, Box
-from mailer.delivery.routing import destination
-from mailer.errors import StoreUnavailable
+from celery.exceptions import SoftTimeLimitExceeded
+
+from mailer.delivery.composing import Composer, Letter
+from mailer.delivery.office import Duty, Office
+from mailer.errors import StoreError, StoreUnavailable
 from mailer.logs import get_logger
-from mailer.message import Delivery, Lane, Message, OnDoubt, Outcome, Pause, Status, Verdict
-from mailer.mime import Composed, Signer, WireMessage, compose
+from mailer.message import Delivery, Lane, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.mime import WireMessage, compose
 from mailer.policy import Move, next_move, smoothed, window_size
-from mailer.settings import Settings
-from mailer.smtp.replies import printable
-from mailer.store import Result, Store
-from mailer.throttle import Seats, Throttle
+from mailer.store import Result
 
 # How long what has to be written waits for a database that is away, in seconds between tries: a minute in all.
 _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 
-# The header that says who a mail was for that goes to MAILER_REDIRECT_TO.
-_MEANT_FOR = "X-Original-Recipient"
 _MOST_SILENCES = 2
+# After so many seconds a mail is claimed again for which other threads had left no room.
+_NO_ROOM_SECONDS = 0.5
 
 #: Stands for all domains that have no limit of their own.
 NO_LIMIT = ""
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Office:
-    """What all rounds of an app work with."""
-
-    settings: Settings
-    store: Store
-    signer: Signer | None
-    throttle: Throttle
-    black_box: BlackBox
-
-
-@dataclass(frozen=True, slots=True)
-class Duty:
-    """What a thread has while it delivers, from slice to slice."""
-
-    seats: Seats  #: at relays, kept as warm connections are, since relays count those, too; in a round, at domains
-    box: Box
-    avoiding: Mapping[str, Pause]  #: relays that would keep it waiting, as if paused
 
 
 @dataclass(slots=True)
@@ -93,14 +72,6 @@ class Silences:
         return len(self._mails) >= _MOST_SILENCES
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A delivery and what goes over the wire for it."""
-
-    delivery: Delivery
-    mail: WireMessage
-
-
 class Round:
     """Deliveries in the hands of one connection, until each is recorded or given back."""
 
@@ -114,6 +85,7 @@ class Round:
         deliveries: Iterable[Delivery],
         *,
         ends: float,
+        late: float,
         is_probe: bool,
     ) -> None:
         self._office = office
@@ -124,18 +96,22 @@ class Round:
         self._box = duty.box
         self._seats = duty.seats
         self._ends = ends
+        self._late = late  # from then on, nothing more is begun
         self._longest_try = office.settings.longest_delivery
         self._longest_transmission = office.settings.longest_transmission
         self._lease_until = 0.0  # of what is marked
         self._waiting = deque(deliveries)
         self._token = self._waiting[0].token
-        self._composed: dict[str, tuple[Message, Composed]] = {}  # by the mail's id: many recipients of a mail follow each other
+        self._composer = Composer(office, duty.budget, duty.box, compose, self._set_aside)
+        self._composer_knows = False  # the sizes of what waits
         self._window: list[Letter] = []  # about to be marked
         self._marked: deque[Letter] = deque()  # from here on, a death of this process means doubt
         self._flying: deque[Letter] = deque()  # in the hands of the connection
         self._unmarked: list[Letter] = []  # somebody else's by now; or ours all the same, if the database went away in a commit
+        self._begun: Letter | None = None  # the first one in flight, if its mail is being said
         self._results: list[Result] = []  # facts, not yet recorded
-        self._postponed: dict[int, float] = {}  # due times of what waits at a limit
+        self._postponed: dict[int, float] = {}  # due times of what waits at a limit, or for room
+        self._expired: dict[int, None] = {}  # to be given back: the sweep expires it
         self._turned_at = time.monotonic()
         self.tried = 0
         self.given_back = 0  #: how many can be claimed again at once
@@ -150,46 +126,81 @@ class Round:
 
     def __next__(self) -> WireMessage | None:
         """The next mail; None while what is in flight has to end first."""
-        if not self._marked:
-            if self._flying and self._must_wait():
+        while True:
+            if not self._marked and not self._has_turned():
                 return None
-            try:
-                self._turn()
-            except StoreUnavailable as error:
-                if not self._flying:
-                    raise
-                log.warning("What is in flight does not wait for the database: %s", error)
-                return None
-        if not self._marked:
-            raise StopIteration
-        self._seats.renew()
-        if time.time() + self._longest_try > self._lease_until:
-            raise StopIteration  # this worker was frozen: somebody may have found the mail in doubt by now
-        letter = self._marked.popleft()
-        self._flying.append(letter)
-        return letter.mail
+            if not self._marked:
+                raise StopIteration
+            self._seats.renew()
+            if time.time() + self._longest_try > self._lease_until:
+                raise StopIteration  # this worker was frozen: somebody may have found the mail in doubt by now
+            if self._is_late and (self.tried or self._flying):
+                raise StopIteration
+            letter = self._marked.popleft()
+            if not letter.delivery.has_expired(time.time()):
+                self._flying.append(letter)
+                return letter.mail
+            self._expired[letter.delivery.id] = None
+            self._composer.drop(letter, self._following)
+
+    def _has_turned(self) -> bool:
+        """Mark the next window, if there is one; False while what is in flight has to end before."""
+        if self._flying and self._must_wait():
+            return False
+        try:
+            self._turn()
+        except StoreUnavailable as error:
+            if not self._flying:
+                raise
+            log.warning("What is in flight does not wait for the database: %s", error)
+            return False
+        has_no_room = bool(self._waiting) and not self._marked and time.monotonic() < self._ends
+        return not (has_no_room and self._flying)
+
+    @property
+    def _following(self) -> Delivery | None:
+        return self._waiting[0] if self._waiting else None
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the round takes so long that others should get their turn, as with a relay that became slow."""
+        return time.monotonic() > self._late
 
     def may_begin(self) -> bool:
-        """Whether the lease still covers the mail in flight the longest. Noted, since from now on a death means doubt."""
-        if time.time() + self._longest_transmission > self._lease_until:
+        """Whether the mail in flight the longest may be said: its lease still covers that, and it has not expired.
+
+        Noted, since from now on a death means doubt.
+        """
+        letter, now = self._flying[0], time.time()
+        if now + self._longest_transmission > self._lease_until or letter.delivery.has_expired(now):
             return False
-        self._box.begun(self._flying[0].delivery.id, self.relay)
+        if self._is_late and self.tried:
+            return False
+        self._box.begun(letter.delivery.id, self.relay)
+        self._begun = letter
         return True
 
     def note(self, outcome: Outcome) -> None:
         """What came of the mail that is in flight the longest."""
-        letter = self._flying.popleft()
+        letter = self._flying[0]
         self.tried += 1
         outcome = self._blamed(letter.delivery, outcome)
-        move = self._move(letter.delivery, outcome)
-        kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
-        self._results.append(Result(letter.delivery, kept, move))
+        result = self._result(letter.delivery, outcome)
+        self._results.append(result)
+        self._flying.popleft()  # not before: should we be interrupted, it must be known in one place at least
+        self._begun = None
+        self._composer.drop(letter, self._following)
         if outcome.verdict is Verdict.SENT:
-            self._box.taken(letter.delivery.id, kept.reply)
+            self._box.taken(letter.delivery.id, result.outcome.reply)
         elif outcome.verdict is not Verdict.DOUBTFUL:
             self._box.over(letter.delivery.id)
         if outcome.verdict is Verdict.UNREACHED:
             self.failure = outcome
+
+    def _result(self, delivery: Delivery, outcome: Outcome) -> Result:
+        move = self._move(delivery, outcome)
+        kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
+        return Result(delivery, kept, move)
 
     def _blamed(self, delivery: Delivery, outcome: Outcome) -> Outcome:
         """A silence with which it is clear that the relay is to blame costs the mail no attempt."""
@@ -199,10 +210,18 @@ class Round:
         self.failure = outcome
         return replace(outcome, verdict=Verdict.UNREACHED) if outcome.verdict is Verdict.DEFERRED else outcome
 
-    def leave_on_the_wire(self) -> None:
-        """Interrupted: nobody knows how far the mail came that is in flight the longest. It stays marked, and so in doubt."""
-        if self._flying:
+    def interrupted(self, error: BaseException) -> None:
+        """Leave a mail that had begun marked, and so in doubt: nobody knows how far it came.
+
+        One that had not begun is given back. It may be what raises the error, so the try counts.
+        """
+        if not self._flying:
+            return
+        if self._flying[0] is self._begun:
             self._flying.popleft()
+        elif isinstance(error, Exception) and not isinstance(error, (StoreError, SoftTimeLimitExceeded)):
+            reason = f"it could not be said to the relay: {type(error).__name__}"
+            self.note(Outcome(Verdict.DEFERRED, reason, Phase.CONNECT))
 
     def _move(self, delivery: Delivery, outcome: Outcome) -> Move:
         if outcome.verdict is Verdict.SENT:
@@ -238,64 +257,48 @@ class Round:
 
     def _next_window(self) -> list[Letter]:
         window: list[Letter] = []
+        if not self._composer_knows:
+            self._composer.measure(self._waiting)
+            self._composer_knows = True
         while self._waiting and not window:
-            picked = self._admitted(self._picked())
+            self._composer.drop_unused(following=self._waiting[0])
+            picked = self._picked()
+            if not picked:
+                break
+            admitted = self._admitted(picked)
             try:
-                window = self._letters(picked)
-            except StoreUnavailable:
-                self._waiting.extendleft(reversed(picked))
+                window = self._composer.letters(admitted, has_time=not self._flying)
+            except BaseException:
+                self._waiting.extendleft(reversed(admitted))
                 raise
         return window
 
     def _picked(self) -> list[Delivery]:
-        """As many as go out in a moment; one that is marked alone is picked alone."""
-        picked = [self._waiting.popleft()]
-        size = window_size(self._pace.seconds_per_mail)
+        """As many as go out in a moment, and as there is room for; one that is marked alone is picked alone."""
+        picked: list[Delivery] = []
+        size, now = window_size(self._pace.seconds_per_mail), time.time()
         while self._waiting and len(picked) < size:
-            if OnDoubt.HOLD in (picked[-1].on_doubt, self._waiting[0].on_doubt):
+            ahead = self._waiting[0]
+            if picked and OnDoubt.HOLD in (picked[-1].on_doubt, ahead.on_doubt):
                 break
-            picked.append(self._waiting.popleft())
+            if ahead.has_expired(now):
+                self._expired[ahead.id] = None
+            elif self._composer.make_room(ahead):
+                picked.append(ahead)
+            elif picked or self._flying:
+                break  # for what this round holds itself
+            else:
+                self._postponed[ahead.id] = now + _NO_ROOM_SECONDS
+            self._waiting.popleft()
         return picked
 
-    def _letters(self, deliveries: list[Delivery]) -> list[Letter]:
-        """The bytes of each message, made once however many recipients follow each other."""
-        wanted = {delivery.mail_id for delivery in deliveries}
-        self._composed = {mail_id: self._composed[mail_id] for mail_id in wanted & self._composed.keys()}
-        unknown = wanted - self._composed.keys()
-        messages = self._office.store.load_messages(unknown)
-        for mail_id in unknown - messages.keys():
-            self._fail(deliveries, mail_id, "what it said is erased, or can't be read")
-        for mail_id, message in messages.items():
-            self._box.composing(mail_id)
-            try:
-                self._composed[mail_id] = message, compose(message, self._office.signer)
-            except Exception as error:  # whatever it is, it is this mail's own
-                # What went wrong may quote what the mail says.
-                log.exception("Mail %s can't be composed: %s", mail_id, type(error).__name__, exc_info=not message.sensitive)
-                words = "" if message.sensitive else f": {error}"
-                self._fail(deliveries, mail_id, printable(f"it can't be composed: {type(error).__name__}{words}"))
-        if messages:
-            self._box.composed()
-        written = [(delivery, *self._composed[delivery.mail_id]) for delivery in deliveries if delivery.mail_id in self._composed]
-        letters = [self._letter(*one) for one in written]
-        return [letter for letter in letters if letter is not None]
-
-    def _letter(self, delivery: Delivery, message: Message, composed: Composed) -> Letter | None:
-        to = destination(self._office.settings, delivery.recipient)
-        if to is None:
-            why = "Delivery failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS: mail_id=%s delivery=%d"
-            log.warning(why, delivery.mail_id, delivery.id)
-            self._fail([delivery], delivery.mail_id, "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent")
-            return None
-        if to != delivery.recipient:
-            message = replace(message, headers=(*message.headers, (_MEANT_FOR, delivery.recipient)))
-            composed = compose(message, self._office.signer)
-        return Letter(delivery, WireMessage(message, to, composed))
-
-    def _fail(self, deliveries: list[Delivery], mail_id: str, reason: str) -> None:
-        for delivery in deliveries:
-            if delivery.mail_id == mail_id:
-                self._office.store.fail_if_claimed(delivery, reason, now=time.time())
+    def _set_aside(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Record what could not be made ready: failed if it is the mail's own fault, else tried later."""
+        store, now = self._office.store, time.time()
+        if outcome.verdict is Verdict.REFUSED:
+            store.fail_if_claimed(delivery, outcome.reply, now=now)
+            return
+        store.set_aside_if_claimed([self._result(delivery, outcome)], now=now, relay=self.relay)
 
     # --- limits -------------------------------------------------------------------------------------------------------
 
@@ -411,6 +414,8 @@ class Round:
             if window:
                 ids = [letter.delivery.id for letter in window]
                 ours = store.mark_if_claimed(ids, token=self._token, now=now, lease_until=until)
+            if self._expired:
+                store.release_if_held(self._expired, token=self._token)
         for result in self._results:
             if result.delivery.id not in moved:
                 late = (result.delivery.mail_id, result.delivery.id, result.outcome.verdict)
@@ -418,22 +423,29 @@ class Round:
         for letter in window:
             (self._marked if letter.delivery.id in ours else self._unmarked).append(letter)
         self._lease_until = until
-        self._results, self._window = [], []
+        self._results, self._window, self._expired = [], [], {}
 
     def close(self) -> None:
         """Record what is known and give back what was not begun; nothing is left to do when it is called again."""
         self._learn()
-        if self._results:
-            self._record(mark=[], patiently=True)
+        try:
+            if self._results:
+                self._record(mark=[], patiently=True)
+        finally:
+            self._composer.close()
+            self._give_back()
+
+    def _give_back(self) -> None:
         unbegun = [letter.delivery for letter in (*self._flying, *self._marked, *self._unmarked, *self._window)]
         waits: dict[int, float | None] = {delivery.id: None for delivery in (*unbegun, *self._waiting)}
         self.given_back += len(waits)
-        release = partial(self._office.store.release_if_held, waits | self._postponed, token=self._token)
+        waits = {**waits, **self._postponed, **self._expired}
+        release = partial(self._office.store.release_if_held, waits, token=self._token)
         if unbegun:  # left marked, they would be in doubt for nothing
             _patiently(release, f"{len(unbegun)} mails to be given back")
         else:
             release()
-        for held in (self._flying, self._marked, self._unmarked, self._window, self._waiting, self._postponed):
+        for held in (self._flying, self._marked, self._unmarked, self._window, self._waiting, self._postponed, self._expired):
             held.clear()
 
 

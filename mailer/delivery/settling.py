@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from mailer.blackbox import Remains
-from mailer.delivery.round import Office
+from mailer.delivery.office import Office
 from mailer.logs import get_logger
 from mailer.message import Delivery, Outcome, Phase, Status, Verdict
 from mailer.policy import Move, next_move

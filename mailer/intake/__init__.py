@@ -154,9 +154,10 @@ class Intake:
         recipients = tuple(dict.fromkeys(address.email for address in (*message.to, *message.cc, *bcc)))
         if not recipients:
             raise InvalidMail("The mail has no recipient: give at least one in to, cc or bcc.")
-        _check_limits(message, recipients, self._settings)
+        size = _size(message)
+        _check_limits(message, size, recipients, self._settings)
         key = self._fingerprints.key(options.idempotency_key, message, recipients)
-        envelope = _envelope(recipients, key, options, now)
+        envelope = _envelope(recipients, size, key, options, now)
         host = None if options.connection is None else connection_of(options.connection)
         earlier = self._store.insert_mail(message, envelope, host)
         if earlier is not None:
@@ -205,7 +206,7 @@ class Intake:
 # --- how it is to travel ----------------------------------------------------------------------------------------------
 
 
-def _envelope(recipients: tuple[str, ...], key: Key | None, options: Options, now: float) -> Envelope:
+def _envelope(recipients: tuple[str, ...], size: int, key: Key | None, options: Options, now: float) -> Envelope:
     due_at = max(now, _seconds(options.send_at, now, field="send_at") or now)
     expires_at = _seconds(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
@@ -217,6 +218,7 @@ def _envelope(recipients: tuple[str, ...], key: Key | None, options: Options, no
         due_at=due_at,
         expires_at=expires_at,
         on_doubt=_on_doubt(options.on_doubt),
+        size=size,
     )
 
 
@@ -263,7 +265,7 @@ def _in_the_calendar(seconds: float, *, field: str) -> float:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def _check_limits(message: Message, recipients: tuple[str, ...], settings: Settings) -> None:
+def _check_limits(message: Message, size: int, recipients: tuple[str, ...], settings: Settings) -> None:
     """What is too much for one mail. A person can raise the setting that the error names."""
     if len(recipients) > settings.max_recipients:
         raise OverLimit(
@@ -272,7 +274,6 @@ def _check_limits(message: Message, recipients: tuple[str, ...], settings: Setti
     for field, text in _header_texts(message):
         if len(text) > settings.max_header:
             raise OverLimit(f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {settings.max_header}.")
-    size = _size(message)
     if size > settings.max_size:
         raise OverLimit(f"The mail has {size} bytes, MAILER_MAX_SIZE allows {settings.max_size}.")
 

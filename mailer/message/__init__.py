@@ -252,6 +252,7 @@ class Envelope:
     due_at: float
     expires_at: float | None = None
     on_doubt: OnDoubt = OnDoubt.RESEND
+    size: int | None = None  #: bytes of the message, as MAILER_MAX_SIZE counts them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +270,12 @@ class Delivery:
     on_doubt: OnDoubt
     token: str
     has_waited: bool = False  #: after it was to be sent: at a limit, for a relay, or for another try
+    expires_at: float | None = None
+    size: int | None = None  #: bytes of the message; None if an older version queued it
+
+    def has_expired(self, now: float) -> bool:
+        """Whether it is too late to be of use."""
+        return self.expires_at is not None and self.expires_at <= now
 
 
 def could_be_id(given: object) -> bool:

@@ -10,6 +10,7 @@ from mailer.mime.headers import disposition_line, text_line, type_line
 Part = tuple[list[str], list[bytes], bool]
 
 _LONGEST_LINE = 990  # RFC 5322 allows 998
+_ENCODED_AT_ONCE = 57 * 8192  # bytes of a file: whole lines of base64
 _BEYOND_ASCII = bytes(range(0x80, 0x100))
 _CONTROLS = bytes(octet for octet in (*range(0x20), 0x7F) if octet not in b"\t\r\n")
 
@@ -82,6 +83,19 @@ def _has_long_line(data: bytes) -> bool:
 
 
 def _base64(data: bytes) -> bytes:
+    return b"".join(_base64_chunks(data))
+
+
+def _base64_chunks(data: bytes) -> list[bytes]:
+    """Encode so much at once that a large file is never there as so many single lines."""
+    if len(data) <= _ENCODED_AT_ONCE:
+        return [_base64_lines(data)]
+    view = memoryview(data)
+    starts = range(0, len(data), _ENCODED_AT_ONCE)
+    return [_base64_lines(view[at : at + _ENCODED_AT_ONCE]) for at in starts]
+
+
+def _base64_lines(data: bytes | memoryview) -> bytes:
     encoded = binascii.b2a_base64(data, newline=False)
     return b"".join([encoded[at : at + 76] + b"\r\n" for at in range(0, len(encoded), 76)])
 
@@ -93,4 +107,4 @@ def _file(attachment: Attachment) -> Part:
     if attachment.content_id:
         lines.append(f"Content-ID: <{attachment.content_id}>")
     lines.extend(text_line(name, value) for name, value in attachment.headers)
-    return lines, [_base64(attachment.data)], False
+    return lines, _base64_chunks(attachment.data), False

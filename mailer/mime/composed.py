@@ -1,9 +1,13 @@
 """The bytes of a mail, made once for all its recipients."""
 
+from collections.abc import Iterable
+
 from mailer.message import Message
 from mailer.mime.bodies import body
 from mailer.mime.dkim import Signer, SigningKey, signature_lines
 from mailer.mime.headers import header_lines
+
+_END = b".\r\n"
 
 
 class Composed:
@@ -15,10 +19,10 @@ class Composed:
     __slots__ = ("_eight", "_message", "_seven", "needs_smtputf8")
 
     def __init__(self, message: Message, keys: tuple[SigningKey, ...]) -> None:
-        head, content = _written(message, keys, eightbit=not keys)  # RFC 6376, 5.3: nobody may encode a signed body again
+        head, chunks = _written(message, keys, eightbit=not keys)  # RFC 6376, 5.3: nobody may encode a signed body again
         self.needs_smtputf8 = not (head.isascii() and message.bounce_address.isascii())
-        self._eight = Form(head, content)
-        self._seven = self._eight if content.isascii() else None
+        self._eight = Form(head, chunks)
+        self._seven = self._eight if all(chunk.isascii() for chunk in chunks) else None
         self._message = message
 
     def form(self, *, eightbit: bool) -> "Form":
@@ -39,11 +43,13 @@ class Form:
 
     __slots__ = ("is_8bit", "size", "wire")
 
-    def __init__(self, head: bytes, content: bytes) -> None:
-        mail = head + content
-        self.size = len(mail)  #: as RFC 1870 counts, without what DATA adds
+    def __init__(self, head: bytes, chunks: Iterable[bytes]) -> None:
+        mail = b"".join([head, *chunks, _END])
+        self.size = len(mail) - len(_END)  #: as RFC 1870 counts, without what DATA adds
         self.is_8bit = not mail.isascii()
-        self.wire = mail.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+        if mail.find(b"\r\n.", 0, -1 - len(b"\r\n")) >= 0:  # before the last line
+            mail = mail[: -len(_END)].replace(b"\r\n.", b"\r\n..") + _END
+        self.wire = mail
 
     def as_bytes(self) -> bytes:
         return self.wire[:-3].replace(b"\r\n..", b"\r\n.")
@@ -54,10 +60,11 @@ def compose(message: Message, signer: Signer | None = None) -> Composed:
     return Composed(message, signer.keys_for(message.sender.domain) if signer else ())
 
 
-def _written(message: Message, keys: tuple[SigningKey, ...], *, eightbit: bool) -> tuple[bytes, bytes]:
+def _written(message: Message, keys: tuple[SigningKey, ...], *, eightbit: bool) -> tuple[bytes, list[bytes]]:
+    """Write the header and the chunks of the body: a large mail is put together once."""
     outermost, chunks, _ = body(message, eightbit=eightbit)
     lines = [*header_lines(message), "MIME-Version: 1.0", *outermost]
-    content = b"".join(chunks)
     if keys:
+        content = b"".join(chunks)
         lines = [*signature_lines(keys, lines, content, signed_at=message.created_at), *lines]
-    return "\r\n".join([*lines, "", ""]).encode(), content
+    return "\r\n".join([*lines, "", ""]).encode(), chunks

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-from mailer.errors import ConfigurationError
+from mailer.errors import ConfigurationError, SigningFailed
+from mailer.policy import FAULTS_OF_A_MAIL
 from mailer.settings.dkim import DkimKey
 
 #: What is signed where it is there: what a reader sees, what says how to read it, and what programs act upon.
@@ -68,9 +69,18 @@ def signature_lines(keys: Iterable[SigningKey], headers: Sequence[str], content:
     lines = []
     for key in keys:
         line = f"DKIM-Signature: v=1; a={key.algorithm}; c=relaxed/relaxed;\r\n d={key.domain};\r\n s={key.selector}; {tags}"
-        signature = key.sign(signed + relaxed_field(line.encode()))
+        signature = _signature(key, signed + relaxed_field(line.encode()))
         lines.append(line + _in_lines(_base64(signature), "", 72))
     return lines
+
+
+def _signature(key: SigningKey, data: bytes) -> bytes:
+    """Sign. What a library of cryptography raises must not be taken for a fault of the mail."""
+    try:
+        return key.sign(data)
+    except FAULTS_OF_A_MAIL as error:
+        name = f"{key.selector}._domainkey.{key.domain}"
+        raise SigningFailed(f"the key {name} can't sign: {type(error).__name__}") from error
 
 
 def _selected(headers: Sequence[str]) -> tuple[list[str], bytes]:

@@ -105,6 +105,13 @@ class Settings(RelaySettings):
         25_000_000,
         ge=1,
     )
+    max_bytes_in_flight: int = key(
+        "MAILER_MAX_BYTES_IN_FLIGHT",
+        "The most bytes of memory that a process uses at once for the mails it sends, all its threads together. A mail"
+        " counts four times its size; one that is larger than this goes alone.",
+        128_000_000,
+        ge=1,
+    )
     max_header: int = key(
         "MAILER_MAX_HEADER",
         "The most characters of a subject, or of another text that becomes a header: a name, a header's value, a file's name.",

@@ -134,6 +134,7 @@ class RelayConnection(flask_mail.Connection):
                 else:
                     outcome = refusal or _TO_NOBODY
                 self._account(mail, outcome)
+                del mail  # its bytes are not kept while the next one is composed
                 yield outcome
                 if outcome.verdict in _LAST:
                     break

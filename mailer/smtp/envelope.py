@@ -4,8 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from mailer.message import Outcome, Phase, Verdict
 from mailer.mime import WireMessage
+from mailer.policy import verdict_on
 from mailer.smtp.replies import printable
 from mailer.smtp.session import Session
 
@@ -42,6 +45,15 @@ class Offers:
 
 def envelope_of(mail: WireMessage, offers: Offers) -> bytes | Outcome:
     """MAIL, RCPT and DATA, a line each. A mail that can't be given to this relay is refused before anything is said."""
+    try:
+        return _envelope_of(mail, offers)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:  # noqa: BLE001 -- it may be written anew here, for a relay without 8BITMIME
+        return Outcome(verdict_on(error), f"it can't be written for this relay: {type(error).__name__}", Phase.MAIL)
+
+
+def _envelope_of(mail: WireMessage, offers: Offers) -> bytes | Outcome:
     sender, recipient, utf8 = mail.envelope_from, mail.recipient, mail.needs_smtputf8
     if _BREAKS_OUT.search(sender):
         return _refused(Phase.MAIL, f"501 5.1.7 no sender can be written so: {sender!r}")
@@ -52,8 +64,8 @@ def envelope_of(mail: WireMessage, offers: Offers) -> bytes | Outcome:
     mail_options = " SMTPUTF8" if utf8 else ""
     if mail.is_8bit(offers.eightbit):
         mail_options += " BODY=8BITMIME"
+    size = mail.size(offers.eightbit)
     if offers.size:
-        size = mail.size(offers.eightbit)
         if size > offers.most_octets > 0:
             return _refused(Phase.MAIL, f"552 5.3.4 the mail has {size} octets, the relay takes {offers.most_octets}")
         mail_options += f" SIZE={size}"

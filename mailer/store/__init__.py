@@ -3,7 +3,8 @@
 Each move of a delivery is one statement, guarded by the state it leaves and by the claim's token, and returns the ids
 that really moved: whoever comes second moves nothing.
 
-`claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held` and `fail_if_claimed` are a worker's;
+`claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held`, `set_aside_if_claimed` and `fail_if_claimed`
+are a worker's;
 `requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful`, `expire_overdue` and `recall_queued` are the sweep's;
 `settle_if_resting` and `cancel_if_due_before` are a person's.
 
@@ -42,7 +43,7 @@ from mailer.message import (
     could_be_id,
     id_at,
 )
-from mailer.policy import Move
+from mailer.policy import FAULTS_OF_A_MAIL, Move
 from mailer.store import blobs, hosts, keys, lookup, retention, rows, workers
 from mailer.store import statements as sql
 from mailer.store.aside import Aside
@@ -176,9 +177,7 @@ class Store(Database):
         def write(transaction: Transaction) -> set[int]:
             moved = self._finish(transaction, sql.RECORD, {"results": values, "relay": relay}, mails=mails, now=now)
             failed = [one for one in results if one.outcome.verdict is not Verdict.SENT and one.delivery.id in moved]
-            if failed:
-                tries = [rows.attempt_row(one.delivery.id, one.outcome, now, relay) for one in failed]
-                transaction.execute_many(sql.INSERT_ATTEMPT, tries)
+            self._insert_attempts(transaction, failed, now=now, relay=relay)
             return moved
 
         return self._transact(write)
@@ -201,13 +200,34 @@ class Store(Database):
         """Lock what is sensitive, inside `together()`: before the first of several moves that may be the last of a mail."""
         self._transact(lambda transaction: retention.lock_sensitive(transaction, mail_ids))
 
+    def set_aside_if_claimed(self, results: Iterable[Result], *, now: float, relay: str) -> set[int]:
+        """claimed -> queued or failed: what could not be made ready for the relay, with the reason in its history."""
+        results = sorted(results, key=lambda result: result.delivery.id)
+        values = packed(rows.result_row(result.delivery, result.outcome, result.move, now) for result in results)
+        mails = {result.delivery.mail_id for result in results}
+
+        def write(transaction: Transaction) -> set[int]:
+            moved = self._finish(transaction, sql.SET_ASIDE, {"results": values}, mails=mails, now=now)
+            self._insert_attempts(transaction, [one for one in results if one.delivery.id in moved], now=now, relay=relay)
+            return moved
+
+        return self._transact(write)
+
+    def _insert_attempts(self, transaction: Transaction, results: list[Result], *, now: float, relay: str) -> None:
+        if results:
+            tries = [rows.attempt_row(one.delivery.id, one.outcome, now, relay) for one in results]
+            transaction.execute_many(sql.INSERT_ATTEMPT, tries)
+
     def load_held(self, token: str) -> list[Delivery]:
         """What is in the hands of a worker, and what is in doubt since it was."""
         with self._look() as transaction:
             return rows.deliveries(transaction.execute(sql.HELD, {"token": token}), token)
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
-        """What is to be said, by id; what is erased is left out, and what can't be read."""
+        """What is to be said, by id; what is erased is left out, and what somebody has spoilt.
+
+        An error that is no fault of a mail, such as too little memory, is raised.
+        """
         if not mail_ids:
             return {}
         with self._look() as transaction:
@@ -221,6 +241,11 @@ class Store(Database):
             attached[attachment[0]].append(attachment)
         messages = {mail[0]: _read(mail, attached[mail[0]]) for mail in mails}
         return {mail_id: message for mail_id, message in messages.items() if message is not None}
+
+    def load_sizes(self, mail_ids: Collection[str]) -> dict[str, int]:
+        """Measure mails that were queued without a size, in bytes or a little more."""
+        with self._look() as transaction:
+            return {mail_id: int(size) for mail_id, size in transaction.execute(sql.SIZES, {"mails": packed(mail_ids)})}
 
     def load_senders(self, mail_ids: Collection[str]) -> dict[str, str]:
         """Who says it, by id: for relays that take the mail of some senders only."""
@@ -520,6 +545,6 @@ def _read(mail: Row, attachments: list[Row]) -> Message | None:
     """Out of its rows, unless somebody has spoilt them: that is for this mail to suffer, not for those beside it."""
     try:
         return rows.message(mail, attachments)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it is this mail's own, and its words may be the mail's
+    except FAULTS_OF_A_MAIL as error:  # its words may be the mail's
         log.error("Mail %s can't be read: %s", mail[0], type(error).__name__)  # noqa: TRY400 -- without them
         return None

@@ -125,7 +125,9 @@ def blob_hash(data: bytes, message: Message) -> str:
 
 def own_blob_hash(data: bytes, message: Message) -> str:
     """Return the hash of a copy that no other mail shares."""
-    return hashlib.sha256(message.id.encode() + data).hexdigest()
+    digest = hashlib.sha256(message.id.encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def attachment(row: Row, message: Message) -> Attachment:
@@ -155,6 +157,7 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
         "queued_at": envelope.due_at,
         "due_at": envelope.due_at,
         "expires_at": envelope.expires_at,
+        "size": envelope.size,
         "attempts": 0,
         "doubts": 0,
     }
@@ -176,8 +179,10 @@ def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
             on_doubt=_ON_DOUBT[on_doubt],
             token=token,
             has_waited=due_at > queued_at,
+            expires_at=expires_at,
+            size=size,
         )
-        for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at in sorted(
+        for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at, expires_at, size in sorted(
             claimed, key=_BY_DUE_TIME
         )
     ]

@@ -21,12 +21,16 @@ _MESSAGE_COLUMNS = (
 )
 _ATTACHMENT_COLUMNS = ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers")
 _JSON = frozenset({"to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"})
+_TEXTS = ("text", "html", "CAST(alternatives AS text)")
 _DELIVERY_COLUMNS = (
     *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
-    *("attempts", "doubts"),
+    *("size", "attempts", "doubts"),
 )
 #: What a worker needs to know of one.
-_DELIVERY = ("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at")
+_DELIVERY = (
+    *("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at"),
+    *("expires_at", "size"),
+)
 #: The tables of values, with the types that PostgreSQL wants to know.
 _RESULTS = {
     "id": "bigint",
@@ -82,6 +86,9 @@ def spelt(statement: str, *, sqlite: bool) -> str:
         # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that it does not know.
         unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
         most=f"CASE WHEN {_PAUSED} THEN 0 ELSE :most END" if sqlite else ":most",
+        # SQLite counts the letters of a text: none has more than four octets.
+        octets_of_text=" + ".join(f"COALESCE({'4 * length' if sqlite else 'octet_length'}({text}), 0)" for text in _TEXTS),
+        octets_of_file="length(data)" if sqlite else "octet_length(data)",
         outgoing=_OUTGOING,
         or_by_byte="" if sqlite else _OR_BY_BYTE,
         age=_AGE,
@@ -227,6 +234,15 @@ SET status = 'failed', due_at = NULL, finished_at = :now, reply = :reply, token 
 WHERE id = :id AND token = :token AND status = 'claimed'
 RETURNING id
 """
+# As RECORD, of a mail that could not be made ready: no relay was told of it.
+SET_ASIDE = """
+UPDATE mailer_delivery
+SET status = results.status, due_at = results.due_at, finished_at = results.finished_at, reply = results.reply,
+    attempts = mailer_delivery.attempts - results.uncounted, token = NULL, lease_until = NULL
+FROM {results}
+WHERE {among_results} AND mailer_delivery.token = results.token AND mailer_delivery.status = 'claimed'
+RETURNING mailer_delivery.id
+"""
 INSERT_ATTEMPT = _insert("mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay"))
 LOAD = f"""
 SELECT {", ".join(_as_text(column) for column in _MESSAGE_COLUMNS)},
@@ -238,6 +254,13 @@ SELECT mail_id, mailer_attachment.sha256, data, filename, content_type, content_
 FROM mailer_attachment LEFT JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
 WHERE mail_id {mails}
 ORDER BY mail_id, position
+"""
+# For those that were queued without a size. Neither database reads what it only measures.
+SIZES = """
+SELECT id, {octets_of_text} + COALESCE((
+    SELECT SUM({octets_of_file}) FROM mailer_attachment JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+    WHERE mail_id = mailer_message.id), 0)
+FROM mailer_message WHERE id {mails}
 """
 SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
 HEAD = """

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
-from mailer.policy import RetryPolicy, next_move
+from mailer.policy import Move, RetryPolicy, next_move
 from mailer.store import Result, Store
 from tests.chart import drawn
 from tests.mails import LATER, LEASE, NOW, assert_moved, bring, claim, emptied, insert, mark, moved_by, record, row, table
@@ -20,6 +20,13 @@ class Verb:
 
     leads_to: Collection[Status]
     call: Callable[[Store, Delivery, Status], set[int]]
+
+
+def set_aside(store: Store, delivery: Delivery, *, to: Status) -> set[int]:
+    """What could not be made ready."""
+    move = Move(to=to, due_at=LATER if to is Status.QUEUED else None)
+    result = Result(delivery, Outcome(Verdict.DEFERRED, "too little memory"), move)
+    return store.set_aside_if_claimed([result], now=NOW, relay="relay.example.com")
 
 
 RECORDED = (Status.SENT, Status.QUEUED, Status.FAILED, Status.DOUBTFUL)
@@ -36,6 +43,10 @@ WORKERS = {
     "release_if_held": Verb(
         [Status.QUEUED],
         lambda store, one, to: store.release_if_held({one.id: None}, token=one.token),
+    ),
+    "set_aside_if_claimed": Verb(
+        [Status.QUEUED, Status.FAILED],
+        lambda store, one, to: set_aside(store, one, to=to),
     ),
     "fail_if_claimed": Verb(
         [Status.FAILED],

@@ -1,0 +1,95 @@
+"""A relay that became slow: what has expired is not sent, and urgent mail gets its turn."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
+from mailer.message import Address, Lane, Status
+from mailer.store import Store
+from tests.mails import a_message, table
+from tests.services.couriers import Clock, MakeCourier, OpenCourier, copy_of, queue, states
+from tests.services.script import HOLD, ScriptedRelay
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+
+
+@pytest.fixture
+def slow() -> Iterator[ScriptedRelay]:
+    with ScriptedRelay("PIPELINING") as server:
+        yield server
+
+
+def at(relay: ScriptedRelay) -> dict[str, object]:
+    """What MAILER_RELAYS says of it."""
+    return {"name": "slow", "MAIL_SERVER": relay.host, "MAIL_PORT": relay.port}
+
+
+def queue_from(store: Store, sender: str, **options: object) -> str:
+    """A mail by whose sender the relay tells it from others."""
+    return queue(store, f"to-{sender}@example.com", message=a_message(sender=Address(f"{sender}@example.com")), **options)
+
+
+@pytest.mark.parametrize("point", ["dot", "rcpt"])
+def test_a_mail_that_expires_while_the_relay_is_slow(
+    open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock, point: str
+) -> None:
+    """It is not begun, neither when it waits in the window nor when its envelope was said already."""
+    first = queue_from(store, "first")
+    code = queue_from(store, "code", expires_at=time.time() + 60)
+    later = queue_from(store, "later", expires_at=time.time() + 60)
+    sender = "first@example.com" if point == "dot" else "code@example.com"
+    slow.faults[sender, point].append(HOLD)  # type: ignore[index]
+    courier = open_courier(at(slow))
+    working = threading.Thread(target=courier.deliver_slice)
+    working.start()
+    wait_until(lambda: slow.held == 1)
+
+    clock.ahead = 100
+    slow.go_on()
+    working.join()
+    courier.sweep()
+
+    assert slow.acknowledged == ["first@example.com"]
+    assert copy_of(store, first).status == Status.SENT
+    for mail_id in (code, later):
+        assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.EXPIRED, 0)
+
+
+def test_a_slice_that_takes_too_long(open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock) -> None:
+    """It gives back what it has not begun, and the next one begins with what is urgent."""
+    for number in range(4):
+        queue_from(store, f"mail{number}")
+    slow.faults["mail0@example.com", "dot"].append(HOLD)
+    courier = open_courier(at(slow), MAILER_SLICE_SECONDS=0.05)
+    working = threading.Thread(target=courier.deliver_slice)
+    began = time.monotonic()
+    working.start()
+    wait_until(lambda: slow.held == 1 and time.monotonic() > began + 0.2)
+    queue_from(store, "urgent", lane=Lane.CRITICAL)
+    slow.go_on()
+    working.join()
+
+    assert slow.acknowledged == ["mail0@example.com"]
+    assert set(states(store).values()) == {"sent", "queued"}
+    assert sorted(row["attempts"] for row in table(store).values()) == [0, 0, 0, 0, 1]
+    courier.deliver_slice()
+    assert slow.acknowledged[1] == "urgent@example.com"
+
+
+def test_a_mail_in_doubt_that_has_expired(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+    """It is not sent once more: it is of no use any more."""
+    mail_id = queue(store, "ada@example.com", expires_at=time.time() + 60)
+    sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
+    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=900)
+    courier.deliver_slice()
+    assert copy_of(store, mail_id).status == Status.DOUBTFUL
+
+    clock.ahead = 901
+    courier.sweep()
+    courier.deliver_slice()
+
+    assert copy_of(store, mail_id).status == Status.EXPIRED
+    assert len(sink.messages) == 1

@@ -1,0 +1,112 @@
+"""How much a process holds of the mails it sends."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from mailer.delivery.budget import ByteBudget
+from mailer.delivery.composing import Composer
+from mailer.message import Attachment
+from mailer.store import Store
+from tests.mails import a_message, table
+from tests.services.couriers import Clock, MakeCourier, queue, queue_each, states
+from tests.services.sink import Sink
+
+SIZE = 200_000
+
+
+def queue_large(store: Store, count: int, size: int | None = SIZE) -> None:
+    for number in range(count):
+        data = number.to_bytes(4) * (SIZE // 4)
+        message = a_message(attachments=(Attachment("a.bin", data),))
+        queue(store, f"to{number}@example.com", message=message, size=size)
+
+
+@pytest.fixture
+def most_held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes held at each moment at which a mail is composed."""
+    held: list[int] = []
+    make_room = Composer.make_room
+
+    def watched(self: Composer, *given: Any) -> bool:
+        had_room = make_room(self, *given)
+        held.append(self._budget.held)
+        return had_room
+
+    monkeypatch.setattr(Composer, "make_room", watched)
+    return held
+
+
+@pytest.mark.parametrize("size", [SIZE, None], ids=["with a size", "of an older version"])
+def test_large_mails_are_composed_one_by_one(
+    make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int], size: int | None
+) -> None:
+    """A window is as small as the bound demands, whether the size was stored or has to be asked for."""
+    queue_large(store, 6, size)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE)
+
+    courier.deliver_slice()
+
+    assert set(states(store).values()) == {"sent"}
+    assert max(most_held) <= 10 * SIZE
+    assert courier._budget.held == 0
+
+
+def test_a_mail_larger_than_the_bound_goes_alone(
+    make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int]
+) -> None:
+    """It is not kept from going; small mails beside it go as always."""
+    queue_large(store, 3)
+    queue_each(store, "ada", "bob")
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=SIZE)
+
+    courier.deliver_slice()
+
+    assert set(states(store).values()) == {"sent"}
+    assert max(most_held) < 2 * 4 * SIZE
+    assert courier._budget.held == 0
+
+
+def test_threads_share_the_bound(make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int], clock: Clock) -> None:
+    """A thread that finds no room gives its mail back without a try, and nobody waits for anybody."""
+    queue_large(store, 12)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=5 * SIZE)
+
+    while "queued" in states(store).values():
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(4):
+                threads.submit(courier.deliver_slice)
+        clock.ahead += 1
+
+    assert set(states(store).values()) == {"sent"}
+    assert {row["attempts"] for row in table(store).values()} == {1}
+    assert max(most_held) <= 5 * SIZE
+    assert len(sink.messages) == 12
+
+
+def test_room_that_is_waited_for_is_left_to_the_first() -> None:
+    """A large mail gets its turn though others would always fill the room; small ones are not kept waiting by it."""
+    budget = ByteBudget(6400)
+    assert budget.take(3000, "other")
+    assert not budget.take(6000, "large")
+
+    assert not budget.take(1000, "another")
+    assert budget.take(10, "small")
+    budget.give_back(3000)
+    assert budget.take(6000, "large")
+    budget.give_back(6010)
+    assert budget.take(5000, "another")
+
+
+def test_recipients_share_what_was_composed(make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int]) -> None:
+    """One mail to many takes the room of one."""
+    message = a_message(attachments=(Attachment("a.bin", bytes(SIZE)),))
+    queue(store, *(f"to{number}@example.com" for number in range(30)), message=message, size=SIZE)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE)
+
+    courier.deliver_slice()
+
+    assert set(states(store).values()) == {"sent"}
+    assert max(most_held) < 5 * SIZE
+    assert courier._budget.held == 0

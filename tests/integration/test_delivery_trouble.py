@@ -1,0 +1,179 @@
+"""Trouble that is not the mail's: memory, files, keys, time limits. The mail is tried again."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+
+from mailer.delivery import round as round_
+from mailer.errors import StoreUnavailable
+from mailer.message import Message, Status, Verdict
+from mailer.mime import Composed, Signer, compose
+from mailer.mime.dkim import SigningKey
+from mailer.smtp import envelope
+from mailer.store import Store, rows
+from tests.mails import a_message, table
+from tests.services.couriers import Clock, MakeCourier, copy_of, queue, queue_each, states
+from tests.services.sink import Sink
+
+TROUBLE = [MemoryError(), OSError(24, "Too many open files"), RuntimeError("who knows"), LookupError("unknown encoding: idna")]
+
+
+def in_trouble(mail_id: str, error: Exception) -> Callable[[Message, Signer | None], Composed]:
+    """A `compose` that fails for one mail."""
+
+    def write(message: Message, signer: Signer | None) -> Composed:
+        if message.id == mail_id:
+            raise error
+        return compose(message, signer)
+
+    return write
+
+
+@pytest.mark.parametrize("error", TROUBLE, ids=repr)
+def test_trouble_while_a_mail_is_composed(
+    make_courier: MakeCourier,
+    store: Store,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """It counts as a try with an entry in the history; the mail is sent later, and failed with the last try."""
+    mail_id = queue(store, "ada@example.com", "bob@example.com")
+    queue_each(store, "fine")
+    courier = make_courier(MAILER_RETRY_ATTEMPTS=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(round_, "compose", in_trouble(mail_id, error))
+        courier.deliver_slice()
+
+    assert states(store) == {"ada": "queued", "bob": "queued", "fine": "sent"}
+    for copy in store.status(mail_id):
+        [attempt] = copy.history
+        assert (copy.attempts, attempt.verdict) == (1, Verdict.DEFERRED)
+        assert type(error).__name__ in attempt.reply
+        assert copy.due_at is not None
+        assert copy.due_at.timestamp() > clock.time() + 30
+
+    clock.ahead = 100
+    monkeypatch.setattr(round_, "compose", in_trouble(mail_id, error))
+    courier.deliver_slice()
+
+    assert states(store) == {"ada": "failed", "bob": "failed", "fine": "sent"}
+    assert "given up after 2 tries" in str(store.status(mail_id).deliveries[0].reply)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), StoreUnavailable("malformed")], ids=repr)
+def test_trouble_while_mails_are_loaded(
+    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each is tried alone, and only the one that can't be loaded is put off."""
+    queue_each(store, "before")
+    mail_id = queue(store, "ada@example.com")
+    queue_each(store, "after")
+    load = store.load_messages
+
+    def load_with_trouble(mail_ids: Collection[str]) -> dict[str, Message]:
+        if mail_id in mail_ids:
+            raise error
+        return load(mail_ids)
+
+    monkeypatch.setattr(store, "load_messages", load_with_trouble)
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"before": "sent", "ada": "queued", "after": "sent"}
+    copy = copy_of(store, mail_id)
+    assert (copy.attempts, [attempt.verdict for attempt in copy.history]) == (1, [Verdict.DEFERRED])
+
+
+def test_too_little_memory_to_read_a_row(
+    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for a row that somebody has spoilt."""
+    mail_id = queue(store, "ada@example.com")
+
+    def too_little(*_row: Any) -> Message:
+        raise MemoryError
+
+    monkeypatch.setattr(rows, "message", too_little)
+
+    make_courier().deliver_slice()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 1)
+
+
+def test_a_key_that_can_not_sign(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the library of cryptography raises, the mail is not to blame."""
+
+    def fail(data: bytes) -> bytes:
+        raise ValueError("Digest too large for key size.")
+
+    signer = Signer([SigningKey("example.com", "2026a", "rsa-sha256", fail)])
+    mail_id = queue(store, "ada@example.com")
+    monkeypatch.setattr(round_, "compose", lambda message, _signer: compose(message, signer))
+
+    make_courier().deliver_slice()
+
+    copy = copy_of(store, mail_id)
+    assert copy.status == Status.QUEUED
+    assert "the key 2026a._domainkey.example.com can't sign: ValueError" in str(copy.reply)
+
+
+def test_a_soft_time_limit_while_a_mail_is_composed(
+    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the slice. The mail that was composed has used up a try, the others are as if never claimed."""
+    queue_each(store, "ada")
+    mail_id = queue(store, "slow@example.com")
+    queue_each(store, "eve")
+    courier = make_courier()
+    with monkeypatch.context() as patch:
+        patch.setattr(round_, "compose", in_trouble(mail_id, SoftTimeLimitExceeded()))
+        with pytest.raises(SoftTimeLimitExceeded):
+            courier.deliver_slice()
+
+    assert states(store) == {"ada": "queued", "slow": "queued", "eve": "queued"}
+    assert sorted(row["attempts"] for row in table(store).values()) == [0, 0, 1]
+    courier.deliver_slice()
+    assert sorted(mail.recipients[0] for mail in sink.messages) == ["ada@example.com", "eve@example.com"]
+
+
+def test_a_soft_time_limit_before_a_mail_is_begun(
+    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given back and not in doubt: the relay has not heard a byte of it."""
+    queue_each(store, "ada", "bob")
+    with monkeypatch.context() as patch:
+        patch.setattr(round_.Round, "may_begin", _interrupt)
+        with pytest.raises(SoftTimeLimitExceeded):
+            make_courier().deliver_slice()
+
+    assert states(store) == {"ada": "queued", "bob": "queued"}
+    assert [row["attempts"] for row in table(store).values()] == [0, 0]
+
+
+def _interrupt(_round: round_.Round) -> bool:
+    raise SoftTimeLimitExceeded
+
+
+def test_too_little_memory_to_write_a_mail_for_this_relay(
+    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mail that has to be written anew for a relay without 8BITMIME is put off, and stops no other."""
+    mail_id = queue(store, "ada@example.com", message=a_message(subject="large"))
+    queue_each(store, "bob")
+    write = envelope._envelope_of
+
+    def too_little(mail: Any, offers: envelope.Offers) -> Any:
+        if mail.mail_id == mail_id:
+            raise MemoryError
+        return write(mail, offers)
+
+    monkeypatch.setattr(envelope, "_envelope_of", too_little)
+
+    make_courier().deliver_slice()
+
+    assert states(store) == {"ada": "queued", "bob": "sent"}
+    assert copy_of(store, mail_id).attempts == 1
