@@ -44,7 +44,7 @@ def test_large_mails_are_composed_one_by_one(
 ) -> None:
     """A window is as small as the bound demands, whether the size was stored or has to be asked for."""
     queue_large(store, 6, size)
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_SLICE_SECONDS=60)
 
     courier.deliver_slice()
 
@@ -59,7 +59,7 @@ def test_a_mail_larger_than_the_bound_goes_alone(
     """It is not kept from going; small mails beside it go as always."""
     queue_large(store, 3)
     queue_each(store, "ada", "bob")
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=SIZE)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=SIZE, MAILER_SLICE_SECONDS=60)
 
     courier.deliver_slice()
 
@@ -71,7 +71,7 @@ def test_a_mail_larger_than_the_bound_goes_alone(
 def test_threads_share_the_bound(make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int], clock: Clock) -> None:
     """A thread that finds no room gives its mail back without a try, and nobody waits for anybody."""
     queue_large(store, 12)
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=5 * SIZE)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=5 * SIZE, MAILER_SLICE_SECONDS=60)
 
     while "queued" in states(store).values():
         with ThreadPoolExecutor(4) as threads:
@@ -103,7 +103,7 @@ def test_recipients_share_what_was_composed(make_courier: MakeCourier, store: St
     """One mail to many takes the room of one."""
     message = a_message(attachments=(Attachment("a.bin", bytes(SIZE)),))
     queue(store, *(f"to{number}@example.com" for number in range(30)), message=message, size=SIZE)
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE)
+    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_SLICE_SECONDS=60)
 
     courier.deliver_slice()
 
