@@ -14,7 +14,10 @@ OPENING = """\
 Written by `python -m docs.settings_table`: change `mailer/settings/`, not this page.
 
 Each key is read from the app's configuration, or else from the environment, where `True` and `587` are read as what they
-mean. A value that can't be used is refused when the app starts, with the key and what is allowed.
+mean. A value that can't be used is refused when the app starts, with the key and what is allowed. So is a near miss of one of
+these keys in the app's configuration ("MAILER_RETRY_ATEMPTS: there is no such key: did you mean MAILER_RETRY_ATTEMPTS?").
+Any other unknown `MAILER_…` key there is warned about in the log, and so is a near miss in the environment, which has the
+variables of other programs as well.
 
 | Key | Default | Allowed | What it is for |
 |---|---|---|---|

@@ -96,11 +96,15 @@ class Mailer:
         With an `idempotency_key`, the same call again queues nothing and returns the first receipt; `KeyReused` if it says
         something else. With a `connection` (a `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
         transaction: it goes out when that is committed.
-        A template variable that has the name of an argument goes into `context={…}`.
+        A template variable that has the name of an argument goes into `context={…}`. A keyword that no template uses and that is
+        nearly an option, or what others call one (`attachment`, `body`), is refused.
         """
         if not isinstance(context or {}, Mapping):
             raise InvalidMail(f"context: give a dict of template variables, not {type(context).__name__}.")
-        return _state().intake.send_email(
+        intake = _state().intake
+        if more_context:
+            intake.check_keywords(template, more_context)
+        return intake.send_email(
             to,
             subject,
             template,

@@ -14,7 +14,16 @@ from flask import Flask
 from inscriptis import get_text
 from inscriptis.css_profiles import CSS_PROFILES
 from inscriptis.model.config import ParserConfig
-from jinja2 import Environment, StrictUndefined, Template, TemplateNotFound, TemplateSyntaxError, UndefinedError
+from jinja2 import (
+    Environment,
+    StrictUndefined,
+    Template,
+    TemplateNotFound,
+    TemplateSyntaxError,
+    UndefinedError,
+    meta,
+    nodes,
+)
 from werkzeug.routing import BuildError
 
 from mailer.errors import TemplateError
@@ -28,6 +37,7 @@ _TEXT_LAYOUT = ParserConfig(css=CSS_PROFILES["strict"], display_links=True, disp
 _HAS_STYLE = re.compile(r"<style\b", re.IGNORECASE)
 # The inliner walks down the document recursively: 20,000 open tags in each other overflow the stack, which ends the process.
 _MOST_TAGS = 10_000
+_MOST_USED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,7 @@ class Renderer:
     def __init__(self, app: Flask) -> None:
         self._app = app
         self._strict: Environment | None = None
+        self._used: set[tuple[str, str]] = set()  # (template, variable) that were found
 
     def render(self, template: str, context: Mapping[str, Any]) -> Bodies:
         """Render `<template>.txt` and `<template>.html`; one of the two is enough."""
@@ -59,6 +70,38 @@ class Renderer:
         html = inline_css(_rendered(html_template, values)) if html_template else None
         text = _rendered(text_template, values) if text_template else text_from_html(html or "")
         return Bodies(text, html)
+
+    def may_use(self, template: str, variable: str) -> bool:
+        """Return whether the pair has the variable, itself or in a template that it extends, includes or imports.
+
+        Also if that can't be told: a name of a template that is made while it is rendered, a function or a tag that is given
+        the whole context, or a source that can't be read.
+        """
+        pair = (template, variable)
+        if pair not in self._used and self._looks_used(template, variable):
+            if len(self._used) >= _MOST_USED:
+                self._used.clear()
+            self._used.add(pair)
+        return pair in self._used
+
+    def _looks_used(self, template: str, variable: str) -> bool:
+        waiting = [f"{template}.txt", f"{template}.html"]
+        seen: set[str] = set()
+        while waiting:
+            if (name := waiting.pop()) in seen:
+                continue
+            try:
+                tree = _parsed(self._environment, name)
+            except TemplateNotFound:
+                continue
+            except Exception:  # noqa: BLE001 -- rendering it says what is wrong
+                return True
+            seen.add(name)
+            referenced = [*meta.find_referenced_templates(tree)]
+            if None in referenced or _has_name(tree, variable) or _gives_context_away(tree, self._environment):
+                return True
+            waiting += filter(None, referenced)
+        return not seen  # neither of the pair is there: rendering says so
 
     def _find(self, name: str) -> Template | None:
         try:
@@ -76,6 +119,32 @@ class Renderer:
         if self._strict is None:
             self._strict = self._app.jinja_env.overlay(undefined=StrictUndefined)
         return self._strict
+
+
+def _parsed(environment: Environment, name: str) -> nodes.Template:
+    if environment.loader is None:
+        raise TemplateNotFound(name)
+    source, filename, _is_fresh = environment.loader.get_source(environment, name)
+    return environment.parse(source, name, filename)
+
+
+def _has_name(tree: nodes.Template, variable: str) -> bool:
+    return any(name.name == variable for name in tree.find_all(nodes.Name))
+
+
+def _gives_context_away(tree: nodes.Template, environment: Environment) -> bool:
+    """Return whether something is called that sees all variables: a function with @pass_context, but for Jinja's own."""
+    if tree.find(nodes.ContextReference) or tree.find(nodes.DerivedContextReference):
+        return True
+    called = [environment.globals.get(call.node.name) for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)]
+    called += [environment.filters.get(one.name) for one in tree.find_all(nodes.Filter)]
+    called += [environment.tests.get(one.name) for one in tree.find_all(nodes.Test)]
+    return any(_takes_context(function) for function in called)
+
+
+def _takes_context(function: object) -> bool:
+    passed = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
+    return passed == "context" and not str(getattr(function, "__module__", "")).startswith("jinja2")
 
 
 def _rendered(template: Template, values: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from mailer.attendance import Watch
 from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
 from mailer.intake.idempotency import Fingerprints
+from mailer.intake.keywords import check_keywords
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import (
     Address,
@@ -119,6 +120,10 @@ class Intake:
             sensitive=_sensitive(options.sensitive),
         )
         return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
+
+    def check_keywords(self, template: str, keywords: Iterable[str]) -> None:
+        """Refuse keywords that were meant to be options of `send_email()`."""
+        check_keywords(self._renderer, template, keywords)
 
     def enqueue(self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None) -> Receipt:
         """Queue a message of Flask-Mail as it is."""

@@ -22,6 +22,7 @@ from mailer.settings.proxy import AMBIENT, ambient, is_local
 from mailer.settings.rates import DomainLimit, read_domain_limits
 from mailer.settings.relay import RelaySettings, Rule, Seconds, checked_rule, key
 from mailer.settings.secret_keys import flask_keys, read_secret_keys
+from mailer.settings.spelling import check_keys, did_you_mean, near
 from mailer.settings.words import LOGINS, explained
 
 __all__ = ["RelaySettings", "Settings", "keys"]
@@ -185,6 +186,7 @@ class Settings(RelaySettings):
 
         `folder` is the instance folder, which relative paths of SQLite files start from.
         """
+        check_keys(config, environ, keys())
         # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
         given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
         given.update(ambient(environ))
@@ -381,8 +383,10 @@ def _relays(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     allowed = own.difference(AMBIENT)
     for at, entry in enumerate(entries):
         if unknown := sorted(entry.keys() - allowed):
+            meant = list(dict.fromkeys(name for word in unknown for name in near(word, sorted(allowed))))
+            hint = f"; {did_you_mean(meant)}" if meant else "."
             known = ", ".join(sorted(allowed))
-            raise ConfigurationError(f"MAILER_RELAYS[{at}]: {', '.join(unknown)}: not known; allowed: {known}.")
+            raise ConfigurationError(f"MAILER_RELAYS[{at}]: {', '.join(unknown)}: not known; allowed: {known}{hint}")
     return [{**shared, **entry} for entry in entries]
 
 

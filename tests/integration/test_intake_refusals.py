@@ -57,7 +57,12 @@ GIVE_AN_ADDRESS = "give 'ada@example.com' or 'Ada <ada@example.com>'."
 NOBODY = "The mail has no recipient: give at least one in to, cc or bcc."
 FILE = Attachment("a.pdf", b"%PDF")
 
+NO_OPTION = "there is no such option, and template 'only_text' has no variable of this name: did you mean"
+MISSPELT = "What other templates need goes into context={…}."
+
 REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
+    ({"idempotancy_key": "a"}, InvalidMail, f"idempotancy_key: {NO_OPTION} idempotency_key? {MISSPELT}"),
+    ({"attachment": FILE}, InvalidMail, f"attachment: {NO_OPTION} attachments? {MISSPELT}"),
     ({"to": None}, InvalidMail, NOBODY),
     ({"to": []}, InvalidMail, NOBODY),
     ({"to": iter([])}, InvalidMail, NOBODY),

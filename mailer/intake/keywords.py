@@ -1,0 +1,49 @@
+"""Keywords of `send_email()` that are nearly options: as template variables they would be ignored, and nobody would notice."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from mailer.errors import InvalidMail
+from mailer.rendering import Renderer
+from mailer.settings.spelling import did_you_mean, near
+
+_OPTIONS = (
+    *("to", "subject", "template", "cc", "bcc", "reply_to", "sender", "attachments", "headers", "lane", "send_at", "expires_at"),
+    *("on_doubt", "sensitive", "tags", "idempotency_key", "connection", "context"),
+)
+#: What others call an option, by the option.
+_ALIASES = {
+    "template": (
+        *("body", "html_body", "body_html", "text_body", "body_text", "text", "html", "plain", "message", "msg", "content"),
+        *("html_message", "plain_message", "template_name", "template_prefix"),
+    ),
+    "to": ("recipients", "recipient", "recipient_list", "receivers", "receiver", "to_email", "to_emails", "to_addr", "to_addrs"),
+    "sender": ("from", "from_", "from_email", "from_addr", "from_address", "mail_from", "sent_from"),
+    "cc": ("carbon_copy",),
+    "bcc": ("blind_copy",),
+    "attachments": ("attachment", "attach", "attached", "attached_files"),
+    "headers": ("extra_headers", "header"),
+    "lane": ("priority",),
+    "send_at": ("countdown", "eta", "scheduled_at", "schedule_at", "deliver_at"),
+    "expires_at": ("expires", "expires_in", "expiry", "expiration"),
+    "idempotency_key": ("idempotency", "idempotence_key", "idempotent"),
+    "connection": ("db_session", "transaction"),
+    "context": ("ctx", "template_context", "context_data"),
+}
+_KNOWN_WRONG = {alias: option for option, aliases in _ALIASES.items() for alias in aliases}
+
+
+def check_keywords(renderer: Renderer, template: str, keywords: Iterable[str]) -> None:
+    """Refuse a keyword that is a near miss of an option, or what others call one, if the template does not use it."""
+    for keyword in keywords:
+        if (meant := _meant(keyword)) and not renderer.may_use(template, keyword):
+            raise InvalidMail(
+                f"{keyword}: there is no such option, and template {template!r} has no variable of this name:"
+                f" {did_you_mean(meant)} What other templates need goes into context={{…}}."
+            )
+
+
+@lru_cache(maxsize=1024)
+def _meant(keyword: str) -> tuple[str, ...]:
+    known_wrong = _KNOWN_WRONG.get(keyword.lower())
+    return (known_wrong,) if known_wrong else tuple(near(keyword, _OPTIONS))

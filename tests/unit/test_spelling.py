@@ -1,0 +1,177 @@
+"""Misspelt keys and keywords are refused; words of their own are not."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from jinja2 import DictLoader, pass_context
+
+from mailer.errors import ConfigurationError, InvalidMail
+from mailer.intake.keywords import check_keywords
+from mailer.rendering import Renderer
+from mailer.settings import Settings, keys
+from mailer.settings.spelling import check_keys
+
+NEAR_KEYS = {
+    "MAILER_RETRY_ATEMPTS": "MAILER_RETRY_ATTEMPTS",
+    "MAILER_RETRY_ATTEMPT": "MAILER_RETRY_ATTEMPTS",
+    "MAILER_RETRYATTEMPTS": "MAILER_RETRY_ATTEMPTS",
+    "MALER_RETRY_ATTEMPTS": "MAILER_RETRY_ATTEMPTS",
+    "mailer_retry_attempts": "MAILER_RETRY_ATTEMPTS",
+    "MAILER_DATABASE_URI": "MAILER_DATABASE_URL",
+    "MAILER_RELAY": "MAILER_RELAYS",
+    "MAILER_SERVER": "MAIL_SERVER",
+    "MAIL_PROT": "MAIL_PORT",
+    "MAIL_USE_TSL": "MAIL_USE_TLS",
+    "MAIL_SUPRESS_SEND": "MAIL_SUPPRESS_SEND",
+    "MAIL_USER_NAME": "MAIL_USERNAME",
+    "MAIL_DEFAULT_SENDR": "MAIL_DEFAULT_SENDER",
+}
+#: Of an application, or of another extension.
+OTHER_KEYS = [
+    *("MAIL_FROM", "MAIL_ROOT", "MAIL_PASSWORD2", "MAIL_SUBJECT_PREFIX", "MAIL_BACKEND", "EMAIL_SERVER", "MAILGUN_PORT"),
+    *("MAILS_PER_PAGE", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI", "MAILER_INBOX_DIR", "ADMIN_MAIL", "MAIL_SENDER"),
+]
+
+
+def load(config: dict[Any, Any], environ: dict[str, str] | None = None) -> Settings:
+    return Settings.load(config, environ or {}, default_database_url="sqlite://")
+
+
+@pytest.mark.parametrize(("wrong", "meant"), NEAR_KEYS.items())
+def test_a_near_miss_of_a_key_is_refused(wrong: str, meant: str) -> None:
+    """The application does not start with a setting that nothing reads, and the error names the right one."""
+    with pytest.raises(ConfigurationError, match=rf"^{wrong}: there is no such key: did you mean .*\b{meant}\b"):
+        load({wrong: 3})
+
+
+def test_each_misspelt_key_is_named() -> None:
+    """All at once, and not one at each start."""
+    with pytest.raises(ConfigurationError) as error:
+        load({"MAILER_RETRY_ATEMPTS": 3, "MAIL_PROT": 25})
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_no_key_is_a_near_miss_of_another(caplog: pytest.LogCaptureFixture) -> None:
+    """Each key is known, and so are those of applications and of other extensions."""
+    check_keys(dict.fromkeys([*keys(), *OTHER_KEYS], "x"), dict.fromkeys([*keys(), *OTHER_KEYS], "x"), keys())
+    assert caplog.messages == []
+
+
+def test_an_unknown_key_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """Once at start, with what it may have been meant to be."""
+    load({"MAILER_MAX_ATTEMPTS": 3, "MAILER_COLOUR": "blue"})
+    assert caplog.messages == [
+        "Unknown key in the app's configuration is ignored: key=MAILER_COLOUR",
+        "Unknown key in the app's configuration is ignored: key=MAILER_MAX_ATTEMPTS: did you mean MAILER_RETRY_ATTEMPTS?",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_the_environment_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """It has the variables of other programs; of those only what looks like a mistake is told."""
+    load({}, {"MAILER_RETRY_ATEMPTS": "3", "MAILER_COLOUR": "blue", "MAIL": "/var/mail/ada", "MAIL_PROT": ""})
+    assert caplog.messages == [
+        "Unknown environment variable is ignored: key=MAILER_RETRY_ATEMPTS: did you mean MAILER_RETRY_ATTEMPTS?"
+    ]
+
+
+def test_a_misspelt_key_of_a_relay() -> None:
+    """The entries of MAILER_RELAYS were strict before; now they say which key was meant."""
+    with pytest.raises(
+        ConfigurationError, match=r"MAILER_RELAYS\[0\]: MAIL_SEVER: not known; allowed: .*; did you mean MAIL_SERVER\?"
+    ):
+        load({"MAILER_RELAYS": [{"MAIL_SEVER": "smtp.example.com"}]})
+
+
+# --- keywords of send_email() -----------------------------------------------------------------------------------------
+
+TEMPLATES = {
+    "plain.txt": "Hello {{ name }}",
+    "uses.txt": "{{ body }} {% if attachment %}{{ attachment }}{% endif %}",
+    "html_only.html": "{% for recipient in recipients %}{{ recipient }}{% endfor %}",
+    "base.txt": "{{ body }}{% block main %}{% endblock %}",
+    "extends.txt": "{% extends 'base.txt' %}",
+    "includes.txt": "{% include ['nowhere.txt', 'extends.txt'] ignore missing %}",
+    "macros.txt": "{% macro show() %}{{ body }}{% endmacro %}",
+    "imports.txt": "{% from 'macros.txt' import show with context %}{{ show() }}",
+    "endless.txt": "{% include 'endless.txt' %}",
+    "dynamic.txt": "{% include name %}",
+    "context.txt": "{{ everything() }}",
+    "context_filter.txt": "{{ name|seen }}",
+    "maps.txt": "{{ [name]|map('upper')|join }}",
+    "default.txt": "{% set body = body|default('') %}",
+    "broken.txt": "{% if %}",
+}
+Check = Callable[..., None]
+
+
+@pytest.fixture
+def check() -> Check:
+    """`check("template", "keyword", …)`: as a call of `send_email()` does it."""
+    app = Flask("shop")
+    app.jinja_loader = DictLoader(TEMPLATES)
+    app.jinja_env.globals["everything"] = pass_context(lambda context: str(context.get_all()))
+    app.jinja_env.filters["seen"] = pass_context(lambda context, value: str(context.get_all()))
+    renderer = Renderer(app)
+    return lambda template, *keywords: check_keywords(renderer, template, keywords)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"),
+    [
+        *[("idempotancy_key", "idempotency_key"), ("idempotencyKey", "idempotency_key"), ("idempotency", "idempotency_key")],
+        *[("attachment", "attachments"), ("atachments", "attachments"), ("body", "template"), ("html_body", "template")],
+        *[("msg", "template"), ("recipients", "to"), ("To", "to"), ("from_", "sender"), ("from", "sender"), ("CC", "cc")],
+        *[("replyto", "reply_to"), ("reply_too", "reply_to"), ("tag", "tags"), ("lnae", "lane"), ("lanes", "lane")],
+        *[("sensitve", "sensitive"), ("expire_at", "expires_at"), ("sent_at", "send_at"), ("on_doubts", "on_doubt")],
+        *[("conection", "connection"), ("sendr", "sender"), ("header", "headers"), ("contxt", "context")],
+    ],
+)
+def test_a_near_miss_of_an_option_is_refused(check: Check, keyword: str, meant: str) -> None:
+    """A template that does not use it would swallow it, and the mail would go out without."""
+    with pytest.raises(InvalidMail, match=rf"^{keyword}: there is no such option.*'plain'.* did you mean {meant}\?"):
+        check("plain", "name", keyword)
+
+
+def test_words_of_their_own(check: Check) -> None:
+    """What is no near miss may be given to a template that does not use it, as many calls share their values."""
+    words = "user order invoice lang line date page render gender vendor object url token code name link year items no ok x"
+    check("plain", *words.split())
+
+
+@pytest.mark.parametrize(
+    ("template", "keyword"),
+    [
+        *[("uses", "body"), ("uses", "attachment"), ("html_only", "recipients"), ("html_only", "recipient")],
+        *[("extends", "body"), ("includes", "body"), ("imports", "body"), ("default", "body")],
+    ],
+)
+def test_what_a_template_uses_is_its_own(check: Check, template: str, keyword: str) -> None:
+    """Whatever it is called: there, in a template that it extends, includes or imports, or in one of the pair alone."""
+    check(template, keyword)
+    check(template, keyword)
+    with pytest.raises(InvalidMail):
+        check(template, "idempotancy_key")
+
+
+@pytest.mark.parametrize("template", ["dynamic", "context", "context_filter", "broken", "nowhere"])
+def test_what_a_template_may_use_is_let_through(check: Check, template: str) -> None:
+    """Nobody can know what it uses, or rendering it has something else to say."""
+    check(template, "body", "idempotancy_key")
+
+
+@pytest.mark.parametrize("template", ["endless", "maps"])
+def test_what_can_be_known(check: Check, template: str) -> None:
+    """Filters of Jinja that are given the context look at nothing in it; a template that includes itself is read once."""
+    with pytest.raises(InvalidMail):
+        check(template, "body")
+
+
+def test_a_template_is_read_once(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is called like an option costs the next mails nothing."""
+    check("uses", "body")
+    monkeypatch.setattr(DictLoader, "get_source", None)
+    check("uses", "body")
