@@ -58,9 +58,10 @@ def _relays() -> dict[str, RelaySettings]:
 
 @mail_group.command()
 @click.option("--to", default="head", show_default=True, help="The revision to go to.")
-def migrate(to: str) -> None:
+@click.option("--new-tables", is_flag=True, help="Make tables that somebody dropped anew, and empty.")
+def migrate(to: str, *, new_tables: bool) -> None:
     """Create or upgrade the tables."""
-    _store().migrate(to)
+    _store().migrate(to, new_tables=new_tables)
     click.echo("The tables of Mailer are up to date." if to == "head" else f"The tables of Mailer are at {to}.")
 
 

@@ -23,6 +23,7 @@ from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.mime import make_signer
 from mailer.rendering import Renderer
+from mailer.schema.autogenerate import register_if_needed
 from mailer.settings import Settings, database, keys
 from mailer.smtp import Relay
 from mailer.store import Host, Store
@@ -66,6 +67,7 @@ class Mailer:
         state.mail.take_place(app)
         app.cli.add_command(mail_group)
         _tell_where_mail_is_kept(app, settings)
+        register_if_needed()
 
     def send_email(
         self,

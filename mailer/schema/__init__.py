@@ -8,6 +8,7 @@ is asked every second.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -28,13 +29,17 @@ from sqlalchemy import (
     Table,
     Text,
     false,
-    inspect,
-    select,
     text,
 )
 
 from mailer.errors import SchemaMismatch
 from mailer.message import FINAL, Lane, OnDoubt, Status
+from mailer.schema import found
+from mailer.schema.foreign import include_name, include_object
+from mailer.schema.found import GONE, Found
+from mailer.schema.online import change_online
+
+__all__ = ["GONE", "REVISION", "Found", "check", "include_name", "include_object", "look", "metadata", "migrate", "revision_of"]
 
 #: The newest migration in migrations/versions.
 REVISION = "0005"
@@ -48,7 +53,12 @@ def _one_of(column: str, values: Any) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
-version = Table("mailer_version", MetaData(), Column("version_num", Text, primary_key=True))
+version = Table(
+    "mailer_version",
+    MetaData(),
+    Column("version_num", Text, primary_key=True),
+    Column("readable_from", Text),  # the oldest revision whose code can work with these tables
+)
 
 message = Table(
     "mailer_message",
@@ -242,24 +252,19 @@ worker = Table(
 )
 
 
+def look(connection: Connection) -> Found:
+    """Look at what this database has of our tables."""
+    return found.look(connection, frozenset(metadata.tables), version.name)
+
+
 def revision_of(connection: Connection) -> str | None:
-    """The migration this database is at, None if it has none of our tables."""
-    if not inspect(connection).has_table(version.name):
-        return None
-    return connection.scalar(select(version.c.version_num))
+    """Return the migration this database is at, None if it has none of our tables."""
+    return look(connection).revision
 
 
-def check_revision(found: str | None) -> None:
-    """Refuse a schema that this code does not know."""
-    if found is None:
-        raise SchemaMismatch("The database has no tables of Mailer yet: run 'flask mail migrate'.")
-    if found < REVISION:
-        raise SchemaMismatch(f"The tables of Mailer are at {found}, this version needs {REVISION}: run 'flask mail migrate'.")
-    if found > REVISION:
-        raise SchemaMismatch(
-            f"The tables of Mailer are at {found}, this version knows {REVISION} at most:"
-            " install the newer version, or go back with its 'flask mail migrate --to'."
-        )
+def check(tables: Found) -> None:
+    """Refuse tables that this code can't work with."""
+    found.check(tables, REVISION)
 
 
 @contextmanager
@@ -274,9 +279,16 @@ def _without_commentary() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def migrate(engine: Engine, to: str = "head", *, new_tables: bool = False) -> None:
+    """Bring the tables to a revision, in one transaction: it can be interrupted, and called again.
+
+    With `new_tables`, tables that somebody dropped are made anew, and empty.
+    """
+    change_online(engine, partial(_migrate, to=to, new_tables=new_tables))
+
+
 @_without_commentary()
-def migrate(engine: Engine, to: str = "head") -> None:
-    """Bring the tables to a revision, in one transaction."""
+def _migrate(connection: Connection, to: str, *, new_tables: bool) -> None:
     # Imported here: it takes 0.1 s, and is needed once in a database's life.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -285,17 +297,17 @@ def migrate(engine: Engine, to: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", "mailer.schema:migrations")
     config.set_main_option("path_separator", "os")
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            # One migration at a time, however many machines are being deployed, and as long as it needs.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('mailer_migration'))")
-            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        found = revision_of(connection)
-        if found is not None and found > REVISION:
-            check_revision(found)
-        config.attributes["connection"] = connection
-        upwards = to == "head" or (to != "base" and (found or "") <= to)
-        try:
-            (command.upgrade if upwards else command.downgrade)(config, to)
-        except CommandError as error:
-            raise SchemaMismatch(f"There is no migration to {to!r}: {error}. The newest is {REVISION}.") from error
+    tables = look(connection)
+    if tables.has_vanished and not new_tables:
+        found.check(tables, REVISION)
+    if tables.revision is not None and tables.revision > REVISION:
+        check(tables)
+        if to == "head":
+            return  # a process of this version starts beside newer ones
+        raise SchemaMismatch(found.too_new(tables.revision, REVISION))
+    config.attributes["connection"] = connection
+    upwards = to == "head" or (to != "base" and (tables.revision or "") <= to)
+    try:
+        (command.upgrade if upwards else command.downgrade)(config, to)
+    except CommandError as error:
+        raise SchemaMismatch(f"There is no migration to {to!r}: {error}. The newest is {REVISION}.") from error

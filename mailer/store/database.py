@@ -14,7 +14,7 @@ from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.pool import StaticPool
 
 from mailer import schema
-from mailer.errors import CommitLost, StoreUnavailable
+from mailer.errors import CommitLost, SchemaMismatch, StoreUnavailable
 from mailer.forks import notice_fork, survive_forks
 from mailer.store import home, hosts, sqlite_locks
 from mailer.store import statements as sql
@@ -49,11 +49,11 @@ class Database:
 
     # --- its tables ---------------------------------------------------------------------------------------------------
 
-    def migrate(self, to: str = "head") -> None:
+    def migrate(self, to: str = "head", *, new_tables: bool = False) -> None:
         """Bring the tables to the revision this code needs, or to another one."""
         notice_fork()
         with self._mapped_errors(), self._turn:
-            schema.migrate(without_haste(self.engine), to)
+            schema.migrate(without_haste(self.engine), to, new_tables=new_tables)
 
     def check_schema(self) -> None:
         """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
@@ -67,11 +67,11 @@ class Database:
 
     def _check_tables(self) -> None:
         with self.engine.connect().execution_options(reads_only=True) as connection:
-            found = schema.revision_of(connection)
-        if found is None and self._sqlite:
+            found = schema.look(connection)
+        if found.revision is None and self._sqlite:
             schema.migrate(self.engine)
         else:
-            schema.check_revision(found)
+            schema.check(found)
 
     def renew_home(self, now: float) -> None:
         """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
@@ -169,7 +169,8 @@ class Database:
     def _mapped_errors(self) -> Iterator[None]:
         driver = self.engine.dialect.loaded_dbapi
         try:
-            yield
+            with self._noticing_vanished_tables():
+                yield
         except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)) as error:
             if not self._lacks_pgbouncer(error):
                 raise  # ours, which trying again does not mend
@@ -197,6 +198,17 @@ class Database:
         from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
 
         return postgresql.is_behind_pooler(error)
+
+    @contextmanager
+    def _noticing_vanished_tables(self) -> Iterator[None]:
+        """Raise `SchemaMismatch` if a table is gone that was there when this process looked."""
+        try:
+            yield
+        except (self.engine.dialect.loaded_dbapi.Error, sqlalchemy_errors.DBAPIError) as error:
+            if not _says_no_table(getattr(error, "orig", error)):
+                raise
+            self._checked = False
+            raise SchemaMismatch(schema.GONE) from error
 
     def _new_turn(self) -> AbstractContextManager[None]:
         return Turn() if self._sqlite else nullcontext()
@@ -230,6 +242,12 @@ class Database:
 def _reason(error: object) -> str:
     """In the database's own words, on one line."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+def _says_no_table(error: object) -> bool:
+    """Return whether a table of ours is missing; PostgreSQL says it by its sqlstate, SQLite in words."""
+    is_missing = getattr(error, "sqlstate", getattr(error, "pgcode", None)) == "42P01" or "no such table" in str(error)
+    return is_missing and "mailer_" in str(error)
 
 
 def _mistakes(errors: Any) -> tuple[type[Exception], ...]:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 from flask import Flask
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 
 from mailer import Status, send_email
 from mailer.message import Lane
-from mailer.schema import REVISION
+from mailer.schema import REVISION, version
 from mailer.store.workers import Worker
 from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
 from tests.services.databases import sqlite_only
@@ -340,9 +340,10 @@ def test_an_unknown_relay(open_shop: OpenShop) -> None:
 
 
 def set_revision(url: str, revision: str) -> None:
+    """Make the tables those of another version, which no other one can work with."""
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE mailer_version SET version_num = :revision"), {"revision": revision})
+        connection.execute(version.update().values(version_num=revision, readable_from=revision))
     engine.dispose()
 
 

@@ -37,7 +37,7 @@ def tables(engine: Engine) -> set[str]:
 
 def set_revision(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
-        connection.execute(schema.version.update().values(version_num=revision))
+        connection.execute(schema.version.update().values(version_num=revision, readable_from=revision))
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_a_new_file_gets_its_tables(empty_database_url: str) -> None:
 def test_tables_of_another_version(store: Store, revision: str, cure: str) -> None:
     """They are refused before anything is written, with the command that mends it."""
     with store.engine.begin() as connection:
-        connection.execute(schema.version.update().values(version_num=revision))
+        connection.execute(schema.version.update().values(version_num=revision, readable_from=revision))
 
     for use in (lambda: insert(store), lambda: store.is_due(NOW), store.check_schema):
         with pytest.raises(SchemaMismatch, match=cure):

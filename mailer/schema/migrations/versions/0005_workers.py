@@ -7,7 +7,16 @@ revision = "0005"
 down_revision = "0004"
 
 
+# They stay when somebody drops the tables, and tell that these were there.
+SQLITE_MARK = 0x4D41494C
+POSTGRESQL_MARK = "mailer_was_here"
+
+
 def upgrade() -> None:
+    # Code of 0004 can work with these tables, but refuses all that are not its own.
+    op.add_column("mailer_version", sa.Column("readable_from", sa.Text()))
+    op.execute("UPDATE mailer_version SET readable_from = '0004'")
+    mark()
     # Nullable, so that processes of the version before can go on queueing.
     op.add_column("mailer_message", sa.Column("fingerprint_key", sa.Text()))
     op.add_column("mailer_delivery", sa.Column("size", sa.BigInteger()))
@@ -26,7 +35,25 @@ def upgrade() -> None:
     )
 
 
+def mark() -> None:
+    bind = op.get_bind()
+    if bind.dialect.name == "postgresql":
+        op.execute(f"CREATE SEQUENCE IF NOT EXISTS {POSTGRESQL_MARK}")
+    elif bind.scalar(sa.text("PRAGMA application_id")) == 0:  # unless the application has one of its own
+        op.execute(f"PRAGMA application_id = {SQLITE_MARK}")
+
+
+def unmark() -> None:
+    bind = op.get_bind()
+    if bind.dialect.name == "postgresql":
+        op.execute(f"DROP SEQUENCE IF EXISTS {POSTGRESQL_MARK}")
+    elif bind.scalar(sa.text("PRAGMA application_id")) == SQLITE_MARK:
+        op.execute("PRAGMA application_id = 0")
+
+
 def downgrade() -> None:
+    unmark()
+    op.drop_column("mailer_version", "readable_from")
     op.drop_table("mailer_worker")
     op.drop_column("mailer_delivery", "size")
     op.drop_column("mailer_message", "fingerprint_key")

@@ -1,0 +1,145 @@
+"""A deployment while others work: old processes beside new tables, and migrations that nobody waits for."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, text
+
+from mailer import SchemaMismatch, StoreUnavailable, schema, send_email
+from mailer.schema import online
+from mailer.store import Store
+from tests.application import create_app
+from tests.mails import insert, postgresql_only, table
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+
+def upgrade():
+    op.add_column("mailer_message", sa.Column("news", sa.Text()))
+    op.execute("UPDATE mailer_version SET readable_from = '{readable_from}'")
+"""
+
+
+def deploy_next(engine: Engine, folder: Path, readable_from: str) -> None:
+    """Do what `flask mail migrate` of the next version will do."""
+    scripts = folder / "migrations"
+    shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
+    (scripts / "versions" / "0006_next.py").write_text(NEXT.format(readable_from=readable_from))
+    config = Config()
+    config.set_main_option("script_location", str(scripts))
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+# --- old processes beside new tables ----------------------------------------------------------------------------------
+
+
+def test_an_old_process_starts_after_the_next_migration(
+    store: Store, database_url: str, config: dict[str, str], sink: Sink, tmp_path: Path
+) -> None:
+    """During a rolling deployment, it queues and delivers, and its own `migrate` is content."""
+    deploy_next(store.engine, tmp_path, readable_from="0005")
+    app = create_app(config)
+
+    with app.app_context():
+        mailer = app.extensions["mailer"]
+        mailer.store.migrate()
+        mailer.store.check_schema()
+        send_email("ada@example.com", "Hello", "welcome", name="Ada")
+        mailer.courier.deliver_slice()
+    assert len(sink.wait_for(1)) == 1
+    mailer.store.engine.dispose()
+
+
+def test_tables_that_it_could_not_work_with(store: Store, database_url: str, tmp_path: Path) -> None:
+    """If the next version says so, an old process does not start, and touches nothing."""
+    deploy_next(store.engine, tmp_path, readable_from="0006")
+    old = Store(database_url)
+
+    for use in (old.counts, old.migrate, lambda: insert(old)):
+        with pytest.raises(SchemaMismatch, match="at 0006, this version knows 0005 at most: install the newer version"):
+            use()
+    old.engine.dispose()
+
+
+def test_only_the_newer_version_knows_the_way_back(store: Store, tmp_path: Path) -> None:
+    """Also where the older one can work with the tables."""
+    deploy_next(store.engine, tmp_path, readable_from="0005")
+
+    for to in ("base", "0004", schema.REVISION):
+        with pytest.raises(SchemaMismatch, match="install the newer version, or go back with its"):
+            store.migrate(to)
+
+
+# --- migrations that nobody waits for ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_tables(store: Store) -> Store:
+    """One mail in the tables of the version before."""
+    insert(store)
+    store.migrate("0004")
+    return store
+
+
+@pytest.fixture
+def reader(old_tables: Store) -> Iterator[Engine]:
+    """Somebody else, for whom a report on all deliveries takes long."""
+    engine = create_engine(old_tables.engine.url, connect_args={"application_name": "report"})
+    yield engine
+    engine.dispose()
+
+
+def waits_for_a_lock(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'")))
+
+
+@postgresql_only
+def test_behind_a_long_reader(old_tables: Store, reader: Engine) -> None:
+    """Other queries go on while the migration waits for it, and then it migrates."""
+    with ThreadPoolExecutor(1) as threads:
+        with reader.connect() as report:
+            report.execute(text("SELECT * FROM mailer_delivery"))
+            migration = threads.submit(old_tables.migrate)
+            for _ in range(2):
+                wait_until(lambda: waits_for_a_lock(reader))
+                with reader.connect() as other:
+                    other.execute(text("SET lock_timeout = '20s'"))
+                    assert other.scalar(text("SELECT COUNT(*) FROM mailer_delivery")) == 1
+                assert not migration.done()
+        migration.result(30)
+
+    assert len(table(old_tables)) == 1
+    old_tables.check_schema()
+
+
+@postgresql_only
+def test_a_reader_that_never_ends(old_tables: Store, reader: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five minutes the error names who has the locks; nothing was changed, and the next call does all of it."""
+    monkeypatch.setattr(online, "_LIMIT", 0.0)
+    with reader.connect() as report:
+        report.execute(text("SELECT * FROM mailer_delivery"))
+        pid = report.scalar(text("SELECT pg_backend_pid()"))
+
+        with pytest.raises(StoreUnavailable, match=rf"locked by pid {pid} \(report of mailer, idle in transaction for"):
+            old_tables.migrate()
+    with reader.connect() as connection:
+        assert schema.revision_of(connection) == "0004"
+
+    old_tables.migrate()
+    assert len(table(old_tables)) == 1
