@@ -178,11 +178,18 @@ def _running(folder: Path, command: Sequence[str | Path], log: Path, port: int) 
         assert process.poll() is None, log.read_text()
         yield
     finally:
-        process.send_signal(signal.SIGKILL)  # and with it, everybody in its namespace
-        process.wait()
+        _end(process)
 
 
 _NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the first process of the namespace, and with it all others there. Exim has no signal of its parent's death left."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for child in children.read_text().split() if process.poll() is None else ():
+        os.kill(int(child), signal.SIGKILL)
+    process.wait()
 
 
 def _lead_in(folder: Path) -> None:
@@ -190,9 +197,8 @@ def _lead_in(folder: Path) -> None:
     tried = subprocess.run([*_NAMESPACE, "true"], capture_output=True, text=True, check=False)
     if os.geteuid() != 0 or tried.returncode:
         pytest.skip(f"This needs root, and namespaces: {tried.stderr.strip()}")
-    for parent in (folder, *folder.parents[:3]):
-        with suppress(PermissionError):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    for place in (folder, folder.parent):  # temporary folders are only their owner's
+        place.chmod(place.stat().st_mode | 0o011)
     for name in ("var", "run"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "var/run").symlink_to("/run")
