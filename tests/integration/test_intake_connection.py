@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mailer.intake import Intake
 from tests.mails import postgresql_only
 from tests.services.couriers import CountingBell
 from tests.services.databases import sqlite_only
+from tests.services.requirement import do_without
 from tests.shop import OpenShop, rows, store_of, stored
 
 mailer = Mailer()
@@ -196,6 +198,25 @@ def test_a_kept_connection(shop: Flask, engine: Engine, bell: CountingBell) -> N
             assert bell.rings == number + 1
         connection.rollback()
     assert bell.rings == 3
+
+
+@postgresql_only
+def test_the_other_driver(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+    """The application may use psycopg2, the default of SQLAlchemy 2.0: a commit, a rollback, a key, and a file."""
+    if find_spec("psycopg2") is None:
+        do_without("psycopg2")
+    other = create_engine(engine.url.set(drivername="postgresql+psycopg2"))
+    with Session(other) as session:
+        send(session)
+        session.rollback()
+        receipt = send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")])
+        session.commit()
+        assert send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")]).id == receipt.id
+    other.dispose()
+
+    assert rows(shop) == MAIL | {"mailer_attachment": 1, "mailer_blob": 1}
+    assert stored(shop, receipt).attachments[0].data == b"%PDF"
+    assert bell.rings == 1
 
 
 def test_many_mails_are_one_ring(shop: Flask, engine: Engine, bell: CountingBell) -> None:
