@@ -27,6 +27,8 @@ _FLAG_MILLISECONDS = 60_000
 # Workers that are only busy answer sooner: a task does not keep the others waiting for longer than that. From then on the sweep
 # of each worker rings this seldom: whoever took the rings before may be frozen, or was never there, while others hear.
 _DEAF_AFTER_SECONDS = 10.0
+# The limits are those of the task in the worker: a message that brings its own is refused.
+_BARE: dict[str, Any] = {"time_limit": None, "soft_time_limit": None}
 # Without a flag that all can see, a process rings this seldom.
 _OWN_FLAG_SECONDS = 0.02
 
@@ -72,7 +74,7 @@ class CeleryBell:
                 return False  # nobody hears
             self._urged_at = now
         if urge or is_first:
-            self._celery.send_task(SEND, ignore_result=True, retry=True, retry_policy=dict(ONE_TRY))
+            self._celery.send_task(SEND, ignore_result=True, retry=True, retry_policy=dict(ONE_TRY), **_BARE)
         return True
 
     # --- while it is away ---------------------------------------------------------------------------------------------

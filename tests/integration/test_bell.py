@@ -1,5 +1,6 @@
 """The bell, with a real Redis: who hears it, and what becomes of a ring that nobody can hear."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -47,6 +48,17 @@ def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None
 
     assert bell.ring(urge=True)
     assert client.llen("mailer-tests") == 2
+
+
+def test_a_ring_brings_no_limits_of_its_own(bell: CeleryBell, client: redis.Redis) -> None:
+    """Not even those of our tasks, which Celery adds where it knows them: a worker refuses what brings any."""
+    celery = bell._celery
+    celery.finalize()
+    assert celery.tasks["mailer.send_email"].time_limit
+    bell.ring()
+
+    [ring] = map(json.loads, client.lrange("mailer-tests", 0, -1))
+    assert ring["headers"]["timelimit"] == [None, None]
 
 
 @pytest.mark.parametrize(("left", "somebody_hears"), [(55_000, True), (49_000, False)])
