@@ -8,7 +8,7 @@ from mailer.forks import survive_forks
 
 # A mail that is larger than the budget goes beside this share of it, which small mails may hold.
 _BESIDE_A_LARGE_ONE = 8
-# While a mail waits for room, others get none, unless they are as small as this share.
+# While a mail waits for room, smaller ones get none, unless they are as small as this share.
 _SMALL = 64
 # Seconds for which that holds. Whoever still wants the mail asks again sooner.
 _TURN_SECONDS = 3.0
@@ -22,17 +22,23 @@ class ByteBudget:
         self._lock = threading.Lock()
         self._held = 0
         self._first = ""  # the mail that gets the next room
+        self._first_wants = 0
         self._first_until = -inf
         survive_forks(self)
 
     def take(self, wanted: int, mail_id: str) -> bool:
-        """Take room for a mail, if there is any. Without any, others leave it to this mail for a while."""
+        """Take room for a mail, if there is any. Without any, smaller ones leave it to this mail for a while.
+
+        One that is as large may go before: room for it is room for the first at the next try.
+        """
         with self._lock:
             now = time.monotonic()
             others_turn = now < self._first_until and self._first != mail_id
-            if not self._has_room(wanted) or (others_turn and wanted > self._most // _SMALL):
+            goes_before = others_turn and self._most // _SMALL < wanted < self._first_wants
+            if goes_before or not self._has_room(wanted):
                 if not others_turn:
-                    self._first, self._first_until = mail_id, now + _TURN_SECONDS
+                    self._first, self._first_wants = mail_id, wanted
+                    self._first_until = now + _TURN_SECONDS
                 return False
             if self._first == mail_id:
                 self._first_until = -inf

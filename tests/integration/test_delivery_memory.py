@@ -93,6 +93,7 @@ def test_room_that_is_waited_for_is_left_to_the_first() -> None:
 
     assert not budget.take(1000, "another")
     assert budget.take(10, "small")
+    assert not budget.take(6000, "as large")
     budget.give_back(3000)
     assert budget.take(6000, "large")
     budget.give_back(6010)
