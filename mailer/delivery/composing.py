@@ -63,6 +63,7 @@ class Composer:
         self._budget = budget
         self._box = box
         self._write = write
+        self._redirects = office.settings.redirect_to is not None
         self._set_aside = set_aside
         self._sizes: dict[str, int] = {}  # of mails that were queued without
         self._sheets: dict[str, _Sheet] = {}
@@ -112,6 +113,8 @@ class Composer:
 
     def _key(self, delivery: Delivery) -> str:
         """Name what is composed: a mail that is redirected names its recipient, and so is another one for each."""
+        if not self._redirects:
+            return delivery.mail_id
         to = destination(self._office.settings, delivery.recipient)
         return delivery.mail_id if to in (delivery.recipient, None) else f"{delivery.mail_id} {delivery.id}"
 
@@ -171,9 +174,8 @@ class Composer:
         sheet = self._sheets.get(key)
         if sheet is None or sheet.composed is not None:
             return
-        alike = [one for one in group if self._key(one) == key]
         if message is None:
-            self._fail(alike, Outcome(Verdict.REFUSED, _ERASED, Phase.CONNECT))
+            self._fail(self._alike(key, group), Outcome(Verdict.REFUSED, _ERASED, Phase.CONNECT))
             return
         self._box.composing(message.id)
         is_over = False
@@ -189,12 +191,15 @@ class Composer:
             is_over = isinstance(error, SoftTimeLimitExceeded)
         else:
             return
-        self._fail(alike, trouble)  # now that the error, and all that was half composed, is gone
+        self._fail(self._alike(key, group), trouble)  # now that the error, and all that was half composed, is gone
         if is_over:
             raise SoftTimeLimitExceeded
 
+    def _alike(self, key: str, group: Sequence[Delivery]) -> list[Delivery]:
+        return [one for one in group if self._key(one) == key]
+
     def _redirected(self, message: Message, delivery: Delivery) -> Message:
-        if destination(self._office.settings, delivery.recipient) in (delivery.recipient, None):
+        if not self._redirects or destination(self._office.settings, delivery.recipient) in (delivery.recipient, None):
             return message
         return replace(message, headers=(*message.headers, (_MEANT_FOR, delivery.recipient)))
 
