@@ -9,10 +9,14 @@ from pathlib import Path
 
 from bench import mail
 from bench.contenders import Calls, Place, Queue, python, run_producer, running_redis
-from bench.program import Missing, Program
+from bench.program import Failed, Missing, Program
+from bench.programs.ours import RECIPIENTS
 from bench.sink import Sink, running_sink
 from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
 from tests.services.requirement import find_program
+
+#: Mails with many recipients each, so that a worker has enough to do.
+_MUCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,18 @@ class Ours(Queue):
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
             return run_producer(python("bench.programs.ours", "send_email"), place, mails)
+
+    def render_beside_a_busy_worker(self, folder: Path, mails: int) -> Calls:
+        """Return how long `send_email()` takes while a worker delivers as fast as it can."""
+        self.require()
+        with running_sink(folder) as sink, self.services(folder, sink) as place:
+            run_producer(python("bench.programs.ours", "enqueue_many"), place, _MUCH)
+            with Program(self.worker(), folder / "worker.log", env=place.env) as worker:
+                sink.wait_for(1, check=worker.check, then_more=True)
+                calls = run_producer(python("bench.programs.ours", "send_email"), place, mails)
+                if sink.count >= _MUCH * RECIPIENTS:
+                    raise Failed("the worker was done before the calls were: it was not busy all the time")
+            return calls
 
 
 class OursOnSqlite(Ours):

@@ -1,15 +1,18 @@
-"""A web application that queues mail with this product: `COUNT enqueue`, `COUNT send_email`."""
+"""A web application that queues mail with this product: `COUNT enqueue`, `COUNT enqueue_many`, `COUNT send_email`."""
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from flask import Flask
+from flask_mail import Message
 
 from bench import mail, producer
 from bench.programs.message import make_message
 from mailer import Mailer
 
+#: Of each mail of `enqueue_many`.
+RECIPIENTS = 1000
 ITEMS = ["One teapot of blue china, wrapped with care"] * 11
 
 
@@ -19,6 +22,12 @@ def create_app(config: Mapping[str, str] | None = None) -> Flask:
     app.config.from_mapping(config)
     Mailer(app)
     return app
+
+
+def _with_many_recipients() -> Message:
+    message = make_message()
+    message.recipients = [f"reader{number}@example.com" for number in range(RECIPIENTS)]
+    return message
 
 
 def main() -> None:
@@ -31,6 +40,8 @@ def main() -> None:
         match sys.argv[2]:
             case "enqueue":
                 producer.run(make_message, mailer.enqueue)
+            case "enqueue_many":
+                producer.run(_with_many_recipients, mailer.enqueue)
             case "send_email":
                 producer.run(lambda: {"name": "Ada", "items": ITEMS}, send_email)
 
