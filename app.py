@@ -155,7 +155,6 @@ def write() -> ResponseReturnValue:
 
 @pages.get("/mail/<mail_id>")
 def status(mail_id: str) -> str:
-    # statuses() takes whole ids only: whoever guesses the beginning of one must not see somebody's mail.
     mail = mailer.statuses([mail_id]).get(mail_id) or abort(404, "This mail was never queued here, or it has been purged.")
     return render_template("status.html", mail=mail, now=datetime.now(UTC))
 

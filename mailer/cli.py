@@ -249,7 +249,7 @@ def _pause(pause: Pause) -> str:
 
 def _find(given: str) -> str:
     """Return the id of the mail that an operator names, with a delivery's number as well."""
-    return _store().find_mail(given, by_number=True)
+    return _store().find_mail(given)
 
 
 def _settle(mail_id: str, to: Status) -> None:

@@ -156,22 +156,20 @@ class Mailer:
         return _state().intake.enqueue(message, options)
 
     def status(self, mail_id: str | Receipt) -> MailStatus:
-        """What became of a mail; raises `UnknownMail`.
-
-        The first eight characters of its id, or more, will do if no other mail has them. To a page that strangers can
-        reach, give what `statuses()` finds: that takes whole ids only, which nobody can guess.
-        """
-        store = _state().store
-        return store.status(store.find_mail(_id_of(mail_id)))
+        """Return what became of a mail. Raise `UnknownMail` unless this is its whole id, or its receipt."""
+        return _state().store.status(_id_of(mail_id))
 
     def statuses(self, mail_ids: Collection[str | Receipt]) -> dict[str, MailStatus]:
         """The same for many at once, by id; ids that are unknown are left out."""
         return _state().store.statuses([*map(_id_of, mail_ids)])
 
     def cancel(self, mail_id: str | Receipt) -> bool:
-        """Do not send what is still queued of a mail; whether there was any. It is named as for `status()`."""
+        """Cancel what is still queued of a mail; return whether there was any. Raise `UnknownMail` as `status()` does."""
         store = _state().store
-        return bool(store.settle_if_resting(store.find_mail(_id_of(mail_id)), Status.CANCELLED, now=time.time()))
+        moved = store.settle_if_resting(_id_of(mail_id), Status.CANCELLED, now=time.time())
+        if not moved:
+            store.status(_id_of(mail_id))
+        return bool(moved)
 
     def absence(self) -> str | None:
         """Return "12 mails are due and no worker has been seen for 4 minutes.", or None: for a health check."""

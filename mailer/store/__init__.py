@@ -482,13 +482,10 @@ class Store(Database):
         except (KeyError, TypeError):  # what has no hash is no id either
             raise lookup.unknown(mail_id) from None
 
-    def find_mail(self, given: object, *, by_number: bool = False) -> str:
-        """Return the id of the mail that is meant: by its id, its beginning or, if wanted, the number of a delivery.
-
-        Raises `UnknownMail` if there is none, or more than one.
-        """
+    def find_mail(self, given: str) -> str:
+        """Return the id of the mail that an operator means; `UnknownMail` if there is none, or more than one."""
         with self._look() as transaction:
-            return lookup.find_mail(transaction, given, by_number=by_number)
+            return lookup.find_mail(transaction, given)
 
     def counts(self) -> list[tuple[Status, Lane, int, float | None]]:
         """(status, lane, how many, the oldest due time), for people."""

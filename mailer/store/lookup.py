@@ -1,4 +1,7 @@
-"""Which mail a person means: by its id, by the beginning of its id, or by the number of one of its deliveries."""
+"""Which mail an operator means: by its id, by the beginning of its id, or by the number of one of its deliveries.
+
+For `flask mail` only. Ids begin with the time and numbers are counted: a page that took them would show strangers' mail.
+"""
 
 import re
 
@@ -15,11 +18,11 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _CANDIDATES = 10
 
 
-def find_mail(transaction: Transaction, given: object, *, by_number: bool) -> str:
+def find_mail(transaction: Transaction, given: str) -> str:
     """Return the id of the one mail that is meant; `UnknownMail` if there is none, or more than one."""
     if could_be_id(given) and transaction.execute(sql.ARE_THERE, {"mails": packed([given])}):
-        return str(given)
-    found = sorted(_candidates(transaction, given, by_number=by_number)) if isinstance(given, str) else []
+        return given
+    found = sorted(_candidates(transaction, given))
     if not found:
         raise unknown(given)
     if len(found) > 1:
@@ -35,12 +38,12 @@ def unknown(given: object) -> UnknownMail:
     return UnknownMail(f"No mail has the id {shown}: it was never queued here, or it has been purged.")
 
 
-def _candidates(transaction: Transaction, given: str, *, by_number: bool) -> set[str]:
+def _candidates(transaction: Transaction, given: str) -> set[str]:
     found: set[str] = set()
     if _BEGINNING.fullmatch(beginning := given.removesuffix("…").removesuffix("...")):
         # "g" comes after all hex digits.
         values = {"beginning": beginning, "end": f"{beginning}g", "most": _CANDIDATES + 1}
         found.update(mail_id for (mail_id,) in transaction.execute(sql.BEGINS_WITH, values))
-    if by_number and _NUMBER.fullmatch(given):
+    if _NUMBER.fullmatch(given):
         found.update(mail_id for (mail_id,) in transaction.execute(sql.MAIL_OF, {"id": int(given)}))
     return found
