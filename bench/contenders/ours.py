@@ -15,9 +15,6 @@ from bench.sink import Sink, running_sink
 from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
 from tests.services.requirement import find_program
 
-#: Mails with many recipients each, so that a worker has enough to do.
-_MUCH = 100
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -73,11 +70,12 @@ class Ours(Queue):
         """Return how long `send_email()` takes while a worker delivers as fast as it can."""
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
-            run_producer(python("bench.programs.ours", "enqueue_many"), place, _MUCH)
+            much = max(20, mails // 20)  # of many recipients each, so that the worker has enough to do
+            run_producer(python("bench.programs.ours", "enqueue_many"), place, much)
             with Program(self.worker(), folder / "worker.log", env=place.env) as worker:
                 sink.wait_for(1, check=worker.check, then_more=True)
                 calls = run_producer(python("bench.programs.ours", "send_email"), place, mails)
-                if sink.count >= _MUCH * RECIPIENTS:
+                if sink.count >= much * RECIPIENTS:
                     raise Failed("the worker was done before the calls were: it was not busy all the time")
             return calls
 

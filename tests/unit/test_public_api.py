@@ -22,7 +22,7 @@ PUBLIC = set(
     DeliveryStatus MailStatus Receipt Status
     CommitLost ConfigurationError InUseElsewhere InvalidAddress InvalidAttachment InvalidHeader InvalidMail
     KeyInUse KeyReused MailerError OverLimit
-    SchemaMismatch StoreError StoreUnavailable TemplateError UnknownMail
+    SchemaMismatch SigningFailed StoreError StoreUnavailable TemplateError UnknownMail
 """.split()
 )
 ERRORS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
