@@ -3,6 +3,7 @@
     delivery    queued first, then timed at the sink, contender after contender, in alternating order
     safety      what the black box costs
     queueing    how long a request waits until its mail is handed over
+    busy        the same beside a worker that delivers as fast as it can
     latency     how soon a mail is at the relay, and what a request notices of a Redis that is away
     distance    the same with a relay that is 30 ms away
     growth      how the figures change from a thousand mails in the queue to a million
@@ -17,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import delivery, distance, growth, latency, machine, queueing, report, safety
+from bench import busy, delivery, distance, growth, latency, machine, queueing, report, safety
 from bench.contenders import Contender
 from bench.contenders.celery_flask_mail import CeleryFlaskMail
 from bench.contenders.flask_mail_alone import FlaskMailKept, FlaskMailLoop, FlaskMailThreads
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "delivery": delivery.measure,
     "safety": safety.measure,
     "queueing": queueing.measure,
+    "busy": busy.measure,
     "latency": latency.measure,
     "distance": distance.measure,
     "growth": growth.measure,

@@ -22,25 +22,15 @@ _TITLES = {
     "enqueue.postfix-delivery": "Postfix: sendmail() over a kept connection",
 }
 _BOUNDS = {"render.ours-sqlite": at_most(3, aim=1), "render.ours-postgres": at_most(3, aim=1)}
-_BESIDE = {
-    "busy.ours-sqlite": "send_email() beside a busy worker, SQLite",
-    "busy.ours-postgres": "send_email() beside a busy worker, PostgreSQL",
-}
-_BUSY_TO_IDLE = at_most(3, aim=2, of_ratio=True)
 _ENQUEUE_TO_DELAY = at_most(1, aim=0.5, of_ratio=True)
 
 
 def measure(plan: Plan) -> Iterator[Section]:
     calls = {f"enqueue.{one.key}": _enqueue(one, plan.calls) for one in plan.contenders}
     calls |= {f"render.{one.key}": _render(one, plan.calls) for one in plan.ours}
-    calls |= {f"busy.{one.key}": _render_beside_a_busy_worker(one, plan.calls) for one in plan.ours}
-    done = alternate("queueing", {key: calls[key] for key in (*_TITLES, *_BESIDE) if key in calls}, plan.repeats)
+    done = alternate("queueing", {key: calls[key] for key in _TITLES if key in calls}, plan.repeats)
     ours, delay = _p50(done.get(_ENQUEUE)), _p50(done.get(_DELAY))
-    figures = [_figure(key, rounds, ours) for key, rounds in done.items() if key in _TITLES]
-    figures += [
-        _ratio(key, title, ratio(_p50(done.get(key)), _p50(done.get(key.replace("busy", "render")))), _BUSY_TO_IDLE)
-        for key, title in _BESIDE.items()
-    ]
+    figures = [_figure(key, rounds, ours) for key, rounds in done.items()]
     figures.append(_ratio("enqueue-to-delay", "enqueue() on SQLite to task.delay()", ratio(ours, delay), _ENQUEUE_TO_DELAY))
     figures.append(Figure(key="queueing.send-bulk", title="send_bulk()", value=None, unit="", why_none="not built yet"))
     yield Section("The request waits", "ratio: p50 of this to enqueue() on SQLite", figures)
@@ -52,10 +42,6 @@ def _enqueue(contender: Contender, mails: int) -> Callable[[Path], Calls]:
 
 def _render(ours: Ours, mails: int) -> Callable[[Path], Calls]:
     return lambda folder: ours.render_and_queue(folder, mails)
-
-
-def _render_beside_a_busy_worker(ours: Ours, mails: int) -> Callable[[Path], Calls]:
-    return lambda folder: ours.render_beside_a_busy_worker(folder, mails)
 
 
 def _p50(rounds: Rounds[Calls] | None) -> float | None:
