@@ -376,7 +376,7 @@ class Courier:
         now, store = time.time(), self._store
         delete = partial(store.purge_finished, now - self._settings.keep_days * _DAY, most=_PURGED_AT_ONCE)
         yield from self._bitten("purge records", iter(delete, 0))
-        yield from _through(partial(store.purge_orphans, most=_PURGED_AT_ONCE))
+        yield from self._bitten("purge orphans", _through(partial(store.purge_orphans, most=_PURGED_AT_ONCE)))
         if (days := self._settings.keep_bodies_days) is not None:
             erase = partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE)
             yield from self._bitten("purge bodies", _through(erase))

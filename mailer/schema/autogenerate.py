@@ -3,18 +3,18 @@
 It is found by its entry point where Mailer is installed, and else registered by `register_if_needed`.
 """
 
-import logging
 import sys
 from typing import Any
 
 import click
 
+from mailer.logs import get_logger
 from mailer.schema.foreign import is_ours
 
 #: Alembic takes all plugins with this beginning, unless an application says otherwise.
 NAME = "alembic.autogenerate.mailer"
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def setup(plugin: Any) -> None:

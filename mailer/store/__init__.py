@@ -107,16 +107,17 @@ class Store(Database):
         try:
             return self._transact(insert)
         except CommitLost as lost:
-            return self._insert_again(insert, lost)
+            return self._insert_again(insert, message.id, lost)
 
-    def _insert_again(self, insert: Callable[[Transaction], Keyed | None], lost: CommitLost) -> Keyed | None:
+    def _insert_again(self, insert: Callable[[Transaction], Keyed | None], mail_id: str, lost: CommitLost) -> Keyed | None:
         """Whether the first time was in vain is told by its id: no mail is there twice."""
         try:
-            return self._transact(insert)
+            earlier = self._transact(insert)
         except self.engine.dialect.loaded_dbapi.IntegrityError:
             return None
         except StoreUnavailable:
             raise lost from lost.__cause__
+        return None if earlier is not None and earlier.id == mail_id else earlier  # its key is its own
 
     def _insert_mail(self, transaction: Transaction | HostTransaction, message: Message, envelope: Envelope) -> Keyed | None:
         if (earlier := self._insert_message(transaction, message, envelope.key)) is not None:
