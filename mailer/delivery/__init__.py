@@ -225,9 +225,10 @@ class Courier:
         late = ends + _LATE_PARTS * part
         is_probe = probe is not None
         round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, late=late, is_probe=is_probe)
-        shares.left.difference_update(delivery.id for delivery in deliveries)
         duty.box.calling(relay.name)
-        if probe is not None and (probe := self._renewed(relay, probe)) is None:
+        renewed = self._renewed(relay, probe) if probe is not None else None
+        shares.left.difference_update(delivery.id for delivery in deliveries)  # from here on, the round gives them back
+        if is_probe and renewed is None:
             round_.close()
             return round_
         try:
@@ -242,9 +243,9 @@ class Courier:
         finally:
             round_.close()
         if round_.failure:
-            self._pause(relay, probe, round_.failure)
-        elif probe:
-            self._end_probe(relay, probe, was_tried=bool(round_.tried))
+            self._pause(relay, renewed, round_.failure)
+        elif renewed:
+            self._end_probe(relay, renewed, was_tried=bool(round_.tried))
         return round_
 
     def _pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
@@ -360,15 +361,15 @@ class Courier:
         In small bites, and after each the database is left to the others for as long as the bite took.
         """
         ends = time.monotonic() + at_most
-        self._bites = self._bites or self._purged()
+        bites, self._bites = self._bites or self._purged(), None
         began = time.monotonic()
-        for _bite in self._bites:
+        for _bite in bites:
             bitten = time.monotonic()
             if bitten > ends:
+                self._bites = bites
                 return False
             time.sleep(max(bitten - began, _LEAST_REST))
             began = time.monotonic()
-        self._bites = None
         return True
 
     def _purged(self) -> Iterator[object]:

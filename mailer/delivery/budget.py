@@ -8,7 +8,7 @@ from mailer.forks import survive_forks
 
 # A mail that is larger than the budget goes beside this share of it, which small mails may hold.
 _BESIDE_A_LARGE_ONE = 8
-# While a mail waits for room, smaller ones get none, unless they are as small as this share.
+# While a mail waits for room, only those go before it that are as small as this share, and together leave room for it.
 _SMALL = 64
 # Seconds for which that holds. Whoever still wants the mail asks again sooner.
 _TURN_SECONDS = 3.0
@@ -21,6 +21,7 @@ class ByteBudget:
         self._most = most
         self._lock = threading.Lock()
         self._held = 0
+        self._held_by_small = 0
         self._first = ""  # the mail that gets the next room
         self._first_wants = 0
         self._first_until = -inf
@@ -34,21 +35,20 @@ class ByteBudget:
         with self._lock:
             now = time.monotonic()
             others_turn = now < self._first_until and self._first != mail_id
-            goes_before = others_turn and self._most // _SMALL < wanted < self._first_wants
-            if goes_before or not self._has_room(wanted):
+            if (others_turn and not self._may_go_before(wanted)) or not self._has_room(wanted):
                 if not others_turn:
                     self._first, self._first_wants = mail_id, wanted
                     self._first_until = now + _TURN_SECONDS
                 return False
             if self._first == mail_id:
                 self._first_until = -inf
-            self._held += wanted
+            self._hold(wanted)
             return True
 
     def give_back(self, held: int) -> None:
         """Leave the room to others."""
         with self._lock:
-            self._held -= held
+            self._hold(-held)
 
     @property
     def held(self) -> int:
@@ -58,7 +58,22 @@ class ByteBudget:
     def after_fork_in_child(self) -> None:
         """Forget what the threads of the parent hold: a child has none of them."""
         self._lock = threading.Lock()
-        self._held, self._first_until = 0, -inf
+        self._held, self._held_by_small, self._first_until = 0, 0, -inf
+
+    def _may_go_before(self, wanted: int) -> bool:
+        """Tell whether the first mail still gets its room once the larger ones are gone."""
+        if wanted >= self._first_wants:
+            return True
+        beside = max(self._most - self._first_wants, self._most // _BESIDE_A_LARGE_ONE)
+        return self._is_small(wanted) and self._held_by_small + wanted <= beside
+
+    def _hold(self, held: int) -> None:
+        self._held += held
+        if self._is_small(abs(held)):
+            self._held_by_small += held
+
+    def _is_small(self, size: int) -> bool:
+        return size <= self._most // _SMALL
 
     def _has_room(self, wanted: int) -> bool:
         if self._held + wanted <= self._most:

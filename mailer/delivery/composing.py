@@ -33,6 +33,7 @@ class Letter:
 
     delivery: Delivery
     mail: WireMessage
+    lease_until: float = 0.0  #: once it is marked
 
 
 @dataclass(slots=True)

@@ -99,7 +99,6 @@ class Round:
         self._late = late  # from then on, nothing more is begun
         self._longest_try = office.settings.longest_delivery
         self._longest_transmission = office.settings.longest_transmission
-        self._lease_until = 0.0  # of what is marked
         self._waiting = deque(deliveries)
         self._token = self._waiting[0].token
         self._composer = Composer(office, duty.budget, duty.box, compose, self._set_aside)
@@ -110,6 +109,7 @@ class Round:
         self._unmarked: list[Letter] = []  # somebody else's by now; or ours all the same, if the database went away in a commit
         self._begun: Letter | None = None  # the first one in flight, if its mail is being said
         self._results: list[Result] = []  # facts, not yet recorded
+        self._admitted_before: set[int] = set()  # counted at their limits, and not made ready yet
         self._postponed: dict[int, float] = {}  # due times of what waits at a limit, or for room
         self._expired: dict[int, None] = {}  # to be given back: the sweep expires it
         self._turned_at = time.monotonic()
@@ -132,7 +132,7 @@ class Round:
             if not self._marked:
                 raise StopIteration
             self._seats.renew()
-            if time.time() + self._longest_try > self._lease_until:
+            if time.time() + self._longest_try > self._marked[0].lease_until:
                 raise StopIteration  # this worker was frozen: somebody may have found the mail in doubt by now
             if self._is_late and (self.tried or self._flying):
                 raise StopIteration
@@ -172,7 +172,7 @@ class Round:
         Noted, since from now on a death means doubt.
         """
         letter, now = self._flying[0], time.time()
-        if now + self._longest_transmission > self._lease_until or letter.delivery.has_expired(now):
+        if now + self._longest_transmission > letter.lease_until or letter.delivery.has_expired(now):
             return False
         if self._is_late and self.tried:
             return False
@@ -270,6 +270,7 @@ class Round:
                 window = self._composer.letters(admitted, has_time=not self._flying)
             except BaseException:
                 self._waiting.extendleft(reversed(admitted))
+                self._admitted_before.update(delivery.id for delivery in admitted)
                 raise
         return window
 
@@ -303,11 +304,12 @@ class Round:
     # --- limits -------------------------------------------------------------------------------------------------------
 
     def _admitted(self, picked: list[Delivery]) -> list[Delivery]:
-        """Those that no limit stops. The others, and all that wait for the same domain, get a later due time."""
+        """Return those that no limit stops. The others, and all that wait for the same domain, get a later due time."""
         if not self._office.throttle.limits_anything:
             return picked
-        admitted: set[int] = set()
-        for domain, deliveries in self._by_limit(picked).items():
+        admitted = self._admitted_before.intersection(delivery.id for delivery in picked)
+        uncounted = [delivery for delivery in picked if delivery.id not in admitted]
+        for domain, deliveries in self._by_limit(uncounted).items():
             in_turn = [delivery for delivery in deliveries if not self._is_behind(domain, delivery)]
             in_turn.sort(key=lambda delivery: (delivery.lane, delivery.queued_at))
             granted = self._granted(domain, len(in_turn)) if in_turn else 0
@@ -421,8 +423,10 @@ class Round:
                 late = (result.delivery.mail_id, result.delivery.id, result.outcome.verdict)
                 log.warning("Outcome not recorded, the claim was lost: mail_id=%s delivery=%d verdict=%s", *late)
         for letter in window:
-            (self._marked if letter.delivery.id in ours else self._unmarked).append(letter)
-        self._lease_until = until
+            if letter.delivery.id in ours:
+                self._marked.append(replace(letter, lease_until=until))
+            else:
+                self._unmarked.append(letter)
         self._results, self._window, self._expired = [], [], {}
 
     def close(self) -> None:

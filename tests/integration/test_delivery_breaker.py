@@ -10,6 +10,7 @@ import pytest
 
 from mailer.delivery import round as round_
 from mailer.devstack.faults import DROP, HANG, Fault, Stage
+from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
 from mailer.mime import compose
 from mailer.store import Store
@@ -59,6 +60,26 @@ def test_it_comes_back(
     deliver_all(one)
     assert len(sink.messages) + len(backup.messages) == 15
     assert len(sink.messages) >= 6
+
+
+def test_the_database_goes_away_before_a_relay_is_tried(
+    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mail that was to try it is given back at once, and has lost no attempt."""
+    sink.faults.add(Fault("connect", DOWN))
+    courier = open_courier(entry(sink, "first"))
+    queue(store, "ada@example.com")
+    deliver_all(courier)
+    wait_out(clock, store)
+
+    def away(*_given: object, **_values: object) -> bool:
+        raise StoreUnavailable("restarting")
+
+    monkeypatch.setattr(courier._store, "move_probe", away)
+    with pytest.raises(StoreUnavailable):
+        courier.deliver_slice()
+
+    assert [(row["status"], row["attempts"]) for row in table(store).values()] == [("queued", 0)]
 
 
 def test_the_only_relay_comes_back(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,29 @@ def test_a_mail_that_expires_while_the_relay_is_slow(
     assert copy_of(store, first).status == Status.SENT
     for mail_id in (code, later):
         assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.EXPIRED, 0)
+
+
+def test_a_worker_that_is_frozen_between_two_windows(
+    open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease of the mail in flight is not renewed with that of the next window: it is not begun any more."""
+    first, second = queue_from(store, "first"), queue_from(store, "second")
+    load_messages, freezes = store.load_messages, iter([0, 100_000])
+
+    def freeze(mail_ids: Collection[str]) -> object:
+        clock.ahead += next(freezes)
+        return load_messages(mail_ids)
+
+    monkeypatch.setattr(store, "load_messages", freeze)
+    courier = open_courier(at(slow))
+    courier._paces["slow"].seconds_per_mail = 1.0  # so that each window has one mail
+    monkeypatch.setattr(courier, "_store", store)
+    monkeypatch.setattr(courier, "_office", replace(courier._office, store=store))
+
+    courier.deliver_slice()
+
+    assert slow.acknowledged == []
+    assert [copy_of(store, mail_id).status for mail_id in (first, second)] == [Status.QUEUED, Status.QUEUED]
 
 
 def test_a_slice_that_takes_too_long(open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock) -> None:

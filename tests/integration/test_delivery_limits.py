@@ -1,7 +1,7 @@
 """Limits, and how long a slice lasts: what goes out in which slice, and when the rest comes back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count as naturals
 from itertools import pairwise
@@ -14,6 +14,7 @@ from sqlalchemy import insert as insert_into
 from mailer import schema
 from mailer.delivery import Courier
 from mailer.devstack.faults import DELAY, Fault
+from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
 from mailer.policy import MOST_IN_A_WINDOW
 from mailer.store import Store
@@ -27,10 +28,12 @@ from tests.services.couriers import (
     deliver_all,
     entry,
     queue,
+    queue_each,
     queue_many,
     received,
     states,
 )
+from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
@@ -59,6 +62,31 @@ def sent_to(sink: Sink, domain: str) -> int:
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
+
+
+def test_mail_is_counted_once_at_a_limit(
+    store: Store, open_courier: OpenCourier, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    """Also when it can't be read at that moment, since the database is away while the mail before it is on the wire."""
+    with ScriptedRelay("PIPELINING") as relay:
+        courier = open_courier(
+            {"name": "relay", "MAIL_SERVER": relay.host, "MAIL_PORT": relay.port, "MAILER_RELAY_RATE": "4/hour"},
+            redis_url=redis_url,
+        )
+        courier._paces["relay"].seconds_per_mail = 1.0  # so that each window has one mail
+        queue_each(store, "ada", "bob", "eve", "joe")
+        load_messages, troubles = courier._store.load_messages, naturals(1)
+
+        def away(mail_ids: Collection[str]) -> object:
+            if next(troubles) == 2:
+                raise StoreUnavailable("restarting")
+            return load_messages(mail_ids)
+
+        monkeypatch.setattr(courier._store, "load_messages", away)
+
+        deliver_all(courier)
+
+    assert set(states(store).values()) == {"sent"}
 
 
 def test_workers_share_the_rate_of_a_relay(

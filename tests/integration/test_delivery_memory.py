@@ -100,6 +100,20 @@ def test_room_that_is_waited_for_is_left_to_the_first() -> None:
     assert budget.take(5000, "another")
 
 
+def test_a_stream_of_small_mails_leaves_room_for_the_first() -> None:
+    """Each alone does not matter; all together would keep it waiting for ever."""
+    budget = ByteBudget(6400)
+    for number in range(64):
+        assert budget.take(100, f"small{number}")
+    assert not budget.take(3200, "large")
+
+    while not budget.take(3200, "large"):
+        budget.give_back(100)
+        budget.take(100, "one more")  # as somebody always does
+
+    assert budget.held <= 6400
+
+
 def test_recipients_share_what_was_composed(make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int]) -> None:
     """One mail to many takes the room of one."""
     message = a_message(attachments=(Attachment("a.bin", bytes(SIZE)),))

@@ -26,8 +26,10 @@ Migrated = Callable[..., Flask]
 
 
 @pytest.fixture
-def migrated(database_url: str, tmp_path: Path) -> Iterator[Migrated]:
+def migrated(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migrated]:
     """`migrated(**hooks)`: an application with Flask-Migrate in our database, after `flask db migrate` and `upgrade`."""
+    # The env.py that Flask-Migrate writes would switch off the loggers of this process.
+    monkeypatch.setattr("logging.config.fileConfig", lambda *_: None)
     stores = []
 
     def make(*, mailer_first: bool = True, **hooks: Any) -> Flask:
