@@ -171,12 +171,11 @@ class BlackBox:
         return None
 
     def waited_for(self, seconds: float) -> set[str]:
-        """The relays that keep somebody on this host waiting for so long, each without another note."""
+        """Return the relays that a living process of this host has been waiting for, for so long, without another note."""
         relays = set()
         for path in self._found():
             with suppress(OSError):  # the tick says what can't be read
-                known = path.lstat()
-                if stat.S_ISREG(known.st_mode) and time.time() - known.st_mtime > seconds:
+                if _is_unchanged_for(path, seconds) and not _is_in_nobodys_hands(path):
                     relays.add(_calling(_text_of(path)))
         return relays - {""}
 
@@ -272,6 +271,16 @@ def _in_nobodys_hands(path: Path) -> Iterator[int | None]:
         os.close(file)
 
 
+def _is_in_nobodys_hands(path: Path) -> bool:
+    with _in_nobodys_hands(path) as file:
+        return file is not None
+
+
+def _is_unchanged_for(path: Path, seconds: float) -> bool:
+    known = path.lstat()
+    return stat.S_ISREG(known.st_mode) and time.time() - known.st_mtime > seconds
+
+
 def _locks(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,8 +295,7 @@ def _read(file: int) -> Remains | None:
     if size > _LARGEST:
         raise ValueError("it is too large")
     header, *notes = os.pread(file, size, 0).decode("utf-8", "replace").split("\n")[:-1] or [""]
-    form, boot, token = (*header.split(" "), "", "", "")[:3]
-    if form != _FORMAT or boot != _boot():
+    if (token := _token(header)) is None:
         return None
     if any("\0" in line for line in (token, *notes)):
         raise ValueError("it has null bytes")
@@ -303,10 +311,17 @@ def _text_of(path: Path) -> str:
         return file.read(_LARGEST).decode("utf-8", "replace")
 
 
+def _token(header: str) -> str | None:
+    """Return that of the claim, unless the box is of another boot, or of a version that this code does not know."""
+    form, boot, token = (*header.split(" "), "", "", "")[:3]
+    return token if form == _FORMAT and boot == _boot() else None
+
+
 def _calling(notes: str) -> str:
-    """The relay that was called last."""
+    """Return the relay that was called last, if there is one, and the notes can be believed."""
     _, called, rest = notes.rpartition("\ncalling ")
-    return rest.partition("\n")[0] if called else ""
+    is_known = called and _token(notes.partition("\n")[0]) is not None
+    return rest.partition("\n")[0] if is_known else ""
 
 
 def _take_note(remains: Remains, what: str, key: str, words: str = "") -> None:

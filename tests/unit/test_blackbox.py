@@ -237,6 +237,23 @@ def test_a_relay_that_keeps_somebody_waiting(black_box: BlackBox, folder: Path) 
         assert black_box.waited_for(60) == set()
 
 
+def test_a_relay_that_nobody_waits_for_any_more(black_box: BlackBox, folder: Path) -> None:
+    """A process that died calling a relay, by a power cut or otherwise, is no reason to leave that relay alone."""
+
+    def calling(box: Box) -> None:
+        box.claiming("token")
+        box.calling("main")
+
+    leave(black_box, calling)
+    with black_box.box() as box:
+        box.claiming("token")
+        box.calling("backup")
+        for path in folder.iterdir():
+            os.utime(path, (0, 0))
+
+        assert black_box.waited_for(60) == {"backup"}
+
+
 # --- when it is not believed ------------------------------------------------------------------------------------------
 
 
