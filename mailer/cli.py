@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import click
@@ -193,6 +194,9 @@ def _show_workers() -> None:
         more = ", …" if len(present) > _SHOWN else ""
         seen = max(0.0, now - present[0].seen_at)
         click.echo(f"{len(present)} worker{'s' * (len(present) > 1)} seen, the last {seen:.0f} s ago: {names}{more}")
+        if delivered := [(worker.delivered_at, worker) for worker in present if worker.delivered_at]:
+            at, by = max(delivered, key=itemgetter(0))
+            click.echo(f"Last delivery at {_clock(datetime.fromtimestamp(at, UTC))} by {printable(by.machine)} pid {by.pid}")
     elif said := absence(_store(), now):
         click.echo(said)
     elif (seen_at := _store().worker_seen_at(now)) is not None and now - seen_at > SILENT_SECONDS:

@@ -75,7 +75,9 @@ class Courier:
         self._makes_way = threading.Lock()
         self._steps = Steps()
         self._bites: Iterator[object] | None = None  # of a purge that goes on
-        self._stopped = mmap.mmap(-1, 1)  # one byte that the children of a prefork pool share with the worker that stops them
+        # These bytes are shared by the worker and the children of its prefork pool, which are forked later.
+        self._stopped = mmap.mmap(-1, 1)
+        self._delivered_at = memoryview(mmap.mmap(-1, 8)).cast("d")  # 8 aligned bytes are written at once
 
     def deliver(self, at_most: float, avoiding: Mapping[str, Pause] = _NONE) -> None:
         """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
@@ -89,10 +91,16 @@ class Courier:
     def start(self) -> None:
         """Deliver again after a stop: a process may start a worker more than once."""
         self._stopped[0] = 0
+        self._delivered_at[0] = 0.0
 
     def stop(self) -> None:
         """No slice after this one, in whatever process of this worker."""
         self._stopped[0] = 1
+
+    @property
+    def delivered_at(self) -> float | None:
+        """Return when a relay last took a mail from this worker, in whatever process of it; None if none did."""
+        return self._delivered_at[0] or None
 
     # --- a slice ------------------------------------------------------------------------------------------------------
 
@@ -241,6 +249,8 @@ class Courier:
             round_.interrupted(error)
             raise
         finally:
+            if round_.sent_at is not None:
+                self._delivered_at[0] = round_.sent_at
             round_.close()
         if round_.failure:
             self._pause(relay, renewed, round_.failure)

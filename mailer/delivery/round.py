@@ -114,6 +114,7 @@ class Round:
         self._expired: dict[int, None] = {}  # to be given back: the sweep expires it
         self._turned_at = time.monotonic()
         self.tried = 0
+        self.sent_at: float | None = None  #: when the relay last took one
         self.given_back = 0  #: how many can be claimed again at once
         self.full: set[str] = set()  #: the domains that are at their limit
         self.behind: set[tuple[str, Lane]] = set()  #: where others wait: new mail is put behind them
@@ -192,6 +193,7 @@ class Round:
         self._composer.drop(letter, self._following)
         if outcome.verdict is Verdict.SENT:
             self._box.taken(letter.delivery.id, result.outcome.reply)
+            self.sent_at = time.time()
         elif outcome.verdict is not Verdict.DOUBTFUL:
             self._box.over(letter.delivery.id)
         if outcome.verdict is Verdict.UNREACHED:

@@ -247,8 +247,7 @@ worker = Table(
     Column("lanes", Text, nullable=False),
     Column("started_at", _Time, nullable=False),
     Column("seen_at", _Time, nullable=False),
-    Column("batch", Integer, nullable=False),  # how many deliveries it holds
-    Column("delivered_at", _Time),
+    Column("delivered_at", _Time),  # when a relay last took a mail from it
 )
 
 

@@ -1,6 +1,6 @@
 """Who delivers: a row for each worker process, renewed every few seconds, and what is due while none is there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mailer.message import Lane
 from mailer.store.transactions import Transaction
@@ -16,14 +16,14 @@ _SKEW = 60.0
 MOST = 10_000
 
 _BEAT = """
-INSERT INTO mailer_worker (id, machine, pid, version, lanes, started_at, seen_at, batch)
-VALUES (:id, :machine, :pid, :version, :lanes, :started_at, :seen_at, 0)
-ON CONFLICT (id) DO UPDATE SET seen_at = :seen_at
+INSERT INTO mailer_worker (id, machine, pid, version, lanes, started_at, seen_at, delivered_at)
+VALUES (:id, :machine, :pid, :version, :lanes, :started_at, :seen_at, :delivered_at)
+ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, delivered_at = excluded.delivered_at
 """
 _LEAVE = "DELETE FROM mailer_worker WHERE id = :id"
 _FORGET_WORKERS = "DELETE FROM mailer_worker WHERE seen_at < :before OR seen_at > :after"
 _WORKERS = """
-SELECT id, machine, pid, version, lanes, started_at, seen_at FROM mailer_worker
+SELECT id, machine, pid, version, lanes, started_at, seen_at, delivered_at FROM mailer_worker
 WHERE seen_at >= :since AND seen_at <= :until ORDER BY seen_at DESC
 """
 _LAST_SEEN = """
@@ -49,6 +49,10 @@ class Worker:
     lanes: str
     started_at: float
     seen_at: float
+    delivered_at: float | None = None  #: when a relay last took a mail from any process of its pool
+
+
+_NAMES = tuple(field.name for field in fields(Worker))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,7 @@ class Due:
 def beat(transaction: Transaction, worker: Worker) -> None:
     """Write that the worker is alive, and forget others that were silent for long."""
     now = worker.seen_at
-    names = ("id", "machine", "pid", "version", "lanes", "started_at", "seen_at")
-    transaction.execute(_BEAT, {name: getattr(worker, name) for name in names})
+    transaction.execute(_BEAT, {name: getattr(worker, name) for name in _NAMES})
     transaction.execute(_FORGET_WORKERS, {"before": now - _FORGOTTEN_AFTER, "after": now + _SKEW})
 
 
@@ -75,8 +78,7 @@ def leave(transaction: Transaction, worker_id: str) -> None:
 def present(transaction: Transaction, now: float, *, silent: float) -> list[Worker]:
     """Return the workers that were seen within the last `silent` seconds, the one that was seen last first."""
     values = {"since": now - silent, "until": now + _SKEW}
-    names = ("id", "machine", "pid", "version", "lanes", "started_at", "seen_at")
-    return [Worker(**dict(zip(names, row, strict=True))) for row in transaction.execute(_WORKERS, values)]
+    return [Worker(**dict(zip(_NAMES, row, strict=True))) for row in transaction.execute(_WORKERS, values)]
 
 
 def last_seen(transaction: Transaction, now: float) -> float | None:

@@ -117,7 +117,7 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
     options = own_options(settings)
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, shared=False, **options)(task)  # type: ignore[no-untyped-call]
-    celery.steps["worker"].add(heartbeat_step(settings, store))
+    celery.steps["worker"].add(heartbeat_step(settings, store, courier))
     celery.steps["worker"].add(_chores_step(app, settings, store, courier, bell))
     if not settings.log_addresses:
         logging.getLogger("celery.app.trace").addFilter(_TASK_MASK)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,13 @@ def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
     insert(store, due_at=now - 1)
     assert flask_mail("queue").output.startswith("1 mail is due and no worker has ever been seen.\n")
 
-    store.beat(Worker(id="1", machine="host", pid=7, version="1", lanes="bulk", started_at=now, seen_at=now))
-    assert re.match(r"1 worker seen, the last \d+ s ago: host pid 7\n", flask_mail("queue").output)
+    one = Worker(id="1", machine="host", pid=7, version="1", lanes="bulk", started_at=now, seen_at=now)
+    store.beat(one)
+    assert re.match(r"1 worker seen, the last \d+ s ago: host pid 7\nnormal ", flask_mail("queue").output)
+
+    store.beat(replace(one, delivered_at=1_800_000_000.0))
+    store.beat(replace(one, id="2", pid=8, delivered_at=1_700_000_000.0))
+    assert flask_mail("queue").output.splitlines()[1] == "Last delivery at 2027-01-15 08:00:00 UTC by host pid 7"
 
 
 def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:

@@ -29,7 +29,6 @@ def upgrade() -> None:
         sa.Column("lanes", sa.Text(), nullable=False),
         sa.Column("started_at", sa.Float(53), nullable=False),
         sa.Column("seen_at", sa.Float(53), nullable=False),
-        sa.Column("batch", sa.Integer(), nullable=False),
         sa.Column("delivered_at", sa.Float(53)),
         sa.PrimaryKeyConstraint("id"),
     )
