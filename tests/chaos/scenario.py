@@ -53,8 +53,9 @@ class Scenario:
 
     name: str
     run: Callable[[Path, Size], Report]
+    is_variant: bool = False  #: the same fault in another setting: in `make chaos`, not in `make test`
 
 
 def named(name: str, **variants: Callable[[Path, Size], Report]) -> Iterable[Scenario]:
-    """The same fault in several settings: "kill -9, prefork", "kill -9, threads"."""
-    return [Scenario(f"{name}, {variant}", run) for variant, run in variants.items()]
+    """Return the same fault in several settings: "kill -9, prefork", "kill -9, threads". `make test` runs the first."""
+    return [Scenario(f"{name}, {variant}", run, is_variant=place > 0) for place, (variant, run) in enumerate(variants.items())]

@@ -166,13 +166,13 @@ def _expect_reason(report: Report, mail: MailStatus) -> None:
 SCENARIOS = [
     *named(
         "one idempotency key, callers killed",
-        SQLite=partial(keys, database="sqlite"),
         PostgreSQL=partial(keys, database="postgresql"),
+        SQLite=partial(keys, database="sqlite"),
     ),
     *named(
         "an application killed in its transaction",
-        SQLite=partial(transactions, database="sqlite"),
         PostgreSQL=partial(transactions, database="postgresql"),
+        SQLite=partial(transactions, database="sqlite"),
     ),
     Scenario("mail that somebody has spoilt in the database", poison),
 ]

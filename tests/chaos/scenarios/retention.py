@@ -95,6 +95,6 @@ def _waits(app: Flask, calls: list[Call]) -> list[float]:
 
 SCENARIOS = named(
     "old mail is purged beside the new",
-    SQLite=partial(purge, database="sqlite"),
     PostgreSQL=partial(purge, database="postgresql"),
+    SQLite=partial(purge, database="sqlite"),
 )
