@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from mailer.errors import MailerError
+from mailer.forks import survive_forks
 from mailer.logs import addresses_shown, get_logger
 from mailer.store import Store
 from mailer.store.workers import Due
@@ -55,13 +56,14 @@ class Watch:
         self._shows_addresses = shown
         self._next_at = -math.inf
         self._lock = threading.Lock()
+        survive_forks(self)
 
     def notice(self) -> None:
         """Look, unless that was done a moment ago. The caller has queued a mail, and does not wait."""
         if time.monotonic() < self._next_at:
             return
         if not self._lock.acquire(blocking=False):
-            return  # another thread is about to look; nor does a fork wait for a lock of its parent
+            return  # another thread is about to look
         try:
             if time.monotonic() < self._next_at:
                 return
@@ -69,6 +71,10 @@ class Watch:
         finally:
             self._lock.release()
         threading.Thread(target=self._look, name="mailer-watch", daemon=True).start()
+
+    def after_fork_in_child(self) -> None:
+        """Take a new lock: another thread of the parent may have held it."""
+        self._lock = threading.Lock()
 
     def _look(self) -> None:
         with addresses_shown(self._shows_addresses):

@@ -78,11 +78,14 @@ class Renderer:
         the whole context, or a source that can't be read.
         """
         pair = (template, variable)
-        if pair not in self._used and self._looks_used(template, variable):
-            if len(self._used) >= _MOST_USED:
-                self._used.clear()
-            self._used.add(pair)
-        return pair in self._used
+        if pair in self._used:
+            return True
+        if not self._looks_used(template, variable):
+            return False
+        if len(self._used) >= _MOST_USED:  # any thread may do that at any moment
+            self._used.clear()
+        self._used.add(pair)
+        return True
 
     def _looks_used(self, template: str, variable: str) -> bool:
         waiting = [f"{template}.txt", f"{template}.html"]

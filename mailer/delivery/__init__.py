@@ -23,6 +23,7 @@ from mailer.delivery.round import Pace, Round, Silences
 from mailer.delivery.routing import carries, choose, routes_by_sender
 from mailer.delivery.settling import settle
 from mailer.errors import StoreUnavailable
+from mailer.forks import survive_forks
 from mailer.intake import Bell
 from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, Outcome, Pause
@@ -78,6 +79,7 @@ class Courier:
         # These bytes are shared by the worker and the children of its prefork pool, which are forked later.
         self._stopped = mmap.mmap(-1, 1)
         self._delivered_at = memoryview(mmap.mmap(-1, 8)).cast("d")  # 8 aligned bytes are written at once
+        survive_forks(self)
 
     def deliver(self, at_most: float, avoiding: Mapping[str, Pause] = _NONE) -> None:
         """Slice after slice while more is due, so long that starting costs nothing, so short that others get their turn."""
@@ -101,6 +103,10 @@ class Courier:
     def delivered_at(self) -> float | None:
         """Return when a relay last took a mail from this worker, in whatever process of it; None if none did."""
         return self._delivered_at[0] or None
+
+    def after_fork_in_child(self) -> None:
+        """Take a new lock: another thread of the parent may have held it."""
+        self._makes_way = threading.Lock()
 
     # --- a slice ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """Whether anybody delivers is said to those who queue: in their log, by `flask mail queue`, and to a health check."""
 
+import ctypes
 import logging
+import math
 import os
 import signal
 import time
@@ -12,8 +14,9 @@ from celery import Celery, signals
 from flask import Flask
 
 from mailer import Mailer
-from mailer.attendance import absence, silence
+from mailer.attendance import Watch, absence, silence
 from mailer.delivery import Courier
+from mailer.forks import notice_fork
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.store import Store
@@ -137,6 +140,21 @@ def test_mail_of_a_transaction(open_shop: OpenShop, caplog: pytest.LogCaptureFix
         connection.commit()
 
     assert wait_until(lambda: warned(caplog))[0].startswith("1 mail is due ")
+
+
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork])
+def test_a_child_looks_whoever_looked_at_the_moment_of_its_fork(fork: Callable[[], int]) -> None:
+    """A lock that a thread of the parent holds for a moment would be held for ever."""
+    watch = Watch(Store("sqlite://"), lambda: None, shown=False)
+    with watch._lock:
+        if not (child := fork()):
+            try:
+                notice_fork()
+                watch.notice()
+            finally:
+                os._exit(watch._next_at == -math.inf)
+        _, status = os.waitpid(child, 0)
+    assert status == 0
 
 
 def test_a_test_of_an_application_hears_nothing() -> None:

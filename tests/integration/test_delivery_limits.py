@@ -1,5 +1,6 @@
 """Limits, and how long a slice lasts: what goes out in which slice, and when the rest comes back."""
 
+import os
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from tests.services.couriers import (
     received,
     states,
 )
+from tests.services.databases import sqlite_only
 from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
@@ -320,6 +322,17 @@ def test_two_heaps_at_their_limits_hold_up_nobody(
         slices += 1
 
     assert slices <= A_FEW_SLICES
+
+
+@sqlite_only
+def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(open_courier: OpenCourier, sink: Sink) -> None:
+    """A pool may replace a child while the chores of its parent deliver."""
+    courier = open_courier(entry(sink))
+    with courier._makes_way:
+        if not (child := os.fork()):
+            os._exit(not courier._makes_way.acquire(blocking=False))
+        _, status = os.waitpid(child, 0)
+    assert status == 0
 
 
 def test_a_heap_costs_no_mail_of_it_an_attempt(

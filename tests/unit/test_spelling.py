@@ -170,6 +170,24 @@ def test_what_can_be_known(check: Check, template: str) -> None:
         check(template, "body")
 
 
+class ClearedSet(set[object]):
+    """A set that another thread clears at the worst moment."""
+
+    def add(self, element: object) -> None:
+        super().add(element)
+        self.clear()
+
+
+def test_what_another_thread_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good call stays one while another thread empties what was remembered of templates."""
+    app = Flask("shop")
+    app.jinja_loader = DictLoader(TEMPLATES)
+    renderer = Renderer(app)
+    monkeypatch.setattr(renderer, "_used", ClearedSet())
+
+    assert renderer.may_use("uses", "body")
+
+
 def test_a_template_is_read_once(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is called like an option costs the next mails nothing."""
     check("uses", "body")
