@@ -16,8 +16,8 @@ Written by `python -m docs.settings_table`: change `mailer/settings/`, not this 
 Each key is read from the app's configuration, or else from the environment, where `True` and `587` are read as what they
 mean. A value that can't be used is refused when the app starts, with the key and what is allowed. So is a near miss of one of
 these keys in the app's configuration ("MAILER_RETRY_ATEMPTS: there is no such key: did you mean MAILER_RETRY_ATTEMPTS?").
-Any other unknown `MAILER_…` key there is warned about in the log, and so is a near miss in the environment, which has the
-variables of other programs as well.
+Plurals of Flask-Mail's keys, such as `MAIL_SERVERS`, may be your own: they are warned about in the log. So are any other
+unknown `MAILER_…` key there, and a near miss in the environment, which has the variables of other programs as well.
 
 | Key | Default | Allowed | What it is for |
 |---|---|---|---|

@@ -76,7 +76,9 @@ class Settings(RelaySettings):
     namespace: str = key(
         "MAILER_NAMESPACE",
         "The name of this installation in a Redis that others use as well: part of its keys, and of the name of its queue."
-        " If it is unset, it is derived from the place of the database.",
+        " If it is unset, it is derived from the place of the database as `MAILER_DATABASE_URL` spells it: `localhost` and"
+        " `127.0.0.1`, or a socket and TCP, are two installations, which do not hear each other's rings, so that mail waits for"
+        " the sweep, and count limits for themselves. Spell it alike in every process, or set this key.",
         "",
     )
     domain_limits: dict[str, DomainLimit] = key(

@@ -1,7 +1,8 @@
 """Names that are nearly right: a misspelt key would be ignored, and nobody would notice.
 
-A near miss of a key in the app's configuration is refused. An unknown `MAILER_*` key is warned about. Of the environment, which
-holds the variables of other programs, only near misses are warned about.
+A near miss of a key in the app's configuration is refused. An unknown `MAILER_*` key is warned about, and so is the plural of a
+`MAIL_*` key, which the application may have meant. Of the environment, which holds the variables of other programs, only near
+misses are warned about.
 """
 
 import difflib
@@ -42,12 +43,13 @@ def check_keys(config: Mapping[str, Any], environ: Mapping[str, str], known: Col
     """Refuse a misspelt key of the app's configuration, and log what else looks like one."""
     known = {*known, *_OTHERS}
     ours = sorted(key for key in config if isinstance(key, str) and key not in known)
-    wrong = {key: meant for key in ours if (meant := _meant(key, known))}
-    if wrong:
-        lines = [f"{key}: there is no such key: {did_you_mean(meant)}" for key, meant in wrong.items()]
-        raise ConfigurationError("\n".join(lines))
+    near_misses = {key: meant for key in ours if (meant := _meant(key, known))}
+    if wrong := [key for key in near_misses if not _is_plural(key, known)]:
+        raise ConfigurationError("\n".join(_refusal(key, near_misses[key]) for key in wrong))
     for key in ours:
-        if key.upper().startswith(_PREFIX):
+        if key in near_misses:
+            log.warning("Unknown key in the app's configuration is ignored: key=%s: %s", key, did_you_mean(near_misses[key]))
+        elif key.upper().startswith(_PREFIX):
             names = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
             loose = difflib.get_close_matches(key.upper().removeprefix(_PREFIX), names, n=1, cutoff=_LOOSE)
             hint = f": {did_you_mean([_PREFIX + name for name in loose])}" if loose else ""
@@ -55,6 +57,16 @@ def check_keys(config: Mapping[str, Any], environ: Mapping[str, str], known: Col
     for key in sorted(environ.keys() - known):
         if environ[key] and (meant := _meant(key, known)):
             log.warning("Unknown environment variable is ignored: key=%s: %s", key, did_you_mean(meant))
+
+
+def _refusal(key: str, meant: Collection[str]) -> str:
+    return f"{key}: there is no such key: {did_you_mean(meant)} If it is your own, give it another name."
+
+
+def _is_plural(key: str, known: Collection[str]) -> bool:
+    """Tell whether the key is the plural of one of Flask-Mail's, such as MAIL_SERVERS: an application may have several."""
+    name = key.upper().removesuffix("S")
+    return name != key.upper() and name.startswith(_PREFIX_OF_MAIL) and name in known
 
 
 def _meant(key: str, known: Collection[str]) -> list[str]:

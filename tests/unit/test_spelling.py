@@ -43,8 +43,19 @@ def load(config: dict[Any, Any], environ: dict[str, str] | None = None) -> Setti
 @pytest.mark.parametrize(("wrong", "meant"), NEAR_KEYS.items())
 def test_a_near_miss_of_a_key_is_refused(wrong: str, meant: str) -> None:
     """The application does not start with a setting that nothing reads, and the error names the right one."""
-    with pytest.raises(ConfigurationError, match=rf"^{wrong}: there is no such key: did you mean .*\b{meant}\b"):
+    with pytest.raises(ConfigurationError, match=rf"^{wrong}: there is no such key: did you mean .*\b{meant}\b.*\? If "):
         load({wrong: 3})
+
+
+def test_an_application_may_have_several_servers(caplog: pytest.LogCaptureFixture) -> None:
+    """Plurals of Flask-Mail's keys are warned about: the application starts, as it did with Flask-Mail."""
+    load({"MAIL_SERVERS": [], "MAIL_PORTS": [], "MAIL_USERNAMES": []})
+    assert caplog.messages == [
+        f"Unknown key in the app's configuration is ignored: key={key}S: did you mean {key}?"
+        for key in ("MAIL_PORT", "MAIL_SERVER", "MAIL_USERNAME")
+    ]
+    with pytest.raises(ConfigurationError, match=r"did you mean MAILER_RELAY_RATE\? If it is your own, give it another name\.$"):
+        load({"MAILER_RELAY_RATES": []})
 
 
 def test_each_misspelt_key_is_named() -> None:
