@@ -35,9 +35,10 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class Remains:
-    """What a process had in its hands when it died."""
+    """What a process had in its hands when it died, or lost the database."""
 
     token: str  #: of its claim
+    calling: str = ""  #: the relay that it called last
     composing: str = ""  #: the mail whose bytes it was making
     begun: dict[int, str] = field(default_factory=dict)  #: the relay that was being told the mail, by delivery
     taken: dict[int, str] = field(default_factory=dict)  #: of these, those it took, and its words
@@ -302,7 +303,7 @@ def _read(file: int) -> Remains | None:
     remains = Remains(token)
     for note in notes:
         what, _, about = note.partition(" ")
-        _take_note(remains, what, *about.split(" ", 1))
+        _take_note(remains, what, about)
     return remains
 
 
@@ -324,8 +325,11 @@ def _calling(notes: str) -> str:
     return rest.partition("\n")[0] if is_known else ""
 
 
-def _take_note(remains: Remains, what: str, key: str, words: str = "") -> None:
+def _take_note(remains: Remains, what: str, about: str) -> None:
+    key, _, words = about.partition(" ")
     match what:
+        case "calling":
+            remains.calling = about
         case "composing":
             remains.composing = key
         case "composed":

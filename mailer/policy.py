@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mailer.errors import InvalidMail
 from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
@@ -72,6 +72,11 @@ def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: 
             # Whoever names a time is asked then or later: sooner would waste a try.
             asked = (outcome.retry_after or 0.0) * (1 + retry.jitter * dice)
             return _again(delivery, retry, now + max(asked, backoff(delivery.attempts, retry, dice)))
+
+
+def explained(outcome: Outcome, move: Move) -> Outcome:
+    """Add to a reply why the mail is given up, where the reply alone would not tell."""
+    return replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
 
 
 def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: bool = True) -> Move:

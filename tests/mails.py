@@ -72,6 +72,13 @@ def record(store: Store, *deliveries: Delivery, to: Status, reply: str = "250 qu
     return store.record_if_transmitting(results, now=NOW, relay="relay.example.com")
 
 
+def set_aside(store: Store, delivery: Delivery, *, to: Status = Status.FAILED, reply: str = "it can't be composed") -> set[int]:
+    """Record what could not be made ready."""
+    move = Move(to=to, due_at=LATER if to is Status.QUEUED else None)
+    result = Result(delivery, Outcome(Verdict.DEFERRED, reply), move)
+    return store.set_aside_if_claimed([result], now=NOW, relay="relay.example.com")
+
+
 def bring(store: Store, status: Status, **options: Any) -> Delivery:
     """A delivery in this state, and on the way there in the hands of the worker that owns `TOKEN`."""
     mail_id = insert(store, **options)

@@ -94,7 +94,7 @@ class Composer:
         key = self._key(letter.delivery)
         sheet = self._sheets[key]
         sheet.letters -= 1
-        if not sheet.letters and (following is None or following.mail_id != letter.delivery.mail_id):
+        if not sheet.letters and (following is None or self._key(following) != key):
             self._discard(key)
 
     def drop_unused(self, following: Delivery) -> None:
@@ -129,15 +129,19 @@ class Composer:
     def letters(self, deliveries: Sequence[Delivery], *, has_time: bool) -> list[Letter]:
         """Make letters of those for which there is room. Each mail is composed once.
 
-        Without time, since a relay waits for the mail before, a database that is away is not asked twice.
+        There is no time while a relay waits for us: then a database that is away is not asked twice.
         """
         missing = [one for one in deliveries if self._sheets[self._key(one)].composed is None]
-        for group in self._groups(missing):
-            self._prepare(group, has_time=has_time)
-        if missing:
-            self._box.composed()
-        letters = [self._letter(one) for one in deliveries]
-        return [letter for letter in letters if letter is not None]
+        try:
+            for group in self._groups(missing):
+                self._prepare(group, has_time=has_time)
+        finally:
+            if missing:  # this process lives: whatever it was, the mail does not kill it
+                self._box.composed()
+        letters = [letter for letter in map(self._letter, deliveries) if letter is not None]
+        for letter in letters:
+            self._sheets[self._key(letter.delivery)].letters += 1
+        return letters
 
     def _groups(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
         """Small mails together, for one query; each large mail with its recipients."""
@@ -156,9 +160,8 @@ class Composer:
         try:
             messages = self._office.store.load_messages(mail_ids)
         except Exception as error:
-            if isinstance(error, SoftTimeLimitExceeded) or _is_the_databases(error, has_time=has_time):
+            if isinstance(error, SoftTimeLimitExceeded) or _ends_the_round(error, has_time=has_time):
                 raise
-            log.warning("%s", _unread(error).reply)
             trouble = _unread(error)
         else:
             for delivery in group:
@@ -167,6 +170,7 @@ class Composer:
         if len(mail_ids) == 1:
             self._fail(group, trouble)
             return
+        log.warning("Loading %d mails failed, each is tried alone: %s", len(mail_ids), trouble.reply)
         for mail_id in sorted(mail_ids):
             self._prepare([one for one in group if one.mail_id == mail_id], has_time=has_time)
 
@@ -185,7 +189,8 @@ class Composer:
             sheet.message, sheet.composed = message, self._write(message, self._office.signer)
         except Exception as error:
             # What went wrong may quote what the mail says.
-            log.exception("Mail %s can't be composed: %s", message.id, type(error).__name__, exc_info=not message.sensitive)
+            said = (message.id, type(error).__name__)
+            log.exception("Composing failed: mail_id=%s error=%s", *said, exc_info=not message.sensitive)
             words = "" if message.sensitive else f": {error}"
             reason = printable(f"it can't be composed: {type(error).__name__}{words}")
             trouble = Outcome(verdict_on(error), reason, Phase.CONNECT)
@@ -215,17 +220,20 @@ class Composer:
             return None
         to = destination(self._office.settings, delivery.recipient)
         if to is None:
-            why = "Delivery failed, its recipient is not among MAILER_ALLOWED_RECIPIENTS: mail_id=%s delivery=%d"
-            log.warning(why, delivery.mail_id, delivery.id)
             self._set_aside(delivery, Outcome(Verdict.REFUSED, _NOT_ALLOWED, Phase.CONNECT))
             return None
-        sheet.letters += 1
         return Letter(delivery, WireMessage(sheet.message, to, sheet.composed))
 
 
-def _is_the_databases(error: Exception, *, has_time: bool) -> bool:
-    """Whether the database is to blame rather than one mail, as far as there is time to find out."""
-    return isinstance(error, StoreError) and not (has_time and isinstance(error, StoreUnavailable))
+def _ends_the_round(error: Exception, *, has_time: bool) -> bool:
+    """Tell whether to give up the round.
+
+    A database that did not answer may have stumbled over one mail, so each is tried alone; but not
+    while a relay waits for us.
+    """
+    if not isinstance(error, StoreError):
+        return False
+    return not has_time or not isinstance(error, StoreUnavailable)
 
 
 def _unread(error: Exception) -> Outcome:

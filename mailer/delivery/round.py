@@ -22,7 +22,7 @@ from mailer.errors import StoreError, StoreUnavailable
 from mailer.logs import get_logger
 from mailer.message import Delivery, Lane, OnDoubt, Outcome, Phase, Status, Verdict
 from mailer.mime import WireMessage, compose
-from mailer.policy import Move, next_move, smoothed, window_size
+from mailer.policy import Move, explained, next_move, smoothed, window_size
 from mailer.store import Result
 
 # How long what has to be written waits for a database that is away, in seconds between tries: a minute in all.
@@ -106,7 +106,9 @@ class Round:
         self._window: list[Letter] = []  # about to be marked
         self._marked: deque[Letter] = deque()  # from here on, a death of this process means doubt
         self._flying: deque[Letter] = deque()  # in the hands of the connection
-        self._unmarked: list[Letter] = []  # somebody else's by now; or ours all the same, if the database went away in a commit
+        # Not marked: another worker has them, or the commit that marked them was done though its
+        # answer was lost.
+        self._unmarked: list[Letter] = []
         self._begun: Letter | None = None  # the first one in flight, if its mail is being said
         self._results: list[Result] = []  # facts, not yet recorded
         self._admitted_before: set[int] = set()  # counted at their limits, and not made ready yet
@@ -201,8 +203,7 @@ class Round:
 
     def _result(self, delivery: Delivery, outcome: Outcome) -> Result:
         move = self._move(delivery, outcome)
-        kept = replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
-        return Result(delivery, kept, move)
+        return Result(delivery, explained(outcome, move), move)
 
     def _blamed(self, delivery: Delivery, outcome: Outcome) -> Outcome:
         """A silence with which it is clear that the relay is to blame costs the mail no attempt."""
@@ -241,7 +242,7 @@ class Round:
     def _must_wait(self) -> bool:
         """A mail that must never go out twice is marked and recorded alone."""
         ahead = self._window[0].delivery if self._window else self._waiting[0] if self._waiting else None
-        return OnDoubt.HOLD in (self._flying[0].delivery.on_doubt, ahead and ahead.on_doubt)
+        return any(one.on_doubt is OnDoubt.HOLD for one in (self._flying[0].delivery, ahead) if one)
 
     def _turn(self) -> None:
         """Record one window and mark the next, in one transaction."""
@@ -297,11 +298,8 @@ class Round:
 
     def _set_aside(self, delivery: Delivery, outcome: Outcome) -> None:
         """Record what could not be made ready: failed if it is the mail's own fault, else tried later."""
-        store, now = self._office.store, time.time()
-        if outcome.verdict is Verdict.REFUSED:
-            store.fail_if_claimed(delivery, outcome.reply, now=now)
-            return
-        store.set_aside_if_claimed([self._result(delivery, outcome)], now=now, relay=self.relay)
+        result = self._result(delivery, outcome)
+        self._office.store.set_aside_if_claimed([result], now=time.time(), relay=self.relay)
 
     # --- limits -------------------------------------------------------------------------------------------------------
 
@@ -423,7 +421,8 @@ class Round:
         for result in self._results:
             if result.delivery.id not in moved:
                 late = (result.delivery.mail_id, result.delivery.id, result.outcome.verdict)
-                log.warning("Outcome not recorded, the claim was lost: mail_id=%s delivery=%d verdict=%s", *late)
+                why = "it is recorded already, though the answer was lost, or the claim was lost"
+                log.warning("Outcome not written, %s: mail_id=%s delivery=%d verdict=%s", why, *late)
         for letter in window:
             if letter.delivery.id in ours:
                 self._marked.append(replace(letter, lease_until=until))

@@ -1,4 +1,4 @@
-"""What a dead process had in its hands, settled by whoever found its black box."""
+"""What was left in the hands of a process, settled by whoever finds its black box."""
 
 import random
 import time
@@ -9,10 +9,10 @@ from mailer.blackbox import Remains
 from mailer.delivery.office import Office
 from mailer.logs import get_logger
 from mailer.message import Delivery, Outcome, Phase, Status, Verdict
-from mailer.policy import Move, next_move
+from mailer.policy import Move, explained, next_move
 from mailer.store import Result
 
-_ON_THE_WIRE = Outcome(Verdict.DOUBTFUL, "the worker died before it heard the reply")
+_ON_THE_WIRE = Outcome(Verdict.DOUBTFUL, "the worker died, or lost the database, before the reply was recorded")
 _POISON = Outcome(Verdict.DEFERRED, "the worker died while it composed this mail", Phase.CONNECT)
 
 log = get_logger(__name__)
@@ -36,7 +36,11 @@ def settle(office: Office, remains: Remains) -> None:
         _give_back(office, unbegun, remains, now)
     if held:
         doubtful = sum(result.move.to is Status.DOUBTFUL for results in begun.values() for result in results)
-        log.warning("A worker died with %d deliveries in its hands, %d of them are in doubt.", len(held), doubtful)
+        log.warning(
+            "%d deliveries were left in the hands of a worker that died, or lost the database; %d of them are in doubt.",
+            len(held),
+            doubtful,
+        )
 
 
 def _result(office: Office, delivery: Delivery, reply: str | None, now: float) -> Result:
@@ -47,15 +51,16 @@ def _result(office: Office, delivery: Delivery, reply: str | None, now: float) -
 
 def _give_back(office: Office, deliveries: Sequence[Delivery], remains: Remains, now: float) -> None:
     """As if never claimed, but for the mail that was being composed: should it be what kills workers, it must come to an end."""
-    suspects = [delivery for delivery in deliveries if delivery.mail_id == remains.composing]
-    innocent = {delivery.id: None for delivery in deliveries if delivery not in suspects}
-    office.store.release_if_held(innocent, token=remains.token)
-    for delivery in suspects:
-        move = _move(office, delivery, _POISON, now)
-        if move.to is Status.FAILED:
-            office.store.fail_if_claimed(delivery, f"{_POISON.reply} ({move.reason})", now=now)
-        else:
-            office.store.release_if_held({delivery.id: move.due_at}, token=remains.token, counts=move.counts)
+    store = office.store
+    suspects = [_charged(office, one, now) for one in deliveries if one.mail_id == remains.composing]
+    charged = store.set_aside_if_claimed(suspects, now=now, relay=remains.calling) if suspects else set()
+    innocent = {delivery.id: None for delivery in deliveries if delivery.id not in charged}
+    store.release_if_held(innocent, token=remains.token)
+
+
+def _charged(office: Office, delivery: Delivery, now: float) -> Result:
+    move = _move(office, delivery, _POISON, now)
+    return Result(delivery, explained(_POISON, move), move)
 
 
 def _move(office: Office, delivery: Delivery, outcome: Outcome, now: float) -> Move:

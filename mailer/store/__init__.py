@@ -3,8 +3,7 @@
 Each move of a delivery is one statement, guarded by the state it leaves and by the claim's token, and returns the ids
 that really moved: whoever comes second moves nothing.
 
-`claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held`, `set_aside_if_claimed` and `fail_if_claimed`
-are a worker's;
+`claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held` and `set_aside_if_claimed` are a worker's;
 `requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful`, `expire_overdue` and `recall_queued` are the sweep's;
 `settle_if_resting` and `cancel_if_due_before` are a person's.
 
@@ -190,12 +189,6 @@ class Store(Database):
         """
         values = {"waits": packed(waits.items()), "token": token, "uncounted": int(not counts)}
         return self._move(sql.RELEASE, **values) if waits else set()
-
-    def fail_if_claimed(self, delivery: Delivery, reason: str, *, now: float) -> bool:
-        """claimed -> failed: a mail that can't even be composed."""
-        values = {"id": delivery.id, "token": delivery.token, "now": now, "reply": rows.storable(reason)}
-        mails = [delivery.mail_id]
-        return bool(self._transact(lambda transaction: self._finish(transaction, sql.FAIL, values, mails=mails, now=now)))
 
     def lock_sensitive(self, mail_ids: Collection[str]) -> None:
         """Lock what is sensitive, inside `together()`: before the first of several moves that may be the last of a mail."""

@@ -228,12 +228,6 @@ SELECT {delivery} FROM mailer_delivery WHERE lease_until IS NOT NULL AND token =
 UNION ALL
 SELECT {delivery} FROM mailer_delivery WHERE status = 'doubtful' AND token = :token
 """
-FAIL = """
-UPDATE mailer_delivery
-SET status = 'failed', due_at = NULL, finished_at = :now, reply = :reply, token = NULL, lease_until = NULL
-WHERE id = :id AND token = :token AND status = 'claimed'
-RETURNING id
-"""
 # As RECORD, of a mail that could not be made ready: no relay was told of it.
 SET_ASIDE = """
 UPDATE mailer_delivery

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from mailer.blackbox import BlackBox
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.composing import Composer
+from mailer.errors import StoreUnavailable
 from mailer.message import Attachment
+from mailer.mime import compose
 from mailer.store import Store
-from tests.mails import a_message, table
+from tests.mails import a_message, claim, table
 from tests.services.couriers import Clock, MakeCourier, queue, queue_each, states
 from tests.services.sink import Sink
 
@@ -125,3 +128,43 @@ def test_recipients_share_what_was_composed(make_courier: MakeCourier, store: St
     assert set(states(store).values()) == {"sent"}
     assert max(most_held) < 5 * SIZE
     assert courier._budget.held == 0
+
+
+def test_a_redirected_copy_has_its_room_for_itself(make_courier: MakeCourier, store: Store, black_box: BlackBox) -> None:
+    """It is another mail for each recipient, so the room goes with it, though a copy follows."""
+    queue(store, "ada@example.com", "bob@example.com", size=SIZE)
+    ada, bob = claim(store)
+    office, budget = make_courier(MAILER_REDIRECT_TO="me@example.net")._office, ByteBudget(10 * SIZE)
+
+    with black_box.box() as box:
+        composer = Composer(office, budget, box, compose, lambda *_given: None)
+        assert composer.make_room(ada)
+        room_of_one = budget.held
+        assert composer.make_room(bob)
+        letters = composer.letters([ada, bob], has_time=True)
+        composer.drop(letters[0], following=bob)
+
+    assert budget.held == room_of_one
+
+
+def test_letters_that_have_to_be_made_again_are_counted_once(
+    make_courier: MakeCourier, store: Store, black_box: BlackBox
+) -> None:
+    """The database went away while one of them was set aside: the room still goes with the last."""
+    queue(store, "ada@example.com", "bob@example.net")
+    deliveries, budget, away = claim(store), ByteBudget(1 << 30), iter([StoreUnavailable("gone")])
+
+    def set_aside(*_given: object) -> None:
+        if error := next(away, None):
+            raise error
+
+    with black_box.box() as box:
+        office = make_courier(MAILER_ALLOWED_RECIPIENTS="example.com")._office
+        composer = Composer(office, budget, box, compose, set_aside)
+        assert all(map(composer.make_room, deliveries))
+        with pytest.raises(StoreUnavailable):
+            composer.letters(deliveries, has_time=True)
+        [letter] = composer.letters(deliveries, has_time=True)
+        composer.drop(letter, following=None)
+
+    assert budget.held == 0

@@ -142,6 +142,7 @@ def test_a_mail_that_kills_its_workers(
         deliver_and_die(courier)
         courier.settle()
         assert copy_of(store, poison).attempts == deaths
+        assert len(copy_of(store, poison).history) == deaths
         assert copy_of(store, healthy).attempts <= 1
         clock.ahead += 3600
 
@@ -155,6 +156,32 @@ def test_a_mail_that_kills_its_workers(
 
 def _deadly(message: Message, signer: Signer | None) -> Composed:
     return killing() if message.subject == "poison" else compose(message, signer)
+
+
+def test_a_database_that_goes_away_while_a_mail_is_composed(
+    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kills nobody, so the mail that happened to be in hand pays no attempt for it, and does not fail."""
+    mail_id = queue(store, "ada@example.com")
+    courier = make_courier(MAILER_RETRY_ATTEMPTS=1)
+
+    def away(*_arguments: object, **_options: object) -> Any:
+        raise StoreUnavailable("gone")
+
+    with monkeypatch.context() as outage:
+
+        def goes_away(*_arguments: object) -> Any:
+            for call in ("load_messages", "set_aside_if_claimed", "release_if_held"):
+                outage.setattr(store, call, away)
+            away()
+
+        outage.setattr(store, "load_messages", goes_away)
+        with pytest.raises(StoreUnavailable):
+            courier.deliver_slice()
+
+    courier.settle()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
 # --- a worker that was frozen -----------------------------------------------------------------------------------------

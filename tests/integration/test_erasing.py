@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import make_url, select
 
 from mailer import schema
-from mailer.message import Attachment, Delivery, Message, Status, id_at
+from mailer.message import Attachment, Delivery, Message, Status, Verdict, id_at
 from mailer.store import Store
-from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
+from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, set_aside, table
 from tests.services.couriers import MakeCourier, copy_of, queue, received
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
@@ -67,7 +67,7 @@ def came_late(store: Store, mail_id: str) -> None:
 ENDS: dict[str, Callable[[Store, str], object]] = {
     "sent": lambda store, mail_id: record(store, claimed(store, mail_id), to=Status.SENT),
     "refused": lambda store, mail_id: record(store, claimed(store, mail_id), to=Status.FAILED),
-    "can't be composed": lambda store, mail_id: store.fail_if_claimed(claimed(store, mail_id, marked=False), "no", now=NOW),
+    "can't be composed": lambda store, mail_id: set_aside(store, claimed(store, mail_id, marked=False)),
     "sent after all": came_late,
     "expired": lambda store, mail_id: store.expire_overdue(LATER),
     "cancelled": lambda store, mail_id: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW),
@@ -227,6 +227,7 @@ def test_nothing_is_sent_instead_of_what_was_erased(make_courier: MakeCourier, s
         Status.FAILED,
         "what it said is erased, or can't be read",
     )
+    assert [attempt.verdict for attempt in copy_of(store, erased).history] == [Verdict.REFUSED]
     assert copy_of(store, other).status is Status.SENT
     assert received(sink) == ["bob@example.com"]
 

@@ -8,10 +8,25 @@ from itertools import product
 import pytest
 
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
-from mailer.policy import Move, RetryPolicy, next_move
+from mailer.policy import RetryPolicy, next_move
 from mailer.store import Result, Store
 from tests.chart import drawn
-from tests.mails import LATER, LEASE, NOW, assert_moved, bring, claim, emptied, insert, mark, moved_by, record, row, table
+from tests.mails import (
+    LATER,
+    LEASE,
+    NOW,
+    assert_moved,
+    bring,
+    claim,
+    emptied,
+    insert,
+    mark,
+    moved_by,
+    record,
+    row,
+    set_aside,
+    table,
+)
 
 
 @dataclass(frozen=True)
@@ -20,13 +35,6 @@ class Verb:
 
     leads_to: Collection[Status]
     call: Callable[[Store, Delivery, Status], set[int]]
-
-
-def set_aside(store: Store, delivery: Delivery, *, to: Status) -> set[int]:
-    """What could not be made ready."""
-    move = Move(to=to, due_at=LATER if to is Status.QUEUED else None)
-    result = Result(delivery, Outcome(Verdict.DEFERRED, "too little memory"), move)
-    return store.set_aside_if_claimed([result], now=NOW, relay="relay.example.com")
 
 
 RECORDED = (Status.SENT, Status.QUEUED, Status.FAILED, Status.DOUBTFUL)
@@ -47,10 +55,6 @@ WORKERS = {
     "set_aside_if_claimed": Verb(
         [Status.QUEUED, Status.FAILED],
         lambda store, one, to: set_aside(store, one, to=to),
-    ),
-    "fail_if_claimed": Verb(
-        [Status.FAILED],
-        lambda store, one, to: {one.id} if store.fail_if_claimed(one, "it can't be composed", now=NOW) else set(),
     ),
 }
 OTHERS = {
@@ -149,7 +153,7 @@ def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Sta
         assert_moved(store, lambda: mark(store, mine), [], Status.TRANSMITTING)
         assert_moved(store, lambda: record(store, mine, to=target), [], target)
         assert_moved(store, lambda: store.release_if_held({mine.id: None}, token=mine.token), [], Status.QUEUED)
-        assert not store.fail_if_claimed(mine, "it can't be composed", now=LATER)
+        assert not set_aside(store, mine)
 
 
 def test_a_lease_that_is_over_can_not_be_begun(store: Store) -> None:
@@ -255,7 +259,7 @@ def test_any_words_can_be_recorded(store: Store) -> None:
 
     record(store, sent, to=Status.SENT, reply="250 \x00\udcff ok")
     record(store, failed, to=Status.FAILED, reply="550 \x00\udcff no")
-    store.fail_if_claimed(broken, "\x00\udcff", now=NOW)
+    set_aside(store, broken, reply="\x00\udcff")
 
     assert {one["id"]: one["reply"] for one in table(store).values()} == {
         sent.id: "250 \ufffd? ok",
