@@ -12,8 +12,9 @@ from mailer.logs import get_logger
 # In seconds. Everybody else waits behind a change that waits for its lock: so it waits for a second, and then lets them pass.
 _LOCK, _PAUSE, _LIMIT = 1.0, 2.0, 300.0
 _LOCK_NOT_AVAILABLE, _DEADLOCK = "55P03", "40P01"
-_BLOCKERS = """
-SELECT activity.pid, COALESCE(NULLIF(application_name, ''), backend_type), usename, COALESCE(state, 'active'),
+# Of the sessions of others, a role that is no superuser sees the name, and neither what they do nor since when.
+_SESSIONS = """
+SELECT activity.pid, COALESCE(NULLIF(application_name, ''), backend_type, 'unknown'), COALESCE(usename, 'the system'), state,
     EXTRACT(EPOCH FROM clock_timestamp() - COALESCE(xact_start, query_start, backend_start))
 FROM pg_stat_activity AS activity
 WHERE pid <> pg_backend_pid() AND pid IN (
@@ -33,14 +34,15 @@ def change_online(engine: Engine, change: Callable[[Connection], None]) -> None:
     deadline = time.monotonic() + _LIMIT
     tells = True
     while not _tried(engine, change):
-        blockers = _blockers(engine)
+        sessions = _sessions(engine)
         if time.monotonic() > deadline:
             raise StoreUnavailable(
-                f"The tables of Mailer are in use and could not be changed within {_LIMIT:.0f} s. Nothing was changed. {blockers}"
-                " Wait until that has ended, or end it with pg_terminate_backend(pid), and run 'flask mail migrate' again."
+                f"The tables of Mailer are in use and could not be changed within {_LIMIT:.0f} s."
+                f" Nothing was changed. {_advice(sessions)}"
             )
         if tells:
-            log.warning("The migration waits, and lets others pass: %s", blockers)
+            holders = ", ".join(sessions) or "nobody any more"
+            log.warning("The migration waits, and lets others pass: the tables of Mailer are locked by %s.", holders)
         tells = False
         time.sleep(_PAUSE)
 
@@ -62,9 +64,23 @@ def _tried(engine: Engine, change: Callable[[Connection], None]) -> bool:
     return True
 
 
-def _blockers(engine: Engine) -> str:
-    """Return who has locks on our tables, in a sentence."""
+def _sessions(engine: Engine) -> list[str]:
+    """Return who has locks on our tables."""
     with engine.connect() as connection:
-        found = connection.execute(text(_BLOCKERS)).all()
-    sessions = [f"pid {pid} ({name} of {user}, {state} for {age:.0f} s)" for pid, name, user, state, age in found]
-    return f"They are locked by {', '.join(sessions)}." if sessions else "Nobody has a lock on them any more."
+        return [_shown(*row) for row in connection.execute(text(_SESSIONS))]
+
+
+def _shown(pid: int, name: str, user: str, state: str | None, age: float | None) -> str:
+    """Return a session in a few words."""
+    seen = "" if state is None else f", {state}"
+    return f"pid {pid} ({name} of {user}{seen}{'' if age is None else f' for {age:.0f} s'})"
+
+
+def _advice(sessions: list[str]) -> str:
+    """Return what to do about these sessions."""
+    if not sessions:
+        return "Nobody has a lock on them any more: run 'flask mail migrate' again."
+    return (
+        f"They are locked by {', '.join(sessions)}. Wait until that has ended, or end it with pg_terminate_backend(pid),"
+        " and run 'flask mail migrate' again."
+    )

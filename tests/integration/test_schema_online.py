@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from mailer import SchemaMismatch, StoreUnavailable, schema, send_email
 from mailer.schema import online
 from mailer.store import Store
 from tests.application import create_app
 from tests.mails import insert, postgresql_only, table
+from tests.services.databases import Databases
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
@@ -143,3 +144,45 @@ def test_a_reader_that_never_ends(old_tables: Store, reader: Engine, monkeypatch
 
     old_tables.migrate()
     assert len(table(old_tables)) == 1
+
+
+@pytest.fixture
+def deployer(postgres_databases: Databases) -> Iterator[Store]:
+    """The tables of the version before, of a role without rights; another one, `reporter`, may read them."""
+    with postgres_databases.empty() as url:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as administrator, postgres_databases.empty() as own_url:
+            own = make_url(own_url)
+            for statement in (
+                "CREATE ROLE deployer LOGIN",
+                "CREATE ROLE reporter LOGIN",
+                f'ALTER DATABASE "{own.database}" OWNER TO deployer',
+            ):
+                administrator.exec_driver_sql(statement)
+            store = Store(own.set(username="deployer").render_as_string())
+            store.migrate("0004")
+            with store.engine.begin() as connection:
+                connection.exec_driver_sql("GRANT SELECT ON mailer_delivery TO reporter")
+            yield store
+            store.engine.dispose()
+        with engine.connect() as administrator:
+            administrator.exec_driver_sql("DROP ROLE deployer, reporter")
+        engine.dispose()
+
+
+def test_a_session_of_another_role(deployer: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL shows little of it to a role that is no superuser: it is named, and once it is gone there is nothing to end."""
+    monkeypatch.setattr(online, "_LIMIT", 0.0)
+    reporter = create_engine(deployer.engine.url.set(username="reporter"))
+    with reporter.connect() as report:
+        report.execute(text("SELECT * FROM mailer_delivery"))
+        pid = report.scalar(text("SELECT pg_backend_pid()"))
+        with pytest.raises(StoreUnavailable, match=rf"locked by pid {pid} \(unknown of reporter\)\. Wait until"):
+            deployer.migrate()
+
+        look = online._sessions
+        monkeypatch.setattr(online, "_sessions", lambda engine: (report.close(), look(engine))[1])
+        with pytest.raises(StoreUnavailable, match="Nobody has a lock on them any more: run 'flask mail") as caught:
+            deployer.migrate()
+    assert "pg_terminate_backend" not in str(caught.value)
+    reporter.dispose()
