@@ -16,6 +16,7 @@ from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
 from tests.services.requirement import do_without, find_program, require
 from tests.services.sink import Sink
 from tests.services.worker import Fleet, StartWorker, StartWorkers
+from tests.shop import close
 
 # Databases
 
@@ -127,7 +128,7 @@ def make_app(config: Mapping[str, str]) -> Iterator[Callable[..., Flask]]:
 
         def make_app(**changes: object) -> Flask:
             app = create_app({**config, **changes})
-            stack.callback(app.extensions["mailer"].store.engine.dispose)
+            stack.callback(close, app)
             return app
 
         yield make_app

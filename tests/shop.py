@@ -1,5 +1,6 @@
 """An application that queues mail, and what it has in its database."""
 
+import threading
 from collections.abc import Callable, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -40,6 +41,14 @@ def create_shop(config: Mapping[str, object], templates: Mapping[str, str] = TEM
 def store_of(app: Flask) -> Store:
     store: Store = app.extensions["mailer"].store
     return store
+
+
+def close(app: Flask) -> None:
+    """Close its connections, once the thread that looks for workers has given its own back."""
+    for thread in threading.enumerate():
+        if thread.name == "mailer-watch":
+            thread.join(30)
+    store_of(app).engine.dispose()
 
 
 def rows(app: Flask) -> dict[str, int]:

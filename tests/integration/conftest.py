@@ -19,7 +19,7 @@ from mailer.throttle import Throttle
 from tests.services.couriers import Clock, CountingBell, MakeCourier, OpenCourier
 from tests.services.relay import LONG, TIMEOUTS, RawServer, make_relay
 from tests.services.sink import Sink
-from tests.shop import OpenShop, create_shop, store_of
+from tests.shop import OpenShop, close, create_shop
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def open_shop(config: Mapping[str, object]) -> Iterator[OpenShop]:
 
         def open_shop(**changes: object) -> Flask:
             app = create_shop({**config, **changes})
-            stack.callback(store_of(app).engine.dispose)
+            stack.callback(close, app)
             return app
 
         yield open_shop

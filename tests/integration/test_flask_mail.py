@@ -14,8 +14,8 @@ from flask_mail import Attachment, Message
 
 from mailer import InvalidMail, Mail, Mailer, Status
 from mailer.mime import WireMessage
-from mailer.store import Store
 from tests.services.sink import Sink
+from tests.shop import close, store_of
 
 
 def create_app(**config: Any) -> Flask:
@@ -32,7 +32,7 @@ def app() -> Iterator[Flask]:
     Mail(app)
     with app.app_context():
         yield app
-    store_of(app).engine.dispose()
+    close(app)
 
 
 @pytest.fixture
@@ -41,11 +41,6 @@ def mail(app: Flask) -> Mail:
     mail = Mail()
     mail.init_app(app)
     return mail
-
-
-def store_of(app: Flask) -> Store:
-    store: Store = app.extensions["mailer"].store
-    return store
 
 
 def queued(app: Flask) -> int:
@@ -157,7 +152,7 @@ def waiting_app(redis_url: str, sink: Sink) -> Iterator[Flask]:
     app = create_app(MAIL_SUPPRESS_SEND=False, MAILER_REDIS_URL=redis_url, MAIL_PORT=sink.port, MAIL_ASCII_ATTACHMENTS=True)
     Mailer(app)
     yield app
-    store_of(app).engine.dispose()
+    close(app)
 
 
 def test_what_other_extensions_send_is_queued(waiting_app: Flask, sink: Sink) -> None:
@@ -330,7 +325,7 @@ def test_sending_can_be_suppressed_without_testing(sink: Sink) -> None:
         mail.send_message("Hello", ["bob@example.com"])
 
     assert (len(outbox), sink.connections) == (1, 0)
-    store_of(app).engine.dispose()
+    close(app)
 
 
 def test_a_test_can_have_the_queue_as_it_is(redis_url: str) -> None:
@@ -341,4 +336,4 @@ def test_a_test_can_have_the_queue_as_it_is(redis_url: str) -> None:
     with app.app_context():
         receipt = Mailer().enqueue(Message("Hello", ["bob@example.com"]))
         assert [one.status for one in Mailer().status(receipt.id)] == [Status.QUEUED]
-    store_of(app).engine.dispose()
+    close(app)

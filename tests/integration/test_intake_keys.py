@@ -16,7 +16,7 @@ from mailer.store.transactions import Row, Transaction
 from tests.mails import LATER, claim, mark, postgresql_only, record
 from tests.services.databases import sqlite_only
 from tests.services.processes import at_once
-from tests.shop import create_shop, rows, store_of
+from tests.shop import close, create_shop, rows, store_of
 
 mailer = Mailer()
 
@@ -189,7 +189,7 @@ def call_often(config: dict[str, str]) -> list[Receipt]:
     shop = create_shop(config)
     with shop.app_context():
         receipts = [send(f"order-{number}") for number in range(CALLS // 5)]
-    store_of(shop).engine.dispose()
+    close(shop)
     return receipts
 
 

@@ -18,6 +18,7 @@ from tests.mails import insert, postgresql_only, table
 from tests.services.databases import Databases
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
+from tests.shop import close
 
 NEXT = """
 import sqlalchemy as sa
@@ -63,7 +64,7 @@ def test_an_old_process_starts_after_the_next_migration(
         send_email("ada@example.com", "Hello", "welcome", name="Ada")
         mailer.courier.deliver_slice()
     assert len(sink.wait_for(1)) == 1
-    mailer.store.engine.dispose()
+    close(app)
 
 
 def test_tables_that_it_could_not_work_with(store: Store, database_url: str, tmp_path: Path) -> None:
@@ -181,7 +182,12 @@ def test_a_session_of_another_role(deployer: Store, monkeypatch: pytest.MonkeyPa
             deployer.migrate()
 
         look = online._sessions
-        monkeypatch.setattr(online, "_sessions", lambda engine: (report.close(), look(engine))[1])
+
+        def look_once_it_has_ended(engine: Engine) -> list[str]:
+            report.close()
+            return look(engine)
+
+        monkeypatch.setattr(online, "_sessions", look_once_it_has_ended)
         with pytest.raises(StoreUnavailable, match="Nobody has a lock on them any more: run 'flask mail") as caught:
             deployer.migrate()
     assert "pg_terminate_backend" not in str(caught.value)

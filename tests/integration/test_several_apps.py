@@ -17,7 +17,7 @@ from jinja2 import DictLoader
 from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, logs, send_email
 from tests.services.databases import Databases, sqlite_only
 from tests.services.sink import Sink
-from tests.shop import OpenShop, rows, store_of, stored
+from tests.shop import OpenShop, close, rows, store_of, stored
 
 #: One object for all apps, as a module of an application has it.
 mailer = Mailer()
@@ -223,6 +223,6 @@ def test_nothing_is_set(tmp_path: Path, redis_url: str, monkeypatch: pytest.Monk
     with app.app_context():
         receipt = send_email("ada@example.com", "Hello", "hello", sender="shop@example.com", name="Ada")
 
-    store_of(app).engine.dispose()
+    close(app)
     with closing(sqlite3.connect(folder / "mailer.sqlite3")) as database:
         assert database.execute("SELECT mail_id, recipient FROM mailer_delivery").fetchall() == [(receipt.id, "ada@example.com")]

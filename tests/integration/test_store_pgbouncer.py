@@ -21,6 +21,7 @@ from tests.services.requirement import find_program, require
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import StartWorkers
+from tests.shop import close
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_the_callers_transaction_through_it(pooled: Store, pooled_url: str, *, e
     engine.dispose()
 
     assert len(table(pooled)) == (8 if ends_well else 0)
-    app.extensions["mailer"].store.engine.dispose()
+    close(app)
 
 
 def _flask_mail_message(number: int) -> Message:
