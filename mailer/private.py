@@ -16,14 +16,15 @@ _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 def make_private_folder(folder: Path) -> None:
     """Make the folder, and those above it that are missing. One that is there keeps its mode."""
     missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
+    there = folder
+    while not there.exists():
+        missing.append(there)
+        there = there.parent
     for one in reversed(missing):
         with suppress(FileExistsError):  # somebody else made it at the same moment
             one.mkdir(_FOLDER_MODE)
             _give_away_folder(one)
-    if not folder.is_dir():
+    if not folder.is_dir():  # a file, or a link that leads nowhere
         raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(folder))
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _SQLITE = ("sqlite", "sqlite+pysqlite")
+# What SQLAlchemy takes for a yes in `?uri=`.
+_YES = frozenset({"true", "yes", "on", "y", "t", "1"})
 
 
 def default_url(config: Mapping[str, Any], folder: str) -> str:
@@ -45,20 +48,26 @@ def placed(value: object, folder: str) -> object:
     if url is None:
         return value  # it is refused later, where errors get their words
     if (file := file_of(url)) is not None and not file.is_absolute():
-        prefix = "file:" if _is_uri(url) else ""
-        url = url.set(database=f"{prefix}{Path(folder) / file}")
+        place = str(Path(folder) / file)
+        url = url.set(database=f"file:{quote(place)}" if _is_uri(url) else place)
     return url.render_as_string(hide_password=False) if isinstance(value, URL) or file is not None else value
 
 
 def file_of(url: URL) -> Path | None:
-    """Return the file of a SQLite database; None if it is in memory, or no SQLite."""
-    if url.drivername not in _SQLITE or url.database in (None, "", ":memory:"):
+    """Return the file of a SQLite database, as SQLite reads its name; None if it is in memory, or no SQLite."""
+    if url.drivername not in _SQLITE:
         return None
-    if not _is_uri(url):
-        return Path(str(url.database))
-    path = str(url.database).removeprefix("file:")
-    in_memory = path in ("", ":memory:") or url.query.get("mode") == "memory"
-    return None if in_memory else Path("/", path.lstrip("/")) if path.startswith("/") else Path(path)
+    name = url.database or ""
+    if _is_uri(url):
+        name = "" if _mode(url) == "memory" else unquote(urlsplit(name).path)
+    if name in ("", ":memory:"):
+        return None
+    return Path("/", name.lstrip("/")) if name.startswith("/") else Path(name)
+
+
+def may_be_made(url: URL) -> bool:
+    """Return whether SQLite makes the file if it is not there."""
+    return _mode(url) == "rwc"
 
 
 def is_in_memory(url: URL) -> bool:
@@ -74,7 +83,11 @@ def shown(value: str) -> str:
 
 
 def _is_uri(url: URL) -> bool:
-    return bool(url.query.get("uri")) and str(url.database).startswith("file:")
+    return str(url.query.get("uri")).strip().lower() in _YES and str(url.database).startswith("file:")
+
+
+def _mode(url: URL) -> str:
+    return str(url.query.get("mode", "rwc")) if _is_uri(url) else "rwc"
 
 
 def _parsed(value: object) -> URL | None:

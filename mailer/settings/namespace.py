@@ -2,9 +2,10 @@
 
 import hashlib
 import re
-from pathlib import Path
 
 from sqlalchemy import URL, make_url
+
+from mailer.settings.database import file_of
 
 _ALLOWED = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _POSTGRESQL_PORT = 5432
@@ -26,14 +27,14 @@ def namespace_of(database_url: str) -> str:
 
 
 def _file(url: URL) -> str:
-    database = url.database or ":memory:"
-    return f"sqlite:{database if database == ':memory:' else Path(database).resolve()}"
+    file = file_of(url)
+    return f"sqlite:{':memory:' if file is None else file.resolve()}"
 
 
 def _server(url: URL) -> str:
     """Host, port, database and schema: user, driver and time-outs may differ from one machine to the next."""
     hosts = url.query.get("host") or url.host or "localhost"
     ports = url.query.get("port") or url.port or _POSTGRESQL_PORT
-    named = [part.lower() if isinstance(part, str) else ",".join(part).lower() for part in (hosts, str(ports))]
+    named = [",".join(part if isinstance(part, tuple) else [str(part)]).lower() for part in (hosts, ports)]
     schema = _SEARCH_PATH.search(str(url.query.get("options", "")))
     return ":".join(["postgresql", *named, url.database or "", schema[1] if schema else ""])

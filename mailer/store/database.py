@@ -3,19 +3,19 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet, finalize
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy import exc as sqlalchemy_errors
-from sqlalchemy.pool import StaticPool
 
 from mailer import schema
 from mailer.errors import CommitLost, SchemaMismatch, StoreUnavailable
 from mailer.forks import notice_fork, survive_forks
+from mailer.logs import get_logger
+from mailer.settings.database import file_of
 from mailer.store import home, hosts, sqlite_locks
 from mailer.store import statements as sql
 from mailer.store.engines import Turn, make_engine, without_haste
@@ -28,6 +28,8 @@ T = TypeVar("T")
 # A serialization failure and a deadlock.
 _UNDONE_FOR_OTHERS = frozenset({"40001", "40P01"})
 
+log = get_logger(__name__)
+
 
 class Database:
     """Safe to share between threads, and to carry over a fork."""
@@ -38,8 +40,8 @@ class Database:
         self._spell = cache(partial(spelt, sqlite=self._sqlite))
         self._transactions = Transactions(self.engine, self._spell, limits_each=pgbouncer)
         self._checked = False
-        self.is_in_memory = self._sqlite and isinstance(self.engine.pool, StaticPool)
-        self._in_file = self._sqlite and not self.is_in_memory
+        self._file = file_of(self.engine.url)
+        self.is_in_memory = self._sqlite and self._file is None
         self._turn = self._new_turn()
         self._joint = threading.local()
         self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
@@ -75,7 +77,7 @@ class Database:
 
     def renew_home(self, now: float) -> None:
         """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
-        if not self._in_file:
+        if self._file is None:
             return
         with self._look() as transaction:
             if home.is_marked(transaction, home.this_machine(), now):
@@ -86,7 +88,7 @@ class Database:
         self._checked = True
 
     def _mark_home(self, now: float) -> None:
-        if self._in_file:
+        if self._file is not None:
             with self._transactions.write() as transaction:
                 home.mark(transaction, home.this_machine(), now)
 
@@ -147,7 +149,7 @@ class Database:
                 place = transaction.execute(which, {})
             self._check_tables()
         hosts.check_leads_to(host, place, which, self.engine, self._spell)
-        if self._in_file:
+        if self._file is not None:
             with hosts.joined(host, self._spell) as theirs:
                 home.mark(theirs, home.this_machine(), time.time())
         self._checked = True
@@ -219,7 +221,7 @@ class Database:
         """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
         if isinstance(self._turn, Turn):
             self._turn.lock.acquire()
-        if self._in_file:
+        if self._file is not None:
             self.engine.dispose()
 
     def after_fork_in_parent(self) -> None:
@@ -231,12 +233,19 @@ class Database:
         self._turn = self._new_turn()
         self._parents_pools.append(self.engine.pool)
         self.engine.dispose(close=False)
+        if self.is_in_memory:
+            self._checked = False  # it begins with a new, empty one
 
     def after_unhooked_fork(self) -> None:
         """What the parent had open of SQLite was not closed before the fork."""
-        if self._in_file:
-            with suppress(OSError):  # the file is gone: there is nothing to lock
-                sqlite_locks.take_over(Path(str(self.engine.url.database)))
+        if self._file is None:
+            return
+        try:
+            sqlite_locks.take_over(self._file)
+        except FileNotFoundError:
+            return  # there is nothing to lock
+        except OSError:
+            log.exception("The locks of %s could not be taken over in a forked process: others may delete its log.", self._file)
 
 
 def _reason(error: object) -> str:

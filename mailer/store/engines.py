@@ -5,7 +5,6 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
@@ -13,7 +12,7 @@ from sqlalchemy.pool import StaticPool
 
 from mailer.errors import ConfigurationError
 from mailer.private import make_private_file, make_private_folder
-from mailer.settings.database import file_of
+from mailer.settings.database import file_of, may_be_made
 
 # Ten, during which somebody else may write, and two for the turns of all who waited as long.
 _BUSY_SECONDS = 12.0
@@ -57,9 +56,11 @@ def _sqlite_engine(url: URL) -> Engine:
     if file is None:
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
+        file = file.absolute()
         _make_folder(file.parent)
         engine = create_engine(url, connect_args={"timeout": 0})
-        event.listen(engine, "do_connect", _make_file)
+        if may_be_made(url):
+            event.listen(engine, "do_connect", lambda *_arguments: _make_file(file))
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -74,15 +75,12 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _make_file(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
-    """Make the file before SQLite does, which would let everybody read it."""
-    name = arguments[0]
-    if options.get("uri"):
-        uri = urlsplit(name)
-        if parse_qs(uri.query).get("mode", ["rwc"]) != ["rwc"]:
-            return  # it is there already, or it is no file
-        name = unquote(uri.path)
-    make_private_file(Path(name))
+def _make_file(file: Path) -> None:
+    """Make the file before SQLite does, which would let everybody read it. Fail as SQLite would."""
+    try:
+        make_private_file(file)
+    except OSError as error:
+        raise sqlite3.OperationalError(f"unable to open database file: {error}") from error
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -32,12 +32,12 @@ def warn_of_leftover(file: Path, used: str) -> None:
 
 def _unfinished(file: Path) -> int:
     """Return how many there are; 0 if the file cannot be read, which is no reason to fail."""
-    if not file.is_file():
-        return 0
     try:
+        if not file.is_file():
+            return 0
         # "rw" writes nothing either, but removes the log's files again, which "ro" would leave behind.
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as connection:
             [count] = connection.execute(_UNFINISHED, {"most": _MOST}).fetchone()
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError):
         return 0
     return int(count)

@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy.pool import NullPool
 
 from mailer import ConfigurationError, Mailer
+from mailer.settings.database import file_of
 from mailer.store import Store
+from mailer.store.leftover import warn_of_leftover
 from tests.mails import insert
-from tests.shop import store_of
+from tests.services.users import as_another_user
+from tests.shop import close, store_of
 
 
 @pytest.fixture
@@ -73,7 +77,35 @@ def test_a_relative_path(open_app: OpenApp, url: str) -> None:
         assert db.session.scalar(text("SELECT COUNT(*) FROM mailer_message")) == 1
         db.engine.dispose()
     assert (open_app.folder / "shop.db").exists()
-    store_of(app).engine.dispose()
+    close(app)
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [
+        ("{folder}/my%20mail.db", {}),
+        ("file:mail.db", {"uri": "no"}),
+        ("{folder}/mail.db", {"uri": "true"}),
+        ("file:{folder}/my%20mail.db", {"uri": "true"}),
+        ("file:///{folder}/mail.db#new", {"uri": "1"}),
+        ("file://localhost{folder}/mail.db", {"uri": "true", "mode": "rwc"}),
+        ("file:mail", {"uri": "true", "mode": "memory"}),
+        ("file:", {"uri": "true"}),
+        ("", {}),
+    ],
+)
+def test_the_file_that_a_url_names(name: str, query: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one that SQLite opens; none if that keeps it in memory."""
+    monkeypatch.chdir(tmp_path)
+    url = URL.create("sqlite", database=name.format(folder=tmp_path), query=query)
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        [opened] = connection.scalars(text("SELECT file FROM pragma_database_list"))
+    engine.dispose()
+
+    file = file_of(url)
+    assert opened == ("" if file is None else str(file.absolute()))
+    assert file is None or [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"])
@@ -83,7 +115,7 @@ def test_in_memory(open_app: OpenApp, url: str) -> None:
     insert(store_of(app))
 
     assert not open_app.folder.exists()
-    store_of(app).engine.dispose()
+    close(app)
 
 
 def test_the_choice_is_logged(open_app: OpenApp, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,6 +160,13 @@ def test_mail_in_the_working_directory(
     open_app(MAILER_DATABASE_URL="sqlite:///shop.db")
 
     assert "1 deliveries are unfinished in shop.db" in caplog.text
+
+
+def test_a_place_that_can_not_be_looked_at(tmp_path: Path) -> None:
+    """Nobody who may not read it has mail there: the app starts."""
+    tmp_path.chmod(0o700)
+
+    as_another_user(lambda: warn_of_leftover(tmp_path / "mailer.sqlite3", "sqlite://"))
 
 
 def test_a_url_object(open_app: OpenApp) -> None:

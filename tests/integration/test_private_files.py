@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from sqlalchemy import URL
 
 from mailer.blackbox import BlackBox
 from mailer.devstack.inbox import Inbox
@@ -68,10 +69,12 @@ def test_a_new_sqlite_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_named_by_a_uri_is_private_too(tmp_path: Path) -> None:
     """SQLite's own way to spell a file changes nothing."""
-    store = Store(f"sqlite:///file:{tmp_path}/mailer.sqlite3?uri=true")
+    url = URL.create("sqlite", database=f"file://localhost{tmp_path}/my%20mail/mailer.sqlite3", query={"uri": "true"})
+    store = Store(url.render_as_string())
     insert(store)
 
-    assert mode(tmp_path / "mailer.sqlite3") == 0o600
+    assert open_to_others(tmp_path) == []
+    assert mode(tmp_path / "my mail" / "mailer.sqlite3") == 0o600
     store.engine.dispose()
 
 
@@ -153,11 +156,13 @@ def test_no_link_is_followed_to_what_belongs_to_root(their_folder: Path, tmp_pat
 
 
 def test_a_file_at_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
-    """It is neither replaced nor taken for a folder."""
+    """It is neither replaced nor taken for a folder; nor is a link to a volume that is not mounted."""
     (tmp_path / "inbox").touch()
+    (tmp_path / "black-box").symlink_to(tmp_path / "volume")
 
-    with pytest.raises(NotADirectoryError):
-        make_private_folder(tmp_path / "inbox")
+    for name in ("inbox", "black-box"):
+        with pytest.raises(NotADirectoryError, match=name):
+            make_private_folder(tmp_path / name)
 
 
 def test_many_processes_make_the_same_file(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A database that is away: one kind of error, whose text says what is wrong and which setting names the database."""
 
+import resource
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import create_engine, make_url
@@ -14,6 +16,7 @@ from mailer.store import Store, engines, postgresql
 from tests.mails import NOW, insert, postgresql_only, table
 from tests.services.databases import Databases, sqlite_only
 from tests.services.mounts import immutable
+from tests.services.users import as_another_user
 from tests.services.waiting import wait_until
 
 
@@ -239,6 +242,34 @@ def test_the_database_is_a_folder(tmp_path: Path) -> None:
     """SQLite says what it makes of it."""
     with unavailable("unable to open database file"):
         insert(Store(f"sqlite:///{tmp_path}"))
+
+
+def test_the_folder_can_not_be_written_to() -> None:
+    """The error is that of any other outage, with the file and the reason."""
+    with TemporaryDirectory(prefix="mailer-instance-") as folder:
+        Path(folder).chmod(0o755)
+
+        def queue() -> None:
+            with unavailable(rf"unable to open database file: .*Permission denied: '{folder}/mailer.sqlite3'"):
+                insert(Store(f"sqlite:///{folder}/mailer.sqlite3"))
+
+        as_another_user(queue)
+
+
+@sqlite_only
+def test_no_file_can_be_opened_any_more(database_url: str) -> None:
+    """As long as the process has too many open, and no longer."""
+    store = Store(database_url)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        with unavailable("unable to open database file: .*Too many open files"):
+            insert(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    insert(store)
+    store.engine.dispose()
 
 
 def test_the_file_is_something_else(tmp_path: Path) -> None:

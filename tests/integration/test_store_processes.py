@@ -7,11 +7,13 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
+from sqlalchemy import make_url
 
 from mailer.store import Store
 from tests.mails import NOW, a_message, insert, table
 from tests.services.databases import Databases, sqlite_only
 from tests.services.processes import at_once
+from tests.services.users import as_another_user
 
 _numbers = count(1)
 
@@ -131,14 +133,45 @@ def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int]) -> boo
 
 
 @sqlite_only
-@FORKS
-def test_a_child_outlives_its_parents_connections(databases: Databases, fork: Callable[[Callable[[], object]], int]) -> None:
-    """SQLite deletes its log when the last connection closes: it has to know that of the child."""
+@pytest.mark.parametrize(("fork", "prefix"), [(forked, ""), (forked_unnoticed, ""), (forked_unnoticed, "file:")])
+def test_a_child_outlives_its_parents_connections(
+    databases: Databases, fork: Callable[[Callable[[], object]], int], prefix: str
+) -> None:
+    """SQLite deletes its log when the last connection closes: it has to know that of the child, however the file is named."""
     with databases.migrated() as url:
-        assert at_once(1, fork_and_close, url, fork) == [True]
+        own = make_url(url)
+        named = own.set(database=f"{prefix}{own.database}", query={"uri": "true"}).render_as_string()
+        assert at_once(1, fork_and_close, named, fork) == [True]
         store = Store(url)
 
     assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+
+
+@sqlite_only
+def test_locks_that_a_child_can_not_have(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A child that became another user is told that its log is in danger."""
+    insert(store)
+
+    def take_over() -> None:
+        store.after_unhooked_fork()
+        assert "could not be taken over" in caplog.text
+
+    as_another_user(take_over)
+
+
+@FORKS
+def test_a_database_in_memory(fork: Callable[[Callable[[], object]], int]) -> None:
+    """A child begins with an empty one of its own."""
+    store = Store("sqlite://")
+    queue(store, "parent@example.com")
+
+    def work() -> None:
+        queue(store, "child@example.com")
+        assert recipients(store) == ["child@example.com"]
+
+    assert ended_well(fork(work))
+    assert recipients(store) == ["parent@example.com"]
+    store.engine.dispose()
 
 
 # --- the first start --------------------------------------------------------------------------------------------------

@@ -451,6 +451,7 @@ def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> Non
         ("postgresql://db:5432/shop", True),
         ("postgres:///shop?host=db", True),
         ("postgresql://web@db/blog", False),
+        ("postgresql:///shop?host=db&port=5432", True),
         ("postgresql://web@db:5433/shop", False),
         ("postgresql://web@other/shop", False),
         ("postgresql://web@db/shop?options=-csearch_path%3Dblog", False),
@@ -470,6 +471,7 @@ def test_the_name_of_an_installation_with_sqlite(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     urls = ["sqlite:///shop.db", f"sqlite:///{tmp_path}/shop.db", f"sqlite:///{tmp_path}/link/shop.db"]
+    urls += [f"sqlite:///file:{tmp_path}/shop.db?uri=true", f"sqlite:///file://{tmp_path}/shop.db?uri=true&mode=rw"]
 
     assert len({load(MAILER_DATABASE_URL=url).installation for url in urls}) == 1
     assert load(MAILER_DATABASE_URL="sqlite:///blog.db").installation != load(MAILER_DATABASE_URL=urls[0]).installation
