@@ -6,13 +6,13 @@ MailerError
 │   ├── InvalidAddress
 │   ├── InvalidHeader
 │   ├── InvalidAttachment
-│   ├── KeyReused           its idempotency key belongs to another mail
+│   ├── KeyReused           its idempotency key belongs to another mail, or nobody can tell any more
 │   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
 ├── SigningFailed           a DKIM key could not sign a mail, which is tried again
 ├── UnknownMail             no mail has this id, or several begin so
 └── StoreError              the database
-    ├── StoreUnavailable    it did not answer; the mail is NOT queued
+    ├── StoreUnavailable    it did not answer; the mail is NOT queued, unless it is a CommitLost
     │   ├── CommitLost      it went away during the commit; the mail may be queued
     │   └── KeyInUse        another transaction holds the idempotency key, and is still open
     ├── SchemaMismatch      its tables are older or newer than this code
@@ -47,7 +47,7 @@ class InvalidAttachment(InvalidMail):
 
 
 class KeyReused(InvalidMail):
-    """Its idempotency key belongs to a mail that says something else."""
+    """Its idempotency key belongs to another mail, or to one of which nobody can tell any more whether it says the same."""
 
 
 class OverLimit(InvalidMail):
@@ -71,7 +71,7 @@ class StoreError(MailerError):
 
 
 class StoreUnavailable(StoreError):
-    """The database did not answer. What was being queued is not queued."""
+    """The database did not answer. What was being queued is not queued, unless this is a CommitLost."""
 
 
 class CommitLost(StoreUnavailable):

@@ -114,6 +114,7 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
         with app.app_context(), addresses_shown(shown):
             courier.purge()
 
+    # Nobody rings for the last two, which the chores do; an operator may send them by hand.
     options = own_options(settings)
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, shared=False, **options)(task)  # type: ignore[no-untyped-call]

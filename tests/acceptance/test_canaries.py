@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import redis
 from flask import Flask
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select
 from werkzeug.debug import DebuggedApplication
 from werkzeug.test import Client
 
 from bench.program import free_port
-from mailer import ConfigurationError, Mailer
+from mailer import ConfigurationError, Mailer, schema
 from mailer.settings import Settings
 from tests.application import create_app
 from tests.services import canaries, logins
@@ -93,6 +93,7 @@ def config(postgres_url: str, locked_redis: str, relays: list[dict[str, Any]]) -
         "MAILER_REDIS_URL": locked_redis,
         "MAILER_RELAYS": json.dumps(relays),
         "MAILER_DKIM_KEYS": json.dumps([key]),
+        "MAILER_SECRET_KEYS": f"{canaries.SECRET_KEY}-new, {canaries.SECRET_KEY}",
         "MAIL_PASSWORD": canaries.PASSWORD,
         "MAIL_DEFAULT_SENDER": "mailer@example.com",
     }
@@ -103,10 +104,11 @@ SENDERS = ("example.com", "token.example", "secret.example", "proxy.example", "c
 
 def queue(app: Flask) -> list[str]:
     """A mail for each relay, all of them sensitive; their ids."""
+    options: dict[str, Any] = {"name": BODY, "sensitive": True}
     with app.app_context():
         return [
             Mailer()
-            .send_email(f"{PERSON}@example.com", SUBJECT, "welcome", name=BODY, sensitive=True, sender=f"shop@{domain}")
+            .send_email(f"{PERSON}@example.com", SUBJECT, "welcome", sender=f"shop@{domain}", idempotency_key=domain, **options)
             .id
             for domain in SENDERS
         ]
@@ -135,7 +137,8 @@ def test_nothing_sings(config: dict[str, str], start_workers: StartWorkers) -> N
         **{f"flask mail {command}": flask_mail(app, command) for command in ("queue", "due", "relays", "pause", "resume")},
         **{f"flask mail status {mail_id}": flask_mail(app, f"status {mail_id}") for mail_id in ids},
         "objects": "\n".join(f"{name} {one!r} {one}" for name, one in app.extensions.items()),
-        "settings": repr(app.extensions["mailer"].settings.relays),
+        "settings": repr((app.extensions["mailer"].settings, app.extensions["mailer"].settings.relays)),
+        "database": everything_in_sql(app),
     }
     log = finished_log(worker)
 
@@ -152,6 +155,12 @@ def everything_in(redis_url: str) -> str:
         keys = client.keys()
         assert keys, "no ring: the test says nothing"
         return repr([(key, client.dump(key), client.lrange(key, 0, -1) if client.type(key) == b"list" else "") for key in keys])
+
+
+def everything_in_sql(app: Flask) -> str:
+    """What the tables of mails hold, of which a backup is made."""
+    with app.extensions["mailer"].store.engine.connect() as connection:
+        return repr([connection.execute(select(one)).all() for one in (schema.message, schema.delivery, schema.attempt)])
 
 
 def celery(config: Mapping[str, str], command: str) -> str:
@@ -181,6 +190,7 @@ WRONG: dict[str, dict[str, Any]] = {
     },
     "MAILER_DKIM_KEYS": {"MAILER_DKIM_KEYS": [{"domain": "example.com", "key": RSA.pem.decode()}]},
     "MAILER_DKIM_KEYS, no JSON": {"MAILER_DKIM_KEYS": f'[{{"key": "{RSA.pem.decode()}"'},
+    "MAILER_SECRET_KEYS": {"MAILER_SECRET_KEYS": [canaries.SECRET_KEY, ""]},
     "MAILER_RELAYS": {"MAILER_RELAYS": [{"MAIL_PASSWORD": canaries.PASSWORD, "MAIL_PORT": "x"}]},
     "MAILER_RELAYS, no JSON": {"MAILER_RELAYS": f'[{{"MAIL_PASSWORD": "{canaries.PASSWORD}"'},
     "MAILER_RELAYS, an unknown key": {"MAILER_RELAYS": [{"MAIL_PASSWORT": canaries.PASSWORD}]},
@@ -215,6 +225,7 @@ def test_the_local_stack(tmp_path: Path) -> None:
     secrets = {
         "MAIL_PASSWORD": canaries.PASSWORD,
         "MAILER_PROXY": f"socks5://shop:{canaries.PROXY}@127.0.0.1:1",
+        "MAILER_SECRET_KEYS": canaries.SECRET_KEY,
         "MAILER_OAUTH": json.dumps({"token": "tests.services.canaries:token"}),
         "MAILER_REDIS_URL": f"redis://:{canaries.REDIS}@127.0.0.1:{free_port()}/0",
     }

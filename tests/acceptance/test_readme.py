@@ -15,7 +15,7 @@ from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, READY
-from tests.shop import create_shop, rows
+from tests.shop import create_shop, rows, store_of
 
 _TRANSACTION = re.compile(r"```python\n(?P<code>[^`]*connection=db\.session[^`]*)```")
 _FILE = re.compile(r"```\w+\n(?:# |\{# )(?P<name>\S+?)(?: #\})?\n(?P<text>.*?)```", re.DOTALL)
@@ -52,8 +52,8 @@ def test_the_ten_lines_deliver_a_mail(config: dict[str, str], sink: Sink, tmp_pa
 
 
 @sqlite_only
-def test_the_snippet_about_transactions_queues_a_mail_for_each_order(config: dict[str, str]) -> None:
-    """Two new orders are two mails, each with the number of its own order."""
+def test_the_snippets_about_transactions_queue_a_mail_for_each_order(config: dict[str, str]) -> None:
+    """Two new orders are two mails; the same order again is one mail where it has a key."""
     database = {"MAILER_DATABASE_URL": config["MAILER_DATABASE_URL"], "SQLALCHEMY_DATABASE_URI": config["MAILER_DATABASE_URL"]}
     app = create_shop({**config, **database}, {"mail/order.txt": "Order {{ number if number is defined else order.id }}"})
     db = SQLAlchemy(app)
@@ -61,13 +61,18 @@ def test_the_snippet_about_transactions_queues_a_mail_for_each_order(config: dic
     class Order(db.Model):  # type: ignore[name-defined,misc]
         id = Column(Integer, primary_key=True)
 
-    for match in (_TRANSACTION.search((PROJECT / page).read_text(encoding="utf-8")) for page in ("README.md", "docs/guide.md")):
-        assert match is not None
-        with app.app_context():
-            db.create_all()
-            before = rows(app).get("mailer_message", 0)
-            for _ in range(2):
-                names = {"db": db, "mailer": Mailer(), "order": Order(), "user": SimpleNamespace(email="ada@example.com")}
-                exec(match["code"], names)  # noqa: S102 -- it is what the page shows
-            assert rows(app)["mailer_message"] == before + 2
-            db.engine.dispose()
+    pages = [(PROJECT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guide.md")]
+    snippets = [match["code"] for page in pages for match in _TRANSACTION.finditer(page)]
+    assert ["idempotency_key=" in snippet for snippet in snippets] == [True, True, False]
+    with app.app_context():
+        db.create_all()
+        store_of(app).check_schema()  # from here on the file has a log, as after `flask mail migrate`
+        queued = 0
+        for snippet in snippets:
+            known = {"db": db, "mailer": Mailer(), "user": SimpleNamespace(email="ada@example.com")}
+            old = Order()
+            for order in (old, Order(), old):
+                exec(snippet, {**known, "order": order})  # noqa: S102 -- it is what the page shows
+            queued += 2 if "idempotency_key=" in snippet else 3
+            assert rows(app)["mailer_message"] == queued
+        db.engine.dispose()

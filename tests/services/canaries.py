@@ -11,9 +11,10 @@ CLIENT_SECRET = "kanarie~client~secret"
 DATABASE = "kanarie-database"
 REDIS = "kanarie-redis"
 PROXY = "kanarie-proxy"
+SECRET_KEY = "kanarie-secret-key"
 #: A line of the key.
 DKIM = RSA.pem.decode().splitlines()[3]
-SECRETS = (PASSWORD, TOKEN, CLIENT_SECRET, DATABASE, REDIS, PROXY, DKIM)
+SECRETS = (PASSWORD, TOKEN, CLIENT_SECRET, DATABASE, REDIS, PROXY, SECRET_KEY, DKIM)
 
 #: What a mail says, and to whom.
 BODY = "kanarienvogel-im-text"

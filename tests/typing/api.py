@@ -49,6 +49,7 @@ assert_type(receipt, Receipt)
 assert_type(receipt.id, str)
 assert_type(receipt.message_id, str)
 assert_type(receipt.recipients, tuple[str, ...])
+assert_type(receipt.is_new, bool)
 assert_type(send_email("ada@example.com", "Welcome", "mail/welcome", user="Ada", count=5), Receipt)
 assert_type(mailer.send_email("ada@example.com", "Welcome", "mail/welcome", context={"subject": "Welcome"}), Receipt)
 

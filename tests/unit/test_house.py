@@ -1,0 +1,30 @@
+"""The README's table of rooms is the code: CONTRIBUTING sends there whoever adds one."""
+
+import re
+import tomllib
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+TABLE = re.compile(r"^\| room \| .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
+
+
+def rooms_of_the_readme() -> list[str]:
+    """As the table names them, from the top to the bottom: a folder ends with a slash."""
+    found = TABLE.search((PROJECT / "README.md").read_text(encoding="utf-8"))
+    assert found is not None
+    return re.findall(r"^\| `([\w/]+)` \|", found[1], re.MULTILINE)
+
+
+def test_the_table_has_every_room() -> None:
+    """Each is there, and is a folder where it says so."""
+    found = [path for path in (PROJECT / "mailer").iterdir() if re.fullmatch(r"[a-z]\w+(\.py)?", path.name)]
+
+    assert sorted(rooms_of_the_readme()) == sorted(path.stem + "/" * path.is_dir() for path in found)
+
+
+def test_the_table_has_the_order_of_the_contract() -> None:
+    """Who may import whom is checked by the contract, and read in the table."""
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+
+    assert [room.rstrip("/") for room in rooms_of_the_readme()] == layers[::-1]
