@@ -56,7 +56,12 @@ class Shares:
 
     carried: dict[Relay, list[Delivery]] = field(default_factory=lambda: defaultdict(list))
     waits: dict[int, float | None] = field(default_factory=dict)  #: what no relay takes now, and until when
-    probes: dict[str, Pause] = field(default_factory=dict)  #: the relays that are only being tried
+    probes: dict[str, Pause] = field(default_factory=dict)  #: the relays that are only being tried, as long as we try them
+
+    @property
+    def has_sound_relay(self) -> bool:
+        """Tell whether a relay carries some of it that is not only being tried."""
+        return any(relay.name not in self.probes for relay in self.carried)
 
 
 class Courier:
@@ -144,16 +149,22 @@ class Courier:
         try:
             self._share_out(shares, claimed, relays, pauses, busy)
             self._store.release_if_held(shares.waits, token=claimed[0].token)
-            if is_full and len(shares.carried) > len(shares.probes):
+            if is_full and shares.has_sound_relay:
                 self._bell.ring()  # there is probably more: a free slot is called to join in, before we start
             rounds = self._hand_over(shares, duty, started)
         except BaseException:
             with suppress(StoreUnavailable):  # then its box is settled, or its lease ends
-                self._store.release_if_held(dict.fromkeys(shares.left), token=claimed[0].token)
+                self._give_back(shares, token=claimed[0].token)
             raise
         full = [one for one in rounds if one.stopped_domains]
         made_way = is_full and (full or shares.waits) and self._make_way(full, duty, ends=started + self._settings.slice_seconds)
         return len(claimed) if shares.carried or made_way else 0
+
+    def _give_back(self, shares: Shares, *, token: str) -> None:
+        """Leave to others what is in no round yet, and the relays that we were to try."""
+        self._store.release_if_held(dict.fromkeys(shares.left), token=token)
+        for name, probe in shares.probes.items():
+            self._leave_probe(name, probe)
 
     def _claim(self, most: int, relays: Sequence[Relay], duty: Duty) -> list[Delivery]:
         """Of the lanes that one of these relays carries."""
@@ -234,15 +245,16 @@ class Courier:
 
     def _go_round(self, relay: Relay, shares: Shares, duty: Duty, ends: float, part: float) -> Round:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
-        deliveries, probe = shares.carried[relay], shares.probes.get(relay.name)
+        deliveries, is_probe = shares.carried[relay], relay.name in shares.probes
         pace, silences = self._paces[relay.name], self._silences[relay.name]
         late = ends + _LATE_PARTS * part
-        is_probe = probe is not None
         round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, late=late, is_probe=is_probe)
         duty.box.calling(relay.name)
-        renewed = self._renewed(relay, probe) if probe is not None else None
+        if is_probe:
+            self._renew_probe(relay, shares)
         shares.left.difference_update(delivery.id for delivery in deliveries)  # from here on, the round gives them back
-        if is_probe and renewed is None:
+        probe = shares.probes.get(relay.name)
+        if is_probe and probe is None:
             round_.close()
             return round_
         try:
@@ -259,9 +271,9 @@ class Courier:
                 self._delivered_at[0] = round_.sent_at
             round_.close()
         if round_.failure:
-            self._pause(relay, renewed, round_.failure)
-        elif renewed:
-            self._end_probe(relay, renewed, was_tried=bool(round_.tried))
+            self._pause(relay, probe, round_.failure)
+        elif probe:
+            self._end_probe(relay, probe, was_tried=bool(round_.tried))
         return round_
 
     def _pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
@@ -287,11 +299,24 @@ class Courier:
         until = self._longest_probe(relay, now)
         return replace(pause, until=until) if self._store.take_probe(relay.name, now=now, until=until) else None
 
-    def _renewed(self, relay: Relay, probe: Pause) -> Pause | None:
-        """From when the try begins, which other relays may have put off; None if that was so long that another worker tries."""
+    def _renew_probe(self, relay: Relay, shares: Shares) -> None:
+        """Count the time of a try from when it begins, which other relays may have put off.
+
+        If that was for so long that another worker tries, it is a probe of ours no longer.
+        """
+        probe, until = shares.probes[relay.name], self._longest_probe(relay, time.time())
+        if self._move_probe(relay.name, probe, until):
+            shares.probes[relay.name] = replace(probe, until=until)
+        else:
+            del shares.probes[relay.name]
+
+    def _leave_probe(self, name: str, probe: Pause) -> None:
+        """Let others try a relay from now on; this changes nothing if the try has ended."""
+        self._move_probe(name, probe, time.time())
+
+    def _move_probe(self, name: str, probe: Pause, until: float) -> bool:
         assert probe.until is not None
-        until = self._longest_probe(relay, time.time())
-        return replace(probe, until=until) if self._store.move_probe(relay.name, taken_until=probe.until, until=until) else None
+        return self._store.move_probe(name, taken_until=probe.until, until=until)
 
     def _longest_probe(self, relay: Relay, now: float) -> float:
         """However slow the relay is at letting us in, nobody else tries it meanwhile."""
@@ -300,8 +325,7 @@ class Courier:
     def _end_probe(self, relay: Relay, probe: Pause, *, was_tried: bool) -> None:
         """It answers again; or its mail came to nothing, and the next one may try."""
         if not was_tried:
-            assert probe.until is not None
-            self._store.move_probe(relay.name, taken_until=probe.until, until=time.time())
+            self._leave_probe(relay.name, probe)
         elif self._store.resume_relay(relay.name):
             log.warning("The relay %s answers again.", relay.name)
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from mailer.delivery import round as round_
 from mailer.devstack.faults import DROP, HANG, Fault, Stage
@@ -25,6 +26,7 @@ from tests.services.couriers import (
     queue,
     queue_many,
     received,
+    states,
     two,
     wait_out,
 )
@@ -80,6 +82,39 @@ def test_the_database_goes_away_before_a_relay_is_tried(
         courier.deliver_slice()
 
     assert [(row["status"], row["attempts"]) for row in table(store).values()] == [("queued", 0)]
+
+
+@pytest.mark.parametrize("at", ["first", "second"])
+def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
+    store: Store,
+    open_courier: OpenCourier,
+    sink: Sink,
+    backup: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+) -> None:
+    """At that relay, or at one before it: another worker may try it at once."""
+    sink.faults.add(Fault("connect", DOWN))
+    one, other = (open_courier(*two(sink, backup)) for _ in range(2))
+    queue_many(store, 2)
+    deliver_all(one)
+    wait_out(clock, store)
+    queue_many(store, 3)
+
+    def may_begin(self: round_.Round) -> bool:
+        if self.relay == at:
+            raise SoftTimeLimitExceeded
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(round_.Round, "may_begin", may_begin)
+        with pytest.raises(SoftTimeLimitExceeded):
+            one.deliver_slice()
+    deliver_all(other)
+
+    assert store.relay_pauses() == {}
+    assert set(states(store).values()) == {"sent"}
 
 
 def test_the_only_relay_comes_back(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
