@@ -63,9 +63,14 @@ class Database:
         if self._checked:
             return
         with self._mapped_errors(), self._turn:
+            self._check()
+
+    def _check(self) -> None:
+        """Check it in a turn of this thread's."""
+        if not self._checked:
             self._check_tables()
             self._mark_home(time.time())
-        self._checked = True
+            self._checked = True
 
     def _check_tables(self) -> None:
         with self.engine.connect().execution_options(reads_only=True) as connection:
@@ -163,9 +168,11 @@ class Database:
 
     @contextmanager
     def _opened(self, open_: Callable[[], AbstractContextManager[Transaction]]) -> Iterator[Transaction]:
-        self.check_schema()
-        with self._mapped_errors(), self._turn, open_() as transaction:
-            yield transaction
+        notice_fork()
+        with self._mapped_errors(), self._turn:
+            self._check()
+            with open_() as transaction:
+                yield transaction
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:

@@ -20,17 +20,33 @@ _BUSY_SECONDS = 12.0
 WAL_BYTES = 16 * 1024 * 1024
 
 
+class _Patience(threading.local):
+    """How long a thread waits for those who write."""
+
+    deadline: float | None = None  #: set while it has its turn
+
+
+_patience = _Patience()
+
+
 class Turn:
-    """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop."""
+    """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop.
+
+    Whoever has the turn waits for other processes only for what is left of the time: see `patiently`.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self._outer: float | None = None  # the deadline of the same thread's turn in another database
 
     def __enter__(self) -> None:
+        deadline = time.monotonic() + _BUSY_SECONDS
         if not self.lock.acquire(timeout=_BUSY_SECONDS):
             raise sqlite3.OperationalError("database is locked")
+        self._outer, _patience.deadline = _patience.deadline, deadline
 
     def __exit__(self, *_exception: object) -> None:
+        _patience.deadline = self._outer
         self.lock.release()
 
 
@@ -104,7 +120,7 @@ def patiently(connection: Any, sql: str) -> None:
     SQLite itself would look ten times a second, and starve beside a process that writes without a pause;
     and for its turn to switch the journal it would not wait at all.
     """
-    deadline = time.monotonic() + _BUSY_SECONDS
+    deadline = _patience.deadline or time.monotonic() + _BUSY_SECONDS
     while True:
         try:
             connection.execute(sql)

@@ -309,6 +309,42 @@ def test_a_thread_waits_for_its_turn_for_too_long(store: Store, monkeypatch: pyt
     insert(store)
 
 
+class SlowTurn:
+    """A clock, and a lock that takes nine seconds of it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, _seconds: float) -> None:
+        self.now += 1
+
+    def acquire(self, *, timeout: float) -> bool:
+        self.now += 9
+        return timeout > 9
+
+    def release(self) -> None:
+        """Nobody else wants it."""
+
+
+@sqlite_only
+def test_one_deadline_for_all_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited nine seconds for the threads of its own process waits for others no longer than what is left."""
+    turn = SlowTurn()
+    monkeypatch.setattr(engines, "time", turn)
+    monkeypatch.setattr(store._turn, "lock", turn)
+    insert(store)
+    assert turn.now == 9  # also for the first mail, before which the tables are looked at
+
+    with closing(sqlite3.connect(str(store.engine.url.database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with unavailable("database is locked"):
+            insert(store)
+    assert 9 + 12 <= turn.now <= 9 + 13
+
+
 @sqlite_only
 def test_the_disk_is_full(store: Store) -> None:
     """A mail that does not fit is not queued, and the next one that does is."""
