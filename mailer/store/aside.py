@@ -8,13 +8,13 @@ a rollback, also with that of the savepoint it was queued in.
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 
-from mailer.errors import StoreError
 from mailer.logs import get_logger
 from mailer.message import Envelope, Keyed, Message
 
@@ -40,10 +40,10 @@ class _Mail:
     calls: list[Callable[[], object]] = field(default_factory=list)
 
     def settle(self) -> None:
-        """Queue the mail. The application's transaction has ended well, so nothing is raised."""
+        """Queue the mail. The application's transaction has ended well, so nothing is raised into it."""
         try:
             earlier = self.queue(self.message, self.envelope)
-        except StoreError:
+        except Exception:
             log.exception("A mail was not queued: mail_id=%s", self.message.id)
             return
         if earlier is not None:
@@ -54,10 +54,11 @@ class _Mail:
             )
             return
         for call in self.calls:
-            call()
+            with suppress(Exception):
+                call()
 
 
-class _Waiting:
+class _Kept:
     """The mails of one transaction, between the names of the savepoints that were made meanwhile."""
 
     def __init__(self, connection: Connection) -> None:
@@ -101,45 +102,45 @@ class Aside:
     ) -> None:
         self._queue = queue
         self._find = find
-        self._waiting: WeakSet[_Waiting] = WeakSet()
+        self._all_kept: WeakSet[_Kept] = WeakSet()
 
     def keep(self, connection: Connection, message: Message, envelope: Envelope) -> Keyed | None:
         """Keep a mail until the commit. Return the mail that has its idempotency key, if there is one."""
         if not connection.in_transaction():
             connection.begin()
-        waiting = self._waiting_of(connection)
+        kept = self._kept_for(connection)
         if envelope.key is not None:
-            for mail in waiting.mails():
+            for mail in kept.mails():
                 if mail.envelope.key is not None and mail.envelope.key.name == envelope.key.name:
                     return Keyed(mail.message.id, mail.message.message_id, mail.envelope.key.fingerprint)
             if (earlier := self._find(envelope.key.name)) is not None:
                 return earlier
-        waiting.entries.append(_Mail(self._queue, message, envelope))
+        kept.entries.append(_Mail(self._queue, message, envelope))
         return None
 
     def after_commit(self, connection: Connection, mail_id: str, call: Callable[[], object]) -> None:
         """Call this once the mail is queued."""
-        for mail in self._waiting_of(connection).mails():
+        for mail in self._kept_for(connection).mails():
             if mail.message.id == mail_id:
                 mail.calls.append(call)
 
     def settle(self) -> None:
         """Queue what was committed over connections that are kept, and do nothing since."""
-        for waiting in list(self._waiting):
-            if waiting.committed and waiting.is_over:
-                _settle(waiting)
+        for kept in list(self._all_kept):
+            if kept.committed and kept.is_over:
+                _settle(kept)
 
-    def _waiting_of(self, connection: Connection) -> _Waiting:
+    def _kept_for(self, connection: Connection) -> _Kept:
         _listen(connection.engine)
-        waiting: _Waiting | None = connection.info.get(_INFO)
-        if waiting is None:
-            waiting = connection.info[_INFO] = _Waiting(connection)
-        self._waiting.add(waiting)
-        return waiting
+        kept: _Kept | None = connection.info.get(_INFO)
+        if kept is None:
+            kept = connection.info[_INFO] = _Kept(connection)
+        self._all_kept.add(kept)
+        return kept
 
 
-def _settle(waiting: _Waiting) -> None:
-    committed, waiting.committed = waiting.committed, []
+def _settle(kept: _Kept) -> None:
+    committed, kept.committed = kept.committed, []
     for mail in committed:
         mail.settle()
 
@@ -148,67 +149,67 @@ def _settle(waiting: _Waiting) -> None:
 
 
 def _listen(engine: Engine) -> None:
-    if not event.contains(engine, "commit", _commits):
-        for name, listener in _LISTENERS.items():
+    if not event.contains(engine, "commit", _keep_committed):
+        for name, listener in _ASIDE_LISTENERS.items():
             event.listen(engine, name, listener)
 
 
-def _of(connection: Connection | None) -> _Waiting | None:
+def _kept_by(connection: Connection | None) -> _Kept | None:
     if connection is None or connection.invalidated:
         return None
-    waiting: _Waiting | None = connection.info.get(_INFO)
-    return waiting
+    kept: _Kept | None = connection.info.get(_INFO)
+    return kept
 
 
-def _has_executed(connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
+def _notice_savepoint(connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
     """Savepoints are known by their statements: SQLAlchemy's event of a new one does not tell its name."""
     found = _SAVEPOINT.match(statement)
-    if found is None or (waiting := _of(connection)) is None:
+    if found is None or (kept := _kept_by(connection)) is None:
         return
     match found["verb"].upper().split()[0]:
         case "SAVEPOINT":
-            waiting.entries.append(found["name"])
+            kept.entries.append(found["name"])
         case "RELEASE":
-            waiting.release(found["name"])
+            kept.release(found["name"])
         case _:
-            waiting.roll_back_to(found["name"])
+            kept.roll_back_to(found["name"])
 
 
-def _rolls_back(connection: Connection) -> None:
-    if waiting := _of(connection):
-        waiting.entries.clear()
+def _forget(connection: Connection) -> None:
+    if kept := _kept_by(connection):
+        kept.entries.clear()
 
 
-def _commits(connection: Connection) -> None:
-    """SQLAlchemy tells it just before."""
-    if waiting := _of(connection):
-        waiting.commit()
+def _keep_committed(connection: Connection) -> None:
+    """SQLAlchemy calls this just before the commit."""
+    if kept := _kept_by(connection):
+        kept.commit()
 
 
-def _fails(context: ExceptionContext) -> None:
-    """It may be the commit."""
-    if waiting := _of(context.connection):
-        waiting.committed.clear()
+def _forget_committed(context: ExceptionContext) -> None:
+    """What fails may be the commit."""
+    if kept := _kept_by(context.connection):
+        kept.committed.clear()
 
 
-def _begins(connection: Connection) -> None:
-    """The transaction before is over."""
-    if waiting := _of(connection):
-        _settle(waiting)
+def _queue_before_next(connection: Connection) -> None:
+    """A new transaction begins, so the one before was committed: queue its mails."""
+    if kept := _kept_by(connection):
+        _settle(kept)
 
 
-def _is_returned(_driver_connection: object, record: Any) -> None:
+def _queue_at_return(_driver_connection: object, record: Any) -> None:
     """The connection goes back to its pool: what is not committed by now never is."""
-    waiting: _Waiting | None = record.info.pop(_INFO, None)
-    if waiting is not None:
-        _settle(waiting)
+    kept: _Kept | None = record.info.pop(_INFO, None)
+    if kept is not None:
+        _settle(kept)
 
 
-_LISTENERS: dict[str, Callable[..., None]] = {
-    "after_cursor_execute": _has_executed,
-    "rollback": _rolls_back,
-    "commit": _commits,
-    "handle_error": _fails,
-    "begin": _begins,
-    "checkin": _is_returned,
+_ASIDE_LISTENERS: dict[str, Callable[..., None]] = {
+    "after_cursor_execute": _notice_savepoint,
+    "rollback": _forget,
+    "commit": _keep_committed,
+    "handle_error": _forget_committed,
+    "begin": _queue_before_next,
+    "checkin": _queue_at_return,
 }

@@ -35,7 +35,7 @@ def insert_attachments(
     since = message.created_at - _IS_FRESH
     used_at = message.created_at
     names = dict(zip(data, data, strict=True))  # under which hash each is stored
-    stale, missing = _look(transaction, data, since)
+    stale, missing = _lock_known(transaction, data, since)
 
     def write(own: Transaction | HostTransaction) -> None:
         _write(own, {sha256: data[sha256] for sha256 in missing}, stale, used_at)
@@ -46,9 +46,15 @@ def insert_attachments(
         try:
             in_own_transaction(write)
         except StoreUnavailable as error:
-            log.warning("Mail %s gets copies of its files, as no other connection was to be had: %s", message.id, error)
+            if missing:
+                log.warning(
+                    "The files of mail %s could not be stored beside the caller's transaction,"
+                    " so the new ones are stored in it: %s",
+                    message.id,
+                    error,
+                )
         if missing:
-            _stale, unseen = _look(transaction, {sha256: data[sha256] for sha256 in missing}, since)
+            _stale, unseen = _lock_known(transaction, {sha256: data[sha256] for sha256 in missing}, since)
             names |= {sha256: rows.own_blob_hash(data[sha256], message) for sha256 in unseen}
             _write(transaction, {names[sha256]: data[sha256] for sha256 in unseen}, [], used_at)
     attached = enumerate((names[rows.blob_hash(one.data, message)], one) for one in message.attachments)
@@ -57,7 +63,9 @@ def insert_attachments(
     )
 
 
-def _look(transaction: Transaction | HostTransaction, data: Mapping[str, bytes], since: float) -> tuple[list[str], list[str]]:
+def _lock_known(
+    transaction: Transaction | HostTransaction, data: Mapping[str, bytes], since: float
+) -> tuple[list[str], list[str]]:
     """Return which of these bytes were used too long ago, and which are not there. What is there is locked and stays."""
     used: dict[str, float] = dict(transaction.execute(sql.KEEP_BLOBS, {"hashes": packed(data)}))
     return [one for one in used if used[one] <= since], [one for one in data if one not in used]

@@ -92,70 +92,71 @@ def joined(connection: Connection, spell: Spell) -> Iterator[HostTransaction]:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """What a connection has to do for us."""
+class _Calls:
+    """What is to be called for the mails in the transaction of a connection."""
 
     spell: Spell
-    calls: dict[str, Callable[[], object]] = field(default_factory=dict)  #: after the commit, by the id of the mail
+    by_mail: dict[str, Callable[[], object]] = field(default_factory=dict)  #: if the mail with this id is committed
     committed: set[Callable[[], object]] = field(default_factory=set)  #: as soon as the commit is done
 
 
 def after_commit(connection: Connection, mail_id: str, call: Callable[[], object], spell: Spell) -> None:
     """Call it once their transaction has been committed with this mail in it, and never if it has not."""
-    if not event.contains(connection.engine, "commit", _commits):
-        for name, listener in _LISTENERS.items():
+    if not event.contains(connection.engine, "commit", _look_for_mails):
+        for name, listener in _HOST_LISTENERS.items():
             event.listen(connection.engine, name, listener)
-    waiting: _Waiting = connection.info.setdefault(_INFO, _Waiting(spell))
-    waiting.calls[mail_id] = call
+    calls: _Calls = connection.info.setdefault(_INFO, _Calls(spell))
+    calls.by_mail[mail_id] = call
 
 
-def _commits(connection: Connection) -> None:
-    """SQLAlchemy says it just before. Mails of a savepoint that was rolled back are not there any more."""
-    waiting: _Waiting | None = connection.info.get(_INFO)
-    if waiting is None:
+def _look_for_mails(connection: Connection) -> None:
+    """SQLAlchemy calls this just before the commit. Mails of a savepoint that was rolled back are not there any more."""
+    calls: _Calls | None = connection.info.get(_INFO)
+    if calls is None:
         return
     try:
-        found = HostTransaction(connection, waiting.spell).execute(sql.ARE_THERE, {"mails": packed(waiting.calls)})
-        waiting.committed |= {waiting.calls[mail_id] for (mail_id,) in found}
+        found = HostTransaction(connection, calls.spell).execute(sql.ARE_THERE, {"mails": packed(calls.by_mail)})
+        calls.committed |= {calls.by_mail[mail_id] for (mail_id,) in found}
     except SQLAlchemyError as error:
         # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls that an error. Whose
         # transaction had failed before has been told.
         if connection.dialect.name == "postgresql" and sqlstate_of(error) != _HAS_FAILED:
-            waiting.calls.clear()
+            calls.by_mail.clear()
             with suppress(Exception):  # SQLAlchemy takes it for a commit that failed, after which there is nothing to undo
                 connection.connection.rollback()
             raise
-    waiting.calls.clear()
+    calls.by_mail.clear()
 
 
-def _fails(context: ExceptionContext) -> None:
-    """It may be the commit."""
+def _forget_calls(context: ExceptionContext) -> None:
+    """What fails may be the commit."""
     if context.connection is not None and not context.connection.invalidated:
-        waiting: _Waiting | None = context.connection.info.get(_INFO)
-        if waiting is not None:
-            waiting.committed.clear()
+        calls: _Calls | None = context.connection.info.get(_INFO)
+        if calls is not None:
+            calls.committed.clear()
 
 
-def _begins(connection: Connection) -> None:
-    _has_committed(connection.info)
+def _call_before_next(connection: Connection) -> None:
+    """A new transaction begins, so the one before is over."""
+    _call(connection.info)
 
 
-def _is_returned(_driver_connection: object, record: Any) -> None:
-    _has_committed(record.info)
+def _call_at_return(_driver_connection: object, record: Any) -> None:
+    """The connection goes back to its pool, so its transaction is over."""
+    _call(record.info)
 
 
-def _has_committed(info: dict[Any, Any]) -> None:
-    """Their connection does something else: the commit is over."""
-    waiting: _Waiting | None = info.pop(_INFO, None)
-    for call in waiting.committed if waiting else ():
+def _call(info: dict[Any, Any]) -> None:
+    calls: _Calls | None = info.pop(_INFO, None)
+    for call in calls.committed if calls else ():
         with suppress(Exception):  # of ours: their transaction has ended well
             call()
 
 
 # Most connections go back to their pool right after the commit. If one is kept and does nothing more, the sweep finds the mail.
-_LISTENERS: dict[str, Callable[..., None]] = {
-    "commit": _commits,
-    "handle_error": _fails,
-    "begin": _begins,
-    "checkin": _is_returned,
+_HOST_LISTENERS: dict[str, Callable[..., None]] = {
+    "commit": _look_for_mails,
+    "handle_error": _forget_calls,
+    "begin": _call_before_next,
+    "checkin": _call_at_return,
 }

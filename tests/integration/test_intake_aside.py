@@ -203,6 +203,23 @@ def test_two_transactions_with_the_same_key(app: Flask, tmp_path: Path, caplog: 
     engine.dispose()
 
 
+def test_a_mail_that_can_not_be_queued(app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is wrong with Mailer's database, the transaction has ended well: the log has the mail and the reason."""
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
+    refuse = "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message BEGIN SELECT RAISE(ABORT, 'on strike'); END"
+    mailer.statuses([])  # the tables are there
+    with app.extensions["mailer"].store.engine.begin() as connection:
+        connection.execute(text(refuse))
+    with Session(engine) as session:
+        receipt = queue(session)
+        session.commit()
+
+    assert not is_queued(receipt)
+    assert f"A mail was not queued: mail_id={receipt.id}" in caplog.text
+    assert "on strike" in caplog.text
+    engine.dispose()
+
+
 def test_memory_that_was_asked_for(tmp_path: Path, engine: Engine) -> None:
     """MAILER_DATABASE_URL=sqlite:// takes any engine as well."""
     app = Flask("shop", instance_path=str(tmp_path / "instance"))

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from mailer import Attachment, KeyInUse, Mailer, Receipt, send_email
 from tests.mails import postgresql_only
-from tests.shop import rows, store_of, stored
+from tests.shop import close, rows, store_of, stored
 
 pytestmark = postgresql_only
 
@@ -120,15 +120,21 @@ def test_bytes_of_a_long_transaction_are_kept(shop: Flask, engine: Engine) -> No
     assert files_of(shop, receipt) == [LOGO.data]
 
 
-def test_a_copy_where_no_connection_is_left(shop: Flask, engine: Engine) -> None:
-    """A caller's transaction does not depend on a second connection: then it carries the bytes itself."""
+def test_a_copy_where_no_connection_is_left(shop: Flask, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """A caller's transaction does not depend on a second connection: then it carries new bytes itself, and that is logged."""
+    send(None, TERMS)
     store = store_of(shop)
-    store.check_schema()
+    with store.engine.begin() as connection:
+        connection.execute(text("UPDATE mailer_blob SET used_at = 0"))
+    close(shop)  # and nobody looks for workers for a minute, which would take a connection
     store.engine.pool._timeout = 0.01  # type: ignore[attr-defined]
     with Session(engine) as session:
         send(session)  # the database is known
         taken = [store.engine.connect() for _ in range(15)]
+        send(session, TERMS)  # the date of its last use can't be renewed, and no bytes are new
+        assert "could not be stored" not in caplog.text
         receipt = send(session, LOGO)
+        assert f"The files of mail {receipt.id} could not be stored beside the caller's transaction" in caplog.text
         session.commit()
     for connection in taken:
         connection.close()
