@@ -125,7 +125,7 @@ delivery = Table(
     Column("lane", SmallInteger, nullable=False),
     Column("on_doubt", Text, nullable=False),
     Column("queued_at", _Time, nullable=False),
-    Column("due_at", _Time),  # empty in `doubtful`: nobody but a person moves it on
+    Column("due_at", _Time),  # NULL once final. In `doubtful`: when it is sent again, NULL if only a person decides
     Column("expires_at", _Time),
     Column("attempts", SmallInteger, nullable=False),
     Column("doubts", SmallInteger, nullable=False),

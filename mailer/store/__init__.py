@@ -3,9 +3,10 @@
 Each move of a delivery is one statement, guarded by the state it leaves and by the claim's token, and returns the ids
 that really moved: whoever comes second moves nothing.
 
-`claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held` and `set_aside_if_claimed` are a worker's;
+`claim_due`, `mark_if_claimed`, `record_if_transmitting`, `release_if_held`, `set_aside_if_claimed` and `postpone_if_queued`
+are a worker's;
 `requeue_lapsed_claims`, `doubt_lapsed_transmissions`, `resend_doubtful`, `expire_overdue` and `recall_queued` are the sweep's;
-`settle_if_resting` and `cancel_if_due_before` are a person's.
+`settle_if_resting`, `cancel_if_due_before`, `hold_if_due_before`, `stop` and `go_on` are a person's.
 
 A move that leads to a final state is made by `_finish`, which erases in the same transaction what a sensitive mail said.
 
@@ -49,16 +50,17 @@ from mailer.store.aside import Aside
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
 from mailer.store.rows import when
-from mailer.store.statements import packed
+from mailer.store.spelling import packed
 from mailer.store.transactions import Row, Transaction
 
-__all__ = ["Host", "Result", "Store", "connection_of"]
+__all__ = ["MOVED_AT_ONCE", "Host", "Result", "Store", "connection_of"]
 
 _RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
-_MOVED_AT_ONCE = 5000
-# A chore whose date is further ahead than its period and this many seconds (or once more its period, if that is longer) was
-# taken by a clock that ran far ahead. Less is how much the clocks of machines differ.
+#: So many deliveries are moved in one transaction at most: a million of them hold up nobody.
+MOVED_AT_ONCE = 5000
+# Clocks of machines may differ by so many seconds (or by the chore's period, if that is longer). A date beyond that was
+# written by a clock that was wrong, and is not believed.
 _CLOCKS_DIFFER = 10.0
 
 log = get_logger(__name__)
@@ -78,7 +80,7 @@ class Outlook:
     """What would go out by itself, from several sides."""
 
     lanes: list[tuple[Lane, Status, int, datetime, datetime]]  #: how many, the first due time and the last
-    ages: list[tuple[int, int]]  #: a number of `statements.AGES`, and how many
+    ages: list[tuple[int, int]]  #: a number of `spelling.AGES`, and how many
     domains: list[tuple[str, int]]  #: those with the most
     first: list[tuple[str, str, Lane, datetime, str]]  #: id, recipient, lane, due time, subject
 
@@ -325,14 +327,14 @@ class Store(Database):
 
     def expire_overdue(self, now: float) -> set[int]:
         """queued -> expired: too late to be of use. In bites, so that a million of them hold up nobody."""
-        values = {"now": now, "most": _MOVED_AT_ONCE}
+        values = {"now": now, "most": MOVED_AT_ONCE}
         return set().union(*self._bites(sql.OVERDUE, sql.EXPIRE, values, now=now, waits=False))
 
     def recall_queued(self, now: float, *, was: float) -> int:
         """The clock was set back: what was due is due, as it was; returns how many. In bites, as above."""
         recalled = 0
         for lane in Lane:
-            while bite := self._move(sql.RECALL, lane=lane, now=now, was=was, most=_MOVED_AT_ONCE):
+            while bite := self._move(sql.RECALL, lane=lane, now=now, was=was, most=MOVED_AT_ONCE):
                 recalled += len(bite)
         return recalled
 
@@ -440,7 +442,7 @@ class Store(Database):
     def cancel_if_due_before(self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> Iterator[set[int]]:
         """queued -> cancelled: what is due before then, bite by bite."""
         for lane in lanes:
-            values = {"lane": lane, "before": before, "now": now, "most": _MOVED_AT_ONCE}
+            values = {"lane": lane, "before": before, "now": now, "most": MOVED_AT_ONCE}
             yield from self._bites(sql.DUE_BEFORE, sql.CANCEL, values, now=now)
 
     def hold_if_due_before(self, before: float, *, lanes: Iterable[Lane] = tuple(Lane)) -> set[int]:

@@ -15,7 +15,7 @@ from mailer.message import Message
 from mailer.store import rows
 from mailer.store import statements as sql
 from mailer.store.hosts import HostTransaction
-from mailer.store.statements import packed
+from mailer.store.spelling import packed
 from mailer.store.transactions import Transaction
 
 # After so many seconds the date of the last use is renewed: in good time before the purge goes by it.

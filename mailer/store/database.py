@@ -20,7 +20,7 @@ from mailer.store import home, hosts, sqlite_locks
 from mailer.store import statements as sql
 from mailer.store.engines import Turn, make_engine, without_haste
 from mailer.store.hosts import HostTransaction
-from mailer.store.statements import spelt
+from mailer.store.spelling import spelt
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions, sqlstate_of
 
 T = TypeVar("T")

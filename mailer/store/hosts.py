@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.store import statements as sql
 from mailer.store.engines import patiently
-from mailer.store.statements import packed
+from mailer.store.spelling import packed
 from mailer.store.transactions import Row, sqlstate_of
 
 Spell = Callable[[str], str]

@@ -8,7 +8,7 @@ import re
 from mailer.errors import UnknownMail
 from mailer.message import could_be_id
 from mailer.store import statements as sql
-from mailer.store.statements import packed
+from mailer.store.spelling import packed
 from mailer.store.transactions import Transaction
 
 #: The fewest characters of an id that stand for it: eight, as the documentation prints it.

@@ -1,15 +1,14 @@
 """What leaves the database: records that are old, what sensitive mails said, and bytes that no mail carries.
 
-Messages are locked before their deliveries, here as everywhere. Of two purges that meet, the second steps over the
-messages of the first: neither sees what the other one is about to delete, so that each would leave a mail of which both
-deleted copies.
+Messages are locked before their deliveries, here as everywhere. If two purges deleted copies of the same mail at once,
+each would still see the other's, and neither would delete the mail: so the second steps over it.
 """
 
 import math
 from collections.abc import Collection, Iterable
 
 from mailer.store import statements as sql
-from mailer.store.statements import packed
+from mailer.store.spelling import packed
 from mailer.store.transactions import Transaction
 
 #: The purge spares bytes for so many seconds after their last use: they may be those of a mail on its way in.

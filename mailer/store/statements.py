@@ -1,4 +1,4 @@
-"""The statements, spelt for SQLite and for PostgreSQL.
+"""The statements, in words that `spelling` spells for SQLite and for PostgreSQL.
 
 States stand in them as literals: the partial indexes are found only so.
 
@@ -6,14 +6,10 @@ What takes many rows takes them in two steps of one statement. The first chooses
 but ids to go by. With the guard in it as well, PostgreSQL compares every row of the queue with every chosen one whenever its
 statistics are from a time when the queue was empty.
 
-Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement would be another one, to be
-compiled anew, for each length.
+Only `leftover`, which reads a file that is no store, has a statement of its own.
 """
 
-import json
-import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 _MESSAGE_COLUMNS = (
     *("id", "message_id", "created_at", "date", "sender", "envelope_from", "subject", "to", "cc", "reply_to", "headers"),
@@ -21,113 +17,10 @@ _MESSAGE_COLUMNS = (
 )
 _ATTACHMENT_COLUMNS = ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers")
 _JSON = frozenset({"to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"})
-_TEXTS = ("text", "html", "CAST(alternatives AS text)")
 _DELIVERY_COLUMNS = (
     *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
     *("size", "attempts", "doubts"),
 )
-#: What a worker needs to know of one.
-_DELIVERY = (
-    *("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at"),
-    *("expires_at", "size"),
-)
-#: The tables of values, with the types that PostgreSQL wants to know.
-_RESULTS = {
-    "id": "bigint",
-    "token": "text",
-    "status": "text",
-    "due_at": "float8",
-    "finished_at": "float8",
-    "reply": "text",
-    "uncounted": "smallint",
-    "doubts": "smallint",
-}
-_WAITS = {"id": "bigint", "due_at": "float8"}
-#: Of a delivery that is about to move: its mail, if that is sensitive.
-_PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
-#: What goes out by itself, now or some day.
-_OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
-#: For how many seconds it has been due: the number of the first of these that are more. What is in doubt was due long before
-#: it is due again.
-AGES = (0, 3600, 86400, 7 * 86400)
-_SINCE = "CASE WHEN status = 'doubtful' THEN queued_at ELSE due_at END"
-_YOUNGER = " ".join(f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES))
-_AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
-#: Locks the mail of each delivery that is chosen, and leaves out those of which somebody else has locked the mail.
-_UNLESS_LOCKED = """
-CROSS JOIN LATERAL (SELECT 1 FROM mailer_message WHERE id = mailer_delivery.mail_id FOR UPDATE SKIP LOCKED) AS mail
-"""
-#: PostgreSQL knows the condition when it plans, and nearly everywhere plans nothing of this.
-_OR_BY_BYTE = """
-UNION SELECT id FROM mailer_message
-WHERE NOT 'aa' < 'b' AND id COLLATE "C" >= :beginning AND id COLLATE "C" < :end
-"""
-#: A person has paused this lane, or everything: nothing of it goes out.
-_PAUSED = "EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"
-
-
-def packed(values: Iterable[Any]) -> str:
-    """A list, or the rows of a table, as one parameter."""
-    return json.dumps(list(values))
-
-
-def spelt(statement: str, *, sqlite: bool) -> str:
-    """The statement as this kind of database reads it, and its driver: parameters stand in it as `:name`."""
-    words = statement.format(
-        delivery=", ".join(_DELIVERY),
-        lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
-        skip="" if sqlite else "FOR NO KEY UPDATE SKIP LOCKED",
-        wait="" if sqlite else "FOR NO KEY UPDATE",
-        keep="" if sqlite else "FOR KEY SHARE",
-        unless_locked="" if sqlite else _UNLESS_LOCKED,
-        private=_PRIVATE,
-        indexed="INDEXED BY mailer_message_private" if sqlite else "",
-        paused=_PAUSED,
-        # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that it does not know.
-        unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
-        most=f"CASE WHEN {_PAUSED} THEN 0 ELSE :most END" if sqlite else ":most",
-        # SQLite counts the letters of a text: none has more than four octets.
-        octets_of_text=" + ".join(f"COALESCE({'4 * length' if sqlite else 'octet_length'}({text}), 0)" for text in _TEXTS),
-        octets_of_file="length(data)" if sqlite else "octet_length(data)",
-        outgoing=_OUTGOING,
-        or_by_byte="" if sqlite else _OR_BY_BYTE,
-        age=_AGE,
-        ids=_list("ids", "bigint", sqlite=sqlite),
-        mails=_list("mails", "text", sqlite=sqlite),
-        hashes=_list("hashes", "text", sqlite=sqlite),
-        leaving=_list("leaving", "text", sqlite=sqlite),
-        results=_table("results", _RESULTS, sqlite=sqlite),
-        waits=_table("waits", _WAITS, sqlite=sqlite),
-        among_results=_among("results", sqlite=sqlite),
-        among_waits=_among("waits", sqlite=sqlite),
-    )
-    return words if sqlite else re.sub(r":(\w+)", r"%(\1)s", words)
-
-
-def _list(name: str, kind: str, *, sqlite: bool) -> str:
-    """PostgreSQL is told that it is a list: to any other source of values it might join the whole table."""
-    if sqlite:
-        return f"IN (SELECT value FROM json_each(:{name}))"
-    return f"= ANY (ARRAY (SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST(:{name} AS json))))"
-
-
-def _table(name: str, columns: Mapping[str, str], *, sqlite: bool) -> str:
-    if sqlite:
-        values = [f"json_extract(value, '$[{place}]') AS {column}" for place, column in enumerate(columns)]
-        source = f"json_each(:{name})"
-    else:
-        values = [f"CAST(value->>{place} AS {kind}) AS {column}" for place, (column, kind) in enumerate(columns.items())]
-        source = f"json_array_elements(CAST(:{name} AS json))"
-    return f"(SELECT {', '.join(values)} FROM {source}) AS {name}"
-
-
-def _among(name: str, *, sqlite: bool) -> str:
-    """The deliveries that a table of values names; for PostgreSQL by a list of their ids, as above."""
-    joined = f"mailer_delivery.id = {name}.id"
-    if sqlite:
-        return joined
-    ids = f"SELECT CAST(value->>0 AS bigint) FROM json_array_elements(CAST(:{name} AS json))"
-    return f"{joined} AND mailer_delivery.id = ANY (ARRAY ({ids}))"
 
 
 def _as_text(column: str) -> str:
@@ -188,7 +81,7 @@ CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
     WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-    ORDER BY due_at LIMIT {most} {lock})
+    ORDER BY due_at LIMIT {most_unless_paused} {lock})
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
 WHERE id IN (SELECT id FROM due)
@@ -334,7 +227,7 @@ RETURNING id
 IS_DUE = """
 SELECT 1 FROM mailer_delivery
 WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-LIMIT {most}
+LIMIT {most_unless_paused}
 """
 NEXT_DUE = """
 SELECT MIN(due_at) FROM mailer_delivery
@@ -384,6 +277,30 @@ PURGE_BLOBS = """
 DELETE FROM mailer_blob
 WHERE sha256 {hashes}
     AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+"""
+
+# --- who delivers -----------------------------------------------------------------------------------------------------
+
+BEAT = """
+INSERT INTO mailer_worker (id, machine, pid, version, lanes, started_at, seen_at, delivered_at)
+VALUES (:id, :machine, :pid, :version, :lanes, :started_at, :seen_at, :delivered_at)
+ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, delivered_at = excluded.delivered_at
+"""
+LEAVE = "DELETE FROM mailer_worker WHERE id = :id"
+FORGET_WORKERS = "DELETE FROM mailer_worker WHERE seen_at < :before OR seen_at > :after"
+WORKERS = """
+SELECT id, machine, pid, version, lanes, started_at, seen_at, delivered_at FROM mailer_worker
+WHERE seen_at >= :since AND seen_at <= :until ORDER BY seen_at DESC
+"""
+LAST_SEEN = """
+SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
+    (SELECT due_at FROM mailer_chore WHERE name = :sweep AND due_at <= :until)
+"""
+COUNT_DUE = """
+SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
+    SELECT mail_id FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+    LIMIT {most_unless_paused}) AS counted
 """
 
 # --- the machine of a SQLite file -------------------------------------------------------------------------------------

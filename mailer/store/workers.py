@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from mailer.message import Lane
+from mailer.store import statements as sql
 from mailer.store.transactions import Transaction
 
 #: The chore that every worker takes its turns at; the row says until when it is done.
@@ -14,28 +15,6 @@ _FORGOTTEN_AFTER = 3600.0
 _SKEW = 60.0
 #: Beyond so many deliveries nobody needs the number, and counting would take long.
 MOST = 10_000
-
-_BEAT = """
-INSERT INTO mailer_worker (id, machine, pid, version, lanes, started_at, seen_at, delivered_at)
-VALUES (:id, :machine, :pid, :version, :lanes, :started_at, :seen_at, :delivered_at)
-ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, delivered_at = excluded.delivered_at
-"""
-_LEAVE = "DELETE FROM mailer_worker WHERE id = :id"
-_FORGET_WORKERS = "DELETE FROM mailer_worker WHERE seen_at < :before OR seen_at > :after"
-_WORKERS = """
-SELECT id, machine, pid, version, lanes, started_at, seen_at, delivered_at FROM mailer_worker
-WHERE seen_at >= :since AND seen_at <= :until ORDER BY seen_at DESC
-"""
-_LAST_SEEN = """
-SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
-    (SELECT due_at FROM mailer_chore WHERE name = :sweep AND due_at <= :until)
-"""
-_COUNT_DUE = """
-SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
-    SELECT mail_id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-    LIMIT {most}) AS counted
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,29 +45,29 @@ class Due:
 def beat(transaction: Transaction, worker: Worker) -> None:
     """Write that the worker is alive, and forget others that were silent for long."""
     now = worker.seen_at
-    transaction.execute(_BEAT, {name: getattr(worker, name) for name in _NAMES})
-    transaction.execute(_FORGET_WORKERS, {"before": now - _FORGOTTEN_AFTER, "after": now + _SKEW})
+    transaction.execute(sql.BEAT, {name: getattr(worker, name) for name in _NAMES})
+    transaction.execute(sql.FORGET_WORKERS, {"before": now - _FORGOTTEN_AFTER, "after": now + _SKEW})
 
 
 def leave(transaction: Transaction, worker_id: str) -> None:
     """Remove the row of a worker that stops."""
-    transaction.execute(_LEAVE, {"id": worker_id})
+    transaction.execute(sql.LEAVE, {"id": worker_id})
 
 
 def present(transaction: Transaction, now: float, *, silent: float) -> list[Worker]:
     """Return the workers that were seen within the last `silent` seconds, the one that was seen last first."""
     values = {"since": now - silent, "until": now + _SKEW}
-    return [Worker(**dict(zip(_NAMES, row, strict=True))) for row in transaction.execute(_WORKERS, values)]
+    return [Worker(**dict(zip(_NAMES, row, strict=True))) for row in transaction.execute(sql.WORKERS, values)]
 
 
 def last_seen(transaction: Transaction, now: float) -> float | None:
     """Return when any worker was seen last: by its row, or by the last sweep, which outlives the row."""
-    [(beat_at, swept_until)] = transaction.execute(_LAST_SEEN, {"sweep": SWEEP, "until": now + _SKEW})
+    [(beat_at, swept_until)] = transaction.execute(sql.LAST_SEEN, {"sweep": SWEEP, "until": now + _SKEW})
     moments = [moment for moment in (beat_at, swept_until) if moment is not None]
     return min(now, max(moments)) if moments else None
 
 
 def due(transaction: Transaction, now: float) -> Due:
     """Count the mails of which copies are due, lane by lane."""
-    found = [transaction.execute(_COUNT_DUE, {"lane": lane, "now": now, "most": MOST})[0] for lane in Lane]
+    found = [transaction.execute(sql.COUNT_DUE, {"lane": lane, "now": now, "most": MOST})[0] for lane in Lane]
     return Due(sum(mails for _copies, mails in found), all(copies < MOST for copies, _mails in found))
