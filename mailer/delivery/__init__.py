@@ -125,9 +125,10 @@ class Courier:
 
     @contextmanager
     def _on_duty(self, avoiding: Mapping[str, Pause] = _NONE) -> Iterator[Duty]:
-        with self._office.throttle.seats() as seats, self._office.black_box.box() as box:
+        throttle = self._office.throttle
+        with throttle.seats() as of_relays, throttle.seats() as of_domains, self._office.black_box.box() as box:
             try:
-                yield Duty(seats, box, self._budget, avoiding)
+                yield Duty(of_relays, of_domains, box, self._budget, avoiding)
             finally:
                 for relay in self._relays:
                     if relay.settings.relay_concurrency:
@@ -136,7 +137,7 @@ class Courier:
     def _deliver_slice(self, duty: Duty) -> int:
         pauses = {**self._store.relay_pauses(), **duty.avoiding}
         relays = [relay for relay in self._relays if _may_try(pauses.get(relay.name))]
-        busy = {relay.name for relay in relays if not duty.seats.take_relay(relay.name)}
+        busy = {relay.name for relay in relays if not duty.relay_seats.take_relay(relay.name)}
         if len(busy) == len(relays):
             return 0
         most = slice_size(self._pace.seconds_per_mail, self._settings.slice_seconds)
@@ -230,11 +231,10 @@ class Courier:
         relays = sorted(shares.carried, key=lambda relay: (relay.name in shares.probes, shares.carried[relay][0].lane))
         part = self._settings.slice_seconds / max(1, len(relays))
         rounds = []
-        with self._office.throttle.seats() as seats:  # of domains
-            in_hands = replace(duty, seats=seats)
+        with duty.domain_seats:
             for place, relay in enumerate(relays, start=1):
                 ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
-                rounds.append(self._go_round(relay, shares, in_hands, ends, part))
+                rounds.append(self._go_round(relay, shares, duty, ends, part))
         if any(one.given_back for one in rounds):
             self._bell.ring()
         tried, seconds = sum(one.tried for one in rounds), time.monotonic() - started

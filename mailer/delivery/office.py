@@ -1,4 +1,4 @@
-"""What the rounds of an app work with."""
+"""What a courier works with: the office is the app's, a duty is one thread's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ class Office:
 class Duty:
     """What a thread has while it delivers, from slice to slice."""
 
-    seats: Seats  #: at relays, kept as warm connections are, since relays count those, too; in a round, at domains
+    relay_seats: Seats  #: kept as warm connections are, since relays count those, too
+    domain_seats: Seats  #: given back after each slice
     box: Box
     budget: ByteBudget  #: of the process
     avoiding: Mapping[str, Pause]  #: relays that would keep it waiting, as if paused

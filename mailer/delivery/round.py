@@ -94,7 +94,8 @@ class Round:
         self._silences = silences
         self._is_probe = is_probe
         self._box = duty.box
-        self._seats = duty.seats
+        self._relay_seats = duty.relay_seats
+        self._domain_seats = duty.domain_seats
         self._ends = ends
         self._late = late  # from then on, nothing more is begun
         self._longest_try = office.settings.longest_delivery
@@ -134,7 +135,8 @@ class Round:
                 return None
             if not self._marked:
                 raise StopIteration
-            self._seats.renew()
+            self._relay_seats.renew()
+            self._domain_seats.renew()
             if time.time() + self._longest_try > self._marked[0].lease_until:
                 raise StopIteration  # this worker was frozen: somebody may have found the mail in doubt by now
             if self._is_late and (self.tried or self._flying):
@@ -359,7 +361,7 @@ class Round:
         return delivery.domain if self._office.throttle.of_domain(delivery.domain) else NO_LIMIT
 
     def _granted(self, domain: str, wanted: int) -> int:
-        if domain in self.full or not self._seats.take_domain(domain):
+        if domain in self.full or not self._domain_seats.take_domain(domain):
             granted = 0
         else:
             granted = self._office.throttle.admit(self.relay, domain, wanted).granted

@@ -23,6 +23,7 @@ from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.settings.rates import OTHERS, read_rates
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, Line, Share, spread
+from mailer.throttle.keeper import Keeper
 from mailer.throttle.shared import Shared
 
 _RENEWED_EVERY = 5.0
@@ -54,6 +55,7 @@ class Throttle:
         self.limits_anything = bool(self._relays or self._domains)
         self._shared = Shared(redis_url, settings.installation) if redis_url and self.limits_anything else None
         self._here = _Process()
+        self._keeper = Keeper()
         survive_forks(self)
 
     def admit(self, relay: str, domain: str, wanted: int) -> Grant:
@@ -183,10 +185,23 @@ class Throttle:
             here.seats[limit.key] += taken
         return taken
 
-    def keep_seats(self, limits: Iterable[Limit], taker: str) -> None:
-        self._over_redis(lambda shared: shared.keep_seats(limits, taker))
+    def keep_seats(self, limits: Sequence[Limit], taker: str) -> list[Limit]:
+        """Return those of the limits at which the seat is somebody else's by now."""
+        lost = self._over_redis(lambda shared: shared.keep_seats(limits, taker)) or []
+        with self._here.lock:
+            self._here.seats -= Counter(limit.key for limit in lost)
+        return lost
 
-    def leave_seats(self, limits: Iterable[Limit], taker: str) -> None:
+    def look_after(self, seats: "Seats") -> None:
+        """Keep what is in this hand, however long it does nothing about it."""
+        if self._shared is not None:
+            self._keeper.add(seats)
+
+    def extend_seats(self, limits: Sequence[Limit], taker: str) -> None:
+        self._over_redis(lambda shared: shared.extend_seats(limits, taker))
+
+    def leave_seats(self, seats: "Seats", limits: Iterable[Limit], taker: str) -> None:
+        self._keeper.discard(seats)
         with self._here.lock:
             self._here.seats -= Counter(limit.key for limit in limits)
         self._over_redis(lambda shared: shared.leave_seats(limits, taker))
@@ -214,6 +229,7 @@ class Throttle:
     def after_fork_in_child(self) -> None:
         """In a child: what the parent knew and held is not the child's. Redis' own client opens new connections."""
         self._here = _Process()
+        self._keeper = Keeper()
 
 
 class Seats:
@@ -240,19 +256,28 @@ class Seats:
         taken = self._throttle.take_seat(limit, self._name)
         if taken:
             self._held[limit.key] = limit
+            self._throttle.look_after(self)
         return taken
 
     def renew(self) -> None:
-        """Say that all seats are still used: to be called between mails, which costs nothing most of the time."""
+        """Say that all seats are still used, and drop those that were lost, as by a long freeze.
+
+        To be called between mails, which costs nothing most of the time.
+        """
         if self._held and time.monotonic() >= self._renewed_at + _RENEWED_EVERY:
             self._renewed_at = time.monotonic()
-            self._throttle.keep_seats(self._held.values(), self._name)
+            for limit in self._throttle.keep_seats([*self._held.values()], self._name):
+                del self._held[limit.key]
+
+    def extend(self) -> None:
+        """Make the time of all seats longer: for another thread than the one that uses them."""
+        self._throttle.extend_seats([*self._held.values()], self._name)
 
     def release(self) -> None:
         """Give all seats back."""
         held, self._held = self._held, {}
         if held:
-            self._throttle.leave_seats(held.values(), self._name)
+            self._throttle.leave_seats(self, held.values(), self._name)
 
     def __enter__(self) -> Self:
         return self

@@ -1,19 +1,21 @@
 """What is in Redis: the counts and the seats of all processes."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import redis
 from limits import RateLimitItem
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
 from redis.retry import Retry
 
 from mailer.message import Lane
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit
 
-# A seat that nobody renews is free again after so many seconds.
+# A seat that nobody keeps is free again after so many seconds: that of a process that died.
 _SEAT_SECONDS = 120
 # A process that was silent for so long is not one of those that share the limits.
 _ALIVE_SECONDS = 60
@@ -28,6 +30,13 @@ end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
+"""
+# This one makes the time of a seat longer that is still taken.
+_EXTEND_SEAT = """
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+    redis.call('ZADD', KEYS[1], tonumber(redis.call('TIME')[1]) + ARGV[3], ARGV[1])
+    redis.call('EXPIRE', KEYS[1], ARGV[3])
+end
 """
 _ANNOUNCE = """
 local now = tonumber(redis.call('TIME')[1])
@@ -90,6 +99,7 @@ class Shared:
         # through around the turn of two seconds. It costs 20 bytes a mail, and no more time.
         self._rates = MovingWindowRateLimiter(storage)
         self._take_seat = self._client.register_script(_TAKE_SEAT)
+        self._extend_seat = self._client.register_script(_EXTEND_SEAT)
         self._announce = self._client.register_script(_ANNOUNCE)
         self._book = self._client.register_script(_BOOK)
         self._behind = self._client.register_script(_BEHIND)
@@ -128,12 +138,20 @@ class Shared:
     def take_seat(self, limit: Limit, taker: str) -> bool:
         return bool(self._take_seat(keys=[self._seats(limit)], args=_seated(limit, taker)))
 
-    def keep_seats(self, limits: Iterable[Limit], taker: str) -> None:
-        """One that was lost meanwhile is taken again, if there is one."""
+    def keep_seats(self, limits: Sequence[Limit], taker: str) -> list[Limit]:
+        """Take again those that were lost meanwhile, if they are free; return where none is."""
+        taken = self._for_each(self._take_seat, limits, taker)
+        return [limit for limit, is_taken in zip(limits, taken, strict=True) if not is_taken]
+
+    def extend_seats(self, limits: Sequence[Limit], taker: str) -> None:
+        """Keep those that are still taken."""
+        self._for_each(self._extend_seat, limits, taker)
+
+    def _for_each(self, script: Script, limits: Sequence[Limit], taker: str) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
             for limit in limits:
-                self._take_seat(keys=[self._seats(limit)], args=_seated(limit, taker), client=pipeline)
-            pipeline.execute()
+                script(keys=[self._seats(limit)], args=_seated(limit, taker), client=pipeline)
+            return pipeline.execute()
 
     def leave_seats(self, limits: Iterable[Limit], taker: str) -> None:
         with self._client.pipeline(transaction=False) as pipeline:

@@ -15,11 +15,12 @@ import redis
 from mailer import throttle as room
 from mailer.message import Lane
 from mailer.settings import Settings
-from mailer.throttle import Throttle, shared
+from mailer.throttle import Throttle, keeper, shared
 from mailer.throttle.arithmetic import Limit, Line
 from mailer.throttle.shared import Shared
 from tests.services.broker import RedisServer
 from tests.services.processes import at_once
+from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT
 
 RELAY = "relay.example.com:25"
@@ -218,6 +219,19 @@ def test_seats_that_are_used_are_kept(redis_url: str, client: Any, monkeypatch: 
     assert other.seats().take_relay(RELAY)
 
 
+def test_seats_are_kept_while_a_mail_is_slow(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds them waits for a relay meanwhile: that they are used is all that counts, until they are given back."""
+    monkeypatch.setattr(keeper, "_EVERY", 0.02)
+    one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
+    with one.seats() as seats:
+        assert seats.take_relay(RELAY)
+        for _ in range(2):
+            age(client, 100)
+            wait_until(lambda: client.zrange(SEATS, 0, -1, withscores=True)[0][1] > client.time()[0] + 100)
+        assert not other.seats().take_relay(RELAY)
+    assert other.seats().take_relay(RELAY)
+
+
 def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes back after a long freeze does not drive out who sits there now, nor takes that seat away at the end."""
     monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
@@ -228,6 +242,7 @@ def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: p
 
     frozen.renew()
     assert client.zcard(SEATS) == 1
+    assert not frozen.take_relay(RELAY)
     frozen.release()
     assert not third.take_relay(RELAY)
 
