@@ -28,7 +28,7 @@ from mailer.settings import Settings, database, keys
 from mailer.smtp import Relay
 from mailer.store import Host, Store
 from mailer.store.leftover import warn_of_leftover
-from mailer.tasks import CeleryBell, install, make_celery
+from mailer.tasks import CeleryBell, broker_of, install, make_celery
 from mailer.tasks.check import CeleryCheck
 from mailer.throttle import Throttle
 
@@ -60,7 +60,8 @@ class Mailer:
             raise ConfigurationError("This app has its Mailer already: use that one, and call init_app() once.")
         folder = app.instance_path
         default = database.default_url(app.config, folder)
-        settings = Settings.load(app.config, os.environ, default_database_url=default, folder=folder)
+        broker = broker_of(app.extensions.get("celery"))
+        settings = Settings.load(app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker)
         if "celery" not in app.extensions:
             app.extensions["celery"] = make_celery(app, settings)
         state = app.extensions["mailer"] = _furnish(app, settings)

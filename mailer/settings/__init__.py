@@ -68,7 +68,8 @@ class Settings(RelaySettings):
     )
     redis_url: str = key(
         "MAILER_REDIS_URL",
-        "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL Celery takes. `REDIS_URL` is read if it is unset.",
+        "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL Celery takes. Unset: `REDIS_URL`, else the broker of"
+        " your own Celery app if there is one, else the default.",
         "redis://127.0.0.1:6379/0",
         min_length=1,
         repr=False,
@@ -182,18 +183,25 @@ class Settings(RelaySettings):
 
     @classmethod
     def load(
-        cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, default_database_url: str, folder: str = ""
+        cls,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        default_database_url: str,
+        folder: str = "",
+        broker_url: str | None = None,
     ) -> Self:
         """Read each key from the app's config, else from the environment, and refuse what can't be used.
 
-        `folder` is the instance folder, which relative paths of SQLite files start from.
+        `folder` is the instance folder, which relative paths of SQLite files start from; `broker_url` is that of the
+        application's own Celery app.
         """
         check_keys(config, environ, keys())
         # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
         given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
         given.update(ambient(environ))
         given["MAILER_DATABASE_URL"] = database.placed(given.get("MAILER_DATABASE_URL", default_database_url), folder)
-        if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL"))):
+        if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL")) or broker_url):
             given["MAILER_REDIS_URL"] = fallback
         given.setdefault("MAILER_SECRET_KEYS", flask_keys(config))
         given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
@@ -365,7 +373,12 @@ class Settings(RelaySettings):
 
 
 def _for_redis(url: str) -> str | None:
-    url = url.replace("redis+socket://", "unix://", 1)
+    """Return the URL as the client of Redis spells it, which Celery does in its own way; None if it is no single plain Redis."""
+    if ";" in url:
+        return None  # the brokers of a fail-over
+    url = re.sub(r"\bssl_cert_reqs=CERT_(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", url)
+    if url.startswith("redis+socket://"):
+        url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     return url if url.startswith(("redis://", "rediss://", "unix://")) else None
 
 

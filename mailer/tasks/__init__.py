@@ -46,7 +46,7 @@ _SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
 # What ends a child of a prefork pool, sent to its process group or by a cold shutdown.
 _ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
-__all__ = ["SEND", "SWEEP", "CeleryBell", "install", "make_celery"]
+__all__ = ["SEND", "SWEEP", "CeleryBell", "broker_of", "install", "make_celery"]
 
 _TASK_MASK = TaskMask(SEND, SWEEP, PURGE)  # one for all apps
 
@@ -92,6 +92,13 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
     celery.steps["worker"].add(PatientWorker)
     celery.set_default()
     return celery
+
+
+def broker_of(celery: Celery[Any] | None) -> str | None:
+    """Return the URL of the broker that the application has given to a Celery app of its own; several are separated by ';'."""
+    given = None if celery is None else celery.conf.broker_write_url
+    url = ";".join(given) if isinstance(given, (list, tuple)) else given
+    return url if url and "://" in url else None
 
 
 def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:

@@ -193,6 +193,36 @@ def test_the_applications_own_celery_is_used(config: dict[str, str]) -> None:
     assert "mailer.send_email" in celery.tasks
 
 
+@pytest.mark.parametrize(
+    ("broker", "flag"),
+    [
+        ("redis://:secret@cache:6380/3", "redis://:secret@cache:6380/3"),
+        ("redis+socket:///run/redis.sock?virtual_host=2", "unix:///run/redis.sock?db=2"),
+        ("rediss://cache/0?ssl_cert_reqs=CERT_REQUIRED", "rediss://cache/0?ssl_cert_reqs=required"),
+        (["redis://one/0", "redis://two/0"], None),
+        ("amqp://guest@localhost//", None),
+        (None, "redis://127.0.0.1:6379/0"),
+    ],
+)
+def test_the_broker_of_the_applications_own_celery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker: Any, flag: str | None
+) -> None:
+    """Rings and limits are where it is, unless MAILER_REDIS_URL or REDIS_URL says otherwise."""
+    for key in ("MAILER_REDIS_URL", "REDIS_URL"):
+        monkeypatch.delenv(key, raising=False)
+
+    def flag_url(**config: str) -> str | None:
+        app = Flask("shop", instance_path=str(tmp_path))
+        app.config.from_mapping(config)
+        app.extensions["celery"] = Celery("shop", broker=broker, set_as_current=False)
+        Mailer(app)
+        found: str | None = app.extensions["mailer"].settings.flag_url
+        return found
+
+    assert flag_url() == flag
+    assert flag_url(REDIS_URL="redis://other/0") == "redis://other/0"
+
+
 @sqlite_only
 def test_init_app_twice_is_refused(open_shop: OpenShop) -> None:
     """A second set of connections for the same app is a mistake."""
