@@ -14,10 +14,8 @@ Locks are taken in one order: messages before deliveries before bytes, each by i
 What steps over locked rows waits for nobody. A write that PostgreSQL undoes all the same is done once more, see `_transact`.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -25,7 +23,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mailer.errors import CommitLost, StoreUnavailable
-from mailer.logs import get_logger
 from mailer.message import (
     TRANSITIONS,
     Address,
@@ -43,17 +40,17 @@ from mailer.message import (
     could_be_id,
     id_at,
 )
-from mailer.policy import FAULTS_OF_A_MAIL, Move
-from mailer.store import blobs, hosts, keys, lookup, retention, rows, workers
+from mailer.policy import Move
+from mailer.store import blobs, hosts, keys, loading, lookup, outlook, retention, rows, workers
 from mailer.store import statements as sql
 from mailer.store.aside import Aside
 from mailer.store.database import Database
 from mailer.store.hosts import Host, HostTransaction, connection_of
-from mailer.store.rows import when
+from mailer.store.outlook import Outlook
 from mailer.store.spelling import packed
-from mailer.store.transactions import Row, Transaction
+from mailer.store.transactions import Transaction
 
-__all__ = ["MOVED_AT_ONCE", "Host", "Result", "Store", "connection_of"]
+__all__ = ["MOVED_AT_ONCE", "Host", "Outlook", "Result", "Store", "connection_of"]
 
 _RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 _WORKERS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
@@ -63,8 +60,6 @@ MOVED_AT_ONCE = 5000
 # written by a clock that was wrong, and is not believed.
 _CLOCKS_DIFFER = 10.0
 
-log = get_logger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -73,16 +68,6 @@ class Result:
     delivery: Delivery
     outcome: Outcome
     move: Move
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
-    """What would go out by itself, from several sides."""
-
-    lanes: list[tuple[Lane, Status, int, datetime, datetime]]  #: how many, the first due time and the last
-    ages: list[tuple[int, int]]  #: a number of `spelling.AGES`, and how many
-    domains: list[tuple[str, int]]  #: those with the most
-    first: list[tuple[str, str, Lane, datetime, str]]  #: id, recipient, lane, due time, subject
 
 
 class Store(Database):
@@ -227,16 +212,8 @@ class Store(Database):
         if not mail_ids:
             return {}
         with self._look() as transaction:
-            mails = transaction.execute(sql.LOAD, {"mails": packed(mail_ids)})
-            if with_attachments := [mail[0] for mail in mails if mail[-1]]:
-                attachments = transaction.execute(sql.LOAD_ATTACHMENTS, {"mails": packed(with_attachments)})
-            else:
-                attachments = []
-        attached: dict[str, list[Row]] = defaultdict(list)
-        for attachment in attachments:
-            attached[attachment[0]].append(attachment)
-        messages = {mail[0]: _read(mail, attached[mail[0]]) for mail in mails}
-        return {mail_id: message for mail_id, message in messages.items() if message is not None}
+            found = loading.find(transaction, mail_ids)
+        return loading.messages(found)
 
     def load_sizes(self, mail_ids: Collection[str]) -> dict[str, int]:
         """Measure mails that were queued without a size, in bytes or a little more."""
@@ -451,16 +428,8 @@ class Store(Database):
 
     def outlook(self, *, now: float, most: int) -> Outlook:
         """What would go out by itself, with the `most` domains that get the most, and so many of the first mails."""
-        values = {"now": now, "most": most}
-        queries = (sql.OUTGOING_LANES, sql.OUTGOING_AGES, sql.OUTGOING_DOMAINS, sql.OUTGOING_FIRST)
         with self._read() as transaction:
-            lanes, ages, domains, first = (transaction.execute(query, values) for query in queries)
-        return Outlook(
-            lanes=[(Lane(lane), Status(status), count, when(first), when(last)) for lane, status, count, first, last in lanes],
-            ages=[(age, count) for age, count in ages],
-            domains=[(domain, count) for domain, count in domains],
-            first=[(mail_id, to, Lane(lane), when(due_at), subject) for mail_id, to, lane, due_at, subject in first],
-        )
+            return outlook.look(transaction, now=now, most=most)
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
         """How mails are doing, by id; ids that are unknown are left out."""
@@ -532,12 +501,3 @@ class Store(Database):
 def _stopped(lane: Lane | None) -> dict[str, str]:
     """A person's pause as it is kept."""
     return {"scope": _ALL, "key": ""} if lane is None else {"scope": _LANE, "key": f"{lane:d}"}
-
-
-def _read(mail: Row, attachments: list[Row]) -> Message | None:
-    """Out of its rows, unless somebody has spoilt them: that is for this mail to suffer, not for those beside it."""
-    try:
-        return rows.message(mail, attachments)
-    except FAULTS_OF_A_MAIL as error:  # its words may be the mail's
-        log.error("Mail %s can't be read: %s", mail[0], type(error).__name__)  # noqa: TRY400 -- without them
-        return None
