@@ -6,9 +6,10 @@ from math import inf
 
 from mailer.forks import survive_forks
 
-# A mail that is larger than the budget goes beside this share of it, which small mails may hold.
+# If at most an eighth of the budget is held, any mail gets room, also one that is larger than the
+# budget.
 _BESIDE_A_LARGE_ONE = 8
-# While a mail waits for room, only those go before it that are as small as this share, and together leave room for it.
+# Mails of at most a 64th of the budget may still go, as long as the waiting one will fit beside them.
 _SMALL = 64
 # Seconds for which that holds. Whoever still wants the mail asks again sooner.
 _TURN_SECONDS = 3.0

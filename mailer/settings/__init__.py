@@ -112,7 +112,7 @@ class Settings(RelaySettings):
     max_bytes_in_flight: int = key(
         "MAILER_MAX_BYTES_IN_FLIGHT",
         "The most bytes of memory that a process uses at once for the mails it sends, all its threads together. A mail"
-        " counts four times its size; one that is larger than this goes alone.",
+        " counts four times its size; one that is larger goes while at most an eighth of this is held.",
         128_000_000,
         ge=1,
     )

@@ -160,6 +160,11 @@ class RelayConnection(flask_mail.Connection):
         return refusal
 
     def _begin_anew(self, mail: WireMessage, refusal: Outcome) -> Outcome | None:
+        """Say the envelope over a new connection, and learn from the answer.
+
+        If that comes to nothing, as when the relay still counts the connection before, nothing is learnt, and the
+        refusal stands: the next mail finds out whether the relay can't be reached.
+        """
         carried = self._carried
         if self._is_open and not self._awaits_body:
             self.close()
@@ -168,9 +173,11 @@ class RelayConnection(flask_mail.Connection):
         try:
             answer = self._say_envelope(mail, rode=False, stepwise=True)
         except Gone as gone:
-            return gone.outcome
+            answer = gone.outcome
         if answer is None or _PLACES[answer.phase] > _PLACES[refusal.phase]:
             self._limit.confirm(refusal, carried)
+        elif answer.verdict is Verdict.UNREACHED:
+            return refusal
         elif answer.phase is refusal.phase:
             self._limit.refute()
         return answer

@@ -7,11 +7,13 @@ from mailer.logs import get_logger
 from mailer.message import Outcome, Phase, Verdict
 from mailer.policy import is_greylisting, is_session_limit
 
-# A connection that is closed for what was learnt may be one too many: so many later, it is learnt anew.
+# The limit may have been raised. After closing so many connections because of it, forget it, and
+# learn it again.
 _TRUSTED_FOR = 100
 # A limit is believed at once if the relay's words say so and connections remain of use; else when it was met twice alike.
 _BELIEVED_AT_ONCE = 10
-# A suspicion that was wrong costs a connection: the next one needs so many mails before it, at most.
+# Each wrong suspicion doubles the mails that a connection must have carried before the next one, up
+# to this.
 _LONGEST_PATIENCE = 64
 _LONGEST_PATIENCE_WITH_WORDS = 8
 # Before the mail itself is said, it may be begun again.

@@ -69,6 +69,27 @@ def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Ver
 
 
 @both
+@pytest.mark.parametrize("entrance", ["421 4.7.0 too many connections", "554 5.7.1 no", "close"])
+def test_a_new_connection_that_is_not_let_in(offers: tuple[str, ...], entrance: str) -> None:
+    """The relay may still count the one before. So the first refusal is the mail's answer, and the next mail goes on."""
+    with ScriptedRelay(*offers) as server:
+        server.faults["m2@example.com", "mail"] = [NO_DOMAIN]
+        server.faults["", "greeting"] = ["220 relay", entrance]
+
+        assert transmit(server, iter(letters(3))) == [SENT, DEFERRED, SENT]
+        assert server.begun == ["m1@example.com", "m2@example.com", "m3@example.com"]
+
+
+@both
+def test_a_new_connection_that_ends_at_once(offers: tuple[str, ...]) -> None:
+    """It told nothing either, though it was let in."""
+    with ScriptedRelay(*offers) as server:
+        server.faults["m2@example.com", "mail"] = [TOO_MANY, "421 4.7.0 too many connections"]
+
+        assert transmit(server, iter(letters(3))) == [SENT, DEFERRED, SENT]
+
+
+@both
 @pytest.mark.parametrize("reply", [NO_DOMAIN, TOO_MANY])
 def test_a_run_of_refusals(offers: tuple[str, ...], reply: str) -> None:
     """It costs one connection more, since the new one carries nothing before the next refusal."""
