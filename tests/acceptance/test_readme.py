@@ -6,11 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+from celery.app import defaults
+from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from kombu.utils.imports import symbol_by_name
 from sqlalchemy import Column, Integer
 
 from mailer import Mailer
+from mailer.settings import Settings
+from mailer.tasks import make_celery
+from mailer.tasks.consumer import PatientConsumer, transport_options
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
@@ -18,6 +25,7 @@ from tests.services.worker import PROJECT, READY
 from tests.shop import create_shop, rows, store_of
 
 _TRANSACTION = re.compile(r"```python\n(?P<code>[^`]*connection=db\.session[^`]*)```")
+_CELERY = re.compile(r"```python\n(?P<code>CELERY = \{\n.*?\n\})\n```", re.DOTALL)
 _FILE = re.compile(r"```\w+\n(?:# |\{# )(?P<name>\S+?)(?: #\})?\n(?P<text>.*?)```", re.DOTALL)
 
 
@@ -76,3 +84,24 @@ def test_the_snippets_about_transactions_queue_a_mail_for_each_order(config: dic
             queued += 2 if "idempotency_key=" in snippet else 3
             assert rows(app)["mailer_message"] == queued
         db.engine.dispose()
+
+
+def test_celery_takes_the_settings_of_the_guide() -> None:
+    """Each is one that Celery knows, and those that Mailer gives to a Celery app of its own are among them."""
+    found = _CELERY.search((PROJECT / "docs/guide.md").read_text(encoding="utf-8"))
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found["code"], names)  # noqa: S102 -- it is what the page shows
+    given: dict[str, Any] = names["CELERY"]
+
+    assert given.keys() <= defaults.DEFAULTS.keys()
+    assert symbol_by_name(given["worker_consumer"]) is PatientConsumer
+    assert given["broker_transport_options"].items() <= transport_options(connect=2, answer=3).items()
+    own = make_celery(Flask("shop"), Settings.load({}, {}, default_database_url="sqlite://")).conf
+    alike = (
+        "broker_connection_retry_on_startup",
+        "broker_connection_max_retries",
+        "broker_channel_error_retry",
+        "worker_consumer",
+    )
+    assert {name: given[name] for name in alike} == {name: own[name] for name in alike}
