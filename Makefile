@@ -17,7 +17,7 @@ TOOLS := $(VENV)/tools
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
+.PHONY: help setup run test lowest bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ run: $(LOCAL) ## Start the local stack: broker, SMTP inbox, worker, web (PORT an
 
 test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
+
+lowest: $(TOOLS)/lowest/installed ## Run the tests with the lowest version of each dependency that pyproject.toml allows
+	$(TOOLS)/lowest/bin/python -m pytest $(ARGS)
 
 bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
 	$(BIN)/python -m bench $(ARGS)
@@ -63,6 +66,7 @@ lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade t
 	$(COMPILE) --extra local --extra postgres --extra web -c requirements/dev.txt -o requirements/local.txt
 	$(COMPILE) --extra dkim --extra flower --extra oauth --extra postgres --extra socks --extra web -c requirements/dev.txt -o requirements/deploy.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
+	$(PIN) --resolution lowest-direct pyproject.toml --all-extras --group dev -o requirements/lowest.txt
 	$(PIN) --group audit -o requirements/audit.txt
 	$(PIN) bench/peers.in -o bench/peers.txt
 

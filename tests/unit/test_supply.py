@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from requirements.audit import LOCKS
+from requirements.audit import LOCKS, LOWEST
 from tests.sources import python_files
 
 PROJECT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_what_is_installed_has_a_hash() -> None:
     assert [command for command in commands if "--require-hashes" not in command] == []
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", [*LOCKS, LOWEST], ids=lambda lock: lock.name)
 def test_each_package_of_a_lock_has_hashes(lock: Path) -> None:
     """One that has none could be anything."""
     text = lock.read_text().replace(" \\\n", "\n")
