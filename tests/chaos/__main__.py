@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("words", nargs="*", help="run only scenarios with a word in their name that begins so")
-    parser.add_argument("--short", action="store_true", help="each only for some seconds, as in make test")
+    parser.add_argument("--short", action="store_true", help="each only for some seconds: a quarter of an hour in all")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="how many at the same time (2)")
     return parser

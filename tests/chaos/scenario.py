@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Size(Enum):
     """How long it goes on."""
 
-    SHORT = "short"  #: in `make test`: each fault happens, a few times
+    SHORT = "short"  #: each fault happens, a few times
     LONG = "long"  #: in `make chaos`
 
     def pick(self, short: T, long: T) -> T:
@@ -53,9 +53,8 @@ class Scenario:
 
     name: str
     run: Callable[[Path, Size], Report]
-    is_variant: bool = False  #: the same fault in another setting: in `make chaos`, not in `make test`
 
 
 def named(name: str, **variants: Callable[[Path, Size], Report]) -> Iterable[Scenario]:
-    """Return the same fault in several settings: "kill -9, prefork", "kill -9, threads". `make test` runs the first."""
-    return [Scenario(f"{name}, {variant}", run, is_variant=place > 0) for place, (variant, run) in enumerate(variants.items())]
+    """The same fault in several settings: "kill -9, prefork", "kill -9, threads"."""
+    return [Scenario(f"{name}, {variant}", run) for variant, run in variants.items()]

@@ -76,7 +76,7 @@ def _kill_a_child(worker: Worker, dice: random.Random) -> bool:
 
 SCENARIOS = [
     Scenario("kill -9 of workers, prefork", partial(kill, pool="prefork")),
-    Scenario("kill -9 of workers, threads", partial(kill, pool="threads"), is_variant=True),
-    Scenario("kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold"), is_variant=True),
+    Scenario("kill -9 of workers, threads", partial(kill, pool="threads")),
+    Scenario("kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold")),
     Scenario("a mail that kills whoever composes it", poison),
 ]
