@@ -41,6 +41,10 @@ _ALONE_SECONDS = 1.0
 _STALLED_SECONDS, _AVOIDED_SECONDS = 5.0, 10.0
 # A round that takes three times as long as it should begins nothing more.
 _LATE_PARTS = 2
+# What only busy relays carry lets other mail pass for so long.
+_BUSY_SECONDS = 1.0
+# Where nothing but such mail is seen, it is moved out of the way to see what is behind it, but this seldom.
+_LOOKS_FURTHER_EVERY = 5.0
 _NONE: Mapping[str, Pause] = {}
 
 __all__ = ["Courier", "Doorstep", "Office"]
@@ -79,6 +83,7 @@ class Courier:
         self._silences = {relay.name: Silences() for relay in relays}
         self._budget = ByteBudget(office.settings.max_bytes_in_flight)
         self._makes_way = threading.Lock()
+        self._looked_further_at = -math.inf
         self._steps = Steps()
         self._bites: Iterator[object] | None = None  # of a purge that goes on
         # These bytes are shared by the worker and the children of its prefork pool, which are forked later.
@@ -158,7 +163,8 @@ class Courier:
                 self._give_back(shares, token=claimed[0].token)
             raise
         full = [one for one in rounds if one.stopped_domains]
-        made_way = is_full and (full or shares.waits) and self._make_way(full, duty, ends=started + self._settings.slice_seconds)
+        ends = started + self._settings.slice_seconds
+        made_way = is_full and (full or shares.waits) and self._make_way(full, busy, duty, ends)
         return len(claimed) if shares.carried or made_way else 0
 
     def _give_back(self, shares: Shares, *, token: str) -> None:
@@ -222,7 +228,15 @@ class Courier:
         if any(_may_try(pause) for pause in able):
             return None
         longest = now + self._settings.relay_rest_longest
-        return min((pause.until or longest for pause in able if pause), default=longest)
+        return min((self._looked_at(pause, now) or longest for pause in able if pause), default=longest)
+
+    def _looked_at(self, pause: Pause, now: float) -> float | None:
+        """When to look again at a relay that is paused: at the end of the pause.
+
+        While the relay is being tried, the pause ends with the longest time that may take, and may be over long before: so no
+        later than it would be tried again had it failed as often.
+        """
+        return pause.until and min(pause.until, now + rest(max(0, pause.failures - 1), self._settings.retry, 1.0))
 
     # --- relays -------------------------------------------------------------------------------------------------------
 
@@ -231,9 +245,10 @@ class Courier:
         relays = sorted(shares.carried, key=lambda relay: (relay.name in shares.probes, shares.carried[relay][0].lane))
         part = self._settings.slice_seconds / max(1, len(relays))
         rounds = []
-        with duty.domain_seats:
-            for place, relay in enumerate(relays, start=1):
-                ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
+        for place, relay in enumerate(relays, start=1):
+            self._leave_others(relay, duty)
+            ends = max(started + place * part, time.monotonic() + part)  # a slow relay takes no time from the next one
+            with duty.domain_seats:
                 rounds.append(self._go_round(relay, shares, duty, ends, part))
         if any(one.given_back for one in rounds):
             self._bell.ring()
@@ -243,19 +258,29 @@ class Courier:
         log.info("%d tried in %.0f ms", tried, 1000 * seconds)
         return rounds
 
+    def _leave_others(self, used: Relay, duty: Duty) -> None:
+        """Leave the connections of the other relays to who needs them: this one may keep us waiting."""
+        for relay in self._relays:
+            if relay is not used and duty.relay_seats.has_relay(relay.name):
+                relay.hang_up()  # relays count idle connections, too
+                duty.relay_seats.leave_relay(relay.name)
+
     def _go_round(self, relay: Relay, shares: Shares, duty: Duty, ends: float, part: float) -> Round:
         """Hand over what this relay is to carry. If it can't be reached, everybody leaves it alone for a while."""
         deliveries, is_probe = shares.carried[relay], relay.name in shares.probes
         pace, silences = self._paces[relay.name], self._silences[relay.name]
         late = ends + _LATE_PARTS * part
+        is_seated = duty.relay_seats.take_relay(relay.name)  # else somebody else took it while we were at another relay
         round_ = Round(self._office, relay.name, pace, silences, duty, deliveries, ends=ends, late=late, is_probe=is_probe)
         duty.box.calling(relay.name)
         if is_probe:
             self._renew_probe(relay, shares)
         shares.left.difference_update(delivery.id for delivery in deliveries)  # from here on, the round gives them back
         probe = shares.probes.get(relay.name)
-        if is_probe and probe is None:
+        if not is_seated or (is_probe and probe is None):
             round_.close()
+            if probe:
+                self._leave_probe(relay.name, probe)
             return round_
         try:
             with relay.connection() as connection:
@@ -331,7 +356,7 @@ class Courier:
 
     # --- what is in the way -------------------------------------------------------------------------------------------
 
-    def _make_way(self, full: Sequence[Round], duty: Duty, ends: float) -> bool:
+    def _make_way(self, full: Sequence[Round], busy: Collection[str], duty: Duty, ends: float) -> bool:
         """Much mail at the head of the queue that can't go now is moved out of the way of the rest; whether there was any.
 
         Two threads would book the same places at a limit twice, so one does it.
@@ -340,18 +365,31 @@ class Courier:
             return False
         try:
             pauses = {**self._store.relay_pauses(), **duty.avoiding}
-            moved = [self._clear(lane, full, pauses, ends) for lane in Lane]
+            further = time.monotonic() >= self._looked_further_at + _LOOKS_FURTHER_EVERY
+            moved = [self._clear(lane, full, pauses, busy, ends, further=further) for lane in Lane]
         finally:
             self._makes_way.release()
         return any(moved)
 
-    def _clear(self, lane: Lane, full: Sequence[Round], pauses: Mapping[str, Pause], ends: float) -> bool:
+    def _clear(
+        self,
+        lane: Lane,
+        full: Sequence[Round],
+        pauses: Mapping[str, Pause],
+        busy: Collection[str],
+        ends: float,
+        *,
+        further: bool,
+    ) -> bool:
         """The head of a lane, until there is something else, or the time is over."""
         rounds = {domain: one for one in full for domain in one.stopped_domains}
         now, has_moved = time.time(), False
         while True:
             heads = self._store.head(lane, now=now, most=_MOVED_AT_ONCE)
             waits = {**self._waits_for_relays(heads, pauses, now), **_waits_at_limits(heads, rounds)}
+            if busy:
+                others = [one for one in heads if one.id not in waits]
+                waits |= self._waits_for_busy(others, pauses, busy, now, further=further and len(heads) == _MOVED_AT_ONCE)
             moved = self._store.postpone_if_queued(waits, now=now) if waits else set()
             has_moved = has_moved or bool(moved)
             if len(moved) < _MOVED_AT_ONCE or time.monotonic() > ends:
@@ -363,6 +401,19 @@ class Courier:
         senders = self._senders(heads)
         free_at = {one.id: self._free_at(one, senders.get(one.mail_id, ""), pauses, now) for one in heads}
         return {number: until for number, until in free_at.items() if until is not None}
+
+    def _waits_for_busy(
+        self, heads: Sequence[Delivery], pauses: Mapping[str, Pause], busy: Collection[str], now: float, *, further: bool
+    ) -> dict[int, float]:
+        """Of mail that only busy relays carry, if some other is there to be let pass; else who has them finds it where it is."""
+        senders = self._senders(heads)
+        relays = [relay.settings for relay in self._relays if _may_try(pauses.get(relay.name))]
+        stuck = [one.id for one in heads if choose(relays, one, senders.get(one.mail_id, ""), 0.0, busy) is None]
+        if len(stuck) == len(heads):
+            if not further:
+                return {}
+            self._looked_further_at = time.monotonic()
+        return dict.fromkeys(stuck, now + _BUSY_SECONDS)
 
     # --- chores -------------------------------------------------------------------------------------------------------
 

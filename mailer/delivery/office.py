@@ -27,8 +27,8 @@ class Office:
 class Duty:
     """What a thread has while it delivers, from slice to slice."""
 
-    relay_seats: Seats  #: kept as warm connections are, since relays count those, too
-    domain_seats: Seats  #: given back after each slice
+    relay_seats: Seats  #: of the relay in use, kept as its warm connection is, since relays count those, too
+    domain_seats: Seats  #: given back after each round
     box: Box
     budget: ByteBudget  #: of the process
     avoiding: Mapping[str, Pause]  #: relays that would keep it waiting, as if paused

@@ -31,6 +31,8 @@ _RECORD_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 _MOST_SILENCES = 2
 # After so many seconds a mail is claimed again for which other threads had left no room.
 _NO_ROOM_SECONDS = 0.5
+# And after so many at least if they had left no place at its domain.
+_NO_SEAT_SECONDS = 1.0
 
 #: Stands for all domains that have no limit of their own.
 NO_LIMIT = ""
@@ -112,7 +114,7 @@ class Round:
         self._unmarked: list[Letter] = []
         self._begun: Letter | None = None  # the first one in flight, if its mail is being said
         self._results: list[Result] = []  # facts, not yet recorded
-        self._admitted_before: set[int] = set()  # counted at their limits, and not made ready yet
+        self._counted: set[int] = set()  # at their limits; each once, even if it can't be made ready at first
         self._postponed: dict[int, float] = {}  # due times of what waits at a limit, or for room
         self._expired: dict[int, None] = {}  # to be given back: the sweep expires it
         self._turned_at = time.monotonic()
@@ -120,6 +122,7 @@ class Round:
         self.sent_at: float | None = None  #: when the relay last took one
         self.given_back = 0  #: how many can be claimed again at once
         self.full: set[str] = set()  #: the domains that are at their limit
+        self._seatless: set[str] = set()  # of these, those that others send to
         self.behind: set[tuple[str, Lane]] = set()  #: where others wait: new mail is put behind them
         self.failure: Outcome | None = None  #: the relay can't be used
 
@@ -270,12 +273,11 @@ class Round:
             picked = self._picked()
             if not picked:
                 break
-            admitted = self._admitted(picked)
             try:
-                window = self._composer.letters(admitted, has_time=not self._flying)
+                picked = self._admitted(picked)
+                window = self._composer.letters(picked, has_time=not self._flying)
             except BaseException:
-                self._waiting.extendleft(reversed(admitted))
-                self._admitted_before.update(delivery.id for delivery in admitted)
+                self._waiting.extendleft(one for one in reversed(picked) if one.id not in self._postponed)
                 raise
         return window
 
@@ -309,16 +311,15 @@ class Round:
         """Return those that no limit stops. The others, and all that wait for the same domain, get a later due time."""
         if not self._office.throttle.limits_anything:
             return picked
-        admitted = self._admitted_before.intersection(delivery.id for delivery in picked)
-        uncounted = [delivery for delivery in picked if delivery.id not in admitted]
+        uncounted = [delivery for delivery in picked if delivery.id not in self._counted]
         for domain, deliveries in self._by_limit(uncounted).items():
             in_turn = [delivery for delivery in deliveries if not self._is_behind(domain, delivery)]
             in_turn.sort(key=lambda delivery: (delivery.lane, delivery.queued_at))
             granted = self._granted(domain, len(in_turn)) if in_turn else 0
-            admitted.update(delivery.id for delivery in in_turn[:granted])
-        if len(admitted) < len(picked):
-            self._postpone([delivery for delivery in picked if delivery.id not in admitted])
-        return [delivery for delivery in picked if delivery.id in admitted]
+            self._counted.update(delivery.id for delivery in in_turn[:granted])
+        if refused := [delivery for delivery in picked if delivery.id not in self._counted]:
+            self._postpone(refused)
+        return [delivery for delivery in picked if delivery.id in self._counted]
 
     def _is_behind(self, domain: str, delivery: Delivery) -> bool:
         """Whether it is new, while others wait at a limit: in its lane, or a more urgent one."""
@@ -361,7 +362,10 @@ class Round:
         return delivery.domain if self._office.throttle.of_domain(delivery.domain) else NO_LIMIT
 
     def _granted(self, domain: str, wanted: int) -> int:
-        if domain in self.full or not self._domain_seats.take_domain(domain):
+        if domain in self.full:
+            granted = 0
+        elif not self._domain_seats.take_domain(domain):
+            self._seatless.add(domain)
             granted = 0
         else:
             granted = self._office.throttle.admit(self.relay, domain, wanted).granted
@@ -374,14 +378,15 @@ class Round:
         stays: deque[Delivery] = deque()
         for delivery in self._waiting:
             (refused if self.stops(delivery) else stays).append(delivery)
+        self._postponed.update(self.book(refused))  # first: should this fail, they wait as before
         self._waiting = stays
-        self._postponed.update(self.book(refused))
 
     def book(self, refused: Iterable[Delivery]) -> dict[int, float]:
         """When each of these is due again: first those that have waited, which the limit stopped at their turn."""
         now = time.time()
         due: dict[int, float] = {}
         for domain, deliveries in self._by_limit(refused).items():
+            least = _NO_SEAT_SECONDS if domain in self._seatless else 0.0
             for lane, has_waited in product(Lane, (True, False)):
                 row = [one for one in deliveries if one.lane is lane and one.has_waited is has_waited]
                 row.sort(key=attrgetter("queued_at"))
@@ -394,7 +399,7 @@ class Round:
                     again=has_waited,
                     is_refused=domain in self.full,
                 )
-                due.update((delivery.id, now + wait) for delivery, wait in zip(row, waits, strict=True))
+                due.update((delivery.id, now + max(wait, least)) for delivery, wait in zip(row, waits, strict=True))
         return due
 
     # --- the books ----------------------------------------------------------------------------------------------------

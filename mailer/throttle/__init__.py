@@ -273,6 +273,19 @@ class Seats:
         """Make the time of all seats longer: for another thread than the one that uses them."""
         self._throttle.extend_seats([*self._held.values()], self._name)
 
+    def has_relay(self, name: str) -> bool:
+        """Whether a connection of this relay is taken."""
+        limit = self._throttle.of_relay(name)
+        return limit is not None and limit.key in self._held
+
+    def leave_relay(self, name: str) -> None:
+        """Give one of this relay back, if it is taken."""
+        limit = self._throttle.of_relay(name)
+        if limit is not None and self._held.pop(limit.key, None) is not None:
+            self._throttle.leave_seats(self, [limit], self._name)
+            if self._held:
+                self._throttle.look_after(self)
+
     def release(self) -> None:
         """Give all seats back."""
         held, self._held = self._held, {}

@@ -31,6 +31,7 @@ from tests.services.couriers import (
     wait_out,
 )
 from tests.services.relay import SHORT, RawServer
+from tests.services.script import HOLD, ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
@@ -333,6 +334,30 @@ def test_a_try_that_has_to_wait_begins_anew(
     assert received(sink) == ["eve@example.net"]
     deliver_all(one)
     assert received(sink) == ["eve@example.net", "ada@example.net"]
+
+
+def test_its_mail_does_not_wait_for_the_longest_try(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+    """What other workers meet while it is tried is due again soon: it may answer long before that try would time out."""
+    with ScriptedRelay() as first:
+        first.faults["", "greeting"] = [DOWN, HOLD]
+        relays = entry(first, "first"), entry(sink, "second", senders=["example.net"])
+        one, other = (open_courier(*relays, MAILER_COMMAND_TIMEOUT=60, MAILER_RELAY_REST=REST) for _ in range(2))
+        queue(store, "ada@example.com")
+        deliver_all(one)
+        wait_out(clock, store)
+        queue_many(store, 60)
+        with ThreadPoolExecutor(1) as threads:
+            tried = threads.submit(deliver_all, one)
+            try:
+                wait_until(lambda: first.held)
+                deliver_all(other)
+            finally:
+                first.go_on()
+            tried.result()
+        clock.ahead += 1.2 * REST
+        deliver_all(other)
+
+    assert set(states(store).values()) == {"sent"}
 
 
 def test_workers_that_fail_together_count_as_one(store: Store, open_courier: OpenCourier, sink: Sink) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count as naturals
 from itertools import pairwise
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert as insert_into
 
+from mailer import delivery as room
 from mailer import schema
 from mailer.delivery import Courier
 from mailer.devstack.faults import DELAY, Fault
@@ -35,7 +36,7 @@ from tests.services.couriers import (
     states,
 )
 from tests.services.databases import sqlite_only
-from tests.services.script import ScriptedRelay
+from tests.services.script import HOLD, ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
@@ -66,10 +67,11 @@ def sent_to(sink: Sink, domain: str) -> int:
 # --- rates ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("question", ["load_messages", "is_waiting"])
 def test_mail_is_counted_once_at_a_limit(
-    store: Store, open_courier: OpenCourier, monkeypatch: pytest.MonkeyPatch, redis_url: str
+    store: Store, open_courier: OpenCourier, monkeypatch: pytest.MonkeyPatch, redis_url: str, question: str
 ) -> None:
-    """Also when it can't be read at that moment, since the database is away while the mail before it is on the wire."""
+    """Also when the database is away at that moment, while the mail before it is on the wire; and none is forgotten."""
     with ScriptedRelay("PIPELINING") as relay:
         courier = open_courier(
             {"name": "relay", "MAIL_SERVER": relay.host, "MAIL_PORT": relay.port, "MAILER_RELAY_RATE": "4/hour"},
@@ -77,14 +79,15 @@ def test_mail_is_counted_once_at_a_limit(
         )
         courier._paces["relay"].seconds_per_mail = 1.0  # so that each window has one mail
         queue_each(store, "ada", "bob", "eve", "joe")
-        load_messages, troubles = courier._store.load_messages, naturals(1)
+        ask, troubles = getattr(courier._store, question), naturals(1)
 
-        def away(mail_ids: Collection[str]) -> object:
+        def away(*given: object, **values: object) -> object:
             if next(troubles) == 2:
                 raise StoreUnavailable("restarting")
-            return load_messages(mail_ids)
+            return ask(*given, **values)
 
-        monkeypatch.setattr(courier._store, "load_messages", away)
+        monkeypatch.setattr(courier._store, question, away)
+        monkeypatch.setattr(courier._office.throttle, "behind", lambda *_given: 1.0)  # so that it is asked who waits
 
         deliver_all(courier)
 
@@ -465,6 +468,86 @@ def test_mail_for_a_busy_relay_does_not_go_round_in_circles(
     assert {(row["status"], row["relay"]) for row in table(store).values()} == {("sent", "busy")}
 
 
+@pytest.mark.parametrize("moved_at_once", [100, 5000])
+def test_mail_for_a_busy_relay_holds_up_nobody(
+    store: Store,
+    open_courier: OpenCourier,
+    sink: Sink,
+    backup: Sink,
+    redis_url: str,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    moved_at_once: int,
+) -> None:
+    """However much of it is due before the mail of an idle relay; and it is due again a moment later."""
+    monkeypatch.setattr(room, "_MOVED_AT_ONCE", moved_at_once)
+    relays = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(backup, "idle", domains=["example.net"])
+    courier = open_courier(*relays, redis_url=redis_url)
+    queue_heap(store, 350, domain="example.com", due_at=clock.time() - 1)
+    queue_many(store, 5, domain="example.net")
+
+    with open_courier(*relays, redis_url=redis_url)._office.throttle.seats() as seats:
+        assert seats.take_relay("busy")
+        deliver_all(courier)
+    assert (len(backup.messages), len(sink.messages)) == (5, 0)
+
+    clock.ahead += 1.1
+    deliver_all(courier)
+    assert len(sink.messages) == 350
+
+
+@pytest.mark.parametrize("its_turn", [Lane.CRITICAL, Lane.BULK, None])
+@pytest.mark.parametrize("limited", ["relay", "domain"])
+def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
+    store: Store, open_courier: OpenCourier, redis_url: str, limited: str, its_turn: Lane | None
+) -> None:
+    """Neither before nor after it has mail for another relay, nor without any: others use that one, and the domain, meanwhile."""
+    of_relay = {"MAILER_RELAY_CONCURRENCY": 1} if limited == "relay" else {}
+    of_domain = {} if of_relay else {"MAILER_DOMAIN_LIMITS": {"gmail.com": {"concurrency": 1}}}
+    with ScriptedRelay() as slow, BusySink() as sink:
+        slow.faults["mailer@example.com", "dot"] = [HOLD]
+        relays = entry(slow, "slow", domains=["slow.example"]), entry(sink, "free", **of_relay)
+        waiting, other = (open_courier(*relays, redis_url=redis_url, **of_domain) for _ in range(2))
+        queue(store, "ada@slow.example")
+        if its_turn is not None:
+            queue(store, "its@gmail.com", lane=its_turn)
+        with ThreadPoolExecutor(1) as threads:
+            slice_ = threads.submit(waiting.deliver_slice)
+            try:
+                wait_until(lambda: slow.held)
+                queue(store, "other@gmail.com")
+                deliver_all(other)
+                assert states(store)["other"] == "sent"
+            finally:
+                slow.go_on()
+            slice_.result()
+        assert set(states(store).values()) == {"sent"}
+        assert sink.most == 1 or limited == "domain"
+
+
+def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
+    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str
+) -> None:
+    """The mail goes back as it was."""
+    with ScriptedRelay() as slow:
+        slow.faults["mailer@example.com", "dot"] = [HOLD]
+        relays = entry(slow, "slow", domains=["slow.example"]), entry(sink, "free", MAILER_RELAY_CONCURRENCY=1)
+        courier, other = (open_courier(*relays, redis_url=redis_url) for _ in range(2))
+        queue(store, "ada@slow.example")
+        bulk = queue(store, "bulk@example.com", lane=Lane.BULK)
+        with other._office.throttle.seats() as seats, ThreadPoolExecutor(1) as threads:
+            slice_ = threads.submit(courier.deliver_slice)
+            try:
+                wait_until(lambda: slow.held)
+                assert seats.take_relay("free")
+            finally:
+                slow.go_on()
+            slice_.result()
+            assert (copy_of(store, bulk).status, copy_of(store, bulk).attempts, sink.connections) == (Status.QUEUED, 0, 0)
+        deliver_all(courier)
+    assert received(sink) == ["bulk@example.com"]
+
+
 def test_workers_share_the_seats_of_a_domain(store: Store, open_courier: OpenCourier, redis_url: str, clock: Clock) -> None:
     """One worker at a time sends to it; the mail of the others waits for its turn, and mail to other domains goes on."""
     limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
@@ -477,7 +560,7 @@ def test_workers_share_the_seats_of_a_domain(store: Store, open_courier: OpenCou
             deliver_all(couriers[1])
 
         assert (sent_to(sink, "gmail.com"), sent_to(sink, "example.com")) == (0, 10)
-        assert all(row["due_at"] > row["queued_at"] for row in table(store).values() if row["status"] == "queued")
+        assert waits(store, clock)[0] > 0.5  # they do not come back twenty times a second
         clock.ahead += 60
         deliver_all(couriers[1])
         assert sent_to(sink, "gmail.com") == 10

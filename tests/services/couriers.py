@@ -10,6 +10,7 @@ from mailer.store import Store
 from tests.mails import insert, table
 from tests.services.mail_servers import MailServer
 from tests.services.relay import RawServer
+from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 
 MakeCourier = Callable[..., Courier]  # `make_courier(**config)`, a fixture
@@ -46,7 +47,7 @@ class CountingBell:
         """Nobody was called."""
 
 
-def entry(server: Sink | RawServer | MailServer, name: str = "relay", **rules: Any) -> dict[str, Any]:
+def entry(server: Sink | RawServer | ScriptedRelay | MailServer, name: str = "relay", **rules: Any) -> dict[str, Any]:
     """What MAILER_RELAYS says of a relay."""
     return {"name": name, "MAIL_SERVER": server.host, "MAIL_PORT": server.port, **rules}
 
