@@ -76,6 +76,7 @@ def test_a_thousand_mails_arrive_once_each(config: Config, make_app: MakeApp, st
     assert_each_was_sent_once(make_app(), sink, ids)
 
 
+@sqlite_only
 def test_a_redis_that_forgets_everything_costs_nothing(
     config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink, redis_server: RedisServer
 ) -> None:

@@ -23,7 +23,7 @@ def of_every_mail(rule: Callable[[Message, bytes], None]) -> Callable[[], None]:
     def of_both_forms(message: Message, eightbit: bool) -> None:
         rule(message, written(message, eightbit=eightbit))
 
-    patiently = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    patiently = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     tried = patiently(given(mails, st.booleans())(of_both_forms))
     tried.__doc__ = rule.__doc__
     return tried
@@ -50,7 +50,7 @@ def test_the_wire_format(message: Message, mail: bytes) -> None:
     assert mail.partition(b"\r\n\r\n")[0].isascii()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mails)
 def test_what_each_relay_is_told_and_given(message: Message) -> None:
     """One without 8BITMIME gets ASCII; SIZE counts no more than the mail itself; the dot that ends it is the only one alone."""
