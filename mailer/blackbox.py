@@ -55,8 +55,10 @@ class Box:
     def claiming(self, token: str) -> None:
         """All before is settled; from now on, the claim with this token is in our hands."""
         if self._file is not None:
-            with self._or_without():
+            try:
                 os.ftruncate(self._file, 0)
+            except OSError as error:
+                self._go_without(error)
         self._note(f"{_FORMAT} {_boot()} {token}")
 
     def calling(self, relay: str) -> None:
@@ -102,17 +104,15 @@ class Box:
         if self._file is None:
             return
         line = f"{note}\n".encode("utf-8", "replace")
-        with self._or_without():
-            if os.write(self._file, line) != len(line):
-                raise OSError(errno.ENOSPC, "no space left")
-
-    @contextmanager
-    def _or_without(self) -> Iterator[None]:
         try:
-            yield
+            if os.write(self._file, line) != len(line):
+                self._go_without(OSError(errno.ENOSPC, "no space left"))
         except OSError as error:
-            self._warn("written", self._path, error)
-            self.remove()
+            self._go_without(error)
+
+    def _go_without(self, error: OSError) -> None:
+        self._warn("written", self._path, error)
+        self.remove()
 
 
 class BlackBox:

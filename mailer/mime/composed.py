@@ -22,7 +22,8 @@ class Composed:
         head, chunks = _written(message, keys, eightbit=not keys)  # RFC 6376, 5.3: nobody may encode a signed body again
         self.needs_smtputf8 = not (head.isascii() and message.bounce_address.isascii())
         self._eight = Form(head, chunks)
-        self._seven = self._eight if all(chunk.isascii() for chunk in chunks) else None
+        is_seven = not self._eight.is_8bit or all(chunk.isascii() for chunk in chunks)  # only the head may have other letters
+        self._seven = self._eight if is_seven else None
         self._message = message
 
     def form(self, *, eightbit: bool) -> "Form":
