@@ -12,7 +12,7 @@ from mailer.errors import ConfigurationError, InvalidMail
 from mailer.store import statements as sql
 from mailer.store.engines import patiently
 from mailer.store.spelling import packed
-from mailer.store.transactions import Row, sqlstate_of
+from mailer.store.transactions import Row, sqlstate_of, values_hidden
 
 Spell = Callable[[str], str]
 
@@ -37,11 +37,13 @@ class HostTransaction:
         self._connection = connection
         self._spell = spell
 
+    @values_hidden()
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
         """The rows that it finds or returns."""
         result = self._connection.exec_driver_sql(self._spell(statement), dict(values))
         return [tuple(row) for row in result] if result.returns_rows else []
 
+    @values_hidden()
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Once for each row of values."""
         self._connection.exec_driver_sql(self._spell(statement), [dict(row) for row in values])

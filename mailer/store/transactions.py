@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import StatementError
 
 from mailer.store.engines import patiently
 
@@ -14,6 +15,26 @@ Row = tuple[Any, ...]
 
 # A server that was restarted is found out at once. One that is silent is not asked a second time.
 _AT_ONCE = 1.0
+
+
+@contextmanager
+def values_hidden() -> Iterator[None]:
+    """Leave what a statement was given out of its error: applications log errors, and a mail may be sensitive.
+
+    SQLAlchemy adds the parameters, and PostgreSQL the row, in the lines below the first.
+    """
+    try:
+        yield
+    except Exception as error:
+        driver_error: Exception = getattr(error, "orig", None) or error
+        if first := getattr(getattr(driver_error, "diag", None), "message_primary", None):
+            kind = type(driver_error)
+            driver_error.args = (first,)
+            if driver_error is not error:
+                error.args = (f"({kind.__module__}.{kind.__name__}) {first}",)
+        if isinstance(error, StatementError):
+            error.hide_parameters = True
+        raise
 
 
 class CommitUnanswered(Exception):
@@ -48,11 +69,13 @@ class Transaction:
         self._is_begun = True
         return self._cursor.fetchall() if self._cursor.description else []
 
+    @values_hidden()
     def _execute(self, spelt: str, values: Mapping[str, Any]) -> None:
         if self._limits and not self._is_begun:
             self._cursor.execute(self._limits)
         self._cursor.execute(spelt, values)
 
+    @values_hidden()
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Once for each row of values."""
         self._cursor.executemany(self._spell(statement), values)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import pytest
@@ -417,6 +418,28 @@ def test_half_a_mail_is_none(shop: Flask, engine: Engine, bell: CountingBell) ->
         session.commit()
 
     assert (rows(shop), orders(engine), bell.rings) == ({}, [1], 0)
+
+
+REFUSALS = {
+    "sqlite": "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    "postgresql": "ALTER TABLE mailer_message ADD CONSTRAINT refused CHECK (subject = '') NOT VALID",
+}
+
+
+def test_an_error_tells_nothing_of_the_mail(shop: Flask, engine: Engine) -> None:
+    """Applications log errors: neither parameters nor the row that PostgreSQL shows are in one, nor in its causes."""
+    secret = {"to": "eve@example.com", "subject": "Your code is 4711", "sensitive": True}
+    with engine.connect() as connection:
+        send(connection)
+        connection.exec_driver_sql(REFUSALS[engine.dialect.name])
+        connection.commit()
+        for given in (connection, None):
+            with pytest.raises(Exception, match="refused") as caught:
+                send(given, **secret)
+            connection.rollback()
+            said = "".join(format_exception(caught.value))
+            assert "4711" not in said
+            assert "eve@example.com" not in said
 
 
 # --- what is no transaction of ours -----------------------------------------------------------------------------------
