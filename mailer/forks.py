@@ -58,8 +58,7 @@ def _tell_child(*, hooked: bool) -> None:
     """The process id is noted last: another thread goes on when all is as it should be."""
     global _pid  # noqa: PLW0603 -- it is the process' own
     for survivor in list(_survivors):
-        if not hooked:
-            _tell(survivor, "after_unhooked_fork")
+        _tell(survivor, "after_hooked_fork" if hooked else "after_unhooked_fork")
         _tell(survivor, "after_fork_in_child")
     _pid = os.getpid()
 

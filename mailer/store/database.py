@@ -147,12 +147,14 @@ class Database:
                 yield transaction
 
     def _check_host(self, host: Connection) -> None:
-        """As `check_schema`, but what is written is written by the host: it may be SQLite's one writer already."""
+        """As `check_schema`, but what is written is written by the host: it may be SQLite's one writer already.
+
+        So it takes no turn: whoever has it may be waiting for that writer.
+        """
         which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
-        with self._turn:
-            with self._transactions.look() as transaction:
-                place = transaction.execute(which, {})
-            self._check_tables()
+        with self._transactions.look() as transaction:
+            place = transaction.execute(which, {})
+        self._check_tables()
         hosts.check_leads_to(host, place, which, self.engine, self._spell)
         if self._file is not None:
             with hosts.joined(host, self._spell) as theirs:
@@ -242,6 +244,11 @@ class Database:
         self.engine.dispose(close=False)
         if self.is_in_memory:
             self._checked = False  # it begins with a new, empty one
+
+    def after_hooked_fork(self) -> None:
+        """Mailer's connections were closed before the fork; the application may have had one of its own to the same file."""
+        if self._file is not None and sqlite_locks.is_open(self._file):
+            self.after_unhooked_fork()
 
     def after_unhooked_fork(self) -> None:
         """What the parent had open of SQLite was not closed before the fork."""

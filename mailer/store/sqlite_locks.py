@@ -17,6 +17,22 @@ _INDEX_IN_USE = 128
 _kept: list[int] = []  # closing any of them would give up all locks of this process on the file
 
 
+def is_open(database: Path) -> bool:
+    """Return whether this process has the file open, by whatever name; False where the system does not tell."""
+    try:
+        there, numbers = database.stat(), list(Path("/proc/self/fd").iterdir())
+    except OSError:
+        return False
+    return any(_leads_to(int(number.name), there) for number in numbers)
+
+
+def _leads_to(number: int, there: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), there)
+    except OSError:  # that was the folder itself
+        return False
+
+
 def take_over(database: Path) -> None:
     """Hold the locks of an open connection until this process ends."""
     _hold(database, _SHARED_FIRST, _SHARED_SIZE)

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from mailer.errors import CommitLost, ConfigurationError, StoreUnavailable
+from mailer.message import Envelope
 from mailer.store import Store, engines, postgresql
-from tests.mails import NOW, insert, postgresql_only, table
+from tests.mails import NOW, a_message, insert, postgresql_only, table
 from tests.services.databases import Databases, sqlite_only
 from tests.services.mounts import immutable
 from tests.services.users import as_another_user
@@ -307,6 +308,22 @@ def test_a_thread_waits_for_its_turn_for_too_long(store: Store, monkeypatch: pyt
         insert(store)
 
     insert(store)
+
+
+@sqlite_only
+def test_the_first_mail_of_the_one_writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller's transaction that writes does not wait for a thread that has its turn, and waits for that transaction."""
+    store.check_schema()
+    store._checked = False  # as in a process that has just started
+    monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
+    engine = create_engine(store.engine.url)
+    with engine.connect() as host, store._turn:
+        host.exec_driver_sql("BEGIN IMMEDIATE")
+        store.insert_mail(a_message(), Envelope(recipients=("ada@example.com",), due_at=NOW), host)
+        host.commit()
+    engine.dispose()
+
+    assert len(table(store)) == 1
 
 
 class SlowTurn:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url, text
 
 from mailer.store import Store
 from tests.mails import NOW, a_message, insert, table
@@ -114,7 +114,7 @@ def test_forks_that_python_does_not_see(store: Store, database_url: str) -> None
     assert len(recipients(store)) == 2 + 5 * 100
 
 
-def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int]) -> bool:
+def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int], close: Callable[[], object] = lambda: None) -> bool:
     store = Store(url)
     queue(store, "parent@example.com")
     opened, closed = os.pipe(), os.pipe()
@@ -128,6 +128,7 @@ def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int]) -> boo
     pid = fork(write_on)
     os.read(opened[0], 1)
     store.engine.dispose()
+    close()
     os.write(closed[1], b".")
     return ended_well(pid)
 
@@ -142,6 +143,25 @@ def test_a_child_outlives_its_parents_connections(
         own = make_url(url)
         named = own.set(database=f"{prefix}{own.database}", query={"uri": "true"}).render_as_string()
         assert at_once(1, fork_and_close, named, fork) == [True]
+        store = Store(url)
+
+    assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+
+
+def fork_beside_the_application(url: str) -> bool:
+    """The application has a connection of its own to the file, and the parent closes everything."""
+    Store(url).check_schema()  # from here on the file has a log
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT COUNT(*) FROM mailer_message"))
+    return fork_and_close(url, forked, engine.dispose)
+
+
+@sqlite_only
+def test_a_child_of_an_application_with_its_own_connection(databases: Databases) -> None:
+    """SQLite in the child has inherited the account of that connection's locks: mail goes into no log that is deleted."""
+    with databases.migrated() as url:
+        assert at_once(1, fork_beside_the_application, url) == [True]
         store = Store(url)
 
     assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
