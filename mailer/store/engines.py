@@ -111,7 +111,10 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     """As a writer; a reader waits for nobody, and so not for an application that writes and asks us in the middle of it."""
     reads = connection.get_execution_options().get("reads_only", False)
-    patiently(connection.connection.driver_connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
+    driver = connection.connection.driver_connection
+    patiently(driver, "BEGIN" if reads else "BEGIN IMMEDIATE")
+    if reads:  # the first look takes the lock, and may meet a process that just makes the log, or removes it as the last
+        patiently(driver, "SELECT 1 FROM sqlite_master LIMIT 1")
 
 
 def patiently(connection: Any, sql: str) -> None:
