@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import inf
 from typing import Self
 
@@ -162,8 +163,9 @@ class RelayConnection(flask_mail.Connection):
     def _begin_anew(self, mail: WireMessage, refusal: Outcome) -> Outcome | None:
         """Say the envelope over a new connection, and learn from the answer.
 
-        If that comes to nothing, as when the relay still counts the connection before, nothing is learnt, and the
-        refusal stands: the next mail finds out whether the relay can't be reached.
+        If that comes to nothing, as when the relay still counts the connection before, nothing is
+        learnt, and the mail is tried again later, whatever the refusal was. The next mail finds out
+        whether the relay can't be reached.
         """
         carried = self._carried
         if self._is_open and not self._awaits_body:
@@ -177,6 +179,8 @@ class RelayConnection(flask_mail.Connection):
         if answer is None or _PLACES[answer.phase] > _PLACES[refusal.phase]:
             self._limit.confirm(refusal, carried)
         elif answer.verdict is Verdict.UNREACHED:
+            if refusal.verdict is Verdict.REFUSED:
+                return replace(refusal, verdict=Verdict.DEFERRED)
             return refusal
         elif answer.phase is refusal.phase:
             self._limit.refute()

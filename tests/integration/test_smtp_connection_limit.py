@@ -70,10 +70,11 @@ def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Ver
 
 @both
 @pytest.mark.parametrize("entrance", ["421 4.7.0 too many connections", "554 5.7.1 no", "close"])
-def test_a_new_connection_that_is_not_let_in(offers: tuple[str, ...], entrance: str) -> None:
-    """The relay may still count the one before. So the first refusal is the mail's answer, and the next mail goes on."""
+@pytest.mark.parametrize("reply", [NO_DOMAIN, "550 5.7.0 Please open a new session"])
+def test_a_new_connection_that_is_not_let_in(offers: tuple[str, ...], entrance: str, reply: str) -> None:
+    """The relay may still count the one before. So the mail is tried later, and the next goes on."""
     with ScriptedRelay(*offers) as server:
-        server.faults["m2@example.com", "mail"] = [NO_DOMAIN]
+        server.faults["m2@example.com", "mail"] = [reply]
         server.faults["", "greeting"] = ["220 relay", entrance]
 
         assert transmit(server, iter(letters(3))) == [SENT, DEFERRED, SENT]
