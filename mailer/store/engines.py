@@ -109,12 +109,21 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """As a writer; a reader waits for nobody, and so not for an application that writes and asks us in the middle of it."""
+    """Begin as a writer; a reader does not wait for an application that writes and asks us in the middle of it."""
     reads = connection.get_execution_options().get("reads_only", False)
-    driver = connection.connection.driver_connection
-    patiently(driver, "BEGIN" if reads else "BEGIN IMMEDIATE")
-    if reads:  # the first look takes the lock, and may meet a process that just makes the log, or removes it as the last
-        patiently(driver, "SELECT 1 FROM sqlite_master LIMIT 1")
+    begin = begin_reading if reads else begin_writing
+    begin(connection.connection.driver_connection)
+
+
+def begin_writing(connection: Any) -> None:
+    """Begin as a writer: one that begins as a reader fails at once, without waiting, when another writes in between."""
+    patiently(connection, "BEGIN IMMEDIATE")
+
+
+def begin_reading(connection: Any) -> None:
+    """Begin as a reader, with a first look. That waits while a file is recovered, or left by its last user; no later one does."""
+    connection.execute("BEGIN")
+    patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
 
 
 def patiently(connection: Any, sql: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import StatementError
 
-from mailer.store.engines import patiently
+from mailer.store.engines import begin_reading, begin_writing
 
 Row = tuple[Any, ...]
 
@@ -122,9 +122,9 @@ class Transactions:
         self._spell = spell
         self._limits = _limits() if limits_each and engine.dialect.name != "sqlite" else None
         is_sqlite = engine.dialect.name == "sqlite"
-        self._begin_writing = _begin_immediately if is_sqlite else _by_itself
-        self._begin_reading = _begin if is_sqlite else _by_itself
-        self._begin_looking = _begin if is_sqlite else _without_transaction
+        self._begin_writing = begin_writing if is_sqlite else _by_itself
+        self._begin_reading = begin_reading if is_sqlite else _by_itself
+        self._begin_looking = begin_reading if is_sqlite else _without_transaction
 
     def write(self) -> AbstractContextManager[Transaction]:
         """All of it, or nothing."""
@@ -169,17 +169,6 @@ def sqlstate_of(error: object) -> str | None:
 def _may_be_on_disk(error: Exception) -> bool:
     """SQLite undoes what it could not write; but what it only could not make sure of, it may find again after a power cut."""
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC
-
-
-def _begin_immediately(connection: Any) -> None:
-    """A writer that begins as a reader fails at once, without waiting, when another one writes in between."""
-    patiently(connection, "BEGIN IMMEDIATE")
-
-
-def _begin(connection: Any) -> None:
-    """A reader waits as well: while a file is recovered, or left by its last user. From its first look on, nobody stops it."""
-    connection.execute("BEGIN")
-    patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
 
 
 def _by_itself(connection: Any) -> None:
