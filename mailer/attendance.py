@@ -1,4 +1,4 @@
-"""Whether anybody delivers: told in the log of those who queue, in `flask mail queue` and in health checks."""
+"""The absence of workers, told in the log of those who queue, in `flask mail queue` and in health checks."""
 
 import math
 import threading

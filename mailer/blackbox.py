@@ -35,7 +35,7 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class Remains:
-    """What a process had in its hands when it died, or lost the database."""
+    """The deliveries that a process had in its hands when it died, or lost the database."""
 
     token: str  #: of its claim
     calling: str = ""  #: the relay that it called last
@@ -53,7 +53,7 @@ class Box:
         self._warn = warn
 
     def claiming(self, token: str) -> None:
-        """All before is settled; from now on, the claim with this token is in our hands."""
+        """Begin anew with the claim that has this token: all before is settled."""
         if self._file is not None:
             try:
                 os.ftruncate(self._file, 0)
@@ -62,18 +62,18 @@ class Box:
         self._note(f"{_FORMAT} {_boot()} {token}")
 
     def calling(self, relay: str) -> None:
-        """From now on, it is this relay that is waited for."""
+        """Note the relay that is waited for from now on."""
         self._note(f"calling {relay}")
 
     def composing(self, mail_id: str) -> None:
         self._note(f"composing {mail_id}")
 
     def composed(self) -> None:
-        """What comes next can't be the fault of the mail that was composed last."""
+        """Note that the mail is composed: what comes next can't be its fault."""
         self._note("composed")
 
     def begun(self, delivery_id: int, relay: str) -> None:
-        """Its first byte is about to be said."""
+        """Note that the first byte of a mail is about to be sent."""
         self._note(f"begun {delivery_id} {relay}")
 
     def taken(self, delivery_id: int, reply: str) -> None:
@@ -126,7 +126,7 @@ class BlackBox:
 
     @contextmanager
     def box(self) -> Iterator[Box]:
-        """One for the calling thread. What ends in an exception is not settled yet, so its box stays."""
+        """Open a box for the calling thread. What ends in an exception is not settled yet, so its box stays."""
         notice_fork()
         box = self._new()
         self._open.add(box)
@@ -175,9 +175,9 @@ class BlackBox:
         """Return the relays that a living process of this host has been waiting for, for so long, without another note."""
         relays = set()
         for path in self._found():
-            with suppress(OSError):  # the tick says what can't be read
+            with suppress(OSError, ValueError):  # the tick says what can't be read
                 if _is_unchanged_for(path, seconds) and not _is_in_nobodys_hands(path):
-                    relays.add(_calling(_text_of(path)))
+                    relays.add(_calling(path))
         return relays - {""}
 
     def after_fork_in_child(self) -> None:
@@ -291,12 +291,13 @@ def _locks(file: int) -> bool:
 
 
 def _read(file: int) -> Remains | None:
-    """None: nothing that this code could settle."""
+    """Return the notes of a box; None if it is of another boot, or of a version that this code does not know."""
     size = os.fstat(file).st_size
     if size > _LARGEST:
         raise ValueError("it is too large")
     header, *notes = os.pread(file, size, 0).decode("utf-8", "replace").split("\n")[:-1] or [""]
-    if (token := _token(header)) is None:
+    form, boot, token = (*header.split(" "), "", "", "")[:3]
+    if form != _FORMAT or boot != _boot():
         return None
     if any("\0" in line for line in (token, *notes)):
         raise ValueError("it has null bytes")
@@ -307,22 +308,11 @@ def _read(file: int) -> Remains | None:
     return remains
 
 
-def _text_of(path: Path) -> str:
+def _calling(path: Path) -> str:
+    """Return the relay that was called last; "" if none was, or the notes can't be believed."""
     with path.open("rb") as file:
-        return file.read(_LARGEST).decode("utf-8", "replace")
-
-
-def _token(header: str) -> str | None:
-    """Return that of the claim, unless the box is of another boot, or of a version that this code does not know."""
-    form, boot, token = (*header.split(" "), "", "", "")[:3]
-    return token if form == _FORMAT and boot == _boot() else None
-
-
-def _calling(notes: str) -> str:
-    """Return the relay that was called last, if there is one, and the notes can be believed."""
-    _, called, rest = notes.rpartition("\ncalling ")
-    is_known = called and _token(notes.partition("\n")[0]) is not None
-    return rest.partition("\n")[0] if is_known else ""
+        remains = _read(file.fileno())
+    return remains.calling if remains else ""
 
 
 def _take_note(remains: Remains, what: str, about: str) -> None:
@@ -355,5 +345,5 @@ def _is_useless(file: int) -> bool:
 
 @cache
 def _boot() -> str:
-    """Where nothing tells, no box is believed."""
+    """Return the id of this boot. Where the system has none it is a random one, and no box of others is believed."""
     return boot_id() or secrets.token_hex(8)

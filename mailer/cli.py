@@ -25,7 +25,7 @@ _HELD = (Status.CLAIMED, Status.TRANSMITTING)
 
 
 def _moment(given: str) -> datetime:
-    """As these commands print it; with an offset, of another zone."""
+    """Read a time as these commands print it, in UTC unless it has an offset."""
     try:
         moment = datetime.fromisoformat(given.removesuffix(" UTC"))
     except ValueError:
@@ -52,7 +52,7 @@ def _store() -> Store:
 
 
 def _relays() -> dict[str, RelaySettings]:
-    """By name."""
+    """Return the relays by name."""
     relays: tuple[RelaySettings, ...] = current_app.extensions["mailer"].settings.relays
     return {relay.name: relay for relay in relays}
 
