@@ -136,7 +136,7 @@ def make_app(config: Mapping[str, str]) -> Iterator[Callable[..., Flask]]:
 
 @pytest.fixture
 def start_workers(config: Mapping[str, str], tmp_path: Path) -> Iterator[StartWorkers]:
-    """`start_workers(count, pool=, concurrency=, env=)`: worker processes of the same application, stopped after the test."""
+    """`start_workers(count, pool=, concurrency=, env=)`: worker processes of the same application, killed after the test."""
     fleet = Fleet(config, tmp_path)
     yield fleet.start
     fleet.end()

@@ -30,11 +30,11 @@ from mailer.message import Delivery, Lane, Outcome, Pause
 from mailer.policy import rest, slice_size
 from mailer.smtp import Relay
 from mailer.steps import Steps
+from mailer.store import MOVED_AT_ONCE
 
 _DAY = 86400.0
 _PURGED_AT_ONCE = 500
 _LEAST_REST = 0.005  # who waits for SQLite looks every millisecond
-_MOVED_AT_ONCE = 5000
 # While the broker is away, or all who could hear it wait for a relay, the sweep itself delivers for so long, and looks again.
 _ALONE_SECONDS = 1.0
 # It leaves alone a relay that has kept somebody waiting for so long, and puts off its mail by so much.
@@ -228,9 +228,9 @@ class Courier:
         if any(_may_try(pause) for pause in able):
             return None
         longest = now + self._settings.relay_rest_longest
-        return min((self._looked_at(pause, now) or longest for pause in able if pause), default=longest)
+        return min((self._look_again_at(pause, now) or longest for pause in able if pause), default=longest)
 
-    def _looked_at(self, pause: Pause, now: float) -> float | None:
+    def _look_again_at(self, pause: Pause, now: float) -> float | None:
         """When to look again at a relay that is paused: at the end of the pause.
 
         While the relay is being tried, the pause ends with the longest time that may take, and may be over long before: so no
@@ -385,14 +385,14 @@ class Courier:
         rounds = {domain: one for one in full for domain in one.stopped_domains}
         now, has_moved = time.time(), False
         while True:
-            heads = self._store.head(lane, now=now, most=_MOVED_AT_ONCE)
+            heads = self._store.head(lane, now=now, most=MOVED_AT_ONCE)
             waits = {**self._waits_for_relays(heads, pauses, now), **_waits_at_limits(heads, rounds)}
             if busy:
                 others = [one for one in heads if one.id not in waits]
-                waits |= self._waits_for_busy(others, pauses, busy, now, further=further and len(heads) == _MOVED_AT_ONCE)
+                waits |= self._waits_for_busy(others, pauses, busy, now, further=further and len(heads) == MOVED_AT_ONCE)
             moved = self._store.postpone_if_queued(waits, now=now) if waits else set()
             has_moved = has_moved or bool(moved)
-            if len(moved) < _MOVED_AT_ONCE or time.monotonic() > ends:
+            if len(moved) < MOVED_AT_ONCE or time.monotonic() > ends:
                 return has_moved
 
     def _waits_for_relays(self, heads: Sequence[Delivery], pauses: Mapping[str, Pause], now: float) -> dict[int, float]:

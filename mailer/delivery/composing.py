@@ -114,10 +114,13 @@ class Composer:
 
     def _key(self, delivery: Delivery) -> str:
         """Name what is composed: a mail that is redirected names its recipient, and so is another one for each."""
+        return f"{delivery.mail_id} {delivery.id}" if self._is_redirected(delivery) else delivery.mail_id
+
+    def _is_redirected(self, delivery: Delivery) -> bool:
+        """Tell whether the mail goes to an address that is not its recipient's."""
         if not self._redirects:
-            return delivery.mail_id
-        to = destination(self._office.settings, delivery.recipient)
-        return delivery.mail_id if to in (delivery.recipient, None) else f"{delivery.mail_id} {delivery.id}"
+            return False
+        return destination(self._office.settings, delivery.recipient) not in (delivery.recipient, None)
 
     def _size(self, delivery: Delivery) -> int:
         if delivery.size is not None:
@@ -205,7 +208,7 @@ class Composer:
         return [one for one in group if self._key(one) == key]
 
     def _redirected(self, message: Message, delivery: Delivery) -> Message:
-        if not self._redirects or destination(self._office.settings, delivery.recipient) in (delivery.recipient, None):
+        if not self._is_redirected(delivery):
             return message
         return replace(message, headers=(*message.headers, (_MEANT_FOR, delivery.recipient)))
 

@@ -169,13 +169,12 @@ class Store(Database):
 
         return self._transact(write)
 
-    def release_if_held(self, waits: Mapping[int, float | None], *, token: str, counts: bool = False) -> set[int]:
+    def release_if_held(self, waits: Mapping[int, float | None], *, token: str) -> set[int]:
         """claimed, transmitting or doubtful -> queued, as if never claimed; later, where a due time says so.
 
         Only the worker knows that it did not begin: what the sweep thought to be in doubt meanwhile is not.
         """
-        values = {"waits": packed(waits.items()), "token": token, "uncounted": int(not counts)}
-        return self._move(sql.RELEASE, **values) if waits else set()
+        return self._move(sql.RELEASE, waits=packed(waits.items()), token=token) if waits else set()
 
     def lock_sensitive(self, mail_ids: Collection[str]) -> None:
         """Lock what is sensitive, inside `together()`: before the first of several moves that may be the last of a mail."""

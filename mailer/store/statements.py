@@ -107,7 +107,7 @@ RETURNING mailer_delivery.id
 # In doubt is by then what the sweep gave up: its worker had been frozen for too long, and nobody else knew that it never began.
 RELEASE = """
 UPDATE mailer_delivery
-SET status = 'queued', attempts = attempts - :uncounted, token = NULL, lease_until = NULL,
+SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL,
     due_at = COALESCE(waits.due_at, CASE WHEN status = 'doubtful' THEN queued_at ELSE mailer_delivery.due_at END),
     doubts = CASE WHEN status = 'doubtful' THEN doubts - 1 ELSE doubts END,
     reply = CASE WHEN status = 'doubtful' THEN NULL ELSE reply END

@@ -486,7 +486,7 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
     moved_at_once: int,
 ) -> None:
     """However much of it is due before the mail of an idle relay; and it is due again a moment later."""
-    monkeypatch.setattr(room, "_MOVED_AT_ONCE", moved_at_once)
+    monkeypatch.setattr(room, "MOVED_AT_ONCE", moved_at_once)
     relays = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(backup, "idle", domains=["example.net"])
     courier = open_courier(*relays, redis_url=redis_url)
     queue_heap(store, 350, domain="example.com", due_at=clock.time() - 1)

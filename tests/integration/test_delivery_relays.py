@@ -233,7 +233,7 @@ def test_much_mail_for_a_paused_relay_is_in_nobodys_way(
     store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is moved in heaps, not slice by slice. By sender, which is the rule that takes most to look up."""
-    monkeypatch.setattr(room, "_MOVED_AT_ONCE", 100)
+    monkeypatch.setattr(room, "MOVED_AT_ONCE", 100)
     sink.faults.add(Fault("connect", DOWN, times=None))
     courier = open_courier(entry(sink, "first"), entry(backup, "second", senders=["example.net"]))
     queue(store, "ada@example.com")
