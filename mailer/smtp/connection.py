@@ -134,9 +134,13 @@ class RelayConnection(flask_mail.Connection):
                     outcome = self._finish(mail, refusal, envelope)
                 else:
                     outcome = refusal or _TO_NOBODY
-                self._account(mail, outcome)
+                self._account(outcome)
+                try:
+                    yield outcome  # noted before a receiver hears of it, which may be killed
+                finally:
+                    if outcome.verdict is Verdict.SENT:
+                        self._tell(mail)
                 del mail  # its bytes are not kept while the next one is composed
-                yield outcome
                 if outcome.verdict in _LAST:
                     break
         finally:
@@ -238,13 +242,12 @@ class RelayConnection(flask_mail.Connection):
         dialogue.finish_refused(envelope)
         return refusal
 
-    def _account(self, mail: WireMessage, outcome: Outcome) -> None:
-        """What an outcome means for the connection, and for those who want to hear of it."""
+    def _account(self, outcome: Outcome) -> None:
+        """What an outcome means for the connection."""
         if outcome.verdict is Verdict.UNREACHED or not self._is_open:
             self.drop()
         if outcome.verdict is Verdict.SENT:
             self.num_emails += 1
-            self._tell(mail)
             if self.num_emails >= (self._settings.mail_max_emails or inf):
                 self.close()
         if self._is_open and self._limit.is_reached(self._carried) and not self._awaits_body:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
+from flask_mail import email_dispatched
 
 from mailer.errors import StoreUnavailable
 from mailer.message import Outcome
@@ -81,6 +83,19 @@ def test_a_worker_that_is_interrupted(
         make_courier(windows_of=3).deliver_slice()
 
     assert states(store) == {"ada": "sent", "bob": "transmitting", "eve": "queued", "joe": "queued"}
+
+
+def test_a_receiver_that_is_interrupted(make_courier: MakeCourier, store: Store) -> None:
+    """The mail that it hears of was taken, so that is recorded."""
+    queue_each(store, "ada", "bob")
+
+    def interrupted(_app: Flask, **_values: Any) -> None:
+        raise KeyboardInterrupt
+
+    with email_dispatched.connected_to(interrupted), pytest.raises(KeyboardInterrupt):
+        make_courier().deliver_slice()
+
+    assert states(store) == {"ada": "sent", "bob": "queued"}
 
 
 # --- a database that is away ------------------------------------------------------------------------------------------

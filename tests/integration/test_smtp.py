@@ -421,6 +421,11 @@ def test_the_signal_tells_what_was_sent_to_whom(relay_to: MakeRelay, sink: Sink)
         send(relay, make_letter("nobody@example.com"))
         send(relay, letter := make_letter("eve@example.com"))
 
-    assert heard == [letter]
+        with relay.connection() as connection:
+            outcomes = connection.transmit(iter(letters := [make_letter() for _ in range(3)]))
+            [*_two] = [next(outcomes), next(outcomes)]
+            outcomes.close()  # type: ignore[attr-defined]  # it is a generator
+
+    assert heard == [letter, *letters[:2]]
     assert isinstance(letter, flask_mail.Message)
     assert (letter.subject, letter.send_to) == ("Hello", {"eve@example.com"})
