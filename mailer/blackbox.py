@@ -27,6 +27,8 @@ from mailer.private import create_private_file, make_private_folder
 _FORMAT = "mailer-1"
 # Boxes that are not ours to settle: by then, all leases are over.
 _USELESS_AFTER = 86400.0
+# One of which the database knows nothing is looked into again so seldom.
+_LOOK_AGAIN_SECONDS = 10.0
 # A box has the notes of one claim, a few hundred kilobytes at most. What is larger is not read.
 _LARGEST = 64 << 20
 
@@ -42,6 +44,11 @@ class Remains:
     composing: str = ""  #: the mail whose bytes it was making
     begun: dict[int, str] = field(default_factory=dict)  #: the relay that was being told the mail, by delivery
     taken: dict[int, str] = field(default_factory=dict)  #: of these, those it took, and its words
+
+    @property
+    def tells_something(self) -> bool:
+        """Tell whether they say more than which claim it was."""
+        return bool(self.begun or self.composing)
 
 
 class Box:
@@ -116,10 +123,17 @@ class Box:
 
 
 class BlackBox:
-    """All boxes of one installation on this host. Without a folder nothing is noted."""
+    """All boxes of one installation on this host. Without a folder nothing is noted.
 
-    def __init__(self, folder: Path | None) -> None:
+    `former` is a folder where workers of an older version have theirs. A box of which the database
+    knows nothing may be that of another installation: it stays for `kept` seconds.
+    """
+
+    def __init__(self, folder: Path | None, *, former: Path | None = None, kept: float = _USELESS_AFTER) -> None:
         self._folder = folder
+        self._folders = [one for one in (folder, former) if one is not None]
+        self._kept = kept
+        self._look_again: dict[Path, float] = {}  # when, by boxes of which nothing was found
         self._open: set[Box] = set()
         self._warned: set[tuple[str, str]] = set()
         survive_forks(self)
@@ -140,13 +154,18 @@ class BlackBox:
         finally:
             self._open.discard(box)
 
-    def settle_remains(self, settle: Callable[[Remains], None]) -> None:
+    def settle_remains(self, settle: Callable[[Remains], bool]) -> None:
         """Settle what each process of this host that died had in its hands.
 
+        `settle` tells whether the database knew of any of it.
         If that can't be done now, its box stays for the next one who looks, and the first error is raised at the end.
         """
         errors: list[Exception] = []
-        for path in self._found():
+        paths, now = self._found(), time.monotonic()
+        self._look_again = {path: at for path, at in self._look_again.items() if path in paths}
+        for path in paths:
+            if self._look_again.get(path, now) > now:
+                continue
             try:
                 if error := self._settle_box(path, settle):
                     errors.append(error)
@@ -155,18 +174,21 @@ class BlackBox:
         if errors:
             raise errors[0]
 
-    def _settle_box(self, path: Path, settle: Callable[[Remains], None]) -> Exception | None:
+    def _settle_box(self, path: Path, settle: Callable[[Remains], bool]) -> Exception | None:
         """Return why what a dead process left there could not be settled."""
         with _in_nobodys_hands(path) as file:
             if file is None:
                 return None
             if (remains := self._read(path, file)) is not None:
                 try:
-                    settle(remains)
+                    was_known = settle(remains)
                 except Exception as error:  # noqa: BLE001 -- the other boxes have nothing to do with it
                     return error
+                if not was_known and remains.tells_something and not _is_older(file, self._kept):
+                    self._look_again[path] = time.monotonic() + _LOOK_AGAIN_SECONDS
+                    return None
                 os.ftruncate(file, 0)  # settled, should the file stay
-            elif not _is_useless(file):
+            elif os.fstat(file).st_size and not _is_older(file, _USELESS_AFTER):
                 return None
             path.unlink(missing_ok=True)
         return None
@@ -196,14 +218,15 @@ class BlackBox:
         return Box(Path(), None, self._warn)
 
     def _found(self) -> list[Path]:
-        if self._folder is None:
-            return []
+        return [path for folder in self._folders for path in self._found_in(folder)]
+
+    def _found_in(self, folder: Path) -> list[Path]:
         try:
-            return sorted(self._folder.iterdir())
+            return sorted(folder.iterdir())
         except FileNotFoundError:
             return []
         except OSError as error:
-            self._warn("found", self._folder, error)
+            self._warn("found", folder, error)
             return []
 
     def _read(self, path: Path, file: int) -> Remains | None:
@@ -338,9 +361,8 @@ def _number(key: str) -> int:
     return int(key)
 
 
-def _is_useless(file: int) -> bool:
-    known = os.fstat(file)
-    return known.st_size == 0 or time.time() - known.st_mtime > _USELESS_AFTER
+def _is_older(file: int, seconds: float) -> bool:
+    return time.time() - os.fstat(file).st_mtime > seconds
 
 
 @cache

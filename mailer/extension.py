@@ -25,6 +25,7 @@ from mailer.mime import make_signer
 from mailer.rendering import Renderer
 from mailer.schema.autogenerate import register_if_needed
 from mailer.settings import Settings, database, keys
+from mailer.settings.namespace import namespace_of
 from mailer.smtp import Relay
 from mailer.store import Host, Store
 from mailer.store.leftover import warn_of_leftover
@@ -213,7 +214,7 @@ def _furnish(app: Flask, settings: Settings) -> State:
     store = Store(settings.database_url, pgbouncer=settings.pgbouncer)
     bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
     throttle = Throttle(settings, settings.flag_url)
-    office = Office(settings, store, make_signer(settings.dkim_keys), throttle, BlackBox(_black_box_of(app, settings)))
+    office = Office(settings, store, make_signer(settings.dkim_keys), throttle, _black_box_of(app, settings))
     plain = _flask_mail_state(settings)
     courier = Courier(office, [Relay(relay, app, plain) for relay in settings.relays], bell)
     if isinstance(bell, Doorstep):
@@ -231,13 +232,17 @@ def _watch(settings: Settings, store: Store, check: CeleryCheck) -> Watch | None
     return Watch(store, check.objection, shown=settings.log_addresses)
 
 
-def _black_box_of(app: Flask, settings: Settings) -> Path | None:
-    """A folder for each database, since several installations may share one for all of them."""
+def _black_box_of(app: Flask, settings: Settings) -> BlackBox:
+    """In a folder for each database, since several installations may share one for all of them."""
     url = make_url(settings.database_url)
     if settings.mail_suppress_send or database.is_in_memory(url):
-        return None  # nothing outlives this process
+        return BlackBox(None)  # nothing outlives this process
     folder = Path(settings.black_box or Path(app.instance_path, "black-box"))
-    return folder / hashlib.sha256(str(url.set(password=None, query={})).encode()).hexdigest()[:16]
+    # What workers have open that were started before the folder was named for host and schema.
+    former = hashlib.sha256(str(url.set(password=None, query={})).encode()).hexdigest()[:16]
+    # By then the leases are over, and what was in doubt is decided.
+    kept = max(settings.claim_lease, settings.transmit_lease) + settings.doubt_resend_after
+    return BlackBox(folder / namespace_of(settings.database_url), former=folder / former, kept=kept)
 
 
 def _flask_mail_state(settings: Settings) -> flask_mail._Mail:

@@ -18,8 +18,11 @@ _POISON = Outcome(Verdict.DEFERRED, "the worker died while it composed this mail
 log = get_logger(__name__)
 
 
-def settle(office: Office, remains: Remains) -> None:
-    """What the relay took is sent, what was on the wire is in doubt, and everything else was never begun."""
+def settle(office: Office, remains: Remains) -> bool:
+    """What the relay took is sent, what was on the wire is in doubt, and the rest was never begun.
+
+    Returns whether any of it was still held, or in doubt.
+    """
     store, now = office.store, time.time()
     held = store.load_held(remains.token)
     begun: dict[str, list[Result]] = defaultdict(list)  # by relay
@@ -41,6 +44,7 @@ def settle(office: Office, remains: Remains) -> None:
             len(held),
             doubtful,
         )
+    return bool(held)
 
 
 def _result(office: Office, delivery: Delivery, reply: str | None, now: float) -> Result:

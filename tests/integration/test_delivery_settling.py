@@ -3,12 +3,18 @@
 import os
 import signal
 from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from flask_mail import email_dispatched
 
+from mailer.blackbox import BlackBox
 from mailer.delivery import Courier
 from mailer.delivery import round as round_
+from mailer.delivery.settling import settle
 from mailer.errors import StoreUnavailable
 from mailer.message import Message, OnDoubt, Status
 from mailer.mime import Composed, Signer, compose
@@ -97,6 +103,37 @@ def test_a_box_that_comes_too_late(make_courier: MakeCourier, store: Store, cloc
 
     assert states(store) == ["sent"]
     assert len(sink.messages) == 1
+
+
+def test_a_worker_that_dies_while_a_receiver_works(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+    """What the relay took is noted before a receiver of `email_dispatched` hears of it."""
+    queue_many(store, 2)
+    with email_dispatched.connected_to(killing):
+        deliver_and_die(make_courier())
+
+    make_courier().settle()
+
+    assert sorted(states(store)) == ["queued", "sent"]
+    assert len(sink.messages) == 1
+
+
+def test_a_box_that_another_installation_finds_first(
+    make_courier: MakeCourier, store: Store, black_box: BlackBox, tmp_path: Path
+) -> None:
+    """It knows nothing of what is in it, and leaves it to the one whose mail it is."""
+    queue(store, "ada@example.com")
+    courier = make_courier()
+    deliver_and_die(courier, lambda: setattr(store, "record_if_transmitting", killing))
+    other = Store(f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    other.migrate()
+    theirs = replace(courier._office, store=other)
+
+    assert black_box._folder is not None
+    BlackBox(black_box._folder).settle_remains(partial(settle, theirs))
+    other.engine.dispose()
+    courier.settle()
+
+    assert states(store) == ["sent"]
 
 
 # --- a database that is away ------------------------------------------------------------------------------------------

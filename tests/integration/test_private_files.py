@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from sqlalchemy import URL
 
-from mailer.blackbox import BlackBox
+from mailer.blackbox import BlackBox, Remains
 from mailer.devstack.inbox import Inbox
 from mailer.private import make_private_file, make_private_folder
 from mailer.store import Store
@@ -134,7 +134,12 @@ def test_boxes_and_mails_of_root_can_be_read_by_the_folders_owner(their_folder: 
 
     def look() -> None:
         found: list[str] = []
-        BlackBox(their_folder / "black-box").settle_remains(lambda remains: found.append(remains.token))
+
+        def settle(remains: Remains) -> bool:
+            found.append(remains.token)
+            return True
+
+        BlackBox(their_folder / "black-box").settle_remains(settle)
         assert found == ["token"]
         assert Inbox(their_folder / "inbox").get(mail_id) is not None
 

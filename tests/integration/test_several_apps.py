@@ -15,6 +15,8 @@ from flask import Flask
 from jinja2 import DictLoader
 
 from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, logs, send_email
+from mailer.extension import _black_box_of
+from mailer.settings import Settings
 from tests.services.databases import Databases, sqlite_only
 from tests.services.sink import Sink
 from tests.shop import OpenShop, close, rows, store_of, stored
@@ -221,6 +223,28 @@ def test_the_broker_of_the_applications_own_celery(
 
     assert flag_url() == flag
     assert flag_url(REDIS_URL="redis://other/0") == "redis://other/0"
+
+
+BASE = "postgresql+psycopg://mailer:secret@/mailer?host=/srv/one"
+
+
+@pytest.mark.parametrize(
+    ("url", "is_shared"),
+    [
+        ("postgresql+psycopg://another@/mailer?host=/srv/one&connect_timeout=5", True),
+        ("postgresql+psycopg://mailer:secret@/mailer?host=/srv/two", False),
+        (f"{BASE}&options=-csearch_path%3Dtenant", False),
+    ],
+)
+def test_each_database_has_a_black_box_of_its_own(tmp_path: Path, url: str, is_shared: bool) -> None:
+    """However its workers log in there; that of workers of an older version is looked into."""
+    app = Flask("shop", instance_path=str(tmp_path))
+
+    def folders(url: str) -> list[Path]:
+        return _black_box_of(app, Settings.load({}, {}, default_database_url=url))._folders
+
+    assert (folders(url)[0] == folders(BASE)[0]) is is_shared
+    assert folders(BASE)[1].name == "ac9e607b131484c4"
 
 
 @sqlite_only

@@ -42,9 +42,18 @@ def leave(black_box: BlackBox, write: Write) -> None:
 
 
 def found(black_box: BlackBox) -> list[Remains]:
-    remains: list[Remains] = []
-    black_box.settle_remains(remains.append)
-    return remains
+    return settled(black_box, was_known=True)
+
+
+def settled(black_box: BlackBox, *, was_known: bool) -> list[Remains]:
+    found: list[Remains] = []
+
+    def settle(remains: Remains) -> bool:
+        found.append(remains)
+        return was_known
+
+    black_box.settle_remains(settle)
+    return found
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -185,7 +194,7 @@ def test_it_is_settled_once(black_box: BlackBox, folder: Path) -> None:
 def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
     """It stays for the next one who looks."""
 
-    def unable(_remains: Remains) -> None:
+    def unable(_remains: Remains) -> bool:
         raise ZeroDivisionError
 
     leave(black_box, delivering)
@@ -203,16 +212,37 @@ def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(black_box: Blac
     leave(black_box, lambda box: box.claiming("another"))
     settled: list[str] = []
 
-    def settle(remains: Remains) -> None:
+    def settle(remains: Remains) -> bool:
         if remains.token == "token":
             raise ZeroDivisionError
         settled.append(remains.token)
+        return True
 
     with pytest.raises(ZeroDivisionError):
         black_box.settle_remains(settle)
 
     assert settled == ["another"]
     assert [*folder.iterdir()] == [folder / "0"]
+
+
+def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
+    """It may be another installation's, and stays until no lease and no doubt can depend on it."""
+    black_box = BlackBox(folder, kept=60)
+    leave(black_box, delivering)
+    [path] = folder.iterdir()
+    leave(black_box, lambda box: box.claiming("another"))
+
+    assert len(settled(black_box, was_known=False)) == 2
+    assert [*folder.iterdir()] == [path]
+    assert settled(black_box, was_known=False) == []
+
+    assert len(found(BlackBox(folder / "other", former=folder))) == 1
+    assert not path.exists()
+    leave(black_box, delivering)
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    assert len(settled(black_box, was_known=False)) == 1
+    assert not [*folder.iterdir()]
 
 
 # --- who is waited for -----------------------------------------------------------------------------------------------
