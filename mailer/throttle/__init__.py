@@ -24,7 +24,7 @@ from mailer.settings import Settings
 from mailer.settings.rates import OTHERS, read_rates
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, Line, Share, spread
 from mailer.throttle.keeper import Keeper
-from mailer.throttle.shared import Shared
+from mailer.throttle.shared import SEAT_SECONDS, Seat, Shared
 
 _RENEWED_EVERY = 5.0
 _ANNOUNCED_EVERY = 10.0
@@ -176,35 +176,48 @@ class Throttle:
 
     # --- seats --------------------------------------------------------------------------------------------------------
 
-    def take_seat(self, limit: Limit, taker: str) -> bool:
-        taken = self._over_redis(lambda shared: shared.take_seat(limit, taker))
-        here, seats = self._here, limit.seats or 0
+    def take_seat(self, seat: Seat) -> bool:
+        heard = self._over_redis(lambda shared: shared.take_seat(seat))
+        here, limit = self._here, seat.limit
         with here.lock:
-            if taken is None:
-                taken = here.seats[limit.key] < max(1, seats // here.processes)
+            least = max(1, (limit.seats or 0) // here.processes)
+            taken = here.seats[limit.key] < least if heard is None else heard
             here.seats[limit.key] += taken
+        if heard is None and not taken and self._shared is not None:
+            here.note_left([seat])  # it may have been taken there, and the answer lost
         return taken
 
-    def keep_seats(self, limits: Sequence[Limit], taker: str) -> list[Limit]:
-        """Return those of the limits at which the seat is somebody else's by now."""
-        lost = self._over_redis(lambda shared: shared.keep_seats(limits, taker)) or []
-        with self._here.lock:
-            self._here.seats -= Counter(limit.key for limit in lost)
+    def keep_seats(self, seats: Sequence[Seat]) -> list[Seat]:
+        """Return those that are somebody else's by now."""
+        lost = self._over_redis(lambda shared: shared.keep_seats(seats)) or []
+        self._here.leave(lost)
         return lost
 
-    def look_after(self, seats: "Seats") -> None:
+    def look_after(self, hand: "Seats") -> None:
         """Keep what is in this hand, however long it does nothing about it."""
         if self._shared is not None:
-            self._keeper.add(seats)
+            self._keeper.add(hand)
 
-    def extend_seats(self, limits: Sequence[Limit], taker: str) -> None:
-        self._over_redis(lambda shared: shared.extend_seats(limits, taker))
+    def extend_seats(self, seats: Sequence[Seat]) -> None:
+        """Keep them, and take again what Redis lost, if it is free."""
+        self._over_redis(lambda shared: shared.keep_seats(seats))
 
-    def leave_seats(self, seats: "Seats", limits: Iterable[Limit], taker: str) -> None:
-        self._keeper.discard(seats)
-        with self._here.lock:
-            self._here.seats -= Counter(limit.key for limit in limits)
-        self._over_redis(lambda shared: shared.leave_seats(limits, taker))
+    def leave_seats(self, hand: "Seats", seats: Sequence[Seat]) -> None:
+        """Give seats back; if Redis does not answer, the keeper sees to it that this is done later."""
+        if hand.is_empty:
+            self._keeper.discard(hand)
+        self._here.leave(seats)
+        if self._shared is not None:
+            self._here.note_left(seats)
+            self.extend()
+
+    def extend(self) -> None:
+        """Give back what Redis has not heard of yet: until it has, this is one more hand of the keeper."""
+        self._keeper.discard(self)
+        if self._here.left:
+            self._over_redis(lambda _shared: None)
+        if self._here.has_left():
+            self._keeper.add(self)
 
     # --- over Redis, or alone -----------------------------------------------------------------------------------------
 
@@ -218,6 +231,9 @@ class Throttle:
         try:
             if now >= here.announced_at + _ANNOUNCED_EVERY:
                 here.hear(self._shared.announce(here.name), now)
+            if left := here.left.copy():
+                self._shared.leave_seats(left)
+                here.forget_left(left)
             return ask(self._shared)
         except (redis.RedisError, OSError) as error:
             here.quiet_until = time.monotonic() + _QUIET_SECONDS
@@ -237,9 +253,10 @@ class Seats:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
-        self._name = secrets.token_hex(8)
-        self._held: dict[str, Limit] = {}
+        self._held: dict[str, Seat] = {}  # by the key of the limit
         self._renewed_at = time.monotonic()
+        self._lock = threading.Lock()  # the keeper takes again what was lost, but not what was given back
+        survive_forks(self)
 
     def take_relay(self, name: str) -> bool:
         """Whether one more connection of this relay may be used, which it is from now on. It never waits."""
@@ -253,9 +270,9 @@ class Seats:
         self.renew()
         if limit is None or not limit.seats or limit.key in self._held:
             return True
-        taken = self._throttle.take_seat(limit, self._name)
+        taken = self._throttle.take_seat(seat := Seat(limit))
         if taken:
-            self._held[limit.key] = limit
+            self._held[limit.key] = seat
             self._throttle.look_after(self)
         return taken
 
@@ -266,12 +283,19 @@ class Seats:
         """
         if self._held and time.monotonic() >= self._renewed_at + _RENEWED_EVERY:
             self._renewed_at = time.monotonic()
-            for limit in self._throttle.keep_seats([*self._held.values()], self._name):
-                del self._held[limit.key]
+            with self._lock:
+                for seat in self._throttle.keep_seats([*self._held.values()]):
+                    del self._held[seat.limit.key]
 
     def extend(self) -> None:
-        """Make the time of all seats longer: for another thread than the one that uses them."""
-        self._throttle.extend_seats([*self._held.values()], self._name)
+        """Keep all seats for longer: for another thread than the one that uses them."""
+        with self._lock:
+            if self._held:
+                self._throttle.extend_seats([*self._held.values()])
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._held
 
     def has_relay(self, name: str) -> bool:
         """Whether a connection of this relay is taken."""
@@ -281,16 +305,22 @@ class Seats:
     def leave_relay(self, name: str) -> None:
         """Give one of this relay back, if it is taken."""
         limit = self._throttle.of_relay(name)
-        if limit is not None and self._held.pop(limit.key, None) is not None:
-            self._throttle.leave_seats(self, [limit], self._name)
-            if self._held:
-                self._throttle.look_after(self)
+        if limit is not None and limit.key in self._held:
+            with self._lock:
+                seat = self._held.pop(limit.key)
+            self._throttle.leave_seats(self, [seat])
 
     def release(self) -> None:
         """Give all seats back."""
-        held, self._held = self._held, {}
+        with self._lock:
+            held, self._held = self._held, {}
         if held:
-            self._throttle.leave_seats(self, held.values(), self._name)
+            self._throttle.leave_seats(self, [*held.values()])
+
+    def after_fork_in_child(self) -> None:
+        """In a child: the seats are the parent's, whose keeper may have held the lock."""
+        self._lock = threading.Lock()
+        self._held = {}
 
     def __enter__(self) -> Self:
         return self
@@ -306,6 +336,7 @@ class _Process:
         self.name = secrets.token_hex(8)
         self.lock = threading.Lock()
         self.seats: Counter[str] = Counter()
+        self.left: dict[Seat, float] = {}  #: when they were given back, until Redis has heard of it
         self.processes = 1  #: how many shared the limits when Redis was last heard
         self.announced_at = -math.inf
         self.is_alone = False
@@ -321,6 +352,29 @@ class _Process:
                     line.full_until = -math.inf
             self.processes, self.announced_at = processes, now
             self.is_alone, self.quiet_until = False, -math.inf
+
+    def leave(self, seats: Iterable[Seat]) -> None:
+        """Free these seats here."""
+        with self.lock:
+            self.seats -= Counter(seat.limit.key for seat in seats)
+
+    def note_left(self, seats: Iterable[Seat]) -> None:
+        """Redis has to hear of these."""
+        with self.lock:
+            self.left.update(dict.fromkeys(seats, time.monotonic()))
+
+    def forget_left(self, seats: Iterable[Seat]) -> None:
+        """Redis has heard of these."""
+        with self.lock:
+            for seat in seats:
+                self.left.pop(seat, None)
+
+    def has_left(self) -> bool:
+        """Whether Redis has to hear of any, but for those that it has freed by itself."""
+        with self.lock:
+            long_ago = time.monotonic() - SEAT_SECONDS
+            self.left = {seat: at for seat, at in self.left.items() if at > long_ago}
+            return bool(self.left)
 
     def line(self, limit: Limit) -> Line:
         """Now and then, those of domains that nobody asks for any more are dropped."""

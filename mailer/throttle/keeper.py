@@ -14,7 +14,7 @@ class Hand(Protocol):
     """What somebody holds."""
 
     def extend(self) -> None:
-        """Make the time of all seats in it longer."""
+        """Keep all seats in it for longer."""
 
 
 class Keeper:

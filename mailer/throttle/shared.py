@@ -1,26 +1,27 @@
 """What is in Redis: the counts and the seats of all processes."""
 
+import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import redis
 from limits import RateLimitItem
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 from redis.backoff import NoBackoff
-from redis.commands.core import Script
 from redis.retry import Retry
 
 from mailer.message import Lane
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit
 
-# A seat that nobody keeps is free again after so many seconds: that of a process that died.
-_SEAT_SECONDS = 120
+#: A seat that nobody keeps is free again after so many seconds: that of a process that died.
+SEAT_SECONDS = 120
 # A process that was silent for so long is not one of those that share the limits.
 _ALIVE_SECONDS = 60
 
-# Both go by the clock of Redis. This one takes a seat, or renews it.
+# It goes by the clock of Redis, and takes a seat, or renews it.
 _TAKE_SEAT = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -30,13 +31,6 @@ end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
-"""
-# This one makes the time of a seat longer that is still taken.
-_EXTEND_SEAT = """
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-    redis.call('ZADD', KEYS[1], tonumber(redis.call('TIME')[1]) + ARGV[3], ARGV[1])
-    redis.call('EXPIRE', KEYS[1], ARGV[3])
-end
 """
 _ANNOUNCE = """
 local now = tonumber(redis.call('TIME')[1])
@@ -88,6 +82,14 @@ return string.format('%.6f', longest)
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place at a limit. Each taker has a name of its own: what is taken back late is that place only."""
+
+    limit: Limit
+    taker: str = field(default_factory=partial(secrets.token_hex, 8))
+
+
 class Shared:
     """Redis. Nothing is connected before it is needed, and nobody waits for an answer longer than two seconds."""
 
@@ -99,7 +101,6 @@ class Shared:
         # through around the turn of two seconds. It costs 20 bytes a mail, and no more time.
         self._rates = MovingWindowRateLimiter(storage)
         self._take_seat = self._client.register_script(_TAKE_SEAT)
-        self._extend_seat = self._client.register_script(_EXTEND_SEAT)
         self._announce = self._client.register_script(_ANNOUNCE)
         self._book = self._client.register_script(_BOOK)
         self._behind = self._client.register_script(_BEHIND)
@@ -135,28 +136,21 @@ class Shared:
         """Nobody waits in this lane, nor in a more urgent one."""
         self._client.hdel(self._line(limit), *(f"{row}{int(its)}" for its in Lane if its <= lane for row in "br"))
 
-    def take_seat(self, limit: Limit, taker: str) -> bool:
-        return bool(self._take_seat(keys=[self._seats(limit)], args=_seated(limit, taker)))
+    def take_seat(self, seat: Seat) -> bool:
+        return bool(self._take_seat(keys=[self._seats(seat.limit)], args=_seated(seat)))
 
-    def keep_seats(self, limits: Sequence[Limit], taker: str) -> list[Limit]:
+    def keep_seats(self, seats: Sequence[Seat]) -> list[Seat]:
         """Take again those that were lost meanwhile, if they are free; return where none is."""
-        taken = self._for_each(self._take_seat, limits, taker)
-        return [limit for limit, is_taken in zip(limits, taken, strict=True) if not is_taken]
-
-    def extend_seats(self, limits: Sequence[Limit], taker: str) -> None:
-        """Keep those that are still taken."""
-        self._for_each(self._extend_seat, limits, taker)
-
-    def _for_each(self, script: Script, limits: Sequence[Limit], taker: str) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
-            for limit in limits:
-                script(keys=[self._seats(limit)], args=_seated(limit, taker), client=pipeline)
-            return pipeline.execute()
+            for seat in seats:
+                self._take_seat(keys=[self._seats(seat.limit)], args=_seated(seat), client=pipeline)
+            taken = pipeline.execute()
+        return [seat for seat, is_taken in zip(seats, taken, strict=True) if not is_taken]
 
-    def leave_seats(self, limits: Iterable[Limit], taker: str) -> None:
+    def leave_seats(self, seats: Iterable[Seat]) -> None:
         with self._client.pipeline(transaction=False) as pipeline:
-            for limit in limits:
-                pipeline.zrem(self._seats(limit), taker)
+            for seat in seats:
+                pipeline.zrem(self._seats(seat.limit), seat.taker)
             pipeline.execute()
 
     def _seats(self, limit: Limit) -> str:
@@ -166,5 +160,5 @@ class Shared:
         return f"{self._prefix}:line/{limit.key}"
 
 
-def _seated(limit: Limit, taker: str) -> list[str | int]:
-    return [taker, limit.seats or 0, _SEAT_SECONDS]
+def _seated(seat: Seat) -> list[str | int]:
+    return [seat.taker, seat.limit.seats or 0, SEAT_SECONDS]

@@ -1,11 +1,13 @@
 """Limits that all workers share over Redis, and keep to while it is away."""
 
 import logging
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +26,8 @@ from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT
 
 RELAY = "relay.example.com:25"
-SEATS = f"mailer:tests:throttle:seats/relay/{RELAY}"
+RELAY_KEY = f"relay/{RELAY}"
+SEATS = f"mailer:tests:throttle:seats/{RELAY_KEY}"
 
 
 def throttle(url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any) -> Throttle:
@@ -228,8 +231,34 @@ def test_seats_are_kept_while_a_mail_is_slow(redis_url: str, client: Any, monkey
         for _ in range(2):
             age(client, 100)
             wait_until(lambda: client.zrange(SEATS, 0, -1, withscores=True)[0][1] > client.time()[0] + 100)
+        client.delete(SEATS)  # as a Redis does that is started anew
+        wait_until(lambda: client.zcard(SEATS))
         assert not other.seats().take_relay(RELAY)
     assert other.seats().take_relay(RELAY)
+
+
+def test_a_seat_that_is_given_back_is_not_taken_again(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper has looked at the hand, and comes to Redis after it was emptied."""
+    hand, looked, go_on = throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).seats(), Event(), Event()
+    keep_seats = Shared.keep_seats
+
+    def slow(*arguments: Any) -> Any:
+        looked.set()
+        assert go_on.wait(10)
+        return keep_seats(*arguments)
+
+    hand.take_relay(RELAY)
+    monkeypatch.setattr(Shared, "keep_seats", slow)
+    with ThreadPoolExecutor() as threads:
+        extended = threads.submit(hand.extend)
+        assert looked.wait(10)
+        released = threads.submit(hand.release)
+        wait([released], timeout=0.1)
+        go_on.set()
+        extended.result()
+        released.result()
+
+    assert client.zcard(SEATS) == 0
 
 
 def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +354,24 @@ def test_seats_are_shared_out_while_redis_is_down(redis_server: RedisServer, att
         assert [hand.take_domain("b.com") for hand in hands] == [True, False, False, False]
         hands[0].release()
         assert hands[2].take_domain("a.com")
+
+
+def test_seats_that_are_given_back_while_redis_is_quiet(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are free at its next answer, which the keeper asks for; what was taken since is kept."""
+    monkeypatch.setattr(keeper, "_EVERY", 0.02)
+    one = throttle(redis_url, MAILER_RELAY_CONCURRENCY=2)
+    with one.seats() as seats:
+        assert seats.take_relay(RELAY)
+        with one.seats() as others:
+            others.take_relay(RELAY)
+            one._here.quiet_until = math.inf
+            seats.release()
+        assert client.zcard(SEATS) == 2
+        seats.take_relay(RELAY)
+
+        one._here.quiet_until = -math.inf
+
+        wait_until(lambda: client.zrange(SEATS, 0, -1) == [seats._held[RELAY_KEY].taker])
 
 
 def test_seats_outlive_redis(redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch) -> None:
