@@ -6,11 +6,13 @@ A task carries no mail, only "there is mail": a ring may come late, twice or nev
 import gc
 import logging
 import signal
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 from weakref import WeakSet
 
 from billiard import current_process
@@ -96,9 +98,34 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
 
 def broker_of(celery: Celery[Any] | None) -> str | None:
     """Return the URL of the broker that the application has given to a Celery app of its own; several are separated by ';'."""
-    given = None if celery is None else celery.conf.broker_write_url
+    if celery is None:
+        return None
+    given = celery.conf.broker_write_url
     url = ";".join(given) if isinstance(given, (list, tuple)) else given
-    return url if url and "://" in url else None
+    return _over_tls(url, celery.conf.broker_use_ssl) if url and "://" in url else None
+
+
+def _over_tls(url: str, options: object) -> str:
+    """Say in the URL of a Redis what `broker_use_ssl` says beside it: the client of Redis gets only the URL.
+
+    What Celery ignores is left out: anything but a dict, and all of it if the URL itself says such things.
+    """
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    is_one_redis = scheme in ("redis", "rediss") and ";" not in url
+    if not (is_one_redis and options and isinstance(options, Mapping)) or "ssl_" in query:
+        return url
+    said = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    if "ssl_cert_reqs" in said:
+        said["ssl_cert_reqs"] = _word_for(said["ssl_cert_reqs"])
+    known = urlencode({name: value for name, value in said.items() if value is not None})
+    return f"rediss://{place}?{'&'.join(filter(None, [query, known]))}"
+
+
+def _word_for(cert_reqs: object) -> object:
+    if isinstance(cert_reqs, int):
+        return ssl.VerifyMode(cert_reqs).name.removeprefix("CERT_").lower()
+    return cert_reqs or "none"
 
 
 def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:

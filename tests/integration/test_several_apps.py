@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -196,18 +197,21 @@ def test_the_applications_own_celery_is_used(config: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broker", "flag"),
+    ("broker", "tls", "flag"),
     [
-        ("redis://:secret@cache:6380/3", "redis://:secret@cache:6380/3"),
-        ("redis+socket:///run/redis.sock?virtual_host=2", "unix:///run/redis.sock?db=2"),
-        ("rediss://cache/0?ssl_cert_reqs=CERT_REQUIRED", "rediss://cache/0?ssl_cert_reqs=required"),
-        (["redis://one/0", "redis://two/0"], None),
-        ("amqp://guest@localhost//", None),
-        (None, "redis://127.0.0.1:6379/0"),
+        ("redis://:secret@cache:6380/3", None, "redis://:secret@cache:6380/3"),
+        ("redis+socket:///run/redis.sock?virtual_host=2", None, "unix:///run/redis.sock?db=2"),
+        ("rediss://cache/0?ssl_cert_reqs=CERT_REQUIRED", None, "rediss://cache/0?ssl_cert_reqs=required"),
+        ("redis://cache/0", {"ssl_cert_reqs": ssl.CERT_NONE}, "rediss://cache/0?ssl_cert_reqs=none"),
+        ("rediss://cache", {"ssl_ca_certs": "/ca.pem"}, "rediss://cache?ssl_ca_certs=%2Fca.pem"),
+        ("rediss://cache?ssl_cert_reqs=none", {"ssl_ca_certs": "/ca.pem"}, "rediss://cache?ssl_cert_reqs=none"),
+        (["redis://one/0", "redis://two/0"], {"ssl_cert_reqs": None}, None),
+        ("amqp://guest@localhost//", {"ssl_cert_reqs": None}, None),
+        (None, None, "redis://127.0.0.1:6379/0"),
     ],
 )
 def test_the_broker_of_the_applications_own_celery(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker: Any, flag: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker: Any, tls: Any, flag: str | None
 ) -> None:
     """Rings and limits are where it is, unless MAILER_REDIS_URL or REDIS_URL says otherwise."""
     for key in ("MAILER_REDIS_URL", "REDIS_URL"):
@@ -216,7 +220,8 @@ def test_the_broker_of_the_applications_own_celery(
     def flag_url(**config: str) -> str | None:
         app = Flask("shop", instance_path=str(tmp_path))
         app.config.from_mapping(config)
-        app.extensions["celery"] = Celery("shop", broker=broker, set_as_current=False)
+        celery = app.extensions["celery"] = Celery("shop", broker=broker, set_as_current=False)
+        celery.conf.broker_use_ssl = tls
         Mailer(app)
         found: str | None = app.extensions["mailer"].settings.flag_url
         return found
