@@ -1,5 +1,6 @@
 """How PostgreSQL is opened: nobody waits for it without an end."""
 
+import os
 import time
 from typing import Any, TypeVar
 
@@ -47,10 +48,16 @@ _PREPARED_ELSEWHERE = ("42P05", "26000")
 
 def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
     url = url.set(drivername="postgresql+psycopg")
-    options = {**_OF_THE_CLIENT, **(_BEHIND_PGBOUNCER if pgbouncer else _OF_THE_SERVER)}
-    engine = create_engine(url, connect_args=options, pool_timeout=_CONNECT_SECONDS)
+    arguments = {**_OF_THE_CLIENT, **(_BEHIND_PGBOUNCER if pgbouncer else _of_the_server(url))}
+    engine = create_engine(url, connect_args=arguments, pool_timeout=_CONNECT_SECONDS)
     event.listen(engine, "do_connect", lambda _dialect, _record, arguments, options: _Connection.connect(*arguments, **options))
     return engine
+
+
+def _of_the_server(url: URL) -> dict[str, str]:
+    """Add our options to those of the URL, such as a search_path, or of the environment, as migrations take them."""
+    given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
+    return {"options": f"{given} {_OF_THE_SERVER['options']}".strip()}
 
 
 def make_patient_engine(url: URL) -> Engine:

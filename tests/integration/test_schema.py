@@ -40,6 +40,25 @@ def set_revision(engine: Engine, revision: str) -> None:
         connection.execute(schema.version.update().values(version_num=revision, readable_from=revision))
 
 
+@postgresql_only
+def test_two_tenants_in_two_schemas(empty_database_url: str) -> None:
+    """The options of the URL hold for the store as for migrations: each has tables and mail of its own."""
+    owner = create_engine(empty_database_url)
+    with owner.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA tenant_a; CREATE SCHEMA tenant_b")
+    tenants = [Store(f"{empty_database_url}&options=-csearch_path%3Dtenant_{letter}") for letter in "ab"]
+    for tenant in tenants:
+        tenant.migrate()
+        tenant.check_schema()
+    insert(tenants[0])
+
+    assert [len(table(tenant)) for tenant in tenants] == [1, 0]
+    with tenants[0].engine.connect() as connection:
+        assert connection.scalar(text("SHOW statement_timeout")) == "15s"
+    for engine in (owner, *(tenant.engine for tenant in tenants)):
+        engine.dispose()
+
+
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
