@@ -19,7 +19,8 @@ SELECT activity.pid, COALESCE(NULLIF(application_name, ''), backend_type, 'unkno
 FROM pg_stat_activity AS activity
 WHERE pid <> pg_backend_pid() AND pid IN (
     SELECT pid FROM pg_locks JOIN pg_class ON pg_class.oid = relation
-    WHERE granted AND relname LIKE 'mailer\\_%' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+    WHERE granted AND relname LIKE 'mailer\\_%' AND pg_table_is_visible(pg_class.oid)
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 ORDER BY xact_start LIMIT 3
 """
 

@@ -214,9 +214,19 @@ class Settings(RelaySettings):
             settings = cls.model_validate(given)
         except ValidationError as error:
             raise ConfigurationError(explained(cls, error, given)) from None
+        settings.check_for_pgbouncer()
         if is_debugging:
             settings.check_for_debugging()
         return settings
+
+    def check_for_pgbouncer(self) -> None:
+        """A pooler refuses what is asked for at the start of a session, or leaves it out: the mail would be in another schema."""
+        if self.pgbouncer and (asked := database.server_options(make_url(self.database_url))):
+            raise ConfigurationError(
+                f"MAILER_PGBOUNCER: a pooler does not hand on '{asked.strip()}', the options of MAILER_DATABASE_URL or of"
+                " PGOPTIONS. Take them out, and set them for the role that logs in: ALTER ROLE … SET search_path = …;"
+                " with a schema of its own, give this installation a MAILER_NAMESPACE, too."
+            )
 
     def check_for_debugging(self) -> None:
         """Nothing reaches a real person by accident: who debugs says who may get mail, or has it shown by an inbox."""

@@ -1,5 +1,6 @@
 """Where mail is kept: which database, and which file a relative path means."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def may_be_made(url: URL) -> bool:
 def is_in_memory(url: URL) -> bool:
     """Return whether nothing of it outlives the process."""
     return url.get_backend_name() == "sqlite" and file_of(url) is None
+
+
+def server_options(url: URL) -> str:
+    """Return the options of a session of PostgreSQL: those of the URL, or else of the environment."""
+    if url.get_backend_name() == "sqlite":
+        return ""
+    given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
+    return given if isinstance(given, str) else given[-1]
 
 
 def shown(value: str) -> str:

@@ -5,11 +5,11 @@ import re
 
 from sqlalchemy import URL, make_url
 
-from mailer.settings.database import file_of
+from mailer.settings.database import file_of, server_options
 
 _ALLOWED = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _POSTGRESQL_PORT = 5432
-_SEARCH_PATH = re.compile(r"search_path\s*=\s*(\S+)")
+_SEARCH_PATH = re.compile(r"search[_-]path\s*=\s*(\S+)")
 
 
 def check_namespace(value: str) -> str:
@@ -36,5 +36,5 @@ def _server(url: URL) -> str:
     hosts = url.query.get("host") or url.host or "localhost"
     ports = url.query.get("port") or url.port or _POSTGRESQL_PORT
     named = [",".join(part if isinstance(part, tuple) else [str(part)]).lower() for part in (hosts, ports)]
-    schema = _SEARCH_PATH.search(str(url.query.get("options", "")))
-    return ":".join(["postgresql", *named, url.database or "", schema[1] if schema else ""])
+    schemas = _SEARCH_PATH.findall(server_options(url)) or [""]  # the last one holds
+    return ":".join(["postgresql", *named, url.database or "", schemas[-1]])

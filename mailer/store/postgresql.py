@@ -1,6 +1,5 @@
 """How PostgreSQL is opened: nobody waits for it without an end."""
 
-import os
 import time
 from typing import Any, TypeVar
 
@@ -9,6 +8,8 @@ from psycopg.abc import PQGen
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
+
+from mailer.settings.database import server_options
 
 T = TypeVar("T")
 
@@ -55,9 +56,8 @@ def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
 
 
 def _of_the_server(url: URL) -> dict[str, str]:
-    """Add our options to those of the URL, such as a search_path, or of the environment, as migrations take them."""
-    given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
-    return {"options": f"{given} {_OF_THE_SERVER['options']}".strip()}
+    """Add our options to those that are given, such as a search_path: psycopg takes the ones or the others."""
+    return {"options": f"{server_options(url)} {_OF_THE_SERVER['options']}".lstrip()}
 
 
 def make_patient_engine(url: URL) -> Engine:

@@ -455,6 +455,7 @@ def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> Non
         ("postgresql://web@db:5433/shop", False),
         ("postgresql://web@other/shop", False),
         ("postgresql://web@db/shop?options=-csearch_path%3Dblog", False),
+        ("postgresql://web@db/shop?options=--search-path%3Dblog", False),
         ("sqlite:////srv/shop.sqlite3", False),
     ],
 )
@@ -464,6 +465,16 @@ def test_the_name_of_an_installation(url: str, is_same: bool) -> None:
 
     assert (load(MAILER_DATABASE_URL=url).installation == name) is is_same
     assert load(MAILER_DATABASE_URL=url, MAILER_NAMESPACE="shop").installation == "shop"
+
+
+def test_no_options_through_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pooler leaves the schema out, and mail would be in another one."""
+    with pytest.raises(ConfigurationError, match=r"MAILER_PGBOUNCER: .*'-csearch_path=blog'.* ALTER ROLE"):
+        load(MAILER_DATABASE_URL="postgresql://web@db/shop?options=-csearch_path%3Dblog", MAILER_PGBOUNCER=True)
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=blog")
+    with pytest.raises(ConfigurationError, match="PGOPTIONS"):
+        load(MAILER_DATABASE_URL="postgresql://web@db/shop", MAILER_PGBOUNCER=True)
+    load(MAILER_DATABASE_URL="sqlite:////srv/shop.sqlite3", MAILER_PGBOUNCER=True)
 
 
 def test_the_name_of_an_installation_with_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
