@@ -466,6 +466,27 @@ def test_another_schema(shop: Flask, database_url: str) -> None:
     engine.dispose()
 
 
+@postgresql_only
+def test_a_schema_of_its_own(open_shop: OpenShop, empty_database_url: str) -> None:
+    """Mailer's tables are in another schema than the application's, whose transactions see both."""
+    engine = create_engine(driven(empty_database_url), connect_args={"options": "-c search_path=public,mail"})
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA mail"))
+        connection.execute(text("CREATE TABLE shop_order (number INTEGER PRIMARY KEY)"))
+    shop = open_shop(MAILER_DATABASE_URL=f"{empty_database_url}&options=-csearch_path%3Dmail")
+    store_of(shop).migrate()
+    with shop.app_context(), Session(engine) as session:
+        session.execute(text("INSERT INTO shop_order VALUES (1)"))
+        send(session)
+        session.commit()
+    with engine.connect() as connection:
+        where = set(connection.execute(text("SELECT schemaname FROM pg_tables WHERE tablename LIKE 'mailer%'")).scalars())
+    engine.dispose()
+
+    assert where == {"mail"}
+    assert rows(shop) == MAIL
+
+
 @sqlite_only
 def test_the_same_file_by_another_name(shop: Flask, database_url: str, tmp_path: Path, bell: CountingBell) -> None:
     """It is the file that counts."""
