@@ -15,7 +15,8 @@ from sqlalchemy import make_url
 from mailer.attendance import Watch, absence
 from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
-from mailer.delivery import Courier, Doorstep, Office
+from mailer.clock import SystemClock
+from mailer.delivery import Dispatcher, InlineBell, Maintenance, Services
 from mailer.dropin import QueueConnection, QueueState
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
@@ -43,7 +44,8 @@ class State:
     settings: Settings
     store: Store
     intake: Intake
-    courier: Courier
+    dispatcher: Dispatcher
+    maintenance: Maintenance
     mail: QueueState  #: `app.extensions["mail"]`
     celery_check: CeleryCheck
 
@@ -212,17 +214,20 @@ def _state(app: Flask | None = None) -> State:
 def _furnish(app: Flask, settings: Settings) -> State:
     celery = app.extensions["celery"]
     store = Store(settings.database_url, pgbouncer=settings.pgbouncer)
-    bell = Doorstep() if settings.mail_suppress_send else CeleryBell(celery, settings)
+    bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings)
     throttle = Throttle(settings, settings.flag_url)
-    office = Office(settings, store, make_signer(settings.dkim_keys), throttle, _black_box_of(app, settings))
+    signer, black_box = make_signer(settings.dkim_keys), _black_box_of(app, settings)
+    services = Services(settings, store, signer, throttle, black_box, SystemClock())
     plain = _flask_mail_state(settings)
-    courier = Courier(office, [Relay(relay, app, plain) for relay in settings.relays], bell)
-    if isinstance(bell, Doorstep):
-        bell.courier = courier
-    install(celery, app, settings, store, courier, bell)
+    relays = [Relay(relay, app, plain) for relay in settings.relays]
+    dispatcher = Dispatcher(services, relays, bell)
+    maintenance = Maintenance(services, dispatcher, bell)
+    if isinstance(bell, InlineBell):
+        bell.dispatcher = dispatcher
+    install(celery, app, settings, store, dispatcher, maintenance, bell)
     check = CeleryCheck(app, celery)
     intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check))
-    return State(settings, store, intake, courier, QueueState(plain, intake), check)
+    return State(settings, store, intake, dispatcher, maintenance, QueueState(plain, intake), check)
 
 
 def _watch(settings: Settings, store: Store, check: CeleryCheck) -> Watch | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from mailer.errors import InvalidMail
 from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
 
-MOST_IN_A_WINDOW = 20
+MAX_WINDOW = 20
 WINDOW_SECONDS = 0.05
-MOST_IN_A_SLICE = 500
+MAX_BATCH = 500
 _LEAST_HELD, _TIMES_HELD = 4096, 4
 
 
@@ -288,13 +288,13 @@ def verdict_on(error: Exception) -> Verdict:
 
 
 def window_size(seconds_per_mail: float) -> int:
-    """How many mails to mark, and to record, at once: about 20, or 50 ms of them."""
-    return min(MOST_IN_A_WINDOW, math.ceil(WINDOW_SECONDS / seconds_per_mail))
+    """Return how many mails to mark, and to record, at once: about 20, or 50 ms of them."""
+    return min(MAX_WINDOW, math.ceil(WINDOW_SECONDS / seconds_per_mail))
 
 
-def slice_size(seconds_per_mail: float, slice_seconds: float) -> int:
-    """How many mails to claim at once, so that a slice lasts about as long as it should."""
-    return max(1, min(MOST_IN_A_SLICE, int(slice_seconds / seconds_per_mail)))
+def batch_size(seconds_per_mail: float, batch_seconds: float) -> int:
+    """Return how many mails to claim at once, so that a batch lasts about as long as it should."""
+    return max(1, min(MAX_BATCH, int(batch_seconds / seconds_per_mail)))
 
 
 def bytes_held(size: int) -> int:

@@ -1,15 +1,13 @@
-"""What was left in the hands of a process, settled by whoever finds its black box."""
+"""Settling the deliveries of a process that died, by its black box."""
 
-import random
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 
 from mailer.blackbox import Remains
-from mailer.delivery.office import Office
+from mailer.delivery.results import result_of
+from mailer.delivery.services import Services
 from mailer.logs import get_logger
 from mailer.message import Delivery, Outcome, Phase, Status, Verdict
-from mailer.policy import Move, explained, next_move
 from mailer.store import Result
 
 _ON_THE_WIRE = Outcome(Verdict.DOUBTFUL, "the worker died, or lost the database, before the reply was recorded")
@@ -18,12 +16,12 @@ _POISON = Outcome(Verdict.DEFERRED, "the worker died while it composed this mail
 log = get_logger(__name__)
 
 
-def settle(office: Office, remains: Remains) -> bool:
-    """What the relay took is sent, what was on the wire is in doubt, and the rest was never begun.
+def settle(services: Services, remains: Remains) -> bool:
+    """Record what the relay took as sent and what was on the wire as in doubt. Release the rest.
 
-    Returns whether any of it was still held, or in doubt.
+    Return whether any of it was still held, or in doubt.
     """
-    store, now = office.store, time.time()
+    store, now = services.store, services.clock.time()
     held = store.load_held(remains.token)
     begun: dict[str, list[Result]] = defaultdict(list)  # by relay
     unbegun: list[Delivery] = []
@@ -31,12 +29,12 @@ def settle(office: Office, remains: Remains) -> bool:
         if (relay := remains.begun.get(delivery.id)) is None:
             unbegun.append(delivery)
         else:
-            begun[relay].append(_result(office, delivery, remains.taken.get(delivery.id), now))
+            begun[relay].append(_result(services, delivery, remains.taken.get(delivery.id)))
     with store.together():
         store.lock_sensitive({delivery.mail_id for delivery in held})
         for relay, results in begun.items():
             store.record_if_transmitting(results, now=now, relay=relay)
-        _give_back(office, unbegun, remains, now)
+        _release(services, unbegun, remains, now)
     if held:
         doubtful = sum(result.move.to is Status.DOUBTFUL for results in begun.values() for result in results)
         log.warning(
@@ -47,26 +45,21 @@ def settle(office: Office, remains: Remains) -> bool:
     return bool(held)
 
 
-def _result(office: Office, delivery: Delivery, reply: str | None, now: float) -> Result:
+def _result(services: Services, delivery: Delivery, reply: str | None) -> Result:
     if reply is not None:
-        return Result(delivery, Outcome(Verdict.SENT, reply), Move(to=Status.SENT))
-    return Result(delivery, _ON_THE_WIRE, _move(office, delivery, _ON_THE_WIRE, now))
+        return result_of(services, delivery, Outcome(Verdict.SENT, reply))
+    return result_of(services, delivery, _ON_THE_WIRE)
 
 
-def _give_back(office: Office, deliveries: Sequence[Delivery], remains: Remains, now: float) -> None:
-    """As if never claimed, but for the mail that was being composed: should it be what kills workers, it must come to an end."""
-    store = office.store
-    suspects = [_charged(office, one, now) for one in deliveries if one.mail_id == remains.composing]
-    charged = store.set_aside_if_claimed(suspects, now=now, relay=remains.calling) if suspects else set()
+def _release(services: Services, deliveries: Sequence[Delivery], remains: Remains, now: float) -> None:
+    """Release deliveries, as if they were never claimed.
+
+    But the mail that was being composed is charged with a try: should it kill workers, that must end.
+    """
+    store = services.store
+    suspects = [result_of(services, delivery, _POISON) for delivery in deliveries if delivery.mail_id == remains.composing]
+    charged = set[int]()
+    if suspects:
+        charged = store.set_aside_if_claimed(suspects, now=now, relay=remains.calling)
     innocent = {delivery.id: None for delivery in deliveries if delivery.id not in charged}
     store.release_if_held(innocent, token=remains.token)
-
-
-def _charged(office: Office, delivery: Delivery, now: float) -> Result:
-    move = _move(office, delivery, _POISON, now)
-    return Result(delivery, explained(_POISON, move), move)
-
-
-def _move(office: Office, delivery: Delivery, outcome: Outcome, now: float) -> Move:
-    dice = random.random()  # noqa: S311 -- spreads retries
-    return next_move(delivery, outcome, office.settings.retry, now=now, dice=dice)

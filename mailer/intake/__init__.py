@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import flask_mail
 from sqlalchemy import Connection
@@ -37,6 +37,7 @@ from mailer.message import (
     new_message_id,
     parse_addresses,
 )
+from mailer.message.ports import Bell
 from mailer.rendering import Renderer, text_from_html
 from mailer.settings import Settings
 from mailer.store import Host, Store, connection_of
@@ -46,16 +47,6 @@ Addresses = AddressLike | Iterable[AddressLike] | None
 When = datetime | timedelta | None
 
 log = get_logger(__name__)
-
-
-class Bell(Protocol):
-    """Tells the workers that there is mail. A ring may get lost: the sweep finds the mail all the same."""
-
-    def ring(self, *, urge: bool = False) -> bool:
-        """Never waits for long, never raises; whether it can be heard. `urge`: the last ring may have been lost."""
-
-    def answer(self) -> None:
-        """A worker is about to look: from now on the next ring counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

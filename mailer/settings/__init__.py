@@ -161,8 +161,8 @@ class Settings(RelaySettings):
         "Who gets all mail, whoever it is for, but for `MAILER_ALLOWED_RECIPIENTS`: an address of your own.",
         None,
     )
-    slice_seconds: Seconds = key(
-        "MAILER_SLICE_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
+    batch_seconds: Seconds = key(
+        "MAILER_BATCH_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
     )
     claim_lease: Seconds = key(
         "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0

@@ -19,10 +19,10 @@ from billiard import current_process
 from celery import Celery, Task, bootsteps, signals
 from flask import Flask
 
-from mailer.delivery import Courier
+from mailer.delivery import Dispatcher, Maintenance
 from mailer.errors import StoreError, StoreUnavailable
-from mailer.intake import Bell
 from mailer.logs import TaskMask, addresses_shown, get_logger
+from mailer.message.ports import Bell
 from mailer.settings import Settings
 from mailer.steps import Steps
 from mailer.store import Store
@@ -128,7 +128,15 @@ def _word_for(cert_reqs: object) -> object:
     return cert_reqs or "none"
 
 
-def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> None:
+def install(
+    celery: Celery[Any],
+    app: Flask,
+    settings: Settings,
+    store: Store,
+    dispatcher: Dispatcher,
+    maintenance: Maintenance,
+    bell: Bell,
+) -> None:
     """Make every worker of this Celery app deliver the mail of this Flask app."""
     shown = settings.log_addresses
 
@@ -136,24 +144,24 @@ def install(celery: Celery[Any], app: Flask, settings: Settings, store: Store, c
         with app.app_context(), addresses_shown(shown), _to_its_end():
             bell.answer()  # before the claim: whoever commits after it rings again
             try:
-                courier.deliver(at_most=_TASK_SECONDS)
+                dispatcher.deliver(at_most=_TASK_SECONDS)
             except StoreError as error:
                 log.warning("Delivery waits, the sweep rings again: %s", error)
 
     def sweep() -> None:
         with app.app_context(), addresses_shown(shown), _to_its_end():
-            courier.sweep()
+            maintenance.sweep()
 
     def purge() -> None:
         with app.app_context(), addresses_shown(shown):
-            courier.purge()
+            maintenance.purge()
 
     # Nobody rings for the last two, which the chores do; an operator may send them by hand.
     options = own_options(settings)
     for name, task in ((SEND, send_email), (SWEEP, sweep), (PURGE, purge)):
         celery.task(name=name, ignore_result=True, shared=False, **options)(task)  # type: ignore[no-untyped-call]
-    celery.steps["worker"].add(heartbeat_step(settings, store, courier))
-    celery.steps["worker"].add(_chores_step(app, settings, store, courier, bell))
+    celery.steps["worker"].add(heartbeat_step(settings, store, dispatcher.flags))
+    celery.steps["worker"].add(_chores_step(app, settings, store, dispatcher, maintenance, bell))
     if not settings.log_addresses:
         logging.getLogger("celery.app.trace").addFilter(_TASK_MASK)
 
@@ -190,12 +198,21 @@ class Chores:
     """A thread in the main process of each worker: the sweep can't be forgotten, and nothing else can stop it."""
 
     def __init__(
-        self, app: Flask, store: Store, courier: Courier, bell: Bell, *, shown: bool = False, worker: Any = None
+        self,
+        app: Flask,
+        store: Store,
+        dispatcher: Dispatcher,
+        maintenance: Maintenance,
+        bell: Bell,
+        *,
+        shown: bool = False,
+        worker: Any = None,
     ) -> None:
         self._app = app
         self._shows_addresses = shown
         self._store = store
-        self._courier = courier
+        self._dispatcher = dispatcher
+        self._maintenance = maintenance
         self._bell = bell
         self._ahead = time.time() - time.monotonic()
         self._stopping = threading.Event()
@@ -210,7 +227,7 @@ class Chores:
             self._store.check_schema()
         except StoreUnavailable as error:
             log.warning("The chores wait: %s", error)
-        self._courier.start()
+        self._dispatcher.flags.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -220,12 +237,12 @@ class Chores:
             self._thread.join()
 
     def stop_delivery(self) -> None:
-        """Let the worker's tasks end after the slice at hand."""
-        self._courier.stop()
+        """Let the worker's tasks end after the batch at hand."""
+        self._dispatcher.flags.stop()
 
     def hang_up(self) -> None:
         """Close the connections to relays that nobody uses."""
-        self._courier.hang_up()
+        self._dispatcher.hang_up()
 
     def _run(self) -> None:
         with addresses_shown(self._shows_addresses):
@@ -245,19 +262,19 @@ class Chores:
         One worker of all sweeps and purges when that is due: a row in the database says who.
         """
         self._steps.take("clock", self._notice_a_clock_set_back)
-        self._steps.take("settle", self._courier.settle)
+        self._steps.take("settle", self._maintenance.settle)
         self._steps.take("sweep", self._sweep)
         self._steps.take("purge", self._purge)
 
     def _sweep(self) -> None:
         if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
-            self._courier.sweep()
+            self._maintenance.sweep()
             self._watch_the_clock()
 
     def _purge(self) -> None:
         """Purge for half a second: the sweep does not wait for the end of it."""
         if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
-            self._is_purging = not self._courier.purge(at_most=_TICK_SECONDS)
+            self._is_purging = not self._maintenance.purge(at_most=_TICK_SECONDS)
 
     def _notice_a_clock_set_back(self) -> None:
         """Else all that waits would wait until the clock is where it was."""
@@ -282,7 +299,7 @@ _running: WeakSet[Chores] = WeakSet()  # in this process: those of its workers, 
 
 
 def _on_shutting_down(sender: object, **_signal: Any) -> None:
-    """Stop the couriers of the worker that was told to stop, which is known by its name."""
+    """Stop the deliveries of the worker that was told to stop, which is known by its name."""
     for chores in list(_running):
         if chores.worker.hostname == sender:
             chores.stop_delivery()
@@ -307,7 +324,14 @@ signals.worker_shutdown.connect(_on_shutdown)
 signals.worker_process_shutdown.connect(_on_process_shutdown)
 
 
-def _chores_step(app: Flask, settings: Settings, store: Store, courier: Courier, bell: Bell) -> type[bootsteps.StartStopStep]:
+def _chores_step(
+    app: Flask,
+    settings: Settings,
+    store: Store,
+    dispatcher: Dispatcher,
+    maintenance: Maintenance,
+    bell: Bell,
+) -> type[bootsteps.StartStopStep]:
     class ChoresStep(bootsteps.StartStopStep):
         # After the pool: its processes are forked before the thread exists. Before the broker is reached.
         requires = ("celery.worker.components:Pool",)
@@ -316,7 +340,7 @@ def _chores_step(app: Flask, settings: Settings, store: Store, courier: Courier,
             for name in (SEND, SWEEP, PURGE):  # task_annotations of the application may have changed them
                 for option, value in own_options(settings).items():
                     setattr(worker.app.tasks[name], option, value)
-            chores = Chores(app, store, courier, bell, shown=settings.log_addresses, worker=worker)
+            chores = Chores(app, store, dispatcher, maintenance, bell, shown=settings.log_addresses, worker=worker)
             _running.add(chores)
             return chores
 

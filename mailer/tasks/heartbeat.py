@@ -14,7 +14,7 @@ from uuid import uuid4
 from celery import bootsteps
 
 from mailer.attendance import BEAT_SECONDS
-from mailer.delivery import Courier
+from mailer.delivery.flags import WorkerFlags
 from mailer.errors import StoreError
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import Lane
@@ -32,10 +32,10 @@ log = get_logger(__name__)
 class Heartbeat:
     """The row of this worker, from its start to its end."""
 
-    def __init__(self, settings: Settings, store: Store, courier: Courier) -> None:
+    def __init__(self, settings: Settings, store: Store, flags: WorkerFlags) -> None:
         self._settings = settings
         self._store = store
-        self._courier = courier
+        self._flags = flags
         self._id = uuid4().hex
         self._started_at = time.time()
         self._stopping = threading.Event()
@@ -72,7 +72,7 @@ class Heartbeat:
             lanes=",".join(lane.name.lower() for lane in Lane if self._carries(lane)),
             started_at=self._started_at,
             seen_at=time.time(),
-            delivered_at=self._courier.delivered_at,
+            delivered_at=self._flags.delivered_at,
         )
         self._store.beat(worker)
 
@@ -87,13 +87,13 @@ def _version() -> str:
         return "unknown"
 
 
-def heartbeat_step(settings: Settings, store: Store, courier: Courier) -> type[bootsteps.StartStopStep]:
+def heartbeat_step(settings: Settings, store: Store, flags: WorkerFlags) -> type[bootsteps.StartStopStep]:
     """Return the part of a worker that starts and stops its heartbeat."""
 
     class HeartbeatStep(bootsteps.StartStopStep):
         requires = ("celery.worker.components:Pool",)  # after it: its processes are forked before the thread exists
 
         def create(self, worker: Any) -> Heartbeat:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
-            return Heartbeat(settings, store, courier)
+            return Heartbeat(settings, store, flags)
 
     return HeartbeatStep

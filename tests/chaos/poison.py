@@ -3,7 +3,7 @@
 import os
 import signal
 
-from mailer.delivery import round as round_
+from mailer.delivery import preparing
 from mailer.message import Message
 from mailer.mime import Composed, Signer, compose
 
@@ -15,7 +15,7 @@ TAKEN_IF = "TESTS_WITH_POISON"
 
 def take() -> None:
     """From now on, in this process and its children."""
-    round_.compose = _deadly  # type: ignore[attr-defined]  # where it is called
+    preparing.compose = _deadly  # type: ignore[attr-defined]  # where it is called
 
 
 def _deadly(message: Message, signer: Signer | None = None) -> Composed:

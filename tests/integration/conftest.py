@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from mailer import delivery
 from mailer.blackbox import BlackBox
-from mailer.delivery import Courier, Office
+from mailer.delivery import Dispatcher, Services
 from mailer.extension import _flask_mail_state
 from mailer.settings import Settings
 from mailer.smtp import Relay
 from mailer.store import Store
 from mailer.throttle import Throttle
-from tests.services.couriers import Clock, CountingBell, MakeCourier, OpenCourier
+from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, OpenDispatcher
 from tests.services.relay import LONG, TIMEOUTS, RawServer, make_relay
 from tests.services.sink import Sink
 from tests.shop import OpenShop, close, create_shop
@@ -61,12 +60,8 @@ def answering() -> Iterator[Callable[..., RawServer]]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(delivery, "time", clock)
-    monkeypatch.setattr(delivery.round, "time", clock)
-    monkeypatch.setattr(delivery.settling, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -80,21 +75,21 @@ def black_box(tmp_path: Path) -> BlackBox:
 
 
 @pytest.fixture
-def make_courier(
+def make_dispatcher(
     store: Store, relay_to: Callable[..., Relay], sink: Sink, bell: CountingBell, clock: Clock, black_box: BlackBox
-) -> MakeCourier:
-    """`make_courier(windows_of=20, **config)`: one that delivers to the sink, and thinks that so many mails make a window."""
+) -> MakeDispatcher:
+    """`make_dispatcher(windows_of=20, **config)`: one that delivers to the sink, and thinks that so many mails make a window."""
 
-    def make_courier(*, windows_of: int = 20, **config: Any) -> Courier:
+    def make_dispatcher(*, windows_of: int = 20, **config: Any) -> Dispatcher:
         relay = relay_to(sink, **config)
         settings = relay.settings
         assert isinstance(settings, Settings)  # of the app's own keys
-        courier = Courier(Office(settings, store, None, Throttle(settings, None), black_box), [relay], bell)
-        for pace in (courier._pace, *courier._paces.values()):
+        dispatcher = Dispatcher(Services(settings, store, None, Throttle(settings, None), black_box, clock), [relay], bell)
+        for pace in (dispatcher._pace, *(state.pace for state in dispatcher._states)):
             pace.seconds_per_mail = 0.05 / windows_of
-        return courier
+        return dispatcher
 
-    return make_courier
+    return make_dispatcher
 
 
 @pytest.fixture
@@ -105,24 +100,28 @@ def backup() -> Iterator[Sink]:
 
 
 @pytest.fixture
-def open_courier(store: Store, database_url: str, bell: CountingBell, clock: Clock, black_box: BlackBox) -> Iterator[OpenCourier]:
-    """`open_courier({"name": …}, …, redis_url=, **config)`: one more process, with the relays of these entries of MAILER_RELAYS.
+def open_dispatcher(
+    store: Store, database_url: str, bell: CountingBell, clock: Clock, black_box: BlackBox
+) -> Iterator[OpenDispatcher]:
+    """`open_dispatcher({"name": …}, …, redis_url=, **config)`: one more process, with the relays of these entries.
 
     Of what the others know, it sees what is in the database and in Redis.
     """
     with ExitStack() as stack:
 
-        def open_courier(*entries: Mapping[str, object], redis_url: str | None = None, **config: object) -> Courier:
+        def open_dispatcher(*entries: Mapping[str, object], redis_url: str | None = None, **config: object) -> Dispatcher:
             given = {"MAILER_RELAYS": list(entries), **dict.fromkeys(TIMEOUTS, LONG), **config}
             settings = Settings.load(given, {}, default_database_url=database_url)
             own_store = Store(database_url)
             stack.callback(own_store.engine.dispose)
             relays = [Relay(one, Flask("tests"), _flask_mail_state(settings)) for one in settings.relays]
-            courier = Courier(Office(settings, own_store, None, Throttle(settings, redis_url), black_box), relays, bell)
-            stack.callback(courier.hang_up)
-            return courier
+            dispatcher = Dispatcher(
+                Services(settings, own_store, None, Throttle(settings, redis_url), black_box, clock), relays, bell
+            )
+            stack.callback(dispatcher.hang_up)
+            return dispatcher
 
-        yield open_courier
+        yield open_dispatcher
 
 
 @pytest.fixture

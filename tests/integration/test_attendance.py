@@ -15,7 +15,7 @@ from flask import Flask
 
 from mailer import Mailer
 from mailer.attendance import Watch, absence, silence
-from mailer.delivery import Courier
+from mailer.delivery import Dispatcher
 from mailer.forks import notice_fork
 from mailer.message import Lane
 from mailer.settings import Settings
@@ -23,9 +23,9 @@ from mailer.store import Store
 from mailer.store.workers import Worker
 from mailer.tasks.heartbeat import Heartbeat
 from tests.mails import insert
-from tests.services.couriers import MakeCourier
-from tests.services.couriers import queue as due_now
 from tests.services.databases import sqlite_only
+from tests.services.dispatchers import MakeDispatcher
+from tests.services.dispatchers import queue as due_now
 from tests.services.relay import RawServer
 from tests.services.waiting import wait_until
 from tests.shop import OpenShop, store_of
@@ -191,19 +191,19 @@ def test_a_celery_app_that_came_late(open_shop: OpenShop, caplog: pytest.LogCapt
 @sqlite_only
 @pytest.mark.parametrize(("replies", "is_told"), [({}, True), ({"RCPT": b"550 5.1.1 no\r\n"}, False)])
 def test_a_worker_tells_when_it_delivered_last(
-    make_courier: MakeCourier, answering: Callable[..., RawServer], store: Store, replies: dict[str, bytes], is_told: bool
+    make_dispatcher: MakeDispatcher, answering: Callable[..., RawServer], store: Store, replies: dict[str, bytes], is_told: bool
 ) -> None:
     """The main process of a pool knows it of its children, also of one that was killed since; a refusal is no delivery."""
     server = answering(**replies)
-    courier = make_courier(MAIL_SERVER=server.host, MAIL_PORT=server.port)
-    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url="sqlite://"), store, courier)
-    courier.start()
+    dispatcher = make_dispatcher(MAIL_SERVER=server.host, MAIL_PORT=server.port)
+    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url="sqlite://"), store, dispatcher.flags)
+    dispatcher.flags.start()
     began = time.time()
     due_now(store)
     heartbeat._beat()
     assert [one.delivered_at for one in store.present_workers(time.time(), silent=60)] == [None]
 
-    deliver_in_a_child(courier)
+    deliver_in_a_child(dispatcher)
     heartbeat._beat()
 
     [one] = store.present_workers(time.time(), silent=60)
@@ -211,20 +211,20 @@ def test_a_worker_tells_when_it_delivered_last(
     assert one.delivered_at is None or began <= one.delivered_at <= time.time()
 
 
-def deliver_in_a_child(courier: Courier) -> None:
+def deliver_in_a_child(dispatcher: Dispatcher) -> None:
     """It is killed when it has delivered."""
     if not (child := os.fork()):
         try:
-            courier.deliver_slice()
+            dispatcher.deliver_batch()
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
 
 
-def test_a_heart_goes_on_beating(make_courier: MakeCourier, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_heart_goes_on_beating(make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever becomes of the database, its thread lives, and the worker with it."""
     url = "postgresql://mailer:secret@127.0.0.1:1/mailer"
-    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url=url), Store(url), make_courier())
+    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url=url), Store(url), make_dispatcher().flags)
     with caplog.at_level(logging.WARNING):
         heartbeat.start()
         wait_until(lambda: "Chore step failed" in caplog.text)

@@ -1,4 +1,4 @@
-"""A slice of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
+"""A batch of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
 
 import time
 from collections.abc import Collection
@@ -11,23 +11,23 @@ from sqlalchemy import delete, text, update
 from sqlalchemy.sql.dml import UpdateBase
 
 from mailer import schema
-from mailer.delivery import round as round_
+from mailer.delivery import preparing, share
 from mailer.devstack.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
 from mailer.message import Address, Attachment, OnDoubt, Phase, Status, Verdict
 from mailer.mime import compose
 from mailer.store import Result, Store
 from tests.mails import a_message, table
-from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue, queue_each, states
+from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue, queue_each, states
 from tests.services.sink import Sink
 
 # --- what comes of a mail ---------------------------------------------------------------------------------------------
 
 
-def test_a_mail_the_relay_takes(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_a_mail_the_relay_takes(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """It is sent, with the relay's words, and that is all there is to know."""
     mail_id = queue(store, "ada@example.com")
 
-    assert make_courier().deliver_slice() == 1
+    assert make_dispatcher().deliver_batch().claimed == 1
 
     sent = copy_of(store, mail_id)
     assert (sent.status, sent.attempts, sent.due_at, sent.history) == (Status.SENT, 1, None, ())
@@ -36,14 +36,14 @@ def test_a_mail_the_relay_takes(make_courier: MakeCourier, store: Store, sink: S
     assert sink.messages[0].message_id == store.status(mail_id).message_id
 
 
-def test_a_mail_the_relay_defers(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_the_relay_defers(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """It is tried again, not at once, and its history keeps the relay's words."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("rcpt", "450 4.2.0 not now"))
-    courier = make_courier()
+    dispatcher = make_dispatcher()
     before = clock.time()
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     deferred = copy_of(store, mail_id)
     assert (deferred.status, deferred.attempts, deferred.reply) == (Status.QUEUED, 1, "450 4.2.0 not now")
@@ -52,29 +52,29 @@ def test_a_mail_the_relay_defers(make_courier: MakeCourier, store: Store, sink: 
     [attempt] = deferred.history
     assert (attempt.verdict, attempt.phase, attempt.reply) == (Verdict.DEFERRED, Phase.RCPT, "450 4.2.0 not now")
 
-    assert courier.deliver_slice() == 0
+    assert not dispatcher.deliver_batch().goes_on
     clock.ahead = 73
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     sent = copy_of(store, mail_id)
     assert (sent.status, sent.attempts, sent.history) == (Status.SENT, 2, (attempt,))
 
 
-def test_each_wait_is_longer_than_the_one_before(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_each_wait_is_longer_than_the_one_before(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """A relay that is in trouble is not troubled more; and once the tries are used up, the mail has failed."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("dot", "451 4.3.0 disk full", times=None))
-    courier = make_courier(MAILER_RETRY_ATTEMPTS=4)
+    dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=4)
     waits = []
     for _ in range(3):
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
         due_at = copy_of(store, mail_id).due_at
         assert due_at is not None
         waits.append(due_at.timestamp() - clock.time())
         clock.ahead += waits[-1] + 1
     assert all(longer > 1.5 * wait for wait, longer in pairwise(waits))
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     failed = copy_of(store, mail_id)
     given_up = "451 4.3.0 disk full (given up after 4 tries, see MAILER_RETRY_ATTEMPTS)"
@@ -83,43 +83,43 @@ def test_each_wait_is_longer_than_the_one_before(make_courier: MakeCourier, stor
     assert failed.finished_at is not None
 
 
-def test_a_mail_the_relay_refuses(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_the_relay_refuses(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """It has failed, and is left alone."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("rcpt", "550 5.1.1 no such user"))
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     clock.ahead = 86_400
 
     failed = copy_of(store, mail_id)
     assert (failed.status, failed.attempts, failed.reply) == (Status.FAILED, 1, "550 5.1.1 no such user")
     assert [attempt.verdict for attempt in failed.history] == [Verdict.REFUSED]
-    assert courier.deliver_slice() == 0
+    assert not dispatcher.deliver_batch().goes_on
 
 
 def test_a_relay_that_can_not_be_reached(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, bell: CountingBell
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, bell: CountingBell
 ) -> None:
-    """No mail pays for it with a try, the slice goes back, and this process leaves the relay alone for a while."""
+    """No mail pays for it with a try, the batch goes back, and this process leaves the relay alone for a while."""
     queue_each(store, "ada", "bob", "eve")
     sink.faults.add(Fault("connect", DROP))
-    courier = make_courier(MAILER_RELAY_REST=0.5)
+    dispatcher = make_dispatcher(MAILER_RELAY_REST=0.5)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert states(store) == {"ada": "queued", "bob": "queued", "eve": "queued"}
     assert [row["attempts"] for row in table(store).values()] == [0, 0, 0]
     assert (bell.rings, sink.connections) == (1, 1)
-    assert courier.deliver_slice() == 0
+    assert not dispatcher.deliver_batch().goes_on
     assert sink.connections == 1
 
     clock.ahead = 120
-    courier.deliver(at_most=5)
+    dispatcher.deliver(at_most=5)
     assert states(store) == {"ada": "sent", "bob": "sent", "eve": "sent"}
 
 
-def test_one_bad_mail_does_not_stop_the_others(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_one_bad_mail_does_not_stop_the_others(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """Whatever the relay holds against one mail, the rest of its window goes out."""
     queue_each(store, "refused", "deferred", "dropped", "closed", "cut", "fine")
     sink.faults.add(
@@ -130,7 +130,7 @@ def test_one_bad_mail_does_not_stop_the_others(make_courier: MakeCourier, store:
         Fault("dot", CLOSE_AFTER_250, recipient="closed@example.com"),
     )
 
-    assert make_courier().deliver_slice() == 6
+    assert make_dispatcher().deliver_batch().claimed == 6
 
     assert states(store) == {
         "refused": "failed",
@@ -144,29 +144,31 @@ def test_one_bad_mail_does_not_stop_the_others(make_courier: MakeCourier, store:
 
 
 def test_a_mail_that_makes_the_relay_hang_up_does_not_go_on_for_ever(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
     """That counts as a try: one mail must not keep a relay from all others."""
     mail_id = queue(store, "poison@example.com")
     sink.faults.add(Fault("data", DROP, times=None))
-    courier = make_courier(MAILER_RETRY_ATTEMPTS=3)
+    dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=3)
 
     for _ in range(3):
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
         clock.ahead += 86_400 / 2
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.FAILED, 3)
 
 
 def test_a_mail_that_can_not_be_composed_fails_alone(
-    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For all its recipients, at once and with the reason."""
     broken = queue(store, "broken@example.com", "too@example.com")
     queue_each(store, "fine")
-    monkeypatch.setattr(round_, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense)
+    monkeypatch.setattr(
+        preparing, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense
+    )
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"broken": "failed", "too": "failed", "fine": "sent"}
     assert all("nonsense" in str(one.reply) for one in store.status(broken))
@@ -186,7 +188,7 @@ def test_a_mail_that_can_not_be_composed_fails_alone(
     ids=["other bytes", "no bytes", "headers", "headers of a file"],
 )
 def test_a_mail_whose_rows_are_spoilt_fails_alone(
-    make_courier: MakeCourier, store: Store, sink: Sink, spoilt: UpdateBase, reason: str
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, spoilt: UpdateBase, reason: str
 ) -> None:
     """At once, and with the reason: it does not go out without its file, and it stops none of those beside it."""
     message = a_message(subject="spoilt", to=(Address("spoilt@example.com"),), attachments=(Attachment("a.pdf", b"%PDF"),))
@@ -203,7 +205,7 @@ def test_a_mail_whose_rows_are_spoilt_fails_alone(
             connection.commit()
         connection.invalidate()
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"before": "sent", "spoilt": "failed", "after": "sent"}
     assert reason in str(copy_of(store, mail_id).reply)
@@ -212,13 +214,13 @@ def test_a_mail_whose_rows_are_spoilt_fails_alone(
 # --- one mail, many recipients ----------------------------------------------------------------------------------------
 
 
-def test_every_recipient_gets_the_same_bytes(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_every_recipient_gets_the_same_bytes(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """One transaction with one recipient each; who was hidden stays hidden from the others, and from the bytes."""
     message = a_message(to=(Address("ada@example.com"), Address("bob@example.com")), cc=(Address("eve@example.com"),))
     queue(store, "ada@example.com", "bob@example.com", "eve@example.com", "hidden@example.com", message=message)
     sink.faults.add(Fault("rcpt", "550 5.1.1 no such user", recipient="bob@example.com"))
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "sent", "bob": "failed", "eve": "sent", "hidden": "sent"}
     assert {mail.recipients for mail in sink.messages} == {("ada@example.com",), ("eve@example.com",), ("hidden@example.com",)}
@@ -230,21 +232,21 @@ def test_every_recipient_gets_the_same_bytes(make_courier: MakeCourier, store: S
 # --- doubt ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_mail_in_doubt(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_in_doubt(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """It waits, is sent once more with the same Message-ID, and a second doubt is for a person to settle."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP, times=2))
-    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=900)
+    dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)
 
-    courier.deliver_slice()
-    courier.sweep()
-    assert (copy_of(store, mail_id).status, courier.deliver_slice()) == (Status.DOUBTFUL, 0)
+    dispatcher.deliver_batch()
+    chores_of(dispatcher).sweep()
+    assert (copy_of(store, mail_id).status, dispatcher.deliver_batch().claimed) == (Status.DOUBTFUL, 0)
 
     clock.ahead = 901
-    courier.sweep()
-    courier.deliver_slice()
+    chores_of(dispatcher).sweep()
+    dispatcher.deliver_batch()
     clock.ahead = 100_000
-    courier.sweep()
+    chores_of(dispatcher).sweep()
 
     doubtful = copy_of(store, mail_id)
     assert (doubtful.status, doubtful.due_at, doubtful.attempts) == (Status.DOUBTFUL, None, 2)
@@ -252,27 +254,29 @@ def test_a_mail_in_doubt(make_courier: MakeCourier, store: Store, sink: Sink, cl
     assert [mail.message_id for mail in sink.messages] == [store.status(mail_id).message_id] * 2
 
 
-def test_a_mail_in_doubt_that_must_not_go_out_twice(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_in_doubt_that_must_not_go_out_twice(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """A person decides, at once and for ever."""
     mail_id = queue(store, "ada@example.com", on_doubt=OnDoubt.HOLD)
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     clock.ahead = 100_000
-    courier.sweep()
+    chores_of(dispatcher).sweep()
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
     assert len(sink.messages) == 1
 
 
-def test_doubt_about_one_mail_is_none_about_the_next(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_doubt_about_one_mail_is_none_about_the_next(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """What was marked and not begun goes back as if it had never been claimed."""
     queue_each(store, "ada", "bob", "eve")
     sink.faults.add(Fault("dot", DROP))
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    while courier.deliver_slice():
+    while dispatcher.deliver_batch().goes_on:
         pass
 
     assert states(store) == {"ada": "doubtful", "bob": "sent", "eve": "sent"}
@@ -283,7 +287,7 @@ def test_doubt_about_one_mail_is_none_about_the_next(make_courier: MakeCourier, 
 
 
 def test_mails_are_marked_and_recorded_in_windows(
-    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that must not go out twice is alone in its window: no other mail delays the record of it."""
     queue_each(store, "a", "b")
@@ -300,32 +304,34 @@ def test_mails_are_marked_and_recorded_in_windows(
         writes.append(("record", len(results)))
         return record(results, **values)
 
-    monkeypatch.setattr(round_, "window_size", lambda seconds_per_mail: 20)
+    monkeypatch.setattr(share, "window_size", lambda seconds_per_mail: 20)
     monkeypatch.setattr(store, "mark_if_claimed", marking)
     monkeypatch.setattr(store, "record_if_transmitting", recording)
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    while courier.deliver_slice():
+    while dispatcher.deliver_batch().goes_on:
         pass
 
     assert writes == [("mark", 2), ("record", 2), ("mark", 1), ("record", 1), ("mark", 3), ("record", 3)]
     assert set(states(store).values()) == {"sent"}
 
 
-def test_a_slice_ends_in_time(make_courier: MakeCourier, store: Store, sink: Sink, bell: CountingBell) -> None:
+def test_a_slice_ends_in_time(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, bell: CountingBell) -> None:
     """When it takes longer than was thought, the rest goes back, and somebody is called for it."""
     queue_each(store, *(f"reader{number}" for number in range(30)))
     sink.faults.add(Fault("dot", DELAY, delay=0.3))
-    courier = make_courier(MAILER_SLICE_SECONDS=0.2)
+    dispatcher = make_dispatcher(MAILER_BATCH_SECONDS=0.2)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert sorted(states(store).values()) == ["queued"] * 10 + ["sent"] * 20
     assert sum(row["attempts"] for row in table(store).values()) == 20
     assert bell.rings == 1
 
 
-def test_a_slow_claim_does_not_eat_up_the_slice(make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_claim_does_not_eat_up_the_slice(
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A busy database must not make workers claim and give back for ever."""
     queue_each(store, "ada")
     claim_due = store.claim_due
@@ -336,28 +342,28 @@ def test_a_slow_claim_does_not_eat_up_the_slice(make_courier: MakeCourier, store
 
     monkeypatch.setattr(store, "claim_due", slow)
 
-    assert make_courier(MAILER_SLICE_SECONDS=0.1).deliver_slice() == 1
+    assert make_dispatcher(MAILER_BATCH_SECONDS=0.1).deliver_batch().claimed == 1
 
 
-def test_a_full_slice_calls_somebody_to_join_in(make_courier: MakeCourier, store: Store, bell: CountingBell) -> None:
-    """There is probably more; a slice that is not full calls nobody."""
+def test_a_full_slice_calls_somebody_to_join_in(make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell) -> None:
+    """There is probably more; a batch that is not full calls nobody."""
     queue_each(store, "ada", "bob")
-    courier = make_courier(windows_of=1, MAILER_SLICE_SECONDS=0.05)  # a slice of one
+    dispatcher = make_dispatcher(windows_of=1, MAILER_BATCH_SECONDS=0.05)  # a batch of one
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     assert bell.rings == 1
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
     assert bell.rings == 1
 
 
-def test_many_threads_deliver_each_mail_once(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
-    """They share a courier and its warm connections, and nothing else."""
+def test_many_threads_deliver_each_mail_once(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+    """They share a dispatcher and its warm connections, and nothing else."""
     names = [f"reader{number}" for number in range(60)]
     queue_each(store, *names)
-    courier = make_courier(windows_of=2, MAILER_SLICE_SECONDS=0.1)
+    dispatcher = make_dispatcher(windows_of=2, MAILER_BATCH_SECONDS=0.1)
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: courier.deliver(at_most=60), range(4)))
+        list(threads.map(lambda _: dispatcher.deliver(at_most=60), range(4)))
 
     assert sorted(mail.recipients for mail in sink.messages) == sorted((f"{name}@example.com",) for name in names)
     assert set(states(store).values()) == {"sent"}

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from mailer.delivery import round as round_
+from mailer.delivery import preparing, share
 from mailer.devstack.faults import DROP, HANG, Fault, Stage
 from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
 from mailer.mime import compose
 from mailer.store import Store
 from tests.mails import table
-from tests.services.couriers import (
+from tests.services.dispatchers import (
     Clock,
-    OpenCourier,
+    OpenDispatcher,
     copy_of,
     deliver_all,
     entry,
@@ -44,11 +44,11 @@ LOGIN = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "wrong"}
 
 
 def test_it_comes_back(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, caplog: pytest.LogCaptureFixture
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then the pause is gone, for all workers, and mail flows as before."""
     sink.faults.add(Fault("connect", DOWN))
-    one, other = (open_courier(*two(sink, backup)) for _ in range(2))
+    one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
     queue_many(store, 4)
     deliver_all(one)
     assert len(backup.messages) == 4
@@ -66,21 +66,21 @@ def test_it_comes_back(
 
 
 def test_the_database_goes_away_before_a_relay_is_tried(
-    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mail that was to try it is given back at once, and has lost no attempt."""
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(entry(sink, "first"))
+    dispatcher = open_dispatcher(entry(sink, "first"))
     queue(store, "ada@example.com")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     wait_out(clock, store)
 
     def away(*_given: object, **_values: object) -> bool:
         raise StoreUnavailable("restarting")
 
-    monkeypatch.setattr(courier._store, "move_probe", away)
+    monkeypatch.setattr(dispatcher._services.store, "move_probe", away)
     with pytest.raises(StoreUnavailable):
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
 
     assert [(row["status"], row["attempts"]) for row in table(store).values()] == [("queued", 0)]
 
@@ -88,7 +88,7 @@ def test_the_database_goes_away_before_a_relay_is_tried(
 @pytest.mark.parametrize("at", ["first", "second"])
 def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
     store: Store,
-    open_courier: OpenCourier,
+    open_dispatcher: OpenDispatcher,
     sink: Sink,
     backup: Sink,
     clock: Clock,
@@ -97,50 +97,50 @@ def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
 ) -> None:
     """At that relay, or at one before it: another worker may try it at once."""
     sink.faults.add(Fault("connect", DOWN))
-    one, other = (open_courier(*two(sink, backup)) for _ in range(2))
+    one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
     queue_many(store, 2)
     deliver_all(one)
     wait_out(clock, store)
     queue_many(store, 3)
 
-    def may_begin(self: round_.Round) -> bool:
-        if self.relay == at:
+    def may_begin(self: share.Share) -> bool:
+        if self._state.name == at:
             raise SoftTimeLimitExceeded
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr(round_.Round, "may_begin", may_begin)
+        patch.setattr(share.Share, "_may_begin", may_begin)
         with pytest.raises(SoftTimeLimitExceeded):
-            one.deliver_slice()
+            one.deliver_batch()
     deliver_all(other)
 
     assert store.relay_pauses() == {}
     assert set(states(store).values()) == {"sent"}
 
 
-def test_the_only_relay_comes_back(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_the_only_relay_comes_back(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
     """One mail tries it, the others follow at once."""
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(entry(sink, "first"))
+    dispatcher = open_dispatcher(entry(sink, "first"))
     queue_many(store, 10)
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     wait_out(clock, store)
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
     assert len(set(received(sink))) == 10
     assert store.relay_pauses() == {}
 
 
-def test_it_is_left_alone_longer_each_time(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_it_is_left_alone_longer_each_time(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
     """Twice as long, from MAILER_RELAY_REST up to MAILER_RELAY_REST_LONGEST, and mails pay nothing for the tries."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("connect", DOWN, times=None))
-    courier = open_courier(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=100)
+    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=100)
     rests, since = [], set()
     for _ in range(6):
-        deliver_all(courier)
+        deliver_all(dispatcher)
         pause = pause_of(store)
         assert pause.until is not None
         rests.append(pause.until - clock.time())
@@ -154,13 +154,13 @@ def test_it_is_left_alone_longer_each_time(store: Store, open_courier: OpenCouri
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
-def test_it_says_when_to_come_back(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_it_says_when_to_come_back(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
     """Then that counts, if it is longer, and within reason."""
     queue(store, "ada@example.com")
-    courier = open_courier(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=300)
+    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=300)
     for asked, given in (("2 minutes", 120), ("3 seconds", 20), ("2 days", 300)):
         sink.faults.add(Fault("connect", f"421 4.7.0 try again in {asked}"))
-        deliver_all(courier)
+        deliver_all(dispatcher)
 
         until = pause_of(store).until
         assert until is not None
@@ -169,39 +169,39 @@ def test_it_says_when_to_come_back(store: Store, open_courier: OpenCourier, sink
 
 
 def test_a_relay_that_takes_mails_and_says_nothing(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
     """One mail in doubt may be that mail's own fault. With the second in a row, no more are brought into doubt."""
     sink.faults.add(Fault("dot", DROP, times=3))
-    courier = open_courier(*two(sink, backup))
+    dispatcher = open_dispatcher(*two(sink, backup))
     queue_many(store, 30)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert sorted({(row["status"], row["relay"]) for row in table(store).values()}) == [("doubtful", "first"), ("sent", "second")]
     assert len(backup.messages) == 28
     assert "no reply after the end of the mail" in pause_of(store).reason
 
     wait_out(clock, store)
     queue_many(store, 10)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert (len(backup.messages), pause_of(store).failures) == (37, 2)
 
     wait_out(clock, store)
     queue_many(store, 10)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert store.relay_pauses() == {}
     assert len(sink.messages) + len(backup.messages) == 47
 
 
-def test_a_mail_that_makes_a_relay_fall_silent(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+def test_a_mail_that_makes_a_relay_fall_silent(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
     """It alone is in doubt: the relay stays in use, whatever number of such mails come, with others between them."""
-    courier = open_courier(entry(sink, "first"))
+    dispatcher = open_dispatcher(entry(sink, "first"))
     sink.faults.add(Fault("dot", DROP, recipient="poison@example.com", times=None))
     for number in range(5):
         queue(store, "poison@example.com")
         queue(store, f"reader{number}@example.com")
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert len(sink.messages) == 5
     assert store.relay_pauses() == {}
@@ -214,14 +214,14 @@ CUTS = pytest.mark.parametrize("stage", ["rcpt", "data"])
 
 @CUTS
 def test_a_relay_that_hangs_up_on_every_mail(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, stage: Stage
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, stage: Stage
 ) -> None:
     """One may be that mail's own fault. With the second the relay is to blame: it is paused, and no other mail pays for it."""
     sink.faults.add(Fault(stage, DROP, times=None))
-    courier = open_courier(*two(sink, backup))
+    dispatcher = open_dispatcher(*two(sink, backup))
     queue_many(store, 30)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert len(backup.messages) == 29
     assert "connection lost" in pause_of(store).reason
@@ -229,53 +229,53 @@ def test_a_relay_that_hangs_up_on_every_mail(
 
 
 @CUTS
-def test_its_mail_waits(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, stage: Stage) -> None:
+def test_its_mail_waits(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, stage: Stage) -> None:
     """However long that lasts, where there is no other relay: tries of the relay are no tries of the mails."""
     sink.faults.add(Fault(stage, DROP, times=None))
-    courier = open_courier(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=3, MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
+    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=3, MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
     queue_many(store, 3)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     for _ in range(20):
         wait_out(clock, store)
-        deliver_all(courier)
+        deliver_all(dispatcher)
     assert pause_of(store).failures == 21
     assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [("queued", 0)] * 2 + [("queued", 1)]
 
     sink.faults.clear()
     wait_out(clock, store)
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert {row["status"] for row in table(store).values()} == {"sent"}
     assert store.relay_pauses() == {}
 
 
 def test_a_mail_that_it_can_not_bear_does_not_keep_it_paused(
-    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
     """The relay is tried with another mail the next time; the one that nobody else pays for uses up its own attempts."""
     sink.faults.add(Fault("rcpt", DROP, recipient="poison@example.com", times=None))
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=1)
+    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=1)
     queue(store, "ada@example.com")
     poison = queue(store, "poison@example.com", lane=Lane.BULK)
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     for _ in range(2):
         wait_out(clock, store)
-        deliver_all(courier)
+        deliver_all(dispatcher)
 
     assert received(sink) == ["ada@example.com"]
     assert store.relay_pauses() == {}
     assert copy_of(store, poison).status is Status.FAILED
 
 
-def test_the_same_mail_again_is_no_proof(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_the_same_mail_again_is_no_proof(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
     """It may be that mail each time."""
     sink.faults.add(Fault("rcpt", DROP, times=None))
-    courier = open_courier(entry(sink, "first"), MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
+    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
     mail_id = queue(store, "ada@example.com")
     for _ in range(4):
-        deliver_all(courier)
+        deliver_all(dispatcher)
         clock.ahead += 2
 
     assert store.relay_pauses() == {}
@@ -287,20 +287,20 @@ def test_the_same_mail_again_is_no_proof(store: Store, open_courier: OpenCourier
 
 @pytest.mark.parametrize("action", [DOWN, DROP, HANG])
 def test_one_worker_tries_it_at_a_time(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, action: str
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, action: str
 ) -> None:
     """However many look at the same moment, on however many machines, and however long the try takes."""
     config = {"MAILER_COMMAND_TIMEOUT": SHORT}
-    couriers = [open_courier(*two(sink, backup, **config)) for _ in range(3)]
+    dispatchers = [open_dispatcher(*two(sink, backup, **config)) for _ in range(3)]
     sink.faults.add(Fault("connect", action, times=None))
     queue(store, "ada@example.com")
-    deliver_all(couriers[0])
+    deliver_all(dispatchers[0])
     for tries in (2, 3):
         wait_out(clock, store)
         queue_many(store, 40)
 
         with ThreadPoolExecutor(9) as threads:
-            list(threads.map(deliver_all, couriers * 3))
+            list(threads.map(deliver_all, dispatchers * 3))
 
         assert sink.connections == tries
         assert pause_of(store).failures == tries
@@ -309,12 +309,12 @@ def test_one_worker_tries_it_at_a_time(
 
 
 def test_a_try_that_has_to_wait_begins_anew(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
     """Mail over other relays goes out before it, however slow they are; another worker that has begun meanwhile goes on alone."""
     sink.faults.add(Fault("connect", DOWN))
     relays = entry(sink, "first"), entry(backup, "second", domains=["example.com"])
-    one, other = (open_courier(*relays) for _ in range(2))
+    one, other = (open_dispatcher(*relays) for _ in range(2))
     queue(store, "ada@example.net")
     deliver_all(one)
     wait_out(clock, store)
@@ -322,9 +322,9 @@ def test_a_try_that_has_to_wait_begins_anew(
     backup.faults.add(Fault("dot", HANG))
 
     with ThreadPoolExecutor(1) as threads:
-        slow = threads.submit(one.deliver_slice)
+        slow = threads.submit(one.deliver_batch)
         wait_until(lambda: backup.connections == 1)
-        clock.ahead += one._relays[0].settings.longest_opening + 2 * REST
+        clock.ahead += one._states[0].settings.longest_opening + 2 * REST
         queue(store, "eve@example.net", due_at=clock.time())
         deliver_all(other)
         backup.stop()
@@ -336,12 +336,14 @@ def test_a_try_that_has_to_wait_begins_anew(
     assert received(sink) == ["eve@example.net", "ada@example.net"]
 
 
-def test_its_mail_does_not_wait_for_the_longest_try(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_its_mail_does_not_wait_for_the_longest_try(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """What other workers meet while it is tried is due again soon: it may answer long before that try would time out."""
     with ScriptedRelay() as first:
         first.faults["", "greeting"] = [DOWN, HOLD]
         relays = entry(first, "first"), entry(sink, "second", senders=["example.net"])
-        one, other = (open_courier(*relays, MAILER_COMMAND_TIMEOUT=60, MAILER_RELAY_REST=REST) for _ in range(2))
+        one, other = (open_dispatcher(*relays, MAILER_COMMAND_TIMEOUT=60, MAILER_RELAY_REST=REST) for _ in range(2))
         queue(store, "ada@example.com")
         deliver_all(one)
         wait_out(clock, store)
@@ -360,14 +362,14 @@ def test_its_mail_does_not_wait_for_the_longest_try(store: Store, open_courier: 
     assert set(states(store).values()) == {"sent"}
 
 
-def test_workers_that_fail_together_count_as_one(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
-    """Each had a slice of its own when it went down."""
+def test_workers_that_fail_together_count_as_one(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+    """Each had a batch of its own when it went down."""
     sink.faults.add(Fault("connect", HANG, times=None))
-    couriers = [open_courier(entry(sink, "first"), MAILER_SLICE_SECONDS=0.1) for _ in range(4)]
+    dispatchers = [open_dispatcher(entry(sink, "first"), MAILER_BATCH_SECONDS=0.1) for _ in range(4)]
     queue_many(store, 40)
 
     with ThreadPoolExecutor(4) as threads:
-        done = threads.map(deliver_all, couriers)
+        done = threads.map(deliver_all, dispatchers)
         wait_until(lambda: sink.connections == 4)
         sink.stop()
         list(done)
@@ -376,37 +378,39 @@ def test_workers_that_fail_together_count_as_one(store: Store, open_courier: Ope
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("queued", 0)}
 
 
-def test_a_worker_dies_while_it_tries(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_a_worker_dies_while_it_tries(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
     """Somebody else may, a while later."""
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(entry(sink, "first"))
+    dispatcher = open_dispatcher(entry(sink, "first"))
     queue(store, "ada@example.com")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     wait_out(clock, store)
     now = clock.time()
     assert store.take_probe("first", now=now, until=now + 80)  # and is not heard of again
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert sink.messages == []
 
     wait_out(clock, store)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert (len(sink.messages), store.relay_pauses()) == (1, {})
 
 
 def test_a_mail_that_comes_to_nothing_is_no_try(
-    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay was not asked, so the next mail may ask it."""
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(entry(sink, "first"))
+    dispatcher = open_dispatcher(entry(sink, "first"))
     queue(store, "ada@example.com", lane=Lane.BULK)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     broken = queue(store, "broken@example.com", lane=Lane.CRITICAL)
-    monkeypatch.setattr(round_, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense)
+    monkeypatch.setattr(
+        preparing, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense
+    )
 
     wait_out(clock, store)
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert copy_of(store, broken).status is Status.FAILED
     assert received(sink) == ["ada@example.com"]
@@ -414,52 +418,52 @@ def test_a_mail_that_comes_to_nothing_is_no_try(
 
 
 def test_no_mail_that_is_for_others_uses_up_the_try(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
     """Else a relay for few mails would never be found again beside one that is busy."""
     special = {"domains": ["example.net"]}
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(
+    dispatcher = open_dispatcher(
         entry(sink, "first", **special), entry(backup, "second", domains=["example.com"]), entry(backup, "rest")
     )
     queue(store, "ada@example.net")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     wait_out(clock, store)
     queue_many(store, 30)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert sink.messages == []
     assert pause_of(store).until is not None
     assert pause_of(store).until < clock.time()  # type: ignore[operator]
 
     queue(store, "bob@example.net")
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert received(sink) == ["bob@example.net"]
     assert store.relay_pauses() == {}
 
 
 def test_it_is_tried_with_the_least_urgent_mail(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
     """A login code does not wait for the time-out of a relay that is known to be down."""
     sink.faults.add(Fault("connect", DOWN, times=2))
-    courier = open_courier(*two(sink, backup))
+    dispatcher = open_dispatcher(*two(sink, backup))
     queue(store, "ada@example.com")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     wait_out(clock, store)
     codes = queue_many(store, 3, lane=Lane.CRITICAL)
     letter = queue(store, "news@example.com", lane=Lane.BULK)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert sink.connections == 2
     assert [len(copy_of(store, mail_id).history) for mail_id in [*codes, letter]] == [0, 0, 0, 1]
 
 
 def test_it_is_tried_when_the_others_have_gone_out(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, answering: Callable[..., RawServer], clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, answering: Callable[..., RawServer], clock: Clock
 ) -> None:
-    """Such a try may last as long as its time-outs, and no mail of the slice waits for it."""
+    """Such a try may last as long as its time-outs, and no mail of the batch waits for it."""
     gone_out: list[int] = []
 
     def greeting() -> Iterator[bytes]:
@@ -467,14 +471,14 @@ def test_it_is_tried_when_the_others_have_gone_out(
         yield f"{DOWN}\r\n".encode()
 
     dead = answering(greeting=greeting())
-    courier = open_courier(*two(dead, backup))
+    dispatcher = open_dispatcher(*two(dead, backup))
     queue(store, "ada@example.com")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     dead.replies["greeting"] = greeting()
     wait_out(clock, store)
     queue_many(store, 9)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert gone_out == [0, 1 + 8]
 
@@ -488,18 +492,18 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_a_mistake_is_shouted_once(
     store: Store,
-    open_courier: OpenCourier,
+    open_dispatcher: OpenDispatcher,
     answering: Callable[..., RawServer],
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With what to do about it; neither with every mail nor with every try. Another mistake is another shout."""
     server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN LOGIN\r\n", AUTH=b"535 5.7.8 no\r\n")
-    couriers = [open_courier(entry(server, "first", **LOGIN)) for _ in range(2)]
+    dispatchers = [open_dispatcher(entry(server, "first", **LOGIN)) for _ in range(2)]
     queue_many(store, 30)
     for _ in range(4):
-        for courier in couriers:
-            deliver_all(courier)
+        for dispatcher in dispatchers:
+            deliver_all(dispatcher)
         wait_out(clock, store)
 
     [shout] = errors(caplog)
@@ -510,7 +514,7 @@ def test_a_mistake_is_shouted_once(
 
     server.replies["EHLO"] = b"250 relay\r\n"
     for _ in range(3):
-        deliver_all(couriers[1])
+        deliver_all(dispatchers[1])
         wait_out(clock, store)
     [_, other] = errors(caplog)
     assert "offers no login that we know" in other
@@ -519,7 +523,7 @@ def test_a_mistake_is_shouted_once(
 
 def test_an_unknown_host_is_shouted_once(
     store: Store,
-    open_courier: OpenCourier,
+    open_dispatcher: OpenDispatcher,
     sink: Sink,
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
@@ -531,10 +535,10 @@ def test_an_unknown_host_is_shouted_once(
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", nobody)
-    courier = open_courier(entry(sink, "first", MAIL_SERVER="relay.exmaple.com"))
+    dispatcher = open_dispatcher(entry(sink, "first", MAIL_SERVER="relay.exmaple.com"))
     queue_many(store, 5)
     for _ in range(3):
-        deliver_all(courier)
+        deliver_all(dispatcher)
         wait_out(clock, store)
 
     [shout] = errors(caplog)
@@ -543,19 +547,19 @@ def test_an_unknown_host_is_shouted_once(
 
 def test_a_mistake_after_an_outage_is_shouted(
     store: Store,
-    open_courier: OpenCourier,
+    open_dispatcher: OpenDispatcher,
     answering: Callable[..., RawServer],
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The relay came back with other passwords: what was shouted about the outage does not tell that."""
     server = answering(greeting=b"421 4.3.2 down\r\n")
-    courier = open_courier(entry(server, "first", **LOGIN))
+    dispatcher = open_dispatcher(entry(server, "first", **LOGIN))
     queue(store, "ada@example.com")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     wait_out(clock, store)
     server.replies.update(greeting=b"220 relay\r\n", EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", AUTH=b"535 5.7.8 no\r\n")
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     outage, mistake = errors(caplog)
     assert "MAIL_PASSWORD" not in outage

@@ -8,14 +8,14 @@ from mailer.devstack.faults import Fault
 from mailer.message import Address, Status
 from mailer.store import Store
 from tests.mails import a_message
-from tests.services.couriers import MakeCourier, copy_of, deliver_all, queue, received
+from tests.services.dispatchers import MakeDispatcher, copy_of, deliver_all, queue, received
 from tests.services.sink import Sink
 
 
-def test_only_those_on_the_list(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_only_those_on_the_list(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """Mail to others has failed, with the key that says so, and can be requeued when the list is another one."""
     ada, bob = queue(store, "ada@example.com"), queue(store, "bob@example.org")
-    deliver_all(make_courier(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
+    deliver_all(make_dispatcher(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
 
     assert received(sink) == ["ada@example.com"]
     assert copy_of(store, ada).status is Status.SENT
@@ -26,12 +26,12 @@ def test_only_those_on_the_list(make_courier: MakeCourier, store: Store, sink: S
 
 
 def test_the_log_names_mail_and_delivery(
-    make_courier: MakeCourier, store: Store, sink: Sink, caplog: pytest.LogCaptureFixture
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A line about a delivery has the id of its mail, which `flask mail status` takes, and its number."""
     stranger, refused = queue(store, "bob@example.org"), queue(store, "eve@example.com")
     sink.faults.add(Fault("rcpt", "550 5.1.1 nobody", recipient="eve@example.com"))
-    deliver_all(make_courier(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
+    deliver_all(make_dispatcher(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
 
     lines = [record.getMessage() for record in caplog.records if "delivery=" in record.getMessage()]
     named = [f"mail_id={mail_id} delivery={copy_of(store, mail_id).id}" for mail_id in (stranger, refused)]
@@ -42,11 +42,11 @@ def test_the_log_names_mail_and_delivery(
     ]
 
 
-def test_everything_to_me(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_everything_to_me(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """Each copy of a mail, as it would have been, with the name of who it was for in a header."""
     message = a_message(to=(Address("ada@example.com"),), cc=(Address("bob@example.com"),))
     queue(store, "ada@example.com", "bob@example.com", "hidden@example.com", message=message)
-    deliver_all(make_courier(MAILER_REDIRECT_TO="me@example.net"))
+    deliver_all(make_dispatcher(MAILER_REDIRECT_TO="me@example.net"))
 
     assert received(sink) == ["me@example.net"] * 3
     mails = [message_from_bytes(mail.raw) for mail in sink.messages]
@@ -55,10 +55,10 @@ def test_everything_to_me(make_courier: MakeCourier, store: Store, sink: Sink) -
     assert {one.status for one in store.status(message.id)} == {Status.SENT}
 
 
-def test_everything_but_theirs_to_me(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_everything_but_theirs_to_me(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """With both, who is on the list gets their own mail, as it is."""
     queue(store, "ada@example.com", "bob@example.org")
-    deliver_all(make_courier(MAILER_REDIRECT_TO="me@example.net", MAILER_ALLOWED_RECIPIENTS="example.com"))
+    deliver_all(make_dispatcher(MAILER_REDIRECT_TO="me@example.net", MAILER_ALLOWED_RECIPIENTS="example.com"))
 
     assert sorted(received(sink)) == ["ada@example.com", "me@example.net"]
     assert [b"X-Original-Recipient" in mail.raw for mail in sink.messages].count(True) == 1

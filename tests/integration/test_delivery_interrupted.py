@@ -1,4 +1,4 @@
-"""A worker, or its database, that goes away in the middle of a slice: what was begun has one end."""
+"""A worker, or its database, that goes away in the middle of a batch: what was begun has one end."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -13,14 +13,14 @@ from mailer.mime import WireMessage
 from mailer.smtp import RelayConnection
 from mailer.store import Result, Store
 from tests.mails import claim, table
-from tests.services.couriers import Clock, MakeCourier, queue_each, states
+from tests.services.dispatchers import Clock, MakeDispatcher, chores_of, queue_each, states
 from tests.services.sink import Sink
 
 # --- what happens to a worker -----------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_lost_its_claim_sends_nothing(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it was frozen, another one took over."""
     queue_each(store, "ada", "bob")
@@ -34,7 +34,7 @@ def test_a_worker_that_lost_its_claim_sends_nothing(
 
     monkeypatch.setattr(store, "load_messages", too_late)
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "claimed", "bob": "queued"}
     assert {row["token"] for row in table(store).values()} == {"another's", None}
@@ -42,7 +42,7 @@ def test_a_worker_that_lost_its_claim_sends_nothing(
 
 
 def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the time it got an answer, its lease would be over; nobody was told that it began, so the mail goes back."""
     queue_each(store, "ada")
@@ -55,7 +55,7 @@ def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
 
     monkeypatch.setattr(store, "mark_if_claimed", freeze)
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "queued"}
     assert sink.messages == []
@@ -63,7 +63,7 @@ def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_worker_that_is_interrupted(
-    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
     """What it knows is recorded, what it had not begun goes back, and only the mail on the wire is in doubt."""
     queue_each(store, "ada", "bob", "eve", "joe")
@@ -80,12 +80,12 @@ def test_a_worker_that_is_interrupted(
     monkeypatch.setattr(RelayConnection, "transmit", interrupted)
 
     with pytest.raises(failure):
-        make_courier(windows_of=3).deliver_slice()
+        make_dispatcher(windows_of=3).deliver_batch()
 
     assert states(store) == {"ada": "sent", "bob": "transmitting", "eve": "queued", "joe": "queued"}
 
 
-def test_a_receiver_that_is_interrupted(make_courier: MakeCourier, store: Store) -> None:
+def test_a_receiver_that_is_interrupted(make_dispatcher: MakeDispatcher, store: Store) -> None:
     """The mail that it hears of was taken, so that is recorded."""
     queue_each(store, "ada", "bob")
 
@@ -93,7 +93,7 @@ def test_a_receiver_that_is_interrupted(make_courier: MakeCourier, store: Store)
         raise KeyboardInterrupt
 
     with email_dispatched.connected_to(interrupted), pytest.raises(KeyboardInterrupt):
-        make_courier().deliver_slice()
+        make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "sent", "bob": "queued"}
 
@@ -102,7 +102,7 @@ def test_a_receiver_that_is_interrupted(make_courier: MakeCourier, store: Store)
 
 
 def test_an_outcome_waits_for_the_database(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a fact by then: the mail was sent, and is not sent again because somebody restarted PostgreSQL."""
     queue_each(store, "ada", "bob")
@@ -115,16 +115,16 @@ def test_an_outcome_waits_for_the_database(
         return record(results, **values)
 
     monkeypatch.setattr(store, "record_if_transmitting", away)
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    assert courier.deliver_slice() == 2
+    assert dispatcher.deliver_batch().claimed == 2
     assert states(store) == {"ada": "sent", "bob": "sent"}
     assert len(clock.slept) == 3
     assert len(sink.messages) == 2
 
 
 def test_a_database_that_does_not_come_back(
-    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker does not wait for ever. What it sent is in doubt then, for nobody has written that down."""
     queue_each(store, "ada")
@@ -133,19 +133,21 @@ def test_a_database_that_does_not_come_back(
         raise StoreUnavailable("gone")
 
     monkeypatch.setattr(store, "record_if_transmitting", away)
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
     with pytest.raises(StoreUnavailable):
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
 
     assert 30 < sum(clock.slept) < 120
     assert states(store) == {"ada": "transmitting"}
     clock.ahead = 3600
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert states(store) == {"ada": "doubtful"}
 
 
-def test_a_commit_without_an_answer(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_without_an_answer(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mails that are marked all the same are not left marked, to be in doubt for nothing: they are given back, and go out."""
     queue_each(store, "ada", "bob")
     mark, lost = store.mark_if_claimed, iter([True])
@@ -155,10 +157,10 @@ def test_a_commit_without_an_answer(make_courier: MakeCourier, store: Store, sin
         return set() if next(lost, False) else moved
 
     monkeypatch.setattr(store, "mark_if_claimed", lose_the_answer)
-    courier = make_courier()
-    courier.deliver_slice()
+    dispatcher = make_dispatcher()
+    dispatcher.deliver_batch()
     assert states(store) == {"ada": "queued", "bob": "queued"}
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert states(store) == {"ada": "sent", "bob": "sent"}
     assert len(sink.messages) == 2

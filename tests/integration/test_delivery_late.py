@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -11,7 +10,7 @@ from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
 from mailer.message import Address, Lane, Status
 from mailer.store import Store
 from tests.mails import a_message, table
-from tests.services.couriers import Clock, MakeCourier, OpenCourier, copy_of, queue, states
+from tests.services.dispatchers import Clock, MakeDispatcher, OpenDispatcher, chores_of, copy_of, queue, states
 from tests.services.script import HOLD, ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
@@ -35,7 +34,7 @@ def queue_from(store: Store, sender: str, **options: object) -> str:
 
 @pytest.mark.parametrize("point", ["dot", "rcpt"])
 def test_a_mail_that_expires_while_the_relay_is_slow(
-    open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock, point: str
+    open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock, point: str
 ) -> None:
     """It is not begun, neither when it waits in the window nor when its envelope was said already."""
     first = queue_from(store, "first")
@@ -43,15 +42,15 @@ def test_a_mail_that_expires_while_the_relay_is_slow(
     later = queue_from(store, "later", expires_at=time.time() + 60)
     sender = "first@example.com" if point == "dot" else "code@example.com"
     slow.faults[sender, point].append(HOLD)  # type: ignore[index]
-    courier = open_courier(at(slow))
-    working = threading.Thread(target=courier.deliver_slice)
+    dispatcher = open_dispatcher(at(slow))
+    working = threading.Thread(target=dispatcher.deliver_batch)
     working.start()
     wait_until(lambda: slow.held == 1)
 
     clock.ahead = 100
     slow.go_on()
     working.join()
-    courier.sweep()
+    chores_of(dispatcher).sweep()
 
     assert slow.acknowledged == ["first@example.com"]
     assert copy_of(store, first).status == Status.SENT
@@ -60,35 +59,34 @@ def test_a_mail_that_expires_while_the_relay_is_slow(
 
 
 def test_a_worker_that_is_frozen_between_two_windows(
-    open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease of the mail in flight is not renewed with that of the next window: it is not begun any more."""
     first, second = queue_from(store, "first"), queue_from(store, "second")
-    load_messages, freezes = store.load_messages, iter([0, 100_000])
+    dispatcher = open_dispatcher(at(slow))
+    its_store = dispatcher._services.store
+    load_messages, freezes = its_store.load_messages, iter([0, 100_000])
 
     def freeze(mail_ids: Collection[str]) -> object:
         clock.ahead += next(freezes)
         return load_messages(mail_ids)
 
-    monkeypatch.setattr(store, "load_messages", freeze)
-    courier = open_courier(at(slow))
-    courier._paces["slow"].seconds_per_mail = 1.0  # so that each window has one mail
-    monkeypatch.setattr(courier, "_store", store)
-    monkeypatch.setattr(courier, "_office", replace(courier._office, store=store))
+    monkeypatch.setattr(its_store, "load_messages", freeze)
+    dispatcher._router.states["slow"].pace.seconds_per_mail = 1.0  # so that each window has one mail
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert slow.acknowledged == []
     assert [copy_of(store, mail_id).status for mail_id in (first, second)] == [Status.QUEUED, Status.QUEUED]
 
 
-def test_a_slice_that_takes_too_long(open_courier: OpenCourier, store: Store, slow: ScriptedRelay, clock: Clock) -> None:
+def test_a_slice_that_takes_too_long(open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock) -> None:
     """It gives back what it has not begun, and the next one begins with what is urgent."""
     for number in range(4):
         queue_from(store, f"mail{number}")
     slow.faults["mail0@example.com", "dot"].append(HOLD)
-    courier = open_courier(at(slow), MAILER_SLICE_SECONDS=0.05)
-    working = threading.Thread(target=courier.deliver_slice)
+    dispatcher = open_dispatcher(at(slow), MAILER_BATCH_SECONDS=0.05)
+    working = threading.Thread(target=dispatcher.deliver_batch)
     working.start()
     wait_until(lambda: slow.held == 1)
     began = time.monotonic()
@@ -100,21 +98,21 @@ def test_a_slice_that_takes_too_long(open_courier: OpenCourier, store: Store, sl
     assert slow.acknowledged == ["mail0@example.com"]
     assert set(states(store).values()) == {"sent", "queued"}
     assert sorted(row["attempts"] for row in table(store).values()) == [0, 0, 0, 0, 1]
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     assert slow.acknowledged[1] == "urgent@example.com"
 
 
-def test_a_mail_in_doubt_that_has_expired(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_in_doubt_that_has_expired(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """It is not sent once more: it is of no use any more."""
     mail_id = queue(store, "ada@example.com", expires_at=time.time() + 60)
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
-    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=900)
-    courier.deliver_slice()
+    dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)
+    dispatcher.deliver_batch()
     assert copy_of(store, mail_id).status == Status.DOUBTFUL
 
     clock.ahead = 901
-    courier.sweep()
-    courier.deliver_slice()
+    chores_of(dispatcher).sweep()
+    dispatcher.deliver_batch()
 
     assert copy_of(store, mail_id).status == Status.EXPIRED
     assert len(sink.messages) == 1

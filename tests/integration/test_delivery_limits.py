@@ -1,4 +1,4 @@
-"""Limits, and how long a slice lasts: what goes out in which slice, and when the rest comes back."""
+"""Limits, and how long a batch lasts: what goes out in which batch, and when the rest comes back."""
 
 import os
 import time
@@ -15,18 +15,19 @@ from sqlalchemy import insert as insert_into
 
 from mailer import delivery as room
 from mailer import schema
-from mailer.delivery import Courier
+from mailer.delivery import Dispatcher
 from mailer.devstack.faults import DELAY, Fault
 from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
-from mailer.policy import MOST_IN_A_WINDOW
+from mailer.policy import MAX_WINDOW
 from mailer.store import Store
 from tests.mails import a_message, table
 from tests.services.broker import RedisServer
-from tests.services.couriers import (
+from tests.services.databases import sqlite_only
+from tests.services.dispatchers import (
     Clock,
     CountingBell,
-    OpenCourier,
+    OpenDispatcher,
     copy_of,
     deliver_all,
     entry,
@@ -36,12 +37,11 @@ from tests.services.couriers import (
     received,
     states,
 )
-from tests.services.databases import sqlite_only
 from tests.services.script import HOLD, ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
-A_FEW_SLICES = 6
+A_FEW_BATCHES = 6
 
 
 def queue_heap(store: Store, count: int, *, domain: str, lane: Lane = Lane.NORMAL, due_at: float) -> None:
@@ -73,40 +73,40 @@ def sent_to(sink: Sink, domain: str) -> int:
 
 @pytest.mark.parametrize("question", ["load_messages", "is_waiting"])
 def test_mail_is_counted_once_at_a_limit(
-    store: Store, open_courier: OpenCourier, monkeypatch: pytest.MonkeyPatch, redis_url: str, question: str
+    store: Store, open_dispatcher: OpenDispatcher, monkeypatch: pytest.MonkeyPatch, redis_url: str, question: str
 ) -> None:
     """Also when the database is away at that moment, while the mail before it is on the wire; and none is forgotten."""
     with ScriptedRelay("PIPELINING") as relay:
-        courier = open_courier(
+        dispatcher = open_dispatcher(
             {"name": "relay", "MAIL_SERVER": relay.host, "MAIL_PORT": relay.port, "MAILER_RELAY_RATE": "4/hour"},
             redis_url=redis_url,
         )
-        courier._paces["relay"].seconds_per_mail = 1.0  # so that each window has one mail
+        dispatcher._router.states["relay"].pace.seconds_per_mail = 1.0  # so that each window has one mail
         queue_each(store, "ada", "bob", "eve", "joe")
-        ask, troubles = getattr(courier._store, question), naturals(1)
+        ask, troubles = getattr(dispatcher._services.store, question), naturals(1)
 
         def away(*given: object, **values: object) -> object:
             if next(troubles) == 2:
                 raise StoreUnavailable("restarting")
             return ask(*given, **values)
 
-        monkeypatch.setattr(courier._store, question, away)
-        monkeypatch.setattr(courier._office.throttle, "behind", lambda *_given: 1.0)  # so that it is asked who waits
+        monkeypatch.setattr(dispatcher._services.store, question, away)
+        monkeypatch.setattr(dispatcher._services.throttle, "behind", lambda *_given: 1.0)  # so that it is asked who waits
 
-        deliver_all(courier)
+        deliver_all(dispatcher)
 
     assert set(states(store).values()) == {"sent"}
 
 
 def test_workers_share_the_rate_of_a_relay(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """All together send no more than it says; the rest comes back later, not all at once, and has lost no attempt."""
-    couriers = [open_courier(entry(sink, MAILER_RELAY_RATE="5/hour"), redis_url=redis_url) for _ in range(2)]
+    dispatchers = [open_dispatcher(entry(sink, MAILER_RELAY_RATE="5/hour"), redis_url=redis_url) for _ in range(2)]
     queue_many(store, 40)
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(deliver_all, couriers * 2))
+        list(threads.map(deliver_all, dispatchers * 2))
 
     later = waits(store, clock)
     assert len(sink.messages) <= 5
@@ -114,16 +114,16 @@ def test_workers_share_the_rate_of_a_relay(
     assert later[0] > 60
     assert later[-1] <= 15 * 60
     assert {row["attempts"] for row in table(store).values() if row["status"] == "queued"} == {0}
-    assert all(courier.deliver_slice() == 0 for courier in couriers)
+    assert all(not dispatcher.deliver_batch().goes_on for dispatcher in dispatchers)
 
 
 def test_what_waits_for_a_rate_comes_back_one_by_one(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """At the pace of the rate, so that it is claimed when it can go, and not all of it each time."""
     queue_many(store, 30)
 
-    deliver_all(open_courier(entry(sink, MAILER_RELAY_RATE="10/minute"), redis_url=redis_url))
+    deliver_all(open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/minute"), redis_url=redis_url))
 
     later = waits(store, clock)
     assert (len(sink.messages), len(later)) == (10, 20)
@@ -131,63 +131,65 @@ def test_what_waits_for_a_rate_comes_back_one_by_one(
 
 
 def test_workers_share_the_rate_of_a_domain(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """And mail to other domains knows nothing of it."""
     limits = {"gmail.com": {"rate": "5/hour"}}
-    couriers = [open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
+    dispatchers = [open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
     for domain in ("gmail.com", "example.com", "gmail.com"):
         queue_many(store, 20, domain=domain)
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(deliver_all, couriers * 2))
+        list(threads.map(deliver_all, dispatchers * 2))
 
     assert sent_to(sink, "gmail.com") <= 5
     assert sent_to(sink, "example.com") == 20
     assert waits(store, clock)[0] > 60
 
 
-def test_each_relay_has_its_rate(store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str) -> None:
+def test_each_relay_has_its_rate(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str) -> None:
     """Mail that is not for the one that is full goes on."""
     full = entry(sink, "full", MAILER_RELAY_RATE="5/hour", domains=["example.net"])
-    courier = open_courier(full, entry(sink, "free"), redis_url=redis_url)
+    dispatcher = open_dispatcher(full, entry(sink, "free"), redis_url=redis_url)
     queue_many(store, 30, domain="example.net")
     queue_many(store, 30)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert (sent_to(sink, "example.net"), sent_to(sink, "example.com")) == (5, 30)
 
 
-def test_limits_hold_while_redis_is_away(store: Store, open_courier: OpenCourier, sink: Sink, redis_server: RedisServer) -> None:
+def test_limits_hold_while_redis_is_away(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_server: RedisServer
+) -> None:
     """Each process keeps to its share of them."""
-    couriers = [
-        open_courier(entry(sink, MAILER_RELAY_RATE="10/hour"), redis_url=redis_server.url, MAILER_SLICE_SECONDS=0.02)
+    dispatchers = [
+        open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/hour"), redis_url=redis_server.url, MAILER_BATCH_SECONDS=0.02)
         for _ in range(2)
     ]
     queue_many(store, 2)
-    for courier in couriers:
-        courier._office.throttle._here.announced_at = 0.0
-        courier.deliver_slice()
-    couriers[0]._office.throttle._here.processes = 2  # as it hears ten seconds later
+    for dispatcher in dispatchers:
+        dispatcher._services.throttle._here.announced_at = 0.0
+        dispatcher.deliver_batch()
+    dispatchers[0]._services.throttle._here.processes = 2  # as it hears ten seconds later
     redis_server.stop()
     queue_many(store, 40)
 
-    for courier in couriers:
-        deliver_all(courier)
+    for dispatcher in dispatchers:
+        deliver_all(dispatcher)
 
     assert 2 < len(sink.messages) <= 10
 
 
-def test_what_waited_goes_when_it_is_its_turn(store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str) -> None:
+def test_what_waited_goes_when_it_is_its_turn(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str) -> None:
     """The limit is open again by then, and nothing is forgotten."""
-    courier = open_courier(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
+    dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
     queue_many(store, 25)
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     assert len(sink.messages) < 25
 
     def look_again() -> bool:
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
         return len(sink.messages) == 25
 
     wait_until(look_again)
@@ -198,7 +200,7 @@ def test_what_waited_goes_when_it_is_its_turn(store: Store, open_courier: OpenCo
 
 
 def deliver_beside_new_mail(
-    store: Store, sink: Sink, couriers: list[Courier], *, old: int, lane: Lane = Lane.NORMAL, new_lane: Lane = Lane.NORMAL
+    store: Store, sink: Sink, dispatchers: list[Dispatcher], *, old: int, lane: Lane = Lane.NORMAL, new_lane: Lane = Lane.NORMAL
 ) -> int:
     """Queue a heap, and new mail until all of the heap is sent; return how many of it a new one has overtaken.
 
@@ -206,20 +208,20 @@ def deliver_beside_new_mail(
     """
     for number in range(old):
         queue(store, f"old{number}@example.com", lane=lane)
-    for courier in couriers:
-        courier.deliver_slice()
+    for dispatcher in dispatchers:
+        dispatcher.deliver_batch()
     newest, over = naturals(), Event()
 
-    def work(courier: Courier) -> None:
+    def work(dispatcher: Dispatcher) -> None:
         while not over.wait(0.005):
-            courier.deliver_slice()
+            dispatcher.deliver_batch()
 
     def all_old_are_sent() -> bool:
         queue(store, f"new{next(newest)}@example.com", lane=new_lane)
         return sum(recipient.startswith("old") for recipient in received(sink)) == old
 
-    with ThreadPoolExecutor(len(couriers)) as threads:
-        working = [threads.submit(work, courier) for courier in couriers]
+    with ThreadPoolExecutor(len(dispatchers)) as threads:
+        working = [threads.submit(work, dispatcher) for dispatcher in dispatchers]
         try:
             wait_until(all_old_are_sent, timeout=40)
         finally:
@@ -234,44 +236,44 @@ def deliver_beside_new_mail(
 @sqlite_only
 @pytest.mark.parametrize("limited", ["relay", "domain"])
 def test_new_mail_is_behind_what_waits_at_a_limit(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, limited: str
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, limited: str
 ) -> None:
     """With two workers that share it: at most a window of each worker is mixed up at the end of the line."""
     of_relay = {"MAILER_RELAY_RATE": "20/second"} if limited == "relay" else {}
     of_domain = {} if of_relay else {"MAILER_DOMAIN_LIMITS": {"example.com": {"rate": "20/second"}}}
-    couriers = [open_courier(entry(sink, **of_relay), redis_url=redis_url, **of_domain) for _ in range(2)]
+    dispatchers = [open_dispatcher(entry(sink, **of_relay), redis_url=redis_url, **of_domain) for _ in range(2)]
 
-    assert deliver_beside_new_mail(store, sink, couriers, old=100) <= len(couriers) * MOST_IN_A_WINDOW
+    assert deliver_beside_new_mail(store, sink, dispatchers, old=100) <= len(dispatchers) * MAX_WINDOW
 
 
 @sqlite_only
-def test_the_line_is_kept_without_redis(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+def test_the_line_is_kept_without_redis(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
     """Each process keeps its own."""
-    courier = open_courier(entry(sink, MAILER_RELAY_RATE="20/second"), redis_url=None)
+    dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="20/second"), redis_url=None)
 
-    assert deliver_beside_new_mail(store, sink, [courier], old=60) <= MOST_IN_A_WINDOW
+    assert deliver_beside_new_mail(store, sink, [dispatcher], old=60) <= MAX_WINDOW
 
 
 def test_less_urgent_mail_is_behind_what_waits(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """New bulk mail takes no place from normal mail that waits; new critical mail is put behind nobody."""
-    couriers = [open_courier(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url) for _ in range(2)]
+    dispatchers = [open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url) for _ in range(2)]
     queue_many(store, 100)
-    couriers[0].deliver_slice()
-    wait_until(lambda: _is_open(couriers[0]))
+    dispatchers[0].deliver_batch()
+    wait_until(lambda: _is_open(dispatchers[0]))
     queue(store, "bulk@example.com", lane=Lane.BULK)
     queue(store, "critical@example.com", lane=Lane.CRITICAL)
 
-    couriers[1].deliver_slice()
+    dispatchers[1].deliver_batch()
 
     assert states(store)["bulk"] == "queued"
     assert states(store)["critical"] == "sent"
 
 
-def _is_open(courier: Courier) -> bool:
+def _is_open(dispatcher: Dispatcher) -> bool:
     """Whether the limit would let some mail through."""
-    throttle = courier._office.throttle
+    throttle = dispatcher._services.throttle
     limit = throttle.of_relay("relay")
     assert limit
     assert throttle._shared
@@ -279,18 +281,18 @@ def _is_open(courier: Courier) -> bool:
 
 
 def test_a_line_of_cancelled_mail_stops_nobody(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """The limit is not left idle for mail that does not come any more."""
-    courier = open_courier(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
+    dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
     queue_many(store, 200)
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     for _bite in store.cancel_if_due_before(clock.time() + 3600, now=clock.time()):
         pass
-    wait_until(lambda: _is_open(courier))
+    wait_until(lambda: _is_open(dispatcher))
     queue(store, "new@example.com")
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert states(store)["new"] == "sent"
 
@@ -299,63 +301,65 @@ def test_a_line_of_cancelled_mail_stops_nobody(
 
 
 def test_a_heap_at_a_limit_holds_up_nobody(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """100,000 mails of a domain that is full are due before ten others: these go out within a few slices."""
+    """100,000 mails of a domain that is full are due before ten others: these go out within a few batches."""
     limits = {"gmail.com": {"rate": "5/hour"}}
-    # However busy this machine is: what a slice gets done is not limited by its time.
-    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits, MAILER_SLICE_SECONDS=60)
+    # However busy this machine is: what a batch gets done is not limited by its time.
+    dispatcher = open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits, MAILER_BATCH_SECONDS=60)
     queue_heap(store, 100_000, domain="gmail.com", lane=Lane.BULK, due_at=clock.time() - 3600)
     queue_many(store, 10, lane=Lane.BULK)
-    slices = 0
+    batches = 0
 
     while sent_to(sink, "example.com") < 10:
-        assert courier.deliver_slice()
-        slices += 1
+        assert dispatcher.deliver_batch().goes_on
+        batches += 1
 
-    assert slices <= A_FEW_SLICES
+    assert batches <= A_FEW_BATCHES
     assert sent_to(sink, "gmail.com") <= 5
 
 
 def test_two_heaps_at_their_limits_hold_up_nobody(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """Also behind each other, and in a lane that comes first."""
-    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"*": {"rate": "5/hour"}, "example.com": {}})
+    dispatcher = open_dispatcher(
+        entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"*": {"rate": "5/hour"}, "example.com": {}}
+    )
     for hours, (domain, lane) in enumerate(
         (("b.example", Lane.NORMAL), ("a.example", Lane.NORMAL), ("c.example", Lane.CRITICAL))
     ):
         queue_heap(store, 3000, domain=domain, lane=lane, due_at=clock.time() - 3600 * (hours + 1))
     queue_many(store, 10)
-    slices = 0
+    batches = 0
 
     while sent_to(sink, "example.com") < 10:
-        assert courier.deliver_slice()
-        slices += 1
+        assert dispatcher.deliver_batch().goes_on
+        batches += 1
 
-    assert slices <= A_FEW_SLICES
+    assert batches <= A_FEW_BATCHES
 
 
 @sqlite_only
-def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(open_courier: OpenCourier, sink: Sink) -> None:
+def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(open_dispatcher: OpenDispatcher, sink: Sink) -> None:
     """A pool may replace a child while the chores of its parent deliver."""
-    courier = open_courier(entry(sink))
-    with courier._makes_way:
+    dispatcher = open_dispatcher(entry(sink))
+    with dispatcher._head._lock:
         if not (child := os.fork()):
-            os._exit(not courier._makes_way.acquire(blocking=False))
+            os._exit(not dispatcher._head._lock.acquire(blocking=False))
         _, status = os.waitpid(child, 0)
     assert status == 0
 
 
 def test_a_heap_costs_no_mail_of_it_an_attempt(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """And every one of them is still there, due within a quarter of an hour."""
-    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "20/second"}})
+    dispatcher = open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "20/second"}})
     queue_heap(store, 6000, domain="gmail.com", due_at=clock.time() - 3600)
 
     for _ in range(5):
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
 
     rows = table(store).values()
     assert len(rows) == 6000
@@ -364,33 +368,33 @@ def test_a_heap_costs_no_mail_of_it_an_attempt(
 
 
 def test_many_threads_book_each_place_once(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """Else the line would be eight times as long as it has to be, and most of the limit would be left unused."""
     config = {"redis_url": redis_url, "MAILER_DOMAIN_LIMITS": {"gmail.com": {"concurrency": 1}}}
-    courier = open_courier(entry(sink), **config)
+    dispatcher = open_dispatcher(entry(sink), **config)
     queue_heap(store, 4000, domain="gmail.com", due_at=clock.time() - 3600)
 
-    with open_courier(entry(sink), **config)._office.throttle.seats() as seats:
+    with open_dispatcher(entry(sink), **config)._services.throttle.seats() as seats:
         assert seats.take_domain("gmail.com")
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(lambda _: courier.deliver_slice(), range(8)))
+            list(threads.map(lambda _: dispatcher.deliver_batch(), range(8)))
 
-    places = 4000 + 8 * 50  # a slice that had its mails booked while they were moved may have a place too many for each
-    assert waits(store, clock)[-1] <= places * courier._paces["relay"].seconds_per_mail
+    places = 4000 + 8 * 50  # a batch that had its mails booked while they were moved may have a place too many for each
+    assert waits(store, clock)[-1] <= places * dispatcher._router.states["relay"].pace.seconds_per_mail
 
 
 def test_urgent_mail_is_not_booked_behind_bulk_mail(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """Of the same domain: it comes back as soon as the limit opens."""
-    courier = open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/minute"}})
+    dispatcher = open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/minute"}})
     queue_many(store, 50, domain="gmail.com", lane=Lane.BULK)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert sent_to(sink, "gmail.com") == 5
 
     queue(store, "ada@gmail.com", lane=Lane.CRITICAL)
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     [urgent], bulk = waits(store, clock, Lane.CRITICAL), waits(store, clock, Lane.BULK)
     assert urgent <= 61 + 12
@@ -417,21 +421,22 @@ class BusySink(Sink):
         return len(self._sessions)
 
 
-def test_workers_share_the_connections_of_a_relay(store: Store, open_courier: OpenCourier, redis_url: str) -> None:
+def test_workers_share_the_connections_of_a_relay(store: Store, open_dispatcher: OpenDispatcher, redis_url: str) -> None:
     """No more at a time than it allows, and none stays warm behind the backs of the others."""
     with BusySink() as sink:
         sink.faults.add(Fault("data", DELAY, delay=0.02, times=None))
-        couriers = [
-            open_courier(entry(sink, MAILER_RELAY_CONCURRENCY=2), redis_url=redis_url, MAILER_SLICE_SECONDS=0.1) for _ in range(2)
+        dispatchers = [
+            open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=2), redis_url=redis_url, MAILER_BATCH_SECONDS=0.1)
+            for _ in range(2)
         ]
         queue_many(store, 40)
 
-        def work(courier: Courier) -> None:
+        def work(dispatcher: Dispatcher) -> None:
             while any(row["status"] != "sent" for row in table(store).values()):
-                courier.deliver(at_most=0.2)
+                dispatcher.deliver(at_most=0.2)
 
         with ThreadPoolExecutor(6) as threads:
-            list(threads.map(work, couriers * 3))
+            list(threads.map(work, dispatchers * 3))
 
         assert len(sink.messages) == 40
         assert sink.most == 2
@@ -439,45 +444,45 @@ def test_workers_share_the_connections_of_a_relay(store: Store, open_courier: Op
 
 
 def test_a_busy_relay_is_not_waited_for(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
 ) -> None:
     """Who gets no connection claims nothing, calls nobody, and goes."""
-    courier = open_courier(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)
+    dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)
     queue_many(store, 60)
     before = table(store)
 
-    with open_courier(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)._office.throttle.seats() as seats:
+    with open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)._services.throttle.seats() as seats:
         assert seats.take_relay("relay")
-        deliver_all(courier)
+        deliver_all(dispatcher)
         assert (table(store), bell.rings, sink.connections) == (before, 0, 0)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert len(sink.messages) == 60
 
 
 def test_mail_for_a_busy_relay_does_not_go_round_in_circles(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
 ) -> None:
     """A worker that can do nothing for what is due stops, and leaves it as it was to the one who can."""
     busy, backup = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(sink, "backup", preference=1)
     other = entry(sink, "other", domains=["example.net"])
-    courier = open_courier(busy, other, backup, redis_url=redis_url)
+    dispatcher = open_dispatcher(busy, other, backup, redis_url=redis_url)
     queue_many(store, 200)
     before = table(store)
 
-    with open_courier(busy, other, backup, redis_url=redis_url)._office.throttle.seats() as seats:
+    with open_dispatcher(busy, other, backup, redis_url=redis_url)._services.throttle.seats() as seats:
         assert seats.take_relay("busy")
-        deliver_all(courier)
+        deliver_all(dispatcher)
 
     assert (table(store), bell.rings) == (before, 0)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert {(row["status"], row["relay"]) for row in table(store).values()} == {("sent", "busy")}
 
 
 @pytest.mark.parametrize("moved_at_once", [100, 5000])
 def test_mail_for_a_busy_relay_holds_up_nobody(
     store: Store,
-    open_courier: OpenCourier,
+    open_dispatcher: OpenDispatcher,
     sink: Sink,
     backup: Sink,
     redis_url: str,
@@ -488,24 +493,24 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
     """However much of it is due before the mail of an idle relay; and it is due again a moment later."""
     monkeypatch.setattr(room, "MOVED_AT_ONCE", moved_at_once)
     relays = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(backup, "idle", domains=["example.net"])
-    courier = open_courier(*relays, redis_url=redis_url)
+    dispatcher = open_dispatcher(*relays, redis_url=redis_url)
     queue_heap(store, 350, domain="example.com", due_at=clock.time() - 1)
     queue_many(store, 5, domain="example.net")
 
-    with open_courier(*relays, redis_url=redis_url)._office.throttle.seats() as seats:
+    with open_dispatcher(*relays, redis_url=redis_url)._services.throttle.seats() as seats:
         assert seats.take_relay("busy")
-        deliver_all(courier)
+        deliver_all(dispatcher)
     assert (len(backup.messages), len(sink.messages)) == (5, 0)
 
     clock.ahead += 1.1
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert len(sink.messages) == 350
 
 
 @pytest.mark.parametrize("its_turn", [Lane.CRITICAL, Lane.BULK, None])
 @pytest.mark.parametrize("limited", ["relay", "domain"])
 def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
-    store: Store, open_courier: OpenCourier, redis_url: str, limited: str, its_turn: Lane | None
+    store: Store, open_dispatcher: OpenDispatcher, redis_url: str, limited: str, its_turn: Lane | None
 ) -> None:
     """Neither before nor after it has mail for another relay, nor without any: others use that one, and the domain, meanwhile."""
     of_relay = {"MAILER_RELAY_CONCURRENCY": 1} if limited == "relay" else {}
@@ -513,12 +518,12 @@ def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
     with ScriptedRelay() as slow, BusySink() as sink:
         slow.faults["mailer@example.com", "dot"] = [HOLD]
         relays = entry(slow, "slow", domains=["slow.example"]), entry(sink, "free", **of_relay)
-        waiting, other = (open_courier(*relays, redis_url=redis_url, **of_domain) for _ in range(2))
+        waiting, other = (open_dispatcher(*relays, redis_url=redis_url, **of_domain) for _ in range(2))
         queue(store, "ada@slow.example")
         if its_turn is not None:
             queue(store, "its@gmail.com", lane=its_turn)
         with ThreadPoolExecutor(1) as threads:
-            slice_ = threads.submit(waiting.deliver_slice)
+            slice_ = threads.submit(waiting.deliver_batch)
             try:
                 wait_until(lambda: slow.held)
                 queue(store, "other@gmail.com")
@@ -532,17 +537,17 @@ def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
 
 
 def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
-    store: Store, open_courier: OpenCourier, sink: Sink, redis_url: str
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str
 ) -> None:
     """The mail goes back as it was."""
     with ScriptedRelay() as slow:
         slow.faults["mailer@example.com", "dot"] = [HOLD]
         relays = entry(slow, "slow", domains=["slow.example"]), entry(sink, "free", MAILER_RELAY_CONCURRENCY=1)
-        courier, other = (open_courier(*relays, redis_url=redis_url) for _ in range(2))
+        dispatcher, other = (open_dispatcher(*relays, redis_url=redis_url) for _ in range(2))
         queue(store, "ada@slow.example")
         bulk = queue(store, "bulk@example.com", lane=Lane.BULK)
-        with other._office.throttle.seats() as seats, ThreadPoolExecutor(1) as threads:
-            slice_ = threads.submit(courier.deliver_slice)
+        with other._services.throttle.seats() as seats, ThreadPoolExecutor(1) as threads:
+            slice_ = threads.submit(dispatcher.deliver_batch)
             try:
                 wait_until(lambda: slow.held)
                 assert seats.take_relay("free")
@@ -550,36 +555,36 @@ def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
                 slow.go_on()
             slice_.result()
             assert (copy_of(store, bulk).status, copy_of(store, bulk).attempts, sink.connections) == (Status.QUEUED, 0, 0)
-        deliver_all(courier)
+        deliver_all(dispatcher)
     assert received(sink) == ["bulk@example.com"]
 
 
-def test_workers_share_the_seats_of_a_domain(store: Store, open_courier: OpenCourier, redis_url: str, clock: Clock) -> None:
+def test_workers_share_the_seats_of_a_domain(store: Store, open_dispatcher: OpenDispatcher, redis_url: str, clock: Clock) -> None:
     """One worker at a time sends to it; the mail of the others waits for its turn, and mail to other domains goes on."""
     limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
     with BusySink() as sink:
-        couriers = [open_courier(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
-        with couriers[0]._office.throttle.seats() as seats:
+        dispatchers = [open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
+        with dispatchers[0]._services.throttle.seats() as seats:
             assert seats.take_domain("gmail.com")
             queue_many(store, 10, domain="gmail.com")
             queue_many(store, 10)
-            deliver_all(couriers[1])
+            deliver_all(dispatchers[1])
 
         assert (sent_to(sink, "gmail.com"), sent_to(sink, "example.com")) == (0, 10)
         assert waits(store, clock)[0] > 0.5  # they do not come back twenty times a second
         clock.ahead += 60
-        deliver_all(couriers[1])
+        deliver_all(dispatchers[1])
         assert sent_to(sink, "gmail.com") == 10
 
 
-# --- slices -----------------------------------------------------------------------------------------------------------
+# --- batches -----------------------------------------------------------------------------------------------------------
 
 
-def sizes_of_slices(courier: Courier, sink: Sink, most: int) -> list[int]:
+def sizes_of_slices(dispatcher: Dispatcher, sink: Sink, most: int) -> list[int]:
     sizes = []
     for _ in range(most):
         before = len(sink.messages)
-        courier.deliver_slice()
+        dispatcher.deliver_batch()
         sizes.append(len(sink.messages) - before)
     return sizes
 
@@ -589,40 +594,40 @@ def sizes_of_slices(courier: Courier, sink: Sink, most: int) -> list[int]:
 )
 def test_a_slice_lasts_about_a_second(
     store: Store,
-    open_courier: OpenCourier,
+    open_dispatcher: OpenDispatcher,
     sink: Sink,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     seconds_per_mail: float,
     size: range,
 ) -> None:
-    """However fast the relay is: the courier learns it."""
+    """However fast the relay is: the dispatcher learns it."""
     monkeypatch.setattr(clock, "monotonic", lambda: seconds_per_mail * len(sink.messages))
-    courier = open_courier(entry(sink))
+    dispatcher = open_dispatcher(entry(sink))
     queue_heap(store, 1500, domain="example.com", due_at=time.time())
 
-    *_, last = sizes_of_slices(courier, sink, 10)
+    *_, last = sizes_of_slices(dispatcher, sink, 10)
 
     assert last in size
 
 
 @sqlite_only
-def test_a_relay_that_takes_its_time(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
-    """Measured for real: 300 ms a mail make slices of three."""
+def test_a_relay_that_takes_its_time(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+    """Measured for real: 300 ms a mail make batches of three."""
     sink.faults.add(Fault("dot", DELAY, delay=0.3, times=None))
-    courier = open_courier(entry(sink))
+    dispatcher = open_dispatcher(entry(sink))
     queue_many(store, 60)
 
-    sizes = sizes_of_slices(courier, sink, 6)
+    sizes = sizes_of_slices(dispatcher, sink, 6)
 
     assert sizes[0] <= 8
     assert 1 <= sizes[-1] <= 3
     assert {row["status"] for row in table(store).values()} == {"sent", "queued"}
 
 
-def test_urgent_mail_is_in_the_next_slice(store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock) -> None:
+def test_urgent_mail_is_in_the_next_slice(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
     """However much bulk mail was there before it."""
-    courier = open_courier(entry(sink))
+    dispatcher = open_dispatcher(entry(sink))
     queue_heap(store, 1000, domain="example.com", lane=Lane.BULK, due_at=clock.time() - 3600)
     take = sink.accept
     urgent: list[str] = []
@@ -633,26 +638,26 @@ def test_urgent_mail_is_in_the_next_slice(store: Store, open_courier: OpenCourie
         return take(sender, recipients, raw)
 
     sink.accept = take_and_queue
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     assert copy_of(store, urgent[0]).status is Status.QUEUED
     before = len(sink.messages)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert copy_of(store, urgent[0]).status is Status.SENT
     assert sink.messages[before].recipients == ("ada@example.com",)
 
 
 def test_a_relay_that_is_away_says_nothing_of_speed(
-    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time-out of a minute does not make the slices small that follow it."""
+    """A time-out of a minute does not make the batches small that follow it."""
     sink.faults.add(Fault("connect", "421 4.3.2 closed"))
-    courier = open_courier(entry(sink, "first"), entry(sink, "second", preference=1))
+    dispatcher = open_dispatcher(entry(sink, "first"), entry(sink, "second", preference=1))
     monkeypatch.setattr(clock, "monotonic", lambda: 60.0 * sink.connections)
     queue_many(store, 3)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert sink.connections == 1
-    assert courier._pace.seconds_per_mail == courier._paces["first"].seconds_per_mail == 0.02
+    assert dispatcher._pace.seconds_per_mail == dispatcher._router.states["first"].pace.seconds_per_mail == 0.02

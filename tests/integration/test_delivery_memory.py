@@ -1,19 +1,22 @@
 """How much a process holds of the mails it sends."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mailer.blackbox import BlackBox
+from mailer.delivery import Dispatcher
 from mailer.delivery.budget import ByteBudget
-from mailer.delivery.composing import Composer
+from mailer.delivery.preparing import Preparer
+from mailer.delivery.services import ThreadContext
 from mailer.errors import StoreUnavailable
 from mailer.message import Attachment
-from mailer.mime import compose
 from mailer.store import Store
 from tests.mails import a_message, claim, table
-from tests.services.couriers import Clock, MakeCourier, queue, queue_each, states
+from tests.services.dispatchers import Clock, MakeDispatcher, queue, queue_each, states
 from tests.services.sink import Sink
 
 SIZE = 200_000
@@ -26,60 +29,69 @@ def queue_large(store: Store, count: int, size: int | None = SIZE) -> None:
         queue(store, f"to{number}@example.com", message=message, size=size)
 
 
+@contextmanager
+def context_of(dispatcher: Dispatcher, budget: ByteBudget) -> Iterator[ThreadContext]:
+    """What a thread of the dispatcher has, with another budget."""
+    with dispatcher._thread_context() as context:
+        yield replace(context, budget=budget)
+
+
 @pytest.fixture
 def most_held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes held at each moment at which a mail is composed."""
     held: list[int] = []
-    make_room = Composer.make_room
+    make_room = Preparer.make_room
 
-    def watched(self: Composer, *given: Any) -> bool:
+    def watched(self: Preparer, *given: Any) -> bool:
         had_room = make_room(self, *given)
         held.append(self._budget.held)
         return had_room
 
-    monkeypatch.setattr(Composer, "make_room", watched)
+    monkeypatch.setattr(Preparer, "make_room", watched)
     return held
 
 
 @pytest.mark.parametrize("size", [SIZE, None], ids=["with a size", "of an older version"])
 def test_large_mails_are_composed_one_by_one(
-    make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int], size: int | None
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int], size: int | None
 ) -> None:
     """A window is as small as the bound demands, whether the size was stored or has to be asked for."""
     queue_large(store, 6, size)
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_SLICE_SECONDS=60)
+    dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_BATCH_SECONDS=60)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert set(states(store).values()) == {"sent"}
     assert max(most_held) <= 10 * SIZE
-    assert courier._budget.held == 0
+    assert dispatcher._budget.held == 0
 
 
 def test_a_mail_larger_than_the_bound_goes_alone(
-    make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int]
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int]
 ) -> None:
     """It is not kept from going; small mails beside it go as always."""
     queue_large(store, 3)
     queue_each(store, "ada", "bob")
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=SIZE, MAILER_SLICE_SECONDS=60)
+    dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=SIZE, MAILER_BATCH_SECONDS=60)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert set(states(store).values()) == {"sent"}
     assert max(most_held) < 2 * 4 * SIZE
-    assert courier._budget.held == 0
+    assert dispatcher._budget.held == 0
 
 
-def test_threads_share_the_bound(make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int], clock: Clock) -> None:
+def test_threads_share_the_bound(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int], clock: Clock
+) -> None:
     """A thread that finds no room gives its mail back without a try, and nobody waits for anybody."""
     queue_large(store, 12)
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=5 * SIZE, MAILER_SLICE_SECONDS=60)
+    dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=5 * SIZE, MAILER_BATCH_SECONDS=60)
 
     while "queued" in states(store).values():
         with ThreadPoolExecutor(4) as threads:
             for _ in range(4):
-                threads.submit(courier.deliver_slice)
+                threads.submit(dispatcher.deliver_batch)
         clock.ahead += 1
 
     assert set(states(store).values()) == {"sent"}
@@ -117,39 +129,39 @@ def test_a_stream_of_small_mails_leaves_room_for_the_first() -> None:
     assert budget.held <= 6400
 
 
-def test_recipients_share_what_was_composed(make_courier: MakeCourier, store: Store, sink: Sink, most_held: list[int]) -> None:
+def test_recipients_share_what_was_composed(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int]
+) -> None:
     """One mail to many takes the room of one."""
     message = a_message(attachments=(Attachment("a.bin", bytes(SIZE)),))
     queue(store, *(f"to{number}@example.com" for number in range(30)), message=message, size=SIZE)
-    courier = make_courier(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_SLICE_SECONDS=60)
+    dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_BATCH_SECONDS=60)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert set(states(store).values()) == {"sent"}
     assert max(most_held) < 5 * SIZE
-    assert courier._budget.held == 0
+    assert dispatcher._budget.held == 0
 
 
-def test_a_redirected_copy_has_its_room_for_itself(make_courier: MakeCourier, store: Store, black_box: BlackBox) -> None:
+def test_a_redirected_copy_has_its_room_for_itself(make_dispatcher: MakeDispatcher, store: Store) -> None:
     """It is another mail for each recipient, so the room goes with it, though a copy follows."""
     queue(store, "ada@example.com", "bob@example.com", size=SIZE)
     ada, bob = claim(store)
-    office, budget = make_courier(MAILER_REDIRECT_TO="me@example.net")._office, ByteBudget(10 * SIZE)
+    dispatcher, budget = make_dispatcher(MAILER_REDIRECT_TO="me@example.net"), ByteBudget(10 * SIZE)
 
-    with black_box.box() as box:
-        composer = Composer(office, budget, box, compose, lambda *_given: None)
-        assert composer.make_room(ada)
+    with context_of(dispatcher, budget) as context:
+        preparer = Preparer(dispatcher._services, context, lambda *_given: None)
+        assert preparer.make_room(ada)
         room_of_one = budget.held
-        assert composer.make_room(bob)
-        letters = composer.letters([ada, bob], has_time=True)
-        composer.drop(letters[0], following=bob)
+        assert preparer.make_room(bob)
+        mails = preparer.prepare([ada, bob], patient=True)
+        preparer.drop(mails[0], following=bob)
 
     assert budget.held == room_of_one
 
 
-def test_letters_that_have_to_be_made_again_are_counted_once(
-    make_courier: MakeCourier, store: Store, black_box: BlackBox
-) -> None:
+def test_mails_that_have_to_be_prepared_again_are_counted_once(make_dispatcher: MakeDispatcher, store: Store) -> None:
     """The database went away while one of them was set aside: the room still goes with the last."""
     queue(store, "ada@example.com", "bob@example.net")
     deliveries, budget, away = claim(store), ByteBudget(1 << 30), iter([StoreUnavailable("gone")])
@@ -158,13 +170,13 @@ def test_letters_that_have_to_be_made_again_are_counted_once(
         if error := next(away, None):
             raise error
 
-    with black_box.box() as box:
-        office = make_courier(MAILER_ALLOWED_RECIPIENTS="example.com")._office
-        composer = Composer(office, budget, box, compose, set_aside)
-        assert all(map(composer.make_room, deliveries))
+    dispatcher = make_dispatcher(MAILER_ALLOWED_RECIPIENTS="example.com")
+    with context_of(dispatcher, budget) as context:
+        preparer = Preparer(dispatcher._services, context, set_aside)
+        assert all(map(preparer.make_room, deliveries))
         with pytest.raises(StoreUnavailable):
-            composer.letters(deliveries, has_time=True)
-        [letter] = composer.letters(deliveries, has_time=True)
-        composer.drop(letter, following=None)
+            preparer.prepare(deliveries, patient=True)
+        [mail] = preparer.prepare(deliveries, patient=True)
+        preparer.drop(mail, following=None)
 
     assert budget.held == 0

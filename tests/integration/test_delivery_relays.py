@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from mailer import delivery as room
-from mailer.delivery import Courier
+from mailer.delivery import Dispatcher
 from mailer.devstack.faults import CLOSE_AFTER_250, DROP, Fault
 from mailer.message import Address, Lane, Status, Verdict
 from mailer.store import Store
 from tests.mails import a_message, table
-from tests.services.couriers import (
+from tests.services.dispatchers import (
     Clock,
     CountingBell,
-    OpenCourier,
+    OpenDispatcher,
+    chores_of,
     copy_of,
     deliver_all,
     entry,
@@ -71,13 +72,13 @@ BROKEN = [
 
 @pytest.mark.parametrize(("break_it", "reason"), BROKEN)
 def test_mail_takes_the_next_relay(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, break_it: Break, reason: str
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, break_it: Break, reason: str
 ) -> None:
     """Whatever is wrong with the first; no mail pays for it with an attempt, and the pause tells what it was."""
     queue_many(store, 8)
     first, second = two(sink, backup, **break_it(sink))
 
-    deliver_all(open_courier(first, second))
+    deliver_all(open_dispatcher(first, second))
 
     rows = table(store).values()
     assert {(row["status"], row["attempts"], row["relay"]) for row in rows} == {("sent", 1, "second")}
@@ -88,12 +89,14 @@ def test_mail_takes_the_next_relay(
     assert sum(len(store.status(row["mail_id"]).deliveries[0].history) for row in rows) == 1  # one mail found it out
 
 
-def test_a_mail_tells_of_the_relay_it_could_not_take(store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink) -> None:
+def test_a_mail_tells_of_the_relay_it_could_not_take(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
+) -> None:
     """Its history has the try, which was no attempt."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("connect", DOWN, times=None))
 
-    deliver_all(open_courier(*two(sink, backup)))
+    deliver_all(open_dispatcher(*two(sink, backup)))
 
     sent = copy_of(store, mail_id)
     [tried] = sent.history
@@ -102,10 +105,10 @@ def test_a_mail_tells_of_the_relay_it_could_not_take(store: Store, open_courier:
     assert DOWN in tried.reply
 
 
-def test_other_workers_leave_it_alone(store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink) -> None:
+def test_other_workers_leave_it_alone(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink) -> None:
     """They have never tried it themselves: what one has found out, all know."""
     sink.faults.add(Fault("connect", DOWN, times=None))
-    one, other = (open_courier(*two(sink, backup)) for _ in range(2))
+    one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
     queue(store, "ada@example.com")
     deliver_all(one)
 
@@ -116,7 +119,7 @@ def test_other_workers_leave_it_alone(store: Store, open_courier: OpenCourier, s
     assert len(backup.messages) == 21
 
 
-def test_it_fails_in_the_middle(store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink) -> None:
+def test_it_fails_in_the_middle(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink) -> None:
     """What it has taken is sent, and is not sent again; the rest takes the other one."""
     queue_many(store, 12)
     take = sink.accept
@@ -128,7 +131,7 @@ def test_it_fails_in_the_middle(store: Store, open_courier: OpenCourier, sink: S
 
     sink.accept = take_five
 
-    deliver_all(open_courier(*two(sink, backup)))
+    deliver_all(open_dispatcher(*two(sink, backup)))
 
     assert (len(sink.messages), len(backup.messages)) == (5, 7)
     assert len({*received(sink), *received(backup)}) == 12
@@ -136,17 +139,17 @@ def test_it_fails_in_the_middle(store: Store, open_courier: OpenCourier, sink: S
 
 
 def test_both_are_down(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, bell: CountingBell
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, bell: CountingBell
 ) -> None:
     """Mail waits, untouched, and nobody is busy with it."""
     mails = queue_many(store, 10)
     for server in (sink, backup):
         server.faults.add(Fault("connect", DOWN, times=None))
-    courier = open_courier(*two(sink, backup))
+    dispatcher = open_dispatcher(*two(sink, backup))
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
     rings = bell.rings
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert store.relay_pauses().keys() == {"first", "second"}
     assert (sink.connections, backup.connections, bell.rings) == (1, 1, rings)
@@ -156,22 +159,22 @@ def test_both_are_down(
 
 
 def test_nothing_is_claimed_while_the_only_relay_is_paused(
-    store: Store, open_courier: OpenCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slice goes back as it was, but for the one mail that found it out, and then the table rests, too."""
+    """The batch goes back as it was, but for the one mail that found it out, and then the table rests, too."""
     queue_many(store, 10)
     before = {number: row["due_at"] for number, row in table(store).items()}
     sink.faults.add(Fault("connect", DROP, times=None))
-    courier = open_courier(entry(sink))
+    dispatcher = open_dispatcher(entry(sink))
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     after = table(store)
     assert {row["status"] for row in after.values()} == {"queued"}
     assert len([number for number, row in after.items() if row["due_at"] != before[number]]) == 1
-    monkeypatch.setattr(courier._store, "claim_due", None)
-    assert courier.deliver_slice() == 0
-    courier.sweep()
+    monkeypatch.setattr(dispatcher._services.store, "claim_due", None)
+    assert not dispatcher.deliver_batch().goes_on
+    chores_of(dispatcher).sweep()
     assert table(store) == after
     assert sink.connections == 1
 
@@ -179,11 +182,11 @@ def test_nothing_is_claimed_while_the_only_relay_is_paused(
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_relay_gets_its_mail(store: Store, open_courier: OpenCourier, sink: Sink) -> None:
+def test_each_relay_gets_its_mail(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
     """By who says it, to whom, and how urgent it is; what is for none of them goes over the relay without rules."""
     names = ("boss", "corp", "bulk", "rest")
     rules: list[dict[str, Any]] = [{"senders": ["boss@example.com"]}, {"domains": ["corp.example"]}, {"lanes": ["bulk"]}, {}]
-    courier = open_courier(
+    dispatcher = open_dispatcher(
         *(entry(sink, name, preference=at, **rule) for at, (name, rule) in enumerate(zip(names, rules, strict=True)))
     )
     boss = a_message(sender=Address("boss@example.com"))
@@ -192,32 +195,32 @@ def test_each_relay_gets_its_mail(store: Store, open_courier: OpenCourier, sink:
     queue(store, "c@example.org", lane=Lane.BULK)
     queue(store, "d@example.org")
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     assert {row["recipient"][0]: row["relay"] for row in table(store).values()} == dict(zip("abcd", names, strict=True))
 
 
-def test_relays_share_by_weight(store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink) -> None:
+def test_relays_share_by_weight(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink) -> None:
     """About three to one, and each mail goes over one of them."""
     queue_many(store, 200)
 
-    deliver_all(open_courier(entry(sink, "heavy", weight=3), entry(backup, "light", weight=1)))
+    deliver_all(open_dispatcher(entry(sink, "heavy", weight=3), entry(backup, "light", weight=1)))
 
     assert len({*received(sink), *received(backup)}) == len(sink.messages) + len(backup.messages) == 200
     assert 20 <= len(backup.messages) <= 85
 
 
 def test_what_only_a_paused_relay_takes_waits_for_it(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
     """Until the pause ends, out of the way of what others take; and it costs no attempt."""
     sink.faults.add(Fault("connect", DOWN))
-    courier = open_courier(entry(sink, "first"), entry(backup, "second", domains=["example.net"]))
+    dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", domains=["example.net"]))
     for number in range(30):
         queue(store, f"reader{number}@example.com")
         queue(store, f"reader{number}@example.net")
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     until = pause_of(store).until
     waiting = [row for row in table(store).values() if row["status"] == "queued"]
@@ -225,61 +228,61 @@ def test_what_only_a_paused_relay_takes_waits_for_it(
     assert {(row["due_at"], row["attempts"]) for row in waiting} == {(until, 0)}
 
     wait_out(clock, store)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     assert (len(sink.messages), len(backup.messages)) == (30, 30)
 
 
 def test_much_mail_for_a_paused_relay_is_in_nobodys_way(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is moved in heaps, not slice by slice. By sender, which is the rule that takes most to look up."""
+    """It is moved in heaps, not batch by batch. By sender, which is the rule that takes most to look up."""
     monkeypatch.setattr(room, "MOVED_AT_ONCE", 100)
     sink.faults.add(Fault("connect", DOWN, times=None))
-    courier = open_courier(entry(sink, "first"), entry(backup, "second", senders=["example.net"]))
+    dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", senders=["example.net"]))
     queue(store, "ada@example.com")
-    deliver_all(courier)
+    deliver_all(dispatcher)
     for number in range(50):
         queue(store, *(f"reader{number}.{copy}@example.com" for copy in range(50)))
     other = queue(store, "bob@example.com", message=a_message(sender=Address("eve@news.example.net")))
-    slices = 0
+    batches = 0
     while copy_of(store, other).status is not Status.SENT:
-        courier.deliver_slice()
-        slices += 1
+        dispatcher.deliver_batch()
+        batches += 1
 
-    assert slices <= 5
+    assert batches <= 5
     assert sink.connections == 1
 
 
 def test_lanes_of_a_paused_relay_are_left_alone(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
     """They are not even claimed by those who could do nothing for them."""
     sink.faults.add(Fault("connect", DOWN, times=None))
-    courier = open_courier(entry(sink, "first"), entry(backup, "second", lanes=["bulk"]))
+    dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", lanes=["bulk"]))
     queue(store, "ada@example.com", lane=Lane.CRITICAL)
-    deliver_all(courier)
+    deliver_all(dispatcher)
     queue_many(store, 60, lane=Lane.CRITICAL)
     waiting = table(store)
     queue_many(store, 5, lane=Lane.BULK)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert len(backup.messages) == 5
     assert {number: row for number, row in table(store).items() if number in waiting} == waiting
 
 
 def test_a_slow_relay_takes_no_time_from_the_next_one(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each slice each relay gets something done, however long the one before it took."""
+    """Of each batch each relay gets something done, however long the one before it took."""
     monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + 100.0 * len(sink.messages))  # each mail takes it that long
-    courier = open_courier(entry(sink, "slow", domains=["example.net"]), entry(backup, "fast"))
-    courier._pace.seconds_per_mail = 0.1
+    dispatcher = open_dispatcher(entry(sink, "slow", domains=["example.net"]), entry(backup, "fast"))
+    dispatcher._pace.seconds_per_mail = 0.1
     for number in range(5):
         queue(store, f"reader{number}@example.com")
         queue(store, f"reader{number}@example.net", lane=Lane.CRITICAL)  # its relay comes first
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
 
     assert 0 < len(sink.messages) < 5
     assert len(backup.messages) == 5
@@ -298,7 +301,7 @@ TROUBLE = [
 
 
 def test_nothing_is_lost_and_nothing_is_sent_twice(
-    store: Store, open_courier: OpenCourier, sink: Sink, backup: Sink, redis_url: str, clock: Clock
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, redis_url: str, clock: Clock
 ) -> None:
     """Several workers, two relays with all that can be wrong with them short of doubt, rules and limits, and much mail."""
     sink.faults.add(*TROUBLE)
@@ -311,22 +314,22 @@ def test_nothing_is_lost_and_nothing_is_sent_twice(
         "MAILER_RETRY_ATTEMPTS": 1000,
         "MAILER_RETRY_LONGEST": 500,
         "MAILER_RETRY_AGE": 1e7,
-        "MAILER_SLICE_SECONDS": 0.1,
+        "MAILER_BATCH_SECONDS": 0.1,
     }
-    couriers = [open_courier(first, second, redis_url=redis_url, **config) for _ in range(2)]
+    dispatchers = [open_dispatcher(first, second, redis_url=redis_url, **config) for _ in range(2)]
     for lane in Lane:
         queue_many(store, 40, domain="gmail.com", lane=lane)
         readers = [f"reader{lane}.{number}@example.net" for number in range(40)]
         queue(store, *readers, lane=lane, message=a_message(sender=Address("ada@example.org")))
     mails = {(row["recipient"], row["mail_id"]) for row in table(store).values()}
 
-    def work(courier: Courier) -> None:
-        courier.sweep()
-        deliver_all(courier)
+    def work(dispatcher: Dispatcher) -> None:
+        chores_of(dispatcher).sweep()
+        deliver_all(dispatcher)
 
-    for _ in range(240):  # how many it takes depends on how far each slice gets
+    for _ in range(240):  # how many it takes depends on how far each batch gets
         with ThreadPoolExecutor(6) as threads:
-            list(threads.map(work, couriers * 3))
+            list(threads.map(work, dispatchers * 3))
         if {row["status"] for row in table(store).values()} == {"sent"}:
             break
         clock.ahead += 600

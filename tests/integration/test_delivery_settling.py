@@ -12,24 +12,23 @@ import pytest
 from flask_mail import email_dispatched
 
 from mailer.blackbox import BlackBox
-from mailer.delivery import Courier
-from mailer.delivery import round as round_
+from mailer.delivery import Dispatcher, preparing, share
 from mailer.delivery.settling import settle
 from mailer.errors import StoreUnavailable
 from mailer.message import Message, OnDoubt, Status
 from mailer.mime import Composed, Signer, compose
 from mailer.store import Result, Store
 from tests.mails import a_message, table
-from tests.services.couriers import Clock, MakeCourier, copy_of, queue, queue_many, received
+from tests.services.dispatchers import Clock, MakeDispatcher, chores_of, copy_of, queue, queue_many, received
 from tests.services.sink import Sink
 
 
-def deliver_and_die(courier: Courier, in_the_child: Callable[[], object] = lambda: None) -> None:
+def deliver_and_die(dispatcher: Dispatcher, in_the_child: Callable[[], object] = lambda: None) -> None:
     """In a process of its own, which is killed by what it does; if it is not, the test has failed."""
     if not (child := os.fork()):
         try:
             in_the_child()
-            courier.deliver(at_most=60)
+            dispatcher.deliver(at_most=60)
         finally:
             os._exit(1)  # whatever happens, there is but one pytest
     _, status = os.waitpid(child, 0)
@@ -47,14 +46,14 @@ def states(store: Store) -> list[str]:
 # --- what was on the wire ---------------------------------------------------------------------------------------------
 
 
-def test_what_the_relay_took_before_its_worker_died(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_what_the_relay_took_before_its_worker_died(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """It is sent, in the relay's own words: the box has them, though the database heard nothing of it."""
     queue_many(store, 3)
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    deliver_and_die(courier, lambda: setattr(store, "record_if_transmitting", killing))
+    deliver_and_die(dispatcher, lambda: setattr(store, "record_if_transmitting", killing))
     assert states(store) == ["transmitting"] * 3
-    make_courier().settle()
+    chores_of(make_dispatcher()).settle()
 
     assert states(store) == ["sent"] * 3
     assert all(row["reply"].startswith("250") for row in table(store).values())
@@ -63,75 +62,75 @@ def test_what_the_relay_took_before_its_worker_died(make_courier: MakeCourier, s
 
 @pytest.mark.parametrize("on_doubt", OnDoubt)
 def test_what_was_on_the_wire(
-    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, on_doubt: OnDoubt
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch, on_doubt: OnDoubt
 ) -> None:
     """It is in doubt at once, and only it: nobody waits for its lease. What it had not begun goes back, at no cost."""
     first, *others = queue_many(store, 3, on_doubt=on_doubt)
-    monkeypatch.setattr(round_.Round, "note", killing)
+    monkeypatch.setattr(share.Share, "_finish", killing)
 
-    deliver_and_die(make_courier())
-    make_courier().settle()
+    deliver_and_die(make_dispatcher())
+    chores_of(make_dispatcher()).settle()
 
     assert copy_of(store, first).status is Status.DOUBTFUL
     assert (copy_of(store, first).due_at is not None) == (on_doubt is OnDoubt.RESEND)
     assert [(copy_of(store, other).status, copy_of(store, other).attempts) for other in others] == [(Status.QUEUED, 0)] * 2
 
 
-def test_what_was_claimed_and_not_begun(make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_claimed_and_not_begun(make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can be claimed again at once, as if it never had been."""
     mail_id = queue(store, "ada@example.com")
-    monkeypatch.setattr(round_.Round, "__init__", killing)
+    monkeypatch.setattr(share.Share, "__init__", killing)
 
-    deliver_and_die(make_courier())
+    deliver_and_die(make_dispatcher())
     assert states(store) == ["claimed"]
-    make_courier().settle()
+    chores_of(make_dispatcher()).settle()
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
-def test_a_box_that_comes_too_late(make_courier: MakeCourier, store: Store, clock: Clock, sink: Sink) -> None:
+def test_a_box_that_comes_too_late(make_dispatcher: MakeDispatcher, store: Store, clock: Clock, sink: Sink) -> None:
     """The lease was over before the box was found: a mail that is in doubt by then is sent all the same, and only once."""
     queue(store, "ada@example.com")
-    deliver_and_die(make_courier(), lambda: setattr(store, "record_if_transmitting", killing))
+    deliver_and_die(make_dispatcher(), lambda: setattr(store, "record_if_transmitting", killing))
     clock.ahead = 7200
-    courier = make_courier()
-    courier.sweep()
+    dispatcher = make_dispatcher()
+    chores_of(dispatcher).sweep()
     assert states(store) == ["doubtful"]
 
-    courier.settle()
-    courier.sweep()
+    chores_of(dispatcher).settle()
+    chores_of(dispatcher).sweep()
 
     assert states(store) == ["sent"]
     assert len(sink.messages) == 1
 
 
-def test_a_worker_that_dies_while_a_receiver_works(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_a_worker_that_dies_while_a_receiver_works(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """What the relay took is noted before a receiver of `email_dispatched` hears of it."""
     queue_many(store, 2)
     with email_dispatched.connected_to(killing):
-        deliver_and_die(make_courier())
+        deliver_and_die(make_dispatcher())
 
-    make_courier().settle()
+    chores_of(make_dispatcher()).settle()
 
     assert sorted(states(store)) == ["queued", "sent"]
     assert len(sink.messages) == 1
 
 
 def test_a_box_that_another_installation_finds_first(
-    make_courier: MakeCourier, store: Store, black_box: BlackBox, tmp_path: Path
+    make_dispatcher: MakeDispatcher, store: Store, black_box: BlackBox, tmp_path: Path
 ) -> None:
     """It knows nothing of what is in it, and leaves it to the one whose mail it is."""
     queue(store, "ada@example.com")
-    courier = make_courier()
-    deliver_and_die(courier, lambda: setattr(store, "record_if_transmitting", killing))
+    dispatcher = make_dispatcher()
+    deliver_and_die(dispatcher, lambda: setattr(store, "record_if_transmitting", killing))
     other = Store(f"sqlite:///{tmp_path / 'other.sqlite3'}")
     other.migrate()
-    theirs = replace(courier._office, store=other)
+    theirs = replace(dispatcher._services, store=other)
 
     assert black_box._folder is not None
     BlackBox(black_box._folder).settle_remains(partial(settle, theirs))
     other.engine.dispose()
-    courier.settle()
+    chores_of(dispatcher).settle()
 
     assert states(store) == ["sent"]
 
@@ -140,7 +139,7 @@ def test_a_box_that_another_installation_finds_first(
 
 
 def test_a_database_that_is_away_at_the_moment_of_the_250(
-    make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sent stays sent: when the database is back, the worker reads in its own box what it could not record."""
     queue_many(store, 2)
@@ -150,14 +149,14 @@ def test_a_database_that_is_away_at_the_moment_of_the_250(
 
     with monkeypatch.context() as outage:
         outage.setattr(store, "record_if_transmitting", away)
-        courier = make_courier()
+        dispatcher = make_dispatcher()
         with pytest.raises(StoreUnavailable):
-            courier.deliver_slice()
+            dispatcher.deliver_batch()
         with pytest.raises(StoreUnavailable):
-            courier.settle()
+            chores_of(dispatcher).settle()
     assert states(store) == ["transmitting"] * 2
 
-    courier.settle()
+    chores_of(dispatcher).settle()
 
     assert states(store) == ["sent"] * 2
     assert len(received(sink)) == 2
@@ -167,17 +166,17 @@ def test_a_database_that_is_away_at_the_moment_of_the_250(
 
 
 def test_a_mail_that_kills_its_workers(
-    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each death while it is composed is a try of this mail, and of no other; after the last it has failed, with the reason."""
     poison = queue(store, message=a_message(subject="poison"))
     healthy = queue(store, "bob@example.com")
-    monkeypatch.setattr(round_, "compose", _deadly)
-    courier = make_courier(MAILER_RETRY_ATTEMPTS=3)
+    monkeypatch.setattr(preparing, "compose", _deadly)
+    dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=3)
 
     for deaths in (1, 2, 3):
-        deliver_and_die(courier)
-        courier.settle()
+        deliver_and_die(dispatcher)
+        chores_of(dispatcher).settle()
         assert copy_of(store, poison).attempts == deaths
         assert len(copy_of(store, poison).history) == deaths
         assert copy_of(store, healthy).attempts <= 1
@@ -187,7 +186,7 @@ def test_a_mail_that_kills_its_workers(
     assert copy_of(store, poison).reply == (
         "the worker died while it composed this mail (given up after 3 tries, see MAILER_RETRY_ATTEMPTS)"
     )
-    courier.deliver(at_most=60)
+    dispatcher.deliver(at_most=60)
     assert copy_of(store, healthy).status is Status.SENT
 
 
@@ -196,11 +195,11 @@ def _deadly(message: Message, signer: Signer | None) -> Composed:
 
 
 def test_a_database_that_goes_away_while_a_mail_is_composed(
-    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It kills nobody, so the mail that happened to be in hand pays no attempt for it, and does not fail."""
     mail_id = queue(store, "ada@example.com")
-    courier = make_courier(MAILER_RETRY_ATTEMPTS=1)
+    dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=1)
 
     def away(*_arguments: object, **_options: object) -> Any:
         raise StoreUnavailable("gone")
@@ -214,9 +213,9 @@ def test_a_database_that_goes_away_while_a_mail_is_composed(
 
         outage.setattr(store, "load_messages", goes_away)
         with pytest.raises(StoreUnavailable):
-            courier.deliver_slice()
+            dispatcher.deliver_batch()
 
-    courier.settle()
+    chores_of(dispatcher).settle()
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
@@ -225,19 +224,19 @@ def test_a_database_that_goes_away_while_a_mail_is_composed(
 
 
 def test_a_worker_that_wakes_up_between_the_envelope_and_the_mail(
-    store: Store, make_courier: MakeCourier, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, make_dispatcher: MakeDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing of a mail that may be somebody else's by now: the relay waits for its first byte in vain."""
     mail_id = queue(store, "ada@example.com")
-    courier = make_courier()
-    may_begin = round_.Round.may_begin
+    dispatcher = make_dispatcher()
+    may_begin = share.Share._may_begin
 
-    def slept(self: round_.Round) -> bool:
+    def slept(self: share.Share) -> bool:
         clock.ahead = 7200
         return may_begin(self)
 
-    monkeypatch.setattr(round_.Round, "may_begin", slept)
-    courier.deliver_slice()
+    monkeypatch.setattr(share.Share, "_may_begin", slept)
+    dispatcher.deliver_batch()
 
     assert sink.messages == []
     assert copy_of(store, mail_id).status is Status.QUEUED

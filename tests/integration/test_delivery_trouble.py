@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from mailer.delivery import round as round_
+from mailer.delivery import preparing, share
 from mailer.errors import StoreUnavailable
 from mailer.message import Message, Status, Verdict
 from mailer.mime import Composed, Signer, compose
@@ -14,7 +14,7 @@ from mailer.mime.dkim import SigningKey
 from mailer.smtp import envelope
 from mailer.store import Store, rows
 from tests.mails import a_message, table
-from tests.services.couriers import Clock, MakeCourier, copy_of, queue, queue_each, states
+from tests.services.dispatchers import Clock, MakeDispatcher, copy_of, queue, queue_each, states
 from tests.services.sink import Sink
 
 TROUBLE = [MemoryError(), OSError(24, "Too many open files"), RuntimeError("who knows"), LookupError("unknown encoding: idna")]
@@ -33,7 +33,7 @@ def in_trouble(mail_id: str, error: Exception) -> Callable[[Message, Signer | No
 
 @pytest.mark.parametrize("error", TROUBLE, ids=repr)
 def test_trouble_while_a_mail_is_composed(
-    make_courier: MakeCourier,
+    make_dispatcher: MakeDispatcher,
     store: Store,
     sink: Sink,
     clock: Clock,
@@ -43,10 +43,10 @@ def test_trouble_while_a_mail_is_composed(
     """It counts as a try with an entry in the history; the mail is sent later, and failed with the last try."""
     mail_id = queue(store, "ada@example.com", "bob@example.com")
     queue_each(store, "fine")
-    courier = make_courier(MAILER_RETRY_ATTEMPTS=2)
+    dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=2)
     with monkeypatch.context() as patch:
-        patch.setattr(round_, "compose", in_trouble(mail_id, error))
-        courier.deliver_slice()
+        patch.setattr(preparing, "compose", in_trouble(mail_id, error))
+        dispatcher.deliver_batch()
 
     assert states(store) == {"ada": "queued", "bob": "queued", "fine": "sent"}
     for copy in store.status(mail_id):
@@ -57,8 +57,8 @@ def test_trouble_while_a_mail_is_composed(
         assert copy.due_at.timestamp() > clock.time() + 30
 
     clock.ahead = 100
-    monkeypatch.setattr(round_, "compose", in_trouble(mail_id, error))
-    courier.deliver_slice()
+    monkeypatch.setattr(preparing, "compose", in_trouble(mail_id, error))
+    dispatcher.deliver_batch()
 
     assert states(store) == {"ada": "failed", "bob": "failed", "fine": "sent"}
     assert "given up after 2 tries" in str(store.status(mail_id).deliveries[0].reply)
@@ -66,7 +66,7 @@ def test_trouble_while_a_mail_is_composed(
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), StoreUnavailable("malformed")], ids=repr)
 def test_trouble_while_mails_are_loaded(
-    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch, error: Exception
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Each is tried alone, and only the one that can't be loaded is put off."""
     queue_each(store, "before")
@@ -81,7 +81,7 @@ def test_trouble_while_mails_are_loaded(
 
     monkeypatch.setattr(store, "load_messages", load_with_trouble)
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"before": "sent", "ada": "queued", "after": "sent"}
     copy = copy_of(store, mail_id)
@@ -89,7 +89,7 @@ def test_trouble_while_mails_are_loaded(
 
 
 def test_too_little_memory_to_read_a_row(
-    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not taken for a row that somebody has spoilt."""
     mail_id = queue(store, "ada@example.com")
@@ -99,12 +99,14 @@ def test_too_little_memory_to_read_a_row(
 
     monkeypatch.setattr(rows, "message", too_little)
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 1)
 
 
-def test_a_key_that_can_not_sign(make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_can_not_sign(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the library of cryptography raises, the mail is not to blame."""
 
     def fail(data: bytes) -> bytes:
@@ -112,9 +114,9 @@ def test_a_key_that_can_not_sign(make_courier: MakeCourier, store: Store, sink: 
 
     signer = Signer([SigningKey("example.com", "2026a", "rsa-sha256", fail)])
     mail_id = queue(store, "ada@example.com")
-    monkeypatch.setattr(round_, "compose", lambda message, _signer: compose(message, signer))
+    monkeypatch.setattr(preparing, "compose", lambda message, _signer: compose(message, signer))
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     copy = copy_of(store, mail_id)
     assert copy.status == Status.QUEUED
@@ -122,44 +124,44 @@ def test_a_key_that_can_not_sign(make_courier: MakeCourier, store: Store, sink: 
 
 
 def test_a_soft_time_limit_while_a_mail_is_composed(
-    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the slice. The mail that was composed has used up a try, the others are as if never claimed."""
+    """It ends the batch. The mail that was composed has used up a try, the others are as if never claimed."""
     queue_each(store, "ada")
     mail_id = queue(store, "slow@example.com")
     queue_each(store, "eve")
-    courier = make_courier()
+    dispatcher = make_dispatcher()
     with monkeypatch.context() as patch:
-        patch.setattr(round_, "compose", in_trouble(mail_id, SoftTimeLimitExceeded()))
+        patch.setattr(preparing, "compose", in_trouble(mail_id, SoftTimeLimitExceeded()))
         with pytest.raises(SoftTimeLimitExceeded):
-            courier.deliver_slice()
+            dispatcher.deliver_batch()
 
     assert states(store) == {"ada": "queued", "slow": "queued", "eve": "queued"}
     assert sorted(row["attempts"] for row in table(store).values()) == [0, 0, 1]
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     assert sorted(mail.recipients[0] for mail in sink.messages) == ["ada@example.com", "eve@example.com"]
 
 
 def test_a_soft_time_limit_before_a_mail_is_begun(
-    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is given back and not in doubt: the relay has not heard a byte of it."""
     queue_each(store, "ada", "bob")
     with monkeypatch.context() as patch:
-        patch.setattr(round_.Round, "may_begin", _interrupt)
+        patch.setattr(share.Share, "_may_begin", _interrupt)
         with pytest.raises(SoftTimeLimitExceeded):
-            make_courier().deliver_slice()
+            make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "queued", "bob": "queued"}
     assert [row["attempts"] for row in table(store).values()] == [0, 0]
 
 
-def _interrupt(_round: round_.Round) -> bool:
+def _interrupt(_round: share.Share) -> bool:
     raise SoftTimeLimitExceeded
 
 
 def test_too_little_memory_to_write_a_mail_for_this_relay(
-    make_courier: MakeCourier, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mail that has to be written anew for a relay without 8BITMIME is put off, and stops no other."""
     mail_id = queue(store, "ada@example.com", message=a_message(subject="large"))
@@ -173,7 +175,7 @@ def test_too_little_memory_to_write_a_mail_for_this_relay(
 
     monkeypatch.setattr(envelope, "_envelope_of", too_little)
 
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "queued", "bob": "sent"}
     assert copy_of(store, mail_id).attempts == 1

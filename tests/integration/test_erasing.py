@@ -13,8 +13,8 @@ from mailer import schema
 from mailer.message import Attachment, Delivery, Message, Status, Verdict, id_at
 from mailer.store import Store
 from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, set_aside, table
-from tests.services.couriers import MakeCourier, copy_of, queue, received
 from tests.services.databases import sqlite_only
+from tests.services.dispatchers import MakeDispatcher, copy_of, queue, received
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 
@@ -216,12 +216,12 @@ def test_what_is_young_is_not_looked_at(store: Store) -> None:
 # --- when it goes wrong -----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_sent_instead_of_what_was_erased(make_courier: MakeCourier, store: Store, sink: Sink) -> None:
+def test_nothing_is_sent_instead_of_what_was_erased(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
     """Should a copy be queued whose mail says nothing any more, it fails, and the others of its slice go out."""
     erased, other = queue(store, "ada@example.com"), queue(store, "bob@example.com")
     with store.engine.begin() as connection:
         connection.execute(schema.message.update().where(schema.message.c.id == erased).values(erased_at=NOW, text=None))
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
 
     assert (copy_of(store, erased).status, copy_of(store, erased).reply) == (
         Status.FAILED,
@@ -234,7 +234,7 @@ def test_nothing_is_sent_instead_of_what_was_erased(make_courier: MakeCourier, s
 
 @pytest.mark.parametrize("sensitive", [False, True])
 def test_what_cannot_be_composed(
-    make_courier: MakeCourier,
+    make_dispatcher: MakeDispatcher,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -246,9 +246,9 @@ def test_what_cannot_be_composed(
     def quote(*_arguments: object) -> None:
         raise ValueError(CANARY)
 
-    monkeypatch.setattr("mailer.delivery.round.compose", quote)
+    monkeypatch.setattr("mailer.delivery.preparing.compose", quote)
     mail_id = queue(store, "ada@example.com", message=a_message(sensitive=sensitive))
-    make_courier().deliver_slice()
+    make_dispatcher().deliver_batch()
     seen = caplog.text + str(copy_of(store, mail_id).reply)
 
     assert "ValueError" in seen

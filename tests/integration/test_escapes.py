@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 
 from mailer import send_email
-from mailer.delivery import round as round_
+from mailer.delivery import preparing
 from mailer.message import Status
 from tests.mails import a_message, bring, record
 from tests.services.databases import sqlite_only
@@ -68,7 +68,7 @@ def test_a_relay(shop: Flask, relay: RawServer, caplog: pytest.LogCaptureFixture
     relay.replies[stage] = relay.replies["HELO" if stage == "EHLO" else stage] = reply(code)
     receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
 
-    shop.extensions["mailer"].courier.deliver_slice()
+    shop.extensions["mailer"].dispatcher.deliver_batch()
 
     said = caplog.text + printed(shop, "status", receipt.id) + printed(shop, "relays")
     assert "31ma" in said  # it was there to be shown
@@ -104,10 +104,10 @@ def test_a_mail_that_can_not_be_composed(shop: Flask, monkeypatch: pytest.Monkey
     def refuse(*_mail: object) -> None:
         raise ValueError(HOSTILE)
 
-    monkeypatch.setattr(round_, "compose", refuse)
+    monkeypatch.setattr(preparing, "compose", refuse)
     receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
 
-    shop.extensions["mailer"].courier.deliver_slice()
+    shop.extensions["mailer"].dispatcher.deliver_batch()
 
     [delivery] = store_of(shop).status(receipt.id)
     assert delivery.reply

@@ -20,8 +20,8 @@ from sqlalchemy.pool import NullPool
 from mailer import Attachment, ConfigurationError, InvalidMail, KeyReused, Mailer, Receipt, send_email
 from mailer.intake import Intake
 from tests.mails import postgresql_only
-from tests.services.couriers import CountingBell
 from tests.services.databases import sqlite_only
+from tests.services.dispatchers import CountingBell
 from tests.services.requirement import do_without
 from tests.shop import OpenShop, rows, store_of, stored
 

@@ -45,7 +45,7 @@ def shops(open_shop: OpenShop, other_database_url: str) -> tuple[Flask, Flask]:
 def deliver(app: Flask) -> None:
     """What a worker of this app does when it is called."""
     with app.app_context():
-        app.extensions["mailer"].courier.deliver_slice()
+        app.extensions["mailer"].dispatcher.deliver_batch()
 
 
 def test_each_app_has_its_own_queue(shops: tuple[Flask, Flask], sink: Sink) -> None:

@@ -36,7 +36,7 @@ def relay_of(server: ScriptedRelay, **config: Any) -> Relay:
 
 
 def deliver(relay: Relay, letters: list[WireMessage | None]) -> dict[str, Outcome]:
-    """As a courier does it: who was not begun, or whose relay could not be reached, is tried again."""
+    """As a dispatcher does it: who was not begun, or whose relay could not be reached, is tried again."""
     outcomes: dict[str, Outcome] = {}
     waiting = deque(letters)
     taken: deque[WireMessage] = deque()

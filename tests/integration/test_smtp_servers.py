@@ -11,7 +11,7 @@ from mailer.message import Status, Verdict
 from mailer.mime import WireMessage
 from mailer.store import Store
 from tests.mails import table
-from tests.services.couriers import OpenCourier, deliver_all, entry, queue
+from tests.services.dispatchers import OpenDispatcher, deliver_all, entry, queue
 from tests.services.mail_servers import MailServer, running_exim, running_opensmtpd, running_postfix
 from tests.services.relay import make_letter, make_relay
 from tests.services.waiting import wait_until
@@ -27,13 +27,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
 
 
 @pytest.mark.parametrize("server", [running_opensmtpd], indirect=True)
-def test_more_mails_than_a_session_carries(server: MailServer, store: Store, open_courier: OpenCourier) -> None:
+def test_more_mails_than_a_session_carries(server: MailServer, store: Store, open_dispatcher: OpenDispatcher) -> None:
     """OpenSMTPD takes 100 in one: each is sent at its first attempt, once."""
     recipients = [f"reader{number}@example.com" for number in range(250)]
     queue(store, *recipients)
-    courier = open_courier(entry(server), MAILER_RETRY_ATTEMPTS=4)
+    dispatcher = open_dispatcher(entry(server), MAILER_RETRY_ATTEMPTS=4)
 
-    deliver_all(courier)
+    deliver_all(dispatcher)
 
     rows = table(store).values()
     assert {(row["status"], row["attempts"]) for row in rows} == {(Status.SENT, 1)}

@@ -121,7 +121,7 @@ def test_attachments_are_stored_once(store: Store) -> None:
 
 
 def purge_all(store: Store, finished_before: float, *, now: float = LATER) -> None:
-    """As a courier does it: the mails, then the bytes."""
+    """As a dispatcher does it: the mails, then the bytes."""
     while store.purge_finished(finished_before, most=10):
         pass
     after: str | None = ""

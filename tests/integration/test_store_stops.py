@@ -9,7 +9,7 @@ import pytest
 from mailer.message import Lane, Status
 from mailer.store import Store
 from tests.mails import LATER, NOW, bring, claim, insert, row, table
-from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue
+from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue
 
 
 def test_everything_stands_still(store: Store) -> None:
@@ -81,7 +81,7 @@ def test_what_is_in_doubt_is_not_queued_again(store: Store) -> None:
     assert store.resend_doubtful(LATER) == {delivery.id}
 
 
-def test_a_sweep_meanwhile(make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell) -> None:
+def test_a_sweep_meanwhile(make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell) -> None:
     """It rescues and expires, for that sends nothing; it neither rings nor delivers."""
     claimed = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + 30)
@@ -89,7 +89,7 @@ def test_a_sweep_meanwhile(make_courier: MakeCourier, store: Store, clock: Clock
     store.stop(now=clock.time(), reason="by hand")
     bell.works = False
     clock.ahead += 60
-    make_courier().sweep()
+    chores_of(make_dispatcher()).sweep()
 
     assert [copy_of(store, one).status for one in (claimed, overdue)] == [Status.QUEUED, Status.EXPIRED]
     assert bell.rings == 0

@@ -11,7 +11,7 @@ from mailer.message import Attachment, Lane, OnDoubt, Status
 from mailer.store import Store
 from mailer.tasks import Chores
 from tests.mails import a_message, claim, table
-from tests.services.couriers import Clock, CountingBell, MakeCourier, copy_of, queue
+from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue
 from tests.services.sink import Sink
 
 LEASE = 30.0
@@ -30,11 +30,12 @@ def died_on_the_wire(store: Store, clock: Clock, **options: Any) -> str:
 
 
 def test_a_clock_that_is_set_back(
-    make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was due is due, and somebody is called; what was scheduled for later stays so."""
     monkeypatch.setattr(tasks, "time", clock)
-    chores = Chores(Flask("tests"), store, make_courier(), bell)
+    dispatcher = make_dispatcher()
+    chores = Chores(Flask("tests"), store, dispatcher, chores_of(dispatcher), bell)
     chores._stopping.set()  # it does not wait for what gets due
     due = [queue(store, "ada@example.com", lane=lane) for lane in Lane]
     scheduled = queue(store, "bob@example.com", due_at=clock.time() + 60)
@@ -49,33 +50,33 @@ def test_a_clock_that_is_set_back(
 # --- rescue -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_died_before_it_began(make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell) -> None:
+def test_a_worker_died_before_it_began(make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell) -> None:
     """When its lease is over its mails go back as if they had never been claimed, and somebody is called."""
     mail_id = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + LEASE)
-    courier = make_courier()
+    dispatcher = make_dispatcher()
 
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert (copy_of(store, mail_id).status, bell.rings) == (Status.CLAIMED, 0)
 
     clock.ahead += LEASE + 1
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert (copy_of(store, mail_id).status, bell.rings) == (Status.QUEUED, 1)
 
-    courier.deliver_slice()
+    dispatcher.deliver_batch()
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.SENT, 1)
 
 
-def test_a_worker_died_on_the_wire(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_worker_died_on_the_wire(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """Nobody knows whether the mail was taken: it waits for MAILER_DOUBT_RESEND_AFTER, then goes out once more."""
     mail_id = died_on_the_wire(store, clock)
-    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=900)
+    dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)
 
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert copy_of(store, mail_id).status is Status.TRANSMITTING
 
     clock.ahead += LEASE + 1
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     doubtful = copy_of(store, mail_id)
     assert (doubtful.status, doubtful.reply) == (
         Status.DOUBTFUL,
@@ -83,41 +84,43 @@ def test_a_worker_died_on_the_wire(make_courier: MakeCourier, store: Store, sink
     )
 
     clock.ahead += 800
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert copy_of(store, mail_id).status is Status.DOUBTFUL
 
     clock.ahead += 101
-    courier.sweep()
-    courier.deliver_slice()
+    chores_of(dispatcher).sweep()
+    dispatcher.deliver_batch()
     assert copy_of(store, mail_id).status is Status.SENT
     assert [mail.message_id for mail in sink.messages] == [store.status(mail_id).message_id]
 
 
-def test_a_second_worker_died_on_the_wire(make_courier: MakeCourier, store: Store, clock: Clock) -> None:
+def test_a_second_worker_died_on_the_wire(make_dispatcher: MakeDispatcher, store: Store, clock: Clock) -> None:
     """Twice is enough: a person decides."""
     mail_id = died_on_the_wire(store, clock)
-    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=1)
+    dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=1)
     for _ in range(2):
         clock.ahead += LEASE + 1
-        courier.sweep()
+        chores_of(dispatcher).sweep()
     [delivery] = claim(store, now=clock.time(), token="dead too", lease_until=clock.time() + LEASE)
     store.mark_if_claimed([delivery.id], token="dead too", now=clock.time(), lease_until=clock.time() + LEASE)
 
     for _ in range(3):
         clock.ahead += DAY
-        courier.sweep()
+        chores_of(dispatcher).sweep()
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
 
 
-def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(make_courier: MakeCourier, store: Store, clock: Clock) -> None:
+def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock
+) -> None:
     """A person decides at once."""
     mail_id = died_on_the_wire(store, clock, on_doubt=OnDoubt.HOLD)
-    courier = make_courier(MAILER_DOUBT_RESEND_AFTER=1)
+    dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=1)
 
     for _ in range(3):
         clock.ahead += DAY
-        courier.sweep()
+        chores_of(dispatcher).sweep()
 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
 
@@ -126,38 +129,38 @@ def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(make_courier: Make
 
 
 def test_somebody_is_called_for_what_is_due_and_only_then(
-    make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell
 ) -> None:
     """Scheduled mail, retries, and mail whose ring got lost."""
-    courier = make_courier()
-    courier.sweep()
+    dispatcher = make_dispatcher()
+    chores_of(dispatcher).sweep()
     queue(store, "ada@example.com", due_at=clock.time() + 3600)
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert bell.rings == 0
 
     clock.ahead += 3601
-    courier.sweep()
+    chores_of(dispatcher).sweep()
     assert bell.rings == 1
 
 
-def test_when_nobody_can_be_called_the_sweep_delivers(make_courier: MakeCourier, store: Store, bell: CountingBell) -> None:
+def test_when_nobody_can_be_called_the_sweep_delivers(make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell) -> None:
     """While the broker is away."""
     bell.works = False
     mail_id = queue(store, "ada@example.com")
 
-    make_courier().sweep()
+    chores_of(make_dispatcher()).sweep()
 
     assert copy_of(store, mail_id).status is Status.SENT
 
 
-def test_what_comes_too_late_is_not_sent(make_courier: MakeCourier, store: Store, sink: Sink, clock: Clock) -> None:
+def test_what_comes_too_late_is_not_sent(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
     """A one-time password of yesterday."""
     mail_id = queue(store, "ada@example.com", expires_at=clock.time() + 600)
-    courier = make_courier()
+    dispatcher = make_dispatcher()
     clock.ahead += 601
 
-    assert courier.deliver_slice() == 0
-    courier.sweep()
+    assert not dispatcher.deliver_batch().goes_on
+    chores_of(dispatcher).sweep()
 
     expired = copy_of(store, mail_id)
     assert (expired.status, expired.attempts, sink.messages) == (Status.EXPIRED, 0, [])
@@ -173,7 +176,7 @@ def failing(*_arguments: object, **_options: object) -> Any:
 
 @pytest.mark.parametrize("step", ["renew_home", "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"])
 def test_a_step_of_the_sweep_that_fails(
-    make_courier: MakeCourier, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """The others are taken."""
     bell.works = False
@@ -186,7 +189,7 @@ def test_a_step_of_the_sweep_that_fails(
     clock.ahead += LEASE + 1
     monkeypatch.setattr(store, step, failing)
 
-    make_courier().sweep()
+    chores_of(make_dispatcher()).sweep()
 
     assert copy_of(store, due).status is Status.SENT
     moved = {name for name in mails if copy_of(store, mails[name]).status in (Status.SENT, Status.DOUBTFUL, Status.EXPIRED)}
@@ -194,16 +197,16 @@ def test_a_step_of_the_sweep_that_fails(
 
 
 def test_a_step_that_fails_is_logged_once(
-    make_courier: MakeCourier, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not with every sweep; and so is that it works again."""
-    courier = make_courier()
+    maintenance = chores_of(make_dispatcher())
     with monkeypatch.context() as patch:
         patch.setattr(store, "resend_doubtful", failing)
         for _ in range(3):
-            courier.sweep()
+            maintenance.sweep()
     for _ in range(3):
-        courier.sweep()
+        maintenance.sweep()
 
     assert caplog.text.count("Chore step failed, the other steps go on: step=resend") == 1
     assert caplog.text.count("Chore step works again: step=resend") == 1
@@ -211,15 +214,16 @@ def test_a_step_that_fails_is_logged_once(
 
 @pytest.mark.parametrize("step", ["settle", "sweep", "purge"])
 def test_a_chore_that_fails(
-    make_courier: MakeCourier, store: Store, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
+    make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """The others are done."""
     done: list[str] = []
-    courier = make_courier()
+    dispatcher = make_dispatcher()
+    maintenance = chores_of(dispatcher)
     for name in ("settle", "sweep", "purge"):
-        monkeypatch.setattr(courier, name, lambda name=name, **_options: done.append(name))
-    monkeypatch.setattr(courier, step, failing)
-    chores = Chores(Flask("tests"), store, courier, bell)
+        monkeypatch.setattr(maintenance, name, lambda name=name, **_options: done.append(name))
+    monkeypatch.setattr(maintenance, step, failing)
+    chores = Chores(Flask("tests"), store, dispatcher, maintenance, bell)
     chores._stopping.set()
 
     chores._tick()
@@ -228,68 +232,71 @@ def test_a_chore_that_fails(
 
 
 def test_a_step_of_the_purge_that_fails(
-    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What mails said is erased although none can be deleted, and the next purge tries it all again."""
     mail_id = queue(store, "ada@example.com", message=a_message(id="0"))  # ids begin with their time
-    courier = make_courier(MAILER_KEEP_DAYS=1, MAILER_KEEP_BODIES_DAYS=0.5)
-    courier.deliver_slice()
+    dispatcher = make_dispatcher(MAILER_KEEP_DAYS=1, MAILER_KEEP_BODIES_DAYS=0.5)
+    dispatcher.deliver_batch()
     clock.ahead += 2 * DAY
     with monkeypatch.context() as patch:
         patch.setattr(store, "purge_finished", failing)
-        assert courier.purge()
+        assert chores_of(dispatcher).purge()
     assert store.load_messages([mail_id]) == {}
 
-    assert courier.purge()
+    assert chores_of(dispatcher).purge()
     assert table(store) == {}
 
 
 # --- the purge --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_finished_is_kept_for_a_while(make_courier: MakeCourier, store: Store, clock: Clock) -> None:
+def test_what_is_finished_is_kept_for_a_while(make_dispatcher: MakeDispatcher, store: Store, clock: Clock) -> None:
     """MAILER_KEEP_DAYS; what is not finished stays however old it is."""
     attachment = Attachment("report.pdf", b"report")
     sent = queue(store, "ada@example.com", message=a_message(created_at=clock.time(), attachments=(attachment,)))
-    courier = make_courier(MAILER_KEEP_DAYS=30)
-    courier.deliver_slice()
+    dispatcher = make_dispatcher(MAILER_KEEP_DAYS=30)
+    dispatcher.deliver_batch()
     waiting = queue(store, "bob@example.com", due_at=clock.time() + 365 * DAY)
 
     clock.ahead += 29 * DAY
-    courier.purge()
+    chores_of(dispatcher).purge()
     assert store.status(sent).is_finished
 
     clock.ahead += 2 * DAY
-    courier.purge()
+    chores_of(dispatcher).purge()
     with pytest.raises(UnknownMail):
         store.status(sent)
     assert [row["mail_id"] for row in table(store).values()] == [waiting]
 
 
 def test_a_long_purge_goes_in_small_bites(
-    make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it, but never so much at once that others wait for the database."""
-    monkeypatch.setattr("mailer.delivery._PURGED_AT_ONCE", 2)
+    monkeypatch.setattr("mailer.delivery.maintenance._PURGED_AT_ONCE", 2)
     for number in range(5):
         queue(store, f"reader{number}@example.com")
-    courier = make_courier(MAILER_KEEP_DAYS=1)
-    courier.deliver_slice()
+    dispatcher = make_dispatcher(MAILER_KEEP_DAYS=1)
+    dispatcher.deliver_batch()
     clock.ahead += 2 * DAY
 
-    assert courier.purge()
+    assert chores_of(dispatcher).purge()
     assert table(store) == {}
     assert len(clock.slept) == 3
     assert min(clock.slept) > 0
 
 
-def test_a_purge_is_interrupted(make_courier: MakeCourier, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_purge_is_interrupted(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a bite, when its time is over: the sweep has its turn, and then the purge goes on where it was."""
-    monkeypatch.setattr("mailer.delivery._PURGED_AT_ONCE", 2)
+    monkeypatch.setattr("mailer.delivery.maintenance._PURGED_AT_ONCE", 2)
     for number in range(3):
         queue(store, f"reader{number}@example.com")
-    courier = make_courier(MAILER_KEEP_DAYS=1)
-    courier.deliver_slice()
+    dispatcher = make_dispatcher(MAILER_KEEP_DAYS=1)
+    dispatcher.deliver_batch()
     clock.ahead += 2 * DAY
 
-    assert [(courier.purge(at_most=0), len(table(store))) for _ in range(3)] == [(False, 1), (False, 0), (True, 0)]
+    maintenance = chores_of(dispatcher)
+    assert [(maintenance.purge(at_most=0), len(table(store))) for _ in range(3)] == [(False, 1), (False, 0), (True, 0)]

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailer import InvalidMail, Mailer, Receipt, Status, send_email
-from mailer.delivery import Courier
+from mailer.delivery import Dispatcher
 from mailer.message import Message
 from tests.injections import FORBIDDEN, PAYLOADS, WAYS_IN, Way
-from tests.services.couriers import deliver_all
 from tests.services.databases import sqlite_only
+from tests.services.dispatchers import deliver_all
 from tests.services.recorder import END_OF_MAIL, Recorder
 from tests.shop import OpenShop, stored
 
@@ -43,12 +43,12 @@ def shop(open_shop: OpenShop, recorder: Recorder) -> Iterator[Flask]:
     app.extensions["mailer"].intake._bell.ring = lambda: None
     with app.app_context():
         yield app
-        courier_of(app).hang_up()
+        dispatcher_of(app).hang_up()
 
 
-def courier_of(app: Flask) -> Courier:
-    courier: Courier = app.extensions["mailer"].courier
-    return courier
+def dispatcher_of(app: Flask) -> Dispatcher:
+    dispatcher: Dispatcher = app.extensions["mailer"].dispatcher
+    return dispatcher
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def expected(message: Message) -> set[str]:
 def deliver(shop: Flask, recorder: Recorder, receipts: list[Receipt]) -> int:
     """Let them out, look at all that was heard, and return how many mails that were."""
     before = len(recorder.heard)
-    deliver_all(courier_of(shop))
+    deliver_all(dispatcher_of(shop))
     heard = re.sub(rb"(?i)^ehlo [^\r\n]+\r\n", b"", recorder.heard[before:])
     arrived: list[tuple[str, Message]] = []
     for receipt in receipts:

@@ -88,20 +88,20 @@ def test_a_worker_that_stops_leaves_the_others_alone(config: dict[str, str], mon
     """It is one Celery app's worker, and so it ends the delivery of that one's mail only, until it is started again."""
     hung_up: list[str] = []
     apps = {name: an_app(config, own_celery=True) for name in ("first", "second")}
-    couriers = {name: app.extensions["mailer"].courier for name, app in apps.items()}
-    for name, courier in couriers.items():
-        monkeypatch.setattr(courier, "hang_up", lambda name=name: hung_up.append(name))
+    dispatchers = {name: app.extensions["mailer"].dispatcher for name, app in apps.items()}
+    for name, dispatcher in dispatchers.items():
+        monkeypatch.setattr(dispatcher, "hang_up", lambda name=name: hung_up.append(name))
 
     with running(apps["first"].extensions["celery"]):
         with running(apps["second"].extensions["celery"], "second") as second:
             signals.worker_shutting_down.send(sender=second.hostname)
             signals.worker_shutdown.send(sender=second)
-            assert stopped(couriers.values()) == [False, True]
+            assert stopped(dispatchers.values()) == [False, True]
         assert hung_up == ["second"]
-        assert stopped(couriers.values()) == [False, True]
+        assert stopped(dispatchers.values()) == [False, True]
         with running(apps["second"].extensions["celery"]):
-            assert stopped(couriers.values()) == [False, False]
+            assert stopped(dispatchers.values()) == [False, False]
 
 
-def stopped(couriers: Any) -> list[bool]:
-    return [bool(courier._stopped[0]) for courier in couriers]
+def stopped(dispatchers: Any) -> list[bool]:
+    return [dispatcher.flags.is_stopped for dispatcher in dispatchers]

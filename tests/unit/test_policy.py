@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from mailer.message import TRANSITIONS, Delivery, Lane, OnDoubt, Outcome, Status, Verdict
 from mailer.policy import (
     LEAST_ASKED,
+    MAX_BATCH,
+    MAX_WINDOW,
     MOST_ASKED,
-    MOST_IN_A_SLICE,
-    MOST_IN_A_WINDOW,
     Move,
     RetryPolicy,
     backoff,
+    batch_size,
     next_move,
     rest,
-    slice_size,
     smoothed,
     window_size,
 )
@@ -252,14 +252,14 @@ def test_a_window_is_twenty_mails_or_fifty_milliseconds(seconds_per_mail: float,
 @pytest.mark.parametrize(("seconds_per_mail", "size"), [(10, 1), (1, 1), (0.5, 2), (0.02, 50), (0.001, 500), (1e-5, 500)])
 def test_a_slice_is_what_its_time_allows(seconds_per_mail: float, size: int) -> None:
     """And never none, and never so many that a worker that dies leaves a mountain."""
-    assert slice_size(seconds_per_mail, slice_seconds=1.0) == size
+    assert batch_size(seconds_per_mail, batch_seconds=1.0) == size
 
 
-@given(seconds_per_mail=st.floats(1e-5, 1e4), slice_seconds=st.floats(1e-3, 1e4))
-def test_sizes_have_bounds(seconds_per_mail: float, slice_seconds: float) -> None:
+@given(seconds_per_mail=st.floats(1e-5, 1e4), batch_seconds=st.floats(1e-3, 1e4))
+def test_sizes_have_bounds(seconds_per_mail: float, batch_seconds: float) -> None:
     """Whatever was measured, and whatever was configured."""
-    assert 1 <= window_size(seconds_per_mail) <= MOST_IN_A_WINDOW
-    assert 1 <= slice_size(seconds_per_mail, slice_seconds) <= MOST_IN_A_SLICE
+    assert 1 <= window_size(seconds_per_mail) <= MAX_WINDOW
+    assert 1 <= batch_size(seconds_per_mail, batch_seconds) <= MAX_BATCH
 
 
 @given(before=st.floats(1e-5, 1e3), measured=st.floats(0, 1e3))

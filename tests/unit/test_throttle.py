@@ -258,7 +258,7 @@ def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
 
 
 def test_without_limits_nothing_is_counted() -> None:
-    """The courier need not ask, and may."""
+    """The dispatcher need not ask, and may."""
     free = throttle()
 
     assert not free.limits_anything

@@ -198,7 +198,7 @@ def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> d
         "MAILER_RETRY_FACTOR": "1",
         "MAILER_RETRY_ATTEMPTS": "1000",
         "MAILER_DOUBT_RESEND_AFTER": "3600",
-        "MAILER_SLICE_SECONDS": "0.01",
+        "MAILER_BATCH_SECONDS": "0.01",
         **dict.fromkeys(_TIME_OUTS, str(TIME_OUT)),
     }
 
@@ -367,7 +367,7 @@ def stalling(folder: Path, size: Size) -> Report:
     silent = Fault("silence after the dot", "dot", SILENCE, DOUBTFUL)
     with running_site(folder) as site, _broken_relays(folder, [silent]) as relays:
         site.config |= _configuration(site, relays, folder)
-        site.config |= dict.fromkeys(_TIME_OUTS, str(seconds)) | {"MAILER_SLICE_SECONDS": "1"}
+        site.config |= dict.fromkeys(_TIME_OUTS, str(seconds)) | {"MAILER_BATCH_SECONDS": "1"}
         [relay] = relays
         relay.mend()
         site.start_worker()

@@ -1,10 +1,11 @@
-"""A courier in the hands of a test, which is its worker, its bell and its clock."""
+"""A dispatcher in the hands of a test, which is its worker, its bell and its clock."""
 
+import random
 import time
 from collections.abc import Callable
 from typing import Any
 
-from mailer.delivery import Courier
+from mailer.delivery import Dispatcher, Maintenance
 from mailer.message import DeliveryStatus, Pause
 from mailer.store import Store
 from tests.mails import insert, table
@@ -13,14 +14,15 @@ from tests.services.relay import RawServer
 from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 
-MakeCourier = Callable[..., Courier]  # `make_courier(**config)`, a fixture
-OpenCourier = Callable[..., Courier]  # `open_courier(*entries, redis_url=, **config)`, another one
+MakeDispatcher = Callable[..., Dispatcher]  # `make_dispatcher(**config)`, a fixture
+OpenDispatcher = Callable[..., Dispatcher]  # `open_dispatcher(*entries, redis_url=, **config)`, another one
 
 
 class Clock:
-    """The time that the courier sees; nobody waits for it."""
+    """The time that the dispatcher sees; nobody waits for it."""
 
     monotonic = staticmethod(time.monotonic)
+    random = staticmethod(random.random)
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -45,6 +47,11 @@ class CountingBell:
 
     def answer(self) -> None:
         """Nobody was called."""
+
+
+def chores_of(dispatcher: Dispatcher) -> Maintenance:
+    """The chores of the same worker."""
+    return Maintenance(dispatcher._services, dispatcher, dispatcher._bell)
 
 
 def entry(server: Sink | RawServer | ScriptedRelay | MailServer, name: str = "relay", **rules: Any) -> dict[str, Any]:
@@ -84,9 +91,9 @@ def queue_many(store: Store, count: int, *, domain: str = "example.com", **optio
     return [queue(store, f"reader{number}@{domain}", **options) for number in range(count)]
 
 
-def deliver_all(courier: Courier) -> None:
+def deliver_all(dispatcher: Dispatcher) -> None:
     """All that can go now."""
-    courier.deliver(at_most=60)
+    dispatcher.deliver(at_most=60)
 
 
 def received(sink: Sink) -> list[str]:

@@ -1,0 +1,206 @@
+"""The way out: claim a batch, assign it to relays, and deliver each relay's share.
+
+`share.py` goes on from there, with one relay and one connection.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from mailer.delivery.budget import ByteBudget
+from mailer.delivery.clearing import HeadOfQueue
+from mailer.delivery.flags import WorkerFlags
+from mailer.delivery.pace import Pace
+from mailer.delivery.relay_state import RelayState
+from mailer.delivery.router import Availability, Plan, Router
+from mailer.delivery.services import Services, ThreadContext
+from mailer.delivery.share import Deadline, Share
+from mailer.errors import StoreUnavailable
+from mailer.logs import get_logger
+from mailer.message import Delivery, Pause
+from mailer.message.ports import Bell
+from mailer.policy import batch_size
+from mailer.smtp import Relay
+
+# A share that takes longer than its time by two more of it begins no more mail.
+_LATE_PARTS = 2
+_NONE: Mapping[str, Pause] = {}
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What became of a batch."""
+
+    claimed: int
+    goes_on: bool  #: whether to claim the next batch at once
+
+
+_NOTHING = Progress(0, goes_on=False)
+
+
+class Dispatcher:
+    """The delivery of one app in one process. Threads share it."""
+
+    def __init__(self, services: Services, relays: Sequence[Relay], bell: Bell) -> None:
+        self._services = services
+        self._settings = services.settings
+        self._clock = services.clock
+        self._bell = bell
+        self._states = [RelayState(relay) for relay in relays]
+        self._router = Router(services, self._states)
+        self._head = HeadOfQueue(services, self._router)
+        self._budget = ByteBudget(services.settings.max_bytes_in_flight)
+        self._pace = Pace()
+        self.flags = WorkerFlags()
+
+    def deliver(self, at_most: float, avoided: Mapping[str, Pause] = _NONE) -> None:
+        """Deliver batch after batch, for about so many seconds.
+
+        That is long enough that starting costs nothing, and short enough that others get their turn.
+        """
+        ends = self._clock.monotonic() + at_most
+        with self._thread_context(avoided) as context:
+            while self._deliver_batch(context).goes_on and not self.flags.is_stopped:
+                if self._clock.monotonic() > ends:
+                    self._bell.ring()
+                    break
+
+    def deliver_batch(self) -> Progress:
+        """Deliver one batch."""
+        with self._thread_context() as context:
+            return self._deliver_batch(context)
+
+    def hang_up(self) -> None:
+        """Close the connections that nobody uses."""
+        for state in self._states:
+            state.relay.hang_up()
+
+    @contextmanager
+    def _thread_context(self, avoided: Mapping[str, Pause] = _NONE) -> Iterator[ThreadContext]:
+        throttle, black_box = self._services.throttle, self._services.black_box
+        with throttle.seats() as relays, throttle.seats() as domains, black_box.box() as box:
+            try:
+                yield ThreadContext(relays, domains, box, self._budget, self.flags, avoided)
+            finally:
+                for state in self._states:
+                    if state.settings.relay_concurrency:
+                        state.relay.hang_up()
+
+    # --- a batch ------------------------------------------------------------------------------------------------------
+
+    def _deliver_batch(self, context: ThreadContext) -> Progress:
+        """Claim what is most urgent, hand it to the relays, and record what came of it."""
+        available = self._router.look(context)
+        if not available.has_free_relay:
+            return _NOTHING
+        limit = batch_size(self._pace.seconds_per_mail, self._settings.batch_seconds)
+        claimed = self._claim(limit, available, context)
+        if not claimed:
+            return _NOTHING
+        is_full = len(claimed) == limit
+        started = self._clock.monotonic()  # after the claim, however long that took
+        plan = Plan({delivery.id for delivery in claimed})
+        try:
+            self._router.assign(plan, claimed, available)
+            self._services.store.release_if_held(plan.waiting, token=claimed[0].token)
+            if is_full and plan.has_sound_relay:
+                self._bell.ring()  # there is probably more, for another thread
+            shares = self._deliver_shares(plan, context, started)
+        except BaseException:
+            with suppress(StoreUnavailable):  # then the black box is settled, or the lease ends
+                self._abandon(plan, token=claimed[0].token)
+            raise
+        ends = started + self._settings.batch_seconds
+        is_cleared = is_full and self._clear_head(shares, plan, available, context, ends)
+        return Progress(len(claimed), goes_on=bool(plan.shares) or is_cleared)
+
+    def _claim(self, limit: int, available: Availability, context: ThreadContext) -> list[Delivery]:
+        """Claim due deliveries in the lanes that a free relay accepts."""
+        now, token = self._clock.time(), secrets.token_hex(8)
+        context.box.claiming(token)
+        until = now + self._settings.claim_lease
+        return self._services.store.claim_due(limit, token=token, now=now, lease_until=until, lanes=available.lanes)
+
+    def _abandon(self, plan: Plan, *, token: str) -> None:
+        """Release what is in no share yet, and leave our probes to others."""
+        self._services.store.release_if_held(dict.fromkeys(plan.unassigned), token=token)
+        for name, probe in plan.probes.items():
+            self._router.breaker.leave_probe(name, probe)
+
+    def _clear_head(
+        self,
+        shares: Sequence[Share],
+        plan: Plan,
+        available: Availability,
+        context: ThreadContext,
+        ends: float,
+    ) -> bool:
+        """Move mail out of the way that can't go now, if this batch met any."""
+        limits = [share.limits for share in shares if share.limits.stopped_domains]
+        if not limits and not plan.waiting:
+            return False
+        return self._head.clear(limits, self._router.look_again(available, context), ends=ends)
+
+    # --- shares -------------------------------------------------------------------------------------------------------
+
+    def _deliver_shares(self, plan: Plan, context: ThreadContext, started: float) -> list[Share]:
+        """Deliver share after share, urgent mail first.
+
+        Relays that are probed come last, since a probe may take as long as a time-out.
+        """
+        names = sorted(plan.shares, key=lambda name: (name in plan.probes, plan.shares[name][0].lane))
+        seconds = self._settings.batch_seconds / max(1, len(names))
+        shares = []
+        for place, name in enumerate(names, start=1):
+            self._leave_other_relays(name, context)
+            # A slow relay takes no time from the next one.
+            ends = max(started + place * seconds, self._clock.monotonic() + seconds)
+            deadline = Deadline(ends, late=ends + _LATE_PARTS * seconds)
+            with context.domain_slots:
+                shares.append(self._deliver_share(name, plan, context, deadline))
+        self._account(shares, started)
+        return shares
+
+    def _deliver_share(self, name: str, plan: Plan, context: ThreadContext, deadline: Deadline) -> Share:
+        """Deliver one relay's share. If the relay can't be used, pause it."""
+        state, breaker, probe = self._router.states[name], self._router.breaker, plan.probes.get(name)
+        has_slot = context.relay_slots.take_relay(name)  # it may have been lost at another relay
+        is_probe, deliveries = probe is not None, plan.shares[name]
+        share = Share(self._services, context, state, deliveries, deadline=deadline, is_probe=is_probe)
+        context.box.calling(name)
+        if probe is not None and (probe := breaker.renew_probe(state.relay, probe)) is not None:
+            plan.probes[name] = probe
+        else:
+            plan.probes.pop(name, None)
+        plan.unassigned.difference_update(delivery.id for delivery in deliveries)
+        if not has_slot or (is_probe and probe is None):
+            share.record_and_release()
+            if probe is not None:
+                breaker.leave_probe(name, probe)
+            return share
+        report = share.deliver()
+        if report.failure:
+            breaker.pause(state.relay, probe, report.failure)
+        elif probe is not None:
+            breaker.end_probe(state.relay, probe, was_tried=bool(report.tried))
+        return share
+
+    def _leave_other_relays(self, name: str, context: ThreadContext) -> None:
+        """Leave the connections of other relays to other threads: this relay may keep us waiting."""
+        for state in self._states:
+            if state.name != name and context.relay_slots.has_relay(state.name):
+                state.relay.hang_up()  # relays count idle connections, too
+                context.relay_slots.leave_relay(state.name)
+
+    def _account(self, shares: Sequence[Share], started: float) -> None:
+        """Learn how fast mail goes, and call another thread to what was released."""
+        reports = [share.report for share in shares]
+        if any(report.claimable_again for report in reports):
+            self._bell.ring()
+        tried, seconds = sum(report.tried for report in reports), self._clock.monotonic() - started
+        if tried and not any(report.failure for report in reports):  # a failure says nothing of mails
+            self._pace.learn(seconds, tried)
+        log.info("%d tried in %.0f ms", tried, 1000 * seconds)

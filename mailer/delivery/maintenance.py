@@ -1,0 +1,116 @@
+"""The chores that keep the promise: settle, sweep, purge."""
+
+import math
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+
+from mailer.delivery.dispatcher import Dispatcher
+from mailer.delivery.services import Services
+from mailer.delivery.settling import settle
+from mailer.logs import get_logger
+from mailer.message import Pause
+from mailer.message.ports import Bell
+from mailer.steps import Steps
+
+_DAY = 86400.0
+_PURGED_AT_ONCE = 500
+_SHORTEST_REST = 0.005  # seconds; who waits for SQLite looks every millisecond
+# While no worker can hear a ring, the sweep itself delivers for so many seconds, and looks again.
+_ALONE_SECONDS = 1.0
+# It avoids a relay that has kept somebody waiting for so long, for so many seconds.
+_STALLED_SECONDS, _AVOIDED_SECONDS = 5.0, 10.0
+
+log = get_logger(__name__)
+
+
+class Maintenance:
+    """The chores of one app in one worker. No step of a chore keeps another one from its turn."""
+
+    def __init__(self, services: Services, dispatcher: Dispatcher, bell: Bell) -> None:
+        self._services = services
+        self._store = services.store
+        self._settings = services.settings
+        self._clock = services.clock
+        self._dispatcher = dispatcher
+        self._bell = bell
+        self._steps = Steps()
+        self._rest_of_purge: Iterator[object] | None = None
+
+    def settle(self) -> None:
+        """Settle the deliveries that processes of this machine had in their hands when they died."""
+        self._services.black_box.settle_remains(partial(settle, self._services))
+
+    def sweep(self) -> None:
+        """Rescue what was left behind, expire what came too late, and have delivered what is due."""
+        now, take = self._clock.time(), self._steps.take
+        take("home", self._store.renew_home, now)
+        take("requeue", self._store.requeue_lapsed_claims, now)
+        take("doubt", self._doubt, now)
+        take("resend", self._store.resend_doubtful, now)
+        take("expire", self._store.expire_overdue, now)
+        take("deliver", self._deliver_due, now)
+
+    def _doubt(self, now: float) -> None:
+        resend_at = now + self._settings.doubt_resend_after
+        if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=resend_at):
+            log.warning(
+                "%d deliveries are in doubt: their worker was gone before it recorded the reply",
+                len(doubtful),
+            )
+
+    def _deliver_due(self, now: float) -> None:
+        """Ring for what is due, and deliver it if no worker can hear that."""
+        if self._store.is_due(now) and not self._bell.ring(urge=True):
+            self._dispatcher.deliver(at_most=_ALONE_SECONDS, avoided=self._stalled(now))
+
+    def _stalled(self, now: float) -> dict[str, Pause]:
+        """Return the relays that keep other threads of this machine waiting."""
+        since = datetime.fromtimestamp(now, UTC)
+        pause = Pause(until=now + _AVOIDED_SECONDS, failures=0, reason="", since=since)
+        return dict.fromkeys(self._services.black_box.waited_for(_STALLED_SECONDS), pause)
+
+    # --- the purge ----------------------------------------------------------------------------------------------------
+
+    def purge(self, at_most: float = math.inf) -> bool:
+        """Erase and delete what is older than it is to be kept. Return False if that must go on later.
+
+        After each small step, the database is left to others for as long as the step took.
+        """
+        ends = self._clock.monotonic() + at_most
+        steps, self._rest_of_purge = self._rest_of_purge or self._purge_steps(), None
+        began = self._clock.monotonic()
+        for _step in steps:
+            now = self._clock.monotonic()
+            if now > ends:
+                self._rest_of_purge = steps
+                return False
+            self._clock.sleep(max(now - began, _SHORTEST_REST))
+            began = self._clock.monotonic()
+        return True
+
+    def _purge_steps(self) -> Iterator[object]:
+        """Purge records, bodies, and the bytes that no mail carries any more, step by step."""
+        now, store = self._clock.time(), self._store
+        before = now - self._settings.keep_days * _DAY
+        delete = partial(store.purge_finished, before, most=_PURGED_AT_ONCE)
+        yield from self._each("purge records", iter(delete, 0))
+        orphans = partial(store.purge_orphans, most=_PURGED_AT_ONCE)
+        yield from self._each("purge orphans", _from_where_it_ended(orphans))
+        if (days := self._settings.keep_bodies_days) is not None:
+            erase = partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE)
+            yield from self._each("purge bodies", _from_where_it_ended(erase))
+        blobs = partial(store.purge_blobs, now, most=_PURGED_AT_ONCE)
+        yield from self._each("purge blobs", _from_where_it_ended(blobs))
+
+    def _each(self, name: str, steps: Iterator[object]) -> Iterator[object]:
+        """Take each step. After one that fails, the next purge goes on."""
+        while (taken := self._steps.take(name, next, steps, None)) is not None:
+            yield taken
+
+
+def _from_where_it_ended(step: Callable[..., str | None]) -> Iterator[str]:
+    """Take a step again and again, each time from where it ended."""
+    after: str | None = ""
+    while (after := step(after=after)) is not None:
+        yield after

@@ -1,0 +1,17 @@
+"""From an outcome to what is recorded."""
+
+from mailer.delivery.services import Services
+from mailer.message import Delivery, Outcome, Status, Verdict
+from mailer.policy import Move, explained, next_move
+from mailer.store import Result
+
+_SENT = Move(to=Status.SENT)
+
+
+def result_of(services: Services, delivery: Delivery, outcome: Outcome) -> Result:
+    """Return the state that an outcome leads to, with the reason if the mail is given up."""
+    if outcome.verdict is Verdict.SENT:
+        return Result(delivery, outcome, _SENT)
+    clock, retry = services.clock, services.settings.retry
+    move = next_move(delivery, outcome, retry, now=clock.time(), dice=clock.random())
+    return Result(delivery, explained(outcome, move), move)

@@ -1,0 +1,38 @@
+"""The collaborators of a delivery."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mailer.blackbox import BlackBox, Box
+from mailer.delivery.budget import ByteBudget
+from mailer.delivery.flags import WorkerFlags
+from mailer.message import Pause
+from mailer.message.ports import Clock
+from mailer.mime import Signer
+from mailer.settings import Settings
+from mailer.store import Store
+from mailer.throttle import Seats, Throttle
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every delivery of an app works with."""
+
+    settings: Settings
+    store: Store
+    signer: Signer | None
+    throttle: Throttle
+    black_box: BlackBox
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadContext:
+    """What one thread holds while it delivers, from batch to batch."""
+
+    relay_slots: Seats  #: of the relay in use; kept with its warm connection, which relays count too
+    domain_slots: Seats  #: given back after each share
+    box: Box
+    budget: ByteBudget  #: shared by the threads of the process
+    flags: WorkerFlags
+    avoided: Mapping[str, Pause]  #: relays to treat as paused, since they would keep this thread waiting

@@ -1,0 +1,342 @@
+"""One relay's share of a batch: prepared, marked, sent over one connection, and recorded."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from mailer.delivery.limits import DomainLimits
+from mailer.delivery.preparing import PreparedMail, Preparer
+from mailer.delivery.relay_state import RelayState
+from mailer.delivery.results import result_of
+from mailer.delivery.services import Services, ThreadContext
+from mailer.delivery.window_book import WindowBook
+from mailer.errors import StoreError, StoreUnavailable
+from mailer.logs import get_logger
+from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.mime import WireMessage
+from mailer.policy import window_size
+from mailer.store import Result
+
+# Seconds between tries to write to a database that is away: a minute in all.
+_WRITE_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
+# A mail that found no room beside those of other threads is due again after so many seconds.
+_NO_ROOM_SECONDS = 0.5
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """How long a share may take, on the monotonic clock."""
+
+    ends: float  #: no window is marked after that
+    late: float  #: no mail is begun after that
+
+
+@dataclass(slots=True)
+class ShareReport:
+    """What became of a share."""
+
+    tried: int = 0
+    failure: Outcome | None = None  #: why the relay can't be used
+    claimable_again: int = 0  #: deliveries that were released, for another worker to claim at once
+
+
+class Share:
+    """The deliveries of one share, until each is recorded or released.
+
+    Mails are marked in windows, just before the connection takes them. The transaction that marks
+    a window records the outcomes of the one before. So a mail costs one round trip, and far less
+    than one transaction.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        context: ThreadContext,
+        state: RelayState,
+        deliveries: Sequence[Delivery],
+        *,
+        deadline: Deadline,
+        is_probe: bool,
+    ) -> None:
+        self._services = services
+        self._context = context
+        self._state = state
+        self._deadline = deadline
+        self._is_probe = is_probe
+        self._book = WindowBook(deliveries)
+        self._preparer = Preparer(services, context, self._set_aside)
+        token = self._book.token
+        self.limits = DomainLimits(services, context, relay=state.name, pace=state.pace, token=token)
+        self.report = ShareReport()
+        self._window_began_at = services.clock.monotonic()
+
+    def deliver(self) -> ShareReport:
+        """Send what can be sent. Record and release everything, also after an exception."""
+        try:
+            with self._state.relay.connection() as connection:
+                for outcome in connection.transmit(self._marked_mails(), self._may_begin):
+                    self._finish(outcome)
+                    if self.report.failure:
+                        break
+        except BaseException as error:
+            self._interrupt(error)
+            raise
+        finally:
+            self.record_and_release()
+        return self.report
+
+    # --- from the claim to the wire -----------------------------------------------------------------------------------
+
+    def _marked_mails(self) -> Iterator[WireMessage | None]:
+        """Yield each mail that is marked, and None while the mails in flight must end first."""
+        book = self._book
+        while True:
+            if not book.marked and not self._mark_next_window():
+                yield None
+                continue
+            if not book.marked or not self._may_take(book.marked[0]):
+                return
+            if book.marked[0].delivery.has_expired(self._services.clock.time()):
+                self._preparer.drop(book.expire_marked(), book.next_waiting)
+            else:
+                yield book.take_marked().wire
+
+    def _may_take(self, mail: PreparedMail) -> bool:
+        """Return whether there is time to send a mail before others may take it for lost."""
+        self._context.relay_slots.renew()
+        self._context.domain_slots.renew()
+        if self._services.clock.time() + self._services.settings.longest_delivery > mail.lease_until:
+            return False  # this process was frozen
+        return not (self._is_late and (self.report.tried or self._book.in_flight))
+
+    def _may_begin(self) -> bool:
+        """Return whether the bytes of the oldest mail in flight may be sent now. If so, note it in the black box."""
+        mail, now = self._book.in_flight[0], self._services.clock.time()
+        if now + self._services.settings.longest_transmission > mail.lease_until:
+            return False
+        if mail.delivery.has_expired(now) or (self._is_late and self.report.tried):
+            return False
+        self._context.box.begun(mail.delivery.id, self._state.name)
+        self._book.begin()
+        return True
+
+    @property
+    def _is_late(self) -> bool:
+        """Return whether the share takes so long that other mail should get its turn."""
+        return self._services.clock.monotonic() > self._deadline.late
+
+    def _mark_next_window(self) -> bool:
+        """Record the last window and mark the next one. Return False if the mails in flight must end first."""
+        book = self._book
+        if book.must_finish_first:
+            return False
+        try:
+            self._learn_pace()
+            if not book.ready and self._has_time:
+                book.ready = self._next_window()
+            if book.ready:
+                self._record_and_mark(patient=not book.in_flight)
+        except StoreUnavailable as error:
+            if not book.in_flight:
+                raise
+            log.warning("What is in flight does not wait for the database: %s", error)
+            return False
+        has_no_room = bool(book.waiting) and not book.marked and self._has_time
+        return not (has_no_room and book.in_flight)
+
+    @property
+    def _has_time(self) -> bool:
+        return self._services.clock.monotonic() < self._deadline.ends
+
+    def _next_window(self) -> list[PreparedMail]:
+        """Prepare the next mails that limits and memory let through."""
+        book, window = self._book, list[PreparedMail]()
+        self._preparer.measure(book.waiting)
+        while book.waiting and not window:
+            self._preparer.drop_unused(following=book.waiting[0])
+            picked = self._pick()
+            if not picked:
+                break
+            try:
+                picked = self._admit(picked)
+                window = self._preparer.prepare(picked, patient=not book.in_flight)
+            except BaseException:
+                book.put_back(picked)
+                raise
+        return window
+
+    def _pick(self) -> list[Delivery]:
+        """Take the next deliveries for which there is room, as many as are sent in a moment.
+
+        A mail that must never go out twice is picked alone.
+        """
+        book, picked = self._book, list[Delivery]()
+        size, now = window_size(self._state.pace.seconds_per_mail), self._services.clock.time()
+        while book.waiting and len(picked) < size:
+            ahead = book.waiting[0]
+            if picked and OnDoubt.HOLD in (picked[-1].on_doubt, ahead.on_doubt):
+                break
+            if ahead.has_expired(now):
+                book.expire(ahead)
+            elif self._preparer.make_room(ahead):
+                picked.append(ahead)
+            elif picked or book.in_flight:
+                break  # room comes back when these are sent
+            else:
+                book.postpone({ahead.id: now + _NO_ROOM_SECONDS})
+                continue
+            book.waiting.popleft()
+        return picked
+
+    def _admit(self, picked: list[Delivery]) -> list[Delivery]:
+        """Return those that no limit stops. Postpone the others, and all that wait for the same limit."""
+        admitted = self.limits.admit(picked)
+        if len(admitted) < len(picked):
+            ids = {delivery.id for delivery in admitted}
+            refused = [delivery for delivery in picked if delivery.id not in ids]
+            refused += [delivery for delivery in self._book.waiting if self.limits.stops(delivery)]
+            self._book.postpone(self.limits.book(refused))
+        return admitted
+
+    # --- from the wire to the record ----------------------------------------------------------------------------------
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Note what came of the oldest mail in flight."""
+        delivery, box = self._book.in_flight[0].delivery, self._context.box
+        self.report.tried += 1
+        result = self._result(delivery, self._blame(delivery, outcome))
+        self._preparer.drop(self._book.finish(result), self._book.next_waiting)
+        if result.outcome.verdict is Verdict.SENT:
+            box.taken(delivery.id, result.outcome.reply)
+            self._context.flags.note_delivery(self._services.clock.time())
+        elif result.outcome.verdict is not Verdict.DOUBTFUL:
+            box.over(delivery.id)
+        if result.outcome.verdict is Verdict.UNREACHED:
+            self.report.failure = result.outcome
+
+    def _blame(self, delivery: Delivery, outcome: Outcome) -> Outcome:
+        """Return the outcome without blame for the mail if the relay falls silent at one mail after the other."""
+        silences = self._state.silences
+        silences.note(delivery, outcome)
+        if not outcome.is_silence or not (self._is_probe or silences.are_the_relays_fault):
+            return outcome
+        self.report.failure = outcome
+        is_harmless = outcome.verdict is Verdict.DEFERRED
+        return replace(outcome, verdict=Verdict.UNREACHED) if is_harmless else outcome
+
+    def _result(self, delivery: Delivery, outcome: Outcome) -> Result:
+        result = result_of(self._services, delivery, outcome)
+        if outcome.verdict is Verdict.SENT:
+            return result
+        log.warning(
+            "Delivery %s: mail_id=%s delivery=%d status=%s phase=%s reply=%s",
+            outcome.verdict,
+            delivery.mail_id,
+            delivery.id,
+            result.move.to,
+            outcome.phase,
+            outcome.reply,
+        )
+        if outcome.verdict is Verdict.UNREACHED and result.move.to is Status.QUEUED:
+            # Nothing to wait for but the relay, which is paused now.
+            return replace(result, move=replace(result.move, due_at=self._services.clock.time()))
+        return result
+
+    def _set_aside(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Record a mail that could not be prepared: failed if that is its own fault, else tried later."""
+        result, now = self._result(delivery, outcome), self._services.clock.time()
+        self._services.store.set_aside_if_claimed([result], now=now, relay=self._state.name)
+
+    def _interrupt(self, error: BaseException) -> None:
+        """Leave a mail in doubt whose bytes were being sent.
+
+        A mail in flight that was not begun may be what raises the error, so its try counts.
+        """
+        if self._book.leave_begun() or not self._book.in_flight:
+            return
+        if isinstance(error, Exception) and not isinstance(error, (StoreError, SoftTimeLimitExceeded)):
+            reason = f"it could not be said to the relay: {type(error).__name__}"
+            self._finish(Outcome(Verdict.DEFERRED, reason, Phase.CONNECT))
+
+    def _learn_pace(self) -> None:
+        now, results = self._services.clock.monotonic(), self._book.results
+        if results and self.report.failure is None:  # a connection that failed says nothing of mails
+            self._state.pace.learn(now - self._window_began_at, len(results))
+        self._window_began_at = now
+
+    # --- the books ----------------------------------------------------------------------------------------------------
+
+    def _record_and_mark(self, *, patient: bool) -> None:
+        """Record the outcomes, and mark the window that is ready."""
+        if patient:
+            self._write_patiently(self._record_and_mark_now, f"{len(self._book.results)} outcomes")
+        else:
+            self._record_and_mark_now()
+
+    def _record_and_mark_now(self) -> None:
+        """Do so in one transaction, which releases expired deliveries as well."""
+        book, store, now = self._book, self._services.store, self._services.clock.time()
+        until = now + self._services.settings.transmit_lease
+        recorded, marked = set[int](), set[int]()
+        with store.together():
+            if book.results:
+                recorded = store.record_if_transmitting(book.results, now=now, relay=self._state.name)
+            if book.ready:
+                ids = [mail.delivery.id for mail in book.ready]
+                marked = store.mark_if_claimed(ids, token=book.token, now=now, lease_until=until)
+            if book.expired:
+                store.release_if_held(book.expired, token=book.token)
+        for result in book.results:
+            if result.delivery.id not in recorded:
+                _warn_of_unwritten(result)
+        book.note_recorded(marked, until)
+
+    def record_and_release(self) -> None:
+        """Record what is known, and release what was not begun."""
+        self._learn_pace()
+        try:
+            if self._book.results:
+                self._book.return_ready()
+                self._record_and_mark(patient=True)
+        finally:
+            self._preparer.close()
+            self._release()
+
+    def _release(self) -> None:
+        book, store = self._book, self._services.store
+        self.report.claimable_again += book.claimable_again
+        unbegun, due_at = len(book.unbegun()), book.to_release()
+
+        def release() -> None:
+            store.release_if_held(due_at, token=book.token)
+
+        if unbegun:  # left marked, they would come into doubt for nothing
+            self._write_patiently(release, f"{unbegun} mails to be given back")
+        else:
+            release()
+        book.clear()
+
+    def _write_patiently(self, write: Callable[[], None], subject: str) -> None:
+        """Write, again and again while the database is away."""
+        for pause in _WRITE_AGAIN_AFTER:
+            try:
+                write()
+            except StoreUnavailable as error:
+                log.warning("%s wait for the database: %s", subject, error)
+                self._services.clock.sleep(pause)
+            else:
+                return
+        write()
+
+
+def _warn_of_unwritten(result: Result) -> None:
+    log.warning(
+        "Outcome not written, it is recorded already, though the answer was lost, or the claim was lost:"
+        " mail_id=%s delivery=%d verdict=%s",
+        result.delivery.mail_id,
+        result.delivery.id,
+        result.outcome.verdict,
+    )
