@@ -110,7 +110,7 @@ def due() -> None:
 @click.option("--reason", default="by hand", show_default=True, help="For those who wonder.")
 def pause(lane: str | None, reason: str) -> None:
     """Send nothing any more, until `flask mail resume`. Mail is queued as ever."""
-    _store().stop(_lane(lane), now=time.time(), reason=reason)
+    _store().pause(_lane(lane), now=time.time(), reason=reason)
     held = sum(count for status, its, count, _ in _store().counts() if status in _HELD and _lane(lane) in (None, its))
     ends = f" {held} are in the hands of workers, and may still go out." if held else ""
     click.echo(f"{_what(_lane(lane))} is paused.{ends}")
@@ -161,7 +161,7 @@ def relays() -> None:
 def resume(relay: str | None, lane: str | None) -> None:
     """End a pause: that of a relay, of a lane, or, with neither, that of everything."""
     if relay is None:
-        is_over = _store().go_on(_lane(lane))
+        is_over = _store().resume(_lane(lane))
         what = _what(_lane(lane))
         click.echo(f"The pause of {what.lower()} is over." if is_over else f"{what} is not paused.")
         return
@@ -180,7 +180,7 @@ def _what(lane: Lane | None) -> str:
 
 
 def _show_stops() -> None:
-    for lane, one in _store().stops().items():
+    for lane, one in _store().list_pauses().items():
         click.echo(f"{_what(lane)} is paused since {_clock(one.since)}: {printable(one.reason)}")
 
 

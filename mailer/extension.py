@@ -27,8 +27,9 @@ from mailer.rendering import Renderer
 from mailer.schema.autogenerate import register_if_needed
 from mailer.settings import Settings, database, keys
 from mailer.settings.namespace import namespace_of
+from mailer.signals import SignalOutlet
 from mailer.smtp import Relay
-from mailer.store import Host, Store
+from mailer.store import CallersConnection, Store
 from mailer.store.leftover import warn_of_leftover
 from mailer.tasks import CeleryBell, broker_of, install, make_celery
 from mailer.tasks.check import CeleryCheck
@@ -91,8 +92,9 @@ class Mailer:
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         sensitive: bool = False,
         tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-        connection: Host | None = None,
+        connection: CallersConnection | None = None,
         context: Mapping[str, Any] | None = None,
         **more_context: Any,
     ) -> Receipt:
@@ -128,6 +130,7 @@ class Mailer:
                 on_doubt=on_doubt,
                 sensitive=sensitive,
                 tags=tags,
+                metadata=metadata,
                 idempotency_key=idempotency_key,
                 connection=connection,
             ),
@@ -143,8 +146,9 @@ class Mailer:
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         sensitive: bool = False,
         tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-        connection: Host | None = None,
+        connection: CallersConnection | None = None,
     ) -> Receipt:
         """Queue a message of Flask-Mail as it is; `idempotency_key`, `connection` and `sensitive` are those of `send_email()`."""
         options = Options(
@@ -154,6 +158,7 @@ class Mailer:
             on_doubt=on_doubt,
             sensitive=sensitive,
             tags=tags,
+            metadata=metadata,
             idempotency_key=idempotency_key,
             connection=connection,
         )
@@ -213,7 +218,8 @@ def _state(app: Flask | None = None) -> State:
 
 def _furnish(app: Flask, settings: Settings) -> State:
     celery = app.extensions["celery"]
-    store = Store(settings.database_url, pgbouncer=settings.pgbouncer)
+    outlet = SignalOutlet(app, inline=settings.mail_suppress_send)
+    store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
     bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings)
     throttle = Throttle(settings, settings.flag_url)
     signer, black_box = make_signer(settings.dkim_keys), _black_box_of(app, settings)

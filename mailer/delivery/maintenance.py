@@ -44,7 +44,7 @@ class Maintenance:
     def sweep(self) -> None:
         """Rescue what was left behind, expire what came too late, and have delivered what is due."""
         now, take = self._clock.time(), self._steps.take
-        take("home", self._store.renew_home, now)
+        take("machine lock", self._store.renew_machine_lock, now)
         take("requeue", self._store.requeue_lapsed_claims, now)
         take("doubt", self._doubt, now)
         take("resend", self._store.resend_doubtful, now)

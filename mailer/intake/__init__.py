@@ -40,11 +40,14 @@ from mailer.message import (
 from mailer.message.ports import Bell
 from mailer.rendering import Renderer, text_from_html
 from mailer.settings import Settings
-from mailer.store import Host, Store, connection_of
+from mailer.store import CallersConnection, Store, connection_of
 
 Item = TypeVar("Item")
 Addresses = AddressLike | Iterable[AddressLike] | None
 When = datetime | timedelta | None
+
+# Characters of all names and values together.
+_MAX_METADATA = 10_000
 
 log = get_logger(__name__)
 
@@ -59,8 +62,9 @@ class Options:
     on_doubt: OnDoubt | str = OnDoubt.RESEND
     sensitive: bool = False
     tags: Iterable[str] = ()
+    metadata: Mapping[str, str] | None = None
     idempotency_key: str | None = None
-    connection: Host | None = None
+    connection: CallersConnection | None = None
 
 
 class Intake:
@@ -108,6 +112,7 @@ class Intake:
             headers=check_headers(headers),
             attachments=self._attachments(attachments),
             tags=_tags(options.tags),
+            metadata=_metadata(options.metadata),
             sensitive=_sensitive(options.sensitive),
         )
         return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
@@ -139,6 +144,7 @@ class Intake:
             headers=check_headers(mail.extra_headers),
             attachments=self._attachments(mail.attachments),
             tags=_tags(options.tags),
+            metadata=_metadata(options.metadata),
             sensitive=_sensitive(options.sensitive),
             mail_options=_smtp_options(mail.mail_options, field="mail_options"),
             rcpt_options=_smtp_options(mail.rcpt_options, field="rcpt_options"),
@@ -154,20 +160,20 @@ class Intake:
         _check_limits(message, size, recipients, self._settings)
         key = self._fingerprints.key(options.idempotency_key, message, recipients)
         envelope = _envelope(recipients, size, key, options, now)
-        host = None if options.connection is None else connection_of(options.connection)
-        earlier = self._store.insert_mail(message, envelope, host)
+        caller = None if options.connection is None else connection_of(options.connection)
+        earlier = self._store.insert_mail(message, envelope, caller)
         if earlier is not None:
             assert key is not None  # the earlier mail was found by it
             return self._fingerprints.receipt(earlier, key, message, recipients)
         if envelope.due_at <= now:
-            self._ring(message.id, host)
+            self._ring(message.id, caller)
         return Receipt(message.id, message.message_id, recipients)
 
-    def _ring(self, mail_id: str, host: Connection | None) -> None:
-        if host is None:
+    def _ring(self, mail_id: str, caller: Connection | None) -> None:
+        if caller is None:
             self._ring_safely()
         else:
-            self._store.after_commit(host, mail_id, self._ring_safely)
+            self._store.after_commit(caller, mail_id, self._ring_safely)
 
     def _ring_safely(self) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
@@ -371,6 +377,21 @@ def _attachment(given: Attachment | flask_mail.Attachment) -> Attachment:
 
 def _tags(given: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(check_text(tag, field="tags", error=InvalidMail) for tag in _each(given, field="tags", of="texts"))
+
+
+def _metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of a dict of short texts."""
+    if not isinstance(given or {}, Mapping):
+        raise InvalidMail(f"metadata: give a dict of texts, not {type(given).__name__}.")
+    pairs = tuple((given or {}).items())
+    for name, value in pairs:
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise InvalidMail(f"metadata: {name!r}: give texts, not {type(value).__name__}.")
+        check_text(name, field="metadata", error=InvalidMail)
+        check_text(value, field=f"metadata: {name}", error=InvalidMail)
+    if (size := sum(len(name) + len(value) for name, value in pairs)) > _MAX_METADATA:
+        raise OverLimit(f"metadata: {size} characters: give {_MAX_METADATA} at most, such as an id.")
+    return pairs
 
 
 def _each(given: Iterable[Item] | None, *, field: str, of: str) -> Iterable[Item]:

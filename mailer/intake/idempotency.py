@@ -103,6 +103,7 @@ def _said(message: Message, recipients: tuple[str, ...]) -> bytes:
             for one in message.attachments
         ],
         "tags": message.tags,
+        "metadata": message.metadata,
         "mail_options": message.mail_options,
         "rcpt_options": message.rcpt_options,
     }

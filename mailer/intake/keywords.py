@@ -9,7 +9,7 @@ from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (
     *("to", "subject", "template", "cc", "bcc", "reply_to", "sender", "attachments", "headers", "lane", "send_at", "expires_at"),
-    *("on_doubt", "sensitive", "tags", "idempotency_key", "connection", "context"),
+    *("on_doubt", "sensitive", "tags", "metadata", "idempotency_key", "connection", "context"),
 )
 #: What others call an option, by the option.
 _ALIASES = {
@@ -24,6 +24,7 @@ _ALIASES = {
     "attachments": ("attachment", "attach", "attached", "attached_files"),
     "headers": ("extra_headers", "header"),
     "lane": ("priority",),
+    "metadata": ("meta", "custom_args", "extra_data"),
     "send_at": ("countdown", "eta", "scheduled_at", "schedule_at", "deliver_at"),
     "expires_at": ("expires", "expires_in", "expiry", "expiration"),
     "idempotency_key": ("idempotency", "idempotence_key", "idempotent"),

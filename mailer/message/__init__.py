@@ -213,6 +213,8 @@ class Message:
     alternatives: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     attachments: tuple[Attachment, ...] = ()
     tags: tuple[str, ...] = ()
+    #: What the application wants to know again, in pairs: events have it.
+    metadata: tuple[tuple[str, str], ...] = ()
     mail_options: tuple[str, ...] = ()
     rcpt_options: tuple[str, ...] = ()
     sensitive: bool = False  #: nothing of what it says is kept once it has arrived, or can't

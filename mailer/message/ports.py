@@ -1,6 +1,9 @@
 """The ports: interfaces that lower modules call, so that a test can put something else there."""
 
+from collections.abc import Sequence
 from typing import Protocol
+
+from mailer.message.events import Event, EventKind
 
 
 class Bell(Protocol):
@@ -31,3 +34,13 @@ class Clock(Protocol):
 
     def random(self) -> float:
         """Return a number in [0, 1)."""
+
+
+class Outlet(Protocol):
+    """Where events go after the commit."""
+
+    def listens_to(self, kind: EventKind) -> bool:
+        """Return whether anybody wants such events. If not, they are not even read."""
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take events whose transaction is committed. Never raise, never wait."""

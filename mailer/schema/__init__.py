@@ -42,7 +42,7 @@ from mailer.schema.online import change_online
 __all__ = ["GONE", "REVISION", "Found", "check", "include_name", "include_object", "look", "metadata", "migrate", "revision_of"]
 
 #: The newest migration in migrations/versions.
-REVISION = "0005"
+REVISION = "0006"
 
 metadata = MetaData()
 _Time = Float(53)
@@ -84,6 +84,7 @@ message = Table(
     Column("fingerprint", Text),  # of what was said under that key: the same key with another mail is refused
     Column("sensitive", Boolean, nullable=False, server_default=false()),
     Column("erased_at", _Time),  # since then, what it said is gone
+    Column("metadata", JSON, nullable=False, server_default="[]"),
     Column("fingerprint_key", Text),  # the id of the key that made the fingerprint, if it is keyed
 )
 

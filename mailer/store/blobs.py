@@ -13,10 +13,24 @@ from mailer.errors import StoreUnavailable
 from mailer.logs import get_logger
 from mailer.message import Message
 from mailer.store import rows
-from mailer.store import statements as sql
-from mailer.store.hosts import HostTransaction
-from mailer.store.spelling import packed
+from mailer.store.callers import CallersTransaction
+from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
+
+INSERT_ATTACHMENT = insert_into(
+    "mailer_attachment",
+    ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers"),
+)
+# What is there is kept: the purge steps over it until this transaction has ended. Any number of transactions can do so.
+KEEP_BLOBS = "SELECT sha256, used_at FROM mailer_blob WHERE sha256 {hashes} ORDER BY sha256 {keep}"
+INSERT_BLOB = """
+INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data) ON CONFLICT (sha256) DO NOTHING
+"""
+# Whoever is ahead has the same date in mind.
+RENEW_BLOBS = """
+WITH mine AS MATERIALIZED (SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at < :used_at {skip})
+UPDATE mailer_blob SET used_at = :used_at WHERE sha256 IN (SELECT sha256 FROM mine)
+"""
 
 # After so many seconds the date of the last use is renewed: in good time before the purge goes by it.
 _IS_FRESH = 1800.0
@@ -28,7 +42,7 @@ log = get_logger(__name__)
 
 
 def insert_attachments(
-    transaction: Transaction | HostTransaction, message: Message, in_own_transaction: InOwnTransaction | None = None
+    transaction: Transaction | CallersTransaction, message: Message, in_own_transaction: InOwnTransaction | None = None
 ) -> None:
     """Store what the mail carries. `in_own_transaction` is given if this transaction is the caller's on PostgreSQL."""
     data = {rows.blob_hash(one.data, message): one.data for one in message.attachments}
@@ -37,7 +51,7 @@ def insert_attachments(
     names = dict(zip(data, data, strict=True))  # under which hash each is stored
     stale, missing = _lock_known(transaction, data, since)
 
-    def write(own: Transaction | HostTransaction) -> None:
+    def write(own: Transaction | CallersTransaction) -> None:
         _write(own, {sha256: data[sha256] for sha256 in missing}, stale, used_at)
 
     if in_own_transaction is None or message.sensitive:
@@ -58,22 +72,20 @@ def insert_attachments(
             names |= {sha256: rows.own_blob_hash(data[sha256], message) for sha256 in unseen}
             _write(transaction, {names[sha256]: data[sha256] for sha256 in unseen}, [], used_at)
     attached = enumerate((names[rows.blob_hash(one.data, message)], one) for one in message.attachments)
-    transaction.execute_many(
-        sql.INSERT_ATTACHMENT, [rows.attachment_row(message.id, position, *one) for position, one in attached]
-    )
+    transaction.execute_many(INSERT_ATTACHMENT, [rows.attachment_row(message.id, position, *one) for position, one in attached])
 
 
 def _lock_known(
-    transaction: Transaction | HostTransaction, data: Mapping[str, bytes], since: float
+    transaction: Transaction | CallersTransaction, data: Mapping[str, bytes], since: float
 ) -> tuple[list[str], list[str]]:
     """Return which of these bytes were used too long ago, and which are not there. What is there is locked and stays."""
-    used: dict[str, float] = dict(transaction.execute(sql.KEEP_BLOBS, {"hashes": packed(data)}))
+    used: dict[str, float] = dict(transaction.execute(KEEP_BLOBS, {"hashes": packed(data)}))
     return [one for one in used if used[one] <= since], [one for one in data if one not in used]
 
 
-def _write(transaction: Transaction | HostTransaction, new: Mapping[str, bytes], stale: list[str], used_at: float) -> None:
+def _write(transaction: Transaction | CallersTransaction, new: Mapping[str, bytes], stale: list[str], used_at: float) -> None:
     """In one order for all: else two mails with the same new files may wait for each other."""
     for sha256 in sorted(new):
-        transaction.execute(sql.INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]})
+        transaction.execute(INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]})
     if stale:
-        transaction.execute(sql.RENEW_BLOBS, {"hashes": packed(stale), "used_at": used_at})
+        transaction.execute(RENEW_BLOBS, {"hashes": packed(stale), "used_at": used_at})

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -15,13 +15,19 @@ from mailer import schema
 from mailer.errors import CommitLost, SchemaMismatch, StoreUnavailable
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
+from mailer.message.events import Event
 from mailer.settings.database import file_of
-from mailer.store import home, hosts, sqlite_locks
-from mailer.store import statements as sql
-from mailer.store.engines import Turn, make_engine, without_haste
-from mailer.store.hosts import HostTransaction
-from mailer.store.spelling import spelt
+from mailer.store import callers, machine_lock, sqlite_locks
+from mailer.store.callers import CallersTransaction
+from mailer.store.engines import Turn, make_engine, without_timeouts
+from mailer.store.sql import render_sql
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions, sqlstate_of
+
+#: What tells one database from another, however it was reached; nothing, if nobody else can reach it.
+WHICH_SQLITE = "SELECT file FROM pragma_database_list WHERE name = 'main' AND file <> ''"
+WHICH_POSTGRESQL = """
+SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(), CAST(to_regclass('mailer_message') AS oid)
+"""
 
 T = TypeVar("T")
 
@@ -37,14 +43,14 @@ class Database:
     def __init__(self, url: str, *, pgbouncer: bool = False) -> None:
         self.engine = make_engine(make_url(url), pgbouncer=pgbouncer)
         self._sqlite = self.engine.dialect.name == "sqlite"
-        self._spell = cache(partial(spelt, sqlite=self._sqlite))
-        self._transactions = Transactions(self.engine, self._spell, limits_each=pgbouncer)
+        self._render = cache(partial(render_sql, sqlite=self._sqlite))
+        self._transactions = Transactions(self.engine, self._render, limits_each=pgbouncer)
         self._checked = False
         self._file = file_of(self.engine.url)
         self.is_in_memory = self._sqlite and self._file is None
         self._turn = self._new_turn()
         self._joint = threading.local()
-        self._hosts: WeakSet[Engine] = WeakSet()  # that lead to the same tables
+        self._known_callers: WeakSet[Engine] = WeakSet()  # that lead to the same tables
         self._parents_pools: list[Any] = []
         survive_forks(self)
         finalize(self, self.engine.dispose).atexit = False  # at the end of the process nobody waits for it
@@ -55,7 +61,7 @@ class Database:
         """Bring the tables to the revision this code needs, or to another one."""
         notice_fork()
         with self._mapped_errors(), self._turn:
-            schema.migrate(without_haste(self.engine), to, new_tables=new_tables)
+            schema.migrate(without_timeouts(self.engine), to, new_tables=new_tables)
 
     def check_schema(self) -> None:
         """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
@@ -69,7 +75,7 @@ class Database:
         """Check it in a turn of this thread's."""
         if not self._checked:
             self._check_tables()
-            self._mark_home(time.time())
+            self._lock_for_machine(time.time())
             self._checked = True
 
     def _check_tables(self) -> None:
@@ -80,22 +86,22 @@ class Database:
         else:
             schema.check(found)
 
-    def renew_home(self, now: float) -> None:
+    def renew_machine_lock(self, now: float) -> None:
         """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
         if self._file is None:
             return
         with self._look() as transaction:
-            if home.is_marked(transaction, home.this_machine(), now):
+            if machine_lock.is_marked(transaction, machine_lock.this_machine(), now):
                 return
         self._checked = False
         with self._mapped_errors(), self._turn:
-            self._mark_home(now)
+            self._lock_for_machine(now)
         self._checked = True
 
-    def _mark_home(self, now: float) -> None:
+    def _lock_for_machine(self, now: float) -> None:
         if self._file is not None:
             with self._transactions.write() as transaction:
-                home.mark(transaction, home.this_machine(), now)
+                machine_lock.mark(transaction, machine_lock.this_machine(), now)
 
     # --- transactions -------------------------------------------------------------------------------------------------
 
@@ -124,6 +130,10 @@ class Database:
         with self._write() as transaction:
             return work(transaction)
 
+    def _changes(self, statement: str, values: Mapping[str, Any]) -> bool:
+        """Execute a statement that returns what it changed. Return whether there was anything."""
+        return self._transact(lambda transaction: transaction.execute(statement, values)) != []
+
     @property
     def _joint_transaction(self) -> Transaction | None:
         found: Transaction | None = getattr(self._joint, "transaction", None)
@@ -136,31 +146,36 @@ class Database:
             return
         with self._opened(self._transactions.write) as transaction:
             yield transaction
+        if transaction.events:  # the commit is done, and the connection is back in its pool
+            self._publish(transaction.events)
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        """Do nothing: this class knows no outlet."""
 
     @contextmanager
-    def _join(self, host: Connection) -> Iterator[HostTransaction]:
+    def _join(self, caller: Connection) -> Iterator[CallersTransaction]:
         notice_fork()
         with self._mapped_errors():
-            if not self._checked or host.engine not in self._hosts:
-                self._check_host(host)
-            with hosts.joined(host, self._spell) as transaction:
+            if not self._checked or caller.engine not in self._known_callers:
+                self._check_caller(caller)
+            with callers.joined(caller, self._render) as transaction:
                 yield transaction
 
-    def _check_host(self, host: Connection) -> None:
+    def _check_caller(self, caller: Connection) -> None:
         """As `check_schema`, but what is written is written by the host: it may be SQLite's one writer already.
 
         So it takes no turn: whoever has it may be waiting for that writer.
         """
-        which = sql.WHICH_SQLITE if self._sqlite else sql.WHICH_POSTGRESQL
+        which = WHICH_SQLITE if self._sqlite else WHICH_POSTGRESQL
         with self._transactions.look() as transaction:
             place = transaction.execute(which, {})
         self._check_tables()
-        hosts.check_leads_to(host, place, which, self.engine, self._spell)
+        callers.check_leads_to(caller, place, which, self.engine, self._render)
         if self._file is not None:
-            with hosts.joined(host, self._spell) as theirs:
-                home.mark(theirs, home.this_machine(), time.time())
+            with callers.joined(caller, self._render) as theirs:
+                machine_lock.mark(theirs, machine_lock.this_machine(), time.time())
         self._checked = True
-        self._hosts.add(host.engine)
+        self._known_callers.add(caller.engine)
 
     def _read(self) -> AbstractContextManager[Transaction]:
         return self._opened(self._transactions.read)

@@ -58,7 +58,7 @@ def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
     return postgresql.make_engine(url, pgbouncer=pgbouncer)
 
 
-def without_haste(engine: Engine) -> Engine:
+def without_timeouts(engine: Engine) -> Engine:
     """For what takes as long as it needs: the same database without time limits."""
     if engine.dialect.name == "sqlite":
         return engine

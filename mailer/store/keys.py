@@ -11,9 +11,26 @@ from typing import Any
 from mailer.errors import KeyInUse
 from mailer.message import Key, Keyed
 from mailer.store import rows
-from mailer.store import statements as sql
-from mailer.store.hosts import HostTransaction
+from mailer.store.callers import CallersTransaction
+from mailer.store.sql import insert_into
 from mailer.store.transactions import Transaction, sqlstate_of
+
+INSERT_KEYED_MESSAGE = f"""
+{insert_into("mailer_message", (*rows.MESSAGE_COLUMNS, "idempotency_key", "fingerprint", "fingerprint_key"))}
+ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id
+"""
+HAS_KEY = """
+SELECT id, message_id, fingerprint, fingerprint_key FROM mailer_message WHERE idempotency_key = :idempotency_key
+"""
+#: What a wait for a lock may last in this transaction: as long as before, or this, if that is shorter. Returns what it was.
+LIMIT_WAITS = """
+SELECT current_setting('lock_timeout'), set_config('lock_timeout', CASE
+    WHEN CAST(current_setting('lock_timeout') AS interval) > INTERVAL '0'
+        AND CAST(current_setting('lock_timeout') AS interval) < CAST(CAST(:limit AS text) AS interval)
+    THEN current_setting('lock_timeout') ELSE CAST(:limit AS text) END, true)
+"""
+RESTORE_WAITS = "SELECT set_config('lock_timeout', :limit, true)"
 
 # Shorter than the wait for a connection: those who wait here keep connections from others.
 _LONGEST_WAIT = "2s"
@@ -21,7 +38,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 
 def insert_keyed(
-    transaction: Transaction | HostTransaction, row: Mapping[str, Any], key: Key, *, limit_waits: bool
+    transaction: Transaction | CallersTransaction, row: Mapping[str, Any], key: Key, *, limit_waits: bool
 ) -> Keyed | None:
     """Insert this row of a message, or return the mail that has its key already."""
     made = key.fingerprint
@@ -32,24 +49,24 @@ def insert_keyed(
         return _insert(transaction, keyed)
 
 
-def _insert(transaction: Transaction | HostTransaction, row: Mapping[str, Any]) -> Keyed | None:
-    while not transaction.execute(sql.INSERT_KEYED_MESSAGE, row):
+def _insert(transaction: Transaction | CallersTransaction, row: Mapping[str, Any]) -> Keyed | None:
+    while not transaction.execute(INSERT_KEYED_MESSAGE, row):
         # Whoever has the key has committed by now. None at all: it has just been purged.
         if found := find(transaction, row["idempotency_key"]):
             return found
     return None
 
 
-def find(transaction: Transaction | HostTransaction, name: str) -> Keyed | None:
+def find(transaction: Transaction | CallersTransaction, name: str) -> Keyed | None:
     """Return the mail that has this key."""
-    found = transaction.execute(sql.HAS_KEY, {"idempotency_key": name})
+    found = transaction.execute(HAS_KEY, {"idempotency_key": name})
     return rows.keyed(found[0]) if found else None
 
 
 @contextmanager
-def _short_waits(transaction: Transaction | HostTransaction, key: str) -> Iterator[None]:
+def _short_waits(transaction: Transaction | CallersTransaction, key: str) -> Iterator[None]:
     """Limit how long each statement waits for a lock. A failure undoes the limit with the savepoint or the transaction."""
-    [(before, _now)] = transaction.execute(sql.LIMIT_WAITS, {"limit": _LONGEST_WAIT})
+    [(before, _now)] = transaction.execute(LIMIT_WAITS, {"limit": _LONGEST_WAIT})
     try:
         yield
     except Exception as error:
@@ -59,5 +76,5 @@ def _short_waits(transaction: Transaction | HostTransaction, key: str) -> Iterat
             f"idempotency_key: {key!r} is held by another transaction that has not ended, and nothing was queued. Call again"
             " after it has been committed or rolled back, and commit soon after a mail has been queued with a key."
         ) from error
-    if isinstance(transaction, HostTransaction):  # what comes after is the caller's
-        transaction.execute(sql.RESTORE_WAITS, {"limit": before})
+    if isinstance(transaction, CallersTransaction):  # what comes after is the caller's
+        transaction.execute(RESTORE_WAITS, {"limit": before})

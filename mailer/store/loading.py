@@ -7,19 +7,30 @@ from mailer.logs import get_logger
 from mailer.message import Message
 from mailer.policy import FAULTS_OF_A_MAIL
 from mailer.store import rows
-from mailer.store import statements as sql
-from mailer.store.spelling import packed
+from mailer.store.sql import packed
 from mailer.store.transactions import Row, Transaction
+
+LOAD = f"""
+SELECT {rows.MESSAGE_SELECTION},
+    EXISTS (SELECT 1 FROM mailer_attachment WHERE mail_id = mailer_message.id)
+FROM mailer_message WHERE id {{mails}} AND erased_at IS NULL
+"""
+LOAD_ATTACHMENTS = """
+SELECT mail_id, mailer_attachment.sha256, data, filename, content_type, content_id, disposition, CAST(headers AS text)
+FROM mailer_attachment LEFT JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+WHERE mail_id {mails}
+ORDER BY mail_id, position
+"""
 
 log = get_logger(__name__)
 
 
 def find(transaction: Transaction, mail_ids: Collection[str]) -> list[tuple[Row, list[Row]]]:
     """Return the row of each message that is not erased, with those of its attachments."""
-    mails = transaction.execute(sql.LOAD, {"mails": packed(mail_ids)})
+    mails = transaction.execute(LOAD, {"mails": packed(mail_ids)})
     attached: dict[str, list[Row]] = defaultdict(list)
     if with_attachments := [mail[0] for mail in mails if mail[-1]]:
-        for attachment in transaction.execute(sql.LOAD_ATTACHMENTS, {"mails": packed(with_attachments)}):
+        for attachment in transaction.execute(LOAD_ATTACHMENTS, {"mails": packed(with_attachments)}):
             attached[attachment[0]].append(attachment)
     return [(mail, attached[mail[0]]) for mail in mails]
 

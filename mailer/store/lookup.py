@@ -7,9 +7,15 @@ import re
 
 from mailer.errors import UnknownMail
 from mailer.message import could_be_id
-from mailer.store import statements as sql
-from mailer.store.spelling import packed
+from mailer.store.callers import ARE_THERE
+from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
+
+# A collation in which "aa" is a letter after z, as that of Danish, does not find ids by this index: then all are read.
+BEGINS_WITH = """
+SELECT id FROM mailer_message WHERE id >= :beginning AND id < :end {or_by_byte} LIMIT :most
+"""
+MAIL_OF = "SELECT mail_id FROM mailer_delivery WHERE id = :id"
 
 #: The fewest characters of an id that stand for it: eight, as the documentation prints it.
 _BEGINNING = re.compile(r"[0-9a-f]{8,31}")
@@ -20,7 +26,7 @@ _CANDIDATES = 10
 
 def find_mail(transaction: Transaction, given: str) -> str:
     """Return the id of the one mail that is meant; `UnknownMail` if there is none, or more than one."""
-    if could_be_id(given) and transaction.execute(sql.ARE_THERE, {"mails": packed([given])}):
+    if could_be_id(given) and transaction.execute(ARE_THERE, {"mails": packed([given])}):
         return given
     found = sorted(_candidates(transaction, given))
     if not found:
@@ -43,7 +49,7 @@ def _candidates(transaction: Transaction, given: str) -> set[str]:
     if _BEGINNING.fullmatch(beginning := given.removesuffix("…").removesuffix("...")):
         # "g" comes after all hex digits.
         values = {"beginning": beginning, "end": f"{beginning}g", "most": _CANDIDATES + 1}
-        found.update(mail_id for (mail_id,) in transaction.execute(sql.BEGINS_WITH, values))
+        found.update(mail_id for (mail_id,) in transaction.execute(BEGINS_WITH, values))
     if _NUMBER.fullmatch(given):
-        found.update(mail_id for (mail_id,) in transaction.execute(sql.MAIL_OF, {"id": int(given)}))
+        found.update(mail_id for (mail_id,) in transaction.execute(MAIL_OF, {"id": int(given)}))
     return found

@@ -4,9 +4,24 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mailer.message import Lane, Status
-from mailer.store import statements as sql
 from mailer.store.rows import when
 from mailer.store.transactions import Transaction
+
+OUTGOING_LANES = """
+SELECT lane, status, COUNT(*), MIN(due_at), MAX(due_at) FROM mailer_delivery
+WHERE {outgoing} GROUP BY lane, status ORDER BY lane, status
+"""
+OUTGOING_AGES = """
+SELECT age, COUNT(*) FROM (SELECT {age} AS age FROM mailer_delivery WHERE {outgoing}) AS aged GROUP BY age ORDER BY age
+"""
+OUTGOING_DOMAINS = """
+SELECT domain, COUNT(*) FROM mailer_delivery WHERE {outgoing} GROUP BY domain ORDER BY 2 DESC, 1 LIMIT :most
+"""
+OUTGOING_FIRST = """
+SELECT mail_id, recipient, lane, mailer_delivery.due_at, CASE WHEN sensitive THEN '(sensitive)' ELSE subject END
+FROM mailer_delivery JOIN mailer_message ON mailer_message.id = mail_id
+WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +37,7 @@ class Outlook:
 def look(transaction: Transaction, *, now: float, most: int) -> Outlook:
     """Return it, with the `most` domains that get the most, and so many of the first mails."""
     values = {"now": now, "most": most}
-    queries = (sql.OUTGOING_LANES, sql.OUTGOING_AGES, sql.OUTGOING_DOMAINS, sql.OUTGOING_FIRST)
+    queries = (OUTGOING_LANES, OUTGOING_AGES, OUTGOING_DOMAINS, OUTGOING_FIRST)
     lanes, ages, domains, first = (transaction.execute(query, values) for query in queries)
     return Outlook(
         lanes=[(Lane(lane), Status(status), count, when(first), when(last)) for lane, status, count, first, last in lanes],

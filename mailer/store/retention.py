@@ -1,66 +1,97 @@
-"""What leaves the database: records that are old, what sensitive mails said, and bytes that no mail carries.
+"""Retention: records, texts and bytes leave the database when they are old.
 
-Messages are locked before their deliveries, here as everywhere. If two purges deleted copies of the same mail at once,
-each would still see the other's, and neither would delete the mail: so the second steps over it.
+Messages are locked before their deliveries. If two purges deleted deliveries of the same mail at
+once, each would still see the other's, and neither would delete the mail: so the second steps over
+it.
 """
 
-import math
-from collections.abc import Collection, Iterable
-
-from mailer.store import statements as sql
-from mailer.store.spelling import packed
+from mailer.message import id_at
+from mailer.store.database import Database
+from mailer.store.erasing import LOCK_MAILS, delete_unused_blobs, erase
+from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-#: The purge spares bytes for so many seconds after their last use: they may be those of a mail on its way in.
-BLOB_IS_SPARED = 3600.0
+SOME_OLD = """
+SELECT mailer_delivery.id, mail_id FROM mailer_delivery {unless_locked}
+WHERE finished_at <= :before
+ORDER BY finished_at LIMIT :most
+"""
+PURGE = """
+WITH old AS MATERIALIZED (
+    SELECT id FROM mailer_delivery WHERE id {ids} AND COALESCE(finished_at, :before + 1) <= :before {lock})
+DELETE FROM mailer_delivery
+WHERE id IN (SELECT id FROM old)
+RETURNING id
+"""
+PURGE_MAILS = """
+WITH empty AS MATERIALIZED (
+    SELECT id FROM mailer_message
+    WHERE id {mails} AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) {lock})
+DELETE FROM mailer_message
+WHERE id IN (SELECT id FROM empty)
+RETURNING id
+"""
+# Not NOT EXISTS: for that, PostgreSQL may read all deliveries into a hash table, once for each of these steps.
+SOME_MAILS = """
+SELECT id, (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id LIMIT 1) IS NULL FROM mailer_message
+WHERE id > :after ORDER BY id LIMIT :most
+"""
+SOME_KEPT = """
+SELECT id FROM mailer_message WHERE erased_at IS NULL AND id > :after AND id < :created_before ORDER BY id LIMIT :most
+"""
+SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
+
+# Bytes are spared for so many seconds after their last use: they may be those of a mail on its way in.
+_BLOB_IS_SPARED = 3600.0
 
 
-def purge_finished(transaction: Transaction, before: float, *, most: int) -> int:
-    """Delete deliveries that finished before then, and mails with their last; return the number of deliveries."""
-    old = transaction.execute(sql.SOME_OLD, {"before": before, "most": most})
-    if not old:
-        return 0
-    mails = packed({mail_id for _number, mail_id in old})
-    values = {"ids": packed(number for number, _mail_id in old), "before": before}
-    purged = transaction.execute(sql.PURGE, values)
-    if purged:
-        transaction.execute(sql.PURGE_MAILS, {"mails": mails})
-    return len(purged)
+class Retention(Database):
+    """The steps of a purge. Each takes `most` rows, and the next goes on where it ended."""
 
+    def purge_finished(self, before: float, *, most: int) -> int:
+        """Delete deliveries that finished before a time, and mails with their last. Return the number of deliveries."""
 
-def orphans(transaction: Transaction, *, after: str, most: int) -> tuple[list[str], str | None]:
-    """Return those of the next mails that have no delivery any more, and the last id that was looked at."""
-    looked_at = transaction.execute(sql.SOME_MAILS, {"after": after, "most": most})
-    return [mail_id for mail_id, is_orphan in looked_at if is_orphan], looked_at[-1][0] if looked_at else None
+        def purge(transaction: Transaction) -> int:
+            old = transaction.execute(SOME_OLD, {"before": before, "most": most})
+            if not old:
+                return 0
+            mails = packed({mail_id for _number, mail_id in old})
+            values = {"ids": packed(number for number, _mail_id in old), "before": before}
+            purged = transaction.execute(PURGE, values)
+            if purged:
+                transaction.execute(PURGE_MAILS, {"mails": mails})
+            return len(purged)
 
+        return self._transact(purge)
 
-def purge_blobs(transaction: Transaction, hashes: Collection[str], *, unused_since: float = math.inf) -> None:
-    """Delete those of these bytes that no mail carries; what a mail on its way in has locked is stepped over."""
-    values = {"hashes": packed(hashes), "unused_since": unused_since}
-    if found := [sha256 for (sha256,) in transaction.execute(sql.LOCK_UNUSED_BLOBS, values)]:
-        # A second statement, which sees the mails that were committed before the lock.
-        transaction.execute(sql.PURGE_BLOBS, {"hashes": packed(found)})
+    def purge_orphans(self, *, after: str, most: int) -> str | None:
+        """Delete mails without deliveries. Return the last id that was looked at, or None at the end."""
+        with self._look() as transaction:
+            looked_at = transaction.execute(SOME_MAILS, {"after": after, "most": most})
+        if orphans := [mail_id for mail_id, is_orphan in looked_at if is_orphan]:
+            self._changes(PURGE_MAILS, {"mails": packed(orphans)})
+        return looked_at[-1][0] if looked_at else None
 
+    def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
+        """Erase what mails said that finished before a time. Return the last id that was looked at, or None at the end."""
+        values = {"after": after, "created_before": id_at(before), "most": most}
 
-def erase(transaction: Transaction, mails: Iterable[str], *, now: float, finished_before: float = math.inf) -> list[str]:
-    """Erase what those of the mails said that are finished; return the hashes of what they carried."""
-    values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
-    erased = [mail_id for (mail_id,) in transaction.execute(sql.ERASE, values)]
-    return [sha256 for (sha256,) in transaction.execute(sql.DETACH, {"mails": packed(erased)})] if erased else []
+        def erase_some(transaction: Transaction) -> str | None:
+            mails: list[str] = [mail_id for (mail_id,) in transaction.execute(SOME_KEPT, values)]
+            if mails:
+                transaction.execute(LOCK_MAILS, {"mails": packed(mails)})
+                erase(transaction, mails, now=now, finished_before=before)
+            return mails[-1] if mails else None
 
+        return self._transact(erase_some)
 
-def erase_sensitive(transaction: Transaction, locked: Collection[str], *, now: float) -> None:
-    """End what is said in sensitive mails that have come to their end; their rows are locked."""
-    if locked and (hashes := erase(transaction, locked, now=now)):
-        purge_blobs(transaction, hashes)
-
-
-def lock_sensitive(transaction: Transaction, mails: Collection[str], *, waits: bool = True) -> set[str]:
-    """Lock those of the mails that are sensitive and not erased, before their deliveries; return their ids.
-
-    Without `waits`, those that somebody else has locked are left out.
-    """
-    if not mails:
-        return set()
-    lock = sql.LOCK_PRIVATE if waits else sql.LOCK_FREE_PRIVATE
-    return {mail_id for (mail_id,) in transaction.execute(lock, {"mails": packed(mails)})}
+    def purge_blobs(self, now: float, *, after: str, most: int) -> str | None:
+        """Delete bytes that no mail carries. Return the last hash that was looked at, or None at the end."""
+        with self._look() as transaction:
+            found = transaction.execute(SOME_BLOBS, {"after": after, "most": most})
+        if not found:
+            return None
+        hashes: list[str] = [sha256 for (sha256,) in found]
+        since = now - _BLOB_IS_SPARED
+        self._transact(lambda transaction: delete_unused_blobs(transaction, hashes, unused_since=since))
+        return hashes[-1]

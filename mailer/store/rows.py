@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, get_type_hints
 
 from mailer.message import (
     Address,
@@ -29,80 +29,82 @@ from mailer.message import (
     Status,
     Verdict,
 )
+from mailer.message.events import Event, EventKind
 from mailer.policy import Move
 from mailer.store.transactions import Row
 
-
-def message_row(message: Message) -> dict[str, Any]:
-    return {
-        "id": message.id,
-        "message_id": message.message_id,
-        "created_at": message.created_at,
-        "date": message.date,
-        "sender": str(message.sender),
-        "envelope_from": message.envelope_from,
-        "subject": message.subject,
-        "to": _packed([str(address) for address in message.to]),
-        "cc": _packed([str(address) for address in message.cc]),
-        "reply_to": _packed([str(address) for address in message.reply_to]),
-        "headers": _packed(message.headers),
-        "text": message.text,
-        "html": message.html,
-        "alternatives": _packed(message.alternatives),
-        "tags": _packed(message.tags),
-        "mail_options": _packed(message.mail_options),
-        "rcpt_options": _packed(message.rcpt_options),
-        "sensitive": message.sensitive,
-    }
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def message(row: Row, attachments: Sequence[Row]) -> Message:
-    """The columns are those of `statements.LOAD`."""
-    mail_id, message_id, created_at, date, sender, envelope_from, subject, to, cc, reply_to, headers, *rest = row
-    text, html, alternatives, tags, mail_options, rcpt_options, sensitive, _has_attachments = rest
-    said = Message(
-        id=mail_id,
-        message_id=message_id,
-        created_at=created_at,
-        date=date,
-        sender=_address(sender),
-        envelope_from=envelope_from,
-        subject=subject,
-        to=tuple(map(_address, _unpacked(to))),
-        cc=tuple(map(_address, _unpacked(cc))),
-        reply_to=tuple(map(_address, _unpacked(reply_to))),
-        headers=_pairs(headers),
-        text=text,
-        html=html,
-        alternatives=_pairs(alternatives),
-        tags=tuple(_unpacked(tags)),
-        mail_options=tuple(_unpacked(mail_options)),
-        rcpt_options=tuple(_unpacked(rcpt_options)),
-        sensitive=bool(sensitive),
-    )
-    return replace(said, attachments=tuple(attachment(one, said) for one in attachments)) if attachments else said
+def _json(values: Sequence[Any]) -> str:
+    return json.dumps(values) if values else _EMPTY
 
 
-def keyed(row: Row) -> Keyed:
-    """Return the mail that has a key. The columns are those of `statements.HAS_KEY`."""
-    mail_id, message_id, digest, key_id = row
-    return Keyed(mail_id, message_id, None if digest is None else Fingerprint(digest, key_id))
+def _parsed(text: str) -> Sequence[Any]:
+    return json.loads(text) if text != _EMPTY else ()
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    return tuple(_parsed(text))
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in _parsed(text))
+
+
+def _addresses(text: str) -> tuple[Address, ...]:
+    return tuple(map(_address, _parsed(text)))
 
 
 _EMPTY = "[]"
 _address = lru_cache(4096)(Address.stored)
 
+#: The fields of a message that have a column of the same name, each with its type. A new field needs
+#: nothing but its place in `Message`, and the column.
+_FIELDS = {name: hint for name, hint in get_type_hints(Message).items() if name != "attachments"}
+_JSON_READERS: dict[Any, Callable[[str], Any]] = {
+    tuple[str, ...]: _strings,
+    tuple[tuple[str, str], ...]: _pairs,
+    tuple[Address, ...]: _addresses,
+}
+_READERS: dict[Any, Callable[[Any], Any]] = {Address: _address, bool: bool, **_JSON_READERS}
+_WRITERS: dict[Any, Callable[[Any], Any]] = {
+    Address: str,
+    tuple[str, ...]: _json,
+    tuple[tuple[str, str], ...]: _json,
+    tuple[Address, ...]: lambda addresses: _json([*map(str, addresses)]),
+}
+MESSAGE_COLUMNS = tuple(_FIELDS)
+#: How to select them. JSON is selected as text: most of it is "[]", which nobody has to parse.
+MESSAGE_SELECTION = ", ".join(
+    f'CAST("{name}" AS text) AS "{name}"' if hint in _JSON_READERS else f'"{name}"' for name, hint in _FIELDS.items()
+)
+_TO_READ = [(name, _READERS[hint]) for name, hint in _FIELDS.items() if hint in _READERS]
+_TO_WRITE = [(name, _WRITERS[hint]) for name, hint in _FIELDS.items() if hint in _WRITERS]
 
-def _packed(values: Sequence[Any]) -> str:
-    return json.dumps(values) if values else _EMPTY
+
+def message_row(message: Message) -> dict[str, Any]:
+    row = {name: getattr(message, name) for name in MESSAGE_COLUMNS}
+    for name, write in _TO_WRITE:
+        row[name] = write(row[name])
+    return row
 
 
-def _unpacked(text: str) -> Sequence[Any]:
-    return json.loads(text) if text != _EMPTY else ()
+def message(row: Row, attachments: Sequence[Row]) -> Message:
+    """Return the message of a row with the columns of `MESSAGE_SELECTION`, and perhaps others behind them."""
+    values = dict(zip(MESSAGE_COLUMNS, row, strict=False))
+    for name, read in _TO_READ:
+        values[name] = read(values[name])
+    found = Message(**values)
+    if not attachments:
+        return found
+    return replace(found, attachments=tuple(attachment(one, found) for one in attachments))
 
 
-def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((name, content) for name, content in _unpacked(value))
+def keyed(row: Row) -> Keyed:
+    """Return the mail that has a key, from a row of `keys.HAS_KEY`."""
+    mail_id, message_id, digest, key_id = row
+    return Keyed(mail_id, message_id, None if digest is None else Fingerprint(digest, key_id))
 
 
 def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachment) -> dict[str, Any]:
@@ -114,12 +116,12 @@ def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachm
         "content_type": attachment.content_type,
         "content_id": attachment.content_id,
         "disposition": attachment.disposition,
-        "headers": _packed(attachment.headers),
+        "headers": _json(attachment.headers),
     }
 
 
 def blob_hash(data: bytes, message: Message) -> str:
-    """What a sensitive mail carries is its own, whoever else has the same: so it can be erased without asking anybody."""
+    """Return the name of bytes. A sensitive mail has a copy of its own, which is erased with it."""
     return own_blob_hash(data, message) if message.sensitive else hashlib.sha256(data).hexdigest()
 
 
@@ -131,7 +133,7 @@ def own_blob_hash(data: bytes, message: Message) -> str:
 
 
 def attachment(row: Row, message: Message) -> Attachment:
-    """The columns are those of `statements.LOAD_ATTACHMENTS`. Bytes that are not the ones which came are as good as none."""
+    """Return an attachment, from a row of `loading.LOAD_ATTACHMENTS`. Damaged bytes are left out."""
     _mail_id, sha256, data, filename, content_type, content_id, disposition, headers = row
     return Attachment.stored(
         filename=filename,
@@ -146,6 +148,12 @@ def attachment(row: Row, message: Message) -> Attachment:
 def _is_whole(data: bytes, sha256: str, message: Message) -> bool:
     """Tell whether these are the bytes that were stored, for all mails or as this one's own copy."""
     return blob_hash(data, message) == sha256 or own_blob_hash(data, message) == sha256
+
+
+DELIVERY_COLUMNS = (
+    *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
+    *("size", "attempts", "doubts"),
+)
 
 
 def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
@@ -165,7 +173,7 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
 
 
 def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
-    """What a claim returned, in its order: PostgreSQL and SQLite return it in any."""
+    """Return the deliveries of a claim, in the order of their due times: the databases return any order."""
     return [
         Delivery(
             id=number,
@@ -188,14 +196,14 @@ def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
     ]
 
 
-# Looked up: to call an Enum takes several times as long, and a slice has hundreds of rows.
+# Looked up: to call an Enum takes several times as long, and a batch has hundreds of rows.
 _LANES = {int(lane): lane for lane in Lane}
 _ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
-_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `statements.CLAIM`, `HELD` and `HEAD` return
+_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `queue.CLAIM`, `HELD` and `HEAD` return
 
 
 def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> tuple[Any, ...]:
-    """The columns are those of the table of results."""
+    """Return a row of the table `results` in `queue.RECORD` and `SET_ASIDE`."""
     finished_at = now if move.to.is_final else None
     doubts = int(move.to is Status.DOUBTFUL)
     words = storable(outcome.reply)
@@ -208,12 +216,12 @@ def attempt_row(delivery_id: int, outcome: Outcome, now: float, relay: str) -> M
 
 
 def storable(words: str) -> str:
-    """A stranger's words, without what a database refuses: an outcome that can't be recorded would be doubt."""
+    """Return the words of a relay without what a database refuses: an outcome must be recorded."""
     return words.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[Row]) -> dict[str, MailStatus]:
-    """By id; the columns are those of `statements.HEADS`, `COPIES` and `TRIES`."""
+    """Return mails by id, from rows of `mails.HEADS`, `COPIES` and `TRIES`."""
     history: dict[int, list[Attempt]] = defaultdict(list)
     for delivery_id, *attempt in tries:
         history[delivery_id].append(_attempt(*attempt))
@@ -234,8 +242,28 @@ def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[R
     }
 
 
+def event(row: Row, kind: EventKind, now: float) -> Event:
+    """Return an event, from a row of `moves.EVENTS`."""
+    number, mail_id, message_id, recipient, status, lane, attempts, reply, relay, tags, metadata = row
+    return Event(
+        kind=kind,
+        at=when(now),
+        mail_id=mail_id,
+        delivery_id=number,
+        message_id=message_id,
+        recipient=recipient,
+        status=Status(status),
+        lane=_LANES[lane],
+        attempts=attempts,
+        tags=_strings(tags),
+        metadata=_pairs(metadata),
+        reply=reply,
+        relay=relay,
+    )
+
+
 def pause(row: Row) -> tuple[str, Pause]:
-    """What is paused, and how; the columns are those of `statements.PAUSES`."""
+    """Return a pause with its name, from a row of `pauses.PAUSES`."""
     key, until, failures, reason, since = row
     return key, Pause(until=until, failures=failures, reason=reason, since=when(since))
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import StatementError
 
+from mailer.message.events import Event
 from mailer.store.engines import begin_reading, begin_writing
 
 Row = tuple[Any, ...]
@@ -45,40 +46,41 @@ class Transaction:
     """Where statements are executed. `begin` is told each new connection; `limits` is the first statement, if there is one."""
 
     def __init__(
-        self, engine: Engine, spell: Callable[[str], str], begin: Callable[[Any], None], limits: str | None = None
+        self, engine: Engine, render: Callable[[str], str], begin: Callable[[Any], None], limits: str | None = None
     ) -> None:
         self._engine = engine
-        self._spell = spell
+        self._render = render
         self._begin = begin
         self._limits = limits
         self._is_begun = False
+        self.events: list[Event] = []  #: to be published after the commit
         self._open()
 
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
         """The rows that it finds or returns."""
-        spelt, started = self._spell(statement), time.monotonic()
+        render_sql, started = self._render(statement), time.monotonic()
         try:
-            self._execute(spelt, values)
+            self._execute(render_sql, values)
         except self._engine.dialect.loaded_dbapi.Error as error:
             if self._is_begun or not self._is_lost(error) or time.monotonic() - started > _AT_ONCE:
                 raise
             # The server was restarted since the connection was used last. Nothing has been done yet, so nobody has to know.
             self.abandon(error)
             self._open()
-            self._execute(spelt, values)
+            self._execute(render_sql, values)
         self._is_begun = True
         return self._cursor.fetchall() if self._cursor.description else []
 
     @values_hidden()
-    def _execute(self, spelt: str, values: Mapping[str, Any]) -> None:
+    def _execute(self, render_sql: str, values: Mapping[str, Any]) -> None:
         if self._limits and not self._is_begun:
             self._cursor.execute(self._limits)
-        self._cursor.execute(spelt, values)
+        self._cursor.execute(render_sql, values)
 
     @values_hidden()
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Once for each row of values."""
-        self._cursor.executemany(self._spell(statement), values)
+        self._cursor.executemany(self._render(statement), values)
 
     def commit(self) -> None:
         try:
@@ -117,9 +119,9 @@ class Transaction:
 class Transactions:
     """The transactions of one database."""
 
-    def __init__(self, engine: Engine, spell: Callable[[str], str], *, limits_each: bool = False) -> None:
+    def __init__(self, engine: Engine, render: Callable[[str], str], *, limits_each: bool = False) -> None:
         self._engine = engine
-        self._spell = spell
+        self._render = render
         self._limits = _limits() if limits_each and engine.dialect.name != "sqlite" else None
         is_sqlite = engine.dialect.name == "sqlite"
         self._begin_writing = begin_writing if is_sqlite else _by_itself
@@ -141,7 +143,7 @@ class Transactions:
     @contextmanager
     def _opened(self, begin: Callable[[Any], None], limits: str | None = None, *, commits: bool = False) -> Iterator[Transaction]:
         driver = self._engine.dialect.loaded_dbapi
-        transaction = Transaction(self._engine, self._spell, begin, limits)
+        transaction = Transaction(self._engine, self._render, begin, limits)
         try:
             yield transaction
             if commits:

@@ -1,20 +1,52 @@
-"""Who delivers: a row for each worker process, renewed every few seconds, and what is due while none is there."""
+"""Workers: a row for each process, renewed every few seconds, and the chores that they take in turn."""
 
 from dataclasses import dataclass, fields
 
 from mailer.message import Lane
-from mailer.store import statements as sql
+from mailer.store.database import Database
 from mailer.store.transactions import Transaction
 
-#: The chore that every worker takes its turns at; the row says until when it is done.
-SWEEP = "mailer.sweep"
+BEAT = """
+INSERT INTO mailer_worker (id, machine, pid, version, lanes, started_at, seen_at, delivered_at)
+VALUES (:id, :machine, :pid, :version, :lanes, :started_at, :seen_at, :delivered_at)
+ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, delivered_at = excluded.delivered_at
+"""
+LEAVE = "DELETE FROM mailer_worker WHERE id = :id"
+FORGET_WORKERS = "DELETE FROM mailer_worker WHERE seen_at < :before OR seen_at > :after"
+WORKERS = """
+SELECT id, machine, pid, version, lanes, started_at, seen_at, delivered_at FROM mailer_worker
+WHERE seen_at >= :since AND seen_at <= :until ORDER BY seen_at DESC
+"""
+LAST_SEEN = """
+SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
+    (SELECT due_at FROM mailer_chore WHERE name = :sweep AND due_at <= :until)
+"""
+COUNT_DUE = """
+SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
+    SELECT mail_id FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+    LIMIT {most_unless_paused}) AS counted
+"""
+# A date beyond the next one, and more than clocks differ, was written by a clock that ran ahead: it must not stop the chore
+# until then.
+CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :latest"
+TAKE_CHORE = """
+INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)
+ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :latest
+RETURNING name
+"""
 
-# In seconds. Nobody asks for the row of a worker that was silent for so long.
+#: The chore that all workers take in turn. Its row says until when it is done.
+SWEEP = "mailer.sweep"
+#: Deliveries are counted up to this number, since counting more would take long.
+MAX_COUNTED = 10_000
+
+# In seconds: the row of a worker that was silent for so long is deleted.
 _FORGOTTEN_AFTER = 3600.0
-# What is this far in the future was written by a clock that was wrong, and tells nothing.
+# A time that is this far in the future was written by a clock that was wrong.
 _SKEW = 60.0
-#: Beyond so many deliveries nobody needs the number, and counting would take long.
-MOST = 10_000
+# Clocks of machines may differ by so many seconds, or by the period of a chore if that is longer.
+_CLOCKS_DIFFER = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,38 +68,56 @@ _NAMES = tuple(field.name for field in fields(Worker))
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is due now: at least `mails`, if there is more than was counted."""
+    """The mails that are due now: at least so many, if not all were counted."""
 
     mails: int
     is_all: bool
 
 
-def beat(transaction: Transaction, worker: Worker) -> None:
-    """Write that the worker is alive, and forget others that were silent for long."""
-    now = worker.seen_at
-    transaction.execute(sql.BEAT, {name: getattr(worker, name) for name in _NAMES})
-    transaction.execute(sql.FORGET_WORKERS, {"before": now - _FORGOTTEN_AFTER, "after": now + _SKEW})
+class Workers(Database):
+    """The workers that deliver the mail of this database."""
 
+    def beat(self, worker: Worker) -> None:
+        """Write that a worker is alive, and forget others that were silent for long."""
+        now = worker.seen_at
 
-def leave(transaction: Transaction, worker_id: str) -> None:
-    """Remove the row of a worker that stops."""
-    transaction.execute(sql.LEAVE, {"id": worker_id})
+        def beat(transaction: Transaction) -> None:
+            transaction.execute(BEAT, {name: getattr(worker, name) for name in _NAMES})
+            old = {"before": now - _FORGOTTEN_AFTER, "after": now + _SKEW}
+            transaction.execute(FORGET_WORKERS, old)
 
+        self._transact(beat)
 
-def present(transaction: Transaction, now: float, *, silent: float) -> list[Worker]:
-    """Return the workers that were seen within the last `silent` seconds, the one that was seen last first."""
-    values = {"since": now - silent, "until": now + _SKEW}
-    return [Worker(**dict(zip(_NAMES, row, strict=True))) for row in transaction.execute(sql.WORKERS, values)]
+    def leave(self, worker_id: str) -> None:
+        """Delete the row of a worker that stops."""
+        self._transact(lambda transaction: transaction.execute(LEAVE, {"id": worker_id}))
 
+    def present_workers(self, now: float, *, silent: float) -> list[Worker]:
+        """Return the workers that were seen within the last `silent` seconds, the one that was seen last first."""
+        with self._look() as transaction:
+            found = transaction.execute(WORKERS, {"since": now - silent, "until": now + _SKEW})
+        return [Worker(**dict(zip(_NAMES, row, strict=True))) for row in found]
 
-def last_seen(transaction: Transaction, now: float) -> float | None:
-    """Return when any worker was seen last: by its row, or by the last sweep, which outlives the row."""
-    [(beat_at, swept_until)] = transaction.execute(sql.LAST_SEEN, {"sweep": SWEEP, "until": now + _SKEW})
-    moments = [moment for moment in (beat_at, swept_until) if moment is not None]
-    return min(now, max(moments)) if moments else None
+    def worker_seen_at(self, now: float) -> float | None:
+        """Return when any worker was seen last: by its row, or by the last sweep, which outlives the row."""
+        with self._look() as transaction:
+            [seen] = transaction.execute(LAST_SEEN, {"sweep": SWEEP, "until": now + _SKEW})
+        times = [time for time in seen if time is not None]
+        return min(now, max(times)) if times else None
 
+    def due(self, now: float) -> Due:
+        """Count the mails that are due, lane by lane."""
+        values = {"now": now, "most": MAX_COUNTED}
+        with self._look() as transaction:
+            found = [transaction.execute(COUNT_DUE, {"lane": lane, **values})[0] for lane in Lane]
+        is_all = all(copies < MAX_COUNTED for copies, _mails in found)
+        return Due(sum(mails for _copies, mails in found), is_all)
 
-def due(transaction: Transaction, now: float) -> Due:
-    """Count the mails of which copies are due, lane by lane."""
-    found = [transaction.execute(sql.COUNT_DUE, {"lane": lane, "now": now, "most": MOST})[0] for lane in Lane]
-    return Due(sum(mails for _copies, mails in found), all(copies < MOST for copies, _mails in found))
+    def take_chore(self, name: str, *, now: float, every: float) -> bool:
+        """Return whether this process is the one of all to do a chore now, which is due every so many seconds."""
+        latest = now + every + max(every, _CLOCKS_DIFFER)
+        values = {"name": name, "now": now, "next": now + every, "latest": latest}
+        with self._look() as transaction:
+            if transaction.execute(CHORE_IS_DONE, values):
+                return False
+        return self._changes(TAKE_CHORE, values)

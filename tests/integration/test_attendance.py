@@ -74,7 +74,7 @@ def test_nothing_is_due(store: Store) -> None:
     assert absence(store, NOW) is None
 
     insert(store, due_at=NOW - 1)
-    store.stop(now=NOW, reason="by hand")
+    store.pause(now=NOW, reason="by hand")
     assert absence(store, NOW) is None
 
 

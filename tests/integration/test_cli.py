@@ -222,9 +222,9 @@ def test_a_lane_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
     """It alone, and who holds mail of another lane does not matter."""
     bring(store_of(shop), Status.CLAIMED)
     assert flask_mail("pause", "--lane", "bulk").output == "The lane bulk is paused.\n"
-    assert store_of(shop).stops().keys() == {Lane.BULK}
+    assert store_of(shop).list_pauses().keys() == {Lane.BULK}
     assert flask_mail("resume", "--lane", "bulk").output == "The pause of the lane bulk is over.\n"
-    assert store_of(shop).stops() == {}
+    assert store_of(shop).list_pauses() == {}
 
 
 def test_what_would_go_out(shop: Flask, flask_mail: Flasks) -> None:

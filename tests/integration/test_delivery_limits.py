@@ -13,9 +13,8 @@ import pytest
 from sqlalchemy import String, cast, func, literal, select
 from sqlalchemy import insert as insert_into
 
-from mailer import delivery as room
 from mailer import schema
-from mailer.delivery import Dispatcher
+from mailer.delivery import Dispatcher, clearing
 from mailer.devstack.faults import DELAY, Fault
 from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
@@ -491,7 +490,7 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
     moved_at_once: int,
 ) -> None:
     """However much of it is due before the mail of an idle relay; and it is due again a moment later."""
-    monkeypatch.setattr(room, "MOVED_AT_ONCE", moved_at_once)
+    monkeypatch.setattr(clearing, "MOVED_AT_ONCE", moved_at_once)
     relays = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(backup, "idle", domains=["example.net"])
     dispatcher = open_dispatcher(*relays, redis_url=redis_url)
     queue_heap(store, 350, domain="example.com", due_at=clock.time() - 1)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from mailer import delivery as room
-from mailer.delivery import Dispatcher
+from mailer.delivery import Dispatcher, clearing
 from mailer.devstack.faults import CLOSE_AFTER_250, DROP, Fault
 from mailer.message import Address, Lane, Status, Verdict
 from mailer.store import Store
@@ -236,7 +235,7 @@ def test_much_mail_for_a_paused_relay_is_in_nobodys_way(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is moved in heaps, not batch by batch. By sender, which is the rule that takes most to look up."""
-    monkeypatch.setattr(room, "MOVED_AT_ONCE", 100)
+    monkeypatch.setattr(clearing, "MOVED_AT_ONCE", 100)
     sink.faults.add(Fault("connect", DOWN, times=None))
     dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", senders=["example.net"]))
     queue(store, "ada@example.com")

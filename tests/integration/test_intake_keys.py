@@ -10,8 +10,7 @@ import pytest
 from flask import Flask
 
 from mailer import Attachment, InvalidMail, KeyReused, Mailer, Receipt, Status, send_email
-from mailer.store import Store
-from mailer.store import statements as sql
+from mailer.store import Store, keys
 from mailer.store.transactions import Row, Transaction
 from tests.mails import LATER, claim, mark, postgresql_only, record
 from tests.services.databases import sqlite_only
@@ -225,7 +224,7 @@ def test_a_key_that_is_purged_in_between(shop: Flask, monkeypatch: pytest.Monkey
     execute = Transaction.execute
 
     def purge_before(transaction: Transaction, statement: str, values: Mapping[str, Any]) -> list[Row]:
-        if statement == sql.HAS_KEY:
+        if statement == keys.HAS_KEY:
             monkeypatch.undo()
             store_of(shop).purge_finished(LATER * 2, most=100)
         return execute(transaction, statement, values)

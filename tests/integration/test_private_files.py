@@ -68,7 +68,7 @@ def test_a_new_sqlite_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_named_by_a_uri_is_private_too(tmp_path: Path) -> None:
-    """SQLite's own way to spell a file changes nothing."""
+    """SQLite's own way to render a file changes nothing."""
     url = URL.create("sqlite", database=f"file://localhost{tmp_path}/my%20mail/mailer.sqlite3", query={"uri": "true"})
     store = Store(url.render_as_string())
     insert(store)

@@ -24,8 +24,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade():
@@ -38,7 +38,7 @@ def deploy_next(engine: Engine, folder: Path, readable_from: str) -> None:
     """Do what `flask mail migrate` of the next version will do."""
     scripts = folder / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
-    (scripts / "versions" / "0006_next.py").write_text(NEXT.format(readable_from=readable_from))
+    (scripts / "versions" / "0007_next.py").write_text(NEXT.format(readable_from=readable_from))
     config = Config()
     config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")
@@ -54,7 +54,7 @@ def test_an_old_process_starts_after_the_next_migration(
     store: Store, database_url: str, config: dict[str, str], sink: Sink, tmp_path: Path
 ) -> None:
     """During a rolling deployment, it queues and delivers, and its own `migrate` is content."""
-    deploy_next(store.engine, tmp_path, readable_from="0005")
+    deploy_next(store.engine, tmp_path, readable_from="0006")
     app = create_app(config)
 
     with app.app_context():
@@ -69,18 +69,18 @@ def test_an_old_process_starts_after_the_next_migration(
 
 def test_tables_that_it_could_not_work_with(store: Store, database_url: str, tmp_path: Path) -> None:
     """If the next version says so, an old process does not start, and touches nothing."""
-    deploy_next(store.engine, tmp_path, readable_from="0006")
+    deploy_next(store.engine, tmp_path, readable_from="0007")
     old = Store(database_url)
 
     for use in (old.counts, old.migrate, lambda: insert(old)):
-        with pytest.raises(SchemaMismatch, match="at 0006, this version knows 0005 at most: install the newer version"):
+        with pytest.raises(SchemaMismatch, match="at 0007, this version knows 0006 at most: install the newer version"):
             use()
     old.engine.dispose()
 
 
 def test_only_the_newer_version_knows_the_way_back(store: Store, tmp_path: Path) -> None:
     """Also where the older one can work with the tables."""
-    deploy_next(store.engine, tmp_path, readable_from="0005")
+    deploy_next(store.engine, tmp_path, readable_from="0006")
 
     for to in ("base", "0004", schema.REVISION):
         with pytest.raises(SchemaMismatch, match="install the newer version, or go back with its"):

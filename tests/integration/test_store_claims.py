@@ -162,7 +162,7 @@ def plan_of(store: Store, ask: Callable[[Store], Any], table: str = "mailer_deli
     execute = Transaction.execute
 
     def noting(self: Transaction, statement: str, values: Mapping[str, Any]) -> list[Row]:
-        executed.append((self._spell(statement), values))
+        executed.append((self._render(statement), values))
         return execute(self, statement, values)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -69,7 +69,7 @@ def test_the_sweep_renews_the_mark(on_machine: OnMachine, monkeypatch: pytest.Mo
     """As long as a worker lives, the file is its machine's."""
     store = on_machine("a")
     store.check_schema()
-    store.renew_home(time.time() + 40)
+    store.renew_machine_lock(time.time() + 40)
     pass_time(monkeypatch, 50)
 
     with pytest.raises(InUseElsewhere):
@@ -86,7 +86,7 @@ def test_a_machine_that_was_asleep(on_machine: OnMachine, monkeypatch: pytest.Mo
     on_machine("a")
 
     with pytest.raises(InUseElsewhere):
-        asleep.renew_home(time.time())
+        asleep.renew_machine_lock(time.time())
     with pytest.raises(InUseElsewhere):
         insert(asleep)
 
@@ -97,4 +97,4 @@ def test_postgresql_is_for_many_machines(on_machine: OnMachine) -> None:
     for name in "ab":
         store = on_machine(name)
         insert(store)
-        store.renew_home(time.time())
+        store.renew_machine_lock(time.time())

@@ -135,11 +135,11 @@ def test_a_worker_that_is_frozen_in_a_transaction(database_url: str, monkeypatch
             return connection.exec_driver_sql(idle).first() is None
 
     with unavailable("idle-in-transaction timeout"), store.together():
-        store.stop(now=NOW, reason="by its first statement")
+        store.pause(now=NOW, reason="by its first statement")
         wait_until(is_over)
-        store.go_on()
+        store.resume()
 
-    assert store.stops() == {}
+    assert store.list_pauses() == {}
     other.dispose()
     store.engine.dispose()
 

@@ -16,14 +16,14 @@ def test_everything_stands_still(store: Store) -> None:
     """Nothing is claimed, nothing calls for a worker; afterwards all of it goes on."""
     insert(store)
     insert(store, due_at=NOW + 10)
-    store.stop(now=NOW, reason="restored from a backup")
+    store.pause(now=NOW, reason="restored from a backup")
 
     assert claim(store) == []
     assert not store.is_due(NOW)
     assert store.next_due(NOW, before=LATER) is None
 
-    assert store.go_on()
-    assert not store.go_on()
+    assert store.resume()
+    assert not store.resume()
     assert store.is_due(NOW)
     assert store.next_due(NOW, before=LATER) == NOW + 10
     assert len(claim(store)) == 1
@@ -33,11 +33,11 @@ def test_a_lane_stands_still(store: Store) -> None:
     """The others go on."""
     for lane in Lane:
         insert(store, lane=lane)
-    store.stop(Lane.BULK, now=NOW, reason="too early")
+    store.pause(Lane.BULK, now=NOW, reason="too early")
 
     assert [one.lane for one in claim(store)] == [Lane.CRITICAL, Lane.NORMAL]
     assert not store.is_due(NOW)
-    store.go_on(Lane.BULK)
+    store.resume(Lane.BULK)
     assert [one.lane for one in claim(store)] == [Lane.BULK]
 
 
@@ -45,7 +45,7 @@ def test_a_lane_stands_still(store: Store) -> None:
 def test_a_long_queue_that_stands_still_costs_nothing(store: Store) -> None:
     """Whoever looks for work once a second does not look through all that is due."""
     insert(store, *(f"reader{number}@example.com" for number in range(2000)))
-    store.stop(now=NOW, reason="by hand")
+    store.pause(now=NOW, reason="by hand")
     hundreds: list[None] = []
     with store.engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
@@ -59,12 +59,12 @@ def test_a_long_queue_that_stands_still_costs_nothing(store: Store) -> None:
 
 def test_what_is_known_of_a_stop(store: Store) -> None:
     """Since when and why; who stops what is stopped changes the reason only. Relays have pauses of their own."""
-    store.stop(now=NOW, reason="first")
-    store.stop(now=LATER, reason="second")
-    store.stop(Lane.BULK, now=LATER, reason="too early")
+    store.pause(now=NOW, reason="first")
+    store.pause(now=LATER, reason="second")
+    store.pause(Lane.BULK, now=LATER, reason="too early")
     store.pause_relay("relay", failures=0, now=NOW, until=LATER, reason="421")
 
-    assert {lane: (one.since, one.reason) for lane, one in store.stops().items()} == {
+    assert {lane: (one.since, one.reason) for lane, one in store.list_pauses().items()} == {
         None: (datetime.fromtimestamp(NOW, UTC), "second"),
         Lane.BULK: (datetime.fromtimestamp(LATER, UTC), "too early"),
     }
@@ -74,10 +74,10 @@ def test_what_is_known_of_a_stop(store: Store) -> None:
 def test_what_is_in_doubt_is_not_queued_again(store: Store) -> None:
     """While nothing goes out, it stays where a person sees it as what it is."""
     delivery = bring(store, Status.DOUBTFUL)
-    store.stop(now=NOW, reason="by hand")
+    store.pause(now=NOW, reason="by hand")
 
     assert store.resend_doubtful(LATER) == set()
-    store.go_on()
+    store.resume()
     assert store.resend_doubtful(LATER) == {delivery.id}
 
 
@@ -86,7 +86,7 @@ def test_a_sweep_meanwhile(make_dispatcher: MakeDispatcher, store: Store, clock:
     claimed = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + 30)
     overdue = queue(store, "bob@example.com", expires_at=clock.time() + 30)
-    store.stop(now=clock.time(), reason="by hand")
+    store.pause(now=clock.time(), reason="by hand")
     bell.works = False
     clock.ahead += 60
     chores_of(make_dispatcher()).sweep()

@@ -174,7 +174,7 @@ def failing(*_arguments: object, **_options: object) -> Any:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("step", ["renew_home", "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"])
+@pytest.mark.parametrize("step", ["renew_machine_lock", "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"])
 def test_a_step_of_the_sweep_that_fails(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -398,7 +398,7 @@ def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_brokers(url: str, for_celery: str, for_redis: str | None) -> None:
-    """Celery and Redis' own client spell a socket differently; where the broker is another one there is no shared flag."""
+    """Celery and Redis' own client render a socket differently; where the broker is another one there is no shared flag."""
     settings = load(MAILER_REDIS_URL=url)
 
     assert settings.broker_url == for_celery
@@ -506,7 +506,7 @@ def test_the_page_of_the_documentation_is_up_to_date() -> None:
 
 @pytest.mark.parametrize("key", keys())
 def test_every_setting_is_described(key: str) -> None:
-    """By a sentence, as the page is made of them; a key is spelt as its field, or shorter by our name."""
+    """By a sentence, as the page is made of them; a key is render_sql as its field, or shorter by our name."""
     name = keys()[key]
     description = Settings.model_fields[name].description
 

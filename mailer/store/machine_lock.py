@@ -9,9 +9,17 @@ from dataclasses import dataclass
 
 from mailer.errors import InUseElsewhere
 from mailer.machine import boot_id
-from mailer.store import statements as sql
-from mailer.store.hosts import HostTransaction
+from mailer.store.callers import CallersTransaction
 from mailer.store.transactions import Transaction
+
+HOME = "SELECT name, seen_at FROM mailer_home"
+HOME_IS_OURS = "SELECT 1 FROM mailer_home WHERE machine = :machine AND seen_at > :since AND seen_at <= :now"
+MARK_HOME = """
+INSERT INTO mailer_home (id, machine, name, seen_at) VALUES (1, :machine, :name, :now)
+ON CONFLICT (id) DO UPDATE SET machine = :machine, name = :name, seen_at = :now
+WHERE mailer_home.machine = :machine OR mailer_home.seen_at <= :since OR mailer_home.seen_at > :until
+RETURNING id
+"""
 
 # In seconds.
 _IS_FRESH, _RENEWED_AFTER = 30.0, 10.0
@@ -32,14 +40,14 @@ def this_machine() -> Machine:
 
 def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:
     """Whether the mark is ours, and need not be renewed yet."""
-    return transaction.execute(sql.HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}) != []
+    return transaction.execute(HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}) != []
 
 
-def mark(transaction: Transaction | HostTransaction, machine: Machine, now: float) -> None:
+def mark(transaction: Transaction | CallersTransaction, machine: Machine, now: float) -> None:
     """Leave the mark, unless another machine's is fresh."""
     values = {"machine": machine.id, "name": machine.name, "now": now, "since": now - _IS_FRESH, "until": now + _IS_FRESH}
-    if not transaction.execute(sql.MARK_HOME, values):
-        [(name, seen_at)] = transaction.execute(sql.HOME, {})
+    if not transaction.execute(MARK_HOME, values):
+        [(name, seen_at)] = transaction.execute(HOME, {})
         raise InUseElsewhere(
             f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r} ({max(0.0, now - seen_at):.0f} s ago)."
             " Two machines would break it: use PostgreSQL for more than one. If it was moved here, or this machine was restarted"

@@ -9,12 +9,14 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.store import statements as sql
+from mailer.message.events import Event
 from mailer.store.engines import patiently
-from mailer.store.spelling import packed
+from mailer.store.sql import packed
 from mailer.store.transactions import Row, sqlstate_of, values_hidden
 
-Spell = Callable[[str], str]
+ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
+
+Render = Callable[[str], str]
 
 _INFO = "mailer"  # the place in a connection's `info` where we note what waits for its commit
 _HAS_FAILED = "25P02"  # PostgreSQL's code for what comes after an error in the same transaction
@@ -27,29 +29,30 @@ class HasConnection(Protocol):
         """The connection that it works on, in a transaction."""
 
 
-Host = Connection | HasConnection
+CallersConnection = Connection | HasConnection
 
 
-class HostTransaction:
+class CallersTransaction:
     """What a `Transaction` can do, over the application's connection: when it ends is the application's business."""
 
-    def __init__(self, connection: Connection, spell: Spell) -> None:
+    def __init__(self, connection: Connection, render: Render) -> None:
         self._connection = connection
-        self._spell = spell
+        self._render = render
+        self.events: list[Event] = []  #: to be published after the commit
 
     @values_hidden()
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
         """The rows that it finds or returns."""
-        result = self._connection.exec_driver_sql(self._spell(statement), dict(values))
+        result = self._connection.exec_driver_sql(self._render(statement), dict(values))
         return [tuple(row) for row in result] if result.returns_rows else []
 
     @values_hidden()
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Once for each row of values."""
-        self._connection.exec_driver_sql(self._spell(statement), [dict(row) for row in values])
+        self._connection.exec_driver_sql(self._render(statement), [dict(row) for row in values])
 
 
-def connection_of(given: Host) -> Connection:
+def connection_of(given: CallersConnection) -> Connection:
     ask: object = getattr(given, "connection", None)
     connection = given if isinstance(given, Connection) else ask() if callable(ask) else None
     if not isinstance(connection, Connection):
@@ -61,10 +64,10 @@ def connection_of(given: Host) -> Connection:
     return connection
 
 
-def check_leads_to(connection: Connection, place: list[Row], look: str, engine: Engine, spell: Spell) -> None:
+def check_leads_to(connection: Connection, place: list[Row], look: str, engine: Engine, render: Render) -> None:
     """Refuse a connection that does not lead to the tables of Mailer's own engine."""
     same_kind = connection.dialect.name == engine.dialect.name
-    if not same_kind or not place or HostTransaction(connection, spell).execute(look, {}) != place:
+    if not same_kind or not place or CallersTransaction(connection, render).execute(look, {}) != place:
         raise ConfigurationError(
             f"connection: {connection.engine.url!r} does not lead to the tables that Mailer has in {engine.url!r}: set"
             " MAILER_DATABASE_URL to the database (on PostgreSQL, the schema) of your application, or leave connection= out."
@@ -72,7 +75,7 @@ def check_leads_to(connection: Connection, place: list[Row], look: str, engine: 
 
 
 @contextmanager
-def joined(connection: Connection, spell: Spell) -> Iterator[HostTransaction]:
+def joined(connection: Connection, render: Render) -> Iterator[CallersTransaction]:
     """All of it or nothing, whatever becomes of the rest of their transaction; a failure of ours does not spoil theirs."""
     if not connection.in_transaction():
         connection.begin()
@@ -81,7 +84,7 @@ def joined(connection: Connection, spell: Spell) -> Iterator[HostTransaction]:
         patiently(driver, "BEGIN IMMEDIATE")  # else the savepoint would be the transaction, and its release the commit
     connection.exec_driver_sql("SAVEPOINT mailer")
     try:
-        yield HostTransaction(connection, spell)
+        yield CallersTransaction(connection, render)
     except BaseException:
         with suppress(SQLAlchemyError):  # then there is nothing left to roll back
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT mailer")
@@ -97,18 +100,18 @@ def joined(connection: Connection, spell: Spell) -> Iterator[HostTransaction]:
 class _Calls:
     """What is to be called for the mails in the transaction of a connection."""
 
-    spell: Spell
-    by_mail: dict[str, Callable[[], object]] = field(default_factory=dict)  #: if the mail with this id is committed
+    render: Render
+    by_mail: dict[str, list[Callable[[], object]]] = field(default_factory=dict)  #: if the mail with this id is committed
     committed: set[Callable[[], object]] = field(default_factory=set)  #: as soon as the commit is done
 
 
-def after_commit(connection: Connection, mail_id: str, call: Callable[[], object], spell: Spell) -> None:
+def after_commit(connection: Connection, mail_id: str, call: Callable[[], object], render: Render) -> None:
     """Call it once their transaction has been committed with this mail in it, and never if it has not."""
     if not event.contains(connection.engine, "commit", _look_for_mails):
         for name, listener in _HOST_LISTENERS.items():
             event.listen(connection.engine, name, listener)
-    calls: _Calls = connection.info.setdefault(_INFO, _Calls(spell))
-    calls.by_mail[mail_id] = call
+    calls: _Calls = connection.info.setdefault(_INFO, _Calls(render))
+    calls.by_mail.setdefault(mail_id, []).append(call)
 
 
 def _look_for_mails(connection: Connection) -> None:
@@ -117,8 +120,8 @@ def _look_for_mails(connection: Connection) -> None:
     if calls is None:
         return
     try:
-        found = HostTransaction(connection, calls.spell).execute(sql.ARE_THERE, {"mails": packed(calls.by_mail)})
-        calls.committed |= {calls.by_mail[mail_id] for (mail_id,) in found}
+        found = CallersTransaction(connection, calls.render).execute(ARE_THERE, {"mails": packed(calls.by_mail)})
+        calls.committed.update(*(calls.by_mail[mail_id] for (mail_id,) in found))
     except SQLAlchemyError as error:
         # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls that an error. Whose
         # transaction had failed before has been told.

@@ -1,4 +1,4 @@
-"""How the words of a statement are spelt for SQLite and for PostgreSQL.
+"""How the words of a statement are render_sql for SQLite and for PostgreSQL.
 
 Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement would be another one, to be
 compiled anew, for each length.
@@ -50,13 +50,19 @@ WHERE NOT 'aa' < 'b' AND id COLLATE "C" >= :beginning AND id COLLATE "C" < :end
 _PAUSED = "EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"
 
 
+def insert_into(table: str, columns: Iterable[str]) -> str:
+    columns = [*columns]
+    names = ", ".join(f'"{column}"' for column in columns)
+    return f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{column}' for column in columns)})"
+
+
 def packed(values: Iterable[Any]) -> str:
-    """A list, or the rows of a table, as one parameter."""
+    """Return a list, or the rows of a table, as one parameter."""
     return json.dumps(list(values))
 
 
-def spelt(statement: str, *, sqlite: bool) -> str:
-    """The statement as this kind of database reads it, and its driver: parameters stand in it as `:name`."""
+def render_sql(statement: str, *, sqlite: bool) -> str:
+    """Return a statement, whose parameters are `:name`, in the dialect of a database and its driver."""
     words = statement.format(
         delivery=", ".join(_DELIVERY),
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",

@@ -1,0 +1,163 @@
+"""Signals: tell the application what becomes of its mail.
+
+    from mailer.signals import mail_failed
+
+    @mail_failed.connect
+    def note_bounce(app, event):
+        User.query.filter_by(email=event.recipient).update({"email_works": False})
+        db.session.commit()
+
+A receiver is called with the Flask app and an `Event`, in an app context, after the change is
+committed, in the process that made it. A thread of that process calls the receivers, so that none
+delays a request or a delivery. Each event is sent at most once: what is waiting when a process
+dies, or when receivers are too slow for what happens, is lost. A receiver that raises is logged,
+and harms nothing.
+"""
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+from blinker import NamedSignal, Namespace
+from flask import Flask
+
+from mailer.forks import survive_forks
+from mailer.logs import get_logger
+from mailer.message.events import Event, EventKind
+
+__all__ = [
+    "Event",
+    "EventKind",
+    "mail_cancelled",
+    "mail_deferred",
+    "mail_doubtful",
+    "mail_expired",
+    "mail_failed",
+    "mail_queued",
+    "mail_sent",
+]
+
+# So many events may wait for receivers that are slow.
+_MAX_WAITING = 10_000
+# Events that are lost are logged this seldom, in seconds.
+_LOGGED_EVERY = 60.0
+# An idle thread ends after so many seconds, and an exiting process waits so long for it.
+_IDLE_SECONDS, _EXIT_SECONDS = 5.0, 2.0
+
+log = get_logger(__name__)
+
+_signals = Namespace()
+
+mail_queued = _signals.signal("mail-queued", "A mail is stored, for this recipient.")
+mail_sent = _signals.signal("mail-sent", "A relay took the mail.")
+mail_deferred = _signals.signal("mail-deferred", "The mail could not be sent, and is tried again.")
+mail_failed = _signals.signal("mail-failed", "The mail is given up.")
+mail_doubtful = _signals.signal("mail-doubtful", "Nobody knows whether the relay took the mail.")
+mail_expired = _signals.signal("mail-expired", "The mail was not sent before `expires_at`.")
+mail_cancelled = _signals.signal("mail-cancelled", "A person or a program cancelled the mail.")
+
+_BY_KIND: dict[EventKind, NamedSignal] = {
+    EventKind.QUEUED: mail_queued,
+    EventKind.SENT: mail_sent,
+    EventKind.DEFERRED: mail_deferred,
+    EventKind.FAILED: mail_failed,
+    EventKind.DOUBTFUL: mail_doubtful,
+    EventKind.EXPIRED: mail_expired,
+    EventKind.CANCELLED: mail_cancelled,
+}
+
+
+class SignalOutlet:
+    """The outlet of an app's events: it sends them as signals, from a thread of its own.
+
+    An `inline` outlet calls the receivers at once, in the calling thread: for MAIL_SUPPRESS_SEND,
+    where everything happens at once.
+    """
+
+    def __init__(self, app: Flask, *, inline: bool = False) -> None:
+        self._app = weakref.ref(app)
+        self._inline = inline
+        self._waiting: deque[Event] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._lost = 0
+        self._logged_at = 0.0
+        survive_forks(self)
+
+    def listens_to(self, kind: EventKind) -> bool:
+        """Return whether a receiver is connected to the signal of such events."""
+        signal = _BY_KIND[kind]
+        return bool(signal.receivers) and signal.has_receivers_for(self._app())
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take events, and call their receivers soon."""
+        if self._inline:
+            self._send(events)
+            return
+        with self._changed:
+            room = max(0, _MAX_WAITING - len(self._waiting))
+            self._waiting.extend(events[:room])
+            self._lost += len(events[room:])
+            if self._thread is None:
+                name = "mailer-signals"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        self._log_losses()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until the receivers of all events were called. Return False if that takes too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._thread is None or self._is_idle, seconds)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: the events are the parent's, and so is the thread."""
+        self._waiting = deque()
+        self._changed = threading.Condition()
+        self._thread = None
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    _is_idle = False
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._is_idle = True
+                self._changed.notify_all()
+                if not self._changed.wait_for(lambda: self._waiting, _IDLE_SECONDS):
+                    self._thread = None
+                    return
+                self._is_idle = False
+                events = [*self._waiting]
+                self._waiting.clear()
+            self._send(events)
+
+    def _send(self, events: Sequence[Event]) -> None:
+        app = self._app()
+        if app is None:
+            return
+        for event in events:
+            for receiver in _BY_KIND[event.kind].receivers_for(app):
+                try:
+                    with app.app_context():
+                        receiver(app, event=event)
+                except Exception:
+                    log.exception(
+                        "Receiver of a signal failed: signal=mail_%s mail_id=%s delivery=%d",
+                        event.kind,
+                        event.mail_id,
+                        event.delivery_id,
+                    )
+
+    def _log_losses(self) -> None:
+        now = time.monotonic()
+        if self._lost and now > self._logged_at + _LOGGED_EVERY:
+            log.warning(
+                "Events were lost, since receivers of signals are too slow: events=%d. Let receivers"
+                " do little, for example call a task.",
+                self._lost,
+            )
+            self._lost, self._logged_at = 0, now

@@ -1,0 +1,101 @@
+"""What a person decides: cancel, requeue, settle, hold."""
+
+from collections.abc import Iterable, Iterator
+
+from mailer.message import TRANSITIONS, Lane, Status, could_be_id
+from mailer.message.events import EventKind
+from mailer.store import outlook
+from mailer.store.erasing import LOCK_MAILS
+from mailer.store.moves import MOVED_AT_ONCE, Moves
+from mailer.store.outlook import Outlook
+from mailer.store.sql import packed
+from mailer.store.transactions import Transaction
+
+_IN_A_WORKERS_HANDS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
+_EVENTS = {
+    Status.SENT: EventKind.SENT,
+    Status.FAILED: EventKind.FAILED,
+    Status.CANCELLED: EventKind.CANCELLED,
+}
+
+SETTLE = """
+WITH resting AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE mail_id = :mail_id AND status {leaving} AND id = COALESCE(CAST(:delivery_id AS bigint), id)
+        AND (:to <> 'queued' OR EXISTS (SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
+    ORDER BY id {wait})
+UPDATE mailer_delivery
+SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,
+    attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,
+    queued_at = CASE WHEN :to = 'queued' THEN :now ELSE queued_at END
+WHERE id IN (SELECT id FROM resting)
+RETURNING id
+"""
+DUE_BEFORE = """
+SELECT id, {private} FROM mailer_delivery
+WHERE status = 'queued' AND lane = :lane AND due_at < :before
+ORDER BY due_at LIMIT :most
+"""
+CANCEL = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(due_at, :before) < :before {lock})
+UPDATE mailer_delivery
+SET status = 'cancelled', due_at = NULL, finished_at = :now
+WHERE id IN (SELECT id FROM due)
+RETURNING id
+"""
+HOLD = """
+WITH doubtful AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE status = 'doubtful' AND due_at IS NOT NULL AND lane = :lane AND queued_at < :before ORDER BY id {wait})
+UPDATE mailer_delivery SET due_at = NULL
+WHERE id IN (SELECT id FROM doubtful)
+RETURNING id
+"""
+
+
+class Decisions(Moves):
+    """What a person decides about mail."""
+
+    def settle_if_resting(self, mail_id: str, to: Status, *, now: float, delivery_id: int | None = None) -> set[int]:
+        """Move the deliveries of a mail, or one of them, along the state chart.
+
+        None is moved into a worker's hands, nor out of them.
+        """
+        leaving = [str(source) for source, target in TRANSITIONS if target is to and not {source, target} & _IN_A_WORKERS_HANDS]
+        if not leaving or not could_be_id(mail_id):
+            return set()
+        values = {
+            "mail_id": mail_id,
+            "delivery_id": delivery_id,
+            "to": str(to),
+            "leaving": packed(leaving),
+            "due_at": now if to is Status.QUEUED else None,
+            "finished_at": now if to.is_final else None,
+            "now": now,
+        }
+
+        def settle(transaction: Transaction) -> set[int]:
+            # Locked, so that it is not erased while it is queued again.
+            transaction.execute(LOCK_MAILS, {"mails": packed([mail_id])})
+            kind = _EVENTS.get(to)
+            return self._finish(transaction, SETTLE, values, mails=[mail_id], kinds=kind, now=now)
+
+        return self._transact(settle)
+
+    def cancel_if_due_before(self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> Iterator[set[int]]:
+        """queued -> cancelled: deliveries that are due before a time, step by step."""
+        for lane in lanes:
+            values = {"lane": lane, "before": before, "now": now, "most": MOVED_AT_ONCE}
+            kind = EventKind.CANCELLED
+            yield from self._finish_in_steps(DUE_BEFORE, CANCEL, values, kind=kind, now=now)
+
+    def hold_if_due_before(self, before: float, *, lanes: Iterable[Lane] = tuple(Lane)) -> set[int]:
+        """Let doubtful deliveries that were due before a time wait for a person, instead of sending them again."""
+        return set().union(*(self._move(HOLD, lane=lane, before=before) for lane in lanes))
+
+    def outlook(self, *, now: float, most: int) -> Outlook:
+        """Return what would go out by itself, with the `most` largest domains, and so many of the first mails."""
+        with self._read() as transaction:
+            return outlook.look(transaction, now=now, most=most)

@@ -1,0 +1,79 @@
+"""Erasing what mails said, and the bytes that no mail carries any more."""
+
+import math
+from collections.abc import Collection, Iterable
+
+from mailer.store.sql import packed
+from mailer.store.transactions import Transaction
+
+# The last two copies of a mail may end at the same moment: whoever comes second has to see what the first one did.
+LOCK_PRIVATE = """
+SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
+"""
+LOCK_FREE_PRIVATE = """
+SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL {skip}
+"""
+LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
+# A fingerprint that is not keyed would tell whoever tries them all which code was in a sensitive mail.
+ERASE = """
+UPDATE mailer_message
+SET text = NULL, html = NULL, alternatives = '[]', erased_at = :now,
+    subject = CASE WHEN sensitive THEN '' ELSE subject END, headers = CASE WHEN sensitive THEN '[]' ELSE headers END,
+    fingerprint = CASE WHEN sensitive AND fingerprint_key IS NULL THEN NULL ELSE fingerprint END
+WHERE id {mails} AND erased_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE mail_id = mailer_message.id AND (finished_at IS NULL OR finished_at > :finished_before))
+RETURNING id
+"""
+DETACH = "DELETE FROM mailer_attachment WHERE mail_id {mails} RETURNING sha256"
+LOCK_UNUSED_BLOBS = """
+SELECT sha256 FROM mailer_blob
+WHERE sha256 {hashes} AND used_at <= :unused_since
+    AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+{lock}
+"""
+PURGE_BLOBS = """
+DELETE FROM mailer_blob
+WHERE sha256 {hashes}
+    AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+"""
+
+
+def lock_sensitive(transaction: Transaction, mails: Collection[str], *, waits: bool = True) -> set[str]:
+    """Lock those of the mails that are sensitive and not erased, before their deliveries. Return their ids.
+
+    Without `waits`, leave out mails that somebody else has locked.
+    """
+    if not mails:
+        return set()
+    lock = LOCK_PRIVATE if waits else LOCK_FREE_PRIVATE
+    return {mail_id for (mail_id,) in transaction.execute(lock, {"mails": packed(mails)})}
+
+
+def erase_sensitive(transaction: Transaction, locked: Collection[str], *, now: float) -> None:
+    """Erase the sensitive mails among these, whose rows are locked, that have come to their end."""
+    if locked and (hashes := erase(transaction, locked, now=now)):
+        delete_unused_blobs(transaction, hashes)
+
+
+def erase(
+    transaction: Transaction,
+    mails: Iterable[str],
+    *,
+    now: float,
+    finished_before: float = math.inf,
+) -> list[str]:
+    """Erase what the finished ones of these mails said. Return the hashes of what they carried."""
+    values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
+    erased = [mail_id for (mail_id,) in transaction.execute(ERASE, values)]
+    if not erased:
+        return []
+    return [sha256 for (sha256,) in transaction.execute(DETACH, {"mails": packed(erased)})]
+
+
+def delete_unused_blobs(transaction: Transaction, hashes: Collection[str], *, unused_since: float = math.inf) -> None:
+    """Delete those of these bytes that no mail carries, unless a mail on its way in has locked them."""
+    values = {"hashes": packed(hashes), "unused_since": unused_since}
+    if found := [sha256 for (sha256,) in transaction.execute(LOCK_UNUSED_BLOBS, values)]:
+        # A second statement, which sees the mails that were committed before the lock.
+        transaction.execute(PURGE_BLOBS, {"hashes": packed(found)})

@@ -1,0 +1,185 @@
+"""Mails come in, and are read again.
+
+A mail is a message and a delivery for each of its recipients, inserted in one transaction.
+"""
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+from sqlalchemy import Connection
+
+from mailer.errors import CommitLost, StoreUnavailable
+from mailer.message import (
+    Address,
+    Envelope,
+    Key,
+    Keyed,
+    Lane,
+    MailStatus,
+    Message,
+    Status,
+    could_be_id,
+)
+from mailer.message.events import EventKind
+from mailer.message.ports import Outlet
+from mailer.store import blobs, callers, keys, loading, lookup, rows
+from mailer.store.aside import Aside
+from mailer.store.callers import CallersTransaction
+from mailer.store.moves import Moves
+from mailer.store.sql import insert_into, packed
+from mailer.store.transactions import Transaction
+
+INSERT_MESSAGE = insert_into("mailer_message", rows.MESSAGE_COLUMNS)
+INSERT_DELIVERY = insert_into("mailer_delivery", rows.DELIVERY_COLUMNS)
+DELIVERIES_OF = "SELECT id FROM mailer_delivery WHERE mail_id = :mail_id"
+# For mails that were queued without a size. Neither database reads a text that it only measures.
+SIZES = """
+SELECT id, {octets_of_text} + COALESCE((
+    SELECT SUM({octets_of_file}) FROM mailer_attachment JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+    WHERE mail_id = mailer_message.id), 0)
+FROM mailer_message WHERE id {mails}
+"""
+SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
+HEADS = "SELECT id, message_id, subject, created_at, sensitive, erased_at FROM mailer_message WHERE id {mails}"
+COPIES = """
+SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay
+FROM mailer_delivery WHERE mail_id {mails}
+ORDER BY id
+"""
+TRIES = """
+SELECT delivery_id, at, verdict, phase, mailer_attempt.reply, mailer_attempt.relay
+FROM mailer_attempt JOIN mailer_delivery ON mailer_delivery.id = delivery_id
+WHERE mail_id {mails}
+ORDER BY mailer_attempt.id
+"""
+COUNT = "SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP BY status, lane ORDER BY lane, status"
+
+
+class Mails(Moves):
+    """The mails, from their intake to the question of what became of them."""
+
+    def __init__(self, url: str, *, pgbouncer: bool = False, outlet: Outlet | None = None) -> None:
+        super().__init__(url, pgbouncer=pgbouncer, outlet=outlet)
+        self._aside = Aside(self.insert_mail, self._find_key) if self.is_in_memory else None
+
+    # --- intake -------------------------------------------------------------------------------------------------------
+
+    def insert_mail(self, message: Message, envelope: Envelope, caller: Connection | None = None) -> Keyed | None:
+        """-> queued: the message and a delivery for each recipient, all or nothing.
+
+        If the idempotency key is taken, write nothing and return the mail that has it. With the
+        connection of a caller, the mail is part of the caller's transaction.
+        """
+        if caller is not None and self._aside is not None:
+            return self._aside.keep(caller, message, envelope)
+        if caller is not None:
+            return self._insert_for(caller, message, envelope)
+        insert = partial(self._insert_mail, message=message, envelope=envelope)
+        try:
+            return self._transact(insert)
+        except CommitLost as lost:
+            return self._insert_again(insert, message.id, lost)
+
+    def _insert_for(self, caller: Connection, message: Message, envelope: Envelope) -> Keyed | None:
+        with self._join(caller) as transaction:
+            earlier = self._insert_mail(transaction, message, envelope)
+        if transaction.events:
+            self.after_commit(caller, message.id, partial(self._publish, transaction.events))
+        return earlier
+
+    def _insert_again(self, insert: Callable[[Transaction], Keyed | None], mail_id: str, lost: CommitLost) -> Keyed | None:
+        """Insert once more after an unanswered commit. If the first one was done, the id is taken."""
+        try:
+            earlier = self._transact(insert)
+        except self.engine.dialect.loaded_dbapi.IntegrityError:
+            return None
+        except StoreUnavailable:
+            raise lost from lost.__cause__
+        return None if earlier is not None and earlier.id == mail_id else earlier
+
+    def _insert_mail(self, transaction: Transaction | CallersTransaction, message: Message, envelope: Envelope) -> Keyed | None:
+        if (earlier := self._insert_message(transaction, message, envelope.key)) is not None:
+            return earlier
+        if message.attachments:
+            is_callers = isinstance(transaction, CallersTransaction) and not self._sqlite
+            write = self._transact if is_callers else None
+            blobs.insert_attachments(transaction, message, write)
+        transaction.execute_many(INSERT_DELIVERY, rows.delivery_rows(message, envelope))
+        if self._outlet.listens_to(EventKind.QUEUED):
+            values = {"mail_id": message.id}
+            kind, now = EventKind.QUEUED, message.created_at
+            self._moved(transaction, DELIVERIES_OF, values, kinds=kind, now=now)
+        return None
+
+    def _insert_message(self, transaction: Transaction | CallersTransaction, message: Message, key: Key | None) -> Keyed | None:
+        row = rows.message_row(message)
+        if key is None:
+            transaction.execute(INSERT_MESSAGE, row)
+            return None
+        return keys.insert_keyed(transaction, row, key, limit_waits=not self._sqlite)
+
+    def _find_key(self, name: str) -> Keyed | None:
+        with self._look() as transaction:
+            return keys.find(transaction, name)
+
+    def after_commit(self, caller: Connection, mail_id: str, call: Callable[[], object]) -> None:
+        """Call this once the caller's transaction has been committed with this mail in it."""
+        if self._aside is not None:
+            self._aside.after_commit(caller, mail_id, call)
+            return
+        callers.after_commit(caller, mail_id, call, self._render)
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
+        """Return messages by id, without those that are erased or damaged.
+
+        An error that is no fault of a mail, such as too little memory, is raised.
+        """
+        if not mail_ids:
+            return {}
+        with self._look() as transaction:
+            found = loading.find(transaction, mail_ids)
+        return loading.messages(found)
+
+    def load_sizes(self, mail_ids: Collection[str]) -> dict[str, int]:
+        """Return the sizes of mails in bytes, or a little more, for those that were queued without one."""
+        with self._look() as transaction:
+            found = transaction.execute(SIZES, {"mails": packed(mail_ids)})
+        return {mail_id: int(size) for mail_id, size in found}
+
+    def load_senders(self, mail_ids: Collection[str]) -> dict[str, str]:
+        """Return the sender's address of each mail."""
+        with self._look() as transaction:
+            found = transaction.execute(SENDERS, {"mails": packed(mail_ids)})
+        return {mail_id: Address.stored(sender).email for mail_id, sender in found}
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
+        """Return how mails are doing, by id. Unknown ids are left out."""
+        if self._aside is not None:
+            self._aside.settle()
+        ids = [mail_id for mail_id in mail_ids if could_be_id(mail_id)]
+        values = {"mails": packed(ids)}
+        with self._read() as transaction:
+            found = [transaction.execute(query, values) for query in (HEADS, COPIES, TRIES)]
+        return rows.mail_statuses(*found)
+
+    def status(self, mail_id: str) -> MailStatus:
+        """Return how one mail is doing. Raise `UnknownMail` if there is none with this id."""
+        try:
+            return self.statuses([mail_id])[mail_id]
+        except (KeyError, TypeError):  # a value without a hash is no id either
+            raise lookup.unknown(mail_id) from None
+
+    def find_mail(self, given: str) -> str:
+        """Return the id of the mail that an operator means. Raise `UnknownMail` for none, or for several."""
+        with self._look() as transaction:
+            return lookup.find_mail(transaction, given)
+
+    def counts(self) -> list[tuple[Status, Lane, int, float | None]]:
+        """Return (status, lane, number of deliveries, oldest due time)."""
+        with self._look() as transaction:
+            found = transaction.execute(COUNT, {})
+        return [(Status(status), Lane(lane), count, due) for status, lane, count, due in found]

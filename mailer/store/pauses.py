@@ -1,0 +1,78 @@
+"""Pauses: of relays that can't be used, of a lane, of everything."""
+
+from itertools import chain
+
+from mailer.message import Lane, Pause
+from mailer.store import rows
+from mailer.store.moves import Moves
+
+_RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
+
+PAUSES = "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope ORDER BY key"
+PAUSE_BY_HAND = """
+INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, NULL, 0, :reason, :now)
+ON CONFLICT (scope, key) DO UPDATE SET reason = :reason
+"""
+# A pause that another worker set a moment ago stands: workers that fail at the same time count as one failure.
+PAUSE = """
+INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, :until, 1, :reason, :now)
+ON CONFLICT (scope, key) DO UPDATE SET until = :until, failures = mailer_pause.failures + 1, reason = :reason
+WHERE mailer_pause.failures = :failures
+RETURNING failures
+"""
+TAKE_PROBE = """
+UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until <= :now RETURNING key
+"""
+MOVE_PROBE = "UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
+RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
+
+
+class Pauses(Moves):
+    """The pauses of relays, which workers set, and of lanes or everything, which a person sets."""
+
+    # --- relays -------------------------------------------------------------------------------------------------------
+
+    def relay_pauses(self) -> dict[str, Pause]:
+        """Return the pauses of relays, by name."""
+        with self._look() as transaction:
+            found = transaction.execute(PAUSES, {"scope": _RELAY})
+        return dict(map(rows.pause, found))
+
+    def pause_relay(self, name: str, *, failures: int, now: float, until: float, reason: str) -> bool:
+        """Pause a relay, unless another worker did so since its `failures` were looked at."""
+        values = {"scope": _RELAY, "key": name, "failures": failures, "now": now, "until": until}
+        return self._changes(PAUSE, {**values, "reason": rows.storable(reason)})
+
+    def take_probe(self, name: str, *, now: float, until: float) -> bool:
+        """Return whether this process is the one of all that may try a paused relay again."""
+        return self._changes(TAKE_PROBE, {"scope": _RELAY, "key": name, "now": now, "until": until})
+
+    def move_probe(self, name: str, *, taken_until: float, until: float) -> bool:
+        """Extend or end a probe, if it is still ours."""
+        values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "until": until}
+        return self._changes(MOVE_PROBE, values)
+
+    def resume_relay(self, name: str) -> bool:
+        """End the pause of a relay. Return whether there was one."""
+        return self._changes(RESUME, {"scope": _RELAY, "key": name})
+
+    # --- lanes, and everything ----------------------------------------------------------------------------------------
+
+    def pause(self, lane: Lane | None = None, *, now: float, reason: str) -> None:
+        """Let nothing of a lane be claimed, or nothing at all, until `resume`."""
+        self._changes(PAUSE_BY_HAND, {**_scope(lane), "reason": rows.storable(reason), "now": now})
+
+    def resume(self, lane: Lane | None = None) -> bool:
+        """End the pause of a lane, or of everything. Return whether there was one."""
+        return self._changes(RESUME, _scope(lane))
+
+    def list_pauses(self) -> dict[Lane | None, Pause]:
+        """Return the pauses of lanes. None stands for everything."""
+        with self._look() as transaction:
+            found = [transaction.execute(PAUSES, {"scope": scope}) for scope in (_ALL, _LANE)]
+        pauses = map(rows.pause, chain.from_iterable(found))
+        return {Lane(int(key)) if key else None: pause for key, pause in pauses}
+
+
+def _scope(lane: Lane | None) -> dict[str, str]:
+    return {"scope": _ALL, "key": ""} if lane is None else {"scope": _LANE, "key": f"{lane:d}"}
