@@ -103,7 +103,7 @@ def test_a_clock_that_was_ahead(store: Store) -> None:
 
 def test_more_than_anybody_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million mails are not counted in a web process."""
-    monkeypatch.setattr("mailer.store.workers.MOST", 3)
+    monkeypatch.setattr("mailer.store.workers.MAX_COUNTED", 3)
     for _ in range(4):
         insert(store, due_at=NOW - 1)
 

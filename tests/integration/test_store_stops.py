@@ -134,7 +134,7 @@ def test_what_is_in_doubt_is_as_old_as_its_first_try(store: Store) -> None:
 
 def test_what_was_due_before_is_cancelled(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bites; what is due later, or in the hands of a worker, stays."""
-    monkeypatch.setattr("mailer.store.MOVED_AT_ONCE", 2)
+    monkeypatch.setattr("mailer.store.decisions.MOVED_AT_ONCE", 2)
     insert(store, *(f"reader{number}@example.com" for number in range(5)), due_at=NOW - 60)
     insert(store, due_at=NOW - 60, lane=Lane.BULK)
     insert(store, due_at=NOW)
