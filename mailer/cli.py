@@ -13,8 +13,8 @@ from flask.cli import AppGroup
 from mailer.attendance import SILENT_SECONDS, absence, silence
 from mailer.errors import MailerError
 from mailer.message import DeliveryStatus, Lane, Pause, Status
+from mailer.message.text import printable
 from mailer.settings import RelaySettings
-from mailer.smtp.replies import printable
 from mailer.store import Outlook, Store
 
 _LANES = [lane.name.lower() for lane in Lane]

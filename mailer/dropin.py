@@ -11,6 +11,7 @@ from flask import Flask, appcontext_pushed
 
 from mailer.intake import Intake, Options
 from mailer.logs import get_logger
+from mailer.settings import Settings, keys
 
 log = get_logger(__name__)
 
@@ -76,3 +77,9 @@ class QueueConnection(flask_mail.Connection):
         """Queue the message."""
         self._intake.enqueue(message, Options(), envelope_from=envelope_from)
         self.num_emails += 1
+
+
+def flask_mail_state(settings: Settings) -> flask_mail._Mail:
+    """Return the state that Flask-Mail's own connections look for, made of the checked settings."""
+    values = {key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")}
+    return flask_mail.Mail().init_mail(values)

@@ -1,11 +1,9 @@
 """`Mailer`: the only place that wires. What it makes belongs to the app: `app.extensions["mailer"]`."""
 
-import hashlib
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flask_mail
@@ -13,42 +11,34 @@ from flask import Flask, current_app
 from sqlalchemy import make_url
 
 from mailer.attendance import Watch, absence
-from mailer.blackbox import BlackBox
 from mailer.cli import mail_group
-from mailer.clock import SystemClock
-from mailer.delivery import Dispatcher, InlineBell, Maintenance, Services
-from mailer.dropin import QueueConnection, QueueState
+from mailer.dropin import QueueConnection, QueueState, flask_mail_state
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
 from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.mime import make_signer
+from mailer.outbound import InlineBell, Outbound
 from mailer.rendering import Renderer
 from mailer.schema.autogenerate import register_if_needed
-from mailer.settings import Settings, database, keys
-from mailer.settings.namespace import namespace_of
+from mailer.settings import Settings, database
 from mailer.signals import SignalOutlet
-from mailer.smtp import Relay
 from mailer.store import CallersConnection, Store
 from mailer.store.leftover import warn_of_leftover
-from mailer.tasks import CeleryBell, broker_of, install, make_celery
-from mailer.tasks.check import CeleryCheck
-from mailer.throttle import Throttle
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The rooms of one app, furnished."""
+    """The objects of one app."""
 
     settings: Settings
     store: Store
     intake: Intake
-    dispatcher: Dispatcher
-    maintenance: Maintenance
+    outbound: Outbound
     mail: QueueState  #: `app.extensions["mail"]`
-    celery_check: CeleryCheck
+    celery_check: object  #: kept here, since Celery's signal has a weak reference
 
 
 class Mailer:
@@ -62,16 +52,10 @@ class Mailer:
         """Check the settings, and give the app its queue, its Celery app and `flask mail`."""
         if "mailer" in app.extensions:
             raise ConfigurationError("This app has its Mailer already: use that one, and call init_app() once.")
-        folder = app.instance_path
-        default = database.default_url(app.config, folder)
-        broker = broker_of(app.extensions.get("celery"))
-        settings = Settings.load(app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker)
-        if "celery" not in app.extensions:
-            app.extensions["celery"] = make_celery(app, settings)
-        state = app.extensions["mailer"] = _furnish(app, settings)
+        state = app.extensions["mailer"] = _set_up(app)
         state.mail.take_place(app)
         app.cli.add_command(mail_group)
-        _tell_where_mail_is_kept(app, settings)
+        _tell_where_mail_is_kept(app, state.settings)
         register_if_needed()
 
     def send_email(
@@ -216,50 +200,45 @@ def _state(app: Flask | None = None) -> State:
     return state
 
 
-def _furnish(app: Flask, settings: Settings) -> State:
+def _set_up(app: Flask) -> State:
+    """Wire Mailer into the app.
+
+    Only what queueing needs is built here: the outbound side waits until it is used.
+    """
+    # Celery and the client of Redis take 12 MB: a process that only imports us has no use for them.
+    import mailer.tasks  # noqa: F401, PLC0415 -- registers the tasks with every Celery app
+    from mailer.celery.app import broker_of, install, make_celery  # noqa: PLC0415
+    from mailer.celery.bell import CeleryBell  # noqa: PLC0415
+    from mailer.celery.check import CeleryCheck  # noqa: PLC0415
+
+    settings = _load_settings(app, broker_of(app.extensions.get("celery")))
+    make_signer(settings.dkim_keys)  # refuses keys that can't sign before the app takes any mail
+    if "celery" not in app.extensions:
+        app.extensions["celery"] = make_celery(app, settings)
     celery = app.extensions["celery"]
     outlet = SignalOutlet(app, inline=settings.mail_suppress_send)
     store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
     bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings)
-    throttle = Throttle(settings, settings.flag_url)
-    signer, black_box = make_signer(settings.dkim_keys), _black_box_of(app, settings)
-    services = Services(settings, store, signer, throttle, black_box, SystemClock())
-    plain = _flask_mail_state(settings)
-    relays = [Relay(relay, app, plain) for relay in settings.relays]
-    dispatcher = Dispatcher(services, relays, bell)
-    maintenance = Maintenance(services, dispatcher, bell)
+    outbound = Outbound(app, settings, store, bell)
     if isinstance(bell, InlineBell):
-        bell.dispatcher = dispatcher
-    install(celery, app, settings, store, dispatcher, maintenance, bell)
+        bell.outbound = outbound
+    install(celery, outbound)
     check = CeleryCheck(app, celery)
-    intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check))
-    return State(settings, store, intake, dispatcher, maintenance, QueueState(plain, intake), check)
+    intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check.objection))
+    return State(settings, store, intake, outbound, QueueState(flask_mail_state(settings), intake), check)
 
 
-def _watch(settings: Settings, store: Store, check: CeleryCheck) -> Watch | None:
-    """Return what looks for workers; nothing where there can be none."""
+def _load_settings(app: Flask, broker_url: str | None) -> Settings:
+    folder = app.instance_path
+    default = database.default_url(app.config, folder)
+    return Settings.load(app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker_url)
+
+
+def _watch(settings: Settings, store: Store, objection: Callable[[], str | None]) -> Watch | None:
+    """Return the watch that looks for workers; None where there can be none."""
     if settings.mail_suppress_send or database.is_in_memory(make_url(settings.database_url)):
         return None
-    return Watch(store, check.objection, shown=settings.log_addresses)
-
-
-def _black_box_of(app: Flask, settings: Settings) -> BlackBox:
-    """In a folder for each database, since several installations may share one for all of them."""
-    url = make_url(settings.database_url)
-    if settings.mail_suppress_send or database.is_in_memory(url):
-        return BlackBox(None)  # nothing outlives this process
-    folder = Path(settings.black_box or Path(app.instance_path, "black-box"))
-    # What workers have open that were started before the folder was named for host and schema.
-    former = hashlib.sha256(str(url.set(password=None, query={})).encode()).hexdigest()[:16]
-    # By then the leases are over, and what was in doubt is decided.
-    kept = max(settings.claim_lease, settings.transmit_lease) + settings.doubt_resend_after
-    return BlackBox(folder / namespace_of(settings.database_url), former=folder / former, kept=kept)
-
-
-def _flask_mail_state(settings: Settings) -> flask_mail._Mail:
-    """The state that Flask-Mail's own connections look for, out of the settings that were checked."""
-    values = {key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")}
-    return flask_mail.Mail().init_mail(values)
+    return Watch(store, objection, shown=settings.log_addresses)
 
 
 def _tell_where_mail_is_kept(app: Flask, settings: Settings) -> None:

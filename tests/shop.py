@@ -4,7 +4,9 @@ import threading
 from collections.abc import Callable, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from typing import Any
 
+from celery import Celery
 from flask import Flask
 from jinja2 import DictLoader
 from sqlalchemy import func, select
@@ -28,9 +30,13 @@ TEMPLATES = {
 }
 
 
-def create_shop(config: Mapping[str, object], templates: Mapping[str, str] = TEMPLATES) -> Flask:
+def create_shop(
+    config: Mapping[str, object], templates: Mapping[str, str] = TEMPLATES, celery: Celery[Any] | None = None
+) -> Flask:
     """The factory pattern: an app for each call."""
     app = Flask("shop")
+    if celery is not None:
+        app.extensions["celery"] = celery
     app.jinja_loader = DictLoader(templates)
     app.config.from_mapping(config)
     app.add_url_rule("/orders/<int:number>", "order", str)

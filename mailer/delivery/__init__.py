@@ -5,8 +5,8 @@ with `dispatcher.py`.
 """
 
 from mailer.delivery.dispatcher import Dispatcher, Progress
-from mailer.delivery.inline import InlineBell
 from mailer.delivery.maintenance import Maintenance
 from mailer.delivery.services import Services
+from mailer.delivery.wiring import Delivery, build_delivery
 
-__all__ = ["Dispatcher", "InlineBell", "Maintenance", "Progress", "Services"]
+__all__ = ["Delivery", "Dispatcher", "Maintenance", "Progress", "Services", "build_delivery"]

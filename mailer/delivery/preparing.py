@@ -10,9 +10,9 @@ from mailer.delivery.services import Services, ThreadContext
 from mailer.errors import StoreError, StoreUnavailable
 from mailer.logs import get_logger
 from mailer.message import Delivery, Message, Outcome, Phase, Verdict
+from mailer.message.text import printable
 from mailer.mime import Composed, WireMessage, compose
 from mailer.policy import bytes_held, verdict_on
-from mailer.smtp.replies import printable
 
 # The header with the recipient of a mail that goes to MAILER_REDIRECT_TO instead.
 _ORIGINAL_RECIPIENT = "X-Original-Recipient"

@@ -7,6 +7,7 @@ from mailer.errors import InvalidHeader, InvalidMail
 
 _NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_SHOWN = 200
+LONGEST_REPLY = 1000
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset(
     "from sender to cc bcc reply-to subject date message-id mime-version return-path received dkim-signature".split()
@@ -25,6 +26,14 @@ def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHead
 def shown(value: object) -> str:
     """For an error, which nobody reads if it is a megabyte long."""
     return repr(value) if not isinstance(value, str) or len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}…"
+
+
+def printable(text: str) -> str:
+    """Return a text of others, such as the reply of a relay, as one line that no terminal obeys."""
+    text = text.strip()
+    if len(text) > LONGEST_REPLY or not text.isprintable() or "  " in text:
+        text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text[:LONGEST_REPLY]
 
 
 def check_body(value: str, *, field: str, error: type[InvalidMail] = InvalidMail) -> str:

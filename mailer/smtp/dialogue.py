@@ -3,11 +3,12 @@
 import smtplib
 
 from mailer.message import Outcome, Phase, Verdict
+from mailer.message.text import printable
 from mailer.policy import classify
 from mailer.settings import RelaySettings
 from mailer.smtp.advice import for_reply
 from mailer.smtp.envelope import Offers
-from mailer.smtp.replies import GO_ON, YES, code_of, printable, text_of, words_of
+from mailer.smtp.replies import GO_ON, YES, code_of, text_of, words_of
 from mailer.smtp.session import Session
 
 # Of an envelope, and how each reply has to begin.

@@ -9,13 +9,13 @@ from math import inf
 
 from mailer.logs import get_logger
 from mailer.message import Outcome, Phase, Verdict
+from mailer.message.text import printable
 from mailer.policy import classify
 from mailer.settings import RelaySettings
 from mailer.settings.proxy import checked_proxy
 from mailer.smtp import advice
 from mailer.smtp.login import log_in, log_in_with_token
 from mailer.smtp.oauth import NoToken, Tokens
-from mailer.smtp.replies import printable
 from mailer.smtp.session import Session, Step
 from mailer.smtp.sockets import Misconfigured, connect, connect_unix
 from mailer.smtp.tls import make_context

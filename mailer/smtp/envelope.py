@@ -7,9 +7,9 @@ from typing import Self
 from celery.exceptions import SoftTimeLimitExceeded
 
 from mailer.message import Outcome, Phase, Verdict
+from mailer.message.text import printable
 from mailer.mime import WireMessage
 from mailer.policy import verdict_on
-from mailer.smtp.replies import printable
 from mailer.smtp.session import Session
 
 # What would end an address or an option, and the line it is in.

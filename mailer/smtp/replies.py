@@ -1,6 +1,7 @@
-"""What others say, relays first of all, in a form that can be kept and shown."""
+"""Replies of a relay: their codes, and their text in a form that can be stored and printed."""
 
-LONGEST_REPLY = 1000
+from mailer.message.text import printable
+
 YES, GO_ON = ord("2"), ord("3")  # RFC 5321, 4.3.2: the first digit is what counts
 
 
@@ -19,11 +20,3 @@ def text_of(reply: bytes) -> str:
 
 def words_of(reply: bytes) -> str:
     return printable(text_of(reply))
-
-
-def printable(text: str) -> str:
-    """On one line, for people: a relay may say anything. A terminal obeys none of it, and nothing is turned around."""
-    text = text.strip()
-    if len(text) > LONGEST_REPLY or not text.isprintable() or "  " in text:
-        text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return text[:LONGEST_REPLY]

@@ -12,8 +12,9 @@ from enum import Enum, auto
 from math import inf
 
 from mailer.logs import discreet
+from mailer.message.text import LONGEST_REPLY
 from mailer.smtp.names import own_name
-from mailer.smtp.replies import LONGEST_REPLY, is_reply
+from mailer.smtp.replies import is_reply
 
 _MOST_LINES = 100  # that are kept
 _ENDLESS = 10_000  # lines; to read on would keep a core busy until the time-out

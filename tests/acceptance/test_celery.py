@@ -53,7 +53,7 @@ def test_a_black_box_that_it_may_not_read(
 ) -> None:
     """A worker that ran once as root left it: scheduled mail, retries and what expires move all the same."""
     app = make_app(MAILER_RETRY_FIRST=1, MAILER_RETRY_JITTER=0)
-    folder = app.extensions["mailer"].dispatcher._services.black_box._folder
+    folder = app.extensions["mailer"].outbound.dispatcher._services.black_box._folder
     folder.mkdir(parents=True)
     folder.chmod(0)
     if os.geteuid() == 0:

@@ -15,9 +15,9 @@ from kombu.utils.imports import symbol_by_name
 from sqlalchemy import Column, Integer
 
 from mailer import Mailer
+from mailer.celery.app import make_celery, transport_options
+from mailer.celery.consumer import PatientConsumer
 from mailer.settings import Settings
-from mailer.tasks import make_celery
-from mailer.tasks.consumer import PatientConsumer, transport_options
 from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until

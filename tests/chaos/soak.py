@@ -20,9 +20,9 @@ from pathlib import Path
 from kombu.exceptions import OperationalError
 
 from bench.program import PROJECT
+from mailer.celery.app import PURGE
 from mailer.message import Status
 from mailer.store import Store
-from mailer.tasks import PURGE
 from tests.chaos.scenario import Report
 from tests.chaos.site import Database, Site, running_site
 from tests.chaos.soak_page import Soak, publish, table

@@ -8,12 +8,13 @@ import flask_mail
 from flask import Flask
 
 from mailer.message import Address, Message, Verdict
+from mailer.message.text import LONGEST_REPLY
 from mailer.mime import WireMessage, compose
 from mailer.settings import RelaySettings, Settings
 from mailer.smtp.connection import RelayConnection
 from mailer.smtp.entrance import Entrance
 from mailer.smtp.limits import ConnectionLimit
-from mailer.smtp.replies import LONGEST_REPLY, YES, is_reply
+from mailer.smtp.replies import YES, is_reply
 from mailer.smtp.session import Session
 from tests.fuzz.bytes import Bytes
 

@@ -10,7 +10,7 @@ from flask import Flask
 
 from mailer.blackbox import BlackBox
 from mailer.delivery import Dispatcher, Services
-from mailer.extension import _flask_mail_state
+from mailer.dropin import flask_mail_state
 from mailer.settings import Settings
 from mailer.smtp import Relay
 from mailer.store import Store
@@ -114,7 +114,7 @@ def open_dispatcher(
             settings = Settings.load(given, {}, default_database_url=database_url)
             own_store = Store(database_url)
             stack.callback(own_store.engine.dispose)
-            relays = [Relay(one, Flask("tests"), _flask_mail_state(settings)) for one in settings.relays]
+            relays = [Relay(one, Flask("tests"), flask_mail_state(settings)) for one in settings.relays]
             dispatcher = Dispatcher(
                 Services(settings, own_store, None, Throttle(settings, redis_url), black_box, clock), relays, bell
             )

@@ -15,16 +15,15 @@ from flask import Flask
 
 from mailer import Mailer
 from mailer.attendance import Watch, absence, silence
+from mailer.celery.heartbeat import Heartbeat
 from mailer.delivery import Dispatcher
 from mailer.forks import notice_fork
 from mailer.message import Lane
-from mailer.settings import Settings
 from mailer.store import Store
 from mailer.store.workers import Worker
-from mailer.tasks.heartbeat import Heartbeat
 from tests.mails import insert
 from tests.services.databases import sqlite_only
-from tests.services.dispatchers import MakeDispatcher
+from tests.services.dispatchers import MakeDispatcher, outbound_of
 from tests.services.dispatchers import queue as due_now
 from tests.services.relay import RawServer
 from tests.services.waiting import wait_until
@@ -196,7 +195,7 @@ def test_a_worker_tells_when_it_delivered_last(
     """The main process of a pool knows it of its children, also of one that was killed since; a refusal is no delivery."""
     server = answering(**replies)
     dispatcher = make_dispatcher(MAIL_SERVER=server.host, MAIL_PORT=server.port)
-    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url="sqlite://"), store, dispatcher.flags)
+    heartbeat = Heartbeat(outbound_of(dispatcher))
     dispatcher.flags.start()
     began = time.time()
     due_now(store)
@@ -224,7 +223,9 @@ def deliver_in_a_child(dispatcher: Dispatcher) -> None:
 def test_a_heart_goes_on_beating(make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever becomes of the database, its thread lives, and the worker with it."""
     url = "postgresql://mailer:secret@127.0.0.1:1/mailer"
-    heartbeat = Heartbeat(Settings.load({}, {}, default_database_url=url), Store(url), make_dispatcher().flags)
+    outbound = outbound_of(make_dispatcher())
+    outbound.store = Store(url)
+    heartbeat = Heartbeat(outbound)
     with caplog.at_level(logging.WARNING):
         heartbeat.start()
         wait_until(lambda: "Chore step failed" in caplog.text)

@@ -9,7 +9,7 @@ import pytest
 import redis
 from flask import Flask
 
-from mailer.tasks import CeleryBell
+from mailer.celery.bell import CeleryBell
 from tests.services.broker import RedisServer
 from tests.services.databases import sqlite_only
 from tests.services.waiting import wait_until
@@ -33,7 +33,7 @@ def bell(open_shop: Callable[..., Flask], redis_server: RedisServer) -> CeleryBe
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let so many seconds pass for the bell."""
     now = [time.monotonic()]
-    monkeypatch.setattr("mailer.tasks.bell.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("mailer.celery.bell.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def pass_by(seconds: float) -> None:
         now[0] += seconds

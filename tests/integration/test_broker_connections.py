@@ -8,7 +8,7 @@ import pytest
 from kombu import Connection, Consumer, Message, Queue
 from kombu.asynchronous import Hub
 
-from mailer.tasks.consumer import PatientConsumer, careful_transport
+from mailer.celery.consumer import PatientConsumer, careful_transport
 from tests.services.broker import RedisServer
 
 

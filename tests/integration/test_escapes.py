@@ -68,7 +68,7 @@ def test_a_relay(shop: Flask, relay: RawServer, caplog: pytest.LogCaptureFixture
     relay.replies[stage] = relay.replies["HELO" if stage == "EHLO" else stage] = reply(code)
     receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
 
-    shop.extensions["mailer"].dispatcher.deliver_batch()
+    shop.extensions["mailer"].outbound.dispatcher.deliver_batch()
 
     said = caplog.text + printed(shop, "status", receipt.id) + printed(shop, "relays")
     assert "31ma" in said  # it was there to be shown
@@ -107,7 +107,7 @@ def test_a_mail_that_can_not_be_composed(shop: Flask, monkeypatch: pytest.Monkey
     monkeypatch.setattr(preparing, "compose", refuse)
     receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
 
-    shop.extensions["mailer"].dispatcher.deliver_batch()
+    shop.extensions["mailer"].outbound.dispatcher.deliver_batch()
 
     [delivery] = store_of(shop).status(receipt.id)
     assert delivery.reply

@@ -62,7 +62,7 @@ def test_an_old_process_starts_after_the_next_migration(
         mailer.store.migrate()
         mailer.store.check_schema()
         send_email("ada@example.com", "Hello", "welcome", name="Ada")
-        mailer.dispatcher.deliver_batch()
+        mailer.outbound.dispatcher.deliver_batch()
     assert len(sink.wait_for(1)) == 1
     close(app)
 

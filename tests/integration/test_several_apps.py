@@ -16,7 +16,7 @@ from flask import Flask
 from jinja2 import DictLoader
 
 from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, logs, send_email
-from mailer.extension import _black_box_of
+from mailer.delivery.wiring import black_box_of
 from mailer.settings import Settings
 from tests.services.databases import Databases, sqlite_only
 from tests.services.sink import Sink
@@ -45,7 +45,7 @@ def shops(open_shop: OpenShop, other_database_url: str) -> tuple[Flask, Flask]:
 def deliver(app: Flask) -> None:
     """What a worker of this app does when it is called."""
     with app.app_context():
-        app.extensions["mailer"].dispatcher.deliver_batch()
+        app.extensions["mailer"].outbound.dispatcher.deliver_batch()
 
 
 def test_each_app_has_its_own_queue(shops: tuple[Flask, Flask], sink: Sink) -> None:
@@ -246,7 +246,7 @@ def test_each_database_has_a_black_box_of_its_own(tmp_path: Path, url: str, is_s
     app = Flask("shop", instance_path=str(tmp_path))
 
     def folders(url: str) -> list[Path]:
-        return _black_box_of(app, Settings.load({}, {}, default_database_url=url))._folders
+        return black_box_of(app, Settings.load({}, {}, default_database_url=url))._folders
 
     assert (folders(url)[0] == folders(BASE)[0]) is is_shared
     assert folders(BASE)[1].name == "ac9e607b131484c4"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from celery import signals
 from flask import Flask
 
+import mailer.celery.maintenance  # noqa: F401 -- each worker imports it
 from tests.services.databases import sqlite_only
 
 

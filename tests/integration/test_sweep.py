@@ -3,15 +3,14 @@
 from typing import Any
 
 import pytest
-from flask import Flask
 
-from mailer import tasks
+from mailer.celery import maintenance as worker_maintenance
+from mailer.celery.maintenance import MaintenanceThread
 from mailer.errors import UnknownMail
 from mailer.message import Attachment, Lane, OnDoubt, Status
 from mailer.store import Store
-from mailer.tasks import Chores
 from tests.mails import a_message, claim, table
-from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue
+from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, outbound_of, queue
 from tests.services.sink import Sink
 
 LEASE = 30.0
@@ -33,14 +32,13 @@ def test_a_clock_that_is_set_back(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was due is due, and somebody is called; what was scheduled for later stays so."""
-    monkeypatch.setattr(tasks, "time", clock)
-    dispatcher = make_dispatcher()
-    chores = Chores(Flask("tests"), store, dispatcher, chores_of(dispatcher), bell)
-    chores._stopping.set()  # it does not wait for what gets due
+    monkeypatch.setattr(worker_maintenance, "time", clock)
+    thread = MaintenanceThread(outbound_of(make_dispatcher()), worker=None)
+    thread._stopping.set()  # it does not wait for what gets due
     due = [queue(store, "ada@example.com", lane=lane) for lane in Lane]
     scheduled = queue(store, "bob@example.com", due_at=clock.time() + 60)
     clock.ahead = -3600
-    chores._tick()
+    thread._tick()
 
     assert bell.rings == 1
     assert [one.mail_id for one in claim(store, now=clock.time())] == due
@@ -223,10 +221,10 @@ def test_a_chore_that_fails(
     for name in ("settle", "sweep", "purge"):
         monkeypatch.setattr(maintenance, name, lambda name=name, **_options: done.append(name))
     monkeypatch.setattr(maintenance, step, failing)
-    chores = Chores(Flask("tests"), store, dispatcher, maintenance, bell)
-    chores._stopping.set()
+    thread = MaintenanceThread(outbound_of(dispatcher, maintenance), worker=None)
+    thread._stopping.set()
 
-    chores._tick()
+    thread._tick()
 
     assert done == [name for name in ("settle", "sweep", "purge") if name != step]
 

@@ -47,7 +47,7 @@ def shop(open_shop: OpenShop, recorder: Recorder) -> Iterator[Flask]:
 
 
 def dispatcher_of(app: Flask) -> Dispatcher:
-    dispatcher: Dispatcher = app.extensions["mailer"].dispatcher
+    dispatcher: Dispatcher = app.extensions["mailer"].outbound.dispatcher
     return dispatcher
 
 

@@ -13,12 +13,11 @@ from celery.contrib.testing.worker import start_worker
 from flask import Flask
 
 from mailer import Mailer
-from mailer.tasks import PURGE, SEND, SWEEP
+from mailer.celery.app import TASKS
 from tests.application import create_app
 from tests.services.databases import sqlite_only
 
 pytestmark = sqlite_only
-OWN = (SEND, SWEEP, PURGE)
 
 
 def an_app(config: dict[str, str], *, own_celery: bool) -> Flask:
@@ -61,7 +60,7 @@ def test_limits_of_the_application(config: dict[str, str], own_celery: bool) -> 
     longest = app.extensions["mailer"].settings.longest_delivery
 
     with running(celery):
-        tasks = [celery.tasks[name] for name in OWN]
+        tasks = [celery.tasks[name] for name in TASKS]
 
     assert all(task.time_limit > longest < task.soft_time_limit and not task.acks_late for task in tasks)
 
@@ -88,7 +87,7 @@ def test_a_worker_that_stops_leaves_the_others_alone(config: dict[str, str], mon
     """It is one Celery app's worker, and so it ends the delivery of that one's mail only, until it is started again."""
     hung_up: list[str] = []
     apps = {name: an_app(config, own_celery=True) for name in ("first", "second")}
-    dispatchers = {name: app.extensions["mailer"].dispatcher for name, app in apps.items()}
+    dispatchers = {name: app.extensions["mailer"].outbound.dispatcher for name, app in apps.items()}
     for name, dispatcher in dispatchers.items():
         monkeypatch.setattr(dispatcher, "hang_up", lambda name=name: hung_up.append(name))
 

@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mailer.delivery import Dispatcher, Maintenance
+from flask import Flask
+
+from mailer.delivery import Delivery, Dispatcher, Maintenance
 from mailer.message import DeliveryStatus, Pause
+from mailer.outbound import Outbound
 from mailer.store import Store
 from tests.mails import insert, table
 from tests.services.mail_servers import MailServer
@@ -52,6 +55,13 @@ class CountingBell:
 def chores_of(dispatcher: Dispatcher) -> Maintenance:
     """The chores of the same worker."""
     return Maintenance(dispatcher._services, dispatcher, dispatcher._bell)
+
+
+def outbound_of(dispatcher: Dispatcher, maintenance: Maintenance | None = None) -> Outbound:
+    """The outbound side of an app with this dispatcher, for what a worker runs beside its tasks."""
+    outbound = Outbound(Flask("tests"), dispatcher._settings, dispatcher._services.store, dispatcher._bell)
+    vars(outbound)["_built"] = Delivery(dispatcher, maintenance or chores_of(dispatcher))
+    return outbound
 
 
 def entry(server: Sink | RawServer | ScriptedRelay | MailServer, name: str = "relay", **rules: Any) -> dict[str, Any]:

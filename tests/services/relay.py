@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Flask
 
-from mailer.extension import _flask_mail_state
+from mailer.dropin import flask_mail_state
 from mailer.message import Address, Message, Outcome, new_id, new_message_id
 from mailer.mime import WireMessage, compose
 from mailer.settings import Settings
@@ -24,7 +24,7 @@ def make_relay(host: str, port: int, environ: Any = None, **config: Any) -> Rela
     """The relay of an app with this configuration, and in an environment that says nothing else."""
     given = {"MAIL_SERVER": host, "MAIL_PORT": port, **dict.fromkeys(TIMEOUTS, LONG), **config}
     settings = Settings.load(given, environ or {}, default_database_url="sqlite://")
-    return Relay(settings, Flask("tests"), _flask_mail_state(settings))
+    return Relay(settings, Flask("tests"), flask_mail_state(settings))
 
 
 def make_letter(recipient: str = "bob@example.com", **changes: Any) -> WireMessage:

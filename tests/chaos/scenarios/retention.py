@@ -9,9 +9,9 @@ from flask import Flask
 from sqlalchemy import Engine, select
 
 from mailer import Mailer, schema
+from mailer.celery.app import PURGE
 from mailer.message import id_at
 from mailer.store import Store
-from mailer.tasks import PURGE
 from tests.chaos.history import Call
 from tests.chaos.scenario import Report, Size, named
 from tests.chaos.site import Database, Sender, Site, running_site

@@ -1,4 +1,4 @@
-"""Whether the Celery app of a Flask app is still the one that has Mailer's tasks."""
+"""A check that the Celery app of a Flask app is still the one that delivers its mail."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ log = get_logger(__name__)
 
 
 class CeleryCheck:
-    """Notices a Celery app that was put into `app.extensions["celery"]` after Mailer was set up: its workers deliver nothing."""
+    """The check for a Celery app that was put into the Flask app after Mailer was set up."""
 
     def __init__(self, app: Flask, celery: Celery[Any]) -> None:
         self._extensions = app.extensions  # not the app, so that nothing keeps it alive
@@ -19,15 +19,16 @@ class CeleryCheck:
         signals.worker_init.connect(self._tell_worker)  # a weak reference
 
     def objection(self) -> str | None:
-        """Return what is wrong and how to mend it, or None."""
+        """Return the mistake and its remedy, or None."""
         if self._extensions.get("celery") is self._celery:
             return None
         return (
-            "app.extensions['celery'] was set after Mailer(app), so the workers of that Celery app have none of Mailer's tasks:"
-            " set it before Mailer(app) or init_app()."
+            "app.extensions['celery'] was set after Mailer(app), so the workers of that Celery app"
+            " deliver no mail. Set it before Mailer(app) or init_app()."
         )
 
     def _tell_worker(self, sender: Any = None, **_signal: Any) -> None:
         starting = getattr(sender, "app", None)
-        if starting is not self._celery and starting is self._extensions.get("celery") and (said := self.objection()):
-            log.error("This worker delivers no mail. %s", said)
+        is_ours = starting is self._extensions.get("celery")
+        if is_ours and starting is not self._celery and (objection := self.objection()):
+            log.error("This worker delivers no mail. %s", objection)

@@ -1,6 +1,6 @@
-"""The heartbeat of a worker: a thread in its main process writes every few seconds that it is there.
+"""The heartbeat of a worker: a row that a thread in its main process renews every few seconds.
 
-It has a thread of its own, since the chores may wait for a slow relay.
+The thread is not that of the maintenance, which may wait for a slow relay.
 """
 
 import os
@@ -8,22 +8,17 @@ import platform
 import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 from uuid import uuid4
 
-from celery import bootsteps
-
 from mailer.attendance import BEAT_SECONDS
-from mailer.delivery.flags import WorkerFlags
 from mailer.errors import StoreError
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import Lane
-from mailer.settings import Settings
+from mailer.outbound import Outbound
 from mailer.steps import Steps
-from mailer.store import Store
 from mailer.store.workers import Worker
 
-# The thread is not waited for longer when the worker stops: it is a daemon, and its row gets old.
+# A worker that stops waits for the thread no longer: it is a daemon, and its row gets old.
 _STOP_SECONDS = 5.0
 
 log = get_logger(__name__)
@@ -32,10 +27,10 @@ log = get_logger(__name__)
 class Heartbeat:
     """The row of this worker, from its start to its end."""
 
-    def __init__(self, settings: Settings, store: Store, flags: WorkerFlags) -> None:
-        self._settings = settings
-        self._store = store
-        self._flags = flags
+    def __init__(self, outbound: Outbound) -> None:
+        self._settings = outbound.settings
+        self._store = outbound.store
+        self._flags = outbound.dispatcher.flags
         self._id = uuid4().hex
         self._started_at = time.time()
         self._stopping = threading.Event()
@@ -43,7 +38,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="mailer-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Write the row at once, and then again and again."""
+        """Write the row at once, then every few seconds."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -61,7 +56,7 @@ class Heartbeat:
             try:
                 self._store.leave(self._id)
             except StoreError as error:
-                log.info("The row of this worker stays, and gets old: %s", error)
+                log.info("The heartbeat of this worker stays, and gets old: error=%s", error)
 
     def _beat(self) -> None:
         worker = Worker(
@@ -83,17 +78,5 @@ class Heartbeat:
 def _version() -> str:
     try:
         return version("flask-mailer-queue")
-    except PackageNotFoundError:  # it is run from a checkout
+    except PackageNotFoundError:  # a checkout
         return "unknown"
-
-
-def heartbeat_step(settings: Settings, store: Store, flags: WorkerFlags) -> type[bootsteps.StartStopStep]:
-    """Return the part of a worker that starts and stops its heartbeat."""
-
-    class HeartbeatStep(bootsteps.StartStopStep):
-        requires = ("celery.worker.components:Pool",)  # after it: its processes are forked before the thread exists
-
-        def create(self, worker: Any) -> Heartbeat:  # type: ignore[override]  # the stub forgot that Celery keeps what it returns
-            return Heartbeat(settings, store, flags)
-
-    return HeartbeatStep

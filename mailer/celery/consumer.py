@@ -1,6 +1,7 @@
-"""How a worker listens to the broker: nothing that happens to the broker, and nothing that somebody puts into it, ends it.
+"""A consumer that no outage of the broker ends, and no message that anybody puts into the queue.
 
-What makes no sense is refused and counted: it is taken out of the queue, it runs nothing, and the log gets a short line.
+A message that makes no sense is refused and counted: it leaves the queue, runs nothing, and gets a
+short line in the log.
 """
 
 import time
@@ -16,45 +17,45 @@ from celery.worker.consumer import Consumer
 from kombu.asynchronous import timer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from mailer.celery.app import transport_options
 from mailer.logs import get_logger
 
-# Celery would wait for up to half a minute between two tries, and nobody would hear a ring meanwhile.
+# Celery would wait for up to half a minute between two tries, and no ring would be heard meanwhile.
 _LONGEST_PAUSE_SECONDS = 3.0
 # After a broker that answers has refused to work, such as a Redis that is full.
 _PAUSE_SECONDS = 1.0
 _LONGEST_ID = 255
 _LONGEST_OBJECTION = 200
 
-# What is raised by code that trusted a message.
-_NONSENSE = (ContentDisallowed, DecodeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-# Mailer's own tasks are called with nothing at all, and these headers make something else of a call.
+# Exceptions of code that trusted a message.
+_NONSENSE = (
+    ContentDisallowed,
+    DecodeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+# Our own tasks take no arguments. These headers would change what a call does.
 _OWN = "mailer."
-_BAGGAGE = ("eta", "expires", "group", "retries", "shadow", "stamped_headers")
+_EXTRAS = ("eta", "expires", "group", "retries", "shadow", "stamped_headers")
 
 log = get_logger(__name__)
 
 
-def transport_options(connect: float, answer: float, health_check: float = 25) -> dict[str, Any]:
-    """Without time-outs a frozen Redis blocks for ever. Never retry_on_timeout: it publishes twice."""
-    return {
-        "socket_connect_timeout": connect,
-        "socket_timeout": answer,
-        "socket_keepalive": True,
-        "health_check_interval": health_check,
-        "visibility_timeout": 3600,
-    }
-
-
 class PatientWorker(bootsteps.Step):
-    """A worker can wait longer for the broker than a request does: for BRPOP it has to. If no answer comes, it dials again."""
+    """The time-outs of a worker: it may wait longer for the broker than a request may."""
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        worker.app.conf.broker_transport_options = transport_options(connect=2, answer=3, health_check=5)
+        options = transport_options(connect=2, answer=3, health_check=5)
+        worker.app.conf.broker_transport_options = options
 
 
 class PatientConsumer(Consumer):
-    """Celery's own, which comes back within seconds, and survives every message."""
+    """Celery's consumer, but it reconnects within seconds and survives every message."""
 
     controller: Any
     channel_errors: tuple[type[Exception], ...]
@@ -62,13 +63,13 @@ class PatientConsumer(Consumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._refused = 0
-        self.leave_lost: Callable[[], None] = lambda: None  #: the connection before the present one
+        self.leave_lost: Callable[[], None] = lambda: None  #: forgets the one before this
         super().__init__(*args, **options)
 
-    # --- the broker ---------------------------------------------------------------------------------------------------
+    # --- the broker -------------------------------------------------------------------------------
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Wait until it answers."""
+        """Wait until the broker answers."""
         pauses = {"interval_start": 1, "interval_step": 1, "interval_max": _LONGEST_PAUSE_SECONDS}
         conn.ensure_connection = partial(conn.ensure_connection, **pauses)
         transport = conn.get_transport_cls()
@@ -78,12 +79,12 @@ class PatientConsumer(Consumer):
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """It is dialled again after this."""
+        """Pause before the next connection if the broker answered with an error."""
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, self.channel_errors):
             time.sleep(_PAUSE_SECONDS)
 
-    # --- its messages -------------------------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------
 
     def create_task_handler(self, *args: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args)
@@ -106,60 +107,72 @@ class PatientConsumer(Consumer):
         self.refuse(exc, message)
 
     def refuse(self, objection: object, message: Any = None) -> None:
-        """Of what it says, the log gets a few letters, and nothing that a terminal obeys."""
+        """Count and log a message, and take it out of the queue.
+
+        The log gets a few letters of the reason, and none that a terminal obeys.
+        """
         self._refused += 1
-        said = ascii(str(objection)[:_LONGEST_OBJECTION])
-        log.error("A message was refused, the %d. since this worker started: %s", self._refused, said)
+        reason = ascii(str(objection)[:_LONGEST_OBJECTION])
+        log.error(
+            "A message was refused, the %d. since this worker started: %s",
+            self._refused,
+            reason,
+        )
         if message is not None:
             message.reject_log_error(log, self.connection_errors)
 
 
 def _info(connection: Any, transport: str) -> dict[str, Any]:
-    """As `celery inspect stats` tells it, in JSON: by name."""
+    """Return the description for `celery inspect stats`, with the name of the transport."""
     return {**type(connection).info(connection), "transport": transport}
 
 
 def _objection(message: Any, tasks: Mapping[str, Any]) -> str:
-    """Why it is nothing for a worker; nothing, if it is."""
+    """Return the reason to refuse a message, or an empty string."""
     name, number = message.headers.get("task"), message.headers.get("id")
     if not isinstance(name, str) or name not in tasks:
         return f"no task has the name {str(name)[:_LONGEST_OBJECTION]}"
     if not isinstance(number, str) or len(number) > _LONGEST_ID or not number.isprintable():
         return f"{name}: its id is no id"
-    if name.startswith(_OWN) and not _is_bare(message):
+    if name.startswith(_OWN) and not _is_bare(message, tasks[name]):
         return f"{name}: it is called with nothing, and this call has something"
     return ""
 
 
-def _is_bare(message: Any) -> bool:
+def _is_bare(message: Any, task: Any) -> bool:
+    """Return whether a message is a plain call: no arguments, no limits but those of the task."""
     args, kwargs, more = message.payload
-    carries = (args, kwargs, any(more.values()), any(message.headers.get("timelimit") or ()))
-    return not any(carries) and not any(message.headers.get(name) for name in _BAGGAGE)
+    limits = message.headers.get("timelimit") or ()
+    has_limits = any(limits) and limits != [task.time_limit, task.soft_time_limit]
+    is_empty = not any((args, kwargs, any(more.values()), has_limits))
+    return is_empty and not any(message.headers.get(name) for name in _EXTRAS)
 
 
 def careful_transport(transport: type[Any], consumer: PatientConsumer) -> type[Any]:
-    """The same way to Redis, which brings down no worker."""
-    message = type("CarefulMessage", (_CarefulMessage, transport.Channel.Message), {"consumer": consumer})
-    channel = type("CarefulChannel", (_CarefulChannel, transport.Channel), {"consumer": consumer, "Message": message})
-    return type("CarefulTransport", (_CarefulTransport, transport), {"consumer": consumer, "Channel": channel})
+    """Return a Redis transport like this one, with which no lost connection ends the worker."""
+    own = {"consumer": consumer}
+    message = type("CarefulMessage", (_CarefulMessage, transport.Channel.Message), dict(own))
+    own_channel = {**own, "Message": message}
+    channel = type("CarefulChannel", (_CarefulChannel, transport.Channel), own_channel)
+    return type("CarefulTransport", (_CarefulTransport, transport), {**own, "Channel": channel})
 
 
-_Of: Any = object  # of the transport, whose classes these go before
+_Base: Any = object  # a class of the transport, which stands behind these mix-ins
 
 
-class _CarefulMessage(_Of):  # type: ignore[misc]  # see there
-    """One that is not unpacked before it is known what it is."""
+class _CarefulMessage(_Base):  # type: ignore[misc]  # see there
+    """A message that is not decompressed unless the application compresses its own."""
 
     consumer: PatientConsumer
 
     def __init__(self, payload: Any, **options: Any) -> None:
         if payload["headers"].get("compression") and not self.consumer.app.conf.task_compression:
-            raise ValueError("it is compressed, and may be of any size")
+            raise ValueError("it is compressed, and may have any size")
         super().__init__(payload, **options)
 
 
-class _CarefulTransport(_Of):  # type: ignore[misc]  # see there
-    """One that takes the place of the one before: kombu would look after each lost connection until the worker ends."""
+class _CarefulTransport(_Base):  # type: ignore[misc]  # see there
+    """A transport that forgets the one before: kombu would poll each lost connection for ever."""
 
     consumer: PatientConsumer
 
@@ -177,18 +190,19 @@ def _leave(loop: Any, ticks: set[Any], cycle: Any) -> None:
             entry.cancel()
 
 
-class _CarefulChannel(_Of):  # type: ignore[misc]  # see there
-    """One that drops what is no message: Celery would end, or have it delivered for ever."""
+class _CarefulChannel(_Base):  # type: ignore[misc]  # see there
+    """A channel that drops garbage: Celery would end, or have it redelivered for ever."""
 
     consumer: PatientConsumer
 
     def __init__(self, *args: Any, **options: Any) -> None:
         if self.consumer.controller.blueprint.state == RUN:
-            state.maybe_shutdown()  # Celery dials for ever to say that it is alive, and does not hear that it is to stop
+            # Celery reconnects for ever to send its heartbeat, and would not notice a stop.
+            state.maybe_shutdown()
         super().__init__(*args, **options)
 
     def _connparams(self, **options: Any) -> Any:
-        """Asked for once more when the connection was given up: what is lost is the connection, and not the worker."""
+        """Raise an error of the connection if it was given up: the worker then reconnects."""
         if self.connection is None or self.connection.client is None:
             raise redis.ConnectionError("the connection to the broker was given up")
         return super()._connparams(**options)
@@ -203,7 +217,7 @@ class _CarefulChannel(_Of):  # type: ignore[misc]  # see there
         try:
             return read(**options)
         except OSError:
-            raise  # of TLS, some are ValueErrors as well
+            raise  # some errors of TLS are ValueErrors, too
         except _NONSENSE as error:
             self.consumer.refuse(f"{type(error).__name__}: {error}")
             return True

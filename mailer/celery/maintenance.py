@@ -1,0 +1,186 @@
+"""Mailer's part of a worker: a thread in its main process that settles, sweeps and purges.
+
+The sweep finds mail whose ring was lost, mail that is scheduled or tried again, and mail of a dead
+worker. It needs no beat, and nobody can forget to start it.
+"""
+
+import gc
+import threading
+import time
+from typing import Any
+from weakref import WeakSet
+
+from celery import bootsteps, signals
+
+from mailer.celery.app import PURGE, installed
+from mailer.celery.heartbeat import Heartbeat
+from mailer.errors import StoreUnavailable
+from mailer.logs import addresses_shown, get_logger
+from mailer.outbound import Outbound
+from mailer.steps import Steps
+from mailer.store.workers import SWEEP
+
+_TICK_SECONDS = 0.5
+_SWEEP_SECONDS = 1.0
+_PURGE_SECONDS = 3600.0
+_SHORTEST_WAIT_SECONDS = 0.05  # so that mails that get due one by one do not ring each by itself
+# A clock that was set back by more than this was set by somebody: less is drift. What is stored by
+# now may have been given its time a moment before.
+_SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
+
+log = get_logger(__name__)
+
+
+class MaintenanceThread:
+    """The maintenance of one Flask app, in the main process of a worker."""
+
+    def __init__(self, outbound: Outbound, worker: Any) -> None:
+        self.worker = worker
+        self._outbound = outbound
+        self._store = outbound.store
+        self._bell = outbound.bell
+        self._dispatcher = outbound.dispatcher  # builds it, before the pool forks
+        self._maintenance = outbound.maintenance
+        self._clock_offset = time.time() - time.monotonic()
+        self._is_purging = False
+        self._stopping = threading.Event()
+        self._steps = Steps()
+        self._thread = threading.Thread(target=self._run, name="mailer-maintenance", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Raise `SchemaMismatch` if the tables do not fit: that stops the worker."""
+        try:
+            self._store.check_schema()
+        except StoreUnavailable as error:
+            log.warning("Maintenance waits for the database: error=%s", error)
+        self._dispatcher.flags.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the step at hand, which may be delivering a mail."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def stop_delivery(self) -> None:
+        """Let the worker's tasks end after the batch at hand."""
+        self._dispatcher.flags.stop()
+
+    def hang_up(self) -> None:
+        """Close the connections to relays that nobody uses."""
+        self._dispatcher.hang_up()
+
+    def _run(self) -> None:
+        with addresses_shown(self._outbound.settings.log_addresses):
+            while not self._stopping.wait(_TICK_SECONDS):
+                self._steps.take("tick", self._tick_in_context)
+
+    def _tick_in_context(self) -> None:
+        with self._outbound.context():
+            self._tick()
+
+    def _tick(self) -> None:
+        """Take each step, even if others fail.
+
+        Of all workers, one sweeps and purges when that is due: a row in the database decides which.
+        """
+        self._steps.take("clock", self._check_clock)
+        self._steps.take("settle", self._maintenance.settle)
+        self._steps.take("sweep", self._sweep)
+        self._steps.take("purge", self._purge)
+
+    def _sweep(self) -> None:
+        if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
+            self._maintenance.sweep()
+            self._ring_in_time()
+
+    def _purge(self) -> None:
+        """Purge for half a second: the sweep does not wait for the end of a long purge."""
+        if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
+            self._is_purging = not self._maintenance.purge(at_most=_TICK_SECONDS)
+
+    def _check_clock(self) -> None:
+        """If the clock was set back, make mail due again that was due before."""
+        offset = time.time() - time.monotonic()
+        back = self._clock_offset - offset
+        if back > _SET_BACK_SECONDS:
+            now = time.time()
+            recalled = self._store.recall_queued(now, was=now + back + _BETWEEN_SECONDS)
+            log.warning("The clock was set back: seconds=%.0f due_again=%d", back, recalled)
+        self._clock_offset = offset
+
+    def _ring_in_time(self) -> None:
+        """Until the next sweep, ring at the moment when a mail gets due."""
+        ends = time.time() + _SWEEP_SECONDS - _TICK_SECONDS
+        while (due_at := self._store.next_due(time.time(), before=ends)) is not None:
+            if self._stopping.wait(max(_SHORTEST_WAIT_SECONDS, due_at - time.time())):
+                return
+            self._bell.ring()
+
+
+# --- the worker -----------------------------------------------------------------------------------
+
+
+class MailerStep(bootsteps.StartStopStep):
+    """The bootstep that starts and stops maintenance and heartbeat.
+
+    Several Flask apps may share a Celery app: each has its own. They are created before the pool
+    forks its processes, and started after that, since no thread survives a fork.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, worker: Any) -> None:
+        threads = [MaintenanceThread(outbound, worker) for outbound in installed(worker.app)]
+        heartbeats = [Heartbeat(outbound) for outbound in installed(worker.app)]
+        self._parts: list[MaintenanceThread | Heartbeat] = [*threads, *heartbeats]
+        _running.update(threads)
+
+    def start(self, worker: Any) -> None:
+        for part in self._parts:
+            part.start()
+
+    def stop(self, worker: Any) -> None:
+        for part in self._parts:
+            part.stop()
+
+    def terminate(self, worker: Any) -> None:
+        self.stop(worker)
+
+
+# In a process of a pool: those of its worker.
+_running: WeakSet[MaintenanceThread] = WeakSet()
+
+
+def _share_memory(**_signal: Any) -> None:
+    """Share memory with the processes of a prefork pool.
+
+    The garbage collector would write to each object in its first run, and so copy it.
+    """
+    gc.freeze()
+
+
+def _on_shutting_down(sender: object, **_signal: Any) -> None:
+    """Stop the deliveries of the worker that is shutting down. The sender is its name."""
+    for thread in list(_running):
+        if thread.worker.hostname == sender:
+            thread.stop_delivery()
+
+
+def _on_shutdown(sender: object, **_signal: Any) -> None:
+    for thread in list(_running):
+        if thread.worker is sender:
+            thread.hang_up()
+
+
+def _on_process_shutdown(**_signal: Any) -> None:
+    """Close the connections of this process of a pool: it has none of another worker."""
+    for thread in list(_running):
+        thread.hang_up()
+
+
+# Functions of this module, which keep no app alive.
+signals.worker_before_create_process.connect(_share_memory)
+signals.worker_shutting_down.connect(_on_shutting_down)
+signals.worker_shutdown.connect(_on_shutdown)
+signals.worker_process_shutdown.connect(_on_process_shutdown)

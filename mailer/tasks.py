@@ -1,0 +1,50 @@
+"""The Celery tasks. They carry no mail, only "there is mail": the database says what is due.
+
+So a task may come late, twice or never, and no mail does. The tasks work in each Celery app that is
+the `app.extensions["celery"]` of a Flask app with Mailer.
+"""
+
+from typing import Any
+
+from celery import Task, shared_task
+
+from mailer.celery.app import PURGE, SEND, TASK_SECONDS, ending_delayed, installed
+from mailer.errors import StoreError
+from mailer.logs import get_logger
+from mailer.store.workers import SWEEP
+
+log = get_logger(__name__)
+
+
+@shared_task(bind=True, name=SEND, ignore_result=True)
+def send_email(self: Task[Any, None]) -> None:
+    """Deliver what is due, batch after batch."""
+    for outbound in installed(self.app):
+        with outbound.context(), ending_delayed():
+            outbound.bell.answer()  # before the claim: mail that is committed later rings again
+            try:
+                outbound.dispatcher.deliver(at_most=TASK_SECONDS)
+            except StoreError as error:
+                log.warning("Delivery waits, and the sweep rings again: error=%s", error)
+
+
+@shared_task(bind=True, name=SWEEP, ignore_result=True)
+def sweep(self: Task[Any, None]) -> None:
+    """Take back the mail of dead workers, and ring for what is due.
+
+    Workers do this by themselves, once a second.
+    """
+    for outbound in installed(self.app):
+        with outbound.context(), ending_delayed():
+            outbound.maintenance.sweep()
+
+
+@shared_task(bind=True, name=PURGE, ignore_result=True)
+def purge(self: Task[Any, None]) -> None:
+    """Delete finished mail that is older than MAILER_KEEP_DAYS.
+
+    Workers do this by themselves, once an hour.
+    """
+    for outbound in installed(self.app):
+        with outbound.context():
+            outbound.maintenance.purge()
