@@ -14,24 +14,51 @@ DEV := $(VENV)/dev.installed
 # Tools that need much of their own have virtual environments of their own, each with a lock of its name.
 TOOLS := $(VENV)/tools
 
+# Each process of the tests has services of its own. They start hundreds of programs: all may use what is compiled already.
+PARALLEL := --numprocesses auto --dist worksteal
+WITH_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
+
+# Where pyenv has its Pythons, which are not on PATH.
+PYENV_VERSIONS := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+
+# What meets the versions of the dependencies: SQLAlchemy, Celery, redis-py, Flask and Flask-Mail, pydantic, limits.
+CORE := tests/unit $(wildcard tests/integration/test_store*.py tests/integration/test_schema*.py tests/integration/test_intake*.py)
+CORE += tests/integration/test_throttle.py tests/integration/test_smtp.py tests/integration/test_flask_mail.py
+CORE += tests/integration/test_workers_in_a_process.py tests/acceptance/test_celery.py tests/acceptance/test_delivery.py
+
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test lowest bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
+.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
 
 help: ## List what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DEV) ## Set up the virtual environment with all tools of the developers
 
 run: $(LOCAL) ## Start the local stack: broker, SMTP inbox, worker, web (PORT and MAIL_PORT choose other ports)
 	@exec $(BIN)/python -m mailer.devstack
 
-test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them, ARGS="-n 0" for all in one process)
+	$(WITH_BYTECODE) $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-lowest: $(TOOLS)/lowest/installed ## Run the tests with the lowest version of each dependency that pyproject.toml allows
-	$(TOOLS)/lowest/bin/python -m pytest $(ARGS)
+test-min: $(TOOLS)/lowest/installed ## Run the core of the tests with the lowest versions that pyproject.toml allows (CORE=tests for all)
+	$(WITH_BYTECODE) $(TOOLS)/lowest/bin/python -m pytest $(PARALLEL) $(CORE) $(ARGS)
+
+test-all: ## Run the tests on every Python from 3.11 to 3.14 that is found here
+	@for version in 3.11 3.12 3.13 3.14; do \
+		python=$$(for one in python$$version $(PYENV_VERSIONS)/$$version.*/bin/python; do \
+			"$$one" -c "" 2>/dev/null && echo "$$one" && break; done); \
+		[ "$$python" ] || { echo "Python $$version is not installed here: left out."; continue; }; \
+		$(MAKE) --no-print-directory test VENV=$(TOOLS)/python$$version PYTHON="$$python" || failed="$$failed $$version"; \
+	done; [ -z "$$failed" ] || { echo "The tests failed on Python$$failed." >&2; exit 1; }
+
+coverage: $(DEV) ## Run the tests, and print how much of mailer/ they execute, in all processes (HTML: .coverage.html)
+	$(BIN)/python -m coverage erase
+	$(WITH_BYTECODE) $(BIN)/python -m coverage run -m pytest $(PARALLEL) $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet
+	$(BIN)/python -m coverage report
 
 bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
 	$(BIN)/python -m bench $(ARGS)
@@ -74,7 +101,7 @@ PIN = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes
 COMPILE = $(PIN) pyproject.toml
 
 clean: ## Remove the virtual environment and the caches; the mails in instance/ stay
-	rm -rf $(VENV) bench/.peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) bench/.peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/%.installed: requirements/%.txt $(BROKEN)

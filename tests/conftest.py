@@ -5,6 +5,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hypothesis
 import pytest
 from flask import Flask
 
@@ -12,11 +13,26 @@ from mailer.devstack import broker
 from tests.application import create_app
 from tests.services.broker import RedisServer
 from tests.services.databases import Databases, PostgresDatabases, SqliteDatabases
+from tests.services.machine import share_of_machine
 from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
 from tests.services.requirement import do_without, find_program, require
 from tests.services.sink import Sink
 from tests.services.worker import Fleet, StartWorker, StartWorkers
 from tests.shop import close
+
+# No test fails because the machine is busy.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+# Processes
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout begins to count
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test marked `alone` have the machine for itself, in whichever process of the run."""
+    with share_of_machine(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
 
 # Databases
 

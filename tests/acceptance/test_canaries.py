@@ -17,13 +17,13 @@ from sqlalchemy import make_url, select
 from werkzeug.debug import DebuggedApplication
 from werkzeug.test import Client
 
-from bench.program import free_port
 from mailer import ConfigurationError, Mailer, schema
 from mailer.settings import Settings
 from tests.application import create_app
 from tests.services import canaries, logins
 from tests.services.canaries import BODY, PERSON, SECRETS, SUBJECT, heard
 from tests.services.logins import LoginServer
+from tests.services.ports import free_port
 from tests.services.relay import RawServer
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, StartWorkers, Worker

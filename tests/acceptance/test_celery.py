@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from flask import Flask
 from mailer import Mailer, Status
 from mailer.devstack.faults import DELAY, Fault
 from tests.services.databases import sqlite_only
+from tests.services.ports import free_port
 from tests.services.sink import Sink
 from tests.services.users import WITHOUT_PRIVILEGES
 from tests.services.waiting import wait_until
@@ -96,9 +96,7 @@ def test_time_limits_of_the_worker(
 def test_flower_shows_it(config: dict[str, str], start_worker: StartWorker) -> None:
     """Flower finds the worker and its tasks."""
     start_worker()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, **config, "FLOWER_UNAUTHENTICATED_API": "true"}
 
     def workers() -> dict[str, dict[str, list[str]]]:

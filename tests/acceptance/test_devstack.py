@@ -18,6 +18,7 @@ import pytest
 from app import create_app, mailer
 from mailer.devstack.inbox import Inbox
 from mailer.devstack.processes import Ledger, Process
+from tests.services.ports import free_port
 from tests.services.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -97,11 +98,6 @@ def stack(local_stack: LocalStack) -> Iterator[LocalStack]:
         yield local_stack
     finally:
         local_stack.end()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def groups_of(parts: list[Process]) -> list[int]:

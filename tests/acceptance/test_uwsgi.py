@@ -3,7 +3,6 @@
 import os
 import signal
 import site
-import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 from flask import Flask
 
 from mailer import Mailer
+from tests.services.ports import free_port
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT
@@ -30,9 +30,7 @@ def test_workers_that_uwsgi_forks(config: dict[str, str], make_app: Callable[...
     loads = subprocess.run([PYTHON, "-c", f"import sys; sys.path[1:1] = {folders}; import mailer"], check=False, cwd=PROJECT)
     if loads.returncode:
         pytest.skip("The packages here are for another Python than the one in Debian's uWSGI.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(program), "--plugin", "python3", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "4"]
     command += ["--die-on-term", "--wsgi", "tests.services.uwsgi_app", "--chdir", str(PROJECT), "--need-app", "--enable-threads"]
     command += [f"--pythonpath={folder}" for folder in folders]

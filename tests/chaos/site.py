@@ -14,7 +14,6 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 
-from bench.program import free_port
 from mailer import Mailer, MailStatus
 from mailer.devstack import broker
 from mailer.schema import migrate
@@ -22,6 +21,7 @@ from mailer.store import Store
 from tests.application import create_app
 from tests.chaos.history import Call, Tally, moves_on, tally
 from tests.services.broker import RedisServer
+from tests.services.ports import free_port
 from tests.services.postgres import DEBIAN_FOLDERS, PostgresServer, running_postgres
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until

@@ -1,6 +1,5 @@
 """Several relays: which mail goes where, and what happens to it when one of them is down."""
 
-import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from tests.services.dispatchers import (
     two,
     wait_out,
 )
+from tests.services.ports import free_port
 from tests.services.sink import Sink
 
 DOWN = "421 4.3.2 closed for the night"
@@ -39,8 +39,7 @@ Break = Callable[[Sink], Mapping[str, Any]]
 
 
 def _refuse_connections(sink: Sink) -> Mapping[str, Any]:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        return {"MAIL_PORT": nobody.getsockname()[1]}
+    return {"MAIL_PORT": free_port()}
 
 
 def _at(*faults: Fault) -> Break:

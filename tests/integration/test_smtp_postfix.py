@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailer.message import Verdict
+from tests.services.ports import free_port
 from tests.services.relay import make_letter, make_relay
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until
@@ -21,8 +22,7 @@ MAILS = 200
 def smtp_sink(folder: Path, *options: str) -> Iterator[int]:
     """The port of one that writes each mail into a file of its own."""
     program = require("Postfix (smtp-sink)", find_program("smtp-sink", also_in=[Path("/usr/sbin")]))
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = int(unused.getsockname()[1])
+    port = free_port()
     user = ["-u", "root"] if os.geteuid() == 0 else []
     server = subprocess.Popen([program, *user, "-d", f"{folder}/mail.", *options, f"127.0.0.1:{port}", "100"])
 

@@ -1,13 +1,14 @@
-"""A fresh database for each test, copied from one that was migrated once."""
+"""A fresh database for each test: a copied file, or a database of the one server that was emptied."""
 
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 
@@ -58,28 +59,85 @@ class SqliteDatabases:
 
 
 class PostgresDatabases:
-    """A database of the one server for each test, dropped after it."""
+    """Databases of one server. Those with today's schema are emptied after a test, and used again."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
         self._numbers = count(1)
+        self._emptied: list[str] = []
 
-    def empty(self) -> AbstractContextManager[str]:
-        return self._database("template1")
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        name = self._create("template1")
+        yield self._server.url(name)
+        self._server.drop(name)
 
-    def migrated(self) -> AbstractContextManager[str]:
-        return self._database(self._template)
+    @contextmanager
+    def migrated(self) -> Iterator[str]:
+        name = self._emptied.pop() if self._emptied else self._create(self._template)
+        yield self._server.url(name)
+        if self._is_emptied(name):
+            self._emptied.append(name)
+        else:
+            self._server.drop(name)
+
+    def _create(self, template: str) -> str:
+        name = f"mailer_{next(self._numbers)}"
+        self._server.create(name, template)
+        return name
 
     @cached_property
     def _template(self) -> str:
         _migrate(self._server.create("template_mailer"))
         return "template_mailer"
 
-    @contextmanager
-    def _database(self, template: str) -> Iterator[str]:
-        name = f"mailer_{next(self._numbers)}"
-        yield self._server.create(name, template)
-        self._server.drop(name)
+    @cached_property
+    def _pristine(self) -> list[tuple[Any, ...]]:
+        """The fingerprint of a database that nobody has used."""
+        with self._server.connect(self._template) as connection:
+            return connection.execute(_FINGERPRINT).fetchall()
+
+    def _is_emptied(self, name: str) -> bool:
+        """Empty the database. Return False if a test left more in it than rows: then nobody else can use it."""
+        with suppress(psycopg.Error), self._server.connect(name) as connection:
+            connection.execute(_HANG_UP)
+            connection.execute(_EMPTY)
+            return connection.execute(_FINGERPRINT).fetchall() == self._pristine
+        return False
+
+
+_HANG_UP = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+#: The tables that hold rows, or held some. The revision is no row of a test.
+_EMPTY = """
+DO $$ DECLARE filled text; BEGIN
+    SELECT string_agg(oid::regclass::text, ', ') INTO filled FROM pg_class
+    WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'mailer_version'
+    AND pg_relation_size(oid) > 0;
+    IF filled IS NOT NULL THEN EXECUTE 'TRUNCATE ' || filled || ' RESTART IDENTITY CASCADE'; END IF;
+END $$
+"""
+
+_CATALOGS = "attrdef attribute collation constraint extension index namespace policy proc rewrite sequence trigger type"
+
+#: A copy of the template has its rows of the catalogs, with the transactions that wrote them: each change has a later one.
+_FINGERPRINT = "".join(
+    f"SELECT '{one}', count(*), max(xmin::text::bigint) FROM pg_{one} UNION ALL "  # noqa: S608 -- names of ours
+    for one in _CATALOGS.split()
+)
+_FINGERPRINT += """
+SELECT 'revision', count(*), max(xmin::text::bigint) FROM mailer_version
+UNION ALL
+SELECT 'class', count(*), count(reloptions) + count(relacl) + count(DISTINCT relowner) FROM pg_class
+UNION ALL
+SELECT 'database', datconnlimit, (datacl IS NULL)::int FROM pg_database WHERE datname = current_database()
+UNION ALL
+SELECT 'setting', count(setconfig), 0 FROM pg_database LEFT JOIN pg_db_role_setting ON setdatabase = pg_database.oid
+WHERE datname = current_database()
+"""
 
 
 def _sqlite_url(file: Path) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.ports import free_port
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until
 
@@ -113,7 +114,7 @@ class MailServer:
 @contextmanager
 def running_opensmtpd(folder: Path) -> Iterator[MailServer]:
     """Take 100 mails over a connection, then say 452 to each MAIL; know no PIPELINING."""
-    program, port = _unpacked("OpenSMTPD", "smtpd"), _free_port()
+    program, port = _unpacked("OpenSMTPD", "smtpd"), free_port()
     _make_places(folder, "var/lib/opensmtpd/empty", "var/spool/smtpd")
     (folder / "var/spool/smtpd").chmod(0o711)
     (folder / "smtpd.conf").write_text(_SMTPD_CONF.format(port=port))
@@ -126,7 +127,7 @@ def running_opensmtpd(folder: Path) -> Iterator[MailServer]:
 @contextmanager
 def running_exim(folder: Path) -> Iterator[MailServer]:
     """Take 1,000 mails over a connection, then say 421."""
-    program, port = _unpacked("Exim", "exim4"), _free_port()
+    program, port = _unpacked("Exim", "exim4"), free_port()
     for place in _make_places(folder, "var/spool/exim4", "var/log/exim4"):
         shutil.chown(place, _ACCOUNTS["Debian-exim"], _ACCOUNTS["Debian-exim"])
     [lib] = _make_places(folder, "var/lib/exim4")
@@ -139,7 +140,7 @@ def running_exim(folder: Path) -> Iterator[MailServer]:
 @contextmanager
 def running_postfix(folder: Path, *, error_sleep: str = "0s") -> Iterator[MailServer]:
     """Hang up after 20 errors of a client; a refused recipient is one, and so is DATA without a recipient."""
-    program, port = require("Postfix", find_program("postfix", also_in=_SBIN)), _free_port()
+    program, port = require("Postfix", find_program("postfix", also_in=_SBIN)), free_port()
     etc, data, _spool = _make_places(folder, "etc", "data", "spool")
     shutil.chown(data, "postfix")
     (folder / "recipients").write_text("!/^nobody/ known\n")
@@ -208,11 +209,6 @@ def _lead_in(folder: Path) -> None:
         group += f"{name}:x:{number}:\n"
     (folder / "passwd").write_text(passwd)
     (folder / "group").write_text(group)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

@@ -120,10 +120,15 @@ class PostgresServer:
         self.execute(f'DROP DATABASE "{database}" WITH (FORCE)')
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
-        """As its administrator; the rows that it finds."""
-        with psycopg.connect(host=str(self.folder), user="mailer", dbname="postgres", autocommit=True) as connection:
+        """Execute a statement as the administrator, and return the rows that it finds."""
+        with self.connect("postgres") as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def connect(self, database: str) -> psycopg.Connection:
+        """Connect to a database as the administrator, who waits for no lock for long."""
+        options = "-c lock_timeout=5s"
+        return psycopg.connect(host=str(self.folder), user="mailer", dbname=database, autocommit=True, options=options)
 
 
 @contextmanager

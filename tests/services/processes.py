@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Not "fork": a child would inherit what the test holds open.
-_processes = multiprocessing.get_context("spawn")
+# Not "fork": a child would inherit what the test holds open. Not "spawn": each child would import everything anew.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["mailer", "tests.mails", "tests.shop"])
 
 
 def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:

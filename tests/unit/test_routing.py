@@ -148,7 +148,7 @@ def test_a_busy_relay_is_not_down() -> None:
 def test_shares_follow_the_weights(weights: list[float]) -> None:
     """Equals share the mail as their weights are, whatever these add up to."""
     relays = [relay(str(number), weight=weight) for number, weight in enumerate(weights)]
-    throws = 2000
+    throws = 500
     shares = Counter(chosen(relays, dice=number / throws) for number in range(throws))
 
     for number, weight in enumerate(weights):
