@@ -1,10 +1,12 @@
 """The table of `make chaos`: no row of it is forgotten, and what the long forms came to is kept."""
 
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
 from tests.chaos import scenarios
+from tests.chaos.__main__ import turned
 from tests.chaos.history import Tally
 from tests.chaos.kept import keep
 from tests.chaos.running import Row
@@ -35,3 +37,13 @@ def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
     assert broken == "    BROKEN: 1 lost"
     assert second.startswith(later)
     assert second.split("7", 1)[1].split()[:2] == ["1234", "1234"]
+
+
+def test_a_run_of_some_minutes_comes_to_all_scenarios() -> None:
+    """The first few of each day, taken together, are the whole table."""
+    today = date(2026, 11, 27).toordinal()
+    first = {scenario.name for day in range(len(SCENARIOS)) for scenario in turned(SCENARIOS, today + day)[:4]}
+
+    assert first == {scenario.name for scenario in SCENARIOS}
+    assert sorted(one.name for one in turned(SCENARIOS, today)) == sorted(one.name for one in SCENARIOS)
+    assert turned([], today) == []
