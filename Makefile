@@ -37,7 +37,7 @@ help: ## List what there is
 setup: $(DEV) ## Set up the virtual environment with all tools of the developers
 
 run: $(LOCAL) ## Start the local stack: broker, SMTP inbox, worker, web (PORT and MAIL_PORT choose other ports)
-	@exec $(BIN)/python -m mailer.devstack
+	@exec $(BIN)/python -m devstack
 
 test: $(DEV) ## Run the tests (ARGS="-k inbox" for some of them, ARGS="-n 0" for all in one process)
 	$(WITH_BYTECODE) $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
@@ -90,7 +90,7 @@ audit: $(TOOLS)/audit/installed ## See whether a pinned dependency has a known v
 lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade takes the newest)
 	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
 	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
-	$(COMPILE) --extra local --extra postgres --extra web -c requirements/dev.txt -o requirements/local.txt
+	$(COMPILE) --extra inbox --extra postgres --extra web --group devstack -c requirements/dev.txt -o requirements/local.txt
 	$(COMPILE) --extra dkim --extra flower --extra oauth --extra postgres --extra socks --extra web -c requirements/dev.txt -o requirements/deploy.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(PIN) --resolution lowest-direct pyproject.toml --all-extras --group dev -o requirements/lowest.txt

@@ -5,14 +5,12 @@ All that an application needs is in `create_app` and in its calls of `send_email
     members   sign up and follow: a mail as the side effect of a request
     write     a mail typed into a page, and what becomes of it
     race      the same mails in the request, with a thread each, and queued
-    inbox     what the mail server of the local stack received
 """
 
 import os
 import re
 import secrets
 import sqlite3
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +31,6 @@ from sqlalchemy import create_engine
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, MailerError, Message, StoreUnavailable, send_email
-from mailer.devstack.inbox import Inbox, Received
 from mailer.private import make_private_file, make_private_folder
 
 mailer = Mailer()
@@ -43,20 +40,16 @@ pages = Blueprint("pages", __name__)
 #: What this application reads from the environment, and what it takes without. Mailer reads its own keys.
 DEFAULTS = {
     "ADMIN_MAIL": "admin@example.com",  # hears of every new member
-    "INBOX_URL": "",  # where the mail can be seen, if not on the page /inbox
+    "INBOX_URL": "",  # the page of the mail server that shows the mail, if there is one
     "INSTANCE_PATH": "",  # the folder of the members, if not ./instance
     "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
-    "MAILER_INBOX_DIR": "",  # where the mail server of the local stack keeps what it received
     "SECRET_KEY": "",  # signs the cookies; without one, a key is made and kept beside the members
 }
+#: The pages in the navigation: label -> endpoint.
+PAGES = {"Write": "pages.write", "Members": "pages.members", "Race": "pages.new_race"}
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-#: For a mail shown in a frame: it runs nothing and loads nothing, and its links open a new tab.
-MAIL_POLICY = (
-    "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data:; "
-    "style-src 'unsafe-inline'; frame-ancestors 'self'"
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 
@@ -64,7 +57,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     settings = {key: os.environ.get(key) or default for key, default in DEFAULTS.items()} | dict(config or {})
     app = Flask(__name__, instance_path=str(Path(settings["INSTANCE_PATH"]).resolve()) if settings["INSTANCE_PATH"] else None)
     make_private_folder(Path(app.instance_path))
-    app.config.from_mapping(settings, SESSION_COOKIE_SAMESITE="Lax")
+    app.config.from_mapping(settings, SESSION_COOKIE_SAMESITE="Lax", PAGES=dict(PAGES))
     app.secret_key = settings["SECRET_KEY"] or kept_secret(app)
     app.extensions["races"] = {}
     mailer.init_app(app)
@@ -264,44 +257,6 @@ def race(race_id: UUID) -> ResponseReturnValue:
     WAYS[way](run)
     run.waited = perf_counter() - start
     return redirect(url_for(".race", race_id=race_id, ran=way))
-
-
-# --- inbox: what the mail server of the local stack received ----------------------------------------------------------
-
-
-def local_inbox() -> Inbox:
-    return Inbox(Path(current_app.config["MAILER_INBOX_DIR"] or Path(current_app.instance_path, "inbox")))
-
-
-def find_received(received_id: str) -> Received:
-    return local_inbox().get(received_id) or abort(404, "This mail is not in the inbox.")
-
-
-@pages.get("/inbox")
-def inbox() -> str:
-    """The latest, or what has a Message-ID: those are looked for in the bytes, as to parse a thousand mails takes long."""
-    wanted = request.args.get("message_id")
-    arrived = local_inbox().latest(1000 if wanted else 100)
-    if wanted:
-        arrived = [mail for mail in arrived if wanted.encode() in mail.raw]
-    return render_template("inbox.html", arrived=arrived, count=local_inbox().count())
-
-
-@pages.get("/inbox/<received_id>")
-def received(received_id: str) -> str:
-    return render_template("received.html", mail=find_received(received_id))
-
-
-@pages.get("/inbox/<received_id>/html")
-def received_html(received_id: str) -> Response:
-    mail = find_received(received_id).parsed
-    part = mail.get_body(("html",)) or abort(404)
-    html = part.get_content()
-    for image in mail.walk():
-        if image.get_content_maintype() == "image" and image["Content-ID"]:
-            data = f"data:{image.get_content_type()};base64,{b64encode(image.get_content()).decode()}"
-            html = html.replace(f"cid:{image['Content-ID'].strip('<> ')}", data)
-    return Response("<!doctype html><base target=_blank>" + html, headers={"Content-Security-Policy": MAIL_POLICY})
 
 
 # --- what every page needs --------------------------------------------------------------------------------------------

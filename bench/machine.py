@@ -14,8 +14,8 @@ from statistics import median
 
 from bench.program import Missing
 from bench.sink import find_program as find_postfix
-from mailer.devstack.broker import CannotStart
-from mailer.devstack.broker import find_program as find_redis
+from devstack.broker import CannotStart
+from devstack.broker import find_program as find_redis
 from tests.services.postgres import DEBIAN_FOLDERS
 from tests.services.requirement import find_program
 

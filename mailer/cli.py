@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from mailer.attendance import SILENT_SECONDS, absence, silence
 from mailer.errors import MailerError
 from mailer.message import DeliveryStatus, Lane, Pause, Status
 from mailer.message.text import printable
-from mailer.settings import RelaySettings
+from mailer.settings import INBOX_PORT, RelaySettings
 from mailer.store import Outlook, Store
 
 _LANES = [lane.name.lower() for lane in Lane]
@@ -169,6 +170,26 @@ def resume(relay: str | None, lane: str | None) -> None:
         raise click.ClickException(f"No relay is named {relay!r}: there is {', '.join(known)}.")
     is_over = _store().resume_relay(relay)
     click.echo(f"The pause of {relay} is over." if is_over else f"{relay} is not paused.")
+
+
+@mail_group.command()
+@click.option("--smtp-port", default=INBOX_PORT, show_default=True, help="The port that receives mail.")
+@click.option("--web-port", default=8025, show_default=True, help="The port of the page that shows the mail.")
+def inbox(smtp_port: int, web_port: int) -> None:
+    """Receive mail on this machine and show it on a page, until Ctrl-C.
+
+    In debug mode an app sends its mail there, unless MAIL_SERVER or MAIL_PORT say otherwise. Nothing is passed on.
+    """
+    from mailer.web.serving import serve_inbox  # noqa: PLC0415 -- of all commands, only this one is a server
+
+    relays = _relays().values()
+    if not any(relay.is_local and relay.mail_port == smtp_port for relay in relays):
+        places = ", ".join(map(_place, relays))
+        click.echo(
+            f"This app sends its mail to {places}, not here. Start it in debug mode (`flask run --debug`, FLASK_DEBUG=1),"
+            f" or set MAIL_SERVER=127.0.0.1 and MAIL_PORT={smtp_port}."
+        )
+    serve_inbox(Path(current_app.instance_path, "inbox"), smtp_port, web_port, click.echo)
 
 
 def _lane(name: str | None) -> Lane | None:

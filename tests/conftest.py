@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from flask import Flask
 
-from mailer.devstack import broker
+from devstack import broker
 from tests.application import create_app
 from tests.services.broker import RedisServer
 from tests.services.databases import Databases, PostgresDatabases, SqliteDatabases

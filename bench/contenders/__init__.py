@@ -15,7 +15,7 @@ import redis
 from bench.program import Failed, Memory, Program
 from bench.sink import Flow, Sink, running_sink
 from bench.sink import find_program as find_postfix
-from mailer.devstack.broker import find_program
+from devstack.broker import find_program
 from tests.services.broker import RedisServer
 
 _LONGEST_QUEUEING = 600.0

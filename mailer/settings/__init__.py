@@ -25,11 +25,11 @@ from mailer.settings.secret_keys import flask_keys, read_secret_keys
 from mailer.settings.spelling import check_keys, did_you_mean, near
 from mailer.settings.words import LOGINS, explained
 
-__all__ = ["RelaySettings", "Settings", "keys"]
+__all__ = ["INBOX_PORT", "RelaySettings", "Settings", "keys"]
 
 #: Among MAILER_ALLOWED_RECIPIENTS.
 EVERYBODY = "*"
-#: Of a program that shows mail to developers: the default in debug mode.
+#: The port of `flask mail inbox`, the default in debug mode.
 INBOX_PORT = 1025
 _RETRY = RetryPolicy()  # the defaults of what it holds are written there
 
@@ -236,7 +236,8 @@ class Settings(RelaySettings):
             raise ConfigurationError(
                 f"MAIL_SERVER: the app is in debug mode, and {', '.join(real)} may bring its mail to real people:"
                 " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who may get mail"
-                f" ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, for the inbox at 127.0.0.1:{INBOX_PORT}."
+                f" ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox at 127.0.0.1:{INBOX_PORT}"
+                " with `flask mail inbox`."
             )
 
     @field_validator("listed_relays")

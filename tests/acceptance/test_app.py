@@ -13,10 +13,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app import create_app
-from mailer.devstack.inbox import Inbox, Received
-from mailer.devstack.smtpd import InboxServer
+import app as reference
+from devstack.site import create_app
 from mailer.message import Status
+from mailer.smtpd.inbox import Inbox, Received
+from mailer.smtpd.server import InboxServer
 from tests.mails import LATER, claim, mark, record
 from tests.services.databases import sqlite_only
 from tests.services.waiting import wait_until
@@ -200,7 +201,7 @@ def test_a_typed_mail_is_followed_to_the_inbox(visitor: FlaskClient, arrives: Ca
     assert page.count('class="state sent"') == 2
     assert "250 2.0.0 Ok: queued as" in page
     [link] = re.findall(r'href="(/inbox\?message_id=[^"]+)"', page)
-    received = re.findall(r'href="(/inbox/[^"]+)"', visitor.get(link).text)
+    received = re.findall(r'href="(/inbox/\d[^"]+)"', visitor.get(link).text)
     assert len(received) == 2
     assert "&lt;b&gt;Dear&lt;/b&gt; all" in visitor.get(received[0]).text
     assert "&lt;b&gt;Dear&lt;/b&gt; all" in visitor.get(f"{received[0]}/html").text
@@ -336,11 +337,11 @@ def test_an_unknown_received_mail_is_not_found(visitor: FlaskClient) -> None:
         assert visitor.get(f"/inbox/{received_id}").status_code == 404
 
 
-def test_without_a_local_inbox_the_page_says_where_to_look(app: Flask, visitor: FlaskClient) -> None:
+def test_without_a_local_inbox_the_pages_say_where_to_look(config: dict[str, str], inbox: Inbox) -> None:
     """An installation has an inbox of its own, or none."""
-    app.config.update(MAILER_INBOX_DIR="", INBOX_URL="http://localhost:8025")
+    visitor = reference.create_app({**config, "INBOX_URL": "http://localhost:8025"}).test_client()
 
-    assert 'href="http://localhost:8025"' in visitor.get("/inbox").text
+    assert 'href="http://localhost:8025"' in visitor.get("/").text
 
 
 # --- every page -------------------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_the_local_stack(tmp_path: Path) -> None:
         "MAILER_OAUTH": json.dumps({"token": "tests.services.canaries:token"}),
         "MAILER_REDIS_URL": f"redis://:{canaries.REDIS}@127.0.0.1:{free_port()}/0",
     }
-    program = [sys.executable, "-m", "mailer.devstack"]
+    program = [sys.executable, "-m", "devstack"]
     ran = subprocess.run(
         program,
         cwd=PROJECT,

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 from flask import Flask
 
 from mailer import Mailer, Status
-from mailer.devstack.faults import DELAY, Fault
+from mailer.smtpd.faults import DELAY, Fault
 from tests.services.databases import sqlite_only
 from tests.services.ports import free_port
 from tests.services.sink import Sink

@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from mailer import Mailer, Status
-from mailer.devstack.faults import DELAY, HANG, Fault
+from mailer.smtpd.faults import DELAY, HANG, Fault
 from tests.services.broker import RedisServer
 from tests.services.databases import Databases, sqlite_only
 from tests.services.queueing import address, queue_from_processes

@@ -16,8 +16,8 @@ from urllib.request import urlopen
 import pytest
 
 from app import create_app, mailer
-from mailer.devstack.inbox import Inbox
-from mailer.devstack.processes import Ledger, Process
+from devstack.processes import Ledger, Process
+from mailer.smtpd.inbox import Inbox
 from tests.services.ports import free_port
 from tests.services.waiting import wait_until
 
@@ -26,7 +26,7 @@ OF_THE_USER = re.compile("MAIL|REDIS|PORT|INSTANCE|MAKE")
 
 
 class LocalStack:
-    """`python -m mailer.devstack` on free ports, with its state in a folder of its own."""
+    """`python -m devstack` on free ports, with its state in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class LocalStack:
         """Return when it says that it is ready."""
         with self._log.open("wb") as log:
             self.runner = subprocess.Popen(
-                [sys.executable, "-m", "mailer.devstack"], cwd=PROJECT, env=self.environment, stdout=log, stderr=log
+                [sys.executable, "-m", "devstack"], cwd=PROJECT, env=self.environment, stdout=log, stderr=log
             )
         wait_until(lambda: "Mailer is running" in self.log or self.runner.poll() is not None, timeout=60)
         assert self.runner.poll() is None, self.log
@@ -56,7 +56,7 @@ class LocalStack:
 
     def refusal(self, **environment: str) -> str:
         """Start what can't be started; returns the one sentence that it says."""
-        command = [sys.executable, "-m", "mailer.devstack"]
+        command = [sys.executable, "-m", "devstack"]
         environment = self.environment | environment
         run = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert (run.returncode, run.stdout) == (1, "")

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from werkzeug.serving import make_server
 
-from app import create_app
-from mailer.devstack.inbox import Inbox
-from mailer.devstack.smtpd import InboxServer
+from devstack.site import create_app
+from mailer.smtpd.inbox import Inbox
+from mailer.smtpd.server import InboxServer
 from tests.services.databases import sqlite_only
 from tests.services.requirement import find_program, require
 from tests.services.worker import StartWorker

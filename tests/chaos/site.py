@@ -14,8 +14,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 
+from devstack import broker
 from mailer import Mailer, MailStatus
-from mailer.devstack import broker
 from mailer.schema import migrate
 from mailer.store import Store
 from tests.application import create_app

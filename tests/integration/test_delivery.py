@@ -12,9 +12,9 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from mailer import schema
 from mailer.delivery import preparing, share
-from mailer.devstack.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
 from mailer.message import Address, Attachment, OnDoubt, Phase, Status, Verdict
 from mailer.mime import compose
+from mailer.smtpd.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
 from mailer.store import Result, Store
 from tests.mails import a_message, table
 from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue, queue_each, states

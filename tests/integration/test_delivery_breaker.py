@@ -10,10 +10,10 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from mailer.delivery import preparing, share
-from mailer.devstack.faults import DROP, HANG, Fault, Stage
 from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
 from mailer.mime import compose
+from mailer.smtpd.faults import DROP, HANG, Fault, Stage
 from mailer.store import Store
 from tests.mails import table
 from tests.services.dispatchers import (

@@ -4,8 +4,8 @@ from email import message_from_bytes
 
 import pytest
 
-from mailer.devstack.faults import Fault
 from mailer.message import Address, Status
+from mailer.smtpd.faults import Fault
 from mailer.store import Store
 from tests.mails import a_message
 from tests.services.dispatchers import MakeDispatcher, copy_of, deliver_all, queue, received

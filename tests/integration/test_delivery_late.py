@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
 from mailer.message import Address, Lane, Status
+from mailer.smtpd.faults import ACCEPT_AND_DROP, Fault
 from mailer.store import Store
 from tests.mails import a_message, table
 from tests.services.dispatchers import Clock, MakeDispatcher, OpenDispatcher, chores_of, copy_of, queue, states

@@ -15,10 +15,10 @@ from sqlalchemy import insert as insert_into
 
 from mailer import schema
 from mailer.delivery import Dispatcher, clearing
-from mailer.devstack.faults import DELAY, Fault
 from mailer.errors import StoreUnavailable
 from mailer.message import Lane, Status
 from mailer.policy import MAX_WINDOW
+from mailer.smtpd.faults import DELAY, Fault
 from mailer.store import Store
 from tests.mails import a_message, table
 from tests.services.broker import RedisServer

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mailer.delivery import Dispatcher, clearing
-from mailer.devstack.faults import CLOSE_AFTER_250, DROP, Fault
 from mailer.message import Address, Lane, Status, Verdict
+from mailer.smtpd.faults import CLOSE_AFTER_250, DROP, Fault
 from mailer.store import Store
 from tests.mails import a_message, table
 from tests.services.dispatchers import (

@@ -11,9 +11,9 @@ from textwrap import dedent
 
 import pytest
 
-from mailer.devstack.console import Console
-from mailer.devstack.processes import Ledger, Process, start_time
-from mailer.devstack.supervisor import Interrupts, Part, PartFailed, StopRequested, Supervisor
+from devstack.console import Console
+from devstack.processes import Ledger, Process, start_time
+from devstack.supervisor import Interrupts, Part, PartFailed, StopRequested, Supervisor
 from tests.services.waiting import wait_until
 
 # Writes its name to the file `order` when it is asked to stop.
@@ -217,9 +217,9 @@ def test_a_killed_runner_takes_its_parts_along(scene: Scene) -> None:
     runner = """
         import os, sys
         from pathlib import Path
-        from mailer.devstack.console import Console
-        from mailer.devstack.processes import Ledger
-        from mailer.devstack.supervisor import Interrupts, Part, Supervisor
+        from devstack.console import Console
+        from devstack.processes import Ledger
+        from devstack.supervisor import Interrupts, Part, Supervisor
         part = Part("one", (sys.executable, "-c", sys.argv[1], "one"), os.environ, Path("one").exists)
         supervisor = Supervisor(Console(sys.stdout, ["one"]), Ledger(Path("ledger.json")), Interrupts())
         supervisor.start(part)

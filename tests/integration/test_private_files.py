@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import URL
 
 from mailer.blackbox import BlackBox, Remains
-from mailer.devstack.inbox import Inbox
 from mailer.private import make_private_file, make_private_folder
+from mailer.smtpd.inbox import Inbox
 from mailer.store import Store
 from tests.mails import a_message, insert, table
 from tests.services.postgres import unprivileged_account

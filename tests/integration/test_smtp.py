@@ -9,11 +9,11 @@ import flask_mail
 import pytest
 from flask import Flask
 
-from mailer.devstack.faults import ACCEPT_AND_DROP, DELAY, DROP, HANG, Fault, Stage
 from mailer.message import Address, Outcome, Phase, Verdict
 from mailer.mime import WireMessage
 from mailer.smtp import Relay
 from mailer.smtp.session import Session
+from mailer.smtpd.faults import ACCEPT_AND_DROP, DELAY, DROP, HANG, Fault, Stage
 from tests.services.relay import LONG, SHORT, TIMEOUTS, RawServer, make_letter, make_relay, send
 from tests.services.sink import Sink
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from mailer.devstack.faults import CLOSE_AFTER_250, DROP, HANG, Fault
 from mailer.message import Verdict
 from mailer.smtp import Relay, RelayConnection
+from mailer.smtpd.faults import CLOSE_AFTER_250, DROP, HANG, Fault
 from tests.services.relay import SHORT, RawServer, make_letter, send
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until

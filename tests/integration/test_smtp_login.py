@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mailer.devstack.faults import Fault
 from mailer.message import Outcome, Phase, Verdict
 from mailer.smtp import Relay, login
+from mailer.smtpd.faults import Fault
 from tests.services.logins import PASSWORD, USER, LoginServer
 from tests.services.relay import RawServer, make_relay, send
 from tests.services.sink import Sink

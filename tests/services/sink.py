@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mailer.devstack.inbox import Received
-from mailer.devstack.smtpd import InboxServer
+from mailer.smtpd.inbox import Received
+from mailer.smtpd.server import InboxServer
 from tests.services.waiting import wait_until
 
 

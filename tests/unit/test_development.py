@@ -48,7 +48,7 @@ def test_a_real_relay_is_refused(name: str) -> None:
     assert str(error.value) == (
         f"MAIL_SERVER: the app is in debug mode, and {name} may bring its mail to real people:"
         " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who may get mail"
-        " ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, for the inbox at 127.0.0.1:1025."
+        " ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox at 127.0.0.1:1025 with `flask mail inbox`."
     )
     load(**RISKY[name])
 

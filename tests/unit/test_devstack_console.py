@@ -4,7 +4,7 @@ from io import StringIO
 
 import pytest
 
-from mailer.devstack.console import Console
+from devstack.console import Console
 
 
 class Terminal(StringIO):

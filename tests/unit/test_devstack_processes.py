@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mailer.devstack.processes import Ledger, Process, start_time
+from devstack.processes import Ledger, Process, start_time
 
 
 def me(pid: int | None = None, started: str | None = None) -> Process:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mailer.devstack.broker import CannotStart, find_program, server_command
-from mailer.devstack.stack import Stack, longest_mail, plan
+from devstack.broker import CannotStart, find_program, server_command
+from devstack.stack import Stack, longest_mail, plan
 
 FOLDER = Path("/srv/mailer/instance")
 REDIS = Path("/usr/bin/redis-server")

@@ -17,7 +17,8 @@ def rooms_of_the_readme() -> list[str]:
 
 def test_the_table_has_every_room() -> None:
     """Each is there, and is a folder where it says so."""
-    found = [path for path in (PROJECT / "mailer").iterdir() if re.fullmatch(r"[a-z]\w+(\.py)?", path.name)]
+    package = PROJECT / "mailer"
+    found = [*package.glob("[a-z]*.py"), *(file.parent for file in package.glob("[a-z]*/__init__.py"))]
 
     assert sorted(rooms_of_the_readme()) == sorted(path.stem + "/" * path.is_dir() for path in found)
 

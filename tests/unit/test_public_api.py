@@ -102,7 +102,7 @@ assert logging.root.level == logging.WARNING
 for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "mailer"]:
     assert logging.getLogger(name).handlers == [], name
     assert logging.getLogger(name).level == logging.NOTSET, name
-for heavy in ("alembic", "psycopg", "aiosmtpd", "mailer.devstack"):
+for heavy in ("alembic", "psycopg", "aiosmtpd", "devstack"):
     assert heavy not in sys.modules, heavy
 """
 

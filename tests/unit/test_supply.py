@@ -14,7 +14,7 @@ SECURITY = (PROJECT / "SECURITY.md").read_text()
 #: What may install packages.
 INSTALLERS = [
     *(PROJECT / name for name in ("Dockerfile", "Makefile", "docker-compose.yml", ".ci/run")),
-    *python_files("bench", "mailer"),
+    *python_files("bench", "devstack", "mailer"),
 ]
 _INSTALLS = re.compile(r'(?:-m pip |"pip", ).*\binstall\b')
 _PINNED = re.compile(r"^\S+==\S+.*(?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+", re.MULTILINE)
@@ -68,7 +68,7 @@ def test_all_rules_of_the_linter_are_on() -> None:
 
 def test_an_exception_has_its_reason() -> None:
     """A rule about safety that is not kept at one place says why, there."""
-    files = [*PROJECT.glob("*.py"), *python_files("mailer", "tests", "bench", "docs", "requirements")]
+    files = [*PROJECT.glob("*.py"), *python_files("mailer", "devstack", "tests", "bench", "docs", "requirements")]
     exceptions = [line for file in files for line in file.read_text().splitlines() if re.search(r"# noqa: [\w, ]*\bS\d+", line)]
 
     assert exceptions

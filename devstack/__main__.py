@@ -1,4 +1,4 @@
-"""`python -m mailer.devstack`, called by `make run`: the local stack, from start to stop."""
+"""`python -m devstack`, called by `make run`: the local stack, from start to stop."""
 
 import fcntl
 import os
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from mailer.devstack import probes
-from mailer.devstack.broker import CannotStart, find_program, given_url
-from mailer.devstack.console import Console
-from mailer.devstack.processes import Ledger
-from mailer.devstack.stack import HOST, Stack, is_local, plan
-from mailer.devstack.supervisor import Interrupts, PartFailed, StopRequested, Supervisor
+from devstack import probes
+from devstack.broker import CannotStart, find_program, given_url
+from devstack.console import Console
+from devstack.processes import Ledger
+from devstack.stack import HOST, Stack, is_local, plan
+from devstack.supervisor import Interrupts, PartFailed, StopRequested, Supervisor
 from mailer.errors import MailerError
 from mailer.private import make_private_folder
 

@@ -1,53 +1,38 @@
-"""The SMTP server of the local stack and of the tests: takes every mail, and misbehaves on demand (see `faults`).
+"""The SMTP server, which accepts every mail and plays faults on demand (see `faults`).
 
-    with InboxServer(inbox.add) as server:          # a free port on loopback, in a thread of its own
+    with InboxServer(inbox.add) as server:          # a free port on loopback, in its own thread
         server.faults.add(Fault("rcpt", "550 5.1.1 no such user"))
         ... server.port, server.connections ...
 
-`python -m mailer.devstack.smtpd` is the inbox process: it keeps what it takes in MAILER_INBOX_DIR and listens on MAIL_PORT.
+This module needs aiosmtpd, the extra `inbox`.
 """
 
 import asyncio
 import hmac
 import logging
-import os
-import signal
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from aiosmtpd.smtp import MISSING, SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from mailer.devstack.faults import (
-    ACCEPT_AND_DROP,
-    AFTER_ACCEPTING,
-    BY_ADDRESS,
-    CLOSE_AFTER_250,
-    DELAY,
-    DROP,
-    HANG,
-    Fault,
-    Faults,
-    Stage,
-)
-from mailer.devstack.inbox import Inbox
+from mailer.smtpd.faults import ACCEPT_AND_DROP, AFTER_ACCEPTING, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Faults, Stage
 
 log = logging.getLogger("mailer.inbox")
 
-# (envelope sender, recipients, the mail's bytes) -> the id for the reply. `Inbox.add` is one. It runs in the server's thread.
+#: (envelope sender, recipients, bytes of the mail) -> the id for the reply; called in the server's thread. `Inbox.add` is one.
 Accept = Callable[[str, list[str], bytes], str]
 
 
 class InboxServer:
-    """Listens on loopback from `start()` to `stop()`, in one thread that ends with it.
+    """An SMTP server on the loopback interface, in one thread, from `start()` to `stop()`.
 
-    `tls` is offered (and then demanded) as STARTTLS, or spoken from the first byte with `implicit_tls`.
-    With `credentials`, a (user, password), mail is only taken after AUTH.
+    With `tls`, the server offers STARTTLS and requires it; with `implicit_tls` as well, TLS begins at the first byte.
+    With `credentials`, a pair of user and password, the server accepts mail only after AUTH.
     """
 
     def __init__(
@@ -81,7 +66,7 @@ class InboxServer:
         return self
 
     def stop(self) -> None:
-        """Hangs up on everybody and returns when the thread is gone. Stopping twice is no mistake."""
+        """Close all connections and wait for the thread to end. A second call does nothing."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
@@ -94,7 +79,7 @@ class InboxServer:
 
     async def _serve(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        # aiosmtpd leaves the exceptions of sessions that were cut off to the loop; a cut is daily bread here.
+        # aiosmtpd leaves the exceptions of sessions that were cut off to the loop; faults cut sessions all the time.
         self._loop.set_exception_handler(
             lambda loop, context: log.debug("%s", context["message"], exc_info=context.get("exception"))
         )
@@ -113,7 +98,7 @@ class InboxServer:
             for task in tasks:
                 task.cancel()
             for session in list(self._sessions):
-                session.hang_up()
+                session.abort()
 
     def _tasks(self) -> set[asyncio.Task[Any]]:
         return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
@@ -141,7 +126,7 @@ class InboxServer:
 
 
 class _Session(SMTP):
-    """One connection. aiosmtpd has no hooks for the greeting and for the reply to DATA, so these two are overridden."""
+    """One connection. aiosmtpd has no hooks for the greeting and the reply to DATA, so these two are overridden."""
 
     event_handler: "_Conversation"
 
@@ -159,24 +144,24 @@ class _Session(SMTP):
         self._sessions.discard(self)
         super().connection_lost(error)
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         if isinstance(self.transport, asyncio.WriteTransport):
             with suppress(AttributeError):  # Python 3.11.2, that of Debian 12, trips over a TLS connection that is closed already
                 self.transport.abort()
 
     async def never(self) -> None:
-        """Waits until the connection is lost: aiosmtpd cancels its session then."""
+        """Wait until the connection is lost: aiosmtpd then cancels its session."""
         await asyncio.Event().wait()
 
     async def _handle_client(self) -> None:
-        refusal = await self.event_handler.stumble(self, "connect")
+        refusal = await self.event_handler.play_fault(self, "connect")
         if refusal:
             await self.push_and_close(refusal)
         await super()._handle_client()
 
     async def smtp_DATA(self, arg: str) -> None:
         assert self.envelope is not None
-        refusal = await self.event_handler.stumble(self, "data", self.envelope.rcpt_tos)
+        refusal = await self.event_handler.play_fault(self, "data", self.envelope.rcpt_tos)
         if refusal:
             await self.push(refusal)
         else:
@@ -189,36 +174,36 @@ class _Session(SMTP):
 
 
 class _Conversation:
-    """What the server answers at each stage: aiosmtpd's hooks."""
+    """The hooks of aiosmtpd: the reply at each stage of the conversation."""
 
     def __init__(self, server: InboxServer) -> None:
         self.server = server
 
     async def handle_HELO(self, smtp: _Session, session: Session, envelope: Envelope, name: str) -> str:
-        refusal = await self.stumble(smtp, "ehlo")
+        refusal = await self.play_fault(smtp, "ehlo")
         if refusal:
             return refusal
         session.host_name = name
         return f"250 {smtp.hostname}"
 
     async def handle_EHLO(self, smtp: _Session, session: Session, envelope: Envelope, name: str, offers: list[str]) -> list[str]:
-        refusal = await self.stumble(smtp, "ehlo")
+        refusal = await self.play_fault(smtp, "ehlo")
         if refusal:
             return [refusal]
         session.host_name = name
         return [offer for offer in offers if self.server.credentials or not offer.startswith("250-AUTH")]
 
     async def handle_AUTH(self, smtp: _Session, session: Session, envelope: Envelope, args: Sequence[str]) -> Any:
-        return await self.stumble(smtp, "auth") or MISSING
+        return await self.play_fault(smtp, "auth") or MISSING
 
     async def handle_MAIL(self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
         # aiosmtpd's own auth_required warns at every connection without STARTTLS.
         if self.server.credentials and not session.authenticated:
             return "530 5.7.0 Authentication required"
-        return await self.stumble(smtp, "mail") or MISSING
+        return await self.play_fault(smtp, "mail") or MISSING
 
     async def handle_RCPT(self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
-        return await self.stumble(smtp, "rcpt", [address]) or MISSING
+        return await self.play_fault(smtp, "rcpt", [address]) or MISSING
 
     async def handle_DATA(self, smtp: _Session, session: Session, envelope: Envelope) -> str:
         fault = self.server.faults.take("dot", envelope.rcpt_tos)
@@ -227,17 +212,17 @@ class _Conversation:
             return refusal
         reply = self._accept(envelope)
         if fault and fault.action == ACCEPT_AND_DROP:
-            smtp.hang_up()
+            smtp.abort()
             await smtp.never()
         if fault and fault.action == CLOSE_AFTER_250:
             await smtp.push_and_close(reply)
         return reply
 
     async def handle_QUIT(self, smtp: _Session, session: Session, envelope: Envelope) -> Any:
-        return await self.stumble(smtp, "quit") or MISSING
+        return await self.play_fault(smtp, "quit") or MISSING
 
-    async def stumble(self, smtp: _Session, stage: Stage, recipients: Sequence[str] = ()) -> str | None:
-        """Plays the fault of this stage, if there is one. Returns the reply to give instead of the usual one."""
+    async def play_fault(self, smtp: _Session, stage: Stage, recipients: Sequence[str] = ()) -> str | None:
+        """Play the fault of this stage, if there is one. Return the reply that replaces the usual one."""
         fault = self.server.faults.take(stage, recipients)
         return await self.play(smtp, fault) if fault else None
 
@@ -246,7 +231,7 @@ class _Conversation:
         if fault.action == DELAY or fault.action in AFTER_ACCEPTING:
             return None
         if fault.action == DROP:
-            smtp.hang_up()
+            smtp.abort()
         if fault.action in (DROP, HANG):
             await smtp.never()
         if fault.action.startswith("421"):  # "closing transmission channel"
@@ -261,25 +246,3 @@ class _Conversation:
         except OSError as error:
             return f"451 4.3.0 The mail could not be kept: {error}"
         return f"250 2.0.0 Ok: queued as {mail_id}"
-
-
-def main() -> None:
-    """The inbox process: until SIGTERM or Ctrl-C."""
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
-    inbox = Inbox(Path(os.environ["MAILER_INBOX_DIR"]))
-
-    def keep(sender: str, recipients: list[str], raw: bytes) -> str:
-        mail_id = inbox.add(sender, recipients, raw)
-        log.info("%s  %s -> %s  %d bytes", mail_id, sender or "<>", ", ".join(recipients), len(raw))
-        return mail_id
-
-    stop_signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # in every thread, so that they wait for sigwait
-    with InboxServer(keep, port=int(os.environ["MAIL_PORT"]), faults=BY_ADDRESS) as server:
-        log.info("SMTP on %s:%d, mails are kept in %s", server.host, server.port, inbox.directory)
-        signal.sigwait(stop_signals)
-
-
-if __name__ == "__main__":
-    main()

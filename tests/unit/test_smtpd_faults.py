@@ -2,8 +2,8 @@
 
 import pytest
 
-from mailer.devstack import faults
-from mailer.devstack.faults import BY_ADDRESS, CLOSE_AFTER_250, Fault, Faults
+from mailer.smtpd import faults
+from mailer.smtpd.faults import BY_ADDRESS, CLOSE_AFTER_250, Fault, Faults
 
 
 def test_a_fault_is_used_up_after_its_times() -> None:

@@ -1,15 +1,15 @@
-"""What the local SMTP server does wrong, on demand.
+"""Faults that the SMTP server plays on demand.
 
-A `Fault` names the stage of the conversation and what happens there. Tests set them at run time:
+A `Fault` names a stage of the conversation and the action there. Tests add faults at run time:
 
     server.faults.add(Fault("rcpt", "450 4.2.0 greylisted", times=2))
     server.faults.add(Fault("dot", DROP, recipient="ada@example.com"))
 
-In the local stack a person asks for one by the recipient's address:
+In the inbox a person asks for a fault with the address of the recipient:
 
     450@fault.example    refused for now             550@fault.example      refused for good
-    drop@fault.example   the line dies at the dot    doubt@fault.example    the mail is taken, then the line dies
-    slow@fault.example   the reply takes 5 seconds   hang@fault.example     the reply never comes, the line stays open
+    drop@fault.example   disconnects at the dot      doubt@fault.example    accepts, then disconnects
+    slow@fault.example   the reply takes 5 seconds   hang@fault.example     no reply, the connection stays open
 """
 
 import threading
@@ -29,9 +29,10 @@ AFTER_ACCEPTING = (ACCEPT_AND_DROP, CLOSE_AFTER_250)
 
 @dataclass(frozen=True)
 class Fault:
-    """At `stage`, after `delay` seconds, do `action`: one of the words above, or a reply such as "451 4.7.1 try later".
+    """One fault: at `stage`, after `delay` seconds, the server does `action`.
 
-    It happens `times` times (None: for ever); with a `recipient` only for mail to that address (stages rcpt, data and dot).
+    The action is one of the constants above, or a reply such as "451 4.7.1 try later". It happens `times` times (None: always);
+    with a `recipient`, only for mail to that address, at the stages rcpt, data and dot.
     """
 
     stage: Stage
@@ -49,7 +50,7 @@ class Fault:
 
 
 class Faults:
-    """The faults that are still to happen, oldest first. Any thread may add to them."""
+    """The pending faults, oldest first. Safe to use from any thread."""
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class Faults:
             self._pending.extend(faults)
 
     def __len__(self) -> int:
-        """How many faults are still to happen."""
+        """Return the number of pending faults."""
         with self._lock:
             return len(self._pending)
 
@@ -69,7 +70,7 @@ class Faults:
             self._pending.clear()
 
     def take(self, stage: Stage, recipients: Iterable[str] = ()) -> Fault | None:
-        """The fault that happens now, if any. It is used up once its `times` are over."""
+        """Return the fault to play now, if there is one, and count it as played."""
         with self._lock:
             for index, fault in enumerate(self._pending):
                 if fault.concerns(stage, recipients):

@@ -1,7 +1,7 @@
-"""What the local SMTP server received, kept as files: the server writes them, the page `/inbox` reads them.
+"""Received mails, kept as files: the SMTP server writes them, the inbox page reads them.
 
 A mail is one file, `<id>.mail`: a line of JSON with the envelope, then the bytes exactly as they came over the wire.
-Ids sort by time of arrival. They are their owner's alone: mail has secrets in it.
+Ids sort by time of arrival. Files are readable by their owner only, because mail contains secrets.
 """
 
 import json
@@ -24,7 +24,7 @@ ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Received:
-    """One mail as the server took it: one SMTP transaction."""
+    """One received mail: one SMTP transaction."""
 
     id: str
     at: datetime
@@ -52,7 +52,7 @@ class Inbox:
         self.directory = Path(directory)
 
     def add(self, envelope_from: str, recipients: Iterable[str], raw: bytes) -> str:
-        """Keeps a mail and returns its id. A reader sees the whole mail or none of it."""
+        """Write a mail and return its id. A reader sees the whole mail or none of it."""
         at = datetime.now(UTC)
         mail_id = f"{at:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         envelope = {"at": at.isoformat(), "from": envelope_from, "to": list(recipients)}
@@ -64,7 +64,7 @@ class Inbox:
         return mail_id
 
     def latest(self, limit: int = 100) -> list[Received]:
-        """The newest mails, newest first."""
+        """Return the newest mails, newest first."""
         found = (self.get(mail_id) for mail_id in sorted(self._ids(), reverse=True)[:limit])
         return [mail for mail in found if mail]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mailer.devstack import probes
-from mailer.devstack.broker import CannotStart, given_url, server_command, socket_path
-from mailer.devstack.supervisor import Part
+from devstack import probes
+from devstack.broker import CannotStart, given_url, server_command, socket_path
+from devstack.supervisor import Part
 
 HOST = "127.0.0.1"
 
@@ -75,7 +75,7 @@ def broker(program: Path, folder: Path, url: str, environment: Mapping[str, str]
 
 
 def inbox(port: int, environment: Mapping[str, str]) -> Part:
-    command = python("mailer.devstack.smtpd")
+    command = python("devstack.inbox")
     return Part("inbox", command, environment, partial(probes.inbox_greets, HOST, port))
 
 
@@ -89,7 +89,7 @@ def worker(node: str, broker_url: str, environment: Mapping[str, str]) -> Part:
 
 def web(port: int, environment: Mapping[str, str]) -> Part:
     threads = ("--worker-class", "gthread", "--threads", "8")
-    command = python("gunicorn", "app:create_app()", "--bind", f"{HOST}:{port}", *threads, "--no-control-socket")
+    command = python("gunicorn", "devstack.site:create_app()", "--bind", f"{HOST}:{port}", *threads, "--no-control-socket")
     # Longer than the 30 s gunicorn gives a request to finish.
     return Part("web", command, environment, partial(probes.web_answers, HOST, port), grace=35.0)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mailer.devstack.inbox import Inbox
+from mailer.smtpd.inbox import Inbox
 
 RAW = b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\nMessage-ID: <1@example.com>\r\n\r\n{not json}\r\n"
 

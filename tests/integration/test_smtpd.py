@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mailer.devstack.faults import ACCEPT_AND_DROP, BY_ADDRESS, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Stage
-from mailer.devstack.inbox import Inbox
-from mailer.devstack.smtpd import InboxServer
+from mailer.smtpd.faults import ACCEPT_AND_DROP, BY_ADDRESS, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Stage
+from mailer.smtpd.inbox import Inbox
+from mailer.smtpd.server import InboxServer
 
 MAIL = b"Subject: Hello\r\nMessage-ID: <1@example.com>\r\n\r\n.a dot\r\nGr\xc3\xbc\xc3\x9fe\r\n"
 

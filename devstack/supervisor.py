@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from mailer.devstack.console import Console
-from mailer.devstack.processes import Ledger, Process, start_time
+from devstack.console import Console
+from devstack.processes import Ledger, Process, start_time
 
 PAUSE = 0.05  # seconds between two looks
 INSISTING = 1.0  # a Ctrl-C this many seconds after the first request to stop is meant as another one

@@ -1,0 +1,9 @@
+"""`python -m devstack.inbox`: the inbox process of the local stack, whose page is part of the web application."""
+
+import os
+from pathlib import Path
+
+from mailer.web.serving import serve_inbox
+
+if __name__ == "__main__":
+    serve_inbox(Path(os.environ["MAILER_INBOX_DIR"]), int(os.environ["MAIL_PORT"]), None, print)

@@ -1,0 +1,136 @@
+"""`flask mail inbox`, as somebody who has installed the package uses it in debug mode."""
+
+import os
+import signal
+import smtplib
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from flask import Flask
+
+from mailer import Mailer
+from tests.services.ports import free_port
+from tests.services.waiting import wait_until
+
+PROJECT = Path(__file__).parents[2]
+APP = "from flask import Flask\nfrom mailer import Mailer\n\napp = Flask(__name__)\nMailer(app)\n"
+MAIL = b"Subject: Hello <you>\r\nMessage-ID: <1@example.com>\r\n\r\nGood \x1b[31mnews\r\n"
+
+
+class Inbox:
+    """The command, with an app of its own and free ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.smtp_port, self.web_port = free_port(), free_port()
+        self._log = folder / "log"
+
+    def start(self) -> None:
+        """Return when the command says that it is ready."""
+        (self.folder / "app.py").write_text(APP)
+        command = [sys.executable, "-m", "flask", "--app", "app", "--debug", "mail", "inbox"]
+        command += ["--smtp-port", str(self.smtp_port), "--web-port", str(self.web_port)]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        wait_until(lambda: "See them at" in self.said or self.process.poll() is not None, timeout=30)
+        assert self.process.poll() is None, self.said
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def send(self, *recipients: str) -> None:
+        with smtplib.SMTP("127.0.0.1", self.smtp_port, timeout=10) as client:
+            client.sendmail("shop@example.com", recipients, MAIL)
+
+    def get(self, path: str, host: str = "127.0.0.1") -> str:
+        request = Request(f"http://127.0.0.1:{self.web_port}{path}", headers={"Host": f"{host}:{self.web_port}"})
+        with urlopen(request, timeout=10) as page:  # noqa: S310 -- it is http
+            return str(page.read().decode())
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Iterator[Inbox]:
+    inbox = Inbox(tmp_path)
+    inbox.start()
+    yield inbox
+    inbox.process.kill()
+    inbox.process.wait()
+
+
+def test_it_shows_what_it_received(inbox: Inbox) -> None:
+    """On its page and in the terminal, which obeys nothing that is in a mail; files are their owner's alone."""
+    assert "Nothing yet." in inbox.get("/")
+
+    inbox.send("ada@example.com", '"\x1b[2J"@example.com')
+
+    page = inbox.get("/")
+    assert "Hello &lt;you&gt;" in page
+    assert "ada@example.com" in page
+    [file] = (inbox.folder / "instance" / "inbox").iterdir()
+    assert MAIL in file.read_bytes()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, file.parent.parent)] == [0o600, 0o700, 0o700]
+    assert "ada@example.com" in inbox.said
+    assert "\x1b" not in inbox.said
+
+
+def test_an_address_asks_for_a_fault(inbox: Inbox) -> None:
+    """So that an application's own answer to a refusal can be tried."""
+    with pytest.raises(smtplib.SMTPRecipientsRefused, match="No such user here"):
+        inbox.send("550@fault.example")
+
+
+def test_other_web_sites_read_nothing(inbox: Inbox) -> None:
+    """A DNS name that leads to this machine is not this machine's name."""
+    assert "Nothing yet." in inbox.get("/", host="localhost")
+    with pytest.raises(HTTPError, match="400"):
+        inbox.get("/inbox", host="inbox.evil.example")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_when_it_is_told_to(inbox: Inbox, number: signal.Signals) -> None:
+    """With 0, also while a browser keeps a connection open."""
+    with socket.create_connection(("127.0.0.1", inbox.web_port)):
+        inbox.process.send_signal(number)
+
+        assert inbox.process.wait(timeout=20) == 0
+    assert "Traceback" not in inbox.said
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Flask:
+    app = Flask("shop", instance_path=str(tmp_path))
+    app.config.from_mapping(MAILER_DATABASE_URL="sqlite://", MAIL_SERVER="127.0.0.1", MAIL_PORT=25)
+    Mailer(app)
+    return app
+
+
+@pytest.mark.parametrize("option", ["--smtp-port", "--web-port"])
+def test_a_port_in_use(app: Flask, option: str) -> None:
+    """The option that chooses another one is named."""
+    ports = {"--smtp-port": free_port(), "--web-port": free_port()}
+    with socket.create_server(("127.0.0.1", ports[option])):
+        words = [str(word) for pair in ports.items() for word in pair]
+        result = app.test_cli_runner().invoke(args=["mail", "inbox", *words])
+
+    assert result.exit_code == 1
+    assert f"Port {ports[option]} can't be used" in result.stderr
+    assert f"Choose another one with {option}." in result.stderr
+    assert f"set MAIL_SERVER=127.0.0.1 and MAIL_PORT={ports['--smtp-port']}." in result.stdout
+
+
+def test_without_aiosmtpd(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to install."""
+    monkeypatch.setitem(sys.modules, "aiosmtpd", None)
+    result = app.test_cli_runner().invoke(args=["mail", "inbox"])
+
+    assert result.exit_code == 1
+    assert "pip install 'flask-mailer-queue[inbox]'" in result.stderr
