@@ -14,6 +14,7 @@ dies, or when receivers are too slow for what happens, is lost. A receiver that 
 and harms nothing.
 """
 
+import atexit
 import threading
 import time
 import weakref
@@ -82,9 +83,11 @@ class SignalOutlet:
         self._waiting: deque[Event] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._is_idle = True
         self._lost = 0
         self._logged_at = 0.0
         survive_forks(self)
+        _outlets.add(self)
 
     def listens_to(self, kind: EventKind) -> bool:
         """Return whether a receiver is connected to the signal of such events."""
@@ -110,7 +113,7 @@ class SignalOutlet:
     def drain(self, seconds: float) -> bool:
         """Wait until the receivers of all events were called. Return False if that takes too long."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._thread is None or self._is_idle, seconds)
+            return self._changed.wait_for(self._has_nothing_to_do, seconds)
 
     def after_fork_in_child(self) -> None:
         """Begin anew: the events are the parent's, and so is the thread."""
@@ -120,7 +123,8 @@ class SignalOutlet:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    _is_idle = False
+    def _has_nothing_to_do(self) -> bool:
+        return self._thread is None or (self._is_idle and not self._waiting)
 
     def _run(self) -> None:
         while True:
@@ -161,3 +165,14 @@ class SignalOutlet:
                 self._lost,
             )
             self._lost, self._logged_at = 0, now
+
+
+_outlets: weakref.WeakSet[SignalOutlet] = weakref.WeakSet()
+
+
+@atexit.register
+def _drain_all() -> None:
+    """Let receivers hear what has just happened before the process ends."""
+    ends = time.monotonic() + _EXIT_SECONDS
+    for outlet in list(_outlets):
+        outlet.drain(max(0.0, ends - time.monotonic()))

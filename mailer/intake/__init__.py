@@ -386,7 +386,8 @@ def _metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     pairs = tuple((given or {}).items())
     for name, value in pairs:
         if not (isinstance(name, str) and isinstance(value, str)):
-            raise InvalidMail(f"metadata: {name!r}: give texts, not {type(value).__name__}.")
+            wrong = value if isinstance(name, str) else name
+            raise InvalidMail(f"metadata: {name!r}: give texts, not {type(wrong).__name__}.")
         check_text(name, field="metadata", error=InvalidMail)
         check_text(value, field=f"metadata: {name}", error=InvalidMail)
     if (size := sum(len(name) + len(value) for name, value in pairs)) > _MAX_METADATA:

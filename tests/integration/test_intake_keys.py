@@ -63,6 +63,7 @@ OTHER_MAILS: list[dict[str, Any]] = [
     {"headers": {"X-Campaign": "november"}},
     {"attachments": [Attachment("a.pdf", b"%PDF")]},
     {"tags": ["november"]},
+    {"metadata": {"order": "42"}},
 ]
 
 

@@ -19,6 +19,7 @@ from mailer import (
     Mail,
     Mailer,
     MailerError,
+    OverLimit,
     SchemaMismatch,
     StoreUnavailable,
     TemplateError,
@@ -109,6 +110,11 @@ REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
     ({"tags": "welcome"}, InvalidMail, "tags: give a list of texts, not str."),
     ({"tags": 5}, InvalidMail, "tags: give a list of texts, not int."),
     ({"tags": [5]}, InvalidMail, "tags: give a str, not int."),
+    ({"metadata": "order"}, InvalidMail, "metadata: give a dict of texts, not str."),
+    ({"metadata": [("order", "42")]}, InvalidMail, "metadata: give a dict of texts, not list."),
+    ({"metadata": {"order": 42}}, InvalidMail, "metadata: 'order': give texts, not int."),
+    ({"metadata": {5: "42"}}, InvalidMail, "metadata: 5: give texts, not int."),
+    ({"metadata": {"order": "x" * 10_000}}, OverLimit, "metadata: 10005 characters: give 10000 at most, such as an id."),
 ]  # fmt: skip
 
 REFUSED_MESSAGES: list[tuple[dict[str, Any], type[MailerError], str]] = [

@@ -32,6 +32,7 @@ EVERYTHING = Message(
     alternatives=(("text/calendar", "BEGIN:VCALENDAR\r\n"),),
     attachments=(LOGO, TERMS, LOGO),
     tags=("welcome", "ünïcode"),
+    metadata=(("order", "42"), ("Überschrift", "größer")),
     mail_options=("BODY=8BITMIME",),
     rcpt_options=("NOTIFY=FAILURE",),
 )

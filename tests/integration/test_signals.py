@@ -1,0 +1,249 @@
+"""Signals: the application hears what became of its mail, after the commit, and harms nothing by that."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from blinker import NamedSignal
+from flask import Flask, current_app
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from mailer import Mailer, Receipt, Status, send_email, signals
+from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
+from mailer.signals import Event, EventKind, SignalOutlet
+from tests.services.dispatchers import chores_of
+from tests.services.sink import Sink
+from tests.services.waiting import wait_until
+from tests.shop import OpenShop, store_of
+
+ALL = [getattr(signals, name) for name in signals.__all__ if name.startswith("mail_")]
+
+
+@pytest.fixture
+def heard() -> Iterator[list[Event]]:
+    """The events of all signals, in the order in which they were heard."""
+    events: list[Event] = []
+
+    def hear(app: Flask, event: Event) -> None:
+        assert current_app == app
+        events.append(event)
+
+    for signal in ALL:
+        signal.connect(hear)
+    yield events
+    for signal in ALL:
+        signal.disconnect(hear)
+
+
+def send(**options: object) -> Receipt:
+    given = {"tags": ["welcome"], "metadata": {"order": "42"}, **options}
+    return send_email("ada@example.com", "Hello", "only_text", context={"name": "Ada"}, **given)  # type: ignore[arg-type]
+
+
+def kinds(heard: list[Event], app: Flask) -> list[EventKind]:
+    outlet: SignalOutlet = store_of(app)._outlet  # type: ignore[assignment]
+    assert outlet.drain(10)
+    return [event.kind for event in heard]
+
+
+def deliver(app: Flask) -> None:
+    app.extensions["mailer"].dispatcher.deliver(at_most=60)
+
+
+# --- each change ------------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_that_is_sent(shop: Flask, sink: Sink, heard: list[Event]) -> None:
+    """It is told when it is queued and when it is sent, with all that a receiver asks for."""
+    receipt = send()
+    deliver(shop)
+
+    assert kinds(heard, shop) == [EventKind.QUEUED, EventKind.SENT]
+    queued, sent = heard
+    assert {event.mail_id for event in heard} == {receipt.id}
+    assert {event.message_id for event in heard} == {receipt.message_id}
+    assert {event.recipient for event in heard} == {"ada@example.com"}
+    assert {event.tags for event in heard} == {("welcome",)}
+    assert {event.metadata for event in heard} == {(("order", "42"),)}
+    assert (queued.status, queued.relay) == (Status.QUEUED, None)
+    assert (sent.status, sent.relay, sent.attempts) == (Status.SENT, f"{sink.host}:{sink.port}", 1)
+    assert sent.reply is not None
+    assert sent.reply.startswith("250")
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "status"),
+    [
+        (Fault("rcpt", "550 5.1.1 no such user"), EventKind.FAILED, Status.FAILED),
+        (Fault("rcpt", "451 4.2.0 not now"), EventKind.DEFERRED, Status.QUEUED),
+        (Fault("dot", ACCEPT_AND_DROP), EventKind.DOUBTFUL, Status.DOUBTFUL),
+    ],
+)
+def test_a_mail_that_is_not_sent(
+    shop: Flask, sink: Sink, heard: list[Event], fault: Fault, expected: EventKind, status: Status
+) -> None:
+    """The event names the state that it has come to, with the words of the relay."""
+    sink.faults.add(fault)
+    send()
+    deliver(shop)
+
+    assert kinds(heard, shop) == [EventKind.QUEUED, expected]
+    assert heard[-1].status is status
+    assert heard[-1].reply
+
+
+def test_a_relay_that_is_down_defers_no_mail(shop: Flask, sink: Sink, heard: list[Event]) -> None:
+    """No mail was tried."""
+    sink.stop()
+    send()
+    deliver(shop)
+
+    assert kinds(heard, shop) == [EventKind.QUEUED]
+
+
+def test_a_mail_that_is_cancelled_or_expires(shop: Flask, heard: list[Event]) -> None:
+    """A person's decision and that of the clock are told as well."""
+    cancelled = send()
+    Mailer().cancel(cancelled)
+    store = store_of(shop)
+    expired = send()
+    with store._write() as transaction:
+        transaction.execute("UPDATE mailer_delivery SET expires_at = 1 WHERE status = 'queued'", {})
+    chores_of(shop.extensions["mailer"].dispatcher).sweep()
+
+    assert kinds(heard, shop) == [EventKind.QUEUED, EventKind.CANCELLED, EventKind.QUEUED, EventKind.EXPIRED]
+    assert [event.mail_id for event in heard] == [cancelled.id] * 2 + [expired.id] * 2
+
+
+# --- only what is committed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_mail_in_the_callers_transaction(shop: Flask, heard: list[Event], database_url: str, *, commits: bool) -> None:
+    """It is told after the commit, and never after a rollback."""
+    engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    with Session(engine) as session:
+        send(connection=session)
+        assert kinds(heard, shop) == []
+        (session.commit if commits else session.rollback)()
+    engine.dispose()
+
+    assert kinds(heard, shop) == [EventKind.QUEUED] * commits
+
+
+def test_a_mail_with_a_key_that_is_taken(shop: Flask, heard: list[Event]) -> None:
+    """The second call queued nothing."""
+    send(idempotency_key="order-42")
+    send(idempotency_key="order-42")
+
+    assert kinds(heard, shop) == [EventKind.QUEUED]
+
+
+# --- receivers --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(signal: NamedSignal, receiver: Callable[..., None]) -> Iterator[None]:
+    signal.connect(receiver)
+    yield
+    signal.disconnect(receiver)
+
+
+def test_a_receiver_that_raises(shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the others hear the event."""
+
+    def fail(_app: Flask, event: Event) -> None:
+        raise ValueError(event.mail_id)
+
+    with connected(signals.mail_queued, fail):
+        receipt = send()
+        assert kinds(heard, shop) == [EventKind.QUEUED]
+
+    assert f"Receiver of a signal failed: signal=mail_queued mail_id={receipt.id}" in caplog.text
+
+
+def test_a_receiver_that_is_slow(shop: Flask, sink: Sink) -> None:
+    """Neither the request nor the delivery waits for it."""
+    goes_on = threading.Event()
+
+    def wait(_app: Flask, event: Event) -> None:
+        goes_on.wait(30)
+
+    with connected(signals.mail_queued, wait):
+        send()
+        deliver(shop)
+        assert len(sink.wait_for(1)) == 1
+        goes_on.set()
+        assert store_of(shop)._outlet.drain(10)  # type: ignore[attr-defined]
+
+
+def test_a_receiver_that_queues_a_mail(shop: Flask, heard: list[Event]) -> None:
+    """It may use the store: the connection of the change is back in its pool."""
+
+    def answer(_app: Flask, event: Event) -> None:
+        if event.tags == ("welcome",):
+            send(tags=["answer"])
+
+    with connected(signals.mail_queued, answer):
+        send()
+        wait_until(lambda: len(heard) == 2)
+
+    assert [event.tags for event in heard] == [("welcome",), ("answer",)]
+
+
+def test_a_receiver_of_another_app(shop: Flask, open_shop: OpenShop, heard: list[Event]) -> None:
+    """Who connects with `sender=app` hears of that app's mail only."""
+    other, events = open_shop(), list[Event]()
+
+    def hear(_app: Flask, event: Event) -> None:
+        events.append(event)
+
+    signals.mail_queued.connect(hear, sender=other)
+    send()
+    with other.app_context():
+        theirs = send()
+        assert kinds(heard, other)
+    assert kinds(heard, shop)
+    signals.mail_queued.disconnect(hear, sender=other)
+
+    assert [event.mail_id for event in events] == [theirs.id]
+
+
+def test_without_receivers_nothing_is_read(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a change costs what it always did."""
+    monkeypatch.setattr("mailer.store.rows.event", None)
+    send()
+    deliver(shop)
+
+    assert not store_of(shop)._outlet._waiting  # type: ignore[attr-defined]
+
+
+def test_suppressed_mail_is_told_at_once(open_shop: OpenShop, heard: list[Event]) -> None:
+    """With MAIL_SUPPRESS_SEND everything happens in the calling thread, so a test need not wait."""
+    app = open_shop(MAIL_SUPPRESS_SEND=True)
+    with app.app_context():
+        send()
+
+    assert [event.kind for event in heard] == [EventKind.QUEUED, EventKind.SENT]
+
+
+def test_too_many_events(shop: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Receivers that are too slow lose some, which is logged, and memory stays bounded."""
+    monkeypatch.setattr(signals, "_MAX_WAITING", 1)
+    goes_on, began = threading.Event(), threading.Event()
+
+    def wait(_app: Flask, event: Event) -> None:
+        began.set()
+        goes_on.wait(30)
+
+    with connected(signals.mail_queued, wait):
+        send()
+        began.wait(10)
+        send()
+        send()
+        goes_on.set()
+        assert store_of(shop)._outlet.drain(10)  # type: ignore[attr-defined]
+
+    assert "Events were lost, since receivers of signals are too slow: events=1." in caplog.text
