@@ -171,8 +171,8 @@ _outlets: weakref.WeakSet[SignalOutlet] = weakref.WeakSet()
 
 
 @atexit.register
-def _drain_all() -> None:
-    """Let receivers hear what has just happened before the process ends."""
+def drain_outlets() -> None:
+    """Let receivers hear what has just happened, before the process ends."""
     ends = time.monotonic() + _EXIT_SECONDS
     for outlet in list(_outlets):
         outlet.drain(max(0.0, ends - time.monotonic()))

@@ -17,6 +17,7 @@ from mailer.celery.heartbeat import Heartbeat
 from mailer.errors import StoreUnavailable
 from mailer.logs import addresses_shown, get_logger
 from mailer.outbound import Outbound
+from mailer.signals import drain_outlets
 from mailer.steps import Steps
 from mailer.store.workers import SWEEP
 
@@ -177,6 +178,7 @@ def _on_process_shutdown(**_signal: Any) -> None:
     """Close the connections of this process of a pool: it has none of another worker."""
     for thread in list(_running):
         thread.hang_up()
+    drain_outlets()  # such a process ends without `atexit`
 
 
 # Functions of this module, which keep no app alive.

@@ -49,7 +49,7 @@ def kinds(heard: list[Event], app: Flask) -> list[EventKind]:
 
 
 def deliver(app: Flask) -> None:
-    app.extensions["mailer"].dispatcher.deliver(at_most=60)
+    app.extensions["mailer"].outbound.dispatcher.deliver(at_most=60)
 
 
 # --- each change ------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_a_mail_that_is_cancelled_or_expires(shop: Flask, heard: list[Event]) ->
     expired = send()
     with store._write() as transaction:
         transaction.execute("UPDATE mailer_delivery SET expires_at = 1 WHERE status = 'queued'", {})
-    chores_of(shop.extensions["mailer"].dispatcher).sweep()
+    chores_of(shop.extensions["mailer"].outbound.dispatcher).sweep()
 
     assert kinds(heard, shop) == [EventKind.QUEUED, EventKind.CANCELLED, EventKind.QUEUED, EventKind.EXPIRED]
     assert [event.mail_id for event in heard] == [cancelled.id] * 2 + [expired.id] * 2
