@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 from blinker import NamedSignal
 from flask import Flask, current_app
+from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from mailer import Mailer, Receipt, Status, send_email, signals
-from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
 from mailer.signals import Event, EventKind, SignalOutlet
 from tests.services.dispatchers import chores_of
 from tests.services.sink import Sink
