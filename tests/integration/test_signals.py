@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import pytest
 from blinker import NamedSignal
 from flask import Flask, current_app
-from mailer.devstack.faults import ACCEPT_AND_DROP, Fault
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from mailer import Mailer, Receipt, Status, send_email, signals
 from mailer.signals import Event, EventKind, SignalOutlet
+from mailer.smtpd.faults import ACCEPT_AND_DROP, Fault
 from tests.services.dispatchers import chores_of
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
