@@ -1,112 +1,131 @@
-"""The reference integration: a small web application that sends mail, to look at and to copy from.
+"""The reference integration: a small web application that sends mail, to copy from.
 
-All that an application needs is in `create_app` and in its calls of `send_email`. The pages show what that is good for:
-
-    members   sign up and follow: a mail as the side effect of a request
-    write     a mail typed into a page, and what becomes of it
-    race      the same mails in the request, with a thread each, and queued
+`create_app` has the wiring. `sign_up` and `follow` queue a mail in the transaction that calls for
+it: after the commit it goes out; after a rollback, it has never existed.
 """
 
 import os
-import re
-import secrets
-import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from smtplib import SMTPException
-from threading import Thread
-from time import perf_counter
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from typing import Any
 from zlib import crc32
 
-import flask_mail
-from flask import Blueprint, Flask, Response, abort, current_app, flash, redirect, render_template, request, session, url_for
+import flask
+from flask import Blueprint, Flask, abort, flash, redirect, render_template, session, url_for
 from flask.typing import ResponseReturnValue
-from sqlalchemy import create_engine
+from flask_sqlalchemy import SQLAlchemy
+from flask_wtf import CSRFProtect, FlaskForm
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Mapped, mapped_column
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
+from wtforms import EmailField, StringField
+from wtforms.validators import InputRequired, Regexp
 
-from mailer import Attachment, CommitLost, InvalidMail, Mail, Mailer, MailerError, Message, StoreUnavailable, send_email
-from mailer.private import make_private_file, make_private_folder
+from mailer import Attachment, Mail, Mailer, MailerError, Message, StoreUnavailable, send_email
 
-mailer = Mailer()
-mail = Mail()
-pages = Blueprint("pages", __name__)
-
-#: What this application reads from the environment, and what it takes without. Mailer reads its own keys.
+#: Read from the environment, with these defaults. Mailer reads its own keys, such as MAIL_SERVER.
 DEFAULTS = {
-    "ADMIN_MAIL": "admin@example.com",  # hears of every new member
-    "INBOX_URL": "",  # the page of the mail server that shows the mail, if there is one
-    "INSTANCE_PATH": "",  # the folder of the members, if not ./instance
+    "ADMIN_MAIL": "admin@example.com",  # gets a mail about every new member
+    "INBOX_URL": "",  # the page of a mail server that shows what it received
+    "INSTANCE_PATH": "",  # the folder of the database; if empty, ./instance
     "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
-    "SECRET_KEY": "",  # signs the cookies; without one, a key is made and kept beside the members
+    "MAILER_DATABASE_URL": "sqlite:///mailer.sqlite3",  # of the members, too: one transaction
+    "SECRET_KEY": "",  # signs cookies and forms
 }
-#: The pages in the navigation: label -> endpoint.
-PAGES = {"Write": "pages.write", "Members": "pages.members", "Race": "pages.new_race"}
+#: The navigation: label -> endpoint.
+PAGES = {"Members": "pages.members"}
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
+db = SQLAlchemy()
+mailer = Mailer()
+pages = Blueprint("pages", __name__)
 
-def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    settings = {key: os.environ.get(key) or default for key, default in DEFAULTS.items()} | dict(config or {})
-    app = Flask(__name__, instance_path=str(Path(settings["INSTANCE_PATH"]).resolve()) if settings["INSTANCE_PATH"] else None)
-    make_private_folder(Path(app.instance_path))
-    app.config.from_mapping(settings, SESSION_COOKIE_SAMESITE="Lax", PAGES=dict(PAGES))
-    app.secret_key = settings["SECRET_KEY"] or kept_secret(app)
-    app.extensions["races"] = {}
-    mailer.init_app(app)
-    app.extensions["mail_database"] = create_engine(app.extensions["mailer"].settings.database_url)
+
+def create_app(config: dict[str, Any] | None = None) -> Flask:
+    settings = {key: os.environ.get(key) or value for key, value in DEFAULTS.items()}
+    settings |= config or {}
+    folder = Path(settings["INSTANCE_PATH"] or Path(__file__).with_name("instance")).resolve()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    app = Flask(__name__, instance_path=str(folder))
+    app.config.from_mapping(
+        settings,
+        PAGES=dict(PAGES),
+        SESSION_COOKIE_SAMESITE="Lax",
+        SQLALCHEMY_DATABASE_URI=settings["MAILER_DATABASE_URL"],
+        SQLALCHEMY_ENGINE_OPTIONS={"hide_parameters": True},  # no addresses in the log
+    )
+    for extension in (db, mailer, CSRFProtect()):
+        extension.init_app(app)
     app.register_blueprint(pages)
-    app.shell_context_processor(lambda: {"mail": mail, "Message": Message, "send_email": send_email, "mailer": mailer})
+    app.cli.command("create-tables", help="Create the tables of the members.")(db.create_all)
+    names = {"mail": Mail(), "mailer": mailer, "Message": Message, "send_email": send_email}
+    app.shell_context_processor(lambda: names)
     return app
 
 
-# --- members: a mail as the side effect of a request ------------------------------------------------------------------
-
-
-class Member(NamedTuple):
-    nickname: str
-    address: str
+class Member(db.Model):  # type: ignore[name-defined]
+    key: Mapped[str] = mapped_column(primary_key=True)  #: the nickname in lower case
+    nickname: Mapped[str]
+    address: Mapped[str]
 
     @property
     def avatar(self) -> str:
         return f"avatars/{crc32(self.nickname.encode()) % 8}.png"
 
 
+class Follow(db.Model):  # type: ignore[name-defined]
+    follower: Mapped[str] = mapped_column(primary_key=True)
+    followed: Mapped[str] = mapped_column(primary_key=True)
+
+
+class MemberForm(FlaskForm):
+    nickname = StringField("Nickname", [Regexp(r"[\w-]{2,30}\Z", message="Use 2 to 30 letters, digits, - or _.")])
+    address = EmailField("Email address", [InputRequired()])
+
+
 @pages.route("/members", methods=["GET", "POST"])
 def members() -> ResponseReturnValue:
-    refusal = None
-    if request.method == "POST":
+    form, refusal = MemberForm(), None
+    if form.validate_on_submit():
         try:
-            session["nickname"] = sign_up(request.form.get("nickname", "").strip(), request.form.get("address", "").strip())
+            session["nickname"] = sign_up(form.nickname.data, form.address.data)
             return redirect(url_for(".members"))
-        except ValueError as error:  # ours, and Mailer's InvalidMail
+        except ValueError as error:  # ours, or InvalidMail of Mailer
+            db.session.rollback()
             refusal = error
-    with database() as db:
-        everybody = [Member(*row) for row in db.execute("SELECT * FROM member ORDER BY nickname")]
-    return render_template("members.html", members=everybody, refusal=refusal), 422 if refusal else 200
+    refusal = refusal or next((errors[0] for errors in form.errors.values()), None)
+    everybody = db.session.scalars(db.select(Member).order_by(Member.key)).all()
+    page = render_template("members.html", form=form, refusal=refusal, members=everybody)
+    return page, 422 if refusal else 200
 
 
 def sign_up(nickname: str, address: str) -> str:
-    """A new name is kept and the administrator is told: both or neither, so that an unusable address is not kept."""
-    if not re.fullmatch(r"[\w-]{2,30}", nickname):
-        raise ValueError("A nickname has 2 to 30 letters, digits, hyphens or underscores.")
-    with database() as db:
-        is_new = db.execute("INSERT OR IGNORE INTO member VALUES (?, ?)", [nickname, address]).rowcount == 1
-        if is_new:
-            user = Member(nickname, address)
-            send_email(current_app.config["ADMIN_MAIL"], "New user", "mail/new_user", reply_to=address, user=user)
+    """Keep a new member and tell the administrator: both or neither."""
     member = find_member(nickname)
-    if member is None or member.address != address:
+    if member is None:
+        member = Member(key=nickname.casefold(), nickname=nickname, address=address)
+        db.session.add(member)
+        admin = flask.current_app.config["ADMIN_MAIL"]
+        send_email(admin, "New user", "mail/new_user", reply_to=address, connection=db.session, user=member)
+        db.session.commit()
+        flash(f"Welcome, {nickname}. The administrator gets a mail about you.")
+    elif member.address == address:
+        flash(f"Welcome back, {nickname}.")
+    else:
         raise ValueError(f"Somebody else is called {nickname} already.")
-    flash(f"Welcome, {nickname}. The administrator gets a mail about you." if is_new else f"Welcome back, {nickname}.")
     return member.nickname
+
+
+def find_member(nickname: str) -> Member | None:
+    return db.session.get(Member, nickname.casefold())
+
+
+@pages.app_template_global()
+def signed_in() -> Member | None:
+    """Return the member of this session. The example has no passwords."""
+    return find_member(session["nickname"]) if "nickname" in session else None
 
 
 @pages.get("/members/<nickname>")
@@ -120,146 +139,24 @@ def follow(nickname: str) -> ResponseReturnValue:
     if follower is None:
         flash(f"Sign up first, so that {followed.nickname} learns who follows.")
         return redirect(url_for(".members"))
-    with database() as db:
-        is_new = db.execute("INSERT OR IGNORE INTO follow VALUES (?, ?)", [follower.nickname, followed.nickname]).rowcount == 1
-        if is_new:
-            picture = Path(current_app.root_path, "static", follower.avatar).read_bytes()
-            avatar = Attachment("avatar.png", picture, content_id="avatar")
-            subject = f"{follower.nickname} follows you"
-            send_email(followed.address, subject, "mail/follower", attachments=[avatar], user=followed, follower=follower)
-    flash(f"You follow {followed.nickname} now, who gets a mail." if is_new else f"You follow {followed.nickname} already.")
+    if db.session.get(Follow, (follower.key, followed.key)):
+        flash(f"You follow {followed.nickname} already.")
+    else:
+        db.session.add(Follow(follower=follower.key, followed=followed.key))
+        file = Path(flask.current_app.root_path, "static", follower.avatar)
+        picture = Attachment("avatar.png", file.read_bytes(), content_id="avatar")
+        send_email(
+            followed.address,
+            f"{follower.nickname} follows you",
+            "mail/follower",
+            connection=db.session,
+            attachments=[picture],
+            user=followed,
+            follower=follower,
+        )
+        db.session.commit()
+        flash(f"You follow {followed.nickname} now, who gets a mail.")
     return redirect(url_for(".profile", nickname=followed.nickname))
-
-
-# --- write: a mail typed into a page, and what becomes of it ----------------------------------------------------------
-
-
-@pages.route("/write", methods=["GET", "POST"])
-def write() -> ResponseReturnValue:
-    if request.method == "GET":
-        return render_template("write.html")
-    to = [address.strip() for address in request.form.get("to", "").split(",") if address.strip()]
-    try:
-        receipt = send_email(to, request.form.get("subject", ""), "mail/letter", text=request.form.get("text", ""))
-    except InvalidMail as error:
-        return render_template("write.html", refusal=error), 422
-    return redirect(url_for(".status", mail_id=receipt.id))
-
-
-@pages.get("/mail/<mail_id>")
-def status(mail_id: str) -> str:
-    mail = mailer.statuses([mail_id]).get(mail_id) or abort(404, "This mail was never queued here, or it has been purged.")
-    return render_template("status.html", mail=mail, now=datetime.now(UTC))
-
-
-# --- race: the same mails in the request, with a thread each, and queued ----------------------------------------------
-
-
-class Progress(NamedTuple):
-    """How far one mail is."""
-
-    state: str = "waiting"
-    reply: str | None = None
-    finished_at: datetime | None = None
-
-
-@dataclass
-class Run:
-    """N mails sent one way."""
-
-    mails: list[Progress]
-    receipts: list[str] = field(default_factory=list)
-    began: datetime = field(default_factory=lambda: datetime.now(UTC))
-    waited: float | None = None  # seconds, the visitor
-
-    @property
-    def took(self) -> float | None:
-        """Seconds until the last mail was through."""
-        ends = [mail.finished_at for mail in self.mails if mail.finished_at]
-        return (max(ends) - self.began).total_seconds() if len(ends) == len(self.mails) else None
-
-    @property
-    def is_over(self) -> bool:
-        return self.waited is not None and self.took is not None
-
-
-def in_the_request(run: Run) -> None:
-    """The visitor waits until the mail server has them all."""
-    for number in range(len(run.mails)):
-        deliver(run, number)
-
-
-def a_thread_each(run: Run) -> None:
-    """The visitor does not wait, and nobody looks after the threads: what they have not sent at a restart is lost."""
-    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - Flask documents it for this
-
-    def work(number: int) -> None:
-        with app.app_context():
-            deliver(run, number)
-
-    for number in range(len(run.mails)):
-        Thread(target=work, args=[number]).start()
-
-
-def queued(run: Run) -> None:
-    """The visitor waits until the mails are kept, all in one transaction; workers deliver them."""
-    with current_app.extensions["mail_database"].begin() as connection:
-        for number in range(len(run.mails)):
-            run.receipts.append(mailer.enqueue(race_mail(number), connection=connection).id)
-
-
-def deliver(run: Run, number: int) -> None:
-    run.mails[number] = Progress("transmitting")
-    try:
-        flask_mail.Mail().send(race_mail(number))
-        run.mails[number] = Progress("sent", None, datetime.now(UTC))
-    except (OSError, SMTPException) as error:  # one by one in the request, all at once in threads: servers turn some away
-        run.mails[number] = Progress("failed", str(error), datetime.now(UTC))
-
-
-def race_mail(number: int) -> flask_mail.Message:
-    return flask_mail.Message(f"Race: mail {number + 1}", [f"visitor-{number + 1}@example.com"], "One of many.")
-
-
-def look_up(run: Run) -> None:
-    known = mailer.statuses(run.receipts)
-    found = [Progress(it.status, it.reply, it.finished_at) for receipt in run.receipts for it in known.get(receipt, ())]
-    run.mails[: len(found)] = found
-
-
-WAYS = {"request": in_the_request, "thread": a_thread_each, "queue": queued}
-
-
-def races() -> dict[UUID, dict[str, Run]]:
-    """The last races. They live in this process: beside several web processes, the others know nothing of them."""
-    known: dict[UUID, dict[str, Run]] = current_app.extensions["races"]
-    return known
-
-
-@pages.get("/race")
-def new_race() -> ResponseReturnValue:
-    return redirect(url_for(".race", race_id=uuid4()))
-
-
-@pages.route("/race/<uuid:race_id>", methods=["GET", "POST"])
-def race(race_id: UUID) -> ResponseReturnValue:
-    runs, way, count = races().get(race_id, {}), request.form.get("way"), request.form.get("count", "")
-    if request.method == "GET":
-        if "queue" in runs:
-            look_up(runs["queue"])
-        return render_template("race.html", race_id=race_id, runs=runs)
-    if way not in WAYS or not re.fullmatch("[0-9]{1,3}", count) or not 1 <= int(count) <= 200:
-        return render_template("race.html", race_id=race_id, runs=runs, refusal="Choose a number of mails from 1 to 200."), 422
-    run = races().setdefault(race_id, {})[way] = Run([Progress()] * int(count))
-    for forgotten in list(races())[:-50]:
-        races().pop(forgotten, None)
-    start = perf_counter()
-    WAYS[way](run)
-    run.waited = perf_counter() - start
-    return redirect(url_for(".race", race_id=race_id, ran=way))
-
-
-# --- what every page needs --------------------------------------------------------------------------------------------
 
 
 @pages.get("/")
@@ -269,23 +166,15 @@ def home() -> str:
 
 @pages.get("/healthz")
 def healthz() -> str:
-    """Say that the process is up, and whether anybody delivers: a restart of this process would not help there."""
+    """Say that the process is up, and whether anybody delivers, which no restart would change."""
     try:
         return mailer.absence() or "ok"
     except MailerError:
         return "No mail can be queued: the database of Mailer is away, or its tables do not fit."
 
 
-@pages.before_app_request
-def refuse_other_sites() -> None:
-    """A form on another site must not act in a visitor's name. Browsers say where a form was."""
-    origin = request.headers.get("Origin")
-    if origin and urlsplit(origin).netloc != request.host:
-        abort(403, "This form was sent from another site.")
-
-
 @pages.after_app_request
-def add_security_headers(response: Response) -> Response:
+def add_security_headers(response: flask.Response) -> flask.Response:
     response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
     response.headers["Referrer-Policy"] = "same-origin"
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -297,43 +186,11 @@ def show_error(error: HTTPException) -> ResponseReturnValue:
     return render_template("error.html", error=error), error.code or 500
 
 
+@pages.app_errorhandler(DBAPIError)
 @pages.app_errorhandler(StoreUnavailable)
-def ask_to_come_back(error: StoreUnavailable) -> ResponseReturnValue:
-    """Nobody is told that a mail is queued which is not. The database's own words are for the log."""
-    current_app.logger.error("%s", error)
-    state = "It is not known yet whether your mail is queued" if isinstance(error, CommitLost) else "Your mail is not queued"
-    said = ServiceUnavailable(f"{state}: the database is away. Try again in a moment.")
-    return render_template("error.html", error=said), 503, {"Retry-After": "10"}
-
-
-@pages.app_template_global()
-def signed_in() -> Member | None:
-    """There are no passwords here: the cookie of the sign-up is all."""
-    return find_member(session.get("nickname", ""))
-
-
-def find_member(nickname: str) -> Member | None:
-    with database() as db:
-        row = db.execute("SELECT nickname, address FROM member WHERE nickname = ?", [nickname]).fetchone()
-    return Member(*row) if row else None
-
-
-@contextmanager
-def database() -> Iterator[sqlite3.Connection]:
-    """One short transaction: kept at the end of the block, undone by an error."""
-    file = Path(current_app.instance_path, "members.sqlite3")
-    make_private_file(file)  # it holds a secret
-    with closing(sqlite3.connect(file)) as db, db:
-        db.executescript("""
-            CREATE TABLE IF NOT EXISTS member (nickname TEXT PRIMARY KEY COLLATE NOCASE, address TEXT NOT NULL);
-            CREATE TABLE IF NOT EXISTS follow (follower TEXT, followed TEXT, PRIMARY KEY (follower, followed));
-            CREATE TABLE IF NOT EXISTS secret (id INTEGER PRIMARY KEY, key TEXT NOT NULL);
-        """)
-        yield db
-
-
-def kept_secret(app: Flask) -> str:
-    """The same in every process and after every restart."""
-    with app.app_context(), database() as db:
-        db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", [secrets.token_hex()])
-        return str(db.execute("SELECT key FROM secret").fetchone()[0])
+def ask_to_come_back(error: Exception) -> ResponseReturnValue:
+    """Never call a mail queued that is not. The words of the database are for the log."""
+    flask.current_app.logger.error("%s", error)
+    state = "is not queued" if type(error) is StoreUnavailable else "may be queued or not"
+    error = ServiceUnavailable(f"Your mail {state}: the database is away. Try again in a moment.")
+    return render_template("error.html", error=error), 503, {"Retry-After": "10"}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
-from urllib.request import urlopen
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
@@ -64,8 +64,13 @@ class LocalStack:
         return sentence
 
     def post(self, path: str, **form: str) -> str:
-        """Fill in a form; returns the address it leads to."""
-        with urlopen(f"http://127.0.0.1:{self.ports['PORT']}{path}", urlencode(form).encode(), timeout=10) as page:
+        """Fill in a form as a browser does; returns the address it leads to."""
+        browser = build_opener(HTTPCookieProcessor())
+        address = f"http://127.0.0.1:{self.ports['PORT']}{path}"
+        with browser.open(address, timeout=10) as page:
+            token = re.search(r'name="csrf_token" type="hidden" value="([^"]+)"', page.read().decode())
+        assert token is not None
+        with browser.open(address, urlencode({**form, "csrf_token": token[1]}).encode(), timeout=10) as page:
             return str(page.url)
 
     def status(self, mail_id: str) -> str:
