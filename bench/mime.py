@@ -55,7 +55,7 @@ def main() -> None:
     report("a WireMessage for a recipient", lambda: WireMessage(plain, RECIPIENT, composed))
     report("the same, and what a session asks of it", lambda: ask(plain, composed))
     for name, pem in (("RSA of 2048 bits", rsa_pem()), ("Ed25519", ed25519_pem())):
-        signer = make_signer([DkimKey("example.com", "bench", pem)])
+        signer = make_signer([DkimKey(domain="example.com", selector="bench", key=pem.decode())])
         report(f"compose() and sign with {name}", partial(compose, plain, signer))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mailer.settings import Settings, keys
-from mailer.settings.words import allowed
+from mailer.settings.messages import allowed
 
 PAGE = Path(__file__).with_name("settings.md")
 OPENING = """\

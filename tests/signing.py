@@ -27,9 +27,13 @@ def ed25519_pem() -> bytes:
     return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def dkim_key(domain: str, selector: str, pem: bytes) -> DkimKey:
+    return DkimKey(domain=domain, selector=selector, key=pem.decode())
+
+
 #: Made once: that of RSA takes a while. Both sign for the same domain.
-RSA = DkimKey("example.com", "rsa", rsa_pem())
-ED25519 = DkimKey("example.com", "ed", ed25519_pem())
+RSA = dkim_key("example.com", "rsa", rsa_pem())
+ED25519 = dkim_key("example.com", "ed", ed25519_pem())
 
 
 def records(*keys: DkimKey) -> Records:

@@ -4,7 +4,7 @@
 """
 
 from mailer.mime.composed import Composed, compose
-from mailer.mime.dkim import Signer, make_signer
+from mailer.mime.signer import Signer, make_signer
 from mailer.mime.wire import WireMessage
 
 __all__ = ["Composed", "Signer", "WireMessage", "compose", "make_signer"]

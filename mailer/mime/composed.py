@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from mailer.message import Message
 from mailer.mime.bodies import body
-from mailer.mime.dkim import Signer, SigningKey, signature_lines
+from mailer.mime.dkim import SigningKey, signature_lines
 from mailer.mime.headers import header_lines
+from mailer.mime.signer import Signer
 
 _END = b".\r\n"
 

@@ -6,11 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
-from mailer.errors import ConfigurationError, SigningFailed
+from mailer.errors import SigningFailed
 from mailer.policy import FAULTS_OF_A_MAIL
-from mailer.settings.dkim import DkimKey
 
 #: What is signed where it is there: what a reader sees, what says how to read it, and what programs act upon.
 _SIGNED = (
@@ -31,34 +29,6 @@ class SigningKey:
     selector: str
     algorithm: str
     sign: Callable[[bytes], bytes] = field(repr=False)
-
-
-class Signer:
-    """The keys of an app, by the domain they sign for."""
-
-    def __init__(self, keys: Iterable[SigningKey]) -> None:
-        self._keys: dict[str, tuple[SigningKey, ...]] = {}
-        for key in keys:
-            self._keys[key.domain] = (*self._keys.get(key.domain, ()), key)
-
-    def keys_for(self, domain: str) -> tuple[SigningKey, ...]:
-        """All of the domain itself, else of the closest one above it, which DMARC takes for the same sender."""
-        domain = domain.lower()
-        while domain and domain not in self._keys:
-            domain = domain.partition(".")[2]
-        return self._keys.get(domain, ())
-
-
-def make_signer(given: Iterable[DkimKey]) -> Signer | None:
-    """Out of the keys in the settings; None without any."""
-    given = tuple(given)
-    if not given:
-        return None
-    if find_spec("cryptography") is None:
-        raise ConfigurationError("MAILER_DKIM_KEYS: signing needs one more package: pip install 'flask-mailer-queue[dkim]'.")
-    from mailer.mime.keys import load_key  # noqa: PLC0415 -- it imports what only they need who sign
-
-    return Signer(map(load_key, given))
 
 
 def signature_lines(keys: Iterable[SigningKey], headers: Sequence[str], content: bytes, *, signed_at: float) -> list[str]:

@@ -1,14 +1,13 @@
 """The settings: `MAIL_*` and `MAILER_*` keys, checked once, then frozen."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import redis
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -16,14 +15,23 @@ from mailer.errors import ConfigurationError, InvalidMail
 from mailer.message import Address, check_text
 from mailer.policy import RetryPolicy
 from mailer.settings import database
-from mailer.settings.dkim import DkimKey, read_keys
+from mailer.settings.dkim import DkimKeys
+from mailer.settings.messages import LOGINS, explain
 from mailer.settings.namespace import check_namespace, namespace_of
-from mailer.settings.proxy import AMBIENT, ambient, is_local
-from mailer.settings.rates import DomainLimit, read_domain_limits
-from mailer.settings.relay import RelaySettings, Rule, Seconds, checked_rule, key
+from mailer.settings.proxy import EnvironmentProxy, is_local
+from mailer.settings.rates import DomainLimits
+from mailer.settings.relay import (
+    Context,
+    ListedRelay,
+    RelaySettings,
+    Rule,
+    Seconds,
+    checked_rule,
+    key,
+)
 from mailer.settings.secret_keys import flask_keys, read_secret_keys
-from mailer.settings.spelling import check_keys, did_you_mean, near
-from mailer.settings.words import LOGINS, explained
+from mailer.settings.spelling import check_keys
+from mailer.settings.structured import FromJson
 
 __all__ = ["INBOX_PORT", "RelaySettings", "Settings", "keys"]
 
@@ -37,12 +45,13 @@ _RETRY = RetryPolicy()  # the defaults of what it holds are written there
 class Settings(RelaySettings):
     """Everything that can be configured. The descriptions are the settings table of the documentation."""
 
-    listed_relays: tuple[RelaySettings, ...] = key(
+    listed_relays: Annotated[tuple[ListedRelay, ...], Field(min_length=1), FromJson] = key(
         "MAILER_RELAYS",
         "Several relays, in the environment as JSON: a list of objects with the keys of the relay and, if needed, `name`,"
         " `preference`, `weight`, `senders`, `domains`, `lanes`.",
         (),
         repr=False,
+        examples=['[{"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}, …]'],
     )
     mail_default_sender: str | tuple[str, str] | None = key(
         "MAIL_DEFAULT_SENDER", "Sender of mails that name none: `Ada <ada@example.com>`, an address, or a pair.", None
@@ -82,18 +91,20 @@ class Settings(RelaySettings):
         " the sweep, and count limits for themselves. Spell it alike in every process, or set this key.",
         "",
     )
-    domain_limits: dict[str, DomainLimit] = key(
+    domain_limits: DomainLimits = key(
         "MAILER_DOMAIN_LIMITS",
         "The most that recipient domains are given, by all workers, in the environment as JSON:"
         ' `{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}`; `*` is each domain not named.',
         {},
+        examples=['{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'],
     )
-    dkim_keys: tuple[DkimKey, ...] = key(
+    dkim_keys: DkimKeys = key(
         "MAILER_DKIM_KEYS",
         'Keys to sign mail with, in the environment as JSON: `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`,'
         " or `key` with the PEM itself.",
         (),
         repr=False,
+        examples=['[{"domain": "example.com", "selector": "2026a", "key_file": "/path/to/2026a.pem"}]'],
     )
     secret_keys: tuple[bytes, ...] = key(
         "MAILER_SECRET_KEYS",
@@ -199,21 +210,19 @@ class Settings(RelaySettings):
         check_keys(config, environ, keys())
         # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
         given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
-        given.update(ambient(environ))
         given["MAILER_DATABASE_URL"] = database.placed(given.get("MAILER_DATABASE_URL", default_database_url), folder)
         if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL")) or broker_url):
             given["MAILER_REDIS_URL"] = fallback
         given.setdefault("MAILER_SECRET_KEYS", flask_keys(config))
         given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
-        if "MAILER_RELAYS" in given:
-            given["MAILER_RELAYS"] = _relays(given)
         is_debugging = bool(config.get("DEBUG", False))
         if is_debugging and is_local(str(given.get("MAIL_SERVER", "localhost"))):
             given.setdefault("MAIL_PORT", INBOX_PORT)
+        context = Context(_shared_by_relays(given), EnvironmentProxy.read(environ))
         try:
-            settings = cls.model_validate(given)
+            settings = cls.model_validate(given, context=context)
         except ValidationError as error:
-            raise ConfigurationError(explained(cls, error, given)) from None
+            raise ConfigurationError(explain(cls, error, given)) from None
         settings.check_for_pgbouncer()
         if is_debugging:
             settings.check_for_debugging()
@@ -266,16 +275,6 @@ class Settings(RelaySettings):
         if value is not None:
             _checked(Address.parse, value, key="MAILER_REDIRECT_TO")
         return value and Address.parse(value, field="MAILER_REDIRECT_TO").email
-
-    @field_validator("domain_limits", mode="before")
-    @classmethod
-    def _usable_limits(cls, value: object) -> dict[str, DomainLimit]:
-        return read_domain_limits(value)
-
-    @field_validator("dkim_keys", mode="before")
-    @classmethod
-    def _readable_keys(cls, value: object) -> tuple[DkimKey, ...]:
-        return read_keys(value)
 
     @field_validator("secret_keys", mode="before")
     @classmethod
@@ -398,39 +397,14 @@ def keys() -> dict[str, str]:
     return {str(field.alias): name for name, field in Settings.model_fields.items() if str(field.alias).isupper()}
 
 
-def _relays(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each relay of MAILER_RELAYS is configured with.
-
-    An entry starts from the `MAILER_*` keys of the app; `MAIL_*` keys and logins never pass from one relay to another.
-    """
-    own = {str(field.alias) for field in RelaySettings.model_fields.values()}
-    entries = _entries(given["MAILER_RELAYS"])
-    shared = {key: value for key, value in given.items() if key in own and not key.startswith("MAIL_") and key not in LOGINS}
-    allowed = own.difference(AMBIENT)
-    for at, entry in enumerate(entries):
-        if unknown := sorted(entry.keys() - allowed):
-            meant = list(dict.fromkeys(name for word in unknown for name in near(word, sorted(allowed))))
-            hint = f"; {did_you_mean(meant)}" if meant else "."
-            known = ", ".join(sorted(allowed))
-            raise ConfigurationError(f"MAILER_RELAYS[{at}]: {', '.join(unknown)}: not known; allowed: {known}{hint}")
-    return [{**shared, **entry} for entry in entries]
-
-
-def _entries(given: Any) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(given) if isinstance(given, str) else given
-    except ValueError:
-        entries = None
-    if not isinstance(entries, (list, tuple)) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigurationError(
-            "MAILER_RELAYS: allowed: a list of relays, in the environment as JSON:"
-            """ [{"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}, …]."""
-        )
-    return [*entries]
+def _shared_by_relays(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that relays share: a `MAIL_*` key or a login belongs to a single relay."""
+    keys = {str(field.alias) for field in RelaySettings.model_fields.values()} - LOGINS
+    return {key: given[key] for key in keys & given.keys() if not key.startswith("MAIL_")}
 
 
 def _checked(check: Callable[..., Any], value: object, *, key: str) -> None:
-    """Check as at a call; the key is named by `explained`."""
+    """Check as at a call; the key is named by `explain`."""
     try:
         check(value, field=key)
     except InvalidMail as error:

@@ -1,122 +1,110 @@
-"""Where the tokens come from that are said instead of a password. No text of an error holds a secret."""
+"""MAILER_OAUTH: where the tokens come from that replace the password of a relay."""
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-_MICROSOFT = '{"provider": "microsoft", "tenant": "…", "client_id": "…", "client_secret": "…"}'
-_GOOGLE = '{"provider": "google", "service_account_file": "/path/to/key.json", "subject": "ada@example.com"}'
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+
+from mailer.settings.structured import STRICT, Text, parse_json
+
 _FUNCTION = '{"token": "package.module:function"}'
-_ALLOWED = f"allowed: {_MICROSOFT}, or {_GOOGLE}, or {_FUNCTION}"
 
 
-@dataclass(frozen=True, slots=True)
-class MicrosoftLogin:
-    """An application that was given a mailbox: the client credentials flow of Entra ID."""
-
-    tenant: str
-    client_id: str
-    client_secret: str = field(repr=False)
-    authority: str = "https://login.microsoftonline.com"
-    scope: str = "https://outlook.office365.com/.default"
-
-
-@dataclass(frozen=True, slots=True)
-class GoogleLogin:
-    """A service account; in Workspace it acts for a mailbox, the `subject`."""
-
-    service_account_file: str
-    subject: str | None = None
-    scope: str = "https://mail.google.com/"
-
-
-@dataclass(frozen=True, slots=True)
-class TokenFunction:
-    """A function that returns a token, at each login; its name if it is still to be imported."""
-
-    function: str | Callable[[], str]
-
-
-OAuth = MicrosoftLogin | GoogleLogin | TokenFunction
-
-
-def read_oauth(given: object) -> OAuth | None:
-    """Take a function, an object, or the JSON of one; a ValueError says what is wrong with it."""
-    if given is None or isinstance(given, OAuth):
-        return given
-    if callable(given):
-        return TokenFunction(given)
-    entry = _parsed(given) if isinstance(given, str) else given
-    if not isinstance(entry, Mapping):
-        raise _wrong(_ALLOWED)
-    match entry.get("provider"):
-        case "microsoft":
-            _require("msal")
-            return MicrosoftLogin(**_texts(entry, "tenant", "client_id", "client_secret", optional=("authority", "scope")))
-        case "google":
-            _require("google.auth", "requests")
-            return _readable(GoogleLogin(**_texts(entry, "service_account_file", optional=("subject", "scope"))))
-        case None if callable(entry.get("token")):
-            return TokenFunction(entry["token"])
-        case None:
-            return _importable(_texts(entry, "token")["token"])
-        case _:
-            raise _wrong(f"provider: {_ALLOWED}")
-
-
-def _wrong(words: str) -> ValueError:
-    return ValueError(words)
-
-
-def _parsed(text: str) -> Any:
+def _readable_account(file: str) -> str:
     try:
-        return json.loads(text)
-    except ValueError:  # whose words may quote a secret
-        raise _wrong(f"this is no JSON: {_ALLOWED}") from None
-
-
-def _texts(entry: Mapping[Any, Any], *required: str, optional: tuple[str, ...] = ()) -> dict[str, str]:
-    """What the entry says, besides who the provider is."""
-    said = {name: value for name, value in entry.items() if name != "provider"}
-    if unknown := sorted(map(str, said.keys() - {*required, *optional})):
-        raise _wrong(f"{unknown[0]!r} is not known: {_ALLOWED}")
-    for name in [*required, *(said.keys() - {*required})]:
-        if not isinstance(said.get(name), str) or not said[name]:
-            raise _wrong(f"{name}: give a text that is not empty")
-    return said
-
-
-def _readable(login: GoogleLogin) -> GoogleLogin:
-    name = login.service_account_file
-    try:
-        usable = {"client_email", "private_key", "token_uri"} <= json.loads(Path(name).read_bytes()).keys()
+        content = json.loads(Path(file).read_bytes())
+        is_account = {"client_email", "private_key", "token_uri"} <= content.keys()
     except OSError as error:
-        raise _wrong(f"service_account_file: {name!r} can't be read: {error.strerror}") from None
+        raise ValueError(f"{file!r} can't be read: {error.strerror}") from None
     except (ValueError, AttributeError):
-        usable = False
-    if not usable:
-        raise _wrong(f"service_account_file: {name!r} is no key of a service account: make one in Google Cloud, as JSON")
-    return login
+        is_account = False
+    if not is_account:
+        raise ValueError(f"{file!r} is no key of a service account: make one in Google Cloud, as JSON")
+    return file
 
 
-def _importable(name: str) -> TokenFunction:
-    module, _, function = name.partition(":")
+def _importable(token: Any) -> Any:
+    """Check that the module of a function exists. Do not import it: it may import the app."""
+    if callable(token):
+        return token
+    if not isinstance(token, str) or not token:
+        raise ValueError(f"give a function, or the module and the name of one, as in {_FUNCTION}")
+    module, _, function = token.partition(":")
     try:
         found = function.isidentifier() and find_spec(module) is not None
     except (ImportError, ValueError):
         found = False
     if not found:
-        raise _wrong(f"token: there is no {name!r}: give the module that can be imported and its function, {_FUNCTION}")
-    return TokenFunction(name)
+        raise ValueError(f"there is no {token!r}: give the module that can be imported and its function, as in {_FUNCTION}")
+    return token
+
+
+class MicrosoftLogin(BaseModel):
+    """An application with access to a mailbox: the client credentials flow of Entra ID."""
+
+    model_config = STRICT
+
+    provider: Literal["microsoft"] = "microsoft"
+    tenant: Text
+    client_id: Text
+    client_secret: Text = Field(repr=False)
+    authority: Text = "https://login.microsoftonline.com"
+    scope: Text = "https://outlook.office365.com/.default"
+
+
+class GoogleLogin(BaseModel):
+    """A service account. In Workspace it acts for a mailbox, the `subject`."""
+
+    model_config = STRICT
+
+    provider: Literal["google"] = "google"
+    service_account_file: Annotated[Text, AfterValidator(_readable_account)]
+    subject: Text | None = None
+    scope: Text = "https://mail.google.com/"
+
+
+class TokenFunction(BaseModel):
+    """A function that returns a token, called at each login, or its name: `module:function`."""
+
+    model_config = STRICT
+
+    provider: Literal["function"] = "function"
+    token: Annotated[str | Callable[[], str], PlainValidator(_importable), WithJsonSchema({"type": "string"})]
+
+
+#: The package that each provider needs, and the modules that it must have.
+_MODULES: Mapping[object, tuple[str, ...]] = {
+    "microsoft": ("msal",),
+    "google": ("google.auth", "requests"),
+}
+
+
+def _with_provider(value: Any) -> Any:
+    """Name the provider of a function, and check that the package of any other is installed."""
+    if callable(value):
+        return {"provider": "function", "token": value}
+    if isinstance(value, Mapping):
+        value = {"provider": "function", **value}
+        _require(*_MODULES.get(str(value["provider"]), ()))
+    return value
 
 
 def _require(*modules: str) -> None:
     try:
-        missing = [module for module in modules if find_spec(module) is None]
-    except ImportError:  # not even the package that it is in
-        missing = [*modules]
-    if missing:
-        raise _wrong("OAuth needs one more package: pip install 'flask-mailer-queue[oauth]'")
+        is_missing = any(find_spec(module) is None for module in modules)
+    except ImportError:  # the package that contains the module is missing
+        is_missing = True
+    if is_missing:
+        raise ValueError("OAuth needs one more package: pip install 'flask-mailer-queue[oauth]'")
+
+
+OAuth = MicrosoftLogin | GoogleLogin | TokenFunction
+
+GivenOAuth = Annotated[
+    Annotated[OAuth, Field(discriminator="provider")],
+    BeforeValidator(_with_provider),
+    BeforeValidator(parse_json),
+]

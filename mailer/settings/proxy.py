@@ -2,11 +2,11 @@
 
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Self
 from urllib.parse import urlsplit
 
-#: What the environment says of proxies, in the names that curl and others read, and goes for whoever is told nothing else.
-AMBIENT = ("all_proxy", "no_proxy")
 #: To reach relays directly, whatever the environment says.
 NO_PROXY = "none"
 _ALLOWED = (
@@ -31,9 +31,23 @@ def checked_proxy(url: str) -> str:
     return url
 
 
-def ambient(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the environment says of proxies."""
-    return {name: value for name in AMBIENT if (value := environ.get(name) or environ.get(name.upper()))}
+@dataclass(frozen=True, slots=True)
+class EnvironmentProxy:
+    """The proxy of the environment, in the variables that curl and other programs read."""
+
+    url: str | None = field(default=None, repr=False)
+    exempt: str = ""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """Read ALL_PROXY and NO_PROXY, in lower case first, as curl does."""
+        url = environ.get("all_proxy") or environ.get("ALL_PROXY")
+        return cls(url or None, environ.get("no_proxy") or environ.get("NO_PROXY") or "")
+
+    def for_server(self, server: str) -> str | None:
+        """Return the proxy for a server. Return None if NO_PROXY names the server."""
+        entries = [entry.strip().lower() for entry in self.exempt.split(",") if entry.strip()]
+        return None if any(_covers(entry, server.lower()) for entry in entries) else self.url
 
 
 def is_local(server: str) -> bool:
@@ -46,12 +60,8 @@ def is_local(server: str) -> bool:
         return False
 
 
-def is_exempt(server: str, no_proxy: str) -> bool:
-    """Whether `no_proxy` has it: by name, by a domain it is in, or by a network."""
-    return any(_covers(entry.strip().lower(), server.lower()) for entry in no_proxy.split(",") if entry.strip())
-
-
 def _covers(entry: str, server: str) -> bool:
+    """Return whether an entry of NO_PROXY is the server, a domain above it, or its network."""
     name = entry.removeprefix("*").removeprefix(".")
     if not name or server == name or server.endswith(f".{name}"):
         return True

@@ -1,34 +1,25 @@
-"""How much mail a relay or a domain is given at most, as it is written in the settings."""
+"""MAILER_RELAY_RATE and MAILER_DOMAIN_LIMITS: how much mail relays and domains get at most."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from limits import RateLimitItem, parse_many
+from pydantic import BaseModel, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from mailer.errors import InvalidAddress
 from mailer.message import Address
+from mailer.settings.structured import STRICT, FromJson
 
-#: Stands for each domain that is not named.
+#: The key of MAILER_DOMAIN_LIMITS for each domain that is not named.
 OTHERS = "*"
 _RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count: '14/second; 50000/day'"
-_LIMIT = '{"rate": "20/second", "concurrency": 5}'
-_DOMAINS = f'{{"gmail.com": {_LIMIT}, "*": {{"rate": "100/minute"}}}}'
-# Redis remembers each mail of the time that a rate is for, with 20 bytes.
-_MOST = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class DomainLimit:
-    """What a domain is given at most, by all workers together."""
-
-    rate: str | None = None
-    concurrency: int | None = None
+# Redis remembers each mail within the period of a rate, with 20 bytes.
+_MAX_AMOUNT = 1_000_000
 
 
 def read_rates(text: str | None) -> tuple[RateLimitItem, ...]:
-    """The rates in a text; a ValueError says what is wrong with it."""
+    """Return the rates in a text. Raise ValueError if it contains anything else."""
     if text is None:
         return ()
     try:
@@ -36,57 +27,49 @@ def read_rates(text: str | None) -> tuple[RateLimitItem, ...]:
     except ValueError:
         raise ValueError(f"allowed: {_RATE}") from None
     for rate in rates:
-        if not 0 < rate.amount <= _MOST:
-            raise ValueError(f"{rate.amount} mails: allowed: from 1 to {_MOST}, in a second or a longer time")
+        if not 0 < rate.amount <= _MAX_AMOUNT:
+            raise ValueError(f"{rate.amount} mails: allowed: from 1 to {_MAX_AMOUNT}, in a second or a longer time")
     return tuple(rates)
 
 
-def read_domain_limits(given: object) -> dict[str, DomainLimit]:
-    """Take an object by domain, or the JSON of one; a ValueError says what is wrong with which."""
-    entries = _parsed(given) if isinstance(given, str) else given
-    if not isinstance(entries, Mapping):
-        raise _wrong(f"allowed: an object by domain such as {_DOMAINS}")
-    limits: dict[str, DomainLimit] = {}
-    for name, entry in entries.items():
-        domain = _domain(name)
-        if domain in limits:
-            raise _wrong("it is there twice: remove one of them", domain)
-        limits[domain] = _limit(entry, domain)
+def _checked_rate(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"allowed: {_RATE}")  # noqa: TRY004 -- pydantic expects a ValueError
+    read_rates(value)
+    return value
+
+
+Rate = Annotated[str, BeforeValidator(_checked_rate)]
+
+
+class DomainLimit(BaseModel):
+    """The limits of a recipient domain, for all workers together."""
+
+    model_config = STRICT
+
+    rate: Rate | None = None
+    concurrency: Annotated[int, Field(strict=True, ge=1)] | None = None
+
+
+def _checked_domain(value: Any) -> str:
+    if value == OTHERS:
+        return OTHERS
+    try:
+        return Address.parse(f"postmaster@{value}", field="domain").domain.lower()
+    except InvalidAddress:
+        raise ValueError(f"{value!r} is no domain: give one such as 'gmail.com', or '*' for each that is not named") from None
+
+
+def _without_duplicates(value: Any, validate: ValidatorFunctionWrapHandler) -> dict[str, DomainLimit]:
+    limits: dict[str, DomainLimit] = validate(value)
+    if isinstance(value, Mapping) and len(limits) < len(value):
+        [(domain, _count)] = Counter(map(_checked_domain, value)).most_common(1)
+        raise ValueError(f"{domain} is there twice: remove one of them")
     return limits
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise _wrong(f"this is no JSON ({error}): allowed: an object by domain such as {_DOMAINS}") from None
-
-
-def _domain(name: object) -> str:
-    if name == OTHERS:
-        return OTHERS
-    try:
-        return Address.parse(f"postmaster@{name}", field="domain").domain.lower()
-    except InvalidAddress:
-        raise _wrong(f"{name!r} is no domain: give one such as 'gmail.com', or '*' for each that is not named") from None
-
-
-def _limit(entry: object, domain: str) -> DomainLimit:
-    if not isinstance(entry, Mapping):
-        raise _wrong(f"allowed: an object such as {_LIMIT}", domain)
-    if unknown := sorted(map(str, entry.keys() - {"rate", "concurrency"})):
-        raise _wrong(f"{unknown[0]!r} is not known: allowed: rate, concurrency", domain)
-    rate, concurrency = entry.get("rate"), entry.get("concurrency")
-    if not isinstance(rate, str | None):
-        raise _wrong(f"rate: allowed: {_RATE}", domain)
-    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-        raise _wrong("concurrency: allowed: a whole number, 1 or more", domain)
-    try:
-        read_rates(rate)
-    except ValueError as error:
-        raise _wrong(f"rate: {error}", domain) from None
-    return DomainLimit(rate, concurrency)
-
-
-def _wrong(words: str, domain: str = "") -> ValueError:
-    return ValueError(f"{domain}: {words}" if domain else words)
+DomainLimits = Annotated[
+    dict[Annotated[str, BeforeValidator(_checked_domain)], DomainLimit],
+    WrapValidator(_without_duplicates),
+    FromJson,
+]

@@ -2,16 +2,17 @@
 
 import ipaddress
 import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PlainValidator,
+    PrivateAttr,
     StringConstraints,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -19,9 +20,9 @@ from pydantic_core import PydanticUndefined
 
 from mailer.errors import InvalidAddress
 from mailer.message import Address, Lane
-from mailer.settings.oauth import OAuth, read_oauth
-from mailer.settings.proxy import NO_PROXY, checked_proxy, is_exempt, is_local
-from mailer.settings.rates import read_rates
+from mailer.settings.oauth import GivenOAuth
+from mailer.settings.proxy import NO_PROXY, EnvironmentProxy, checked_proxy, is_local
+from mailer.settings.rates import Rate
 
 # A year at most: what waits longer has waited for ever, and sockets refuse to count so far.
 Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
@@ -63,7 +64,7 @@ class RelaySettings(BaseModel):
         "MAILER_TLS_CLIENT_CERT", "PEM file with a certificate and its key, for a relay that wants to see one.", None
     )
     tls_minimum: TlsVersion = key("MAILER_TLS_MINIMUM", "The oldest version of TLS to speak with the relay.", "TLSv1.2")
-    oauth: Annotated[OAuth | None, PlainValidator(read_oauth), WithJsonSchema({"type": "object"})] = key(
+    oauth: GivenOAuth | None = key(
         "MAILER_OAUTH",
         "Where the token comes from that `MAIL_USERNAME` logs in with instead of a password, in the environment as JSON:"
         ' `{"provider": "microsoft", "tenant": "…", "client_id": "…", "client_secret": "…"}`,'
@@ -71,6 +72,11 @@ class RelaySettings(BaseModel):
         ' `{"token": "package.module:function"}`.',
         None,
         repr=False,
+        examples=[
+            '{"provider": "microsoft", "tenant": "…", "client_id": "…", "client_secret": "…"}',
+            '{"provider": "google", "service_account_file": "…", "subject": "ada@example.com"}',
+            '{"token": "package.module:function"}',
+        ],
     )
     lmtp: bool = key("MAILER_LMTP", "Speak LMTP, as mail stores do, instead of SMTP.", False)
     proxy: str | None = key(
@@ -97,16 +103,12 @@ class RelaySettings(BaseModel):
         600.0,
     )
     idle_timeout: Seconds = key("MAILER_IDLE_TIMEOUT", "Seconds an unused connection is kept warm.", 30.0)
-    relay_rate: str | None = key(
+    relay_rate: Rate | None = key(
         "MAILER_RELAY_RATE", "The most mails this relay is given, by all workers: `14/second; 50000/day`.", None
     )
     relay_concurrency: int | None = key(
         "MAILER_RELAY_CONCURRENCY", "The most connections to this relay, of all workers together.", None, ge=1
     )
-
-    # What the environment says of proxies:
-    ambient_proxy: str | None = Field(None, alias="all_proxy", repr=False)
-    exempt_from_proxy: str = Field("", alias="no_proxy")
 
     # Only in an entry of MAILER_RELAYS:
     given_name: str | None = Field(None, alias="name", min_length=1)
@@ -115,6 +117,12 @@ class RelaySettings(BaseModel):
     senders: tuple[Rule, ...] = Field((), alias="senders")
     domains: tuple[Rule, ...] = Field((), alias="domains")
     lanes: tuple[Lane, ...] = Field((), alias="lanes")
+
+    _environment_proxy: EnvironmentProxy = PrivateAttr(EnvironmentProxy())
+
+    def model_post_init(self, context: "Context | None", /) -> None:
+        if context is not None:
+            self._environment_proxy = context.environment_proxy
 
     @property
     def name(self) -> str:
@@ -147,7 +155,7 @@ class RelaySettings(BaseModel):
             return None
         if self.proxy is not None:
             return self.proxy
-        return None if self.is_local or is_exempt(self.mail_server, self.exempt_from_proxy) else self.ambient_proxy
+        return None if self.is_local else self._environment_proxy.for_server(self.mail_server)
 
     @property
     def has_rules(self) -> bool:
@@ -188,12 +196,6 @@ class RelaySettings(BaseModel):
     @classmethod
     def _as_addresses_are_stored(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         return tuple(checked_rule(rule, for_senders=info.field_name == "senders") for rule in value)
-
-    @field_validator("relay_rate")
-    @classmethod
-    def _usable_rate(cls, value: str | None) -> str | None:
-        read_rates(value)
-        return value
 
     @field_validator("tls_ca_file")
     @classmethod
@@ -259,6 +261,28 @@ class RelaySettings(BaseModel):
                 "MAILER_OAUTH: whoever hears a token can use it: set MAIL_USE_TLS (port 587) or MAIL_USE_SSL (port 465)"
             )
         return self
+
+
+class ListedRelay(RelaySettings):
+    """An entry of MAILER_RELAYS. Its defaults are the `MAILER_*` keys of the app."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_keys_of_the_app(cls, entry: Any, info: ValidationInfo) -> Any:
+        if info.context is None or not isinstance(entry, Mapping):
+            return entry
+        return {**info.context.shared, **entry}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The context of validation: values from elsewhere that relays need."""
+
+    #: By key, the values of the app that the relays of MAILER_RELAYS share.
+    shared: Mapping[str, Any]
+    environment_proxy: EnvironmentProxy
 
 
 def checked_rule(rule: str, *, for_senders: bool) -> str:

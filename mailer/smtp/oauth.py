@@ -90,7 +90,7 @@ def _from_google(login: GoogleLogin, timeout: float) -> Fetched:
 def _from_function(source: TokenFunction) -> Fetched:
     """Asked at each login: it knows how long its tokens are good."""
     try:
-        function = resolve_name(source.function) if isinstance(source.function, str) else source.function
+        function = resolve_name(source.token) if isinstance(source.token, str) else source.token
         token = function()
     except Exception as error:  # whatever it is, no mail is to blame
         raise NoToken(f"the function of MAILER_OAUTH failed: {type(error).__name__}: {error}", passing=False) from error

@@ -2,7 +2,7 @@
 
 from mailer.errors import ConfigurationError
 from mailer.settings import Settings
-from mailer.settings.words import SECRETS
+from mailer.settings.messages import SECRETS
 from tests.fuzz.bytes import Bytes
 
 # Those whose values have a form of their own; the corpus counts on their order.

@@ -18,7 +18,7 @@ from mailer.mime import compose, make_signer
 from mailer.settings.dkim import DkimKey
 from tests.generated_mails import mails
 from tests.services.opendkim import program, verified_by_opendkim
-from tests.signing import ED25519, RSA, records, verified_by_dkimpy
+from tests.signing import ED25519, RSA, dkim_key, records, verified_by_dkimpy
 
 NOW = 1_790_000_000.0
 
@@ -78,7 +78,7 @@ def a_mail(sender: str = "ada@example.com") -> Message:
 @given(mails)
 def test_every_mail(tmp_path: Path, message: Message) -> None:
     """Whatever is in it, and with each algorithm."""
-    keys = [DkimKey(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
+    keys = [dkim_key(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
 
     assert verified_by_opendkim(signed(message, *keys), records(*keys), tmp_path) == {"rsa": "pass", "ed": "pass"}
 
@@ -101,7 +101,7 @@ def test_a_mail_that_was_changed(tmp_path: Path) -> None:
 def test_a_key_that_opendkim_made(tmp_path: Path) -> None:
     """Its tool writes the key and the record for the DNS; both are taken as they are."""
     subprocess.run([program("opendkim-genkey"), "-b", "2048", "-d", "example.com", "-s", "made", "-D", tmp_path], check=True)
-    key = DkimKey("example.com", "made", (tmp_path / "made.private").read_bytes())
+    key = dkim_key("example.com", "made", (tmp_path / "made.private").read_bytes())
     record = "".join(re.findall(r'"([^"]*)"', (tmp_path / "made.txt").read_text(encoding="ascii")))
 
     assert verified_by_opendkim(signed(a_mail(), key), {"made._domainkey.example.com": record}, tmp_path) == {"made": "pass"}

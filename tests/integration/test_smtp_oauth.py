@@ -279,7 +279,7 @@ def test_threads_wait_for_one_token() -> None:
         fetched.append(1)
         return f"token {len(fetched)}", 3600.0
 
-    tokens = Tokens(TokenFunction(""), 1.0)
+    tokens = Tokens(TokenFunction(token=str), 1.0)
     tokens._fetch = fetch
 
     def get(_: int) -> str:

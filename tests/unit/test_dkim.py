@@ -12,7 +12,7 @@ from mailer.mime import Signer, WireMessage, compose, make_signer
 from mailer.mime.dkim import relaxed_body, relaxed_field
 from mailer.settings.dkim import DkimKey
 from tests.generated_mails import bodies, mails
-from tests.signing import ED25519, RSA, ed25519_pem, records, rsa_pem, verified_by_dkimpy
+from tests.signing import ED25519, RSA, dkim_key, ed25519_pem, records, rsa_pem, verified_by_dkimpy
 
 NOW = 1_790_000_000.7
 BOTH = records(RSA, ED25519)
@@ -40,7 +40,7 @@ def signed(message: Message, *keys: DkimKey) -> bytes:
 @given(mails)
 def test_every_mail(message: Message) -> None:
     """Whatever is in it, and with each algorithm."""
-    keys = [DkimKey(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
+    keys = [dkim_key(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
 
     assert verified_by_dkimpy(signed(message, *keys), records(*keys)) == [True, True]
 
@@ -64,7 +64,7 @@ def test_what_a_signature_says() -> None:
 
 def test_a_signature_fits_its_lines() -> None:
     """Also that of a long key."""
-    lines = signed(a_mail(), DkimKey("example.com", "2026a", rsa_pem(4096))).split(b"\r\n")
+    lines = signed(a_mail(), dkim_key("example.com", "2026a", rsa_pem(4096))).split(b"\r\n")
 
     assert max(map(len, lines)) <= 78
 
@@ -142,7 +142,7 @@ def selectors(sender: str, *keys: DkimKey) -> list[str]:
 
 def test_every_key_of_the_domain_signs() -> None:
     """RSA for everybody, Ed25519 for who knows it, and two of a kind while the DNS still has the old one."""
-    keys = [RSA, ED25519, DkimKey("example.com", "next", rsa_pem())]
+    keys = [RSA, ED25519, dkim_key("example.com", "next", rsa_pem())]
 
     assert selectors("ada@example.com", *keys) == ["rsa", "ed", "next"]
     assert verified_by_dkimpy(signed(a_mail(), *keys), records(*keys)) == [True, True, True]
@@ -150,7 +150,7 @@ def test_every_key_of_the_domain_signs() -> None:
 
 def test_a_subdomain_is_signed_for_by_the_domain_above() -> None:
     """That is aligned in the eyes of DMARC, as long as nobody asks for `adkim=s`; a key of its own comes first."""
-    above, below = DkimKey("example.com", "above", ed25519_pem()), DkimKey("news.example.com", "below", ed25519_pem())
+    above, below = dkim_key("example.com", "above", ed25519_pem()), dkim_key("news.example.com", "below", ed25519_pem())
 
     assert selectors("ada@shop.example.com", above, below) == ["above"]
     assert selectors("ada@news.example.com", above, below) == ["below"]
@@ -200,6 +200,6 @@ def test_the_example_of_the_standard() -> None:
 
 def test_dkimpy_is_really_asked() -> None:
     """With the wrong key in the DNS nothing is good."""
-    others = records(DkimKey("example.com", "rsa", rsa_pem()), DkimKey("example.com", "ed", ed25519_pem()))
+    others = records(dkim_key("example.com", "rsa", rsa_pem()), dkim_key("example.com", "ed", ed25519_pem()))
 
     assert verified_by_dkimpy(signed(a_mail()), others) == [False, False]

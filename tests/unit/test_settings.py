@@ -14,8 +14,8 @@ import pytest
 from mailer.errors import ConfigurationError
 from mailer.message import Lane
 from mailer.settings import Settings, keys
+from mailer.settings.messages import allowed
 from mailer.settings.rates import DomainLimit
-from mailer.settings.words import allowed
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECRET = "geheim"
@@ -67,7 +67,7 @@ OWN_WORDS = {
     "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
-    "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit("1/day")}),
+    "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit(rate="1/day")}),
 }
 
 
@@ -182,17 +182,17 @@ def test_the_relays_of_the_guide() -> None:
     assert (main.mail_use_tls, backup.preference, office.domains) == (True, 1, ("example.com",))
 
 
-RELAYS_IN_WORDS = "MAILER_RELAYS: allowed: a list of relays, in the environment as JSON: "
+A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
 
 
 @pytest.mark.parametrize(
     ("relays", "words"),
     [
-        ("smtp.example.com", RELAYS_IN_WORDS),
-        ("[]", RELAYS_IN_WORDS),
-        ("{}", RELAYS_IN_WORDS),
-        ('["smtp.example.com"]', RELAYS_IN_WORDS),
-        ([], RELAYS_IN_WORDS),
+        ("smtp.example.com", f"MAILER_RELAYS=<hidden>: not JSON (line 1, column 1); allowed: {A_LIST}"),
+        ("[]", f"MAILER_RELAYS=<hidden>: allowed: {A_LIST}"),
+        ("{}", f"MAILER_RELAYS=<hidden>: allowed: {A_LIST}"),
+        ('["smtp.example.com"]', "MAILER_RELAYS[0]=<hidden>: allowed: an object."),
+        ([], f"MAILER_RELAYS=<hidden>: allowed: {A_LIST}"),
         ([{"MAIL_PORT": "x"}], "MAILER_RELAYS[0]['MAIL_PORT']='x': allowed: a whole number from 1 to 65535."),
         ([{}, {"name": ""}], "MAILER_RELAYS[1]['name']='': allowed: a text that is not empty."),
         ([{"weight": 0}], "MAILER_RELAYS[0]['weight']=0: allowed: a number above 0, 1000000 at most."),
@@ -217,7 +217,12 @@ RELAYS_IN_WORDS = "MAILER_RELAYS: allowed: a list of relays, in the environment 
             [{"MAILER_RELAY_RATE": "fast"}],
             "MAILER_RELAYS[0]['MAILER_RELAY_RATE']='fast': allowed: a rate such as '14/second' or '100/5 minutes',",
         ),
-        ([{"MAILER_KEEP_DAYS": 1, "nam": "x"}], "MAILER_RELAYS[0]: MAILER_KEEP_DAYS, nam: not known; allowed: MAILER_COMMAND_"),
+        ([{"nam": "x"}], "MAILER_RELAYS[0]['nam']: unknown key; did you mean name?"),
+        ([{"all_proxy": "x"}], "MAILER_RELAYS[0]['all_proxy']: unknown key; allowed: MAILER_COMMAND_"),
+        (
+            [{"MAILER_KEEP_DAYS": 1}],
+            "MAILER_RELAYS[0]['MAILER_KEEP_DAYS']: unknown key; allowed: MAILER_COMMAND_",
+        ),
         (
             [{"name": "first", "MAIL_USE_TLS": 1, "MAIL_USE_SSL": 1}],
             "MAILER_RELAYS[0]=<hidden>: MAIL_USE_TLS and MAIL_USE_SSL: set one of them:",
@@ -236,7 +241,14 @@ def test_relays_that_can_not_be_used(relays: object, words: str) -> None:
     error = refusal(MAILER_RELAYS=relays)
 
     assert error.startswith(words)
-    assert "all_proxy" not in error
+    assert "all_proxy" not in error.removeprefix(words)
+
+
+def test_a_value_that_relays_inherit_has_one_line() -> None:
+    """It is wrong in one place, however many relays start from it."""
+    error = refusal(MAILER_COMMAND_TIMEOUT="x", MAILER_RELAYS=[{"name": "a"}, {"name": "b"}])
+
+    assert error == "MAILER_COMMAND_TIMEOUT='x': allowed: a number above 0, 31536000 at most."
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

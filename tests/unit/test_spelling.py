@@ -91,9 +91,8 @@ def test_the_environment_is_only_warned_about(caplog: pytest.LogCaptureFixture) 
 
 def test_a_misspelt_key_of_a_relay() -> None:
     """The entries of MAILER_RELAYS were strict before; now they say which key was meant."""
-    with pytest.raises(
-        ConfigurationError, match=r"MAILER_RELAYS\[0\]: MAIL_SEVER: not known; allowed: .*; did you mean MAIL_SERVER\?"
-    ):
+    words = r"MAILER_RELAYS\[0\]\['MAIL_SEVER'\]: unknown key; did you mean MAIL_SERVER\?"
+    with pytest.raises(ConfigurationError, match=words):
         load({"MAILER_RELAYS": [{"MAIL_SEVER": "smtp.example.com"}]})
 
 

@@ -375,7 +375,8 @@ RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count
 def test_a_rate_nobody_can_keep_is_refused(rate: str, words: str) -> None:
     """When the app starts, not when the first mail is sent."""
     assert refusal(MAILER_RELAY_RATE=rate) == f"MAILER_RELAY_RATE={rate!r}: {words}"
-    assert refusal(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}}).endswith(f": example.com: rate: {words}")
+    place = "MAILER_DOMAIN_LIMITS['example.com']['rate']"
+    assert refusal(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}}) == f"{place}={rate!r}: {words}"
 
 
 def refusal(**config: Any) -> str:
@@ -391,31 +392,42 @@ def test_the_rate_of_an_entry_is_checked_too() -> None:
     assert refusal(MAILER_RELAYS=relays) == f"MAILER_RELAYS[1]['MAILER_RELAY_RATE']='fast': allowed: {RATE}."
 
 
-OBJECT = 'an object by domain such as {"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'
-ENTRY = 'an object such as {"rate": "20/second", "concurrency": 5}'
+OBJECT = (
+    "allowed: an object, in the environment as JSON, such as"
+    ' {"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'
+)
 DOMAIN = "give one such as 'gmail.com', or '*' for each that is not named"
-COUNT = "concurrency: allowed: a whole number, 1 or more"
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("5", f"allowed: {OBJECT}"),
-        (["gmail.com"], f"allowed: {OBJECT}"),
-        ("gmail.com", f"this is no JSON (Expecting value: line 1 column 1 (char 0)): allowed: {OBJECT}"),
-        ({"gmail": {}}, f"'gmail' is no domain: {DOMAIN}"),
-        ({"ada@gmail.com": {}}, f"'ada@gmail.com' is no domain: {DOMAIN}"),
-        ({5: {}}, f"5 is no domain: {DOMAIN}"),
-        ({"a.com": {}, "A.com": {}}, "a.com: it is there twice: remove one of them"),
-        ({"a.com": "1/day"}, f"a.com: allowed: {ENTRY}"),
-        ({"a.com": {"rates": "1/day"}}, "a.com: 'rates' is not known: allowed: rate, concurrency"),
-        ({"a.com": {"rate": 5}}, f"a.com: rate: allowed: {RATE}"),
-        *(({"a.com": {"concurrency": wrong}}, f"a.com: {COUNT}") for wrong in (0, -1, True, "5", 1.5)),
+        ("5", f"='5': {OBJECT}"),
+        (["gmail.com"], f"=['gmail.com']: {OBJECT}"),
+        ("gmail.com", f"='gmail.com': not JSON (line 1, column 1); {OBJECT}"),
+        ({"gmail": {}}, f"['gmail']={{}}: 'gmail' is no domain: {DOMAIN}"),
+        ({"ada@gmail.com": {}}, f"['ada@gmail.com']={{}}: 'ada@gmail.com' is no domain: {DOMAIN}"),
+        ({5: {}}, f"[5]={{}}: 5 is no domain: {DOMAIN}"),
+        (
+            {"a.com": {}, "A.com": {}},
+            "={'a.com': {}, 'A.com': {}}: a.com is there twice: remove one of them",
+        ),
+        ({"a.com": "1/day"}, "['a.com']='1/day': allowed: an object"),
+        ({"a.com": {"rates": "1/day"}}, "['a.com']['rates']: unknown key; did you mean rate?"),
+        ({"a.com": {"speed": "1/day"}}, "['a.com']['speed']: unknown key; allowed: concurrency, rate"),
+        ({"a.com": {"rate": 5}}, f"['a.com']['rate']=5: allowed: {RATE}"),
+        *(
+            (
+                {"a.com": {"concurrency": wrong}},
+                f"['a.com']['concurrency']={wrong!r}: allowed: a whole number, 1 or more",
+            )
+            for wrong in (0, -1, True, "5", 1.5)
+        ),
     ],
 )
 def test_limits_of_domains_that_make_no_sense_are_refused(given: object, words: str) -> None:
     """With the domain, the word that is wrong, and what is allowed."""
-    assert refusal(MAILER_DOMAIN_LIMITS=given) == f"MAILER_DOMAIN_LIMITS={given!r}: {words}."
+    assert refusal(MAILER_DOMAIN_LIMITS=given) == f"MAILER_DOMAIN_LIMITS{words}."
 
 
 def test_a_domain_is_kept_as_deliveries_have_it() -> None:
