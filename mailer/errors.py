@@ -1,4 +1,4 @@
-"""Every exception of the package. Each text says what is wrong, where, and what to do.
+"""The exceptions of the package. Each message names the problem, its place and the remedy.
 
 MailerError
 ├── ConfigurationError      a setting is missing or wrong; nothing has started
@@ -6,24 +6,24 @@ MailerError
 │   ├── InvalidAddress
 │   ├── InvalidHeader
 │   ├── InvalidAttachment
-│   ├── KeyReused           its idempotency key belongs to another mail, or nobody can tell any more
+│   ├── KeyReused           the idempotency key belongs to another mail, or to an erased one
 │   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
 ├── SigningFailed           a DKIM key could not sign a mail, which is tried again
-├── UnknownMail             no mail has this id, or several begin so
+├── UnknownMail             no mail has this id, or several ids begin so
 └── StoreError              the database
-    ├── StoreUnavailable    it did not answer; the mail is NOT queued, unless it is a CommitLost
-    │   ├── CommitLost      it went away during the commit; the mail may be queued
-    │   └── KeyInUse        another transaction holds the idempotency key, and is still open
-    ├── SchemaMismatch      its tables are older or newer than this code
+    ├── StoreUnavailable    no answer; the mail is NOT queued, unless it is a CommitLost
+    │   ├── CommitLost      connection lost during the commit; the mail may be queued
+    │   └── KeyInUse        another open transaction holds the idempotency key
+    ├── SchemaMismatch      the tables are older or newer than this code
     └── InUseElsewhere      another machine uses the same SQLite file
 
-Failures of delivery are no exceptions: they are values, see `mailer.message.Outcome`.
+Failures of delivery are values instead of exceptions: see `mailer.message.Outcome`.
 """
 
 
 class MailerError(Exception):
-    """Any error of Mailer."""
+    """Base class of all errors of Mailer."""
 
 
 class ConfigurationError(MailerError):
@@ -35,7 +35,7 @@ class InvalidMail(MailerError, ValueError):
 
 
 class InvalidAddress(InvalidMail):
-    """An address that no mail server would take."""
+    """An address that no mail server would accept."""
 
 
 class InvalidHeader(InvalidMail):
@@ -47,11 +47,11 @@ class InvalidAttachment(InvalidMail):
 
 
 class KeyReused(InvalidMail):
-    """Its idempotency key belongs to another mail, or to one of which nobody can tell any more whether it says the same."""
+    """The idempotency key belongs to another mail, or to one that can't be compared any more."""
 
 
 class OverLimit(InvalidMail):
-    """More than a MAILER_MAX_… setting allows."""
+    """The mail exceeds a MAILER_MAX_… setting."""
 
 
 class TemplateError(InvalidMail):
@@ -59,32 +59,32 @@ class TemplateError(InvalidMail):
 
 
 class SigningFailed(MailerError):
-    """A DKIM key that was loaded could not sign. The mail is not to blame, and is tried again."""
+    """A DKIM key could not sign a mail. The mail is tried again."""
 
 
 class UnknownMail(MailerError, LookupError):
-    """No mail has this id, as it may have been purged, or several begin with what was given."""
+    """No mail has this id, perhaps because it was purged, or several ids begin so."""
 
 
 class StoreError(MailerError):
-    """Something is wrong with the database."""
+    """Base class of errors of the database."""
 
 
 class StoreUnavailable(StoreError):
-    """The database did not answer. What was being queued is not queued, unless this is a CommitLost."""
+    """The database did not answer. The mail is not queued, unless this is a CommitLost."""
 
 
 class CommitLost(StoreUnavailable):
-    """The database went away during the commit. Nobody knows yet whether what was being queued is queued."""
+    """The connection was lost during the commit: the mail may or may not be queued."""
 
 
 class KeyInUse(StoreUnavailable):
-    """Another transaction that has not ended yet holds this idempotency key. Nothing was queued."""
+    """Another open transaction holds this idempotency key. Nothing was queued."""
 
 
 class SchemaMismatch(StoreError):
-    """The tables in the database do not fit this version of Mailer."""
+    """The tables in the database do not match this version of Mailer."""
 
 
 class InUseElsewhere(StoreError):
-    """The SQLite file is in use on another machine: two of them would break it."""
+    """The SQLite file is in use on another machine. Two machines would corrupt it."""

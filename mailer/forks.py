@@ -1,7 +1,7 @@
-"""Forks: whatever has locks or connections is told of them, by those of its methods that are named for the moment.
+"""Fork hooks for objects with locks or connections: methods named after the moment of the fork.
 
-Python's own hooks are not run by every fork: uWSGI and other C code fork without them. So whoever opens a transaction or a
-connection calls `notice_fork()` first, which compares the process id and tells everybody then.
+Not every fork runs Python's own hooks: uWSGI and other C code fork without them. Code that opens a
+transaction or a connection therefore calls `notice_fork()` first, which compares the process id.
 """
 
 import os
@@ -9,28 +9,28 @@ import threading
 from typing import Any
 from weakref import WeakSet
 
-# Only a fork in the middle of telling leaves the lock taken: then it is not waited for any longer.
+# Only a fork while hooks run leaves the lock taken: after this time, go on without it.
 _LOCK_SECONDS = 5.0
 
 _survivors: WeakSet[Any] = WeakSet()
-_forking = threading.local()  # whom this thread has told before its fork
+_forking = threading.local()  # the objects whose `before_fork` this thread has called
 _lock = threading.Lock()
 _pid = os.getpid()
 
 
 def survive_forks(survivor: object) -> None:
-    """Tell this object of each fork, as long as it lives."""
+    """Call the fork hooks of this object as long as it exists."""
     _survivors.add(survivor)
 
 
 def notice_fork() -> None:
-    """Tell everybody if this process was forked without Python's hooks."""
+    """Call the hooks if this process was forked without Python's own."""
     if os.getpid() == _pid:
         return
     taken = _lock.acquire(timeout=_LOCK_SECONDS)
     try:
         if os.getpid() != _pid:
-            _tell_child(hooked=False)
+            _call_in_child(hooked=False)
     finally:
         if taken:
             _lock.release()
@@ -39,31 +39,31 @@ def notice_fork() -> None:
 def _before() -> None:
     _forking.told = list(_survivors)
     for survivor in _forking.told:
-        _tell(survivor, "before_fork")
+        _call(survivor, "before_fork")
 
 
 def _after_in_parent() -> None:
     for survivor in _forking.__dict__.pop("told", ()):
-        _tell(survivor, "after_fork_in_parent")
+        _call(survivor, "after_fork_in_parent")
 
 
 def _after_in_child() -> None:
     global _lock  # noqa: PLW0603 -- another thread of the parent may have held it
     _lock = threading.Lock()
     _forking.__dict__.pop("told", None)
-    _tell_child(hooked=True)
+    _call_in_child(hooked=True)
 
 
-def _tell_child(*, hooked: bool) -> None:
-    """The process id is noted last: another thread goes on when all is as it should be."""
-    global _pid  # noqa: PLW0603 -- it is the process' own
+def _call_in_child(*, hooked: bool) -> None:
+    """Call the hooks of the child, then store its process id: other threads wait for that."""
+    global _pid  # noqa: PLW0603 -- each process has one
     for survivor in list(_survivors):
-        _tell(survivor, "after_hooked_fork" if hooked else "after_unhooked_fork")
-        _tell(survivor, "after_fork_in_child")
+        _call(survivor, "after_hooked_fork" if hooked else "after_unhooked_fork")
+        _call(survivor, "after_fork_in_child")
     _pid = os.getpid()
 
 
-def _tell(survivor: object, moment: str) -> None:
+def _call(survivor: object, moment: str) -> None:
     if (method := getattr(survivor, moment, None)) is not None:
         method()
 

@@ -1,9 +1,10 @@
-"""Log lines in which nobody's address can be read: what a relay says has addresses in it, and so have errors.
+"""Log lines with masked email addresses. Replies of relays and errors contain addresses.
 
-An app with `MAILER_LOG_ADDRESSES` says so where its code begins to work, by `addresses_shown`; everywhere else they are masked.
-No app is looked up: the app whose context is active may be another one, or have no Mailer. And nothing here raises: a line is
-often written after a commit, and an error would tell the caller that there is no mail.
-The database has all of it, for `flask mail status`.
+With `MAILER_LOG_ADDRESSES`, an app shows addresses by `addresses_shown`, at each of its entry
+points. The app is never looked up: the active app context may be that of another app, or of one
+without Mailer. Nothing here raises: a line is often written after a commit, and an error would
+tell the caller that the mail is not queued. The database has the whole addresses, for
+`flask mail status`.
 """
 
 import logging
@@ -21,7 +22,7 @@ _formatter = logging.Formatter()
 
 
 def masked(text: str) -> str:
-    """a***@example.com: enough to find out more in the database, not enough to write to anybody."""
+    """Mask each address, as in a***@example.com: enough to find the mail in the database."""
     return _ADDRESS.sub(_mask, text) if "@" in text or "%40" in text else text
 
 
@@ -35,7 +36,7 @@ _shown: ContextVar[bool] = ContextVar("mailer_addresses_shown", default=False)
 
 @contextmanager
 def addresses_shown(shown: bool) -> Iterator[None]:
-    """Show whole addresses, or mask them, in what this thread logs in the block."""
+    """Show or mask addresses in the log lines of this thread within the block."""
     before = _shown.get()
     _shown.set(shown)
     try:
@@ -44,23 +45,23 @@ def addresses_shown(shown: bool) -> Iterator[None]:
         _shown.set(before)
 
 
-def discreet(text: str) -> str:
-    """Mask what is printed, and not logged."""
+def mask_unless_shown(text: str) -> str:
+    """Mask the addresses in a printed text like those in a log line."""
     return text if _shown.get() else masked(text)
 
 
 class Mask(logging.Filter):
-    """Changes what passes: the text of a line, and the traceback below it."""
+    """Masks the addresses in the text and the traceback of each line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every line pass, masked; one that can't be written as it was meant is written as far as it can be."""
+        """Pass every line, masked. Log a line with unusable arguments as well as possible."""
         try:
             is_concerned = self.concerns(record)
             self._check(record)
             if is_concerned:
                 self.mask(record)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it must not reach whoever logs
-            record.msg, record.args = f"A line of {record.name} can't be shown ({type(error).__name__})", ()
+        except Exception as error:  # noqa: BLE001 -- no error may reach the caller of the logger
+            record.msg, record.args = f"Log line unreadable: logger={record.name} error={type(error).__name__}", ()
             record.exc_info = record.exc_text = None
         return True
 
@@ -76,10 +77,10 @@ class Mask(logging.Filter):
 
     @staticmethod
     def _check(record: logging.LogRecord) -> None:
-        """Some handlers raise if a line can't be put together: then its parts are put beside each other."""
+        """Join the parts of a line whose arguments do not match: some handlers would raise."""
         try:
             record.getMessage()
-        except Exception:  # noqa: BLE001 -- of an object that is logged, any
+        except Exception:  # noqa: BLE001 -- a logged object may raise anything
             parts = record.args.values() if isinstance(record.args, Mapping) else (record.args or ())
             record.msg, record.args = " ".join(map(_text, (record.msg, *parts))), ()
 
@@ -92,7 +93,7 @@ def _text(value: object) -> str:
 
 
 class TaskMask(Mask):
-    """For Celery's own line about a task that failed, if it is one of these."""
+    """Masks Celery's own line about a failed task, if the task is one of `tasks`."""
 
     def __init__(self, *tasks: str) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class TaskMask(Mask):
 
     def mask(self, record: logging.LogRecord) -> None:
         super().mask(record)
-        record.__dict__["data"] = record.args  # the same once more, for programs that read logs
+        record.__dict__["data"] = record.args  # a copy for structured logging
 
 
 def _masked_args(args: Any) -> Any:
@@ -120,7 +121,7 @@ _MASK = Mask()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module."""
+    """Return the logger of a module, which masks addresses."""
     logger = logging.getLogger(name)
     logger.addFilter(_MASK)
     return logger

@@ -1,4 +1,7 @@
-"""Which machine this is, since it was started. Processes that share its kernel see the same locks, and files before a sync."""
+"""The identity of the machine since its last boot.
+
+Processes on the same kernel share file locks, and see writes before they are synced.
+"""
 
 from pathlib import Path
 
@@ -6,7 +9,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str | None:
-    """One for all containers of a machine, another one after each start; None where nothing tells: only Linux does."""
+    """Return the boot id of the kernel, the same in all containers. Return None outside Linux."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:

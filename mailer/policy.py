@@ -1,4 +1,4 @@
-"""What to do next: pure decisions, with the clock and the dice passed in."""
+"""Pure decisions: retries, the meaning of replies and errors, sizes. Time and jitter are passed in."""
 
 import math
 import re
@@ -18,14 +18,15 @@ _LEAST_HELD, _TIMES_HELD = 4096, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """The numbers that bound a mail's retries, in seconds."""
+    """The bounds of retries; times are in seconds."""
 
     first: float = 60.0
     factor: float = 3.0
     longest: float = 4 * 3600.0
     jitter: float = 0.2  #: the share of a wait by which it is spread, to either side
     max_attempts: int = 12
-    # RFC 5321, 4.5.4.1: four or five days at least. A relay that breaks on a Friday evening may be noticed on Monday.
+    # RFC 5321, 4.5.4.1: four or five days at least. A relay that breaks on a Friday evening may be
+    # noticed on Monday.
     max_age: float = 5 * 86400.0
     doubt_resend_after: float = 900.0
     relay_rest: float = 10.0
@@ -34,34 +35,35 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """What the store is to write about a delivery: the state it goes to and when it is due there."""
+    """A change of a delivery: its next state and when it is due."""
 
     to: Status
     due_at: float | None = None
     counts: bool = True  #: whether the try counts as one of the mail's attempts
-    reason: str = ""  #: why it is given up, where the reply alone would not tell
+    reason: str = ""  #: why Mailer gives up, if the reply does not say so
 
 
-def backoff(attempts: int, retry: RetryPolicy, dice: float) -> float:
-    """Seconds until the next try after `attempts` tries; `dice` in [0, 1) spreads it."""
+def backoff(attempts: int, retry: RetryPolicy, jitter: float) -> float:
+    """Return the seconds between try number `attempts` and the next; `jitter` is in [0, 1)."""
     delay = min(retry.longest, retry.first * retry.factor ** min(attempts - 1, 30))
-    return delay * (1 + retry.jitter * (2 * dice - 1))
+    return delay * (1 + retry.jitter * (2 * jitter - 1))
 
 
-def rest(failures: int, retry: RetryPolicy, dice: float) -> float:
-    """Seconds a relay is left alone that could not be used, when `failures` tries before had failed as well."""
-    return min(retry.relay_rest_longest, retry.relay_rest * 2.0 ** min(failures, 30) * (1 + retry.jitter * dice))
+def rest(failures: int, retry: RetryPolicy, jitter: float) -> float:
+    """Return the seconds to pause an unusable relay after `failures` earlier failures in a row."""
+    seconds = retry.relay_rest * 2.0 ** min(failures, 30) * (1 + retry.jitter * jitter)
+    return min(retry.relay_rest_longest, seconds)
 
 
-def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: float, dice: float) -> Move:
-    """The state chart's answer to an outcome."""
+def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: float, jitter: float) -> Move:
+    """Return the move of the state chart for an outcome."""
     match outcome.verdict:
         case Verdict.SENT:
             return Move(to=Status.SENT)
         case Verdict.REFUSED:
             return Move(to=Status.FAILED)
         case Verdict.UNREACHED:
-            return _again(delivery, retry, now + retry.relay_rest * (1 + dice), counts=False)
+            return _again(delivery, retry, now + retry.relay_rest * (1 + jitter), counts=False)
         case Verdict.DOUBTFUL:
             resend = delivery.on_doubt is OnDoubt.RESEND and delivery.doubts == 0
             return Move(to=Status.DOUBTFUL, due_at=now + retry.doubt_resend_after if resend else None)
@@ -69,20 +71,24 @@ def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: 
             if delivery.attempts >= retry.max_attempts:
                 tries = "1 try" if delivery.attempts == 1 else f"{delivery.attempts} tries"
                 return Move(to=Status.FAILED, reason=f"given up after {tries}, see MAILER_RETRY_ATTEMPTS")
-            # Whoever names a time is asked then or later: sooner would waste a try.
-            asked = (outcome.retry_after or 0.0) * (1 + retry.jitter * dice)
-            return _again(delivery, retry, now + max(asked, backoff(delivery.attempts, retry, dice)))
+            # Never before the time that the relay asked for: that would waste a try.
+            asked = (outcome.retry_after or 0.0) * (1 + retry.jitter * jitter)
+            wait = max(asked, backoff(delivery.attempts, retry, jitter))
+            return _again(delivery, retry, now + wait)
 
 
-def explained(outcome: Outcome, move: Move) -> Outcome:
-    """Add to a reply why the mail is given up, where the reply alone would not tell."""
+def with_reason(outcome: Outcome, move: Move) -> Outcome:
+    """Add the reason of the move, if any, to the reply of the outcome."""
     return replace(outcome, reply=f"{outcome.reply} ({move.reason})") if move.reason else outcome
 
 
+_TOO_OLD = "given up, too old for another try, see MAILER_RETRY_AGE"
+
+
 def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: bool = True) -> Move:
-    """Another try, unless the mail is too old by then."""
+    """Queue another try. Fail the mail if it would be too old by then."""
     if due_at - delivery.queued_at > retry.max_age:
-        return Move(to=Status.FAILED, counts=counts, reason="given up, too old for another try, see MAILER_RETRY_AGE")
+        return Move(to=Status.FAILED, counts=counts, reason=_TOO_OLD)
     return Move(to=Status.QUEUED, due_at=due_at, counts=counts)
 
 
@@ -91,30 +97,32 @@ def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: boo
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a relay's reply means for the mail it was given to."""
+    """The meaning of a relay's reply for the mail."""
 
     verdict: Verdict
     retry_after: float | None = None  #: seconds it asked us to wait
 
 
 LEAST_ASKED, MOST_ASKED = 5.0, 86400.0
-# What postgrey, SQLgrey and rspamd wait by default; few of them name the time.
+# The default of postgrey, SQLgrey and rspamd. Few of them name the time in the reply.
 GREYLISTED_FOR = 300.0
 
-# RFC 4954: answers about our login, not about the mail. A wrong password must not fail ten thousand mails.
+# RFC 4954: replies about our login, not about the mail. A wrong password must not fail ten thousand
+# mails.
 _LOGIN_CODES = frozenset({530, 534, 535, 538})
-# The same said in enhanced codes (RFC 5248), and Exchange's "client was not authenticated". 5.7.9 is not among them: for Yahoo
-# it is a verdict on the mail.
+# The same as enhanced codes (RFC 5248), and Exchange's "client was not authenticated". Without
+# 5.7.9: Yahoo uses it for a verdict on the mail.
 _LOGIN_STATUSES = frozenset({"5.7.8", "5.7.10", "5.7.11", "5.7.12", "5.7.57"})
-# RFC 3463 knows these as passing troubles only, whatever the first digit: mailbox full, disk full, congestion (Gmail's daily
-# limit). And too many recipients can't be said of one recipient, so it is a limit over time.
+# In RFC 3463 these are transient, whatever the first digit: mailbox full, disk full, congestion
+# (Gmail's daily limit). "Too many recipients" for a single recipient is a limit over time.
 _PASSING_STATUSES = frozenset({"5.2.2", "5.3.1", "5.4.5", "5.5.3"})
-# Too big for the mailbox, too big for the system: also said as "exceeds the limit", and still final.
+# Too big for the mailbox or the system: permanent, although the text says "exceeds the limit".
 _TOO_BIG = frozenset({"5.2.3", "5.3.4"})
 
 _GREYLISTED = re.compile(r"gr[ea]y-?list")
 
-# Not this mail is turned away, but whoever brings it. It is we who have to change, so no mail fails of it at once.
+# The relay refuses us as a client, not this mail. The configuration must change, so no mail fails
+# of it at once.
 _ABOUT_US = re.compile(
     r"""
     # no login, or no TLS before it
@@ -131,27 +139,27 @@ _ABOUT_US = re.compile(
     re.VERBOSE,
 )
 
-# A 5xx that is not final, by its own words. Each of these comes with a 5xx from the servers that are named.
+# Texts of 5xx replies that are not permanent, as the named servers send them.
 _PASSING = re.compile(
     r"""
-    # it wants to be asked again: Zoho, SendGrid
+    # asks for a retry: Zoho, SendGrid
       \b(try|retry|resend|come\sback|wait)\b.{0,40}\b(later|tomorrow|some\s?time)\b | \btemporarily\b
-    # it was too fast: Exchange, QQ, Gmail, Zoho
+    # too fast: Exchange, QQ, Gmail, Zoho
     | throttl | \b(rate|frequency).?limit | \bat\sa\srate\sthat\b | \bunusual\s(sending\s)?(rate|volume|activity)\b
-    # it was too much at once: Mailtrap, OVH
+    # too much at once: Mailtrap, OVH
     | \btoo\s(many|much)\s(\w+\s){0,3}(e-?)?(mails?|messages?|recipients?|connections?)\b
-    # it was too much for a day: Gmail, StartMail, cPanel, Exchange. Not too long, and not too much like spam
+    # too much for a day: Gmail, StartMail, cPanel, Exchange. Not size, and not spam score
     | ^(?!.*\b(size|length|lines?|headers?|attachments?|hops?|score)\b).*
       (\b(limits?|quota|credits?)\b.{0,40}\b(exceeded|reached)\b
       | \b(exceeds?|exceeded|reached)\b.{0,40}\b(limits?|quota|per\s(second|minute|hour|day))\b)
-    # a mailbox that somebody will tidy up: Orange
+    # a full mailbox: Orange
     | \b(mailbox|inbox|account|storage|disk)\b.{0,40}\bfull\b | \bover-?\s?quota | quota\s?exceeded
     """,
     re.VERBOSE,
 )
 
 
-# It is the connection that has had enough: OpenSMTPD, Exim, Postfix, qmail, Exchange.
+# A limit of the connection: OpenSMTPD, Exim, Postfix, qmail, Exchange.
 _OF_THE_SESSION = re.compile(
     r"""
       \btoo\smany\s(\w+\s){0,3}(e-?)?(mails?|messages?|recipients?|transactions?|envelopes?|deliveries|commands|errors)\b
@@ -163,21 +171,21 @@ _OF_THE_SESSION = re.compile(
 
 
 def is_session_limit(phase: Phase, reply: str) -> bool:
-    """Tell whether a refusal, by its own words, may be about how much this connection has carried."""
+    """Return whether the text of a refusal may be about the number of mails on the connection."""
     status, words = _read(int(reply[:3]), reply) if reply[:3].isdigit() else ("", reply)
-    # Too many recipients can't be said of one recipient.
+    # "Too many recipients" for a single recipient is about the connection.
     return (phase is not Phase.DOT and status[1:] == ".5.3") or _OF_THE_SESSION.search(words) is not None
 
 
 def is_greylisting(reply: str) -> bool:
-    """Tell whether a reply says that it is too early for this mail."""
+    """Return whether a reply is about greylisting."""
     return _GREYLISTED.search(reply.lower()) is not None
 
 
 def classify(phase: Phase, code: int, text: str) -> Answer:
-    """What a reply means: by its enhanced code, else by its class, and last by words that are known to belie them.
+    """Classify a reply by its enhanced code, or else its class. Known texts override both.
 
-    Only a silence after the final dot is doubt, and a silence is no reply.
+    No reply leads to doubt: only a connection lost after the final dot does.
     """
     if phase is Phase.DOT and 200 <= code < 300:
         return Answer(Verdict.SENT)
@@ -190,15 +198,15 @@ def classify(phase: Phase, code: int, text: str) -> Answer:
     about_us = code in _LOGIN_CODES or status in _LOGIN_STATUSES or _ABOUT_US.search(words) is not None
     if phase is Phase.MAIL and (code == 421 or about_us):
         return Answer(Verdict.UNREACHED, asked)
-    # From RCPT on the same words may be about this recipient only: others must still get through, so the relay stays open.
+    # From RCPT on, the same texts may be about this recipient only: the relay stays open for others.
     if not about_us and asked is None and _is_final(phase, code, status, words):
         return Answer(Verdict.REFUSED)
     return Answer(Verdict.DEFERRED, asked)
 
 
 def _is_final(phase: Phase, code: int, status: str, words: str) -> bool:
-    """Whether it is a no for ever."""
-    if code == 421 or not 400 <= code < 600:  # 421: it is closing, whatever else it says
+    """Return whether the refusal is permanent."""
+    if code == 421 or not 400 <= code < 600:  # 421: the relay closes the connection, whatever the text says
         return False
     if status in _TOO_BIG:
         return True
@@ -206,19 +214,19 @@ def _is_final(phase: Phase, code: int, status: str, words: str) -> bool:
         return False
     if status:
         return status.startswith("5")
-    # RFC 5321 4.5.3.1.10: an old 552 to RCPT means 452, too many recipients.
+    # RFC 5321 4.5.3.1.10: a 552 to RCPT means 452, too many recipients.
     return code >= 500 and not (code == 552 and phase is Phase.RCPT)
 
 
-# At the beginning of a line, or as qmail writes it. What has a fourth number is an IP address.
+# At the beginning of a line, or as qmail writes it. Four numbers are an IP address.
 _STATUS = re.compile(r"^[ \t#(\[]*([45]\.\d{1,3}\.\d{1,3})(?![.\d])|\(#([45]\.\d{1,3}\.\d{1,3})\)", re.MULTILINE)
 _MOST_READ = 1000
 
 
 def _read(code: int, text: str) -> tuple[str, str]:
-    """The enhanced code, if there is one, and the words, on one line.
+    """Return the enhanced code, or an empty string, and the text in lower case on one line.
 
-    Without the codes, which may begin each line of a reply, and without addresses, which were chosen by strangers.
+    The text contains no codes, which may begin each line, and no addresses, which strangers choose.
     """
     text = re.sub(rf"^(?:{code}[ -])+", "", text[:_MOST_READ], flags=re.MULTILINE)
     found = _STATUS.search(text)
@@ -235,11 +243,11 @@ _SPAN = (
     r"(?:s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)(?:\(s\))?"
 )
 _SPANS = re.compile(
-    # What one is told to do …
+    # The request …
     r"\b(?:try|again|later|retry|resend|wait|back|gr[ea]y-?list(?:ed|ing)|deferred|delayed|blocked|limited|available)"
-    # … and nothing but small words until the time, so that it is no other time …
+    # … then only function words until the time, so that it belongs to the request …
     r"(?:[ :,=(~-]+(?:please|try|again|later|in|after|for|at|least|about|another|the|next|this|your|message)\b){0,6}[ :,=(~-]+"
-    # … with nothing stuck to its end: "5d1443fb-20" is the name of a mail.
+    # … with nothing attached: "5d1443fb-20" is a queue id.
     rf"({_SPAN}(?:(?: |,|, | and |){_SPAN})*)(?![\w-])"
 )
 _EACH_SPAN = re.compile(r"(\d+(?:\.\d+)?|\b(?:an?|one)\b) ?([smhd])")
@@ -247,7 +255,7 @@ _CLOCK = re.compile(r"\bin (\d{1,3}):([0-5]\d):([0-5]\d)\b")
 
 
 def _seconds_asked(words: str) -> float | None:
-    """The N of "try again in N", within reason."""
+    """Return the N of "try again in N" in seconds, between LEAST_ASKED and MOST_ASKED."""
     if clock := _CLOCK.search(words):
         hours, minutes, seconds = map(int, clock.groups())
         asked = 3600.0 * hours + 60.0 * minutes + seconds
@@ -262,8 +270,8 @@ def _seconds_asked(words: str) -> float | None:
 
 # --- what an error means ----------------------------------------------------------------------------------------------
 
-#: Raised while a mail is read or written because of what is in it: to try again would not help.
-#: Not LookupError: a codec that can't be loaded, with too many files open, is an unknown one.
+#: Errors caused by the content of a mail while it is read or composed: a retry would not help.
+#: Without LookupError: an unknown codec may be one that can't be loaded with too many open files.
 FAULTS_OF_A_MAIL = (
     InvalidMail,
     ValueError,
@@ -276,10 +284,10 @@ FAULTS_OF_A_MAIL = (
 
 
 def verdict_on(error: Exception) -> Verdict:
-    """Tell whether a mail that could not be read or written has failed, or is to be tried again.
+    """Return the verdict on a mail that could not be read or composed.
 
-    Only what is surely the mail's own fault is final. Memory, files, databases, keys and time limits
-    are not, and neither is an error that nobody thought of.
+    Only errors certainly caused by the mail are permanent. Memory, files, databases, keys, time
+    limits and unexpected errors are not.
     """
     return Verdict.REFUSED if isinstance(error, FAULTS_OF_A_MAIL) else Verdict.DEFERRED
 
@@ -288,24 +296,23 @@ def verdict_on(error: Exception) -> Verdict:
 
 
 def window_size(seconds_per_mail: float) -> int:
-    """Return how many mails to mark, and to record, at once: about 20, or 50 ms of them."""
+    """Return the number of mails to mark and record at once: at most 20, or about 50 ms."""
     return min(MAX_WINDOW, math.ceil(WINDOW_SECONDS / seconds_per_mail))
 
 
 def batch_size(seconds_per_mail: float, batch_seconds: float) -> int:
-    """Return how many mails to claim at once, so that a batch lasts about as long as it should."""
+    """Return the number of mails to claim at once: about `batch_seconds` of work."""
     return max(1, min(MAX_BATCH, int(batch_seconds / seconds_per_mail)))
 
 
 def bytes_held(size: int) -> int:
-    """How many bytes a mail of this size takes at most while it is composed and sent.
+    """Return the maximum of memory that a mail of this size takes while it is composed and sent.
 
-    They are its own, what the database hands over, and its form in base64, once in pieces and once as
-    a whole.
+    That is the mail, the row from the database, and the base64 form twice: in pieces and as a whole.
     """
     return _LEAST_HELD + _TIMES_HELD * size
 
 
 def smoothed(seconds_per_mail: float, measured: float) -> float:
-    """A moving average, quick to notice that a relay became slow."""
+    """Return a moving average that follows a slower relay quickly."""
     return max(1e-5, 0.7 * seconds_per_mail + 0.3 * measured)

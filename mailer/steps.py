@@ -1,4 +1,4 @@
-"""Steps of a chore that do not depend on each other: one that fails is logged, and the others are taken."""
+"""Independent steps of maintenance: a step that fails is logged, and the others still run."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from mailer.errors import MailerError
 from mailer.logs import get_logger
 
-# A step that goes on failing for the same reason is logged this seldom.
+# The interval between log lines of a step that keeps failing for the same reason.
 _REPEATED_EVERY = 60.0
 
 T = TypeVar("T")
@@ -17,20 +17,20 @@ log = get_logger(__name__)
 
 
 class Steps:
-    """A guard for the steps of one chore, which remembers what it has logged already."""
+    """Runs the steps of one task of maintenance, and logs each failure once a minute."""
 
     def __init__(self) -> None:
-        self._failing: dict[str, tuple[type[Exception], float]] = {}  # why, and when that was logged
+        self._failing: dict[str, tuple[type[Exception], float]] = {}  # step -> reason, and when it was logged
 
     def take(self, name: str, step: Callable[..., T], *arguments: Any) -> T | None:
-        """Call the step and return what it returns, or None if it fails."""
+        """Call the step and return its result. Return None if it fails."""
         try:
             result = step(*arguments)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the other steps have nothing to do with it
+        except Exception as error:  # noqa: BLE001 -- no error may stop the other steps
             self._log(name, error)
             return None
         if self._failing.pop(name, None):
-            log.warning("Chore step works again: step=%s", name)
+            log.warning("Maintenance step recovered: step=%s", name)
         return result
 
     def _log(self, name: str, error: Exception) -> None:
@@ -39,5 +39,5 @@ class Steps:
         if reason is type(error) and now < logged_at + _REPEATED_EVERY:
             return
         self._failing[name] = type(error), now
-        traceback = None if isinstance(error, MailerError) else error  # ours say what to do
-        log.warning("Chore step failed, the other steps go on: step=%s error=%s", name, error, exc_info=traceback)
+        traceback = None if isinstance(error, MailerError) else error  # its message says how to fix it
+        log.warning("Maintenance step failed: step=%s error=%s", name, error, exc_info=traceback)

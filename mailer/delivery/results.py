@@ -2,7 +2,7 @@
 
 from mailer.delivery.services import Services
 from mailer.message import Delivery, Outcome, Status, Verdict
-from mailer.policy import Move, explained, next_move
+from mailer.policy import Move, next_move, with_reason
 from mailer.store import Result
 
 _SENT = Move(to=Status.SENT)
@@ -13,5 +13,5 @@ def result_of(services: Services, delivery: Delivery, outcome: Outcome) -> Resul
     if outcome.verdict is Verdict.SENT:
         return Result(delivery, outcome, _SENT)
     clock, retry = services.clock, services.settings.retry
-    move = next_move(delivery, outcome, retry, now=clock.time(), dice=clock.random())
-    return Result(delivery, explained(outcome, move), move)
+    move = next_move(delivery, outcome, retry, now=clock.time(), jitter=clock.random())
+    return Result(delivery, with_reason(outcome, move), move)

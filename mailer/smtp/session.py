@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import Enum, auto
 from math import inf
 
-from mailer.logs import discreet
+from mailer.logs import mask_unless_shown
 from mailer.message.text import LONGEST_REPLY
 from mailer.smtp.names import own_name
 from mailer.smtp.replies import is_reply
@@ -140,7 +140,7 @@ class Session(smtplib.SMTP):
         said = b"(login)" if self.logs_in else said
         now = [datetime.now().astimezone().time()] if self.debuglevel > 1 else []
         with suppress(OSError, ValueError):  # nobody reads stderr any more, which is no reason to end a mail
-            print(*now, what, discreet(str(said)), file=sys.stderr)
+            print(*now, what, mask_unless_shown(str(said)), file=sys.stderr)
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 

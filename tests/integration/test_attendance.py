@@ -228,7 +228,7 @@ def test_a_heart_goes_on_beating(make_dispatcher: MakeDispatcher, caplog: pytest
     heartbeat = Heartbeat(outbound)
     with caplog.at_level(logging.WARNING):
         heartbeat.start()
-        wait_until(lambda: "Chore step failed" in caplog.text)
+        wait_until(lambda: "Maintenance step failed" in caplog.text)
 
     assert heartbeat._thread.is_alive()
     heartbeat.stop()

@@ -336,7 +336,7 @@ def test_a_doubt_that_was_resent_is_settled_by_nobody_late(store: Store) -> None
 
 def doubt_by_worker(store: Store, delivery: Delivery) -> set[int]:
     outcome = Outcome(Verdict.DOUBTFUL, "no reply after the end of the mail")
-    move = next_move(delivery, outcome, RetryPolicy(doubt_resend_after=900), now=NOW, dice=0.5)
+    move = next_move(delivery, outcome, RetryPolicy(doubt_resend_after=900), now=NOW, jitter=0.5)
     return store.record_if_transmitting([Result(delivery, outcome, move)], now=NOW, relay="relay.example.com")
 
 

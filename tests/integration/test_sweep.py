@@ -206,8 +206,8 @@ def test_a_step_that_fails_is_logged_once(
     for _ in range(3):
         maintenance.sweep()
 
-    assert caplog.text.count("Chore step failed, the other steps go on: step=resend") == 1
-    assert caplog.text.count("Chore step works again: step=resend") == 1
+    assert caplog.text.count("Maintenance step failed: step=resend") == 1
+    assert caplog.text.count("Maintenance step recovered: step=resend") == 1
 
 
 @pytest.mark.parametrize("step", ["settle", "sweep", "purge"])

@@ -1,4 +1,4 @@
-"""What is decided about a mail: pure, with the clock and the dice passed in."""
+"""What is decided about a mail: pure, with the clock and the jitter passed in."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -26,7 +26,7 @@ from mailer.policy import (
 NOW = 1_800_000_000.0
 RETRY = RetryPolicy()
 
-dice = st.floats(min_value=0, max_value=1, exclude_max=True)
+jitters = st.floats(min_value=0, max_value=1, exclude_max=True)
 policies = st.builds(
     RetryPolicy,
     first=st.floats(1, 3600),
@@ -69,11 +69,11 @@ def move(
     verdict: Verdict,
     delivery: Delivery | None = None,
     retry: RetryPolicy = RETRY,
-    dice: float = 0.5,
+    jitter: float = 0.5,
     retry_after: float | None = None,
 ) -> Move:
     outcome = Outcome(verdict, "as the relay said", retry_after=retry_after)
-    return next_move(delivery or a_delivery(), outcome, retry, now=NOW, dice=dice)
+    return next_move(delivery or a_delivery(), outcome, retry, now=NOW, jitter=jitter)
 
 
 # --- the next move ----------------------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ def test_deferred_has_failed_when_its_next_try_would_be_too_late() -> None:
 
 def test_who_names_a_time_is_asked_at_that_time() -> None:
     """Or a little later, so that those who were told the same do not come together; never earlier."""
-    assert move(Verdict.DEFERRED, retry_after=300, dice=0) == Move(to=Status.QUEUED, due_at=NOW + 300)
-    assert move(Verdict.DEFERRED, retry_after=300, dice=0.5) == Move(to=Status.QUEUED, due_at=NOW + 330)
+    assert move(Verdict.DEFERRED, retry_after=300, jitter=0) == Move(to=Status.QUEUED, due_at=NOW + 300)
+    assert move(Verdict.DEFERRED, retry_after=300, jitter=0.5) == Move(to=Status.QUEUED, due_at=NOW + 330)
 
 
 def test_a_short_time_does_not_shorten_the_wait() -> None:
@@ -129,10 +129,12 @@ def test_a_time_beyond_the_mails_age_is_not_waited_for() -> None:
     assert move(Verdict.DEFERRED, a_delivery(queued_at=NOW - RETRY.max_age + 3000), retry_after=3600).to is Status.FAILED
 
 
-@given(delivery=deliveries, retry=policies, dice=dice, retry_after=st.floats(LEAST_ASKED, MOST_ASKED))
-def test_no_time_that_was_asked_for_is_cut_short(delivery: Delivery, retry: RetryPolicy, dice: float, retry_after: float) -> None:
+@given(delivery=deliveries, retry=policies, jitter=jitters, retry_after=st.floats(LEAST_ASKED, MOST_ASKED))
+def test_no_time_that_was_asked_for_is_cut_short(
+    delivery: Delivery, retry: RetryPolicy, jitter: float, retry_after: float
+) -> None:
     """Whatever the configuration; and no mail waits beyond its age."""
-    made = move(Verdict.DEFERRED, delivery, retry, dice, retry_after)
+    made = move(Verdict.DEFERRED, delivery, retry, jitter, retry_after)
 
     if made.to is Status.QUEUED:
         assert made.due_at is not None
@@ -148,8 +150,8 @@ def test_unreached_costs_no_attempt() -> None:
     """A relay that is down is no fault of the mail: it waits, and the waits are spread."""
     tired = a_delivery(attempts=100)
 
-    assert move(Verdict.UNREACHED, tired, dice=0) == Move(to=Status.QUEUED, due_at=NOW + 10, counts=False)
-    assert move(Verdict.UNREACHED, tired, dice=0.5) == Move(to=Status.QUEUED, due_at=NOW + 15, counts=False)
+    assert move(Verdict.UNREACHED, tired, jitter=0) == Move(to=Status.QUEUED, due_at=NOW + 10, counts=False)
+    assert move(Verdict.UNREACHED, tired, jitter=0.5) == Move(to=Status.QUEUED, due_at=NOW + 15, counts=False)
 
 
 def test_unreached_ends_at_its_age() -> None:
@@ -177,10 +179,10 @@ def test_doubt_is_resent_once_if_the_mail_wants_it(on_doubt: OnDoubt, doubts: in
     assert move(Verdict.DOUBTFUL, a_delivery(doubts=doubts, on_doubt=on_doubt)) == Move(to=Status.DOUBTFUL, due_at=due_at)
 
 
-@given(delivery=deliveries, verdict=st.sampled_from(Verdict), retry=policies, dice=dice)
-def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, retry: RetryPolicy, dice: float) -> None:
+@given(delivery=deliveries, verdict=st.sampled_from(Verdict), retry=policies, jitter=jitters)
+def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, retry: RetryPolicy, jitter: float) -> None:
     """And what is queued is due some day, what is final never."""
-    to, due_at = (made := move(verdict, delivery, retry, dice)).to, made.due_at
+    to, due_at = (made := move(verdict, delivery, retry, jitter)).to, made.due_at
 
     assert (Status.TRANSMITTING, to) in TRANSITIONS
     if to is Status.QUEUED:
@@ -193,32 +195,32 @@ def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, re
 # --- back-off ---------------------------------------------------------------------------------------------------------
 
 
-@given(attempts=st.integers(1, 10_000), retry=policies, dice=dice)
-def test_the_wait_has_bounds(attempts: int, retry: RetryPolicy, dice: float) -> None:
+@given(attempts=st.integers(1, 10_000), retry=policies, jitter=jitters)
+def test_the_wait_has_bounds(attempts: int, retry: RetryPolicy, jitter: float) -> None:
     """Around the first wait at least and the longest at most, spread by the jitter to either side."""
-    wait = backoff(attempts, retry, dice)
-    middle = backoff(attempts, replace(retry, jitter=0.0), dice)
+    wait = backoff(attempts, retry, jitter)
+    middle = backoff(attempts, replace(retry, jitter=0.0), jitter)
 
     assert min(retry.first, retry.longest) <= middle <= retry.longest
     assert (1 - retry.jitter) * middle * 0.999 <= wait <= (1 + retry.jitter) * middle * 1.001
 
 
-@given(retry=policies, dice=dice)
-def test_no_wait_is_shorter_than_the_one_before(retry: RetryPolicy, dice: float) -> None:
-    """With the same dice."""
-    waits = [backoff(attempts, retry, dice) for attempts in range(1, 60)]
+@given(retry=policies, jitter=jitters)
+def test_no_wait_is_shorter_than_the_one_before(retry: RetryPolicy, jitter: float) -> None:
+    """With the same jitter."""
+    waits = [backoff(attempts, retry, jitter) for attempts in range(1, 60)]
 
     assert all(one <= next_one for one, next_one in pairwise(waits))
 
 
-@given(attempts=st.integers(1, 50), dice=st.lists(dice, min_size=2, max_size=2, unique=True))
-def test_the_dice_spread_the_waits(attempts: int, dice: list[float]) -> None:
+@given(attempts=st.integers(1, 50), jitter=st.lists(jitters, min_size=2, max_size=2, unique=True))
+def test_jitter_spreads_the_waits(attempts: int, jitter: list[float]) -> None:
     """Thousand mails that were deferred together do not come back together; unless that is what is configured."""
-    low, high = (backoff(attempts, RETRY, one) for one in sorted(dice))
+    low, high = (backoff(attempts, RETRY, one) for one in sorted(jitter))
     still = RetryPolicy(jitter=0.0)
 
     assert low <= high <= low * 1.5 + 1e-9
-    assert backoff(attempts, still, dice[0]) == backoff(attempts, still, dice[1])
+    assert backoff(attempts, still, jitter[0]) == backoff(attempts, still, jitter[1])
 
 
 def test_the_waits_by_default() -> None:
@@ -230,10 +232,10 @@ def test_the_waits_by_default() -> None:
     assert 86_400 <= sum(waits) <= RETRY.max_age
 
 
-@given(retry=policies, dice=dice)
-def test_a_relay_that_fails_again_is_left_alone_longer(retry: RetryPolicy, dice: float) -> None:
+@given(retry=policies, jitter=jitters)
+def test_a_relay_that_fails_again_is_left_alone_longer(retry: RetryPolicy, jitter: float) -> None:
     """Twice as long each time, up to the longest rest, so that it is found again soon after it is repaired."""
-    rests = [rest(failures, retry, dice) for failures in range(60)]
+    rests = [rest(failures, retry, jitter) for failures in range(60)]
 
     assert rests[0] >= min(retry.relay_rest, retry.relay_rest_longest)
     assert all(one <= longer <= 2 * one for one, longer in pairwise(rests))
