@@ -1,4 +1,7 @@
-"""Pure decisions: retries, the meaning of replies and errors, sizes. Time and jitter are passed in."""
+"""Pure decisions: retries, the meaning of replies and errors, sizes.
+
+Time and jitter are passed in.
+"""
 
 import math
 import re
@@ -13,7 +16,7 @@ MAX_BATCH = 500
 _LEAST_HELD, _TIMES_HELD = 4096, 4
 
 
-# --- the next move ----------------------------------------------------------------------------------------------------
+# --- the next move --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,7 @@ def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: boo
     return Move(to=Status.QUEUED, due_at=due_at, counts=counts)
 
 
-# --- what a reply means -----------------------------------------------------------------------------------------------
+# --- what a reply means ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +129,12 @@ _GREYLISTED = re.compile(r"gr[ea]y-?list")
 _ABOUT_US = re.compile(
     r"""
     # no login, or no TLS before it
-      \bauthentication\s(is\s)?(required|needed)\b | \brequires\s(smtp\s)?authentication\b | \bauthenticate\sfirst\b
-    | \bclient\s(was\s|is\s)?not\sauthenticated\b | \bunauthenticated\ssenders\b | \bnot\slogged\sin\b | \bstarttls\b
+      \bauthentication\s(is\s)?(required|needed)\b | \brequires\s(smtp\s)?authentication\b
+    | \bauthenticate\sfirst\b | \bclient\s(was\s|is\s)?not\sauthenticated\b
+    | \bunauthenticated\ssenders\b | \bnot\slogged\sin\b | \bstarttls\b
     # a relay that does not relay for us
-    | \brelay(ing)?\s(access\s)?(is\s)?(denied|not\s(permitted|allowed))\b | \b(unable|permitted|allowed)\sto\srelay\b
+    | \brelay(ing)?\s(access\s)?(is\s)?(denied|not\s(permitted|allowed))\b
+    | \b(unable|permitted|allowed)\sto\srelay\b
     | \bcredentials\sfor\srelay\b | \ballowed\srcpthosts\b
     # our host: its name, its address, a block list it is on. SPF is about the sender of the mail
     | \bclient\shost\b | ^(?!.*\bspf\b).*\b(your|sending|this|unauthorized)\sip\b
@@ -143,9 +148,11 @@ _ABOUT_US = re.compile(
 _PASSING = re.compile(
     r"""
     # asks for a retry: Zoho, SendGrid
-      \b(try|retry|resend|come\sback|wait)\b.{0,40}\b(later|tomorrow|some\s?time)\b | \btemporarily\b
+      \b(try|retry|resend|come\sback|wait)\b.{0,40}\b(later|tomorrow|some\s?time)\b
+    | \btemporarily\b
     # too fast: Exchange, QQ, Gmail, Zoho
-    | throttl | \b(rate|frequency).?limit | \bat\sa\srate\sthat\b | \bunusual\s(sending\s)?(rate|volume|activity)\b
+    | throttl | \b(rate|frequency).?limit | \bat\sa\srate\sthat\b
+    | \bunusual\s(sending\s)?(rate|volume|activity)\b
     # too much at once: Mailtrap, OVH
     | \btoo\s(many|much)\s(\w+\s){0,3}(e-?)?(mails?|messages?|recipients?|connections?)\b
     # too much for a day: Gmail, StartMail, cPanel, Exchange. Not size, and not spam score
@@ -162,8 +169,10 @@ _PASSING = re.compile(
 # A limit of the connection: OpenSMTPD, Exim, Postfix, qmail, Exchange.
 _OF_THE_SESSION = re.compile(
     r"""
-      \btoo\smany\s(\w+\s){0,3}(e-?)?(mails?|messages?|recipients?|transactions?|envelopes?|deliveries|commands|errors)\b
-    | \b(per|this|one|single|same|each)\s(smtp\s|tcp\s)?(session|connection)\b | \b(session|connection)\s(limit|quota)\b
+      \btoo\smany\s(\w+\s){0,3}(e-?)?
+      (mails?|messages?|recipients?|transactions?|envelopes?|deliveries|commands|errors)\b
+    | \b(per|this|one|single|same|each)\s(smtp\s|tcp\s)?(session|connection)\b
+    | \b(session|connection)\s(limit|quota)\b
     | \breconnect\b | \bnew\s(smtp\s)?(session|connection)\b
     """,
     re.VERBOSE,
@@ -198,7 +207,7 @@ def classify(phase: Phase, code: int, text: str) -> Answer:
     about_us = code in _LOGIN_CODES or status in _LOGIN_STATUSES or _ABOUT_US.search(words) is not None
     if phase is Phase.MAIL and (code == 421 or about_us):
         return Answer(Verdict.UNREACHED, asked)
-    # From RCPT on, the same texts may be about this recipient only: the relay stays open for others.
+    # From RCPT on, such a text may be about this recipient only: the relay stays open for others.
     if not about_us and asked is None and _is_final(phase, code, status, words):
         return Answer(Verdict.REFUSED)
     return Answer(Verdict.DEFERRED, asked)
@@ -219,7 +228,10 @@ def _is_final(phase: Phase, code: int, status: str, words: str) -> bool:
 
 
 # At the beginning of a line, or as qmail writes it. Four numbers are an IP address.
-_STATUS = re.compile(r"^[ \t#(\[]*([45]\.\d{1,3}\.\d{1,3})(?![.\d])|\(#([45]\.\d{1,3}\.\d{1,3})\)", re.MULTILINE)
+_STATUS = re.compile(
+    r"^[ \t#(\[]*([45]\.\d{1,3}\.\d{1,3})(?![.\d])|\(#([45]\.\d{1,3}\.\d{1,3})\)",
+    re.MULTILINE,
+)
 _MOST_READ = 1000
 
 
@@ -244,9 +256,11 @@ _SPAN = (
 )
 _SPANS = re.compile(
     # The request …
-    r"\b(?:try|again|later|retry|resend|wait|back|gr[ea]y-?list(?:ed|ing)|deferred|delayed|blocked|limited|available)"
+    r"\b(?:try|again|later|retry|resend|wait|back|gr[ea]y-?list(?:ed|ing)|deferred|delayed|blocked"
+    r"|limited|available)"
     # … then only function words until the time, so that it belongs to the request …
-    r"(?:[ :,=(~-]+(?:please|try|again|later|in|after|for|at|least|about|another|the|next|this|your|message)\b){0,6}[ :,=(~-]+"
+    r"(?:[ :,=(~-]+(?:please|try|again|later|in|after|for|at|least|about|another|the|next|this|your"
+    r"|message)\b){0,6}[ :,=(~-]+"
     # … with nothing attached: "5d1443fb-20" is a queue id.
     rf"({_SPAN}(?:(?: |,|, | and |){_SPAN})*)(?![\w-])"
 )
@@ -268,7 +282,7 @@ def _seconds_asked(words: str) -> float | None:
     return min(max(asked, LEAST_ASKED), MOST_ASKED)
 
 
-# --- what an error means ----------------------------------------------------------------------------------------------
+# --- what an error means --------------------------------------------------------------------------
 
 #: Errors caused by the content of a mail while it is read or composed: a retry would not help.
 #: Without LookupError: an unknown codec may be one that can't be loaded with too many open files.
@@ -292,7 +306,7 @@ def verdict_on(error: Exception) -> Verdict:
     return Verdict.REFUSED if isinstance(error, FAULTS_OF_A_MAIL) else Verdict.DEFERRED
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 def window_size(seconds_per_mail: float) -> int:

@@ -24,7 +24,7 @@ class WireMessage(flask_mail.Message):
         self._said = message
         self._composed = composed
 
-    # --- for the relay ------------------------------------------------------------------------------------------------
+    # --- for the relay ----------------------------------------------------------------------------
 
     @property
     def mail_id(self) -> str:
@@ -50,7 +50,7 @@ class WireMessage(flask_mail.Message):
         """Whether BODY=8BITMIME is to be said."""
         return eightbit and self._composed.form(eightbit=True).is_8bit
 
-    # --- for Flask-Mail -----------------------------------------------------------------------------------------------
+    # --- for Flask-Mail ---------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         if name not in _SEEN_BY_FLASK_MAIL:

@@ -1,4 +1,4 @@
-"""The settings: `MAIL_*` and `MAILER_*` keys, checked once, then frozen."""
+"""The settings: `MAIL_*` and `MAILER_*` keys, validated once, then frozen."""
 
 import os
 import re
@@ -35,159 +35,229 @@ from mailer.settings.structured import FromJson
 
 __all__ = ["INBOX_PORT", "RelaySettings", "Settings", "keys"]
 
-#: Among MAILER_ALLOWED_RECIPIENTS.
+#: The entry of MAILER_ALLOWED_RECIPIENTS that allows every recipient.
 EVERYBODY = "*"
 #: The port of `flask mail inbox`, the default in debug mode.
 INBOX_PORT = 1025
-_RETRY = RetryPolicy()  # the defaults of what it holds are written there
+_RETRY = RetryPolicy()  # the defaults of its fields
 
 
 class Settings(RelaySettings):
-    """Everything that can be configured. The descriptions are the settings table of the documentation."""
+    """The settings of an app. The documentation is generated from the descriptions."""
 
     listed_relays: Annotated[tuple[ListedRelay, ...], Field(min_length=1), FromJson] = key(
         "MAILER_RELAYS",
-        "Several relays, in the environment as JSON: a list of objects with the keys of the relay and, if needed, `name`,"
-        " `preference`, `weight`, `senders`, `domains`, `lanes`.",
+        "Several relays, in the environment as JSON: a list of objects with the keys of the relay"
+        " and,"
+        " if needed, `name`, `preference`, `weight`, `senders`, `domains`, `lanes`.",
         (),
         repr=False,
         examples=['[{"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}, …]'],
     )
     mail_default_sender: str | tuple[str, str] | None = key(
-        "MAIL_DEFAULT_SENDER", "Sender of mails that name none: `Ada <ada@example.com>`, an address, or a pair.", None
+        "MAIL_DEFAULT_SENDER",
+        "Sender of mails that name none: `Ada <ada@example.com>`, an address, or a pair.",
+        None,
     )
     mail_suppress_send: bool = key(
         "MAIL_SUPPRESS_SEND",
-        "Deliver to nobody, at once and in the calling process: everything happens but SMTP. On by default if `TESTING`.",
+        "Deliver nothing: everything but SMTP happens, at once and in the calling process. On by"
+        " default if `TESTING`.",
         False,
     )
-    mail_ascii_attachments: bool = key("MAIL_ASCII_ATTACHMENTS", "Reduce the names of attachments to ASCII.", False)
+    mail_ascii_attachments: bool = key(
+        "MAIL_ASCII_ATTACHMENTS", "Reduce file names of attachments to ASCII.", False
+    )
 
     database_url: str = key(
         "MAILER_DATABASE_URL",
-        "Where mails are kept: `postgresql://…` or `sqlite:///file`; a relative path starts in the instance folder."
-        " Unset: `SQLALCHEMY_DATABASE_URI` if that is PostgreSQL, else `mailer.sqlite3` in the instance folder.",
+        "The database: `postgresql://…` or `sqlite:///file`; a relative path starts in the instance"
+        " folder. Unset: `SQLALCHEMY_DATABASE_URI` if that is PostgreSQL, else `mailer.sqlite3` in"
+        " the"
+        " instance folder.",
         min_length=1,
         repr=False,
     )
     pgbouncer: bool = key(
         "MAILER_PGBOUNCER",
-        "The database is reached through PgBouncer, or another pooler, in transaction mode: leave nothing in a session.",
+        "The database is behind PgBouncer, or another pooler, in transaction mode: use no state of"
+        " a"
+        " session.",
         False,
     )
     redis_url: str = key(
         "MAILER_REDIS_URL",
-        "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL Celery takes. Unset: `REDIS_URL`, else the broker of"
-        " your own Celery app if there is one, else the default.",
+        "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL that Celery accepts."
+        " Unset:"
+        " `REDIS_URL`, else the broker of your own Celery app if there is one, else the default.",
         "redis://127.0.0.1:6379/0",
         min_length=1,
         repr=False,
     )
     namespace: str = key(
         "MAILER_NAMESPACE",
-        "The name of this installation in a Redis that others use as well: part of its keys, and of the name of its queue."
-        " If it is unset, it is derived from the place of the database as `MAILER_DATABASE_URL` spells it: `localhost` and"
-        " `127.0.0.1`, or a socket and TCP, are two installations, which do not hear each other's rings, so that mail waits for"
-        " the sweep, and count limits for themselves. Spell it alike in every process, or set this key.",
+        "The name of this installation in a shared Redis: part of its keys and of the name of its"
+        " queue. If it is unset, it is derived from host, port and name of the database in"
+        " `MAILER_DATABASE_URL`: `localhost` and `127.0.0.1`, or a socket and TCP, are two"
+        " installations. They do not get each other's rings, so that mail waits for the sweep, and"
+        " they count limits separately. Use the same URL in every process, or set this key.",
         "",
     )
     domain_limits: DomainLimits = key(
         "MAILER_DOMAIN_LIMITS",
-        "The most that recipient domains are given, by all workers, in the environment as JSON:"
-        ' `{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}`; `*` is each domain not named.',
+        "Limits of recipient domains, for all workers together, in the environment as JSON:"
+        ' `{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}`;'
+        " `*` is"
+        " each domain that is not named.",
         {},
-        examples=['{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'],
+        examples=[
+            '{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'
+        ],
     )
     dkim_keys: DkimKeys = key(
         "MAILER_DKIM_KEYS",
-        'Keys to sign mail with, in the environment as JSON: `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`,'
-        " or `key` with the PEM itself.",
+        "The keys that sign mail, in the environment as JSON:"
+        ' `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`, or `key` with the'
+        " PEM"
+        " itself.",
         (),
         repr=False,
-        examples=['[{"domain": "example.com", "selector": "2026a", "key_file": "/path/to/2026a.pem"}]'],
+        examples=[
+            '[{"domain": "example.com", "selector": "2026a", "key_file": "/path/to/2026a.pem"}]'
+        ],
     )
     secret_keys: tuple[bytes, ...] = key(
         "MAILER_SECRET_KEYS",
-        "Secrets that sign and hash, in the environment separated by commas: the first one signs, all verify."
-        " If it is unset, Flask's `SECRET_KEY`, then `SECRET_KEY_FALLBACKS`.",
+        "Secrets that sign and hash, in the environment separated by commas: the first one signs,"
+        " all"
+        " verify. If it is unset, Flask's `SECRET_KEY`, then `SECRET_KEY_FALLBACKS`.",
         (),
         repr=False,
     )
-    max_recipients: int = key("MAILER_MAX_RECIPIENTS", "The most recipients of one mail: to, cc and bcc together.", 1000, ge=1)
+    max_recipients: int = key(
+        "MAILER_MAX_RECIPIENTS",
+        "Maximum of recipients of a mail: to, cc and bcc together.",
+        1000,
+        ge=1,
+    )
     max_size: int = key(
         "MAILER_MAX_SIZE",
-        "The most bytes of one mail: its texts, headers and attachments together, before they are encoded for their way.",
+        "Maximum of bytes of a mail: its texts, headers and attachments together, before encoding.",
         25_000_000,
         ge=1,
     )
     max_bytes_in_flight: int = key(
         "MAILER_MAX_BYTES_IN_FLIGHT",
-        "The most bytes of memory that a process uses at once for the mails it sends, all its threads together. A mail"
-        " counts four times its size; one that is larger goes while at most an eighth of this is held.",
+        "Maximum of bytes of memory that a process uses at once for mails in delivery, all its"
+        " threads"
+        " together. A mail counts four times its size; a larger mail goes while at most an eighth"
+        " of"
+        " this is in use.",
         128_000_000,
         ge=1,
     )
     max_header: int = key(
         "MAILER_MAX_HEADER",
-        "The most characters of a subject, or of another text that becomes a header: a name, a header's value, a file's name.",
+        "Maximum of characters of a subject, a name, a header's value or a file name.",
         4000,
         ge=1,
     )
-    subject_prefix: str = key("MAILER_SUBJECT_PREFIX", "Put before the subjects of `send_email`, with a space between.", "")
-    retry_first: Seconds = key("MAILER_RETRY_FIRST", "Seconds before the first retry of a mail the relay deferred.", _RETRY.first)
-    retry_factor: float = key(
-        "MAILER_RETRY_FACTOR", "How much longer each wait is than the one before.", _RETRY.factor, ge=1, le=100
+    subject_prefix: str = key(
+        "MAILER_SUBJECT_PREFIX",
+        "A prefix, followed by a space, for the subjects of `send_email`.",
+        "",
     )
-    retry_longest: Seconds = key("MAILER_RETRY_LONGEST", "The longest wait between two tries, in seconds.", _RETRY.longest)
+    retry_first: Seconds = key(
+        "MAILER_RETRY_FIRST",
+        "Seconds before the first retry of a deferred mail.",
+        _RETRY.first,
+    )
+    retry_factor: float = key(
+        "MAILER_RETRY_FACTOR",
+        "Factor by which each wait is longer than the previous one.",
+        _RETRY.factor,
+        ge=1,
+        le=100,
+    )
+    retry_longest: Seconds = key(
+        "MAILER_RETRY_LONGEST", "Maximum of seconds between two tries.", _RETRY.longest
+    )
     retry_jitter: float = key(
-        "MAILER_RETRY_JITTER", "The share of a wait by which it is spread, to either side.", _RETRY.jitter, ge=0, le=0.9
+        "MAILER_RETRY_JITTER",
+        "Random share by which a wait is longer or shorter.",
+        _RETRY.jitter,
+        ge=0,
+        le=0.9,
     )
     retry_attempts: int = key(
-        "MAILER_RETRY_ATTEMPTS", "Tries before a deferred mail has failed.", _RETRY.max_attempts, ge=1, le=1000
+        "MAILER_RETRY_ATTEMPTS",
+        "Number of tries after which a deferred mail fails.",
+        _RETRY.max_attempts,
+        ge=1,
+        le=1000,
     )
     retry_age: Seconds = key(
         "MAILER_RETRY_AGE",
-        "Age in seconds at which a mail has failed that no relay took, be it deferred or no relay reached.",
+        "Age in seconds at which a mail fails that was deferred, or whose relays were unreachable.",
         _RETRY.max_age,
     )
     relay_rest: Seconds = key(
-        "MAILER_RELAY_REST", "Seconds for which nobody tries a relay that can't be used; longer each time.", _RETRY.relay_rest
+        "MAILER_RELAY_REST",
+        "Seconds for which nobody tries a relay that can't be used; longer each time.",
+        _RETRY.relay_rest,
     )
     relay_rest_longest: Seconds = key(
         "MAILER_RELAY_REST_LONGEST",
-        "The most seconds between two tries of a relay that can't be used.",
+        "Maximum of seconds between two tries of an unusable relay.",
         _RETRY.relay_rest_longest,
     )
     doubt_resend_after: Seconds = key(
-        "MAILER_DOUBT_RESEND_AFTER", "Seconds before a mail in doubt is sent once more.", _RETRY.doubt_resend_after
+        "MAILER_DOUBT_RESEND_AFTER",
+        "Seconds before a doubtful mail is sent once more.",
+        _RETRY.doubt_resend_after,
     )
     allowed_recipients: tuple[Rule, ...] = key(
         "MAILER_ALLOWED_RECIPIENTS",
-        "The only ones who get mail, as `ada@example.com, example.org`: a domain stands for its subdomains, `*` for everybody."
-        " Mail to others fails, or takes the way of `MAILER_REDIRECT_TO`.",
+        "The only recipients of mail, as in `ada@example.com, example.org`: a domain includes its"
+        " subdomains, and `*` allows everybody. Mail to others fails, or goes to"
+        " `MAILER_REDIRECT_TO`.",
         (),
     )
     redirect_to: str | None = key(
         "MAILER_REDIRECT_TO",
-        "Who gets all mail, whoever it is for, but for `MAILER_ALLOWED_RECIPIENTS`: an address of your own.",
+        "An address of your own, which gets all mail but that to `MAILER_ALLOWED_RECIPIENTS`.",
         None,
     )
     batch_seconds: Seconds = key(
-        "MAILER_BATCH_SECONDS", "About how long a worker delivers before it looks again for more urgent mail.", 1.0
+        "MAILER_BATCH_SECONDS",
+        "About how long a worker delivers before it looks again for more urgent mail.",
+        1.0,
     )
     claim_lease: Seconds = key(
-        "MAILER_CLAIM_LEASE", "Seconds after which a claimed mail of a silent worker is given to another.", 30.0
+        "MAILER_CLAIM_LEASE",
+        "Seconds after which a claimed mail of a silent worker is given to another.",
+        30.0,
     )
     black_box: str = key(
         "MAILER_BLACK_BOX",
-        "Folder on a local disk, where workers note what they have in their hands. Empty: `black-box` in the instance folder.",
+        "Folder on a local disk, where workers note which mails they are sending. Empty:"
+        " `black-box` in"
+        " the instance folder.",
         "",
     )
-    log_addresses: bool = key("MAILER_LOG_ADDRESSES", "Show whole addresses in the logs, which have `a***@example.com`.", False)
-    keep_days: float = key("MAILER_KEEP_DAYS", "Days a finished mail is kept before the purge.", 30.0, gt=0)
+    log_addresses: bool = key(
+        "MAILER_LOG_ADDRESSES",
+        "Log whole addresses instead of `a***@example.com`.",
+        False,
+    )
+    keep_days: float = key(
+        "MAILER_KEEP_DAYS", "Days before the purge deletes a finished mail.", 30.0, gt=0
+    )
     keep_bodies_days: float | None = key(
         "MAILER_KEEP_BODIES_DAYS",
-        "Days after which a finished mail loses its texts and attachments, and can't be requeued; if unset, it keeps them.",
+        "Days after which the texts and attachments of a finished mail are deleted, so that it"
+        " can't be"
+        " requeued. Unset: they stay.",
         None,
         gt=0,
     )
@@ -202,16 +272,24 @@ class Settings(RelaySettings):
         folder: str = "",
         broker_url: str | None = None,
     ) -> Self:
-        """Read each key from the app's config, else from the environment, and refuse what can't be used.
+        """Read each key from the app's config, or else from the environment.
 
-        `folder` is the instance folder, which relative paths of SQLite files start from; `broker_url` is that of the
-        application's own Celery app.
+        `folder` is the instance folder, where relative paths of SQLite files start; `broker_url` is
+        that of the application's own Celery app. Raise ConfigurationError for unusable values.
         """
         check_keys(config, environ, keys())
-        # An empty variable, as in "MAIL_USERNAME=" of an .env file, is as good as none.
-        given = {key: value for key in keys() if (value := config.get(key, environ.get(key) or None)) is not None}
-        given["MAILER_DATABASE_URL"] = database.placed(given.get("MAILER_DATABASE_URL", default_database_url), folder)
-        if "MAILER_REDIS_URL" not in given and (fallback := config.get("REDIS_URL", environ.get("REDIS_URL")) or broker_url):
+        # An empty variable, such as "MAIL_USERNAME=" in an .env file, counts as unset.
+        given = {
+            key: value
+            for key in keys()
+            if (value := config.get(key, environ.get(key) or None)) is not None
+        }
+        given["MAILER_DATABASE_URL"] = database.placed(
+            given.get("MAILER_DATABASE_URL", default_database_url), folder
+        )
+        if "MAILER_REDIS_URL" not in given and (
+            fallback := config.get("REDIS_URL", environ.get("REDIS_URL")) or broker_url
+        ):
             given["MAILER_REDIS_URL"] = fallback
         given.setdefault("MAILER_SECRET_KEYS", flask_keys(config))
         given.setdefault("MAIL_SUPPRESS_SEND", bool(config.get("TESTING", False)))
@@ -229,34 +307,43 @@ class Settings(RelaySettings):
         return settings
 
     def check_for_pgbouncer(self) -> None:
-        """A pooler refuses what is asked for at the start of a session, or leaves it out: the mail would be in another schema."""
+        """Refuse session options behind a pooler, which drops them, the schema included."""
         if self.pgbouncer and (asked := database.server_options(make_url(self.database_url))):
             raise ConfigurationError(
-                f"MAILER_PGBOUNCER: a pooler does not hand on '{asked.strip()}', the options of MAILER_DATABASE_URL or of"
-                " PGOPTIONS. Take them out, and set them for the role that logs in: ALTER ROLE … SET search_path = …;"
+                f"MAILER_PGBOUNCER: a pooler does not hand on '{asked.strip()}', the options of"
+                " MAILER_DATABASE_URL or of"
+                " PGOPTIONS. Take them out, and set them for the role that logs in: ALTER ROLE …"
+                " SET search_path = …;"
                 " with a schema of its own, give this installation a MAILER_NAMESPACE, too."
             )
 
     def check_for_debugging(self) -> None:
-        """Nothing reaches a real person by accident: who debugs says who may get mail, or has it shown by an inbox."""
+        """Refuse, in debug mode, settings that could send mail to real people by accident."""
         if self.mail_suppress_send or self.allowed_recipients or self.redirect_to:
             return
         if real := [relay.name for relay in self.relays if not relay.is_inbox]:
             raise ConfigurationError(
-                f"MAIL_SERVER: the app is in debug mode, and {', '.join(real)} may bring its mail to real people:"
-                " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who may get mail"
-                f" ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox at 127.0.0.1:{INBOX_PORT}"
-                " with `flask mail inbox`."
+                f"MAIL_SERVER: the app is in debug mode, and {', '.join(real)} may bring its mail"
+                " to real people: set MAILER_REDIRECT_TO to your own address, or"
+                " MAILER_ALLOWED_RECIPIENTS to those who may get mail ('*': everybody), or unset"
+                f" MAIL_SERVER and MAIL_PORT, and start the inbox at 127.0.0.1:{INBOX_PORT} with"
+                " `flask mail inbox`."
             )
 
     @field_validator("listed_relays")
     @classmethod
     def _complete(cls, value: tuple[RelaySettings, ...]) -> tuple[RelaySettings, ...]:
         if value and all(relay.has_rules for relay in value):
-            raise ValueError("one relay must take what the rules of no other do: give one without senders, domains and lanes")
+            raise ValueError(
+                "one relay must take the mail that the rules of no other do: give one without"
+                " senders,"
+                " domains and lanes"
+            )
         names = [relay.name for relay in value]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two relays are named {', '.join(twice)}: give each a name of its own")
+            raise ValueError(
+                f"two relays are named {', '.join(twice)}: give each a name of its own"
+            )
         return value
 
     @field_validator("allowed_recipients", mode="before")
@@ -267,7 +354,9 @@ class Settings(RelaySettings):
     @field_validator("allowed_recipients")
     @classmethod
     def _usable_recipients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(one if one == EVERYBODY else checked_rule(one, for_senders=True) for one in value)
+        return tuple(
+            one if one == EVERYBODY else checked_rule(one, for_senders=True) for one in value
+        )
 
     @field_validator("redirect_to")
     @classmethod
@@ -284,16 +373,25 @@ class Settings(RelaySettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        value = re.sub("^postgres://", "postgresql://", value)  # as some platforms spell it
+        value = re.sub(
+            "^postgres://", "postgresql://", value
+        )  # the old name, still used by some platforms
         try:
             url = make_url(value)
-        except (ArgumentError, ValueError):  # the second tells the port: the password, if the host is missing
+        except (
+            ArgumentError,
+            ValueError,
+        ):  # the ValueError quotes the port: without a host, that is the password
             url = URL.create("nothing")
         is_postgresql = url.get_backend_name() == "postgresql"
         if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):
-            raise ValueError("allowed: sqlite:////path/to/file or postgresql://user:password@host/name")
+            raise ValueError(
+                "allowed: sqlite:////path/to/file or postgresql://user:password@host/name"
+            )
         if is_postgresql and find_spec("psycopg") is None:
-            raise ValueError("PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'")
+            raise ValueError(
+                "PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'"
+            )
         return value
 
     @field_validator("namespace")
@@ -311,7 +409,10 @@ class Settings(RelaySettings):
         except ValueError:
             usable = False
         if not usable:
-            raise ValueError("allowed, as in REDIS_URL: redis://:password@host:6379/0, unix:///path/to/socket, or another broker")
+            raise ValueError(
+                "allowed, as in REDIS_URL: redis://:password@host:6379/0, unix:///path/to/socket,"
+                " or another broker"
+            )
         return value
 
     @field_validator("mail_default_sender")
@@ -329,22 +430,22 @@ class Settings(RelaySettings):
 
     @property
     def broker_url(self) -> str:
-        """The broker as Celery spells it."""
+        """The broker in the spelling of Celery."""
         return self.redis_url.replace("unix://", "redis+socket://", 1)
 
     @property
     def flag_url(self) -> str | None:
-        """The same Redis as its own client spells it; None where rings can't be coalesced over a plain Redis."""
+        """The Redis of the broker in the spelling of redis-py. None if there is no plain Redis."""
         return _for_redis(self.redis_url)
 
     @property
     def installation(self) -> str:
-        """What tells this installation from others in the same Redis."""
+        """The name of this installation in a shared Redis."""
         return self.namespace or namespace_of(self.database_url)
 
     @property
     def queue_name(self) -> str:
-        """The default queue of a Celery app of our own."""
+        """The default queue of a Celery app that Mailer makes."""
         return f"mailer-{self.installation}"
 
     @property
@@ -363,38 +464,44 @@ class Settings(RelaySettings):
 
     @property
     def relays(self) -> tuple[RelaySettings, ...]:
-        """Those of MAILER_RELAYS, or the one of the app's own keys."""
+        """The relays of MAILER_RELAYS, or the one of the app's own keys."""
         return self.listed_relays or (self,)
 
     @property
     def longest_delivery(self) -> float:
-        """The most seconds that any of the relays can take for a mail."""
+        """The maximum of seconds that a relay can take for a mail."""
         return max(relay.longest_try for relay in self.relays)
 
     @property
     def longest_transmission(self) -> float:
-        """The most seconds that any of the relays can take for a mail once it has begun."""
+        """The maximum of seconds that a relay can take for a mail after its first byte."""
         return max(relay.longest_body for relay in self.relays)
 
     @property
     def transmit_lease(self) -> float:
-        """How long a marked mail is safe from being called doubtful: longer than any relay can take for it."""
+        """The seconds after which a marked mail becomes doubtful: more than any relay can take."""
         return self.longest_delivery + 120.0
 
 
 def _for_redis(url: str) -> str | None:
-    """Return the URL as the client of Redis spells it, which Celery does in its own way; None if it is no single plain Redis."""
+    """Translate a broker URL of Celery for redis-py. Return None if it is no single plain Redis."""
     if ";" in url:
-        return None  # the brokers of a fail-over
-    url = re.sub(r"\bssl_cert_reqs=CERT_(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", url)
+        return None  # several brokers, for failover
+    url = re.sub(
+        r"\bssl_cert_reqs=CERT_(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", url
+    )
     if url.startswith("redis+socket://"):
         url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     return url if url.startswith(("redis://", "rediss://", "unix://")) else None
 
 
 def keys() -> dict[str, str]:
-    """Key -> the name of its field."""
-    return {str(field.alias): name for name, field in Settings.model_fields.items() if str(field.alias).isupper()}
+    """Return the name of the field of each key."""
+    return {
+        str(field.alias): name
+        for name, field in Settings.model_fields.items()
+        if str(field.alias).isupper()
+    }
 
 
 def _shared_by_relays(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,7 +511,7 @@ def _shared_by_relays(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(check: Callable[..., Any], value: object, *, key: str) -> None:
-    """Check as at a call; the key is named by `explain`."""
+    """Check a value like an argument of a call. `explain` adds the key to the message."""
     try:
         check(value, field=key)
     except InvalidMail as error:

@@ -1,4 +1,4 @@
-"""Where mail is kept: which database, and which file a relative path means."""
+"""The choice of the database, and of the file that a relative path means."""
 
 import os
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _SQLITE = ("sqlite", "sqlite+pysqlite")
-# What SQLAlchemy takes for a yes in `?uri=`.
+# The values of `?uri=` that SQLAlchemy takes for true.
 _YES = frozenset({"true", "yes", "on", "y", "t", "1"})
 
 
 def default_url(config: Mapping[str, Any], folder: str) -> str:
-    """Return the database of an app that sets no MAILER_DATABASE_URL.
+    """Return the database of an app without MAILER_DATABASE_URL.
 
-    That is memory if it is being tested, the application's own if it is PostgreSQL, and else a SQLite
+    That is memory in tests, the application's own database if it is PostgreSQL, and else a SQLite
     file in the instance folder.
     """
     if config.get("TESTING"):
@@ -34,7 +34,7 @@ def default_file(folder: str) -> Path:
 
 
 def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    """Return the name of the setting that the choice of the database comes from."""
+    """Return the name of the setting that chooses the database."""
     if config.get("MAILER_DATABASE_URL", environ.get("MAILER_DATABASE_URL") or None) is not None:
         return "MAILER_DATABASE_URL"
     if config.get("TESTING"):
@@ -44,18 +44,22 @@ def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 
 def placed(value: object, folder: str) -> object:
-    """Return the URL with a relative SQLite path made absolute, in the instance folder, as Flask-SQLAlchemy does it."""
+    """Make a relative SQLite path absolute, in the instance folder, as Flask-SQLAlchemy does."""
     url = _parsed(value)
     if url is None:
-        return value  # it is refused later, where errors get their words
+        return value  # the validation of the settings refuses it
     if (file := file_of(url)) is not None and not file.is_absolute():
         place = str(Path(folder) / file)
         url = url.set(database=f"file:{quote(place)}" if _is_uri(url) else place)
-    return url.render_as_string(hide_password=False) if isinstance(value, URL) or file is not None else value
+    return (
+        url.render_as_string(hide_password=False)
+        if isinstance(value, URL) or file is not None
+        else value
+    )
 
 
 def file_of(url: URL) -> Path | None:
-    """Return the file of a SQLite database, as SQLite reads its name; None if it is in memory, or no SQLite."""
+    """Return the file of a SQLite database. Return None in memory, or for another database."""
     if url.drivername not in _SQLITE:
         return None
     name = url.database or ""
@@ -67,17 +71,17 @@ def file_of(url: URL) -> Path | None:
 
 
 def may_be_made(url: URL) -> bool:
-    """Return whether SQLite makes the file if it is not there."""
+    """Return whether SQLite makes a missing file."""
     return _mode(url) == "rwc"
 
 
 def is_in_memory(url: URL) -> bool:
-    """Return whether nothing of it outlives the process."""
+    """Return whether the database is lost with the process."""
     return url.get_backend_name() == "sqlite" and file_of(url) is None
 
 
 def server_options(url: URL) -> str:
-    """Return the options of a session of PostgreSQL: those of the URL, or else of the environment."""
+    """Return the session options of PostgreSQL, from the URL or else the environment."""
     if url.get_backend_name() == "sqlite":
         return ""
     given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
@@ -85,14 +89,16 @@ def server_options(url: URL) -> str:
 
 
 def shown(value: str) -> str:
-    """Return the URL without anything secret, for logs and errors."""
+    """Return the URL without secrets, for logs and errors."""
     url = make_url(value)
     secret = {key: "***" for key in url.query if "password" in key}
     return url.update_query_dict(secret).render_as_string(hide_password=True)
 
 
 def _is_uri(url: URL) -> bool:
-    return str(url.query.get("uri")).strip().lower() in _YES and str(url.database).startswith("file:")
+    return str(url.query.get("uri")).strip().lower() in _YES and str(url.database).startswith(
+        "file:"
+    )
 
 
 def _mode(url: URL) -> str:

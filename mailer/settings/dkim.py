@@ -19,13 +19,17 @@ def _checked_domain(value: str) -> str:
     try:
         return Address.parse(f"postmaster@{value}", field="domain").domain.lower()
     except InvalidAddress:
-        raise ValueError(f"{value!r} is no domain of senders: give one such as 'example.com'") from None
+        raise ValueError(
+            f"{value!r} is no domain of senders: give one such as 'example.com'"
+        ) from None
 
 
 def _checked_selector(value: str) -> str:
     selector = value.lower()
     if not _SELECTOR.fullmatch(selector):
-        raise ValueError(f"the selector {selector!r} is no name in the DNS: give one such as '2026a'")
+        raise ValueError(
+            f"the selector {selector!r} is no name in the DNS: give one such as '2026a'"
+        )
     return selector
 
 

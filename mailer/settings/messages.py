@@ -163,11 +163,15 @@ def _describe(kind: Mapping[str, Any]) -> str:
 
 
 def _bounds(kind: Mapping[str, Any]) -> str:
-    minimum, above, maximum = (kind.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
+    minimum, above, maximum = (
+        kind.get(name) for name in ("minimum", "exclusiveMinimum", "maximum")
+    )
     if kind.get("minLength"):
         return " that is not empty"
     if minimum is not None:
-        return f" from {minimum:g} to {maximum:g}" if maximum is not None else f", {minimum:g} or more"
+        return (
+            f" from {minimum:g} to {maximum:g}" if maximum is not None else f", {minimum:g} or more"
+        )
     if above is not None:
         return f" above {above:g}" + (f", {maximum:.0f} at most" if maximum is not None else "")
     return ""

@@ -6,7 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from mailer.settings.structured import STRICT, Text, parse_json
 
@@ -22,7 +29,9 @@ def _readable_account(file: str) -> str:
     except (ValueError, AttributeError):
         is_account = False
     if not is_account:
-        raise ValueError(f"{file!r} is no key of a service account: make one in Google Cloud, as JSON")
+        raise ValueError(
+            f"{file!r} is no key of a service account: make one in Google Cloud, as JSON"
+        )
     return file
 
 
@@ -38,7 +47,10 @@ def _importable(token: Any) -> Any:
     except (ImportError, ValueError):
         found = False
     if not found:
-        raise ValueError(f"there is no {token!r}: give the module that can be imported and its function, as in {_FUNCTION}")
+        raise ValueError(
+            f"there is no {token!r}: give the module that can be imported and its function, as in"
+            f" {_FUNCTION}"
+        )
     return token
 
 
@@ -72,7 +84,9 @@ class TokenFunction(BaseModel):
     model_config = STRICT
 
     provider: Literal["function"] = "function"
-    token: Annotated[str | Callable[[], str], PlainValidator(_importable), WithJsonSchema({"type": "string"})]
+    token: Annotated[
+        str | Callable[[], str], PlainValidator(_importable), WithJsonSchema({"type": "string"})
+    ]
 
 
 #: The package that each provider needs, and the modules that it must have.

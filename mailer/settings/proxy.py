@@ -1,4 +1,4 @@
-"""The proxy that relays are reached through, as it is written in the settings and in the environment."""
+"""The proxy of a relay: its URL in MAILER_PROXY and in the environment."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -7,22 +7,23 @@ from importlib.util import find_spec
 from typing import Self
 from urllib.parse import urlsplit
 
-#: To reach relays directly, whatever the environment says.
+#: The value of MAILER_PROXY that turns the proxy of the environment off.
 NO_PROXY = "none"
 _ALLOWED = (
-    "allowed: socks5://user:password@host:1080, socks5h://… (the proxy asks the DNS), socks4://…, http://host:3128, or none"
+    "allowed: socks5://user:password@host:1080, socks5h://… (the proxy asks the DNS), socks4://…,"
+    " http://host:3128, or none"
 )
 _SCHEMES = frozenset({"socks5", "socks5h", "socks4", "http"})
 
 
 def checked_proxy(url: str) -> str:
-    """The same, in lower case where that does not matter; a ValueError says what is wrong with it."""
+    """Return the URL, or NO_PROXY. Raise ValueError if it is no URL of a proxy."""
     if url.lower() == NO_PROXY:
         return NO_PROXY
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _SCHEMES and bool(parts.hostname) and bool(parts.port)
-    except ValueError:  # a port that is none
+    except ValueError:  # the port is no number
         usable = False
     if not usable:
         raise ValueError(_ALLOWED)
@@ -51,7 +52,7 @@ class EnvironmentProxy:
 
 
 def is_local(server: str) -> bool:
-    """Whether it is a socket or an address of this machine."""
+    """Return whether the server is a socket or a loopback address."""
     if server.startswith("/") or server.lower() == "localhost":
         return True
     try:

@@ -13,7 +13,10 @@ from mailer.settings.structured import STRICT, FromJson
 
 #: The key of MAILER_DOMAIN_LIMITS for each domain that is not named.
 OTHERS = "*"
-_RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count: '14/second; 50000/day'"
+_RATE = (
+    "a rate such as '14/second' or '100/5 minutes', or several that all count:"
+    " '14/second; 50000/day'"
+)
 # Redis remembers each mail within the period of a rate, with 20 bytes.
 _MAX_AMOUNT = 1_000_000
 
@@ -28,7 +31,10 @@ def read_rates(text: str | None) -> tuple[RateLimitItem, ...]:
         raise ValueError(f"allowed: {_RATE}") from None
     for rate in rates:
         if not 0 < rate.amount <= _MAX_AMOUNT:
-            raise ValueError(f"{rate.amount} mails: allowed: from 1 to {_MAX_AMOUNT}, in a second or a longer time")
+            raise ValueError(
+                f"{rate.amount} mails: allowed: from 1 to {_MAX_AMOUNT}, in a second or a longer"
+                " time"
+            )
     return tuple(rates)
 
 
@@ -57,10 +63,15 @@ def _checked_domain(value: Any) -> str:
     try:
         return Address.parse(f"postmaster@{value}", field="domain").domain.lower()
     except InvalidAddress:
-        raise ValueError(f"{value!r} is no domain: give one such as 'gmail.com', or '*' for each that is not named") from None
+        raise ValueError(
+            f"{value!r} is no domain: give one such as 'gmail.com', or '*' for each that is not"
+            " named"
+        ) from None
 
 
-def _without_duplicates(value: Any, validate: ValidatorFunctionWrapHandler) -> dict[str, DomainLimit]:
+def _without_duplicates(
+    value: Any, validate: ValidatorFunctionWrapHandler
+) -> dict[str, DomainLimit]:
     limits: dict[str, DomainLimit] = validate(value)
     if isinstance(value, Mapping) and len(limits) < len(value):
         [(domain, _count)] = Counter(map(_checked_domain, value)).most_common(1)

@@ -1,4 +1,4 @@
-"""What is said of one relay: where it is, how to talk to it, and which mail it is for."""
+"""The settings of a relay: its address, how to talk to it, and which mail it accepts."""
 
 import ipaddress
 import ssl
@@ -24,9 +24,9 @@ from mailer.settings.oauth import GivenOAuth
 from mailer.settings.proxy import NO_PROXY, EnvironmentProxy, checked_proxy, is_local
 from mailer.settings.rates import Rate
 
-# A year at most: what waits longer has waited for ever, and sockets refuse to count so far.
+# A year at most: sockets refuse longer time-outs.
 Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
-#: An address, or a domain that stands for its subdomains too.
+#: An address, or a domain with its subdomains.
 Rule = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 
 _PORTS_OF_RELAYS = (25, 465, 587)
@@ -39,35 +39,54 @@ def key(alias: str, description: str, default: Any = PydanticUndefined, **bounds
 
 
 class RelaySettings(BaseModel):
-    """What is said of one relay. `MAILER_RELAYS` says it of several, each starting from the keys of the app."""
+    """The settings of a relay: the keys of the app, or an entry of `MAILER_RELAYS`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     mail_server: str = key(
-        "MAIL_SERVER", "Host of the relay, or the path of its socket: `/run/relay.sock`.", "127.0.0.1", min_length=1
+        "MAIL_SERVER",
+        "Host of the relay, or the path of its socket: `/run/relay.sock`.",
+        "127.0.0.1",
+        min_length=1,
     )
     mail_port: int = key("MAIL_PORT", "Port of the relay.", 25, ge=1, le=65535)
-    mail_use_tls: bool = key("MAIL_USE_TLS", "Upgrade the connection with STARTTLS; a relay without it gets no mail.", False)
+    mail_use_tls: bool = key(
+        "MAIL_USE_TLS",
+        "Upgrade the connection with STARTTLS; a relay without STARTTLS gets no mail.",
+        False,
+    )
     mail_use_ssl: bool = key("MAIL_USE_SSL", "Speak TLS from the first byte.", False)
-    mail_username: str | None = key("MAIL_USERNAME", "Log in as.", None)
-    mail_password: str | None = key("MAIL_PASSWORD", "Log in with.", None, repr=False)
+    mail_username: str | None = key("MAIL_USERNAME", "User name of the login.", None)
+    mail_password: str | None = key("MAIL_PASSWORD", "Password of the login.", None, repr=False)
     mail_max_emails: int | None = key(
-        "MAIL_MAX_EMAILS", "Mails on one connection before it is closed; no limit if unset.", None, ge=1
+        "MAIL_MAX_EMAILS",
+        "Maximum of mails on a connection. Unset: no limit.",
+        None,
+        ge=1,
     )
     mail_debug: bool | int = key(
-        "MAIL_DEBUG", "Print the SMTP dialogue, but for logins and mails. 2 adds the time.", default=False
+        "MAIL_DEBUG",
+        "Print SMTP commands and replies, without logins and mails. 2 adds the time.",
+        default=False,
     )
     tls_ca_file: str | None = key(
-        "MAILER_TLS_CA_FILE", "PEM file of the authority that signed the relay's certificate, if it is your own.", None
+        "MAILER_TLS_CA_FILE",
+        "PEM file of your own authority that signed the relay's certificate.",
+        None,
     )
     tls_client_certificate: str | None = key(
-        "MAILER_TLS_CLIENT_CERT", "PEM file with a certificate and its key, for a relay that wants to see one.", None
+        "MAILER_TLS_CLIENT_CERT",
+        "PEM file with a client certificate and its key, for a relay that requires one.",
+        None,
     )
-    tls_minimum: TlsVersion = key("MAILER_TLS_MINIMUM", "The oldest version of TLS to speak with the relay.", "TLSv1.2")
+    tls_minimum: TlsVersion = key(
+        "MAILER_TLS_MINIMUM", "The oldest version of TLS to use with the relay.", "TLSv1.2"
+    )
     oauth: GivenOAuth | None = key(
         "MAILER_OAUTH",
-        "Where the token comes from that `MAIL_USERNAME` logs in with instead of a password, in the environment as JSON:"
-        ' `{"provider": "microsoft", "tenant": "…", "client_id": "…", "client_secret": "…"}`,'
+        "The source of the token with which `MAIL_USERNAME` logs in instead of a password, in the"
+        ' environment as JSON: `{"provider": "microsoft", "tenant": "…", "client_id": "…",'
+        ' "client_secret": "…"}`,'
         ' `{"provider": "google", "service_account_file": "…", "subject": "ada@example.com"}` or'
         ' `{"token": "package.module:function"}`.',
         None,
@@ -78,36 +97,55 @@ class RelaySettings(BaseModel):
             '{"token": "package.module:function"}',
         ],
     )
-    lmtp: bool = key("MAILER_LMTP", "Speak LMTP, as mail stores do, instead of SMTP.", False)
+    lmtp: bool = key(
+        "MAILER_LMTP", "Use LMTP, the protocol of mail stores, instead of SMTP.", False
+    )
     proxy: str | None = key(
         "MAILER_PROXY",
-        "Reach the relay through a proxy: `socks5://user:password@host:1080`, `socks5h://…` (the proxy asks the DNS), `socks4://…`,"
-        " `http://host:3128`. If it is unset, `ALL_PROXY` and `NO_PROXY` of the environment are followed for relays on other"
-        " machines; `none` turns that off.",
+        "Connect to the relay through a proxy: `socks5://user:password@host:1080`, `socks5h://…`"
+        " (the"
+        " proxy asks the DNS), `socks4://…`, `http://host:3128`. If it is unset, `ALL_PROXY` and"
+        " `NO_PROXY` of the environment apply to relays on other machines; `none` turns that off.",
         None,
         repr=False,
     )
     source_address: str | None = key(
-        "MAILER_SOURCE_ADDRESS", "IP address of this machine that connections to the relay come from.", None
+        "MAILER_SOURCE_ADDRESS",
+        "IP address of this machine from which to connect to the relay.",
+        None,
     )
     connect_timeout: Seconds = key(
-        "MAILER_CONNECT_TIMEOUT", "Seconds to wait for a connection to the relay, through a proxy if there is one.", 10.0
+        "MAILER_CONNECT_TIMEOUT",
+        "Seconds to wait for a connection to the relay, or to it through the proxy.",
+        10.0,
     )
     command_timeout: Seconds = key(
-        "MAILER_COMMAND_TIMEOUT", "Seconds to wait for the greeting and for the reply to a command.", 60.0
+        "MAILER_COMMAND_TIMEOUT",
+        "Seconds to wait for the greeting and for the reply to a command.",
+        60.0,
     )
-    data_timeout: Seconds = key("MAILER_DATA_TIMEOUT", "Seconds to wait while the relay takes the bytes of a mail.", 180.0)
+    data_timeout: Seconds = key(
+        "MAILER_DATA_TIMEOUT", "Seconds to wait while the bytes of a mail are sent.", 180.0
+    )
     reply_timeout: Seconds = key(
         "MAILER_REPLY_TIMEOUT",
-        "Seconds to wait for the reply after the last byte; a short wait makes duplicates (RFC 5321, 4.5.3.2.6).",
+        "Seconds to wait for the reply after the last byte; a short wait makes duplicates"
+        " (RFC 5321, 4.5.3.2.6).",
         600.0,
     )
-    idle_timeout: Seconds = key("MAILER_IDLE_TIMEOUT", "Seconds an unused connection is kept warm.", 30.0)
+    idle_timeout: Seconds = key(
+        "MAILER_IDLE_TIMEOUT", "Seconds after which an unused connection is closed.", 30.0
+    )
     relay_rate: Rate | None = key(
-        "MAILER_RELAY_RATE", "The most mails this relay is given, by all workers: `14/second; 50000/day`.", None
+        "MAILER_RELAY_RATE",
+        "Limit of mails to this relay, for all workers together: `14/second; 50000/day`.",
+        None,
     )
     relay_concurrency: int | None = key(
-        "MAILER_RELAY_CONCURRENCY", "The most connections to this relay, of all workers together.", None, ge=1
+        "MAILER_RELAY_CONCURRENCY",
+        "Limit of connections to this relay, for all workers together.",
+        None,
+        ge=1,
     )
 
     # Only in an entry of MAILER_RELAYS:
@@ -126,22 +164,24 @@ class RelaySettings(BaseModel):
 
     @property
     def name(self) -> str:
-        """What its mails, its pause and the log call it."""
-        return self.given_name or (self.mail_server if self.is_unix else f"{self.mail_server}:{self.mail_port}")
+        """The name of the relay in deliveries, pauses and log lines."""
+        return self.given_name or (
+            self.mail_server if self.is_unix else f"{self.mail_server}:{self.mail_port}"
+        )
 
     @property
     def is_unix(self) -> bool:
-        """Whether it is a socket in the file system."""
+        """True if the relay is a socket in the file system."""
         return self.mail_server.startswith("/")
 
     @property
     def is_local(self) -> bool:
-        """Whether nobody can listen on the way to it."""
+        """True if the relay is on this machine, so that nobody can eavesdrop."""
         return is_local(self.mail_server)
 
     @property
     def is_inbox(self) -> bool:
-        """Whether it looks like a program that shows mail to developers: what brings it to people is elsewhere."""
+        """True if the relay looks like an inbox for developers, which sends nothing on."""
         return self.is_local and not self.is_unix and self.mail_port not in _PORTS_OF_RELAYS
 
     @property
@@ -150,7 +190,7 @@ class RelaySettings(BaseModel):
 
     @property
     def proxy_to_use(self) -> str | None:
-        """Its own, or that of the environment; None: the relay is reached directly."""
+        """The proxy of the relay, or that of the environment. None: connect directly."""
         if self.is_unix or self.proxy == NO_PROXY:
             return None
         if self.proxy is not None:
@@ -159,28 +199,28 @@ class RelaySettings(BaseModel):
 
     @property
     def has_rules(self) -> bool:
-        """Whether it takes only some of the mail."""
+        """True if the relay accepts only some of the mail."""
         return bool(self.senders or self.domains or self.lanes)
 
     @property
     def longest_opening(self) -> float:
-        """The most seconds until a connection is there, greeted, secured and logged in."""
-        # Two tokens, the second when the relay refuses the first: for each three tries, each a connection and a reply.
+        """The maximum of seconds to connect, start TLS and log in."""
+        # Two tokens, as the relay may refuse one; three tries each, with a connection and a reply.
         tokens = 0 if self.oauth is None else 2 * 3 * 2 * self.connect_timeout
         return tokens + self.connect_timeout + 4 * self.command_timeout
 
     @property
     def longest_body(self) -> float:
-        """The most seconds from the first byte of a mail itself to the reply."""
+        """The maximum of seconds from the first byte of a mail's body to the reply."""
         return self.data_timeout + self.reply_timeout
 
     @property
     def longest_try(self) -> float:
-        """The most seconds from the moment a mail is asked for until it has an outcome: a lease must outlast it."""
+        """The maximum of seconds until a requested mail has an outcome. Leases last longer."""
         envelope = 4 * self.command_timeout  # RSET, MAIL, RCPT and DATA
         mail = self.longest_body
-        # Asked for while the mail before it is on the wire, or when there is no connection; then the connection ends before the
-        # mail has begun, and it is begun once more on another.
+        # The mail is requested while the previous one is on the wire, or without a connection. At
+        # worst that connection ends before the mail begins, and the mail begins again on another.
         waiting = max(mail, self.longest_opening)
         return waiting + envelope + self.longest_opening + envelope + mail
 
@@ -188,13 +228,19 @@ class RelaySettings(BaseModel):
     @classmethod
     def _lanes_by_name(cls, value: Any) -> Any:
         try:
-            return tuple(Lane[name.upper()] for name in value) if isinstance(value, (list, tuple)) else value
+            return (
+                tuple(Lane[name.upper()] for name in value)
+                if isinstance(value, (list, tuple))
+                else value
+            )
         except (KeyError, AttributeError):
             raise ValueError("allowed: a list of 'critical', 'normal' and 'bulk'") from None
 
     @field_validator("senders", "domains")
     @classmethod
-    def _as_addresses_are_stored(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _as_addresses_are_stored(
+        cls, value: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
         return tuple(checked_rule(rule, for_senders=info.field_name == "senders") for rule in value)
 
     @field_validator("tls_ca_file")
@@ -204,7 +250,9 @@ class RelaySettings(BaseModel):
             if value is not None:
                 ssl.create_default_context(cafile=value)
         except OSError as error:
-            raise ValueError(f"allowed: the path of a PEM file with certificates ({error.strerror or error})") from None
+            raise ValueError(
+                f"allowed: the path of a PEM file with certificates ({error.strerror or error})"
+            ) from None
         return value
 
     @field_validator("tls_client_certificate")
@@ -212,10 +260,13 @@ class RelaySettings(BaseModel):
     def _usable_client_certificate(cls, value: str | None) -> str | None:
         try:
             if value is not None:
-                ssl.create_default_context().load_cert_chain(value, password="")  # a password is never asked for at a terminal
+                ssl.create_default_context().load_cert_chain(
+                    value, password=""
+                )  # an empty one: never ask at the terminal
         except OSError as error:
             raise ValueError(
-                f"allowed: the path of a PEM file with a certificate and its key ({error.strerror or error})"
+                "allowed: the path of a PEM file with a certificate and its key"
+                f" ({error.strerror or error})"
             ) from None
         return value
 
@@ -236,7 +287,9 @@ class RelaySettings(BaseModel):
     def _one_kind_of_tls(self) -> Self:
         if self.mail_use_tls and self.mail_use_ssl:
             raise ValueError(
-                "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS from the start on 465"
+                "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS"
+                " from the"
+                " start on 465"
             )
         return self
 
@@ -244,7 +297,9 @@ class RelaySettings(BaseModel):
     def _tls_needs_a_name(self) -> Self:
         if self.is_unix and self.uses_tls:
             raise ValueError(
-                "MAIL_USE_TLS and MAIL_USE_SSL: unset them: MAIL_SERVER is a socket, which has no name that a certificate is for"
+                "MAIL_USE_TLS and MAIL_USE_SSL: unset them: MAIL_SERVER is a socket, and"
+                " certificates are for"
+                " host names"
             )
         return self
 
@@ -255,10 +310,12 @@ class RelaySettings(BaseModel):
         if self.mail_password:
             raise ValueError("MAILER_OAUTH and MAIL_PASSWORD: set one of them")
         if not self.mail_username:
-            raise ValueError("MAILER_OAUTH: set MAIL_USERNAME too, to the mailbox that is logged in to")
+            raise ValueError("MAILER_OAUTH: set MAIL_USERNAME too, to the mailbox of the login")
         if not (self.uses_tls or self.is_local):
             raise ValueError(
-                "MAILER_OAUTH: whoever hears a token can use it: set MAIL_USE_TLS (port 587) or MAIL_USE_SSL (port 465)"
+                "MAILER_OAUTH: anybody can use an intercepted token: set MAIL_USE_TLS (port 587) or"
+                " MAIL_USE_SSL"
+                " (port 465)"
             )
         return self
 
@@ -286,14 +343,20 @@ class Context:
 
 
 def checked_rule(rule: str, *, for_senders: bool) -> str:
-    """One that no address could ever meet would send mail over the wrong relay, and nobody would notice."""
+    """Refuse a rule that no address can match: mail would silently go over the wrong relay."""
     at, domain = rule.rpartition("@")[1:]
     try:
         if for_senders and at:
             return Address.parse(rule, field="senders").email.lower()
         if not at:
-            return Address.parse(f"postmaster@sub.{domain}", field="domains").domain.lower().removeprefix("sub.")
+            return (
+                Address.parse(f"postmaster@sub.{domain}", field="domains")
+                .domain.lower()
+                .removeprefix("sub.")
+            )
     except InvalidAddress:
         pass
     example = "'ada@example.com' or 'example.com'" if for_senders else "'example.com'"
-    raise ValueError(f"{rule!r}: allowed: such as {example}, a domain stands for its subdomains too")
+    raise ValueError(
+        f"{rule!r}: allowed: such as {example}, a domain stands for its subdomains too"
+    )

@@ -1,4 +1,4 @@
-"""The common parts of settings that are lists or objects: their types, and JSON from the environment."""
+"""The common parts of settings that are lists or objects: types, and JSON as a source."""
 
 import json
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 NOT_JSON = "not_json"  #: The type of the error for a text that is not JSON.
 
-#: The configuration of the models that users write: unknown keys are errors, and no error quotes a value.
+#: The configuration of these models: unknown keys are errors, and no error quotes a value.
 STRICT = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 Text = Annotated[str, StringConstraints(min_length=1)]

@@ -231,7 +231,7 @@ A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
         ([{}, {}], "MAILER_RELAYS=<hidden>: two relays are named 127.0.0.1:25: give each a name of its own."),
         (
             [{"name": "a", "domains": ["example.com"]}, {"name": "b", "lanes": ["bulk"]}],
-            "MAILER_RELAYS=<hidden>: one relay must take what the rules of no other do:",
+            "MAILER_RELAYS=<hidden>: one relay must take the mail that the rules of no other do:",
         ),
         ([{"MAIL_PASSWORD": [SECRET]}], "MAILER_RELAYS[0]['MAIL_PASSWORD']=<hidden>: allowed: a text."),
     ],

@@ -176,7 +176,7 @@ def test_an_oauth_that_is_no_good(given: Any, words: str) -> None:
     [
         ({"MAIL_PASSWORD": SECRET}, "MAILER_OAUTH and MAIL_PASSWORD: set one of them"),
         ({"MAIL_USERNAME": None}, "MAILER_OAUTH: set MAIL_USERNAME too"),
-        ({"MAIL_USE_TLS": False}, "MAILER_OAUTH: whoever hears a token can use it: set MAIL_USE_TLS"),
+        ({"MAIL_USE_TLS": False}, "MAILER_OAUTH: anybody can use an intercepted token: set MAIL_USE_TLS"),
     ],
 )
 def test_what_goes_with_oauth(config: dict[str, Any], words: str) -> None:
