@@ -1,6 +1,7 @@
-"""A mail becomes bytes: headers are encoded once, bodies by the encoders of the standard library, and DKIM signs both.
+"""The serialiser of mails: headers, bodies and DKIM signatures.
 
-`Message.as_bytes()` of Flask-Mail parses and folds every header a second time, which takes longer than delivering the mail.
+`Message.as_bytes()` of Flask-Mail parses and folds every header a second time, which takes longer
+than the delivery of the mail.
 """
 
 from mailer.mime.composed import Composed, compose

@@ -1,4 +1,4 @@
-"""The parts of a mail: text and html as alternatives, inline images with the html, files with the whole."""
+"""The MIME parts of a mail: text and html as alternatives, inline images, attached files."""
 
 import binascii
 
@@ -6,31 +6,39 @@ from mailer.errors import InvalidAttachment
 from mailer.message import Attachment, Message
 from mailer.mime.headers import disposition_line, text_line, type_line
 
-#: The header lines of a part, its encoded content in chunks, and whether that holds more than ASCII.
+#: The header lines of a part, its encoded content in chunks, and whether that is 8-bit.
 Part = tuple[list[str], list[bytes], bool]
 
-_LONGEST_LINE = 990  # RFC 5322 allows 998
-_ENCODED_AT_ONCE = 57 * 8192  # bytes of a file: whole lines of base64
+_MAX_LINE = 990  # RFC 5322 allows 998
+_ENCODED_AT_ONCE = 57 * 8192  # bytes of a file: a multiple of a line of base64
 _BEYOND_ASCII = bytes(range(0x80, 0x100))
 _CONTROLS = bytes(octet for octet in (*range(0x20), 0x7F) if octet not in b"\t\r\n")
 
 
 def body(message: Message, *, eightbit: bool) -> Part:
-    """All of it, with letters beyond ASCII as they are if `eightbit`."""
+    """Return the body of a mail. Leave non-ASCII text unencoded if `eightbit`."""
     boundary = f"=_{message.id}"
     inline = [_file(attachment) for attachment in message.attachments if attachment.content_id]
-    attached = [_file(attachment) for attachment in message.attachments if not attachment.content_id]
+    attached = [
+        _file(attachment) for attachment in message.attachments if not attachment.content_id
+    ]
 
     versions = [] if message.text is None else [_text("text/plain", message.text, eightbit)]
     if message.html is not None:
         html = _text("text/html", message.html, eightbit)
-        versions.append(_multipart("related", [html, *inline], f"{boundary}_r", 'type="text/html"') if inline else html)
+        versions.append(
+            _multipart("related", [html, *inline], f"{boundary}_r", 'type="text/html"')
+            if inline
+            else html
+        )
     else:
         attached = inline + attached
     for kind, content in message.alternatives:
         versions.append(_text(kind if "/" in kind else f"text/{kind}", content, eightbit))
 
-    whole = versions[0] if len(versions) == 1 else _multipart("alternative", versions, f"{boundary}_a")
+    whole = (
+        versions[0] if len(versions) == 1 else _multipart("alternative", versions, f"{boundary}_a")
+    )
     return _multipart("mixed", [whole, *attached], f"{boundary}_m") if attached else whole
 
 
@@ -55,11 +63,18 @@ def _text(kind: str, text: str, eightbit: bool) -> Part:
     if not data.endswith(b"\n"):
         data += b"\n"
     encoding, content = _transfer_encoded(data, eightbit)
-    return [type_line(kind, "charset=utf-8"), f"Content-Transfer-Encoding: {encoding}"], [content], encoding == "8bit"
+    return (
+        [type_line(kind, "charset=utf-8"), f"Content-Transfer-Encoding: {encoding}"],
+        [content],
+        encoding == "8bit",
+    )
 
 
 def _transfer_encoded(data: bytes, eightbit: bool) -> tuple[str, bytes]:
-    """7bit, 8bit, quoted-printable or base64: the first that carries the text, the last where it is the shorter."""
+    """Return the transfer encoding of a text and the encoded text.
+
+    That is 7bit, 8bit or quoted-printable, or base64 if that is shorter or the text is binary.
+    """
     size = len(data)
     if len(data.translate(None, _CONTROLS)) != size:
         return "base64", _base64(data.replace(b"\n", b"\r\n"))
@@ -72,10 +87,10 @@ def _transfer_encoded(data: bytes, eightbit: bool) -> tuple[str, bytes]:
 
 
 def _has_long_line(data: bytes) -> bool:
-    """Looks at one place in each `_LONGEST_LINE` octets, not at each octet."""
+    """Search for a line break once for each `_MAX_LINE` octets."""
     at = 0
-    while len(data) - at > _LONGEST_LINE:
-        end = data.rfind(b"\n", at, at + _LONGEST_LINE)
+    while len(data) - at > _MAX_LINE:
+        end = data.rfind(b"\n", at, at + _MAX_LINE)
         if end < 0:
             return True
         at = end + 1
@@ -87,7 +102,7 @@ def _base64(data: bytes) -> bytes:
 
 
 def _base64_chunks(data: bytes) -> list[bytes]:
-    """Encode so much at once that a large file is never there as so many single lines."""
+    """Encode a file in chunks, so that a large one is never a list of single lines."""
     if len(data) <= _ENCODED_AT_ONCE:
         return [_base64_lines(data)]
     view = memoryview(data)
@@ -101,9 +116,16 @@ def _base64_lines(data: bytes | memoryview) -> bytes:
 
 
 def _file(attachment: Attachment) -> Part:
-    if attachment.data is None:  # as the store found it
-        raise InvalidAttachment(f"attachment {attachment.filename!r}: its bytes are gone from the database, or are others now")
-    lines = [type_line(attachment.content_type), "Content-Transfer-Encoding: base64", disposition_line(attachment)]
+    if attachment.data is None:  # the store did not find the bytes
+        raise InvalidAttachment(
+            f"attachment {attachment.filename!r}: its bytes are missing from the database, or were"
+            " changed"
+        )
+    lines = [
+        type_line(attachment.content_type),
+        "Content-Transfer-Encoding: base64",
+        disposition_line(attachment),
+    ]
     if attachment.content_id:
         lines.append(f"Content-ID: <{attachment.content_id}>")
     lines.extend(text_line(name, value) for name, value in attachment.headers)

@@ -1,4 +1,4 @@
-"""The header lines of a mail and of its parts: plain where that is safe, folded if they are long, encoded if they must be."""
+"""The header lines of a mail and its parts: plain, folded or encoded."""
 
 import binascii
 import re
@@ -9,28 +9,30 @@ from functools import cache, lru_cache
 
 from mailer.message import Address, Attachment, Message
 
-_LONGEST_NAME = 60
+_MAX_NAME = 60
 _LINE = 78
 _ENCODED_LINE = 76  # RFC 2047 allows less than RFC 5322
-_LEAST_ROOM = 20  # for an encoded word: beside a very long name of a header, the line is longer
-_LITERALS = b" !*+-/0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # what RFC 2047 allows everywhere
+_MIN_ROOM = 20  # for an encoded word, even beside a very long header name
+# The characters that RFC 2047 allows everywhere.
+_LITERALS = b" !*+-/0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ESCAPED = [chr(octet) if octet in _LITERALS else f"={octet:02X}" for octet in range(256)]
 _ESCAPED[ord(" ")] = "_"
-_WORD = re.compile(r"[ \t]*[^ \t]+")  # with the blanks before it, where a line can be broken
-_LONGEST_WORD = 900  # RFC 5322 allows lines of 998, and the name of the header is on the first
+_WORD = re.compile(r"[ \t]*[^ \t]+")  # with the blanks before it, where a line may break
+_MAX_WORD = 900  # RFC 5322 allows lines of 998, and the name of the header is on the first
 SPECIALS = re.compile(r'[()<>\[\]:;@\\,."]')
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
-_PLAIN_FILENAME = re.compile(r"(?!.*=\?)[\x20-\x7e]{0,60}")  # many readers decode "=?", though in a quoted name it means nothing
+# Without "=?": many readers decode it, even in a quoted name.
+_PLAIN_FILENAME = re.compile(r"(?!.*=\?)[\x20-\x7e]{0,60}")
 _PARAMETER = re.compile(r';\s*([^\s;="]+="[^"]*"|[^\s;="]+=[^\s;"]*)')
 
 
 def header_lines(message: Message) -> list[str]:
-    """What is said of the whole mail, always in the same order."""
+    """Return the headers of the mail as a whole, always in the same order."""
     lines = [_date_line(int(message.dated)), _address_line("From", (message.sender,))]
     if message.to:
         lines.append(_address_line("To", message.to))
     elif not message.cc:
-        # Without a To or Cc header some relays write one of their own, with the Bcc recipient in it.
+        # Without a To or Cc header, some relays add one that contains the Bcc recipient.
         lines.append("To: undisclosed-recipients:;")
     if message.cc:
         lines.append(_address_line("Cc", message.cc))
@@ -44,21 +46,25 @@ def header_lines(message: Message) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _date_line(second: int) -> str:
-    """Mails that go out together were queued together."""
+    """Return the Date header. Cached: mails in a batch were often queued in the same second."""
     return f"Date: {format_datetime(datetime.fromtimestamp(second, UTC))}"
 
 
 def text_line(name: str, value: str) -> str:
-    """A header of free text."""
+    """Return a header of free text."""
     column = len(name) + 2
     write = _encoded if _needs_encoding(value) else _folded
     return f"{name}: {write(value, column)}"
 
 
 def type_line(content_type: str, *more: str) -> str:
-    """Content-Type; of its parameters those give way that are among `more`."""
+    """Return a Content-Type header, in which the parameters `more` replace those of the type."""
     kind, semicolon, rest = content_type.partition(";")
-    given = [] if not semicolon else [one for one in _PARAMETER.findall(semicolon + rest) if not _is_among(one, more)]
+    given = (
+        []
+        if not semicolon
+        else [one for one in _PARAMETER.findall(semicolon + rest) if not _is_among(one, more)]
+    )
     return _in_pieces([f"Content-Type: {kind}", *given, *more])
 
 
@@ -68,12 +74,14 @@ def _is_among(parameter: str, others: tuple[str, ...]) -> bool:
 
 
 def disposition_line(attachment: Attachment) -> str:
-    """Content-Disposition, with the name of the file."""
-    return _in_pieces([f"Content-Disposition: {attachment.disposition}", *_filename(attachment.filename)])
+    """Return a Content-Disposition header with the name of the file."""
+    return _in_pieces(
+        [f"Content-Disposition: {attachment.disposition}", *_filename(attachment.filename)]
+    )
 
 
 def _filename(name: str | None) -> list[str]:
-    """RFC 2231, in pieces where the name is long."""
+    """Return the parameters of a file name, as in RFC 2231: several if the name is long."""
     if name is None:
         return []
     if _PLAIN_FILENAME.fullmatch(name):
@@ -85,7 +93,7 @@ def _filename(name: str | None) -> list[str]:
 
 
 def _in_pieces(pieces: list[str]) -> str:
-    """On one line if it holds them."""
+    """Join the pieces of a header on one line, or on a line each if they are too long."""
     line = "; ".join(pieces)
     return line if len(line) <= _LINE else ";\r\n ".join(pieces)
 
@@ -98,7 +106,7 @@ def _mailbox(address: Address, column: int) -> str:
     name = address.name
     if not name:
         return address.email
-    if _needs_encoding(name) or len(name) > _LONGEST_NAME:
+    if _needs_encoding(name) or len(name) > _MAX_NAME:
         return f"{_encoded(name, column)}\r\n <{address.email}>"
     if not _ATOM.fullmatch(name):
         name = _quoted(name)
@@ -114,14 +122,14 @@ def _quoted(text: str) -> str:
 
 
 def _needs_encoding(value: str) -> bool:
-    # "=?" would be read as an encoded word; blanks at the ends would be lost.
+    # "=?" would be decoded as an encoded word; blanks at the ends would be lost.
     if not value.isascii() or "=?" in value or value != value.strip():
         return True
-    return len(value) > _LONGEST_WORD and any(len(word) > _LONGEST_WORD for word in _WORD.findall(value))
+    return len(value) > _MAX_WORD and any(len(word) > _MAX_WORD for word in _WORD.findall(value))
 
 
 def _folded(value: str, column: int) -> str:
-    """Break before a blank; unfolding gives the same value back, runs of blanks included."""
+    """Fold a value before blanks. Unfolding restores it, with runs of blanks."""
     if column + len(value) <= _LINE:
         return value
     lines, line = [], ""
@@ -134,12 +142,15 @@ def _folded(value: str, column: int) -> str:
 
 
 def _encoded(value: str, column: int) -> str:
-    """RFC 2047: encoded words of whole characters, one a line, in the shorter of the two encodings."""
-    room = max(_ENCODED_LINE - column - len("=?utf-8?q??="), _LEAST_ROOM)
+    """Return encoded words (RFC 2047) of whole characters, in the shorter encoding."""
+    room = max(_ENCODED_LINE - column - len("=?utf-8?q??="), _MIN_ROOM)
     octets = value.encode()
     to_escape = len(octets.translate(None, _LITERALS))
     if to_escape > len(octets) // 6:
-        pieces = [binascii.b2a_base64(piece, newline=False).decode() for piece in _octets_in(room // 4 * 3).findall(octets)]
+        pieces = [
+            binascii.b2a_base64(piece, newline=False).decode()
+            for piece in _octets_in(room // 4 * 3).findall(octets)
+        ]
         return "\r\n ".join([f"=?utf-8?b?{piece}?=" for piece in pieces])
     escaped = "".join([_ESCAPED[octet] for octet in octets])
     return "\r\n ".join([f"=?utf-8?q?{piece}?=" for piece in _escapes_in(room).findall(escaped)])

@@ -1,4 +1,4 @@
-"""The private keys of DKIM, loaded and tried before the first mail. Only who signs mail needs `cryptography`, and this module."""
+"""The private keys of DKIM. Only apps that sign mail import this module and `cryptography`."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,34 +14,42 @@ from mailer.errors import ConfigurationError
 from mailer.mime.dkim import SigningKey
 from mailer.settings.dkim import DkimKey
 
-_LEAST_BITS, _MOST_BITS = 1024, 4096  # RFC 8301: nobody need check others
+_MIN_BITS, _MAX_BITS = 1024, 4096  # RFC 8301: verifiers need not accept others
 
 
 def load_key(given: DkimKey) -> SigningKey:
-    """Raises `ConfigurationError` with what is wrong, and with nothing of the key."""
+    """Load a key and try it. Raise ConfigurationError, without any part of the key."""
     try:
         algorithm, sign = _algorithm(load_pem_private_key(given.pem, password=None))
-        sign(b"")  # what can't sign is noticed here
+        sign(b"")  # a key that can't sign is noticed here
     except _Unusable as problem:
         reason = str(problem)
     except TypeError:
-        reason = "it is encrypted: write it without a passphrase, readable for the worker only (openssl pkey -in … -out …)"
+        reason = (
+            "it is encrypted: write it without a passphrase, readable for the worker only"
+            " (openssl pkey -in … -out …)"
+        )
     except (ValueError, UnsupportedAlgorithm):
         reason = "it is no private key in PEM, which begins with -----BEGIN PRIVATE KEY-----"
     else:
         return SigningKey(given.domain, given.selector, algorithm, sign)
-    raise ConfigurationError(f"MAILER_DKIM_KEYS=<hidden>: the key {given} can't be used: {reason}.") from None
+    raise ConfigurationError(
+        f"MAILER_DKIM_KEYS=<hidden>: the key {given} can't be used: {reason}."
+    ) from None
 
 
 class _Unusable(Exception):
-    """A key, but none for DKIM."""
+    """The key is not usable for DKIM."""
 
 
 def _algorithm(key: object) -> tuple[str, Callable[[bytes], bytes]]:
     match key:
         case RSAPrivateKey():
-            if not _LEAST_BITS <= key.key_size <= _MOST_BITS:
-                raise _Unusable(f"RSA of {key.key_size} bits: take 2048, from {_LEAST_BITS} to {_MOST_BITS} are possible")
+            if not _MIN_BITS <= key.key_size <= _MAX_BITS:
+                raise _Unusable(
+                    f"RSA of {key.key_size} bits: take 2048, from {_MIN_BITS} to {_MAX_BITS} are"
+                    " possible"
+                )
             padding, digest = PKCS1v15(), hashes.SHA256()
             return "rsa-sha256", lambda data: key.sign(data, padding, digest)
         case Ed25519PrivateKey():

@@ -33,7 +33,10 @@ def make_signer(given: Iterable[DkimKey]) -> Signer | None:
     if not given:
         return None
     if find_spec("cryptography") is None:
-        raise ConfigurationError("MAILER_DKIM_KEYS: signing needs one more package: pip install 'flask-mailer-queue[dkim]'.")
+        raise ConfigurationError(
+            "MAILER_DKIM_KEYS: signing needs one more package: pip install"
+            " 'flask-mailer-queue[dkim]'."
+        )
     from mailer.mime.keys import load_key  # noqa: PLC0415 -- it imports cryptography
 
     return Signer(map(load_key, given))

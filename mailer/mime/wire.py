@@ -1,4 +1,4 @@
-"""A composed mail on its way to one recipient."""
+"""A composed mail for one recipient, in the shape of a message of Flask-Mail."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,51 +11,52 @@ from mailer.mime.headers import SPECIALS
 
 
 class WireMessage(flask_mail.Message):
-    """A composed mail for one recipient, in the shape that Flask-Mail's connection and its signal know.
+    """A composed mail for one recipient, for the connection and the signal of Flask-Mail.
 
-    One is made for every delivery and few are looked at: what Flask-Mail's `__init__` would set is made when it is asked for.
-    That `__init__` would also make a Message-ID, and ask the DNS for it, which takes seconds where DNS is slow.
+    One is made for each delivery, and few are ever inspected: the attributes that the `__init__` of
+    Flask-Mail would set are made on demand. That `__init__` would also make a Message-ID, with a
+    DNS look-up that may take seconds.
     """
 
     def __init__(self, message: Message, recipient: str, composed: Composed) -> None:
         self.recipient = recipient
         self.mail_options = list(message.mail_options)
         self.rcpt_options = list(message.rcpt_options)
-        self._said = message
+        self._message = message
         self._composed = composed
 
     # --- for the relay ----------------------------------------------------------------------------
 
     @property
     def mail_id(self) -> str:
-        return self._said.id
+        return self._message.id
 
     @property
     def envelope_from(self) -> str:
-        return self._said.bounce_address
+        return self._message.bounce_address
 
     @property
     def needs_smtputf8(self) -> bool:
         return self._composed.needs_smtputf8 or not self.recipient.isascii()
 
     def wire(self, eightbit: bool) -> bytes:
-        """All that follows DATA, the end of the mail included; `eightbit`: the relay offers 8BITMIME."""
+        """Return the bytes after DATA with the final dot; `eightbit`: the relay offers 8BITMIME."""
         return self._composed.form(eightbit=eightbit).wire
 
     def size(self, eightbit: bool) -> int:
-        """What SIZE= declares."""
+        """Return the size to declare in SIZE=."""
         return self._composed.form(eightbit=eightbit).size
 
     def is_8bit(self, eightbit: bool) -> bool:
-        """Whether BODY=8BITMIME is to be said."""
+        """Return whether to declare BODY=8BITMIME."""
         return eightbit and self._composed.form(eightbit=True).is_8bit
 
     # --- for Flask-Mail ---------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _SEEN_BY_FLASK_MAIL:
-            raise AttributeError(f"A mail on its way has no {name!r}.", name=name, obj=self)
-        value = _SEEN_BY_FLASK_MAIL[name](self._said)
+        if name not in _ATTRIBUTES:
+            raise AttributeError(f"WireMessage has no attribute {name!r}.", name=name, obj=self)
+        value = _ATTRIBUTES[name](self._message)
         setattr(self, name, value)
         return value
 
@@ -64,7 +65,7 @@ class WireMessage(flask_mail.Message):
         return {self.recipient}
 
     def as_bytes(self) -> bytes:
-        """As a relay without 8BITMIME takes it, too."""
+        """Return the 7-bit form, which every relay accepts."""
         return self._composed.as_bytes()
 
     def as_string(self) -> str:
@@ -72,7 +73,7 @@ class WireMessage(flask_mail.Message):
 
 
 def _as_given(address: Address) -> str:
-    """Without quotes, as in the application's code and in its tests, where none are needed."""
+    """Return an address without unneeded quotes, as an application writes it."""
     bare = address.name and not SPECIALS.search(address.name)
     return f"{address.name} <{address.email}>" if bare else str(address)
 
@@ -86,10 +87,16 @@ def _as_flask_mail(attachment: Attachment) -> flask_mail.Attachment:
     headers = dict(attachment.headers)
     if attachment.content_id:
         headers["Content-ID"] = f"<{attachment.content_id}>"
-    return flask_mail.Attachment(attachment.filename, attachment.content_type, attachment.data, attachment.disposition, headers)
+    return flask_mail.Attachment(
+        attachment.filename,
+        attachment.content_type,
+        attachment.data,
+        attachment.disposition,
+        headers,
+    )
 
 
-_SEEN_BY_FLASK_MAIL: Mapping[str, Callable[[Message], Any]] = {
+_ATTRIBUTES: Mapping[str, Callable[[Message], Any]] = {
     "subject": lambda message: message.subject,
     "sender": lambda message: _as_given(message.sender),
     "recipients": lambda message: [_as_given(address) for address in message.to],
@@ -102,5 +109,7 @@ _SEEN_BY_FLASK_MAIL: Mapping[str, Callable[[Message], Any]] = {
     "date": lambda message: message.dated,
     "msgId": lambda message: message.message_id,
     "extra_headers": lambda message: dict(message.headers),
-    "attachments": lambda message: [_as_flask_mail(attachment) for attachment in message.attachments],
+    "attachments": lambda message: [
+        _as_flask_mail(attachment) for attachment in message.attachments
+    ],
 }

@@ -48,7 +48,7 @@ class RelayConnection(flask_mail.Connection):
         self._last_used = time.monotonic()
         self._is_busy = False
 
-    # --- its life -----------------------------------------------------------------------------------------------------
+    # --- its life ---------------------------------------------------------------------------------
 
     def try_open(self) -> Outcome | None:
         """Connect, greet, secure and log in, unless that is done; an outcome if it failed."""
@@ -102,7 +102,7 @@ class RelayConnection(flask_mail.Connection):
         """Whether the relay is still there, as far as that can be told without asking."""
         return self.host is not None and self.host.is_quiet()
 
-    # --- mails --------------------------------------------------------------------------------------------------------
+    # --- mails ------------------------------------------------------------------------------------
 
     def send(self, message: WireMessage, envelope_from: None = None) -> Outcome:  # type: ignore[override]
         """One mail to one recipient, and what came of it."""

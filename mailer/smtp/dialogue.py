@@ -52,7 +52,7 @@ class Dialogue:
         self.at_once = at_once  #: commands of an envelope; the others wait for the reply to the one before
         self._unsaid = _NOTHING  # of the present envelope
 
-    # --- the envelope -------------------------------------------------------------------------------------------------
+    # --- the envelope -----------------------------------------------------------------------------
 
     def begin(self, envelope: bytes, *, stepwise: bool) -> Outcome | None:
         """Say it, at once or command by command. None: the relay waits for the mail; an outcome: it does not want it."""
@@ -136,7 +136,7 @@ class Dialogue:
             self.session.cut()
         return refusal
 
-    # --- the mail -----------------------------------------------------------------------------------------------------
+    # --- the mail ---------------------------------------------------------------------------------
 
     def finish(self, body: bytes, next_envelope: bytes) -> Outcome:
         """Say the mail to its final dot, and what may ride behind that; the relay's answer, or what its silence means."""
@@ -185,7 +185,7 @@ class Dialogue:
             return refusal
         return self._silent(Phase.DATA, error)
 
-    # --- what it means ------------------------------------------------------------------------------------------------
+    # --- what it means ----------------------------------------------------------------------------
 
     def _answer(self, phase: Phase, reply: bytes) -> Outcome:
         code, text = code_of(reply), text_of(reply)

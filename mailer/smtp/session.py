@@ -54,7 +54,7 @@ class Session(smtplib.SMTP):
         self.taken = 0  #: bytes of what was said last that are in the hands of the kernel
         self.logs_in = False  #: what is said is a password, and may be said again by who hears it: MAIL_DEBUG does not show it
 
-    # --- bytes --------------------------------------------------------------------------------------------------------
+    # --- bytes ------------------------------------------------------------------------------------
 
     def say(self, data: bytes, seconds: float, more: bytes = b"", *, is_mail: bool = False) -> None:
         """All of it within the time-out, or an OSError; `taken` tells how far it came."""
@@ -142,7 +142,7 @@ class Session(smtplib.SMTP):
         with suppress(OSError, ValueError):  # nobody reads stderr any more, which is no reason to end a mail
             print(*now, what, mask_unless_shown(str(said)), file=sys.stderr)
 
-    # --- the way in ---------------------------------------------------------------------------------------------------
+    # --- the way in -------------------------------------------------------------------------------
 
     def send(self, s: bytes | str) -> None:  # type: ignore[override]
         """A command of smtplib's."""
@@ -198,7 +198,7 @@ class Session(smtplib.SMTP):
     def is_secure(self) -> bool:
         return isinstance(self.sock, ssl.SSLSocket)
 
-    # --- its end ------------------------------------------------------------------------------------------------------
+    # --- its end ----------------------------------------------------------------------------------
 
     @property
     def is_open(self) -> bool:

@@ -130,7 +130,7 @@ class Throttle:
         notice_fork()
         return Seats(self)
 
-    # --- which limits -------------------------------------------------------------------------------------------------
+    # --- which limits -----------------------------------------------------------------------------
 
     def of_relay(self, name: str) -> Limit | None:
         return self._relays.get(name)
@@ -148,7 +148,7 @@ class Throttle:
     def _limits(self, relay: str, domain: str) -> list[Limit]:
         return [limit for limit in (self.of_relay(relay), self.of_domain(domain)) if limit]
 
-    # --- rates --------------------------------------------------------------------------------------------------------
+    # --- rates ------------------------------------------------------------------------------------
 
     def _admit_together(self, shared: Shared, limits: list[Limit], wanted: int) -> Grant:
         """Look at all counts, then take, first from the one with least left: if others are faster, little is lost."""
@@ -174,7 +174,7 @@ class Throttle:
                 self._here.take(granted, counts)
             return Grant(granted, self._here.close(counts, granted, wanted))
 
-    # --- seats --------------------------------------------------------------------------------------------------------
+    # --- seats ------------------------------------------------------------------------------------
 
     def take_seat(self, seat: Seat) -> bool:
         heard = self._over_redis(lambda shared: shared.take_seat(seat))
@@ -219,7 +219,7 @@ class Throttle:
         if self._here.has_left():
             self._keeper.add(self)
 
-    # --- over Redis, or alone -----------------------------------------------------------------------------------------
+    # --- over Redis, or alone ---------------------------------------------------------------------
 
     def _over_redis(self, ask: Callable[[Shared], T]) -> T | None:
         """The answer, or None while Redis is away: one time-out finds out, and then it is left alone for a while."""

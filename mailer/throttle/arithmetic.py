@@ -37,7 +37,7 @@ class Count:
     wait: float
 
 
-# --- while nobody counts for all --------------------------------------------------------------------------------------
+# --- while nobody counts for all ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Window:
         return max(0.0, self._used[0][0] + share.period - now) if self._used else share.period
 
 
-# --- who waits --------------------------------------------------------------------------------------------------------
+# --- who waits ------------------------------------------------------------------------------------
 
 
 def spread(first: float, count: int, pace: float) -> list[float]:
