@@ -22,18 +22,18 @@ class WireMessage(flask_mail.Message):
         self.recipient = recipient
         self.mail_options = list(message.mail_options)
         self.rcpt_options = list(message.rcpt_options)
-        self._message = message
+        self._mail = message
         self._composed = composed
 
     # --- for the relay ----------------------------------------------------------------------------
 
     @property
     def mail_id(self) -> str:
-        return self._message.id
+        return self._mail.id
 
     @property
     def envelope_from(self) -> str:
-        return self._message.bounce_address
+        return self._mail.bounce_address
 
     @property
     def needs_smtputf8(self) -> bool:
@@ -56,7 +56,7 @@ class WireMessage(flask_mail.Message):
     def __getattr__(self, name: str) -> Any:
         if name not in _ATTRIBUTES:
             raise AttributeError(f"WireMessage has no attribute {name!r}.", name=name, obj=self)
-        value = _ATTRIBUTES[name](self._message)
+        value = _ATTRIBUTES[name](self._mail)
         setattr(self, name, value)
         return value
 

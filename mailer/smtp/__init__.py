@@ -1,9 +1,9 @@
-"""Mail goes to a relay: Flask-Mail's `Connection`, with what it lacks.
+"""The SMTP client: a subclass of Flask-Mail's `Connection`.
 
-`Relay` lends warm connections to the threads of a process, `RelayConnection.transmit()` sends mails over one of them. Each phase
-has its time-out, TLS is verified, mails follow each other without a pause where the relay can do that, the relay's words are
-kept, and a QUIT that fails never turns an accepted mail into a failed one. What went wrong is a value (`Outcome`): exceptions
-end in this room.
+`Relay` lends warm connections to the threads of a process, and `RelayConnection.transmit()` sends
+mails over one of them. Each phase has its time-out, TLS is verified, mails are pipelined if the
+relay offers that, replies are kept, and a failed QUIT never fails an accepted mail. Failures are
+values (`Outcome`): no exception leaves this package.
 """
 
 import threading
@@ -16,33 +16,35 @@ from flask import Flask
 from mailer.forks import notice_fork, survive_forks
 from mailer.settings import RelaySettings
 from mailer.smtp.connection import RelayConnection
-from mailer.smtp.entrance import Entrance
 from mailer.smtp.limits import ConnectionLimit
+from mailer.smtp.opening import SessionOpener
 
 __all__ = ["Relay", "RelayConnection"]
 
 
 class Relay:
-    """One relay in one process: its warm connections, shared by the threads."""
+    """A relay and its warm connections in this process. Threads share it."""
 
     def __init__(self, settings: RelaySettings, app: Flask, mail: flask_mail._Mail) -> None:
         self.name = settings.name
         self.settings = settings
         self._app = app
         self._mail = mail
-        self._entrance = Entrance(settings)
+        self._opener = SessionOpener(settings)
         self._limit = ConnectionLimit(settings.name)
-        self._idle: list[RelayConnection] = []  # the longest unused first
+        self._idle: list[RelayConnection] = []  # the longest idle first
         self._parents: list[RelayConnection] = []
         self._changed = threading.Condition()
-        self._clock: threading.Thread | None = None
+        self._closer: threading.Thread | None = None
         survive_forks(self)
 
     @contextmanager
     def connection(self) -> Iterator[RelayConnection]:
-        """A warm connection if there is one; it is kept for the next mail."""
+        """Lend a connection, warm if there is one. Keep it for the next mail."""
         notice_fork()
-        connection = self._take() or RelayConnection(self._mail, self.settings, self._app, self._entrance, self._limit)
+        connection = self._take() or RelayConnection(
+            self._mail, self.settings, self._app, self._opener, self._limit
+        )
         try:
             yield connection
         except BaseException:
@@ -75,18 +77,20 @@ class Relay:
             return
         with self._changed:
             self._idle.append(connection)
-            if self._clock is None:
-                self._clock = threading.Thread(target=self._close_in_time, name=f"idle connections to {self.name}", daemon=True)
-                self._clock.start()
+            if self._closer is None:
+                self._closer = threading.Thread(
+                    target=self._close_idle, name=f"mailer-idle-{self.name}", daemon=True
+                )
+                self._closer.start()
 
-    def _close_in_time(self) -> None:
-        """Hang up on connections nobody used for a while, as long as there are any. It runs in a thread of its own."""
+    def _close_idle(self) -> None:
+        """Close connections after their idle time, in a thread that ends with the last of them."""
         while True:
             with self._changed:
                 old = [one for one in self._idle if one.idle_seconds >= self.settings.idle_timeout]
                 self._idle = [one for one in self._idle if one not in old]
                 if not old and not self._idle:
-                    self._clock = None
+                    self._closer = None
                     return
                 if not old:
                     self._changed.wait(self.settings.idle_timeout - self._idle[0].idle_seconds)
@@ -94,9 +98,9 @@ class Relay:
                 connection.close()
 
     def after_fork_in_child(self) -> None:
-        """In a child: the sessions are the parent's. Kept, so that no collector closes a TLS session that is not ours."""
-        self._entrance = Entrance(self.settings)  # another thread of the parent may have held its lock
+        """Keep the sessions of the parent, unused, so that the collector never closes them."""
+        self._opener = SessionOpener(self.settings)  # a thread of the parent may hold its lock
         self._limit = ConnectionLimit(self.name)
         self._parents, self._idle = self._parents + self._idle, []
         self._changed = threading.Condition()
-        self._clock = None
+        self._closer = None

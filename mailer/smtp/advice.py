@@ -1,4 +1,4 @@
-"""When it is our own configuration that keeps us from a relay: which key to change, and how."""
+"""Advice on failures that our own configuration causes: which key to change, and how."""
 
 import smtplib
 import socket
@@ -10,24 +10,41 @@ from mailer.smtp.session import Step
 from mailer.smtp.sockets import Misconfigured
 
 _UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-# What OpenSSL says when the other side does not speak TLS, or none that we would speak.
+# The errors of OpenSSL for a port without TLS, and for versions of TLS that do not match.
 _NO_TLS = frozenset(
-    {"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+    {
+        "WRONG_VERSION_NUMBER",
+        "UNKNOWN_PROTOCOL",
+        "RECORD_LAYER_FAILURE",
+        "PACKET_LENGTH_TOO_LONG",
+        "HTTP_REQUEST",
+    }
 )
-_OLD_TLS = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE", "WRONG_SSL_VERSION"})
-# X509_V_ERR_…: what is wrong with a certificate.
+_OLD_TLS = frozenset(
+    {
+        "UNSUPPORTED_PROTOCOL",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "NO_PROTOCOLS_AVAILABLE",
+        "WRONG_SSL_VERSION",
+    }
+)
+# X509_V_ERR_…: errors of certificates.
 _NOT_IN_TIME = frozenset({9, 10})
 _OTHER_NAME = frozenset({62, 64})
 _PORTS = "port 587 with MAIL_USE_TLS, port 465 with MAIL_USE_SSL"
 
 
 def for_error(error: Exception, step: Step, settings: RelaySettings) -> str:
-    """What to do about what stopped us on the way in; nothing, where it is not for us to change."""
+    """Return advice on an error of the login sequence. It is empty if no setting is wrong."""
     match error:
         case Misconfigured():
             return error.advice
         case NoToken():
-            return "" if error.passing else "MAILER_OAUTH: there is no token to log in with: correct what it says."
+            return (
+                ""
+                if error.passing
+                else "MAILER_OAUTH: there is no token to log in with: correct what it says."
+            )
         case ssl.SSLCertVerificationError():
             return _for_certificate(error, settings)
         case ssl.SSLError():
@@ -40,21 +57,31 @@ def _at_connect(error: Exception, settings: RelaySettings) -> str:
         case socket.gaierror() if error.errno in _UNKNOWN_NAME:
             return f"MAIL_SERVER: the DNS does not know {settings.mail_server!r}: correct the name."
         case UnicodeError():
-            return f"MAIL_SERVER: {settings.mail_server!r} is no name of a host: correct it."
+            return f"MAIL_SERVER: {settings.mail_server!r} is not a host name: correct it."
         case FileNotFoundError() | PermissionError() | ConnectionRefusedError() if settings.is_unix:
-            return f"MAIL_SERVER: the socket {settings.mail_server!r} can't be used: correct the path, or who may use it."
+            return (
+                f"MAIL_SERVER: the socket {settings.mail_server!r} can't be used: correct the path,"
+                " or who may use it."
+            )
     return ""
 
 
 def _at_greeting(error: Exception, settings: RelaySettings) -> str:
-    if isinstance(error, TimeoutError | smtplib.SMTPServerDisconnected) and not settings.uses_tls and settings.mail_port == 465:
+    if (
+        isinstance(error, TimeoutError | smtplib.SMTPServerDisconnected)
+        and not settings.uses_tls
+        and settings.mail_port == 465
+    ):
         return f"MAIL_USE_SSL: port 465 begins with TLS: set it; usual are {_PORTS}."
     return ""
 
 
 def _at_tls(error: Exception, settings: RelaySettings) -> str:
     if isinstance(error, smtplib.SMTPNotSupportedError):
-        return f"MAIL_USE_TLS: the relay offers no STARTTLS on port {settings.mail_port}: usual are {_PORTS}."
+        return (
+            f"MAIL_USE_TLS: the relay offers no STARTTLS on port {settings.mail_port}: usual are"
+            f" {_PORTS}."
+        )
     return ""
 
 
@@ -64,41 +91,70 @@ def _at_login(error: Exception, settings: RelaySettings) -> str:
     if not isinstance(error, smtplib.SMTPNotSupportedError):
         return ""
     if not settings.uses_tls and not settings.is_local:
-        return f"MAIL_USE_TLS: the relay offers no login that we know without TLS: usual are {_PORTS}."
-    return "MAIL_USERNAME: the relay offers no login that we know: unset it if the relay needs none, or use its port for logins."
+        return (
+            f"MAIL_USE_TLS: the relay offers no login that we know without TLS: usual are {_PORTS}."
+        )
+    return (
+        "MAIL_USERNAME: the relay offers no login that we know: unset it if the relay needs none,"
+        " or use its port for logins."
+    )
 
 
-_AT = {Step.CONNECT: _at_connect, Step.GREET: _at_greeting, Step.SECURE: _at_tls, Step.LOGIN: _at_login}
+_AT = {
+    Step.CONNECT: _at_connect,
+    Step.GREET: _at_greeting,
+    Step.SECURE: _at_tls,
+    Step.LOGIN: _at_login,
+}
 
 
 def for_reply(code: int, text: str, settings: RelaySettings) -> str:
-    """What to do about a reply that is about us and not about the mail."""
+    """Return advice on a reply that is about us and not about the mail."""
     if not 500 <= code < 600:
         return ""
     if not settings.uses_tls and (code == 538 or "starttls" in text.lower()):
         return f"MAIL_USE_TLS: the relay takes nothing without TLS: usual are {_PORTS}."
     if settings.mail_username is None:
-        return "MAIL_USERNAME and MAIL_PASSWORD: the relay takes no mail from somebody it does not know: set them."
+        return "MAIL_USERNAME and MAIL_PASSWORD: the relay requires a login: set them."
     if settings.oauth is not None:
         return (
-            f"MAILER_OAUTH: the relay refuses the token: see that it is for SMTP, and for the mailbox {settings.mail_username!r}."
+            "MAILER_OAUTH: the relay refuses the token: see that it is for SMTP, and for the"
+            f" mailbox {settings.mail_username!r}."
         )
     return "MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
 
 
 def _for_certificate(error: ssl.SSLCertVerificationError, settings: RelaySettings) -> str:
     if error.verify_code in _OTHER_NAME:
-        return f"MAIL_SERVER: the relay's certificate is not for {settings.mail_server!r}: use the name that it is for."
+        return (
+            f"MAIL_SERVER: the relay's certificate is not for {settings.mail_server!r}: use the"
+            " name that it is for."
+        )
     if error.verify_code in _NOT_IN_TIME:
-        return "The relay's certificate is not good at this time: see to this machine's clock, or let the relay's owner renew it."
+        return (
+            "The relay's certificate is not valid at this time: check this machine's clock, or let"
+            " the relay's owner renew it."
+        )
     if settings.tls_ca_file:
-        return f"MAILER_TLS_CA_FILE: none of the authorities in {settings.tls_ca_file!r} has signed the relay's certificate."
-    return "MAILER_TLS_CA_FILE: no known authority has signed the relay's certificate: if it is your own, name its PEM file."
+        return (
+            f"MAILER_TLS_CA_FILE: none of the authorities in {settings.tls_ca_file!r} has signed"
+            " the relay's certificate."
+        )
+    return (
+        "MAILER_TLS_CA_FILE: no known authority has signed the relay's certificate: if it is your"
+        " own, name its PEM file."
+    )
 
 
 def _for_tls(error: ssl.SSLError, settings: RelaySettings) -> str:
     if error.reason in _NO_TLS:
-        return f"MAIL_USE_SSL: port {settings.mail_port} of the relay does not begin with TLS: usual are {_PORTS}."
+        return (
+            f"MAIL_USE_SSL: port {settings.mail_port} of the relay does not begin with TLS: usual"
+            f" are {_PORTS}."
+        )
     if error.reason in _OLD_TLS:
-        return f"MAILER_TLS_MINIMUM: the relay speaks no {settings.tls_minimum}: lower it, or let the relay's owner upgrade."
+        return (
+            f"MAILER_TLS_MINIMUM: the relay speaks no {settings.tls_minimum}: lower it, or let the"
+            " relay's owner upgrade."
+        )
     return ""

@@ -1,4 +1,4 @@
-"""A connection to a relay: Flask-Mail's, which takes one mail after the other and says what came of each."""
+"""A connection to a relay, which sends mail after mail and yields their outcomes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from mailer.logs import get_logger
 from mailer.message import Outcome, Phase, Verdict
 from mailer.mime import WireMessage
 from mailer.settings import RelaySettings
-from mailer.smtp.dialogue import AT_ONCE, Dialogue, Gone
-from mailer.smtp.entrance import Entrance
+from mailer.smtp.dialogue import AT_ONCE, Dialogue, SessionLost
 from mailer.smtp.envelope import envelope_of
 from mailer.smtp.limits import ConnectionLimit
+from mailer.smtp.opening import SessionOpener
 from mailer.smtp.session import Session
 
 _TO_NOBODY = Outcome(Verdict.SENT, "250 delivered to nobody")
-# After these, nothing more is sent over the connection.
+# After these verdicts, nothing more is sent over the connection.
 _LAST = (Verdict.UNREACHED, Verdict.DOUBTFUL)
 
 _UNCARRIED = (Phase.CONNECT, Phase.MAIL)
@@ -30,52 +30,57 @@ log = get_logger(__name__)
 
 
 class RelayConnection(flask_mail.Connection):
-    """One connection, opened when it is needed and again when the relay has hung up. Not for two threads at once."""
+    """A connection, opened on demand and again after the relay closed it. Not thread-safe."""
 
     host: Session | None
 
     def __init__(
-        self, mail: flask_mail._Mail, settings: RelaySettings, app: Flask, entrance: Entrance, limit: ConnectionLimit
+        self,
+        mail: flask_mail._Mail,
+        settings: RelaySettings,
+        app: Flask,
+        opener: SessionOpener,
+        limit: ConnectionLimit,
     ) -> None:
         super().__init__(mail)  # type: ignore[arg-type]  # annotated as Mail, used as its state
         self._settings = settings
         self._app = app
-        self._entrance = entrance
+        self._opener = opener
         self._limit = limit
         self._at_once = AT_ONCE
-        self._carried = 0  # mails that this connection was to carry, and the relay did not refuse at MAIL
+        self._carried = 0  # mails that the relay did not refuse at MAIL
         self._dialogue: Dialogue | None = None
         self._last_used = time.monotonic()
         self._is_busy = False
 
-    # --- its life ---------------------------------------------------------------------------------
+    # --- open and close ---------------------------------------------------------------------------
 
     def try_open(self) -> Outcome | None:
-        """Connect, greet, secure and log in, unless that is done; an outcome if it failed."""
+        """Open a session, unless there is one. Return the failure, if any."""
         if self.host is not None or self.mail.suppress:
             return None
-        entered = self._entrance.enter()
-        if isinstance(entered, Outcome):
-            return entered
-        self.host = entered
-        self._dialogue = Dialogue(entered, self._settings, self._at_once)
+        opened = self._opener.open()
+        if isinstance(opened, Outcome):
+            return opened
+        self.host = opened
+        self._dialogue = Dialogue(opened, self._settings, self._at_once)
         self.num_emails = self._carried = 0
         return None
 
     def close(self) -> None:
-        """Say goodbye if the relay listens, and hang up in any case."""
+        """Send QUIT, if that is possible at once, and close the connection."""
         session = self._let_go()
         if session is not None:
             session.leave()
 
     def drop(self) -> None:
-        """Hang up on a relay that has stopped making sense."""
+        """Close the connection without QUIT."""
         session = self._let_go()
         if session is not None:
-            session.cut()
+            session.abort()
 
     def _let_go(self) -> Session | None:
-        """Forget the session, but not how carefully it was spoken to: the next one is with the same relay."""
+        """Detach the session. Keep its number of commands at once for the next session."""
         if self._dialogue is not None:
             self._at_once = self._dialogue.at_once
         session, self.host, self._dialogue = self.host, None, None
@@ -95,40 +100,42 @@ class RelayConnection(flask_mail.Connection):
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it may wait for other mails: it is open, and in the middle of none."""
+        """True if the connection is open and in no transaction."""
         return self.host is not None and not self._is_busy
 
     def is_alive(self) -> bool:
-        """Whether the relay is still there, as far as that can be told without asking."""
+        """Return whether the relay seems to be there, without asking it."""
         return self.host is not None and self.host.is_quiet()
 
     # --- mails ------------------------------------------------------------------------------------
 
     def send(self, message: WireMessage, envelope_from: None = None) -> Outcome:  # type: ignore[override]
-        """One mail to one recipient, and what came of it."""
+        """Send a mail to its recipient, and return the outcome."""
         [outcome] = self.transmit(iter([message]))
         return outcome
 
-    def transmit(self, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool] = lambda: True) -> Iterator[Outcome]:
-        """Take mail after mail, and tell what came of each, in their order, until one is in doubt or can't be brought at all.
+    def transmit(
+        self, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool] = lambda: True
+    ) -> Iterator[Outcome]:
+        """Send mails, and yield their outcomes in order, until one is unreached or in doubt.
 
-        With PIPELINING, the next mail is taken before the present one is said, so that its envelope rides behind the final dot:
-        a mail is one round trip then. `None` stands for "finish what is in flight, then ask again".
-        `may_begin` is asked just before the first byte of the mail in flight the longest; a no ends it all.
-        A mail that was taken and has no outcome was not begun.
+        With PIPELINING, the next mail is taken before the present one is sent, so that its envelope
+        goes behind the final dot: one round trip per mail. A `None` among the mails means: finish
+        the mail in flight, then ask again. `may_begin` is called just before the first byte of a
+        body; False ends everything. A mail without an outcome was not begun.
         """
-        supply = _Supply(mails)
-        ahead: WireMessage | None = None  # taken while the mail before it was in flight
-        envelope = b""  # of that mail, if it was said behind the final dot
+        source = _MailSource(mails)
+        ahead: WireMessage | None = None  # taken while the previous mail was in flight
+        envelope = b""  # of that mail, if it went behind the final dot
         self._is_busy = True
         try:
-            while (mail := ahead or supply.next()) is not None:
-                refusal = self._begin(mail, rode=bool(envelope))
+            while (mail := ahead or source.next()) is not None:
+                refusal = self._begin(mail, is_sent=bool(envelope))
                 ahead, envelope = None, b""
                 if self._awaits_body:
-                    if self._another_may_ride:
-                        ahead = supply.ahead()
-                        envelope = self._sayable(ahead)
+                    if self._may_pipeline:
+                        ahead = source.ahead()
+                        envelope = self._envelope_ahead(ahead)
                     if refusal is None and not may_begin():
                         break
                     outcome = self._finish(mail, refusal, envelope)
@@ -136,28 +143,28 @@ class RelayConnection(flask_mail.Connection):
                     outcome = refusal or _TO_NOBODY
                 self._account(outcome)
                 try:
-                    yield outcome  # noted before a receiver hears of it, which may be killed
+                    yield outcome  # recorded before a receiver, which may be killed, is called
                 finally:
                     if outcome.verdict is Verdict.SENT:
                         self._tell(mail)
-                del mail  # its bytes are not kept while the next one is composed
+                del mail  # free its bytes while the next one is composed
                 if outcome.verdict in _LAST:
                     break
         finally:
             self._is_busy = False
             self._last_used = time.monotonic()
             if envelope or self._awaits_body:
-                self.drop()  # in the middle of a mail that nobody will say
+                self.drop()  # in the middle of a transaction
 
-    def _begin(self, mail: WireMessage, *, rode: bool) -> Outcome | None:
-        """Say the envelope of a mail, if it was not said yet. None: now the mail itself, if there is anybody to say it to.
+    def _begin(self, mail: WireMessage, *, is_sent: bool) -> Outcome | None:
+        """Send the envelope of a mail, unless it was sent. Return the refusal, if any.
 
-        A refusal that may be about the connection, which has carried other mails, is no answer to this mail: it is begun once
-        more on a new one, and what is said there is its answer.
+        If a refusal may be about a connection that has carried other mails, begin the mail again on
+        a new connection, whose reply is final.
         """
         if self.mail.suppress:
             return None
-        refusal = self._begin_here(mail, rode=rode)
+        refusal = self._begin_here(mail, is_sent=is_sent)
         if refusal is not None and self._limit.may_be(refusal, self._carried):
             refusal = self._begin_anew(mail, refusal)
         if refusal is None or refusal.phase not in _UNCARRIED:
@@ -165,11 +172,11 @@ class RelayConnection(flask_mail.Connection):
         return refusal
 
     def _begin_anew(self, mail: WireMessage, refusal: Outcome) -> Outcome | None:
-        """Say the envelope over a new connection, and learn from the answer.
+        """Send the envelope over a new connection, and learn from the reply.
 
-        If that comes to nothing, as when the relay still counts the connection before, nothing is
-        learnt, and the mail is tried again later, whatever the refusal was. The next mail finds out
-        whether the relay can't be reached.
+        If that fails, as when the relay still counts the old connection, nothing is learnt, and the
+        mail is tried again later, whatever the refusal was. The next mail finds out whether the
+        relay is unreachable.
         """
         carried = self._carried
         if self._is_open and not self._awaits_body:
@@ -177,8 +184,8 @@ class RelayConnection(flask_mail.Connection):
         else:
             self.drop()
         try:
-            answer = self._say_envelope(mail, rode=False, stepwise=True)
-        except Gone as gone:
+            answer = self._send_envelope(mail, is_sent=False, stepwise=True)
+        except SessionLost as gone:
             answer = gone.outcome
         if answer is None or _PLACES[answer.phase] > _PLACES[refusal.phase]:
             self._limit.confirm(refusal, carried)
@@ -190,49 +197,55 @@ class RelayConnection(flask_mail.Connection):
             self._limit.refute()
         return answer
 
-    def _begin_here(self, mail: WireMessage, *, rode: bool) -> Outcome | None:
-        """Say the envelope over the connection that there is.
+    def _begin_here(self, mail: WireMessage, *, is_sent: bool) -> Outcome | None:
+        """Send the envelope over the present connection.
 
-        When the connection ends before the mail has begun, it is begun once more on a new one, there command by command, which
-        tells at which of them a relay falls silent. So it costs nothing that a relay hangs up between two mails.
+        If the connection ends before the mail begins, send it over a new one, command by command,
+        to know at which of them the relay fails. So a relay may close connections between mails.
         """
         is_new = not self._is_open
         try:
-            return self._say_envelope(mail, rode=rode and not is_new, stepwise=rode and is_new)
-        except Gone as gone:
+            return self._send_envelope(
+                mail, is_sent=is_sent and not is_new, stepwise=is_sent and is_new
+            )
+        except SessionLost as gone:
             self.drop()
             if gone.outcome.retry_after is not None or (is_new and gone.exact):
                 return gone.outcome
         try:
-            return self._say_envelope(mail, rode=False, stepwise=True)
-        except Gone as gone:
+            return self._send_envelope(mail, is_sent=False, stepwise=True)
+        except SessionLost as gone:
             return gone.outcome
 
-    def _say_envelope(self, mail: WireMessage, *, rode: bool, stepwise: bool) -> Outcome | None:
+    def _send_envelope(self, mail: WireMessage, *, is_sent: bool, stepwise: bool) -> Outcome | None:
         if (failure := self.try_open()) is not None:
             return failure
         dialogue = self._dialogue
         assert dialogue is not None
-        if rode:
-            return dialogue.hear_envelope()
+        if is_sent:
+            return dialogue.receive_envelope()
         envelope = envelope_of(mail, dialogue.offers)
         if isinstance(envelope, Outcome):
             return envelope
         return dialogue.begin(envelope, stepwise=stepwise or not dialogue.offers.pipelining)
 
     @property
-    def _another_may_ride(self) -> bool:
-        """Whether the relay can take it, and the mail in flight is not the last of this connection."""
+    def _may_pipeline(self) -> bool:
+        """True if the relay offers PIPELINING, and the mail in flight is not the last."""
         assert self._dialogue is not None
         if not self._dialogue.offers.pipelining or self._limit.is_reached(self._carried):
             return False
         return self.num_emails + 1 < (self._settings.mail_max_emails or inf)
 
-    def _sayable(self, mail: WireMessage | None) -> bytes:
-        """Its envelope. One that can't be said does not ride: what is wrong with it is found when its turn comes."""
+    def _envelope_ahead(self, mail: WireMessage | None) -> bytes:
+        """Return the envelope to send ahead. It is empty if the mail will be refused."""
         assert self._dialogue is not None
         envelope = envelope_of(mail, self._dialogue.offers) if mail is not None else b""
-        return self._dialogue.sayable(envelope) if envelope and isinstance(envelope, bytes) else b""
+        return (
+            self._dialogue.to_send_at_once(envelope)
+            if envelope and isinstance(envelope, bytes)
+            else b""
+        )
 
     def _finish(self, mail: WireMessage, refusal: Outcome | None, envelope: bytes) -> Outcome:
         dialogue = self._dialogue
@@ -243,7 +256,7 @@ class RelayConnection(flask_mail.Connection):
         return refusal
 
     def _account(self, outcome: Outcome) -> None:
-        """What an outcome means for the connection."""
+        """Count a mail, and close the connection after its last one."""
         if outcome.verdict is Verdict.UNREACHED or not self._is_open:
             self.drop()
         if outcome.verdict is Verdict.SENT:
@@ -258,8 +271,8 @@ class RelayConnection(flask_mail.Connection):
         if flask_mail.email_dispatched.receivers:
             try:
                 flask_mail.email_dispatched.send(self._app, message=mail)
-            except Exception:  # whatever a receiver does, the mail was accepted
-                log.exception("A receiver of email_dispatched failed; mail %s was delivered all the same.", mail.mail_id)
+            except Exception:  # the mail was accepted nevertheless
+                log.exception("Receiver of email_dispatched failed: mail=%s", mail.mail_id)
 
     @property
     def _is_open(self) -> bool:
@@ -270,21 +283,21 @@ class RelayConnection(flask_mail.Connection):
         return self._dialogue is not None and self._dialogue.awaits_body
 
 
-class _Supply:
-    """The mails there are to send, asked for one at a time, and never again once they have come to their end."""
+class _MailSource:
+    """An iterator of mails that is never called again after its end."""
 
     def __init__(self, mails: Iterator[WireMessage | None]) -> None:
         self._mails = mails
         self._is_over = False
 
     def next(self) -> WireMessage | None:
-        """The next one; None at the end."""
+        """Return the next mail. Return None at the end."""
         while (mail := self.ahead()) is None and not self._is_over:
             pass
         return mail
 
     def ahead(self) -> WireMessage | None:
-        """The next one if it may be taken already."""
+        """Return the next mail if it may be taken already."""
         if self._is_over:
             return None
         try:

@@ -1,4 +1,4 @@
-"""The transactions of one session, with exact books: which mail the relay has, has not, and may have."""
+"""The mail transactions of a session, with an exact outcome for each mail."""
 
 import smtplib
 
@@ -11,7 +11,7 @@ from mailer.smtp.envelope import Offers
 from mailer.smtp.replies import GO_ON, YES, code_of, text_of, words_of
 from mailer.smtp.session import Session
 
-# Of an envelope, and how each reply has to begin.
+# The commands of an envelope, and the first digits of their positive replies.
 _PHASES = [Phase.MAIL, Phase.RCPT, Phase.DATA]
 _YES = [YES, YES, GO_ON]
 AT_ONCE = len(_YES)
@@ -19,10 +19,10 @@ _NO = b"45"
 _NOTHING = [b"", b"", b""]
 _CLOSING = 421
 _LONE_DOT = b".\r\n"
-# A larger mail is not copied once more to have the next envelope behind it: that goes after it.
+# The size from which a mail and the next envelope are sent separately, to spare a copy.
 _COPIED = 65536
 
-# What it means that the relay fell silent. At RCPT and DATA it may be this mail that it can't bear: that counts as a try.
+# The outcomes of a lost connection. At RCPT and DATA, the mail may be the cause: a counted try.
 _SILENCE = {
     Phase.MAIL: (Verdict.UNREACHED, "connection lost at MAIL"),
     Phase.RCPT: (Verdict.DEFERRED, "connection lost at RCPT"),
@@ -31,175 +31,203 @@ _SILENCE = {
 }
 
 
-class Gone(Exception):
-    """The session ended before the mail had begun, so that it may be given to another one."""
+class SessionLost(Exception):
+    """The session ended before the mail began, so that another session may send it."""
 
     def __init__(self, outcome: Outcome, *, exact: bool) -> None:
         super().__init__(outcome.reply)
-        self.outcome = outcome  #: what it came to, if there is no other session for it
-        self.exact = exact  #: whether it is certain at which command that was; of several that were said at once, it is not
+        self.outcome = outcome  #: the outcome, unless another session sends the mail
+        self.exact = exact  #: whether the failed command is certain; among pipelined ones it is not
 
 
 class Dialogue:
-    """What is said in a session once it is open."""
+    """The exchange of commands and replies in an open session."""
 
     def __init__(self, session: Session, settings: RelaySettings, at_once: int = AT_ONCE) -> None:
         self.session = session
         self.offers = Offers.of(session)
-        self.awaits_body = False  #: the relay has said 354
+        self.awaits_body = False  #: the relay has replied 354
         self._needs_reset = False
         self._settings = settings
-        self.at_once = at_once  #: commands of an envelope; the others wait for the reply to the one before
-        self._unsaid = _NOTHING  # of the present envelope
+        self.at_once = (
+            at_once  #: commands to send at once; each other one waits for the previous reply
+        )
+        self._unsent = _NOTHING  # commands of the present envelope
 
     # --- the envelope -----------------------------------------------------------------------------
 
     def begin(self, envelope: bytes, *, stepwise: bool) -> Outcome | None:
-        """Say it, at once or command by command. None: the relay waits for the mail; an outcome: it does not want it."""
+        """Send an envelope, command by command if `stepwise`.
+
+        Return None if the relay waits for the mail, or else the refusal.
+        """
         seconds = self._settings.command_timeout
         resets, self._needs_reset = self._needs_reset, False
         try:
             if stepwise:
-                self._unsaid = envelope.splitlines(keepends=True)
+                self._unsent = envelope.splitlines(keepends=True)
                 if resets:
-                    self.session.say(b"RSET\r\n", self.session.courtesy_seconds)
+                    self.session.send_bytes(b"RSET\r\n", self.session.courtesy_seconds)
                     self._expect_reset(self.session.courtesy_seconds)
-                return self.hear_envelope()
-            said = self.sayable(envelope)
-            self.session.say(b"RSET\r\n" + said if resets else said, seconds)
+                return self.receive_envelope()
+            said = self.to_send_at_once(envelope)
+            self.session.send_bytes(b"RSET\r\n" + said if resets else said, seconds)
             if resets:
                 self._expect_reset(seconds)
         except OSError as error:
-            raise Gone(self._silent(Phase.MAIL, error), exact=False) from None
-        return self.hear_envelope()
+            raise SessionLost(self._silent(Phase.MAIL, error), exact=False) from None
+        return self.receive_envelope()
 
-    def sayable(self, envelope: bytes) -> bytes:
-        """Return what may be said at once of an envelope; `hear_envelope` says the rest.
+    def to_send_at_once(self, envelope: bytes) -> bytes:
+        """Return the part of an envelope to send at once. `receive_envelope` sends the rest.
 
-        After a refusal, what would be in vain after another one waits for the reply: many relays count it as an error of
-        ours, and hang up after a few of them.
+        After a refusal, commands that depend on a refused one wait for its reply: many relays count
+        them as errors, and close the connection after a few errors.
         """
         at_once = self.at_once
         if at_once == AT_ONCE:
-            self._unsaid = _NOTHING
+            self._unsent = _NOTHING
             return envelope
         lines = envelope.splitlines(keepends=True)
-        self._unsaid = [*_NOTHING[:at_once], *lines[at_once:]]
+        self._unsent = [*_NOTHING[:at_once], *lines[at_once:]]
         return b"".join(lines[:at_once])
 
     def _expect_reset(self, seconds: float) -> None:
-        reply = self.session.hear(seconds)
+        reply = self.session.receive_reply(seconds)
         if reply[0] != YES:
             raise smtplib.SMTPServerDisconnected(words_of(reply))
 
-    def hear_envelope(self) -> Outcome | None:
-        """Return what the replies to an envelope mean. What was not said yet is said once the command before it has a yes."""
+    def receive_envelope(self) -> Outcome | None:
+        """Read the replies to an envelope. Send the rest of it after each positive reply.
+
+        Return None if the relay waits for the mail, or else the refusal.
+        """
         session, seconds = self.session, self._settings.command_timeout
-        unsaid, self._unsaid = self._unsaid, _NOTHING
+        unsent, self._unsent = self._unsent, _NOTHING
         replies: list[bytes] = []
         lost: OSError | None = None
         refused = False
         try:
-            for command, yes in zip(unsaid, _YES, strict=True):
+            for command, yes in zip(unsent, _YES, strict=True):
                 if command:
                     if refused:
                         break
-                    session.say(command, seconds)
-                replies.append(reply := session.hear(seconds))
+                    session.send_bytes(command, seconds)
+                replies.append(reply := session.receive_reply(seconds))
                 refused = refused or reply[0] != yes
                 if code_of(reply) == _CLOSING:
                     break
         except OSError as error:
             lost = error
         self.awaits_body = [reply[0] for reply in replies] == _YES
-        return None if self.awaits_body else self._not_begun(replies, lost, unsaid)
+        return None if self.awaits_body else self._not_begun(replies, lost, unsent)
 
-    def _not_begun(self, replies: list[bytes], lost: OSError | None, unsaid: list[bytes]) -> Outcome:
-        """What it means, and what it takes until the session can go on with another mail."""
-        refused = next((at for at, (reply, yes) in enumerate(zip(replies, _YES, strict=False)) if reply[0] != yes), None)
+    def _not_begun(
+        self, replies: list[bytes], lost: OSError | None, unsent: list[bytes]
+    ) -> Outcome:
+        """Return the refusal, and make the session ready for another mail or abort it."""
+        refused = next(
+            (
+                at
+                for at, (reply, yes) in enumerate(zip(replies, _YES, strict=False))
+                if reply[0] != yes
+            ),
+            None,
+        )
         if refused is None:
             assert lost is not None
-            raise Gone(self._silent(_PHASES[len(replies)], lost), exact=bool(unsaid[len(replies)]))
+            raise SessionLost(
+                self._silent(_PHASES[len(replies)], lost), exact=bool(unsent[len(replies)])
+            )
         self.at_once = min(self.at_once, refused + 1)
         refusal = self._answer(_PHASES[refused], replies[refused])
         if code_of(replies[-1]) == _CLOSING:
-            self.session.cut()
+            self.session.abort()
             if refused == len(replies) - 1:
-                raise Gone(refusal, exact=True)
+                raise SessionLost(refusal, exact=True)
         elif lost is not None or refusal.verdict is Verdict.UNREACHED or _are_odd(replies):
-            self.session.cut()
+            self.session.abort()
         elif replies[-1][0] != GO_ON:
             self._needs_reset = refused > 0
         elif replies[1][0] != YES and not self.session.is_lmtp:
             self.awaits_body = True
-        else:  # a lone dot would send an empty mail, or have no reply
-            self.session.cut()
+        else:  # a final dot would send an empty mail, or get no reply
+            self.session.abort()
         return refusal
 
     # --- the mail ---------------------------------------------------------------------------------
 
     def finish(self, body: bytes, next_envelope: bytes) -> Outcome:
-        """Say the mail to its final dot, and what may ride behind that; the relay's answer, or what its silence means."""
+        """Send a mail and, behind its final dot, the next envelope. Return the outcome."""
         self.awaits_body = False
         session = self.session
         if session.has_unread:
-            return self._unfinished(smtplib.SMTPServerDisconnected("the relay answered a mail that it did not have"))
+            return self._unfinished(
+                smtplib.SMTPServerDisconnected("the relay replied before the end of the mail")
+            )
         try:
             if len(body) < _COPIED:
-                session.say(body + next_envelope, self._settings.data_timeout, is_mail=True)
+                session.send_bytes(body + next_envelope, self._settings.data_timeout, is_mail=True)
             else:
-                session.say(body, self._settings.data_timeout, next_envelope, is_mail=True)
+                session.send_bytes(body, self._settings.data_timeout, next_envelope, is_mail=True)
         except OSError as error:
-            if session.taken < len(body):
+            if session.sent < len(body):
                 return self._unfinished(error)
         try:
-            reply = session.hear(self._settings.reply_timeout)
+            reply = session.receive_reply(self._settings.reply_timeout)
         except OSError as error:
             return self._silent(Phase.DOT, error)
         if reply[0] == YES:
             self.at_once = AT_ONCE
             return Outcome(Verdict.SENT, words_of(reply))
         if code_of(reply) == _CLOSING:
-            session.cut()
+            session.abort()
         return self._answer(Phase.DOT, reply)
 
     def finish_refused(self, next_envelope: bytes) -> None:
-        """End the mail of a recipient who was refused: it has no bytes, and goes to nobody."""
+        """End the transaction of a refused recipient with an empty mail, which goes to nobody."""
         self.awaits_body = False
         try:
-            self.session.say(_LONE_DOT + next_envelope, self._settings.command_timeout)
-            if code_of(self.session.hear(self._settings.command_timeout)) == _CLOSING:
-                self.session.cut()
+            self.session.send_bytes(_LONE_DOT + next_envelope, self._settings.command_timeout)
+            if code_of(self.session.receive_reply(self._settings.command_timeout)) == _CLOSING:
+                self.session.abort()
         except OSError:
-            self.session.cut()
+            self.session.abort()
 
     def _unfinished(self, error: OSError) -> Outcome:
-        """The relay took no more. If it had said why, that is its answer; a yes to half a mail is none."""
+        """Return the outcome of a mail that was sent in part: a refusal, or a lost connection."""
         try:
-            reply = self.session.hear(self.session.courtesy_seconds)
+            reply = self.session.receive_reply(self.session.courtesy_seconds)
         except OSError:
             reply = b""
         if reply and reply[0] not in (YES, GO_ON):
             refusal = self._answer(Phase.DATA, reply)
-            self.session.cut()
+            self.session.abort()
             return refusal
         return self._silent(Phase.DATA, error)
 
-    # --- what it means ----------------------------------------------------------------------------
+    # --- outcomes ----------------------------------------------------------------------------
 
     def _answer(self, phase: Phase, reply: bytes) -> Outcome:
         code, text = code_of(reply), text_of(reply)
         answer = classify(phase, code, text)
-        about_us = for_reply(code, text, self._settings) if answer.verdict is Verdict.UNREACHED else ""
+        about_us = (
+            for_reply(code, text, self._settings) if answer.verdict is Verdict.UNREACHED else ""
+        )
         return Outcome(answer.verdict, words_of(reply), phase, answer.retry_after, about_us)
 
     def _silent(self, phase: Phase, error: OSError) -> Outcome:
-        """No reply. After the final dot nobody knows; before it, the relay has no mail."""
-        self.session.cut()
+        """Return the outcome of a lost connection: doubt only after the final dot."""
+        self.session.abort()
         verdict, words = _SILENCE[phase]
-        return Outcome(verdict, f"{words}: {printable(f'{type(error).__name__}: {error}')}", phase, is_silence=True)
+        return Outcome(
+            verdict,
+            f"{words}: {printable(f'{type(error).__name__}: {error}')}",
+            phase,
+            is_silence=True,
+        )
 
 
 def _are_odd(replies: list[bytes]) -> bool:
-    """Neither a yes nor a no: they belong to other commands, and so would all that follow."""
+    """Return whether a reply belongs to another command: the following ones would, too."""
     return any(reply[0] not in (yes, *_NO) for reply, yes in zip(replies, _YES, strict=False))

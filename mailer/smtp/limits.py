@@ -1,4 +1,4 @@
-"""How many mails a relay takes over one connection: what a process has learnt of it, shared by its threads."""
+"""The learnt limit of mails that a relay accepts on a connection. Threads share it."""
 
 import threading
 from math import inf
@@ -7,23 +7,23 @@ from mailer.logs import get_logger
 from mailer.message import Outcome, Phase, Verdict
 from mailer.policy import is_greylisting, is_session_limit
 
-# The limit may have been raised. After closing so many connections because of it, forget it, and
-# learn it again.
+# The number of connections closed because of the limit after which it is learnt anew: the relay may
+# have raised it.
 _TRUSTED_FOR = 100
-# A limit is believed at once if the relay's words say so and connections remain of use; else when it was met twice alike.
+# The least limit to believe at once, if the reply says so. Others must be met twice.
 _BELIEVED_AT_ONCE = 10
-# Each wrong suspicion doubles the mails that a connection must have carried before the next one, up
+# Each false alarm doubles the mails that a connection must have carried for the next suspicion, up
 # to this.
-_LONGEST_PATIENCE = 64
-_LONGEST_PATIENCE_WITH_WORDS = 8
-# Before the mail itself is said, it may be begun again.
+_MAX_CARRIED = 64
+_MAX_CARRIED_WITH_TEXT = 8
+# The phases before the mail itself, after which it may begin again.
 _BEFORE_THE_MAIL = (Phase.MAIL, Phase.RCPT, Phase.DATA)
 
 log = get_logger(__name__)
 
 
 class ConnectionLimit:
-    """The limit of one relay. It is a hint: a relay may have another one tomorrow, or behind another address."""
+    """The limit of a relay: a hint, since it may differ tomorrow or at another address."""
 
     def __init__(self, relay: str) -> None:
         self._relay = relay
@@ -34,42 +34,51 @@ class ConnectionLimit:
         self._false_alarms = 0
 
     def is_reached(self, carried: int) -> bool:
-        """Tell whether the relay is expected to refuse the next mail of a connection that has carried so many."""
+        """Return whether the relay will probably refuse another mail on a connection."""
         return carried >= (self._learnt or inf)
 
     def may_be(self, refusal: Outcome, carried: int) -> bool:
-        """Tell whether a refusal may be about the connection, and not about the mail that met it.
+        """Return whether a refusal may be about the connection instead of the mail.
 
-        A connection that has carried nothing is at no limit. Greylisting, and a relay that says when to come back, mean the
-        mail. Where many suspicions were wrong, few are raised.
+        A new connection is at no limit. Greylisting, and a reply with a time, are about the mail.
+        After false alarms, only connections with more mails are suspected.
         """
         if not carried or refusal.phase not in _BEFORE_THE_MAIL:
             return False
         if is_session_limit(refusal.phase, refusal.reply):
-            patience = _LONGEST_PATIENCE_WITH_WORDS
+            carried_at_least = _MAX_CARRIED_WITH_TEXT
         elif refusal.phase is Phase.MAIL and _is_passing(refusal):
-            patience = _LONGEST_PATIENCE
+            carried_at_least = _MAX_CARRIED
         else:
             return False
-        return self.is_reached(carried) or carried >= min(patience, 2 ** min(self._false_alarms, 30))
+        return self.is_reached(carried) or carried >= min(
+            carried_at_least, 2 ** min(self._false_alarms, 30)
+        )
 
     def confirm(self, refusal: Outcome, carried: int) -> None:
-        """Note that a new connection took what was refused after so many mails."""
+        """Note that a new connection accepted a mail that was refused after `carried` others."""
         with self._lock:
-            is_plain = carried >= _BELIEVED_AT_ONCE and is_session_limit(refusal.phase, refusal.reply)
+            is_plain = carried >= _BELIEVED_AT_ONCE and is_session_limit(
+                refusal.phase, refusal.reply
+            )
             if is_plain or carried == self._seen_last:
                 if carried != self._learnt:
-                    log.info("relay %s takes %d mails over a connection: %s", self._relay, carried, refusal.reply)
+                    log.info(
+                        "Connection limit learnt: relay=%s mails=%d reply=%s",
+                        self._relay,
+                        carried,
+                        refusal.reply,
+                    )
                 self._learnt, self._trusted = carried, _TRUSTED_FOR
             self._seen_last, self._false_alarms = carried, 0
 
     def refute(self) -> None:
-        """Note that a new connection made no difference."""
+        """Note that a new connection gave the same refusal."""
         with self._lock:
             self._false_alarms += 1
 
     def note_closed(self) -> None:
-        """Note that a connection was closed for what was learnt."""
+        """Note that a connection was closed because of the limit."""
         with self._lock:
             self._trusted -= 1
             if self._trusted <= 0:

@@ -1,4 +1,4 @@
-"""Who we are: AUTH with the best mechanism that the relay offers."""
+"""AUTH, with the best mechanism that the relay offers."""
 
 import base64
 import binascii
@@ -10,42 +10,42 @@ from dataclasses import dataclass
 from mailer.smtp.oauth import Tokens
 from mailer.smtp.session import Session
 
-_LOGGED_IN = (235, 503)  # 503: it was done already
+_LOGGED_IN = (235, 503)  # 503: already logged in
 _CHALLENGE = 334
-# A mechanism that is offered and does not work: unknown, too weak, only with TLS.
-_NOT_THIS_WAY = (500, 501, 502, 503, 504, 534, 538)
-# A command line without its end. What is longer goes after it (RFC 4954, 4).
-_LONGEST_LINE = 510
-_MOST_CHALLENGES = 5
+# An offered mechanism does not work: unknown, too weak, only with TLS.
+_UNUSABLE = (500, 501, 502, 503, 504, 534, 538)
+# The maximum of a command line without its end. Longer data follows separately (RFC 4954, 4).
+_MAX_LINE = 510
+_MAX_CHALLENGES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """How to say who we are."""
+    """A mechanism of AUTH."""
 
     name: str
-    opening: str | None  #: what may be said at once
+    opening: str | None  #: the initial response
     respond: Callable[[bytes], str]
 
 
 def log_in(session: Session, user: str, password: str) -> None:
-    """With a password; raises what stopped it."""
+    """Log in with a password. Raise SMTPException if that fails."""
     failure: smtplib.SMTPException | None = None
     for mechanism in _offered(session, _mechanisms(user, password, in_clear=not session.is_secure)):
         code, reply = _authenticate(session, mechanism)
         if code in _LOGGED_IN:
             return
         failure = smtplib.SMTPAuthenticationError(code, reply)
-        # A wrong password is not said twice: who counts them would lock us out. But many relays offer CRAM-MD5 without having
-        # a password that they could compare with.
-        if code not in _NOT_THIS_WAY and not (code == 535 and mechanism.name == "CRAM-MD5"):
+        # Never repeat a wrong password: relays that count them would lock us out. But many relays
+        # offer CRAM-MD5 without a plain password to compare with.
+        if code not in _UNUSABLE and not (code == 535 and mechanism.name == "CRAM-MD5"):
             break
     assert failure is not None
     raise failure
 
 
 def log_in_with_token(session: Session, user: str, token: str, tokens: Tokens) -> None:
-    """With a token, and when the relay refuses that, with a fresh one."""
+    """Log in with a token, or with a fresh one if the relay refuses the first."""
     code, reply = _authenticate(session, *_offered(session, [_xoauth2(user, token)]))
     if 500 <= code < 600 and code not in _LOGGED_IN:
         fresh = tokens.get(refused=token)
@@ -60,13 +60,15 @@ def _offered(session: Session, known: list[Mechanism]) -> list[Mechanism]:
     usable = [mechanism for mechanism in known if mechanism.name in offered]
     if not usable:
         names = ", ".join(mechanism.name for mechanism in known)
-        what = f"only {', '.join(offered)}" if offered else "none"
-        raise smtplib.SMTPNotSupportedError(f"we can log in with AUTH {names}, the relay offers {what}")
+        offers = f"only {', '.join(offered)}" if offered else "none"
+        raise smtplib.SMTPNotSupportedError(
+            f"we can log in with AUTH {names}, the relay offers {offers}"
+        )
     return usable
 
 
 def _mechanisms(user: str, password: str, *, in_clear: bool) -> list[Mechanism]:
-    """The best first. Where others can listen, that is the one that does not tell them the password."""
+    """Return the mechanisms, the best first: without TLS, one that hides the password."""
     known = [_plain(user, password), _login(user, password)]
     if not _knows_md5():
         return known
@@ -74,8 +76,8 @@ def _mechanisms(user: str, password: str, *, in_clear: bool) -> list[Mechanism]:
 
 
 def _plain(user: str, password: str) -> Mechanism:
-    said = f"\0{user}\0{password}"
-    return Mechanism("PLAIN", said, lambda _: said)
+    response = f"\0{user}\0{password}"
+    return Mechanism("PLAIN", response, lambda _: response)
 
 
 def _login(user: str, password: str) -> Mechanism:
@@ -84,37 +86,41 @@ def _login(user: str, password: str) -> Mechanism:
 
 
 def _cram_md5(user: str, password: str) -> Mechanism:
-    return Mechanism("CRAM-MD5", None, lambda challenge: f"{user} {hmac.new(password.encode(), challenge, 'md5').hexdigest()}")
+    return Mechanism(
+        "CRAM-MD5",
+        None,
+        lambda challenge: f"{user} {hmac.new(password.encode(), challenge, 'md5').hexdigest()}",
+    )
 
 
 def _xoauth2(user: str, token: str) -> Mechanism:
-    # The challenge after it is an error in words; an empty line asks for the reply.
+    # A challenge contains the error; the reply follows after an empty line.
     return Mechanism("XOAUTH2", f"user={user}\x01auth=Bearer {token}\x01\x01", lambda _: "")
 
 
 def _knows_md5() -> bool:
     try:
         hmac.new(b"", b"", "md5")
-    except ValueError:  # where it is forbidden
+    except ValueError:  # MD5 is forbidden, as by FIPS
         return False
     return True
 
 
 def _authenticate(session: Session, mechanism: Mechanism) -> tuple[int, bytes]:
-    """The dialogue of AUTH; the reply that ends it, without what was said, should the relay say that again."""
+    """Run AUTH. Return the last reply, with our responses masked if the relay repeats them."""
     opening = None if mechanism.opening is None else _encoded(mechanism.opening)
     line = f"AUTH {mechanism.name}"
-    if opening is not None and len(line) + 1 + len(opening) <= _LONGEST_LINE:
+    if opening is not None and len(line) + 1 + len(opening) <= _MAX_LINE:
         line, opening = f"{line} {opening}", None
-    said = [line.partition(" ")[2].partition(" ")[2]]
+    sent = [line.partition(" ")[2].partition(" ")[2]]
     code, reply = session.docmd(line)
-    for _ in range(_MOST_CHALLENGES):
+    for _ in range(_MAX_CHALLENGES):
         if code != _CHALLENGE:
             break
-        said.append(_encoded(mechanism.respond(_decoded(reply))) if opening is None else opening)
+        sent.append(_encoded(mechanism.respond(_decoded(reply))) if opening is None else opening)
         opening = None
-        code, reply = session.docmd(said[-1])
-    for word in filter(None, said):
+        code, reply = session.docmd(sent[-1])
+    for word in filter(None, sent):
         reply = reply.replace(word.encode(), b"***")
     return code, reply
 

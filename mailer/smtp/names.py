@@ -1,4 +1,4 @@
-"""Names of hosts, looked up in time: the resolver of the system knows no time-out, and may keep who asks for minutes."""
+"""DNS look-ups with a time-out: the resolver of the system has none, and may block for minutes."""
 
 import smtplib
 import socket
@@ -11,20 +11,23 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What smtplib calls itself where it finds no name, either.
+# The name that smtplib uses if it finds none.
 _NAMELESS = "[127.0.0.1]"
 
 
 def addresses_of(host: str, port: int, family: int, deadline: float) -> list[tuple[Any, ...]]:
-    """What `getaddrinfo` finds by then."""
+    """Return the result of `getaddrinfo`. Raise TimeoutError after the deadline."""
     try:
-        return _ask(lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM), deadline - time.monotonic())
+        return _call(
+            lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM),
+            deadline - time.monotonic(),
+        )
     except TimeoutError:
         raise TimeoutError(f"the DNS took too long to find {host!r}") from None
 
 
 def own_name(seconds: float) -> str:
-    """What we say that we are. While the DNS does not tell, that has no name."""
+    """Return our name for EHLO, or an address literal if the DNS does not result in time."""
     try:
         return _own_name(seconds)
     except TimeoutError:
@@ -33,19 +36,19 @@ def own_name(seconds: float) -> str:
 
 @cache
 def _own_name(seconds: float) -> str:
-    # Asked once: where DNS is slow, each look-up takes seconds. Where there is no name, smtplib takes the address.
-    return _ask(lambda: smtplib.SMTP().local_hostname, seconds)
+    # Once: a slow DNS takes seconds. Without a name, smtplib uses the address.
+    return _call(lambda: smtplib.SMTP().local_hostname, seconds)
 
 
-def _ask(question: Callable[[], T], seconds: float) -> T:
-    """In a thread of its own, which is left to itself if the answer takes too long: nobody can interrupt the resolver."""
-    answer: Future[T] = Future()
+def _call(function: Callable[[], T], seconds: float) -> T:
+    """Call the resolver in a thread, and abandon it after the time-out: it can't be interrupted."""
+    result: Future[T] = Future()
 
     def find() -> None:
         try:
-            answer.set_result(question())
-        except Exception as error:  # noqa: BLE001 -- it belongs to who asked
-            answer.set_exception(error)
+            result.set_result(function())
+        except Exception as error:  # noqa: BLE001 -- it is raised in the caller
+            result.set_exception(error)
 
-    threading.Thread(target=find, name="looks up a name", daemon=True).start()
-    return answer.result(max(0.0, seconds))
+    threading.Thread(target=find, name="mailer-dns", daemon=True).start()
+    return result.result(max(0.0, seconds))

@@ -1,4 +1,4 @@
-"""Tokens to log in with instead of a password: fetched by one thread at a time, and kept until shortly before they end."""
+"""OAuth tokens: fetched by one thread at a time, and cached until shortly before they expire."""
 
 import threading
 import time
@@ -9,35 +9,35 @@ from pkgutil import resolve_name
 
 from mailer.settings.oauth import GoogleLogin, MicrosoftLogin, OAuth, TokenFunction
 
-# A token that ends while the relay looks at it would be a wrong password.
+# A token that expires during the login would be a wrong password.
 _SPARE_SECONDS = 120.0
 
-Fetched = tuple[str, float]  # a token, and for how many seconds it is good
+Fetched = tuple[str, float]  # a token and its lifetime in seconds
 
 
 class NoToken(Exception):
     """There is no token to log in with."""
 
-    def __init__(self, why: str, *, passing: bool) -> None:
-        super().__init__(why)
-        self.passing = passing  #: the provider may be back soon; else somebody has to change the configuration
+    def __init__(self, reason: str, *, passing: bool) -> None:
+        super().__init__(reason)
+        self.passing = passing  #: a later try may succeed; else the configuration is wrong
 
 
 class Tokens:
-    """The tokens of one relay. Threads share them."""
+    """The tokens of a relay. Threads share them."""
 
     def __init__(self, source: OAuth, timeout: float) -> None:
         self._fetch = _fetching(source, timeout)
         self._lock = threading.Lock()
         self._token = ""
-        self._ends = 0.0
+        self._expires = 0.0
 
     def get(self, *, refused: str = "") -> str:
-        """A token, and not the one that a relay has refused; raises `NoToken`."""
+        """Return a token other than the refused one. Raise NoToken."""
         with self._lock:
-            if not self._token or self._token == refused or time.monotonic() >= self._ends:
+            if not self._token or self._token == refused or time.monotonic() >= self._expires:
                 self._token, seconds = self._fetch()
-                self._ends = time.monotonic() + seconds - _SPARE_SECONDS
+                self._expires = time.monotonic() + seconds - _SPARE_SECONDS
             return self._token
 
 
@@ -55,9 +55,12 @@ def _from_microsoft(login: MicrosoftLogin, timeout: float) -> Fetched:
     import msal  # noqa: PLC0415 -- an extra, and slow to import
 
     try:
-        # Made anew each time: its own cache would give the token back that the relay has just refused.
+        # A new one each time: its cache would return the token that the relay has just refused.
         application = msal.ConfidentialClientApplication(
-            login.client_id, login.client_secret, f"{login.authority.rstrip('/')}/{login.tenant}", timeout=timeout
+            login.client_id,
+            login.client_secret,
+            f"{login.authority.rstrip('/')}/{login.tenant}",
+            timeout=timeout,
         )
         answer = application.acquire_token_for_client([login.scope])
     except ValueError as error:  # no such tenant
@@ -65,7 +68,10 @@ def _from_microsoft(login: MicrosoftLogin, timeout: float) -> Fetched:
     except (OSError, RuntimeError) as error:
         raise NoToken(f"Microsoft does not answer: {error}", passing=True) from None
     if "access_token" not in answer:
-        raise NoToken(f"Microsoft: {answer.get('error')}: {answer.get('error_description', '')}", passing=False)
+        raise NoToken(
+            f"Microsoft: {answer.get('error')}: {answer.get('error_description', '')}",
+            passing=False,
+        )
     return str(answer["access_token"]), float(answer.get("expires_in", 0))
 
 
@@ -88,13 +94,17 @@ def _from_google(login: GoogleLogin, timeout: float) -> Fetched:
 
 
 def _from_function(source: TokenFunction) -> Fetched:
-    """Asked at each login: it knows how long its tokens are good."""
+    """Call the function at each login: the lifetime of its tokens is unknown."""
     try:
         function = resolve_name(source.token) if isinstance(source.token, str) else source.token
         token = function()
-    except Exception as error:  # whatever it is, no mail is to blame
-        raise NoToken(f"the function of MAILER_OAUTH failed: {type(error).__name__}: {error}", passing=False) from error
+    except Exception as error:  # no error here is the fault of a mail
+        raise NoToken(
+            f"the function of MAILER_OAUTH failed: {type(error).__name__}: {error}", passing=False
+        ) from error
     if not isinstance(token, str) or not token:
         returned = "an empty text" if token == "" else type(token).__name__
-        raise NoToken(f"the function of MAILER_OAUTH returned {returned}, and no token", passing=False)
+        raise NoToken(
+            f"the function of MAILER_OAUTH returned {returned}, and no token", passing=False
+        )
     return token, 0.0

@@ -2,11 +2,11 @@
 
 from mailer.message.text import printable
 
-YES, GO_ON = ord("2"), ord("3")  # RFC 5321, 4.3.2: the first digit is what counts
+YES, GO_ON = ord("2"), ord("3")  # RFC 5321, 4.3.2: the first digit decides
 
 
 def is_reply(line: bytes) -> bool:
-    """Three digits that begin with one of those that RFC 5321 knows as answers to commands; anything else is no answer."""
+    """Return whether a line begins with a reply code of RFC 5321."""
     return line[:3].isdigit() and b"2" <= line[:1] <= b"5"
 
 

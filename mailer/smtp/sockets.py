@@ -1,4 +1,4 @@
-"""A socket that is connected, within a time-out for the whole of it."""
+"""Connected sockets, with a time-out for all addresses together."""
 
 import errno
 import socket
@@ -8,16 +8,18 @@ from mailer.smtp.names import addresses_of
 
 
 class Misconfigured(OSError):
-    """What stopped us is wrong in the configuration, or missing there."""
+    """A setting is wrong or missing."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(what)
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem)
         self.advice = advice  #: which key to change, and how
 
 
 def connect(host: str, port: int, source: str | None, deadline: float) -> socket.socket:
-    """One of the addresses of the host: each is given its share of the time that the DNS leaves."""
-    family = socket.AF_UNSPEC if source is None else socket.AF_INET6 if ":" in source else socket.AF_INET
+    """Connect to an address of the host. Each gets its share of the time after the look-up."""
+    family = (
+        socket.AF_UNSPEC if source is None else socket.AF_INET6 if ":" in source else socket.AF_INET
+    )
     addresses = addresses_of(host, port, family, deadline)
     failure: OSError = TimeoutError("timed out")
     for number, (kind, _, protocol, _, address) in enumerate(addresses):
@@ -34,7 +36,9 @@ def connect(host: str, port: int, source: str | None, deadline: float) -> socket
             sock.close()
             failure = error
         else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # commands are short, and waited for
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )  # send short commands at once
             return sock
     raise failure
 
@@ -45,14 +49,16 @@ def _bind(sock: socket.socket, source: str) -> None:
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
-        what = f"no connection can come from {source}: {error.strerror}"
+        problem = f"no connection can come from {source}: {error.strerror}"
         raise Misconfigured(
-            what, "MAILER_SOURCE_ADDRESS: this machine has no such address: name one that it has, or unset it."
+            problem,
+            "MAILER_SOURCE_ADDRESS: this machine has no such address: name one that it has, or"
+            " unset it.",
         ) from None
 
 
 def connect_unix(path: str, seconds: float) -> socket.socket:
-    """A socket in the file system."""
+    """Connect to a socket in the file system."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(seconds)

@@ -1,4 +1,4 @@
-"""How TLS is spoken with a relay: verified, and no older than is allowed."""
+"""The TLS context of a relay: verified, with a minimum version."""
 
 import ssl
 import warnings
@@ -14,13 +14,13 @@ _VERSIONS = {
 
 
 def make_context(settings: RelaySettings) -> ssl.SSLContext:
-    """Reading the authorities takes milliseconds: one is made for all connections of a relay."""
+    """Make a context. It reads the authorities, which takes milliseconds: share it."""
     context = ssl.create_default_context(cafile=settings.tls_ca_file)
     if settings.tls_client_certificate:
         context.load_cert_chain(settings.tls_client_certificate)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # who asks for an old version knows
+        warnings.simplefilter("ignore", DeprecationWarning)  # the old version is in the settings
         context.minimum_version = _VERSIONS[settings.tls_minimum]
     if context.minimum_version < ssl.TLSVersion.TLSv1_2:
-        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # without this, OpenSSL 3 offers the old versions and can't speak them
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # else OpenSSL 3 offers old versions in vain
     return context

@@ -12,8 +12,8 @@ from mailer.message.text import LONGEST_REPLY
 from mailer.mime import WireMessage, compose
 from mailer.settings import RelaySettings, Settings
 from mailer.smtp.connection import RelayConnection
-from mailer.smtp.entrance import Entrance
 from mailer.smtp.limits import ConnectionLimit
+from mailer.smtp.opening import SessionOpener
 from mailer.smtp.replies import YES, is_reply
 from mailer.smtp.session import Session
 from tests.fuzz.bytes import Bytes
@@ -63,14 +63,14 @@ class Wire:
         self._says = memoryview(b"")
 
 
-class _Way(Entrance):
+class _Opener(SessionOpener):
     """To the same wire, once."""
 
     def __init__(self, settings: RelaySettings, wire: Wire) -> None:
         super().__init__(settings)
         self._wires = [wire]
 
-    def _dial(self) -> socket.socket:
+    def _connect(self) -> socket.socket:
         if not self._wires:
             raise ConnectionRefusedError
         return cast(socket.socket, self._wires.pop())
@@ -84,7 +84,7 @@ def hear(data: bytes) -> None:
     session.sock = cast(socket.socket, Wire(source.rest(), chunk))
     try:
         while True:
-            reply = session.hear(60)
+            reply = session.receive_reply(60)
             assert is_reply(reply)
             assert len(reply) <= _LONGEST
             assert len(session._arrived) <= _MOST_UNREAD
@@ -98,7 +98,7 @@ def converse(data: bytes) -> None:
     settings, chunk = source.pick(_RELAYS), source.pick(_CHUNKS)
     beginning = source.pick([_GREETING, b""])
     connection = RelayConnection(
-        _STATE, settings, _APP, _Way(settings, Wire(beginning + source.rest(), chunk)), ConnectionLimit("relay")
+        _STATE, settings, _APP, _Opener(settings, Wire(beginning + source.rest(), chunk)), ConnectionLimit("relay")
     )
     outcomes = list(connection.transmit(_mails()))
     connection.close()

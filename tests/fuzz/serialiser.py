@@ -19,7 +19,7 @@ from mailer.store import Store
 from tests.fuzz.bytes import Bytes
 
 _SETTINGS = Settings.load({}, {}, default_database_url="sqlite://")
-_OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=True, most_octets=0)
+_OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=True, max_octets=0)
 #: Where a lenient server might see the end of a mail, or of a line.
 _SMUGGLED = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _ENVELOPE = re.compile(rb"MAIL FROM:<[^\r\n<>]*>[^\r\n]*\r\nRCPT TO:<[^\r\n<>]*>[^\r\n]*\r\nDATA\r\n")

@@ -179,9 +179,9 @@ def test_a_mail_that_can_not_be_composed_fails_alone(
     [
         (
             update(schema.blob).values(data=b"%PDF-2"),
-            "attachment 'a.pdf': its bytes are gone from the database, or are others now",
+            "attachment 'a.pdf': its bytes are missing from the database, or were changed",
         ),
-        (delete(schema.blob), "attachment 'a.pdf': its bytes are gone from the database, or are others now"),
+        (delete(schema.blob), "attachment 'a.pdf': its bytes are missing from the database, or were changed"),
         (update(schema.message).where(schema.message.c.subject == "spoilt").values(headers=[5]), "or can't be read"),
         (update(schema.attachment).values(headers=[5]), "or can't be read"),
     ],

@@ -126,7 +126,7 @@ def test_connections_that_nobody_uses_are_closed(relay_to: MakeRelay, answering:
     assert said(server, b"quit") == 0
 
     wait_until(lambda: said(server, b"quit") == 1)
-    wait_until(lambda: relay._clock is None)
+    wait_until(lambda: relay._closer is None)
     assert send(relay).verdict is Verdict.SENT
     wait_until(lambda: said(server, b"quit") == 2)
 
@@ -140,7 +140,7 @@ def test_hanging_up(relay_to: MakeRelay, answering: Answering) -> None:
     relay.hang_up()
 
     wait_until(lambda: said(server, b"quit") == 1)
-    wait_until(lambda: relay._clock is None)
+    wait_until(lambda: relay._closer is None)
 
 
 # --- a relay that can't be reached ------------------------------------------------------------------------------------

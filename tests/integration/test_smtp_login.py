@@ -166,5 +166,5 @@ def test_a_password_that_others_can_hear(
         assert [send(relay).verdict for _ in range(3)] == [Verdict.SENT] * 3
 
     assert [record.message for record in caplog.records if record.name.startswith("mailer")] == [
-        f"The login to {server}:{sink.port} can be read by everybody on the way: set MAIL_USE_TLS or MAIL_USE_SSL."
+        f"Login is sent without TLS: relay={server}:{sink.port}. Set MAIL_USE_TLS or MAIL_USE_SSL."
     ] * warnings

@@ -107,7 +107,7 @@ def test_a_certificate_that_is_over_is_refused(relay_to: MakeRelay, tmp_path: Pa
         outcome = send(relay_to(sink, **trusting(expired, way)))
 
         assert is_turned_away(outcome)
-        assert outcome.advice.startswith("The relay's certificate is not good at this time")
+        assert outcome.advice.startswith("The relay's certificate is not valid at this time")
 
 
 @both_ways

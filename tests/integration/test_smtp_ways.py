@@ -192,7 +192,7 @@ def test_a_host_with_an_address_that_is_dead(relay_to: MakeRelay, sink: Sink, mo
             "MAIL_SERVER: the DNS does not know 'smtp.example.com'",
         ),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), ""),
-        (UnicodeError("label too long"), "MAIL_SERVER: 'smtp.example.com' is no name of a host"),
+        (UnicodeError("label too long"), "MAIL_SERVER: 'smtp.example.com' is not a host name"),
     ],
 )
 def test_a_name_that_is_not_found(relay_to: MakeRelay, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str) -> None:

@@ -94,7 +94,7 @@ def test_a_reply_that_came_before_the_mail() -> None:
         session = Session("relay", command_timeout=60, is_lmtp=False)
         session.sock = cast(socket.socket, ShortSocket(10**9, 10**9, b"354 go on\r\n" + said))
         dialogue = Dialogue(session, Settings.load({}, {}, default_database_url="sqlite://"))
-        assert session.hear(60) == b"354 go on\r"
+        assert session.receive_reply(60) == b"354 go on\r"
 
         outcome = dialogue.finish(SMALL, NEXT)
 

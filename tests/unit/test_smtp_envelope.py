@@ -9,7 +9,7 @@ from mailer.mime import WireMessage, compose
 from mailer.smtp.envelope import Offers, envelope_of
 from tests.mails import a_message
 
-OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, most_octets=0)
+OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, max_octets=0)
 #: What ends a line or an address, or stands for the end of one somewhere.
 BREAKS = ["\r\n", "\n", "\r", "\x00", " ", "\t", "\x0b", "\x0c", "\x1b", "\x7f"]
 HIDDEN = "RCPT TO:<eve@example.com>"

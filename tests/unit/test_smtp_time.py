@@ -6,8 +6,8 @@ import pytest
 
 from mailer.message import Verdict
 from mailer.mime import WireMessage
-from mailer.smtp import entrance, session
-from mailer.smtp.entrance import Entrance
+from mailer.smtp import opening, session
+from mailer.smtp.opening import SessionOpener
 from mailer.smtp.session import Session
 from tests.services.relay import make_letter, make_relay
 
@@ -31,9 +31,9 @@ class SlowRelay:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *replies: bytes) -> None:
         self.now = 0.0
         self._replies = list(replies)
-        for module in (session, entrance):
+        for module in (session, opening):
             monkeypatch.setattr(module, "time", self)
-        monkeypatch.setattr(Entrance, "_dial", lambda way: self._connected(way._settings.connect_timeout))
+        monkeypatch.setattr(SessionOpener, "_connect", lambda way: self._connected(way._settings.connect_timeout))
         monkeypatch.setattr(Session, "hear", lambda _, seconds: self._reply(seconds))
         monkeypatch.setattr(Session, "say", lambda _, data, seconds, more=b"", **_what: self._take(data + more, seconds))
 
@@ -93,14 +93,14 @@ def test_the_lease_of_a_mail_outlasts_the_slowest_relay(
     clock = SlowRelay(monkeypatch, *replies)
     asked_at = 0.0
 
-    def supply() -> Iterator[WireMessage]:
+    def source() -> Iterator[WireMessage]:
         nonlocal asked_at
         for _ in range(mails):
             asked_at = clock.now
             yield make_letter()
 
     with relay.connection() as connection:
-        outcomes = [outcome.verdict for outcome in connection.transmit(supply())]
+        outcomes = [outcome.verdict for outcome in connection.transmit(source())]
         connection.drop()
     took = clock.now - asked_at
 

@@ -111,8 +111,8 @@ UPDATE mailer_blob SET data = x'00' WHERE length(data) = 1002;
 UPDATE mailer_message SET headers = 'no JSON' WHERE "to" LIKE '%unreadable-%';
 """
 _REASONS = {
-    "spoilt": "its bytes are gone from the database, or are others now",
-    "changed": "its bytes are gone from the database, or are others now",
+    "spoilt": "its bytes are missing from the database, or were changed",
+    "changed": "its bytes are missing from the database, or were changed",
     "unreadable": "what it said is erased, or can't be read",
 }
 

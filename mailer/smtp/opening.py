@@ -1,4 +1,4 @@
-"""The way in: connected, greeted, secured and logged in. What that takes is made once for all connections of a relay."""
+"""The login sequence of a relay: connect, greet, start TLS, log in."""
 
 import smtplib
 import socket
@@ -23,37 +23,47 @@ from mailer.smtp.tls import make_context
 log = get_logger(__name__)
 
 
-class Entrance:
-    """The way to one relay. Threads share it."""
+class SessionOpener:
+    """Opens sessions with a relay. Connections share its TLS context and its tokens."""
 
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
-        self._tokens = Tokens(settings.oauth, settings.connect_timeout) if settings.oauth is not None else None
+        self._tokens = (
+            Tokens(settings.oauth, settings.connect_timeout) if settings.oauth is not None else None
+        )
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
-        self._resumable: ssl.SSLSession | None = None  # spares the relay and us most of the next handshake
+        self._resumable: ssl.SSLSession | None = None  # makes the next handshake shorter
         self._has_warned = False
 
-    def enter(self) -> Session | Outcome:
-        """A session that is ready for mail, or what stopped us."""
+    def open(self) -> Session | Outcome:
+        """Return a session that is ready for mail, or the failure."""
         settings = self._settings
-        session = Session(settings.mail_server, command_timeout=settings.command_timeout, is_lmtp=settings.lmtp)
+        session = Session(
+            settings.mail_server, command_timeout=settings.command_timeout, is_lmtp=settings.lmtp
+        )
         session.set_debuglevel(int(settings.mail_debug))
         try:
-            self._enter(session)
-        except (OSError, ValueError, NoToken) as error:  # ValueError: a name or a password that can't be said
-            session.cut()
-            return self._stopped(error, session.step)
+            self._open(session)
+        except (
+            OSError,
+            ValueError,
+            NoToken,
+        ) as error:  # ValueError: an unencodable name or password
+            session.abort()
+            return self._failure(error, session.step)
         except BaseException:
-            session.cut()
+            session.abort()
             raise
         return session
 
-    def _enter(self, session: Session) -> None:
+    def _open(self, session: Session) -> None:
         settings = self._settings
         session.expires = time.monotonic() + settings.longest_opening
-        token = "" if self._tokens is None else self._tokens.get()  # before the relay is made to wait for it
-        session.sock = self._dial()
+        token = (
+            "" if self._tokens is None else self._tokens.get()
+        )  # first: the relay would have to wait for it
+        session.sock = self._connect()
         if settings.mail_use_ssl:
             session.secure(self._tls_context(), self._resumable, settings.connect_timeout)
         session.greet()
@@ -79,15 +89,22 @@ class Entrance:
         if not self._has_warned:
             self._has_warned = True
             name = self._settings.name
-            log.warning("The login to %s can be read by everybody on the way: set MAIL_USE_TLS or MAIL_USE_SSL.", name)
+            log.warning(
+                "Login is sent without TLS: relay=%s. Set MAIL_USE_TLS or MAIL_USE_SSL.", name
+            )
 
-    def _dial(self) -> socket.socket:
-        """Connected within the time-out for that."""
+    def _connect(self) -> socket.socket:
+        """Connect within `connect_timeout`, through a proxy if there is one."""
         settings = self._settings
         if settings.is_unix:
             return connect_unix(settings.mail_server, settings.connect_timeout)
         deadline = time.monotonic() + settings.connect_timeout
-        server, port, source, proxy = settings.mail_server, settings.mail_port, settings.source_address, settings.proxy_to_use
+        server, port, source, proxy = (
+            settings.mail_server,
+            settings.mail_port,
+            settings.source_address,
+            settings.proxy_to_use,
+        )
         if proxy is None:
             return connect(server, port, source, deadline)
         key = "ALL_PROXY" if settings.proxy is None else "MAILER_PROXY"
@@ -95,23 +112,35 @@ class Entrance:
             checked_proxy(proxy)
             from mailer.smtp.proxy import connect_through  # noqa: PLC0415 -- an extra
         except ValueError as error:
-            raise Misconfigured(f"no way to the relay through {key}", f"{key}: {error}; or set MAILER_PROXY to none.") from None
+            raise Misconfigured(
+                f"the proxy of {key} is unusable", f"{key}: {error}; or set MAILER_PROXY to none."
+            ) from None
         return connect_through(proxy, server, port, key=key, source=source, deadline=deadline)
 
     def _tls_context(self) -> ssl.SSLContext:
-        """One for all: a session can only be resumed in the context that it was made in."""
+        """Return the context of all sessions: TLS resumes a session only in its own context."""
         with self._lock:
             if self._context is None:
                 self._context = make_context(self._settings)
             return self._context
 
-    def _stopped(self, error: Exception, step: Step) -> Outcome:
+    def _failure(self, error: Exception, step: Step) -> Outcome:
         reason, retry_after = f"{type(error).__name__}: {error}", None
         if isinstance(error, NoToken | Misconfigured):
             reason = str(error)
         elif isinstance(error, smtplib.SMTPResponseException):
-            text = error.smtp_error.decode("utf-8", "replace") if isinstance(error.smtp_error, bytes) else error.smtp_error
+            text = (
+                error.smtp_error.decode("utf-8", "replace")
+                if isinstance(error.smtp_error, bytes)
+                else error.smtp_error
+            )
             reason = f"{error.smtp_code} {text}"
             retry_after = classify(Phase.CONNECT, error.smtp_code, reason).retry_after
         reply = printable(f"no connection to the relay: {reason}")
-        return Outcome(Verdict.UNREACHED, reply, Phase.CONNECT, retry_after, advice.for_error(error, step, self._settings))
+        return Outcome(
+            Verdict.UNREACHED,
+            reply,
+            Phase.CONNECT,
+            retry_after,
+            advice.for_error(error, step, self._settings),
+        )
