@@ -34,8 +34,8 @@ class SlowRelay:
         for module in (session, opening):
             monkeypatch.setattr(module, "time", self)
         monkeypatch.setattr(SessionOpener, "_connect", lambda way: self._connected(way._settings.connect_timeout))
-        monkeypatch.setattr(Session, "hear", lambda _, seconds: self._reply(seconds))
-        monkeypatch.setattr(Session, "say", lambda _, data, seconds, more=b"", **_what: self._take(data + more, seconds))
+        monkeypatch.setattr(Session, "receive_reply", lambda _, seconds: self._reply(seconds))
+        monkeypatch.setattr(Session, "send_bytes", lambda _, data, seconds, more=b"", **_what: self._take(data + more, seconds))
 
     def monotonic(self) -> float:
         return self.now
