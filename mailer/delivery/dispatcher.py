@@ -81,7 +81,7 @@ class Dispatcher:
     @contextmanager
     def _thread_context(self, avoided: Mapping[str, Pause] = _NONE) -> Iterator[ThreadContext]:
         throttle, black_box = self._services.throttle, self._services.black_box
-        with throttle.seats() as relays, throttle.seats() as domains, black_box.box() as box:
+        with throttle.slots() as relays, throttle.slots() as domains, black_box.box() as box:
             try:
                 yield ThreadContext(relays, domains, box, self._budget, self.flags, avoided)
             finally:
@@ -193,7 +193,7 @@ class Dispatcher:
         for state in self._states:
             if state.name != name and context.relay_slots.has_relay(state.name):
                 state.relay.hang_up()  # relays count idle connections, too
-                context.relay_slots.leave_relay(state.name)
+                context.relay_slots.release_relay(state.name)
 
     def _account(self, shares: Sequence[Share], started: float) -> None:
         """Learn how fast mail goes, and call another thread to what was released."""

@@ -121,5 +121,5 @@ class DomainLimits:
         until = now + seconds
         if self._services.store.is_waiting(lanes, domain, now=now, until=until, token=self._token):
             return True
-        throttle.forget_line(self._relay, domain, lane)
+        throttle.forget_waiting(self._relay, domain, lane)
         return False

@@ -11,7 +11,7 @@ from mailer.message.ports import Clock
 from mailer.mime import Signer
 from mailer.settings import Settings
 from mailer.store import Store
-from mailer.throttle import Seats, Throttle
+from mailer.throttle import Slots, Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Services:
 class ThreadContext:
     """What one thread holds while it delivers, from batch to batch."""
 
-    relay_slots: Seats  #: of the relay in use; kept with its warm connection, which relays count too
-    domain_slots: Seats  #: given back after each share
+    relay_slots: Slots  #: of the relay in use; kept with its warm connection, which relays count too
+    domain_slots: Slots  #: given back after each share
     box: Box
     budget: ByteBudget  #: shared by the threads of the process
     flags: WorkerFlags

@@ -168,9 +168,9 @@ def test_limits_hold_while_redis_is_away(
     ]
     queue_many(store, 2)
     for dispatcher in dispatchers:
-        dispatcher._services.throttle._here.announced_at = 0.0
+        dispatcher._services.throttle._local.announced_at = 0.0
         dispatcher.deliver_batch()
-    dispatchers[0]._services.throttle._here.processes = 2  # as it hears ten seconds later
+    dispatchers[0]._services.throttle._local.processes = 2  # as it hears ten seconds later
     redis_server.stop()
     queue_many(store, 40)
 
@@ -374,8 +374,8 @@ def test_many_threads_book_each_place_once(
     dispatcher = open_dispatcher(entry(sink), **config)
     queue_heap(store, 4000, domain="gmail.com", due_at=clock.time() - 3600)
 
-    with open_dispatcher(entry(sink), **config)._services.throttle.seats() as seats:
-        assert seats.take_domain("gmail.com")
+    with open_dispatcher(entry(sink), **config)._services.throttle.slots() as slots:
+        assert slots.take_domain("gmail.com")
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda _: dispatcher.deliver_batch(), range(8)))
 
@@ -450,8 +450,8 @@ def test_a_busy_relay_is_not_waited_for(
     queue_many(store, 60)
     before = table(store)
 
-    with open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)._services.throttle.seats() as seats:
-        assert seats.take_relay("relay")
+    with open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)._services.throttle.slots() as slots:
+        assert slots.take_relay("relay")
         deliver_all(dispatcher)
         assert (table(store), bell.rings, sink.connections) == (before, 0, 0)
 
@@ -469,8 +469,8 @@ def test_mail_for_a_busy_relay_does_not_go_round_in_circles(
     queue_many(store, 200)
     before = table(store)
 
-    with open_dispatcher(busy, other, backup, redis_url=redis_url)._services.throttle.seats() as seats:
-        assert seats.take_relay("busy")
+    with open_dispatcher(busy, other, backup, redis_url=redis_url)._services.throttle.slots() as slots:
+        assert slots.take_relay("busy")
         deliver_all(dispatcher)
 
     assert (table(store), bell.rings) == (before, 0)
@@ -496,8 +496,8 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
     queue_heap(store, 350, domain="example.com", due_at=clock.time() - 1)
     queue_many(store, 5, domain="example.net")
 
-    with open_dispatcher(*relays, redis_url=redis_url)._services.throttle.seats() as seats:
-        assert seats.take_relay("busy")
+    with open_dispatcher(*relays, redis_url=redis_url)._services.throttle.slots() as slots:
+        assert slots.take_relay("busy")
         deliver_all(dispatcher)
     assert (len(backup.messages), len(sink.messages)) == (5, 0)
 
@@ -545,11 +545,11 @@ def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
         dispatcher, other = (open_dispatcher(*relays, redis_url=redis_url) for _ in range(2))
         queue(store, "ada@slow.example")
         bulk = queue(store, "bulk@example.com", lane=Lane.BULK)
-        with other._services.throttle.seats() as seats, ThreadPoolExecutor(1) as threads:
+        with other._services.throttle.slots() as slots, ThreadPoolExecutor(1) as threads:
             slice_ = threads.submit(dispatcher.deliver_batch)
             try:
                 wait_until(lambda: slow.held)
-                assert seats.take_relay("free")
+                assert slots.take_relay("free")
             finally:
                 slow.go_on()
             slice_.result()
@@ -564,8 +564,8 @@ def test_workers_share_the_seats_of_a_domain(store: Store, open_dispatcher: Open
     limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
     with BusySink() as sink:
         dispatchers = [open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
-        with dispatchers[0]._services.throttle.seats() as seats:
-            assert seats.take_domain("gmail.com")
+        with dispatchers[0]._services.throttle.slots() as slots:
+            assert slots.take_domain("gmail.com")
             queue_many(store, 10, domain="gmail.com")
             queue_many(store, 10)
             deliver_all(dispatchers[1])

@@ -17,8 +17,8 @@ import redis
 from mailer import throttle as room
 from mailer.message import Lane
 from mailer.settings import Settings
-from mailer.throttle import Throttle, keeper, shared
-from mailer.throttle.arithmetic import Limit, Line
+from mailer.throttle import Throttle, renewer, shared
+from mailer.throttle.arithmetic import Limit, LimitState
 from mailer.throttle.shared import Shared
 from tests.services.broker import RedisServer
 from tests.services.processes import at_once
@@ -27,7 +27,7 @@ from tests.services.worker import PROJECT
 
 RELAY = "relay.example.com:25"
 RELAY_KEY = f"relay/{RELAY}"
-SEATS = f"mailer:tests:throttle:seats/{RELAY_KEY}"
+SLOTS = f"mailer:tests:throttle:slots/{RELAY_KEY}"
 
 
 def throttle(url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any) -> Throttle:
@@ -161,7 +161,7 @@ def test_keys_say_whose_they_are_and_end_by_themselves(redis_url: str, client: A
     """Redis is shared with the broker, and with whatever else."""
     one = throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_RELAY_CONCURRENCY=1)
     admitted([one])
-    one.seats().take_relay(RELAY)
+    one.slots().take_relay(RELAY)
     keys = list(client.scan_iter())
 
     assert len(keys) == 3
@@ -185,11 +185,11 @@ def test_who_is_always_overtaken_is_refused(redis_url: str, monkeypatch: pytest.
     assert grant.wait > 0
 
 
-# --- seats, shared ----------------------------------------------------------------------------------------------------
+# --- slots, shared ----------------------------------------------------------------------------------------------------
 
 
 def take_a_seat_and_die(url: str) -> bool:
-    return throttle(url, MAILER_RELAY_CONCURRENCY=3).seats().take_relay(RELAY)
+    return throttle(url, MAILER_RELAY_CONCURRENCY=3).slots().take_relay(RELAY)
 
 
 def test_processes_share_the_seats(redis_url: str, client: Any) -> None:
@@ -198,57 +198,57 @@ def test_processes_share_the_seats(redis_url: str, client: Any) -> None:
     assert not take_a_seat_and_die(redis_url)
 
     now = client.time()[0]
-    assert all(now < until <= now + 120 for _taker, until in client.zrange(SEATS, 0, -1, withscores=True))
+    assert all(now < until <= now + 120 for _taker, until in client.zrange(SLOTS, 0, -1, withscores=True))
     age(client, 121)
     assert take_a_seat_and_die(redis_url)
 
 
 def age(client: Any, seconds: int) -> None:
-    for taker in client.zrange(SEATS, 0, -1):
-        client.zincrby(SEATS, -seconds, taker)
+    for taker in client.zrange(SLOTS, 0, -1):
+        client.zincrby(SLOTS, -seconds, taker)
 
 
 def test_seats_that_are_used_are_kept(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also longer than two minutes; those that are given back are free at once."""
     one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
-    with one.seats() as seats:
-        assert seats.take_relay(RELAY)
-        seats.renew()  # just taken
+    with one.slots() as slots:
+        assert slots.take_relay(RELAY)
+        slots.renew()  # just taken
         age(client, 100)
         monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
-        seats.renew()
+        slots.renew()
         age(client, 100)
-        assert not other.seats().take_relay(RELAY)
-    assert other.seats().take_relay(RELAY)
+        assert not other.slots().take_relay(RELAY)
+    assert other.slots().take_relay(RELAY)
 
 
 def test_seats_are_kept_while_a_mail_is_slow(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever holds them waits for a relay meanwhile: that they are used is all that counts, until they are given back."""
-    monkeypatch.setattr(keeper, "_EVERY", 0.02)
+    monkeypatch.setattr(renewer, "_EVERY", 0.02)
     one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
-    with one.seats() as seats:
-        assert seats.take_relay(RELAY)
+    with one.slots() as slots:
+        assert slots.take_relay(RELAY)
         for _ in range(2):
             age(client, 100)
-            wait_until(lambda: client.zrange(SEATS, 0, -1, withscores=True)[0][1] > client.time()[0] + 100)
-        client.delete(SEATS)  # as a Redis does that is started anew
-        wait_until(lambda: client.zcard(SEATS))
-        assert not other.seats().take_relay(RELAY)
-    assert other.seats().take_relay(RELAY)
+            wait_until(lambda: client.zrange(SLOTS, 0, -1, withscores=True)[0][1] > client.time()[0] + 100)
+        client.delete(SLOTS)  # as a Redis does that is started anew
+        wait_until(lambda: client.zcard(SLOTS))
+        assert not other.slots().take_relay(RELAY)
+    assert other.slots().take_relay(RELAY)
 
 
 def test_a_seat_that_is_given_back_is_not_taken_again(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keeper has looked at the hand, and comes to Redis after it was emptied."""
-    hand, looked, go_on = throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).seats(), Event(), Event()
-    keep_seats = Shared.keep_seats
+    hand, looked, go_on = throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots(), Event(), Event()
+    keep_slots = Shared.keep_slots
 
     def slow(*arguments: Any) -> Any:
         looked.set()
         assert go_on.wait(10)
-        return keep_seats(*arguments)
+        return keep_slots(*arguments)
 
     hand.take_relay(RELAY)
-    monkeypatch.setattr(Shared, "keep_seats", slow)
+    monkeypatch.setattr(Shared, "keep_slots", slow)
     with ThreadPoolExecutor() as threads:
         extended = threads.submit(hand.extend)
         assert looked.wait(10)
@@ -258,19 +258,19 @@ def test_a_seat_that_is_given_back_is_not_taken_again(redis_url: str, client: An
         extended.result()
         released.result()
 
-    assert client.zcard(SEATS) == 0
+    assert client.zcard(SLOTS) == 0
 
 
 def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes back after a long freeze does not drive out who sits there now, nor takes that seat away at the end."""
+    """Who comes back after a long freeze does not drive out who is there now, nor takes that slot away at the end."""
     monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
-    frozen, successor, third = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).seats() for _ in range(3))
+    frozen, successor, third = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(3))
     frozen.take_relay(RELAY)
     age(client, 121)
     assert successor.take_relay(RELAY)
 
     frozen.renew()
-    assert client.zcard(SEATS) == 1
+    assert client.zcard(SLOTS) == 1
     assert not frozen.take_relay(RELAY)
     frozen.release()
     assert not third.take_relay(RELAY)
@@ -296,11 +296,11 @@ def test_the_shared_count_goes_on_when_redis_is_back(redis_server: RedisServer, 
     admitted(workers, 1)
     redis_server.stop()
     admitted(workers)
-    assert all(one.seats().take_relay(RELAY) for one in workers)
+    assert all(one.slots().take_relay(RELAY) for one in workers)
 
     redis_server.start()
     assert admitted(workers, 30) == [30, 30, 30, 10]
-    assert [one.seats().take_relay(RELAY) for one in workers] == [True, False, False, False]
+    assert [one.slots().take_relay(RELAY) for one in workers] == [True, False, False, False]
 
 
 def test_mail_flows_without_any_redis(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -309,9 +309,9 @@ def test_mail_flows_without_any_redis(redis_server: RedisServer, caplog: pytest.
     one = throttle(redis_server.url, {"gmail.com": {"rate": "5/day", "concurrency": 2}})
 
     assert [*admitted([one, one, one], 3, "gmail.com")] == [3, 2, 0]
-    assert [one.seats().take_domain("gmail.com") for _ in range(3)] == [True, True, False]
+    assert [one.slots().take_domain("gmail.com") for _ in range(3)] == [True, True, False]
     assert [record.levelno for record in caplog.records if record.name == "mailer.throttle"] == [logging.WARNING]
-    assert "this process keeps to 1/1 of the limits" in caplog.text
+    assert "this process keeps to a share of the limits: share=1/1" in caplog.text
 
 
 def test_mail_flows_while_redis_is_full(redis_server: RedisServer) -> None:
@@ -321,7 +321,7 @@ def test_mail_flows_while_redis_is_full(redis_server: RedisServer) -> None:
     one = throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
 
     assert admitted([one, one], 60) == [60, 40]
-    assert one.seats().take_relay(RELAY)
+    assert one.slots().take_relay(RELAY)
 
 
 def test_a_frozen_redis_costs_one_time_out(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -334,8 +334,8 @@ def test_a_frozen_redis_costs_one_time_out(redis_server: RedisServer, caplog: py
         assert admitted([one], 1) == [1]
         redis_server.resume()
         admitted([one] * 200, 1)
-        with one.seats() as seats:
-            assert seats.take_relay(RELAY)
+        with one.slots() as slots:
+            assert slots.take_relay(RELAY)
 
         assert calls(client) <= before + 1
     assert len([record for record in caplog.records if record.name == "mailer.throttle"]) == 1
@@ -348,7 +348,7 @@ def test_seats_are_shared_out_while_redis_is_down(redis_server: RedisServer, att
     admitted([*workers, *workers], 1)
     redis_server.stop()
     for one in workers:
-        hands = [one.seats() for _ in range(4)]
+        hands = [one.slots() for _ in range(4)]
 
         assert [hand.take_domain("a.com") for hand in hands] == [True, True, False, False]
         assert [hand.take_domain("b.com") for hand in hands] == [True, False, False, False]
@@ -358,26 +358,26 @@ def test_seats_are_shared_out_while_redis_is_down(redis_server: RedisServer, att
 
 def test_seats_that_are_given_back_while_redis_is_quiet(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are free at its next answer, which the keeper asks for; what was taken since is kept."""
-    monkeypatch.setattr(keeper, "_EVERY", 0.02)
+    monkeypatch.setattr(renewer, "_EVERY", 0.02)
     one = throttle(redis_url, MAILER_RELAY_CONCURRENCY=2)
-    with one.seats() as seats:
-        assert seats.take_relay(RELAY)
-        with one.seats() as others:
+    with one.slots() as slots:
+        assert slots.take_relay(RELAY)
+        with one.slots() as others:
             others.take_relay(RELAY)
-            one._here.quiet_until = math.inf
-            seats.release()
-        assert client.zcard(SEATS) == 2
-        seats.take_relay(RELAY)
+            one._local.quiet_until = math.inf
+            slots.release()
+        assert client.zcard(SLOTS) == 2
+        slots.take_relay(RELAY)
 
-        one._here.quiet_until = -math.inf
+        one._local.quiet_until = -math.inf
 
-        wait_until(lambda: client.zrange(SEATS, 0, -1) == [seats._held[RELAY_KEY].taker])
+        wait_until(lambda: client.zrange(SLOTS, 0, -1) == [slots._held[RELAY_KEY].holder])
 
 
 def test_seats_outlive_redis(redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are in use when it comes back, empty, are counted again."""
     monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
-    one, other = (throttle(redis_server.url, MAILER_RELAY_CONCURRENCY=1).seats() for _ in range(2))
+    one, other = (throttle(redis_server.url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(2))
     assert one.take_relay(RELAY)
     redis_server.stop()
     one.renew()
@@ -402,7 +402,7 @@ def test_a_fork_at_any_moment(redis_url: str) -> None:
 def fork_while_a_thread_holds_the_lock(url: str) -> list[int]:
     one = throttle(url, MAILER_RELAY_RATE="100/hour")
     assert admitted([one], 40) == [40]
-    with one._here.lock:
+    with one._local.lock:
         children = [forked(lambda: admitted([one], 20) == [20]) for _ in range(2)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert admitted([one]) == [20]
@@ -426,7 +426,7 @@ def forked(work: Callable[[], bool]) -> int:
 @pytest.mark.parametrize("lane", [Lane.CRITICAL, Lane.BULK])
 def test_a_line_in_redis_is_that_of_a_process(redis_url: str, lane: Lane) -> None:
     """The same bookings come to the same times, whoever keeps the line."""
-    kept, line, limit = Shared(redis_url, "shop"), Line(), Limit(f"relay/{lane}", (), 1)
+    kept, line, limit = Shared(redis_url, "shop"), LimitState(), Limit(f"relay/{lane}", (), 1)
     calls = [(10, False, 0.0), (3, False, 5.0), (2, True, 0.5), (4, True, 0.0), (1, False, 0.0), (100_000, False, 0.0)]
     for mails, again, opens in calls:
         first, pace = kept.book(limit, lane, mails, 4.0, opens=opens, again=again, is_refused=True)

@@ -15,7 +15,7 @@ from mailer.errors import ConfigurationError
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.throttle import Grant, Throttle
-from mailer.throttle.arithmetic import LONGEST_WAIT, Line, Share, Window
+from mailer.throttle.arithmetic import LONGEST_WAIT, LimitState, Share, Window
 
 rates = st.builds(
     lambda amount, multiples, unit: parse(f"{amount}/{multiples} {unit}"),
@@ -24,7 +24,7 @@ rates = st.builds(
     st.sampled_from(["second", "minute", "hour", "day"]),
 )
 processes = st.integers(1, 500)
-dice = st.floats(0, 1, exclude_max=True)
+jitter = st.floats(0, 1, exclude_max=True)
 lanes = st.sampled_from(Lane)
 paces = st.floats(1e-4, 1e4)
 times = st.floats(0, 1e7)
@@ -137,14 +137,14 @@ def test_what_is_left_is_shared_when_redis_goes_away(rate: Any, processes: int, 
     assert window.free(share, share.period) == share.amount
 
 
-@given(dice=dice)
-def test_those_with_less_than_a_mail_take_turns(dice: float) -> None:
+@given(jitter=jitter)
+def test_those_with_less_than_a_mail_take_turns(jitter: float) -> None:
     """Else all hundred would send the one mail a second in the same second."""
     share = Share.of(parse("1/second"), 100)
     window = Window()
-    window.learn(1.0, share, 0.0, dice)
+    window.learn(1.0, share, 0.0, jitter)
 
-    assert window.opens_in(share, 0.0) == pytest.approx(100 * (1 - dice))
+    assert window.opens_in(share, 0.0) == pytest.approx(100 * (1 - jitter))
 
 
 # --- due times --------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_those_with_less_than_a_mail_take_turns(dice: float) -> None:
 @given(count=st.integers(1, 300), lane=lanes, pace=paces, now=times, full_for=st.floats(-1e4, 1e4))
 def test_those_who_wait_come_back_one_after_the_other(count: int, lane: Lane, pace: float, now: float, full_for: float) -> None:
     """At the pace of the limit, not before it opens, and after a quarter of an hour at the latest."""
-    waits = Line().book(count, lane, pace, not_before=now + full_for, now=now)
+    waits = LimitState().book(count, lane, pace, not_before=now + full_for, now=now)
 
     assert len(waits) == count
     assert min(waits) >= min(max(full_for, 1 / pace) * (1 - 1e-6) - 1e-6, LONGEST_WAIT)
@@ -165,7 +165,7 @@ def test_those_who_wait_come_back_one_after_the_other(count: int, lane: Lane, pa
 @given(counts=st.lists(st.integers(1, 100), min_size=2, max_size=5), pace=paces, now=times)
 def test_bites_do_not_land_on_each_other(counts: list[int], pace: float, now: float) -> None:
     """Several calls book the same times as one call for all of them."""
-    line, at_once = Line(), Line()
+    line, at_once = LimitState(), LimitState()
     bites = [wait for count in counts for wait in line.book(count, Lane.NORMAL, pace, not_before=0.0, now=now)]
 
     assert bites == pytest.approx(at_once.book(sum(counts), Lane.NORMAL, pace, not_before=0.0, now=now), abs=1e-3)
@@ -173,7 +173,7 @@ def test_bites_do_not_land_on_each_other(counts: list[int], pace: float, now: fl
 
 def test_the_row_is_behind_those_who_still_wait() -> None:
     """Later calls see the time that has passed."""
-    line = Line()
+    line = LimitState()
     line.book(100, Lane.NORMAL, 10.0, not_before=0.0, now=0.0)
 
     assert line.book(1, Lane.NORMAL, 10.0, not_before=0.0, now=4.0) == pytest.approx([6.1])
@@ -182,7 +182,7 @@ def test_the_row_is_behind_those_who_still_wait() -> None:
 
 def test_urgent_mail_is_not_booked_behind_bulk_mail() -> None:
     """Each lane has a row of its own."""
-    line = Line()
+    line = LimitState()
     line.book(100_000, Lane.BULK, 20.0, not_before=0.0, now=0.0)
 
     assert line.book(1, Lane.CRITICAL, 20.0, not_before=0.0, now=0.0) == pytest.approx([0.05])
@@ -190,7 +190,7 @@ def test_urgent_mail_is_not_booked_behind_bulk_mail() -> None:
 
 def test_who_came_at_its_time_is_not_put_behind_newer_mail() -> None:
     """It comes back when the limit opens, and newer mail is booked behind it."""
-    line = Line()
+    line = LimitState()
     line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
 
     assert line.rebook(2, Lane.NORMAL, 5.0, not_before=0.3, now=0.2) == pytest.approx([0.1, 0.3])
@@ -201,7 +201,7 @@ def test_who_came_at_its_time_is_not_put_behind_newer_mail() -> None:
 
 def test_new_mail_is_behind_what_is_as_urgent_or_more() -> None:
     """Not behind what is less urgent."""
-    line = Line()
+    line = LimitState()
     line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
 
     assert [line.behind(lane, 0.0) > 0 for lane in (Lane.CRITICAL, Lane.NORMAL, Lane.BULK)] == [False, True, True]
@@ -219,7 +219,7 @@ def test_the_rate_that_is_full_says_how_fast_a_line_is(clock: Clock) -> None:
 
 def test_what_is_too_far_away_comes_back_for_a_new_look() -> None:
     """And the row is not longer for it: who comes later finds the same room."""
-    line = Line()
+    line = LimitState()
     waits = line.book(100_000, Lane.BULK, 1.0, not_before=0.0, now=0.0)
 
     assert waits[:900] == pytest.approx(range(1, 901))
@@ -239,9 +239,9 @@ def test_the_tighter_limit_says_when(clock: Clock) -> None:
 
 def test_a_limit_of_connections_has_the_pace_they_have(clock: Clock) -> None:
     """Two connections, a tenth of a second a mail."""
-    seats = throttle({"gmail.com": {"concurrency": 2}})
+    slots = throttle({"gmail.com": {"concurrency": 2}})
 
-    assert seats.book(RELAY, "gmail.com", 3, Lane.NORMAL, seconds_per_mail=0.1) == pytest.approx([0.05, 0.1, 0.15])
+    assert slots.book(RELAY, "gmail.com", 3, Lane.NORMAL, seconds_per_mail=0.1) == pytest.approx([0.05, 0.1, 0.15])
 
 
 def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
@@ -263,9 +263,9 @@ def test_without_limits_nothing_is_counted() -> None:
 
     assert not free.limits_anything
     assert free.admit(RELAY, "example.com", 10_000) == Grant(10_000)
-    with free.seats() as seats:
-        assert seats.take_relay(RELAY)
-        assert seats.take_domain("example.com")
+    with free.slots() as slots:
+        assert slots.take_relay(RELAY)
+        assert slots.take_domain("example.com")
 
 
 def test_mail_that_is_delivered_to_nobody_is_not_limited() -> None:
@@ -321,17 +321,17 @@ def test_each_relay_has_its_own_limits() -> None:
 
 
 def test_seats_are_held_and_given_back() -> None:
-    """One hand holds a seat once, however often it reaches for it."""
+    """One hand holds a slot once, however often it reaches for it."""
     one = throttle({"gmail.com": {"concurrency": 2}}, MAILER_RELAY_CONCURRENCY=1)
-    with one.seats() as seats, one.seats() as others, one.seats() as more:
-        assert seats.take_relay(RELAY)
+    with one.slots() as slots, one.slots() as others, one.slots() as more:
+        assert slots.take_relay(RELAY)
         assert not others.take_relay(RELAY)
-        assert all(seats.take_domain("gmail.com") for _ in range(3))
+        assert all(slots.take_domain("gmail.com") for _ in range(3))
         assert others.take_domain("gmail.com")
         assert not more.take_domain("gmail.com")
         assert more.take_domain("example.com")
 
-    with one.seats() as later:
+    with one.slots() as later:
         assert later.take_relay(RELAY)
         assert later.take_domain("gmail.com")
 
@@ -344,7 +344,7 @@ def test_domains_are_forgotten(clock: Clock) -> None:
         booked(one, f"example{number}.com", 2)
         clock.now += 0.1
 
-    assert len(one._here._lines) <= 2 * room._MANY_LINES
+    assert len(one._local._states) <= 2 * room._MANY_STATES
 
 
 # --- how they are written ---------------------------------------------------------------------------------------------
