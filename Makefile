@@ -81,7 +81,7 @@ lint: $(DEV) ## Check the style
 types: $(DEV) ## Check the types
 	$(BIN)/python -m mypy
 
-layers: $(DEV) ## Check that a room imports only rooms above it
+layers: $(DEV) ## Check that a module imports only modules above it
 	$(BIN)/lint-imports
 
 audit: $(TOOLS)/audit/installed ## See whether a pinned dependency has a known vulnerability

@@ -9,7 +9,7 @@
     growth      how the figures change from a thousand mails in the queue to a million
 
 `contenders` says who is measured and how each is started, `programs` is what they run, `sink` is where all mail arrives and is
-counted. A whole run is kept in `results` and shown by the README; a part of one goes to `results/partial`.
+counted. A whole run is kept in `results` and shown by docs/benchmarks.md; a part of one goes to `results/partial`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "growth": growth.measure,
 }
 
-#: The options of a run that is not the one the README shows.
+#: The options of a run that docs/benchmarks.md does not show.
 _PARTIAL = ("only", "contenders", "mails", "repeats", "depths", "quick", "out")
 
 
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="see that it works: the figures mean nothing")
     parser.add_argument("--pool", default=WorkerOptions().pool, help="of our worker")
     parser.add_argument("--concurrency", type=int, default=WorkerOptions().concurrency, help="of our worker")
-    parser.add_argument("--out", type=Path, help="folder for the results, if not that of the README")
+    parser.add_argument("--out", type=Path, help="folder for the results, if not that of docs/benchmarks.md")
     return parser
 
 

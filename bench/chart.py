@@ -1,4 +1,4 @@
-"""The chart of the README: bars, written by hand, readable on a light and on a dark page."""
+"""The chart of the benchmarks: bars, written by hand, readable on a light and on a dark page."""
 
 from collections.abc import Iterator, Sequence
 from html import escape

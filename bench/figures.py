@@ -7,17 +7,17 @@ from typing import Any
 
 
 class Reached(StrEnum):
-    """How a figure stands against its bound."""
+    """The result of a comparison with a bound."""
 
-    AIM = "aim"
-    AT_LEAST = "at least"
-    MISSED = "missed"
+    AIM = "goal reached"
+    AT_LEAST = "limit kept"
+    MISSED = "MISSED"
     UNKNOWN = "not measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """What is to be reached, in the unit of the figure or as a ratio."""
+    """A limit, which must be kept, and a goal, in the unit of the figure or as a ratio."""
 
     at_least: float | None
     aim: float

@@ -1,4 +1,4 @@
-"""What a run came to, for people and for programs: table, JSON, and the README's part of both."""
+"""The report of a run, for people and for programs: a table, JSON, and the page `docs/benchmarks.md`."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,25 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import chart
-from bench.figures import Figure, Section, from_json, to_json
+from bench.figures import Figure, Reached, Section, from_json, to_json
 from bench.program import PROJECT
 
 RESULTS = Path(__file__).with_name("results")
-README = PROJECT / "README.md"
+PAGE = PROJECT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench: written by make bench -->\n", "<!-- bench: end -->"
 
-_COLUMNS = ("measured", "p99", "ratio", "at least", "aim", "reached")
-_WIDTHS = (16, 8, 8, 10, 8, 13)
+_COLUMNS = ("ratio", "measured", "p99", "limit", "goal", "result")
+_WIDTHS = (9, 16, 8, 10, 9, 15)
+#: The meaning of the columns.
+LEGEND = (
+    "ratio: Mailer compared to this line, unless the heading says otherwise; 2 x is twice as good",
+    "measured: the median of the rounds; p99: 99 of 100 took no longer",
+    "limit: the worst value that is accepted; goal: the value to work towards; both are of the ratio where they end with x",
+    "result: goal reached, limit kept, or MISSED",
+)
 _TITLE_WIDTH = 54
 #: Processes that wanted to run before the bench began.
 _BUSY = 0.5
-#: The README shows all of this section, and of the others what is held against a bound.
+#: The page shows all of this section, and of the others the figures that have a bound.
 _ALL_OF = "Delivered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """All that is kept of a run."""
+    """A run, as it is kept."""
 
     taken: str
     machine: str
@@ -52,16 +59,35 @@ def write(run: Run, folder: Path) -> None:
 
 
 def publish(run: Run) -> None:
-    """Keep it as the run that the README shows. `python -m bench.report` does so again with the one that is kept."""
+    """Keep this run and write its table into the page. `python -m bench.report` repeats that with the run that is kept."""
     write(run, RESULTS)
-    README.write_text(with_table(README.read_text(encoding="utf-8"), run), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), run), encoding="utf-8")
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------
 
 
 def table(run: Run) -> str:
-    return "\n".join([*_heading(run), *(line for section in run.sections for line in _section(section)), ""])
+    sections = (line for section in run.sections for line in _section(section))
+    return "\n".join([*_heading(run), "", *misses(run), *sections, "", *LEGEND, ""])
+
+
+def misses(run: Run) -> list[str]:
+    """Return a sentence for each bound that is missed, or one that says that there is none."""
+    figures = [(section, figure) for section in run.sections for figure in section.figures]
+    missed = [_miss(section, figure) for section, figure in figures if figure.reached is Reached.MISSED]
+    return missed or ["Every limit is kept."]
+
+
+def _miss(section: Section, figure: Figure) -> str:
+    bound = figure.bound
+    assert bound is not None
+    limit, kind = (bound.at_least, "must be") if bound.at_least is not None else (bound.aim, "should be")
+    unit = "x" if bound.of_ratio else figure.unit
+    value = figure.ratio if bound.of_ratio else figure.value
+    side = "at most" if bound.less_is_better else "at least"
+    name = f"{section.title}: {figure.title}"
+    return f"Missed: {name} is {number(value)} {unit} and {kind} {side} {number(limit)} {unit}."
 
 
 def _heading(run: Run) -> Iterator[str]:
@@ -96,9 +122,9 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     if bound:
         unit = " x" if bound.of_ratio else f" {figure.unit}"
     return (
+        f"{number(figure.ratio)} x" if figure.ratio is not None else "",
         f"{number(figure.value)} {figure.unit}" if figure.value is not None else "",
         number(figure.p99),
-        f"{number(figure.ratio)} x" if figure.ratio is not None else "",
         f"{number(bound.at_least)}{unit}" if bound and bound.at_least is not None else "",
         f"{number(bound.aim)}{unit}" if bound else "",
         str(figure.reached or ""),
@@ -112,15 +138,15 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-# --- the README --------------------------------------------------------------------------------------------------------
+# --- the page ----------------------------------------------------------------------------------------------------------
 
 
-def with_table(readme: str, run: Run) -> str:
-    """The README with this run between its two marks."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_table(page: str, run: Run) -> str:
+    """Return the page with the table of this run between the two marks."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md: the marks {BEGIN.strip()!r} and {END!r} are gone: put them where the table belongs.")
+        raise ValueError(f"{PAGE.name}: the marks {BEGIN.strip()!r} and {END!r} are gone: put them where the table belongs.")
     return f"{before}{begin}{_markdown(run)}{end}{after}"
 
 
@@ -131,11 +157,11 @@ def _markdown(run: Run) -> str:
             lines.append(f"| **{section.title}** ({section.note}) |" + " |" * len(_COLUMNS))
             lines += [_markdown_line(figure) for figure in shown]
     place = f"Measured on {run.taken[:10]}: {run.machine}; medians of {run.repeats}; our worker: `{run.worker}`."
-    return "\n".join([place, "", *lines, "", ""])
+    return "\n".join([place, "", *misses(run), "", *lines, "", *(f"- {line}" for line in LEGEND), "", ""])
 
 
 def _markdown_line(figure: Figure) -> str:
-    cells = (_why_none(figure), *[""] * (len(_COLUMNS) - 1)) if _is_without_value(figure) else _cells(figure)
+    cells = ("", _why_none(figure), *[""] * (len(_COLUMNS) - 2)) if _is_without_value(figure) else _cells(figure)
     return f"| {figure.title} | " + " | ".join(cells) + " |"
 
 

@@ -24,6 +24,8 @@ from mailer.errors import (
 from mailer.extension import Mail, Mailer
 from mailer.message import Address, Attachment, DeliveryStatus, Lane, MailStatus, OnDoubt, Receipt, Status
 
+__version__ = "0.1.0"
+
 #: Queue a mail of the current app, for code that has no `Mailer` at hand.
 send_email = Mailer().send_email
 

@@ -1,6 +1,7 @@
-"""What `make bench` came to is told honestly, and the README shows the run that is kept."""
+"""What `make bench` came to is told honestly, and docs/benchmarks.md shows the run that is kept."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -57,6 +58,27 @@ def test_what_is_missing_is_named(shown: Callable[[report.Run], str]) -> None:
     assert "missing" in shown(RUN)
 
 
+def test_a_missed_bound_is_a_sentence() -> None:
+    """With the figure, its value and the bound, whichever side of it is worse; nothing missed is said as well."""
+    few = Figure(key="few", title="few", value=1.0, unit="mails/s", ratio=9.0, bound=at_least(10, aim=20, of_ratio=True))
+    slow = Figure(key="slow", title="slow", value=21.0, unit="ms", bound=at_most(20, aim=8))
+    worse = replace(RUN, sections=[Section("Delivered", "a note", [few, slow])])
+
+    assert report.misses(worse) == [
+        "Missed: Delivered: few is 9 x and must be at least 10 x.",
+        "Missed: Delivered: slow is 21 ms and must be at most 20 ms.",
+    ]
+    assert all(sentence in report.table(worse) for sentence in report.misses(worse))
+    assert report.misses(RUN) == ["Every limit is kept."]
+
+
+def test_each_column_is_explained() -> None:
+    """Below the table."""
+    legend = report.table(RUN).partition("ratio: Mailer compared")[2]
+
+    assert all(f"{column}:" in f"ratio:{legend}" for column in ("ratio", "measured", "p99", "limit", "goal", "result"))
+
+
 def test_who_is_missing_or_fails_stops_nobody_else(tmp_path: Path) -> None:
     """They are asked once, in alternating order, and their reason is kept."""
     asked: list[str] = []
@@ -96,18 +118,18 @@ def test_the_chart_is_an_image_for_light_and_dark_pages() -> None:
     assert "peer &amp; co" in drawn
 
 
-def test_the_readme_shows_the_run_that_is_kept() -> None:
+def test_the_page_shows_the_run_that_is_kept() -> None:
     """Table and chart are of `bench/results/latest.json`, which `make bench` writes together with them."""
     run = report.Run.from_json((report.RESULTS / "latest.json").read_text(encoding="utf-8"))
-    readme = report.README.read_text(encoding="utf-8")
+    page = report.PAGE.read_text(encoding="utf-8")
 
-    assert report.with_table(readme, run) == readme
-    assert "bench/results/chart.svg" in readme
+    assert report.with_table(page, run) == page
+    assert "bench/results/chart.svg" in page
     assert (report.RESULTS / "chart.svg").read_text(encoding="utf-8") == chart.draw(run.sections)
     assert (report.RESULTS / "latest.txt").read_text(encoding="utf-8") == report.table(run)
 
 
-def test_a_readme_without_its_marks_is_refused() -> None:
+def test_a_page_without_its_marks_is_refused() -> None:
     """Rather than written over."""
-    with pytest.raises(ValueError, match=r"README\.md: the marks"):
+    with pytest.raises(ValueError, match=r"benchmarks\.md: the marks"):
         report.with_table("no marks", RUN)

@@ -119,3 +119,22 @@ def test_an_import_does_nothing(tmp_path: Path) -> None:
 def test_types_come_with_it() -> None:
     """Type checkers look for the marker."""
     assert (PROJECT / "mailer" / "py.typed").exists()
+
+
+def test_the_version_is_the_last_release() -> None:
+    """CHANGELOG.md says what is in it, and has a place for what comes next above it."""
+    headings = re.findall(
+        r"^## \[([^\]]+)\](?: - (\d{4}-\d\d-\d\d))?$", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == mailer.__version__
+    assert headings[1][1]
+
+
+def test_the_changelog_has_its_order() -> None:
+    """Within a release, from what nobody should miss to the rest."""
+    order = ["Security", "Removed", "Deprecated", "Added", "Changed", "Fixed"]
+    for release in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        sections = re.findall(r"^### (\w+)$", release, re.MULTILINE)
+        assert sections == [name for name in order if name in sections]
