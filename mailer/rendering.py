@@ -8,12 +8,8 @@ from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any
 
-import css_inline
 import jinja2
 from flask import Flask
-from inscriptis import get_text
-from inscriptis.css_profiles import CSS_PROFILES
-from inscriptis.model.config import ParserConfig
 from jinja2 import (
     Environment,
     StrictUndefined,
@@ -29,11 +25,8 @@ from werkzeug.routing import BuildError
 from mailer.errors import TemplateError
 from mailer.message import check_body
 
-# load_remote_stylesheets=False: a <link> in a template must read neither the network nor the files of this machine.
-_INLINER = css_inline.CSSInliner(load_remote_stylesheets=False, keep_style_tags=True, keep_at_rules=True)
 _OF_JINJA = jinja2.TemplateError
 _OF_VALUES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-_TEXT_LAYOUT = ParserConfig(css=CSS_PROFILES["strict"], display_links=True, display_anchors=False)
 _HAS_STYLE = re.compile(r"<style\b", re.IGNORECASE)
 # The inliner walks down the document recursively: 20,000 open tags in each other overflow the stack, which ends the process.
 _MOST_TAGS = 10_000
@@ -206,12 +199,21 @@ def inline_css(html: str) -> str:
     """Rules of <style> become style attributes, which all mail clients know; media queries stay where they are."""
     if not _HAS_STYLE.search(html) or html.count("<") > _MOST_TAGS:
         return html
+    import css_inline  # noqa: PLC0415 -- 3 MB, for mail with <style>
+
+    # load_remote_stylesheets=False: a <link> in a template must read neither the network nor the files of this machine.
+    inliner = css_inline.CSSInliner(load_remote_stylesheets=False, keep_style_tags=True, keep_at_rules=True)
     try:
-        return _INLINER.inline(html)
+        return inliner.inline(html)
     except css_inline.InlineError as error:
         raise TemplateError(f"the CSS of a mail could not be inlined: {error}: mend its <style> block.") from error
 
 
 def text_from_html(html: str) -> str:
     """A readable plain text, with the targets of links."""
-    return str(get_text(html, _TEXT_LAYOUT)).strip() + "\n"
+    from inscriptis import get_text  # noqa: PLC0415 -- with lxml 8 MB, for mail without a text of its own
+    from inscriptis.css_profiles import CSS_PROFILES  # noqa: PLC0415
+    from inscriptis.model.config import ParserConfig  # noqa: PLC0415
+
+    layout = ParserConfig(css=CSS_PROFILES["strict"], display_links=True, display_anchors=False)
+    return str(get_text(html, layout)).strip() + "\n"

@@ -6,6 +6,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
+# Celery would import the first two at the first ring, while a request waits.
+import celery.app.amqp  # noqa: F401
+import kombu.transport.redis  # noqa: F401
 import redis
 from celery import Celery
 from redis.backoff import NoBackoff

@@ -8,7 +8,7 @@ is asked every second.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import (
@@ -39,7 +39,19 @@ from mailer.schema.foreign import include_name, include_object
 from mailer.schema.found import GONE, Found
 from mailer.schema.online import change_online
 
-__all__ = ["GONE", "REVISION", "Found", "check", "include_name", "include_object", "look", "metadata", "migrate", "revision_of"]
+__all__ = [
+    "GONE",
+    "REVISION",
+    "Found",
+    "check",
+    "complete_metadata",
+    "include_name",
+    "include_object",
+    "look",
+    "metadata",
+    "migrate",
+    "revision_of",
+]
 
 #: The newest migration in migrations/versions.
 REVISION = "0006"
@@ -157,36 +169,6 @@ delivery = Table(
 )
 
 
-def _only(condition: str) -> dict[str, Any]:
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
-
-
-Index("mailer_message_keyed", message.c.idempotency_key, unique=True, **_only("idempotency_key IS NOT NULL"))
-Index("mailer_message_kept", message.c.id, **_only("erased_at IS NULL"))
-Index("mailer_message_private", message.c.id, **_only("sensitive AND erased_at IS NULL"))
-Index(
-    "mailer_delivery_due",
-    delivery.c.lane,
-    delivery.c.due_at,
-    **_only("status = 'queued'"),
-)
-Index(
-    "mailer_delivery_expiring",
-    delivery.c.expires_at,
-    **_only("status = 'queued' AND expires_at IS NOT NULL"),
-)
-Index(
-    "mailer_delivery_leased",
-    delivery.c.lease_until,
-    **_only("lease_until IS NOT NULL"),
-)
-Index("mailer_delivery_doubtful", delivery.c.due_at, **_only("status = 'doubtful'"))
-Index(
-    "mailer_delivery_finished",
-    delivery.c.finished_at,
-    **_only("finished_at IS NOT NULL"),
-)
-
 #: What went wrong: the happy path leaves no row here.
 attempt = Table(
     "mailer_attempt",
@@ -250,6 +232,30 @@ worker = Table(
     Column("seen_at", _Time, nullable=False),
     Column("delivered_at", _Time),  # when a relay last took a mail from it
 )
+
+
+@cache
+def complete_metadata() -> MetaData:
+    """Return the tables with their partial indexes, for what compares or creates tables.
+
+    No query needs these, and SQLAlchemy would load the dialects of both databases for them.
+    """
+
+    def add(name: str, *columns: Column[Any], only: str, unique: bool = False) -> None:
+        condition = text(only)
+        Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+
+    keyed = "idempotency_key IS NOT NULL"
+    add("mailer_message_keyed", message.c.idempotency_key, unique=True, only=keyed)
+    add("mailer_message_kept", message.c.id, only="erased_at IS NULL")
+    add("mailer_message_private", message.c.id, only="sensitive AND erased_at IS NULL")
+    add("mailer_delivery_due", delivery.c.lane, delivery.c.due_at, only="status = 'queued'")
+    expiring = "status = 'queued' AND expires_at IS NOT NULL"
+    add("mailer_delivery_expiring", delivery.c.expires_at, only=expiring)
+    add("mailer_delivery_leased", delivery.c.lease_until, only="lease_until IS NOT NULL")
+    add("mailer_delivery_doubtful", delivery.c.due_at, only="status = 'doubtful'")
+    add("mailer_delivery_finished", delivery.c.finished_at, only="finished_at IS NOT NULL")
+    return metadata
 
 
 def look(connection: Connection) -> Found:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Self
 
-import redis
 from pydantic import Field, ValidationError, field_validator
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -405,7 +404,10 @@ class Settings(RelaySettings):
         try:
             usable = re.match("[a-z][a-z0-9+.-]*://", value) is not None
             if usable and (url := _for_redis(value)):
-                redis.ConnectionPool.from_url(url)
+                # 6 MB, for those that have another broker or none
+                from redis import ConnectionPool  # noqa: PLC0415
+
+                ConnectionPool.from_url(url)
         except ValueError:
             usable = False
         if not usable:

@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from limits import RateLimitItem, parse_many
 from pydantic import BaseModel, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from mailer.errors import InvalidAddress
 from mailer.message import Address
 from mailer.settings.structured import STRICT, FromJson
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
 
 #: The key of MAILER_DOMAIN_LIMITS for each domain that is not named.
 OTHERS = "*"
@@ -21,10 +23,12 @@ _RATE = (
 _MAX_AMOUNT = 1_000_000
 
 
-def read_rates(text: str | None) -> tuple[RateLimitItem, ...]:
+def read_rates(text: str | None) -> "tuple[RateLimitItem, ...]":
     """Return the rates in a text. Raise ValueError if it contains anything else."""
     if text is None:
         return ()
+    from limits import parse_many  # noqa: PLC0415 -- 4 MB, for those that have limits
+
     try:
         rates = parse_many(text)
     except ValueError:

@@ -81,7 +81,7 @@ def test_the_migrations_make_what_the_code_describes(databases: Databases) -> No
     with ExitStack() as stack:
         migrated, created = (create_engine(stack.enter_context(databases.empty())) for _ in range(2))
         schema.migrate(migrated)
-        schema.metadata.create_all(created)
+        schema.complete_metadata().create_all(created)
 
         assert described(migrated) == described(created)
         assert tables(migrated) == tables(created) | {schema.version.name}
@@ -95,7 +95,7 @@ def test_alembic_sees_no_difference(engine: Engine) -> None:
 
     with engine.connect() as connection:
         options = {"compare_type": True, "version_table": schema.version.name}
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), schema.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), schema.complete_metadata()) == []
 
 
 def test_the_code_needs_the_newest_migration() -> None:

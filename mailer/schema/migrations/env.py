@@ -6,7 +6,7 @@ from mailer import schema
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=schema.metadata,
+    target_metadata=schema.complete_metadata(),
     version_table=schema.version.name,
     # SQLite alters a table by making a new one.
     render_as_batch=True,
