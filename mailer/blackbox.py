@@ -1,10 +1,10 @@
-"""The black box: what a process has in its hands, noted on a local disk for whoever finds the process dead.
+"""The black box: a journal on a local disk of the mails that a process is sending.
 
-The database says what a worker had claimed and what it was about to send. The box says what of this was begun, and what the
-relay had taken: after a `kill -9` only the mail that was on the wire is in doubt.
+The database knows the claimed and the marked deliveries of a worker. The box knows which of these
+were begun, and which the relay accepted: after a `kill -9`, only the mail on the wire is in doubt.
 
-A note is a single write, without a sync: it survives the process, but not the machine. So what was noted before a reboot is
-not believed. Whether a process lives is told by its lock on its box, which the kernel takes away with the process.
+A note is a single write, without a sync: it survives the process, but not the machine. Notes from
+before a reboot are therefore ignored. A process holds a file lock on its box as long as it lives.
 """
 
 import errno
@@ -25,34 +25,34 @@ from mailer.machine import boot_id
 from mailer.private import create_private_file, make_private_folder
 
 _FORMAT = "mailer-1"
-# Boxes that are not ours to settle: by then, all leases are over.
+# The age at which unreadable boxes are removed: all leases have ended by then.
 _USELESS_AFTER = 86400.0
-# One of which the database knows nothing is looked into again so seldom.
+# The time between two reads of a box of which the database knows nothing.
 _LOOK_AGAIN_SECONDS = 10.0
-# A box has the notes of one claim, a few hundred kilobytes at most. What is larger is not read.
-_LARGEST = 64 << 20
+# A box has the notes of one claim, a few hundred kilobytes at most. Larger files are not read.
+_MAX_SIZE = 64 << 20
 
 log = get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Remains:
-    """The deliveries that a process had in its hands when it died, or lost the database."""
+    """The notes of a process that died, or that lost the database."""
 
-    token: str  #: of its claim
-    calling: str = ""  #: the relay that it called last
-    composing: str = ""  #: the mail whose bytes it was making
-    begun: dict[int, str] = field(default_factory=dict)  #: the relay that was being told the mail, by delivery
-    taken: dict[int, str] = field(default_factory=dict)  #: of these, those it took, and its words
+    token: str  #: of the claim
+    calling: str = ""  #: the relay of the last connection
+    composing: str = ""  #: the mail that was being composed
+    begun: dict[int, str] = field(default_factory=dict)  #: delivery -> relay, for mails that were being sent
+    taken: dict[int, str] = field(default_factory=dict)  #: delivery -> reply, for mails that the relay accepted
 
     @property
     def tells_something(self) -> bool:
-        """Tell whether they say more than which claim it was."""
+        """True if there is more than the token of the claim."""
         return bool(self.begun or self.composing)
 
 
 class Box:
-    """The notes of one thread that delivers. A box that can't be written goes away: half the truth would be a lie."""
+    """The notes of a delivering thread. An unwritable box is removed: half of it would mislead."""
 
     def __init__(self, path: Path, file: int | None, warn: "Warn") -> None:
         self._path = path
@@ -60,23 +60,23 @@ class Box:
         self._warn = warn
 
     def claiming(self, token: str) -> None:
-        """Begin anew with the claim that has this token: all before is settled."""
+        """Begin the notes of a new claim: everything before is settled."""
         if self._file is not None:
             try:
                 os.ftruncate(self._file, 0)
             except OSError as error:
-                self._go_without(error)
+                self._give_up(error)
         self._note(f"{_FORMAT} {_boot()} {token}")
 
     def calling(self, relay: str) -> None:
-        """Note the relay that is waited for from now on."""
+        """Note the relay that the process waits for from now on."""
         self._note(f"calling {relay}")
 
     def composing(self, mail_id: str) -> None:
         self._note(f"composing {mail_id}")
 
     def composed(self) -> None:
-        """Note that the mail is composed: what comes next can't be its fault."""
+        """Note that the mail is composed: later failures are not its fault."""
         self._note("composed")
 
     def begun(self, delivery_id: int, relay: str) -> None:
@@ -87,17 +87,17 @@ class Box:
         self._note(f"taken {delivery_id} {reply}")
 
     def over(self, delivery_id: int) -> None:
-        """The relay does not have it."""
+        """Note that the relay did not accept the mail."""
         self._note(f"over {delivery_id}")
 
     def close(self) -> None:
-        """Leave it to whoever looks for the boxes of the dead."""
+        """Unlock the box, so that another process settles it."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
 
     def remove(self) -> None:
-        """There is nothing left to settle. An empty box settles nothing, where files can't be removed."""
+        """Remove the box: nothing is left to settle. Empty it in case it can't be removed."""
         if self._file is None:
             return
         emptied = _succeeds(partial(os.ftruncate, self._file, 0))
@@ -105,7 +105,7 @@ class Box:
         if emptied or removed:
             self.close()
         else:
-            self._file = None  # still locked, so that nobody believes it while this process lives
+            self._file = None  # still locked: others ignore it while this process lives
 
     def _note(self, note: str) -> None:
         if self._file is None:
@@ -113,34 +113,34 @@ class Box:
         line = f"{note}\n".encode("utf-8", "replace")
         try:
             if os.write(self._file, line) != len(line):
-                self._go_without(OSError(errno.ENOSPC, "no space left"))
+                self._give_up(OSError(errno.ENOSPC, "no space left"))
         except OSError as error:
-            self._go_without(error)
+            self._give_up(error)
 
-    def _go_without(self, error: OSError) -> None:
+    def _give_up(self, error: OSError) -> None:
         self._warn("written", self._path, error)
         self.remove()
 
 
 class BlackBox:
-    """All boxes of one installation on this host. Without a folder nothing is noted.
+    """All boxes of an installation on this machine. Without a folder, there are none.
 
-    `former` is a folder where workers of an older version have theirs. A box of which the database
-    knows nothing may be that of another installation: it stays for `kept` seconds.
+    `former` is the folder of workers of an older version. A box of which the database knows nothing
+    may belong to another installation: it stays for `kept` seconds.
     """
 
     def __init__(self, folder: Path | None, *, former: Path | None = None, kept: float = _USELESS_AFTER) -> None:
         self._folder = folder
         self._folders = [one for one in (folder, former) if one is not None]
         self._kept = kept
-        self._look_again: dict[Path, float] = {}  # when, by boxes of which nothing was found
+        self._look_again: dict[Path, float] = {}  # box -> when, for boxes of which nothing was found
         self._open: set[Box] = set()
         self._warned: set[tuple[str, str]] = set()
         survive_forks(self)
 
     @contextmanager
     def box(self) -> Iterator[Box]:
-        """Open a box for the calling thread. What ends in an exception is not settled yet, so its box stays."""
+        """Open a box for the calling thread. It stays after an exception, to be settled."""
         notice_fork()
         box = self._new()
         self._open.add(box)
@@ -155,10 +155,10 @@ class BlackBox:
             self._open.discard(box)
 
     def settle_remains(self, settle: Callable[[Remains], bool]) -> None:
-        """Settle what each process of this host that died had in its hands.
+        """Settle the boxes of processes of this machine that died.
 
-        `settle` tells whether the database knew of any of it.
-        If that can't be done now, its box stays for the next one who looks, and the first error is raised at the end.
+        `settle` returns whether the database knew of any of the notes. If it raises, the box stays
+        for later, and the first error is raised at the end.
         """
         errors: list[Exception] = []
         paths, now = self._found(), time.monotonic()
@@ -175,14 +175,14 @@ class BlackBox:
             raise errors[0]
 
     def _settle_box(self, path: Path, settle: Callable[[Remains], bool]) -> Exception | None:
-        """Return why what a dead process left there could not be settled."""
-        with _in_nobodys_hands(path) as file:
+        """Settle a box. Return the error of `settle`, if any."""
+        with _orphaned(path) as file:
             if file is None:
                 return None
             if (remains := self._read(path, file)) is not None:
                 try:
                     was_known = settle(remains)
-                except Exception as error:  # noqa: BLE001 -- the other boxes have nothing to do with it
+                except Exception as error:  # noqa: BLE001 -- no error may stop the other boxes
                     return error
                 if not was_known and remains.tells_something and not _is_older(file, self._kept):
                     self._look_again[path] = time.monotonic() + _LOOK_AGAIN_SECONDS
@@ -194,16 +194,16 @@ class BlackBox:
         return None
 
     def waited_for(self, seconds: float) -> set[str]:
-        """Return the relays that a living process of this host has been waiting for, for so long, without another note."""
+        """Return the relays for which living processes have waited so long without a note."""
         relays = set()
         for path in self._found():
-            with suppress(OSError, ValueError):  # the tick says what can't be read
-                if _is_unchanged_for(path, seconds) and not _is_in_nobodys_hands(path):
+            with suppress(OSError, ValueError):  # `settle_remains` warns about unreadable files
+                if _is_unchanged_for(path, seconds) and not _is_orphaned(path):
                     relays.add(_calling(path))
         return relays - {""}
 
     def after_fork_in_child(self) -> None:
-        """A child that kept its parent's boxes open would keep them locked."""
+        """Close the boxes of the parent, which would stay locked."""
         for box in self._open:
             box.close()
         self._open.clear()
@@ -212,7 +212,7 @@ class BlackBox:
         if self._folder is not None:
             try:
                 make_private_folder(self._folder)
-                return Box(*_made(self._folder), self._warn)
+                return Box(*_create(self._folder), self._warn)
             except OSError as error:
                 self._warn("kept", self._folder, error)
         return Box(Path(), None, self._warn)
@@ -230,7 +230,7 @@ class BlackBox:
             return []
 
     def _read(self, path: Path, file: int) -> Remains | None:
-        """Return None if the notes are not of this boot and this version, or make no sense."""
+        """Return None for notes of another boot or version, or invalid ones."""
         try:
             return _read(file)
         except ValueError as error:
@@ -238,14 +238,15 @@ class BlackBox:
             return None
 
     def _warn(self, verb: str, path: Path, error: Exception) -> None:
-        """Log what is wrong with the disk, once for each reason: a sweep looks twice a second."""
+        """Log a failure of the disk, once for each reason: a sweep looks twice a second."""
         reason = getattr(error, "strerror", None) or str(error)
         if (verb, reason) in self._warned:
             return
         self._warned.add((verb, reason))
         log.warning(
-            "No black box can be %s: path=%r error=%r. Mail goes on, and that of a worker that dies waits for its leases. Give"
-            " the folder to the user that the workers run as, or set MAILER_BLACK_BOX to another folder on a local disk.",
+            "Black box can't be %s: path=%r error=%r. Mail goes on, but that of a dead worker waits"
+            " for its leases. Give the folder to the user that the workers run as, or set"
+            " MAILER_BLACK_BOX to another folder on a local disk.",
             verb,
             str(path),
             reason,
@@ -263,14 +264,14 @@ def _succeeds(change: Callable[[], object]) -> bool:
     return True
 
 
-def _made(folder: Path) -> tuple[Path, int]:
-    """A file that is there and locked. Before it is locked, whoever looks takes it for that of a dead process and removes it."""
+def _create(folder: Path) -> tuple[Path, int]:
+    """Create and lock a file. Repeat that if another process removed it before the lock."""
     while True:
         path = folder / secrets.token_hex(8)
         file = create_private_file(path, os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # this file system has no locks, or no more of them
+        except OSError:  # the file system has no locks, or no more of them
             path.unlink(missing_ok=True)
             os.close(file)
             raise
@@ -280,23 +281,26 @@ def _made(folder: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def _in_nobodys_hands(path: Path) -> Iterator[int | None]:
-    """Locked, so that one of all who look settles it; None while somebody lives who has it."""
-    try:  # without waiting, should it be a pipe
+def _orphaned(path: Path) -> Iterator[int | None]:
+    """Open and lock the box of a dead process, so that only one process settles it.
+
+    Yield None while its process lives.
+    """
+    try:  # O_NONBLOCK: it may be a pipe
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         yield None
         return
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         yield file if _locks(file) and os.fstat(file).st_nlink else None
     finally:
         os.close(file)
 
 
-def _is_in_nobodys_hands(path: Path) -> bool:
-    with _in_nobodys_hands(path) as file:
+def _is_orphaned(path: Path) -> bool:
+    with _orphaned(path) as file:
         return file is not None
 
 
@@ -314,50 +318,50 @@ def _locks(file: int) -> bool:
 
 
 def _read(file: int) -> Remains | None:
-    """Return the notes of a box; None if it is of another boot, or of a version that this code does not know."""
+    """Return the notes of a box. Return None for another boot or an unknown version."""
     size = os.fstat(file).st_size
-    if size > _LARGEST:
-        raise ValueError("it is too large")
+    if size > _MAX_SIZE:
+        raise ValueError("too large")
     header, *notes = os.pread(file, size, 0).decode("utf-8", "replace").split("\n")[:-1] or [""]
     form, boot, token = (*header.split(" "), "", "", "")[:3]
     if form != _FORMAT or boot != _boot():
         return None
     if any("\0" in line for line in (token, *notes)):
-        raise ValueError("it has null bytes")
+        raise ValueError("null bytes")
     remains = Remains(token)
     for note in notes:
-        what, _, about = note.partition(" ")
-        _take_note(remains, what, about)
+        kind, _, details = note.partition(" ")
+        _apply_note(remains, kind, details)
     return remains
 
 
 def _calling(path: Path) -> str:
-    """Return the relay that was called last; "" if none was, or the notes can't be believed."""
+    """Return the relay of the last connection, or "" without one or with invalid notes."""
     with path.open("rb") as file:
         remains = _read(file.fileno())
     return remains.calling if remains else ""
 
 
-def _take_note(remains: Remains, what: str, about: str) -> None:
-    key, _, words = about.partition(" ")
-    match what:
+def _apply_note(remains: Remains, kind: str, details: str) -> None:
+    key, _, text = details.partition(" ")
+    match kind:
         case "calling":
-            remains.calling = about
+            remains.calling = details
         case "composing":
             remains.composing = key
         case "composed":
             remains.composing = ""
         case "begun":
-            remains.begun[_number(key)] = words
+            remains.begun[_number(key)] = text
         case "taken":
-            remains.taken[_number(key)] = words
+            remains.taken[_number(key)] = text
         case "over":
             remains.begun.pop(_number(key), None)
 
 
 def _number(key: str) -> int:
     if not key.isdecimal():
-        raise ValueError("it has a note without a number")
+        raise ValueError("a note without a number")
     return int(key)
 
 
@@ -367,5 +371,5 @@ def _is_older(file: int, seconds: float) -> bool:
 
 @cache
 def _boot() -> str:
-    """Return the id of this boot. Where the system has none it is a random one, and no box of others is believed."""
+    """Return the id of this boot, or a random one, so that all other boxes are ignored."""
     return boot_id() or secrets.token_hex(8)

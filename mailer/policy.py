@@ -322,7 +322,7 @@ def batch_size(seconds_per_mail: float, batch_seconds: float) -> int:
 def bytes_held(size: int) -> int:
     """Return the maximum of memory that a mail of this size takes while it is composed and sent.
 
-    That is the mail, the row from the database, and the base64 form twice: in pieces and as a whole.
+    That is the mail, the row of the database, and the base64 form twice: in pieces and whole.
     """
     return _LEAST_HELD + _TIMES_HELD * size
 

@@ -1,8 +1,8 @@
-"""The tables, and how a database gets them.
+"""The tables and their migrations.
 
-Times are seconds since the epoch, in UTC, as floating point: one meaning on SQLite and on PostgreSQL.
-`message` is written once, and its bodies may be erased. `delivery` is the queue: small rows, with partial indexes for what
-is asked every second.
+Times are seconds since the epoch, in UTC, as floating-point numbers on SQLite and PostgreSQL.
+`message` is written once, and its bodies may be erased. `delivery` is the queue: small rows, with
+partial indexes for the queries of every second.
 """
 
 import logging
@@ -58,7 +58,7 @@ REVISION = "0006"
 
 metadata = MetaData()
 _Time = Float(53)
-_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER primary keys by itself
+_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys
 
 
 def _one_of(column: str, values: Any) -> str:
@@ -93,9 +93,9 @@ message = Table(
     Column("mail_options", JSON, nullable=False),
     Column("rcpt_options", JSON, nullable=False),
     Column("idempotency_key", Text),
-    Column("fingerprint", Text),  # of what was said under that key: the same key with another mail is refused
+    Column("fingerprint", Text),  # of the mail under that key: another mail with it is refused
     Column("sensitive", Boolean, nullable=False, server_default=false()),
-    Column("erased_at", _Time),  # since then, what it said is gone
+    Column("erased_at", _Time),  # since then, the content is erased
     Column("metadata", JSON, nullable=False, server_default="[]"),
     Column("fingerprint_key", Text),  # the id of the key that made the fingerprint, if it is keyed
 )
@@ -105,7 +105,7 @@ blob = Table(
     "mailer_blob",
     metadata,
     Column("sha256", Text, primary_key=True),
-    Column("used_at", _Time, nullable=False),  # when a mail last came with it: the purge spares what was just used
+    Column("used_at", _Time, nullable=False),  # by the last mail: the purge spares recent ones
     Column("data", LargeBinary, nullable=False),
 )
 
@@ -138,16 +138,16 @@ delivery = Table(
     Column("lane", SmallInteger, nullable=False),
     Column("on_doubt", Text, nullable=False),
     Column("queued_at", _Time, nullable=False),
-    Column("due_at", _Time),  # NULL once final. In `doubtful`: when it is sent again, NULL if only a person decides
+    Column("due_at", _Time),  # NULL if final, and if `doubtful` until a person decides
     Column("expires_at", _Time),
     Column("attempts", SmallInteger, nullable=False),
     Column("doubts", SmallInteger, nullable=False),
-    Column("token", Text),  # whose claim this is
+    Column("token", Text),  # of the claim
     Column("lease_until", _Time),
     Column("finished_at", _Time),
     Column("reply", Text),
     Column("relay", Text),
-    Column("size", BigInteger),  # bytes of the mail before encoding; empty if an older version queued it
+    Column("size", BigInteger),  # bytes of the mail before encoding; NULL from an older version
     CheckConstraint(_one_of("status", Status), name="mailer_delivery_status_is_known"),
     CheckConstraint(_one_of("on_doubt", OnDoubt), name="mailer_delivery_on_doubt_is_known"),
     CheckConstraint(
@@ -159,7 +159,8 @@ delivery = Table(
         name="mailer_delivery_finished_if_and_only_if_final",
     ),
     CheckConstraint(
-        "(token IS NOT NULL AND lease_until IS NOT NULL) OR status NOT IN ('claimed', 'transmitting')",
+        "(token IS NOT NULL AND lease_until IS NOT NULL) OR status NOT IN ('claimed',"
+        " 'transmitting')",
         name="mailer_delivery_held_by_somebody",
     ),
     CheckConstraint(
@@ -169,7 +170,7 @@ delivery = Table(
 )
 
 
-#: What went wrong: the happy path leaves no row here.
+#: Failed tries: a mail that is sent at once has no row here.
 attempt = Table(
     "mailer_attempt",
     metadata,
@@ -187,7 +188,7 @@ attempt = Table(
     Column("relay", Text, nullable=False),
 )
 
-#: The chores of the installation and when each is due: whoever moves the date does the chore.
+#: The periodic tasks of the installation: the process that moves the date runs the task.
 chore = Table(
     "mailer_chore",
     metadata,
@@ -196,19 +197,19 @@ chore = Table(
 )
 
 
-#: What is left alone, until when and why.
+#: Paused relays, lanes and deliveries.
 pause = Table(
     "mailer_pause",
     metadata,
     Column("scope", Text, primary_key=True),
     Column("key", Text, primary_key=True),
-    Column("until", _Time),  # empty: until a person says so
+    Column("until", _Time),  # NULL: until a person resumes
     Column("failures", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("since", _Time, nullable=False),
 )
 
-#: The machine that a SQLite file is in use on, and when it was last heard of. Empty in PostgreSQL.
+#: The machine that uses the SQLite file, and when it was last seen. Empty in PostgreSQL.
 home = Table(
     "mailer_home",
     metadata,
@@ -219,7 +220,7 @@ home = Table(
     CheckConstraint("id = 1", name="mailer_home_is_one"),
 )
 
-#: One row per worker process, renewed every few seconds: how those who enqueue know that somebody delivers.
+#: A row per worker process, renewed every few seconds: enqueuing code looks for them.
 worker = Table(
     "mailer_worker",
     metadata,
@@ -230,13 +231,13 @@ worker = Table(
     Column("lanes", Text, nullable=False),
     Column("started_at", _Time, nullable=False),
     Column("seen_at", _Time, nullable=False),
-    Column("delivered_at", _Time),  # when a relay last took a mail from it
+    Column("delivered_at", _Time),  # when a relay last accepted a mail from it
 )
 
 
 @cache
 def complete_metadata() -> MetaData:
-    """Return the tables with their partial indexes, for what compares or creates tables.
+    """Return the tables with their partial indexes, for code that compares or creates tables.
 
     No query needs these, and SQLAlchemy would load the dialects of both databases for them.
     """
@@ -259,23 +260,23 @@ def complete_metadata() -> MetaData:
 
 
 def look(connection: Connection) -> Found:
-    """Look at what this database has of our tables."""
+    """Return the tables of Mailer in this database."""
     return found.look(connection, frozenset(metadata.tables), version.name)
 
 
 def revision_of(connection: Connection) -> str | None:
-    """Return the migration this database is at, None if it has none of our tables."""
+    """Return the revision of this database. Return None without tables."""
     return look(connection).revision
 
 
 def check(tables: Found) -> None:
-    """Refuse tables that this code can't work with."""
+    """Raise SchemaMismatch for tables that this code can't use."""
     found.check(tables, REVISION)
 
 
 @contextmanager
-def _without_commentary() -> Iterator[None]:
-    """Alembic tells each of its steps, which is for those who write migrations."""
+def _quiet_alembic() -> Iterator[None]:
+    """Silence the log lines of Alembic about each step."""
     logger = logging.getLogger("alembic")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -286,16 +287,16 @@ def _without_commentary() -> Iterator[None]:
 
 
 def migrate(engine: Engine, to: str = "head", *, new_tables: bool = False) -> None:
-    """Bring the tables to a revision, in one transaction: it can be interrupted, and called again.
+    """Migrate the tables to a revision in one transaction, which may be interrupted and repeated.
 
-    With `new_tables`, tables that somebody dropped are made anew, and empty.
+    With `new_tables`, dropped tables are made anew, and empty.
     """
     change_online(engine, partial(_migrate, to=to, new_tables=new_tables))
 
 
-@_without_commentary()
+@_quiet_alembic()
 def _migrate(connection: Connection, to: str, *, new_tables: bool) -> None:
-    # Imported here: it takes 0.1 s, and is needed once in a database's life.
+    # Imported here: it takes 0.1 s, and only migrations need it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -309,11 +310,13 @@ def _migrate(connection: Connection, to: str, *, new_tables: bool) -> None:
     if tables.revision is not None and tables.revision > REVISION:
         check(tables)
         if to == "head":
-            return  # a process of this version starts beside newer ones
+            return  # this process runs beside newer ones
         raise SchemaMismatch(found.too_new(tables.revision, REVISION))
     config.attributes["connection"] = connection
     upwards = to == "head" or (to != "base" and (tables.revision or "") <= to)
     try:
         (command.upgrade if upwards else command.downgrade)(config, to)
     except CommandError as error:
-        raise SchemaMismatch(f"There is no migration to {to!r}: {error}. The newest is {REVISION}.") from error
+        raise SchemaMismatch(
+            f"There is no migration to {to!r}: {error}. The newest is {REVISION}."
+        ) from error

@@ -1,4 +1,4 @@
-"""What of our tables a database has, and whether this code can work with it."""
+"""The tables of Mailer that a database has, and whether this code can use them."""
 
 from dataclasses import dataclass
 
@@ -6,66 +6,78 @@ from sqlalchemy import Connection, inspect, text
 
 from mailer.errors import SchemaMismatch
 
-#: "MAIL" in the header of a SQLite file, and a sequence in PostgreSQL: they stay when somebody drops our tables.
+#: "MAIL" in the header of a SQLite file, and a sequence in PostgreSQL: they outlast dropped tables.
 SQLITE_MARK = 0x4D41494C
 POSTGRESQL_MARK = "mailer_was_here"
 
 CURE = (
-    " Restore them from a backup, the mail in them is gone; 'flask mail migrate --new-tables' makes new, empty ones."
-    " If a migration of the application dropped them, take the drop_table lines out of it first (see docs/guide.md)."
+    " Restore them from a backup, the mail in them is gone; 'flask mail migrate --new-tables' makes"
+    " new, empty ones."
+    " If a migration of the application dropped them, take the drop_table lines out of it first"
+    " (see docs/guide.md)."
 )
-GONE = f"The tables of Mailer are gone: they were in this database, and somebody dropped them.{CURE}"
+GONE = (
+    f"The tables of Mailer are gone: they were in this database, and somebody dropped them.{CURE}"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The tables that a database has."""
+    """The tables of a database."""
 
     revision: str | None
-    readable_from: str | None  #: the oldest revision whose code can work with these tables; None before 0005
-    missing: frozenset[str]  #: of the tables that this code needs
-    is_marked: bool  #: whether the tables have been there once
+    readable_from: (
+        str | None
+    )  #: the oldest revision whose code can use these tables; None before 0005
+    missing: frozenset[str]  #: tables that this code needs
+    is_marked: bool  #: the database once had the tables
 
     @property
     def has_vanished(self) -> bool:
-        """Whether the tables were there, and somebody dropped them."""
+        """True if somebody dropped the tables."""
         return self.is_marked and self.revision is None
 
     def serves(self, revision: str) -> bool:
-        """Whether code of this revision can work with the tables."""
+        """Return whether code of this revision can use the tables."""
         if self.revision is None or self.revision < revision:
             return False
-        return self.revision == revision or (self.readable_from is not None and self.readable_from <= revision)
+        return self.revision == revision or (
+            self.readable_from is not None and self.readable_from <= revision
+        )
 
 
 def look(connection: Connection, needed: frozenset[str], version_table: str) -> Found:
-    """Look at the tables of a database."""
+    """Return the tables of a database."""
     names = frozenset(inspect(connection).get_table_names())
     if version_table not in names:
         return Found(None, None, needed - names, _is_marked(connection))
-    rows = connection.execute(text(f"SELECT * FROM {version_table}")).mappings().all()  # noqa: S608 -- its name is ours
+    rows = connection.execute(text(f"SELECT * FROM {version_table}")).mappings().all()  # noqa: S608 -- a constant
     row = rows[0] if rows else {}
     return Found(row.get("version_num"), row.get("readable_from"), needed - names, is_marked=False)
 
 
 def check(found: Found, revision: str) -> None:
-    """Refuse tables that code of this revision can't work with."""
+    """Raise SchemaMismatch for tables that code of this revision can't use."""
     if found.has_vanished:
         raise SchemaMismatch(GONE)
     if found.revision is None:
         raise SchemaMismatch("The database has no tables of Mailer yet: run 'flask mail migrate'.")
     if found.revision < revision:
         raise SchemaMismatch(
-            f"The tables of Mailer are at {found.revision}, this version needs {revision}: run 'flask mail migrate'."
+            f"The tables of Mailer are at {found.revision}, this version needs {revision}: run"
+            " 'flask mail migrate'."
         )
     if not found.serves(revision):
         raise SchemaMismatch(too_new(found.revision, revision))
     if found.revision == revision and found.missing:
-        raise SchemaMismatch(f"Somebody dropped tables of Mailer: {', '.join(sorted(found.missing))} is missing.{CURE}")
+        raise SchemaMismatch(
+            f"Somebody dropped tables of Mailer: {', '.join(sorted(found.missing))} is"
+            f" missing.{CURE}"
+        )
 
 
 def too_new(revision: str, known: str) -> str:
-    """Return the words for tables that a newer version has made."""
+    """Return the message about tables of a newer version."""
     return (
         f"The tables of Mailer are at {revision}, this version knows {known} at most:"
         " install the newer version, or go back with its 'flask mail migrate --to'."

@@ -72,7 +72,7 @@ def test_a_black_box_that_it_may_not_read(
         states = [mailer.status(mail.id).deliveries[0].status for mail in mails]
 
     assert states == [Status.SENT, Status.SENT, Status.EXPIRED]
-    assert worker.log.read_text().count("No black box can be found") == 1
+    assert worker.log.read_text().count("Black box can't be found") == 1
 
 
 def test_time_limits_of_the_worker(

@@ -349,7 +349,7 @@ def test_what_is_in_the_way(black_box: BlackBox, folder: Path, obstacle: str, ca
     assert [found(black_box) for _ in range(3)] == [[]] * 3
 
     assert [*folder.iterdir()] == [folder / "0"]
-    assert caplog.text.count("No black box can be") == 1
+    assert caplog.text.count("Black box can't be") == 1
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
@@ -420,8 +420,8 @@ def test_a_disk_that_can_only_be_read(tmp_path: Path, caplog: pytest.LogCaptureF
             assert [found(black_box) for _ in range(3)] == [[]] * 3
             with black_box.box() as box:
                 delivering(box)
-            assert caplog.text.count("No black box can be read") == 1
-            assert caplog.text.count("No black box can be kept") == 1
+            assert caplog.text.count("Black box can't be read") == 1
+            assert caplog.text.count("Black box can't be kept") == 1
 
         assert [remains.token for remains in found(black_box)] == ["token"]
 
@@ -451,8 +451,8 @@ def test_the_folder_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
                     delivering(box)
                 assert found(black_box) == []
                 assert black_box.waited_for(-1) == set()
-            assert caplog.text.count("No black box can be found") == 1
-            assert caplog.text.count("No black box can be kept") == 1
+            assert caplog.text.count("Black box can't be found") == 1
+            assert caplog.text.count("Black box can't be kept") == 1
 
         as_another_user(work)
 

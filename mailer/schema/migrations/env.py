@@ -1,4 +1,4 @@
-"""Alembic's entry: migrations run on the connection that `mailer.schema.migrate` passes in, in its transaction."""
+"""The entry point of Alembic, on the connection and in the transaction of `migrate`."""
 
 from alembic import context
 

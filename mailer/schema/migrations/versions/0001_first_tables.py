@@ -87,18 +87,22 @@ def upgrade() -> None:
         sa.Column("relay", sa.Text()),
         sa.CheckConstraint(
             "(finished_at IS NOT NULL) ="
-            " (status IN ('bounced', 'cancelled', 'complained', 'expired', 'failed', 'sent', 'suppressed'))",
+            " (status IN ('bounced', 'cancelled', 'complained', 'expired', 'failed', 'sent',"
+            " 'suppressed'))",
             name="mailer_delivery_finished_if_and_only_if_final",
         ),
         sa.CheckConstraint(
-            "(token IS NOT NULL AND lease_until IS NOT NULL) OR status NOT IN ('claimed', 'transmitting')",
+            "(token IS NOT NULL AND lease_until IS NOT NULL)"
+            " OR status NOT IN ('claimed', 'transmitting')",
             name="mailer_delivery_held_by_somebody",
         ),
         sa.CheckConstraint(
             "due_at IS NOT NULL OR status <> 'queued'",
             name="mailer_delivery_queued_is_due_some_day",
         ),
-        sa.CheckConstraint("on_doubt IN ('resend', 'hold')", name="mailer_delivery_on_doubt_is_known"),
+        sa.CheckConstraint(
+            "on_doubt IN ('resend', 'hold')", name="mailer_delivery_on_doubt_is_known"
+        ),
         sa.CheckConstraint(
             "status IN ('queued', 'claimed', 'transmitting', 'sent', 'failed', 'doubtful',"
             " 'cancelled', 'expired', 'suppressed', 'bounced', 'complained')",

@@ -15,7 +15,10 @@ def upgrade() -> None:
     op.add_column("mailer_message", sa.Column("idempotency_key", sa.Text()))
     op.add_column("mailer_message", sa.Column("fingerprint", sa.Text()))
     # With a default, so that processes of the version before can go on queueing.
-    op.add_column("mailer_message", sa.Column("sensitive", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column(
+        "mailer_message",
+        sa.Column("sensitive", sa.Boolean(), nullable=False, server_default=sa.false()),
+    )
     op.add_column("mailer_message", sa.Column("erased_at", sa.Float(53)))
     op.create_index(
         "mailer_message_keyed",
