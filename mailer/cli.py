@@ -13,8 +13,9 @@ from flask.cli import AppGroup
 
 from mailer.attendance import SILENT_SECONDS, absence, silence
 from mailer.errors import MailerError
-from mailer.message import DeliveryStatus, Lane, Pause, Status
+from mailer.message import DeliveryStatus, Lane, MailStatus, Pause, Status
 from mailer.message.text import printable
+from mailer.operations import Operations
 from mailer.settings import INBOX_PORT, RelaySettings
 from mailer.store import Outlook, Store
 
@@ -22,7 +23,6 @@ _LANES = [lane.name.lower() for lane in Lane]
 #: For how long it has been due, by the number that the store has for it.
 _AGES = ("not due yet", "less than an hour", "less than a day", "less than a week", "longer")
 _SHOWN = 10
-_HELD = (Status.CLAIMED, Status.TRANSMITTING)
 
 
 def _moment(given: str) -> datetime:
@@ -52,10 +52,9 @@ def _store() -> Store:
     return store
 
 
-def _relays() -> dict[str, RelaySettings]:
-    """Return the relays by name."""
-    relays: tuple[RelaySettings, ...] = current_app.extensions["mailer"].settings.relays
-    return {relay.name: relay for relay in relays}
+def _operations() -> Operations:
+    operations: Operations = current_app.extensions["mailer"].operations
+    return operations
 
 
 @mail_group.command()
@@ -72,7 +71,7 @@ def queue() -> None:
     """How many deliveries are in which state, lane by lane."""
     _show_stops()
     _show_workers()
-    counts = _store().counts()
+    counts = _operations().counts()
     if not counts:
         click.echo("No mail yet.")
     for status, lane, count, oldest in counts:
@@ -87,10 +86,9 @@ def status(mail_id: str) -> None:
 
     MAIL_ID is the id of a mail, eight or more characters of its beginning, or the number of one of its deliveries.
     """
-    mail = _store().status(_find(mail_id))
+    mail = _operations().status(_find(mail_id))
     gone = f"  what it said was erased at {_clock(mail.erased_at)}" if mail.erased_at else ""
-    subject = "(sensitive)" if mail.sensitive else printable(mail.subject)
-    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {subject}{gone}")
+    click.echo(f"{mail.id}  {_clock(mail.created_at)}  {_subject(mail)}{gone}")
     for delivery in mail.deliveries:
         click.echo(_line(delivery))
         for attempt in delivery.history:
@@ -98,11 +96,37 @@ def status(mail_id: str) -> None:
             click.echo(f"    {_clock(attempt.at)}  {what}")
 
 
+@mail_group.command("list")
+@click.option("--state", type=click.Choice([*Status]), help="Only mail with a delivery in this state.")
+@click.option("--to", metavar="ADDRESS", help="Only mail to an address, or to a domain such as @example.com.")
+@click.option("--tag", help="Only mail with this tag.")
+@click.option("--subject", metavar="PART", help="Only mail with this in its subject.")
+@click.option("--relay", metavar="NAME", help="Only mail that this relay took or refused.")
+@click.option("--since", type=_moment, metavar="TIME", help="Only mail that was queued since '2026-11-25 10:00' (UTC).")
+@click.option("--until", type=_moment, metavar="TIME", help="Only mail that was queued before a time.")
+@click.option("--before", metavar="MAIL_ID", help="The next page: mail that was queued before this one.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+def list_mails(**conditions: Any) -> None:
+    """List mail, the newest first."""
+    if conditions["before"]:
+        conditions["before"] = _find(conditions["before"])
+    mails = _operations().mails(**conditions)
+    for mail in mails:
+        states = ", ".join(sorted({delivery.status for delivery in mail}))
+        recipients = ", ".join(delivery.recipient for delivery in mail.deliveries[:_SHOWN])
+        more = ", …" if len(mail.deliveries) > _SHOWN else ""
+        click.echo(f"{mail.id}  {_clock(mail.created_at)}  {states}  {recipients}{more}  {_subject(mail)}")
+    if not mails:
+        click.echo("No such mail.")
+    elif len(mails) == conditions["limit"]:
+        click.echo(f"More: --before {mails[-1].id}")
+
+
 @mail_group.command()
 def due() -> None:
     """What would go out, by lane, age and domain, and the first of it."""
     _show_stops()
-    outlook = _store().outlook(now=time.time(), most=_SHOWN)
+    outlook = _operations().outlook(most=_SHOWN)
     click.echo("\n".join(_outlook(outlook)) if outlook.lanes else "Nothing would go out.")
 
 
@@ -111,8 +135,7 @@ def due() -> None:
 @click.option("--reason", default="by hand", show_default=True, help="For those who wonder.")
 def pause(lane: str | None, reason: str) -> None:
     """Send nothing any more, until `flask mail resume`. Mail is queued as ever."""
-    _store().pause(_lane(lane), now=time.time(), reason=reason)
-    held = sum(count for status, its, count, _ in _store().counts() if status in _HELD and _lane(lane) in (None, its))
+    held = _operations().pause(lane, reason=reason)
     ends = f" {held} are in the hands of workers, and may still go out." if held else ""
     click.echo(f"{_what(_lane(lane))} is paused.{ends}")
 
@@ -128,12 +151,12 @@ def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -
     if mail_id is not None:
         _settle(mail_id, Status.CANCELLED)
     elif due_before is not None:
-        _cancel_all(due_before.timestamp(), [Lane[lane.upper()]] if lane else [*Lane])
+        _cancel_all(due_before, [Lane[lane.upper()]] if lane else [*Lane])
 
 
 @mail_group.command()
 @click.argument("mail_id")
-def requeue(mail_id: str) -> None:
+def retry(mail_id: str) -> None:
     """Try again what failed of a mail, or is doubtful."""
     _settle(mail_id, Status.QUEUED)
 
@@ -141,7 +164,7 @@ def requeue(mail_id: str) -> None:
 @mail_group.command()
 @click.argument("mail_id")
 @click.argument("verdict", type=click.Choice([Status.SENT.value, Status.FAILED.value]))
-def settle(mail_id: str, verdict: str) -> None:
+def resolve(mail_id: str, verdict: str) -> None:
     """Decide what is doubtful of a mail: it was sent, or it has failed."""
     _settle(mail_id, Status(verdict))
 
@@ -149,8 +172,8 @@ def settle(mail_id: str, verdict: str) -> None:
 @mail_group.command()
 def relays() -> None:
     """Which relays there are, what each is for, and which are paused and why."""
-    pauses = _store().relay_pauses()
-    for name, relay in _relays().items():
+    pauses = _operations().relay_pauses()
+    for name, relay in _operations().relays().items():
         pause = pauses.get(name)
         click.echo(f"{name}  {_place(relay)}  {_rules(relay)}")
         click.echo(f"  {_pause(pause)}" if pause else "  open")
@@ -162,13 +185,11 @@ def relays() -> None:
 def resume(relay: str | None, lane: str | None) -> None:
     """End a pause: that of a relay, of a lane, or, with neither, that of everything."""
     if relay is None:
-        is_over = _store().resume(_lane(lane))
+        is_over = _operations().resume(lane)
         what = _what(_lane(lane))
         click.echo(f"The pause of {what.lower()} is over." if is_over else f"{what} is not paused.")
         return
-    if relay not in (known := _relays()):
-        raise click.ClickException(f"No relay is named {relay!r}: there is {', '.join(known)}.")
-    is_over = _store().resume_relay(relay)
+    is_over = _operations().resume(relay=relay)
     click.echo(f"The pause of {relay} is over." if is_over else f"{relay} is not paused.")
 
 
@@ -182,7 +203,7 @@ def inbox(smtp_port: int, web_port: int) -> None:
     """
     from mailer.web.serving import serve_inbox  # noqa: PLC0415 -- of all commands, only this one is a server
 
-    relays = _relays().values()
+    relays = _operations().relays().values()
     if not any(relay.is_local and relay.mail_port == smtp_port for relay in relays):
         places = ", ".join(map(_place, relays))
         click.echo(
@@ -201,7 +222,7 @@ def _what(lane: Lane | None) -> str:
 
 
 def _show_stops() -> None:
-    for lane, one in _store().list_pauses().items():
+    for lane, one in _operations().pauses().items():
         click.echo(f"{_what(lane)} is paused since {_clock(one.since)}: {printable(one.reason)}")
 
 
@@ -226,10 +247,9 @@ def _show_workers() -> None:
         click.echo(objection)
 
 
-def _cancel_all(before: float, lanes: list[Lane]) -> None:
+def _cancel_all(before: datetime, lanes: list[Lane]) -> None:
     """What is in doubt as well: it may have been sent, so a person decides, and not the time."""
-    cancelled = sum(map(len, _store().cancel_if_due_before(before, now=time.time(), lanes=lanes)))
-    held = len(_store().hold_if_due_before(before, lanes=lanes))
+    cancelled, held = _operations().cancel_due_before(before, lanes)
     doubts = f" {held} are in doubt, and are not sent again by themselves." if held else ""
     click.echo(f"{cancelled} cancelled.{doubts}")
 
@@ -274,13 +294,19 @@ def _pause(pause: Pause) -> str:
 
 def _find(given: str) -> str:
     """Return the id of the mail that an operator names, with a delivery's number as well."""
-    return _store().find_mail(given)
+    return _operations().find(given)
 
 
 def _settle(mail_id: str, to: Status) -> None:
     mail_id = _find(mail_id)  # an unknown one is an error, not "0 moved"
-    before = _store().status(mail_id)
-    moved = _store().settle_if_resting(mail_id, to, now=time.time())
+    before, operations = _operations().status(mail_id), _operations()
+    match to:
+        case Status.CANCELLED:
+            moved = operations.cancel(mail_id)
+        case Status.QUEUED:
+            moved = operations.retry(mail_id)
+        case _:
+            moved = operations.resolve(mail_id, to)
     if not moved and to is Status.QUEUED and before.erased_at:
         raise click.ClickException(
             f"This mail can't be sent again: what it said was erased at {_clock(before.erased_at)}. Queue it anew."
@@ -288,7 +314,11 @@ def _settle(mail_id: str, to: Status) -> None:
     if not moved:
         states = ", ".join(sorted({delivery.status for delivery in before.deliveries}))
         raise click.ClickException(f"Nothing was moved to {to}: the deliveries of this mail are {states}.")
-    click.echo(f"{len(moved)} moved to {to}.")
+    click.echo(f"{moved} moved to {to}.")
+
+
+def _subject(mail: MailStatus) -> str:
+    return "(sensitive)" if mail.sensitive else printable(mail.subject)
 
 
 def _line(delivery: DeliveryStatus) -> str:

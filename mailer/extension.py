@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import flask_mail
@@ -18,6 +19,7 @@ from mailer.intake import Addresses, Intake, Options, When
 from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.mime import make_signer
+from mailer.operations import Operations
 from mailer.outbound import InlineBell, Outbound
 from mailer.rendering import Renderer
 from mailer.schema.autogenerate import register_if_needed
@@ -36,6 +38,7 @@ class State:
     settings: Settings
     store: Store
     intake: Intake
+    operations: Operations
     outbound: Outbound
     mail: QueueState  #: `app.extensions["mail"]`
     celery_check: object  #: kept here, since Celery's signal has a weak reference
@@ -148,21 +151,78 @@ class Mailer:
         )
         return _state().intake.enqueue(message, options)
 
+    # --- what becomes of it -------------------------------------------------------------------------------------------
+
     def status(self, mail_id: str | Receipt) -> MailStatus:
-        """Return what became of a mail. Raise `UnknownMail` unless this is its whole id, or its receipt."""
-        return _state().store.status(_id_of(mail_id))
+        """Return how a mail is doing. Raise `UnknownMail` unless this is its whole id, or its receipt."""
+        return _state().operations.status(mail_id)
 
     def statuses(self, mail_ids: Collection[str | Receipt]) -> dict[str, MailStatus]:
-        """The same for many at once, by id; ids that are unknown are left out."""
-        return _state().store.statuses([*map(_id_of, mail_ids)])
+        """Return how mails are doing, by id. Unknown ids are left out."""
+        return _state().operations.statuses(mail_ids)
 
-    def cancel(self, mail_id: str | Receipt) -> bool:
-        """Cancel what is still queued of a mail; return whether there was any. Raise `UnknownMail` as `status()` does."""
-        store = _state().store
-        moved = store.settle_if_resting(_id_of(mail_id), Status.CANCELLED, now=time.time())
-        if not moved:
-            store.status(_id_of(mail_id))
-        return bool(moved)
+    def mails(
+        self,
+        *,
+        state: Status | str | None = None,
+        to: str | None = None,
+        tag: str | None = None,
+        subject: str | None = None,
+        relay: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        before: str | Receipt | None = None,
+        limit: int = 50,
+    ) -> list[MailStatus]:
+        """Return the newest mails of which one delivery meets all conditions.
+
+        `to` is an address, or a domain such as `@example.com`; `subject` is a part of the subject.
+        `since` and `until` bound the time at which a mail was queued. For the next page, pass the id
+        of the last mail as `before`:
+
+            page = mailer.mails(state="failed", tag="invoice")
+            next_page = mailer.mails(state="failed", tag="invoice", before=page[-1].id)
+        """
+        return _state().operations.mails(
+            state=state,
+            to=to,
+            tag=tag,
+            subject=subject,
+            relay=relay,
+            since=since,
+            until=until,
+            before=before,
+            limit=limit,
+        )
+
+    def cancel(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
+        """Cancel the deliveries of a mail that are still queued, or the one to a recipient.
+
+        Return whether there was any. Raise `UnknownMail` as `status()` does.
+        """
+        return _state().operations.cancel(mail_id, to=to) > 0
+
+    def retry(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
+        """Queue again the failed and doubtful deliveries of a mail, or the one to a recipient.
+
+        Return False if there is none, or if what the mail said is erased.
+        """
+        return _state().operations.retry(mail_id, to=to) > 0
+
+    def resolve(self, mail_id: str | Receipt, verdict: str, *, to: str | None = None) -> bool:
+        """Decide about the doubtful deliveries of a mail: `"sent"` or `"failed"`. Return whether there was any."""
+        return _state().operations.resolve(mail_id, verdict, to=to) > 0
+
+    def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
+        """Let nothing of a lane be sent, or nothing at all, until `resume()`. Mail is queued as ever.
+
+        Return the number of deliveries that workers have claimed already, and may still send.
+        """
+        return _state().operations.pause(lane, reason=reason)
+
+    def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
+        """End the pause of a lane, of a relay, or, with neither, of everything. Return whether there was one."""
+        return _state().operations.resume(lane, relay=relay)
 
     def absence(self) -> str | None:
         """Return "12 mails are due and no worker has been seen for 4 minutes.", or None: for a health check."""
@@ -186,10 +246,6 @@ class Mail(flask_mail.Mail):
     def connect(self) -> QueueConnection:
         """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
         return _state(self.app).mail.connect()
-
-
-def _id_of(mail_id: str | Receipt) -> str:
-    return mail_id.id if isinstance(mail_id, Receipt) else mail_id
 
 
 def _state(app: Flask | None = None) -> State:
@@ -225,7 +281,9 @@ def _set_up(app: Flask) -> State:
     install(celery, outbound)
     check = CeleryCheck(app, celery)
     intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check.objection))
-    return State(settings, store, intake, outbound, QueueState(flask_mail_state(settings), intake), check)
+    return State(
+        settings, store, intake, Operations(settings, store), outbound, QueueState(flask_mail_state(settings), intake), check
+    )
 
 
 def _load_settings(app: Flask, broker_url: str | None) -> Settings:

@@ -216,19 +216,12 @@ def _envelope(recipients: tuple[str, ...], size: int, key: Key | None, options: 
     return Envelope(
         recipients=recipients,
         key=key,
-        lane=_lane(options.lane),
+        lane=Lane.parse(options.lane),
         due_at=due_at,
         expires_at=expires_at,
         on_doubt=_on_doubt(options.on_doubt),
         size=size,
     )
-
-
-def _lane(given: Lane | str) -> Lane:
-    try:
-        return given if isinstance(given, Lane) else Lane[given.upper()]
-    except (KeyError, AttributeError):
-        raise InvalidMail(f"lane: {given!r}: use 'critical', 'normal' or 'bulk'.") from None
 
 
 def _on_doubt(given: OnDoubt | str) -> OnDoubt:

@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
-from mailer.errors import InvalidAttachment
+from mailer.errors import InvalidAttachment, InvalidMail
 from mailer.message.addresses import Address, AddressLike, parse_addresses
 from mailer.message.text import HEADER_NAME, check_body, check_headers, check_text
 
@@ -109,6 +109,14 @@ class Lane(IntEnum):
     CRITICAL = 0
     NORMAL = 1
     BULK = 2
+
+    @classmethod
+    def parse(cls, given: "Lane | str") -> "Lane":
+        """Return the lane of a name."""
+        try:
+            return given if isinstance(given, cls) else cls[given.upper()]  # type: ignore[union-attr]
+        except (KeyError, AttributeError):
+            raise InvalidMail(f"lane: {given!r}: use 'critical', 'normal' or 'bulk'.") from None
 
 
 class OnDoubt(StrEnum):
@@ -412,6 +420,8 @@ class MailStatus:
     created_at: datetime
     sensitive: bool = False
     erased_at: datetime | None = None  #: since then, what it said is gone
+    tags: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
     deliveries: tuple[DeliveryStatus, ...]
 
     @property

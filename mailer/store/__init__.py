@@ -12,10 +12,11 @@ from mailer.store.outlook import Outlook
 from mailer.store.pauses import Pauses
 from mailer.store.queue import Queue, Result
 from mailer.store.retention import Retention
+from mailer.store.search import Filter, Search
 from mailer.store.workers import Workers
 
-__all__ = ["MOVED_AT_ONCE", "CallersConnection", "Outlook", "Result", "Store", "connection_of"]
+__all__ = ["MOVED_AT_ONCE", "CallersConnection", "Filter", "Outlook", "Result", "Store", "connection_of"]
 
 
-class Store(Mails, Queue, Pauses, Decisions, Retention, Workers):
+class Store(Mails, Queue, Pauses, Decisions, Retention, Search, Workers):
     """The database of one app. Threads share it, and it survives a fork."""

@@ -40,7 +40,10 @@ SELECT id, {octets_of_text} + COALESCE((
 FROM mailer_message WHERE id {mails}
 """
 SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
-HEADS = "SELECT id, message_id, subject, created_at, sensitive, erased_at FROM mailer_message WHERE id {mails}"
+HEADS = """
+SELECT id, message_id, subject, created_at, sensitive, erased_at, CAST(tags AS text), CAST(metadata AS text)
+FROM mailer_message WHERE id {mails}
+"""
 COPIES = """
 SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay
 FROM mailer_delivery WHERE mail_id {mails}

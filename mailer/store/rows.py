@@ -236,9 +236,11 @@ def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[R
             created_at=when(created_at),
             sensitive=bool(sensitive),
             erased_at=None if erased_at is None else when(erased_at),
+            tags=_strings(tags),
+            metadata=_pairs(metadata),
             deliveries=tuple(deliveries[mail_id]),
         )
-        for mail_id, message_id, subject, created_at, sensitive, erased_at in heads
+        for mail_id, message_id, subject, created_at, sensitive, erased_at, tags, metadata in heads
     }
 
 

@@ -122,10 +122,10 @@ def test_the_status_tells_no_next_try_in_the_past(shop: Flask, flask_mail: Flask
 
 DECISIONS = [
     (Status.QUEUED, ["cancel"], Status.CANCELLED),
-    (Status.FAILED, ["requeue"], Status.QUEUED),
-    (Status.DOUBTFUL, ["requeue"], Status.QUEUED),
-    (Status.DOUBTFUL, ["settle", "sent"], Status.SENT),
-    (Status.DOUBTFUL, ["settle", "failed"], Status.FAILED),
+    (Status.FAILED, ["retry"], Status.QUEUED),
+    (Status.DOUBTFUL, ["retry"], Status.QUEUED),
+    (Status.DOUBTFUL, ["resolve", "sent"], Status.SENT),
+    (Status.DOUBTFUL, ["resolve", "failed"], Status.FAILED),
 ]
 
 
@@ -160,8 +160,8 @@ def test_nothing_to_move_is_a_failure(shop: Flask, flask_mail: Flasks) -> None:
 
     for arguments, to, state in [
         (["cancel", sent], "cancelled", "sent"),
-        (["requeue", sent], "queued", "sent"),
-        (["settle", sent, "failed"], "failed", "sent"),
+        (["retry", sent], "queued", "sent"),
+        (["resolve", sent, "failed"], "failed", "sent"),
         (["cancel", claimed], "cancelled", "claimed"),
     ]:
         assert failure(flask_mail(*arguments)) == f"Error: Nothing was moved to {to}: the deliveries of this mail are {state}.\n"
@@ -170,7 +170,7 @@ def test_nothing_to_move_is_a_failure(shop: Flask, flask_mail: Flasks) -> None:
 @sqlite_only
 def test_an_unknown_id(flask_mail: Flasks) -> None:
     """It may have been purged, or it is another installation's."""
-    for arguments in (["status", "nope"], ["cancel", "nope"], ["requeue", "nope"], ["settle", "nope", "sent"]):
+    for arguments in (["status", "nope"], ["cancel", "nope"], ["retry", "nope"], ["resolve", "nope", "sent"]):
         assert failure(flask_mail(*arguments)) == (
             "Error: No mail has the id 'nope': it was never queued here, or it has been purged.\n"
         )
@@ -179,7 +179,7 @@ def test_an_unknown_id(flask_mail: Flasks) -> None:
 @sqlite_only
 def test_a_wrong_call(flask_mail: Flasks) -> None:
     """Click says what is allowed, and exits with 2."""
-    unknown_verdict, no_id = flask_mail("settle", "nope", "lost"), flask_mail("status")
+    unknown_verdict, no_id = flask_mail("resolve", "nope", "lost"), flask_mail("status")
 
     assert (unknown_verdict.exit_code, no_id.exit_code) == (2, 2)
     assert "'lost' is not one of 'sent', 'failed'" in unknown_verdict.stderr
@@ -192,7 +192,7 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
     assert [line.split()[0] for line in lines] == [
-        *("cancel", "due", "migrate", "pause", "queue", "relays", "requeue", "resume", "settle", "status")
+        *("cancel", "due", "inbox", "list", "migrate", "pause", "queue", "relays", "resolve", "resume", "retry", "status")
     ]
     assert all(len(line.split()) > 3 for line in lines)
 
@@ -280,7 +280,7 @@ def test_what_was_erased_is_not_requeued(shop: Flask, flask_mail: Flasks) -> Non
     """There is nothing left to send, and the command says since when."""
     mail_id = bring(store_of(shop), Status.FAILED, message=a_message(sensitive=True)).mail_id
 
-    assert failure(flask_mail("requeue", mail_id)) == (
+    assert failure(flask_mail("retry", mail_id)) == (
         "Error: This mail can't be sent again: what it said was erased at 2027-01-15 08:00:00 UTC. Queue it anew.\n"
     )
     head = flask_mail("status", mail_id).output.splitlines()[0]
@@ -469,7 +469,7 @@ def test_a_command_of_the_application_sends_mail(shop: Flask) -> None:
 
 @sqlite_only
 @pytest.mark.parametrize(
-    "command", ["migrate", "queue", "status 1", "cancel 1", "requeue 1", "settle 1 sent", "relays", "resume 127.0.0.1:25"]
+    "command", ["migrate", "queue", "status 1", "cancel 1", "retry 1", "resolve 1 sent", "relays", "resume 127.0.0.1:25"]
 )
 def test_the_database_is_away(open_shop: OpenShop, command: str) -> None:
     """Each command says so in one line, which has the key and not the password."""

@@ -40,8 +40,8 @@ def test_the_beginning_of_an_id_will_do(mails: Flask) -> None:
     for beginning in (OTHER[:8], OTHER[:31], OTHER, f"{OTHER[:8]}…", f"{OTHER[:8]}..."):
         assert run_in(mails, "status", beginning).output.startswith(f"{OTHER}  ")
     assert run_in(mails, "cancel", OTHER[:8]).output == "1 moved to cancelled.\n"
-    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "requeue", OTHER[:8]))
-    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "settle", OTHER[:8], "sent"))
+    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "retry", OTHER[:8]))
+    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "resolve", OTHER[:8], "sent"))
     assert run_in(mails, "cancel", ONE[:31]).output == "1 moved to cancelled.\n"
     assert [mailer.status(mail_id).deliveries[0].status for mail_id in (ONE, NEAR, OTHER)] == [
         Status.CANCELLED,
@@ -54,7 +54,7 @@ def test_a_beginning_that_several_have(mails: Flask) -> None:
     """Nothing is shown and nothing is moved, and the error names them."""
     for beginning in (ONE[:8], ONE[:30]):
         said = f"'{beginning}' may be any of these mails: {ONE}, {NEAR}. Give the whole id, or more of it."
-        for arguments in (["status", beginning], ["cancel", beginning], ["requeue", beginning], ["settle", beginning, "sent"]):
+        for arguments in (["status", beginning], ["cancel", beginning], ["retry", beginning], ["resolve", beginning, "sent"]):
             assert failure(run_in(mails, *arguments)) == f"Error: {said}\n"
     assert {row["status"] for row in table(store_of(mails)).values()} == {"queued"}
 

@@ -140,7 +140,12 @@ assert_type(queue.statuses({receipt.id}), dict[str, MailStatus])
 assert_type(queue.cancel(receipt.id), bool)
 assert_type(queue.status(receipt), MailStatus)
 assert_type(queue.statuses([receipt]), dict[str, MailStatus])
-assert_type(queue.cancel(receipt), bool)
+assert_type(queue.cancel(receipt, to="ada@example.com"), bool)
+assert_type(queue.retry(receipt), bool)
+assert_type(queue.resolve(receipt, "sent"), bool)
+assert_type(queue.mails(state="failed", since=datetime.now(UTC), before=receipt), list[MailStatus])
+assert_type(queue.pause("bulk", reason="restored from a backup"), int)
+assert_type(queue.resume(relay="backup"), bool)
 
 for delivery in status:
     assert_type(delivery, DeliveryStatus)

@@ -1,0 +1,182 @@
+"""The verbs: what a person or a program does with mail that is queued.
+
+`Mailer`, the command line and the pages do everything through this module, but for queueing.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from mailer.errors import InvalidMail, UnknownMail
+from mailer.message import DeliveryStatus, Lane, MailStatus, Pause, Receipt, Status
+from mailer.settings import RelaySettings, Settings
+from mailer.store import Filter, Outlook, Store
+
+_PAGE = 50
+_MAX_PAGE = 1000
+_IN_A_WORKERS_HANDS = (Status.CLAIMED, Status.TRANSMITTING)
+_RESOLUTIONS = (Status.SENT, Status.FAILED)
+
+MailId = str | Receipt
+
+
+class Operations:
+    """The operations on the mail of one app."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+
+    # --- find ---------------------------------------------------------------------------------------------------------
+
+    def status(self, mail_id: MailId) -> MailStatus:
+        """Return how a mail is doing. Raise `UnknownMail` unless this is its whole id, or its receipt."""
+        return self._store.status(_id_of(mail_id))
+
+    def statuses(self, mail_ids: Collection[MailId]) -> dict[str, MailStatus]:
+        """Return how mails are doing, by id. Unknown ids are left out."""
+        return self._store.statuses([*map(_id_of, mail_ids)])
+
+    def find(self, given: str) -> str:
+        """Return the id of a mail by the beginning of its id, or by the number of a delivery.
+
+        Never call it with what a visitor sent: ids begin with the time, and numbers are counted.
+        """
+        return self._store.find_mail(given)
+
+    def mails(
+        self,
+        *,
+        state: Status | str | None = None,
+        to: str | None = None,
+        tag: str | None = None,
+        subject: str | None = None,
+        relay: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        before: MailId | None = None,
+        limit: int = _PAGE,
+    ) -> list[MailStatus]:
+        """Return the newest mails of which one delivery meets all conditions."""
+        if not 1 <= limit <= _MAX_PAGE:
+            raise InvalidMail(f"limit: {limit}: give a number from 1 to {_MAX_PAGE}.")
+        wanted = Filter(
+            state=None if state is None else _state(state),
+            recipient=to,
+            relay=relay,
+            tag=tag,
+            subject=subject,
+            since=_seconds(since, "since"),
+            until=_seconds(until, "until"),
+        )
+        after = None if before is None else _id_of(before)
+        ids = self._store.find_ids(wanted, before=after, most=limit)
+        found = self._store.statuses(ids)
+        return [found[mail_id] for mail_id in ids if mail_id in found]
+
+    def counts(self) -> list[tuple[Status, Lane, int, float | None]]:
+        """Return (status, lane, number of deliveries, oldest due time)."""
+        return self._store.counts()
+
+    def outlook(self, *, most: int) -> Outlook:
+        """Return what would go out by itself, with the `most` largest domains, and so many of the first mails."""
+        return self._store.outlook(now=time.time(), most=most)
+
+    # --- decide -------------------------------------------------------------------------------------------------------
+
+    def cancel(self, mail_id: MailId, *, to: str | None = None) -> int:
+        """Cancel the queued deliveries of a mail. Return their number."""
+        return self._move(mail_id, Status.CANCELLED, to)
+
+    def retry(self, mail_id: MailId, *, to: str | None = None) -> int:
+        """Queue again the failed and doubtful deliveries of a mail. Return their number.
+
+        A mail whose content is erased can't be sent again: then the number is 0.
+        """
+        return self._move(mail_id, Status.QUEUED, to)
+
+    def resolve(self, mail_id: MailId, verdict: Status | str, *, to: str | None = None) -> int:
+        """Decide about the doubtful deliveries of a mail: they were sent, or they have failed. Return their number."""
+        if (decided := _state(verdict)) not in _RESOLUTIONS:
+            raise InvalidMail(f"verdict: {verdict!r}: give 'sent' or 'failed'.")
+        return self._move(mail_id, decided, to)
+
+    def cancel_due_before(self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)) -> tuple[int, int]:
+        """Cancel the deliveries that were due before a time. Return their number, and that of doubtful ones.
+
+        A doubtful delivery may have been sent: it is not sent again by itself, and waits for a person.
+        """
+        moment = before.timestamp()
+        steps = self._store.cancel_if_due_before(moment, now=time.time(), lanes=lanes)
+        cancelled = sum(len(step) for step in steps)
+        return cancelled, len(self._store.hold_if_due_before(moment, lanes=lanes))
+
+    def _move(self, mail_id: MailId, status: Status, to: str | None) -> int:
+        number, now = _id_of(mail_id), time.time()
+        if to is None:
+            moved = len(self._store.settle_if_resting(number, status, now=now))
+            if not moved:
+                self._store.status(number)  # raises UnknownMail
+            return moved
+        deliveries = self._deliveries_to(number, to)
+        settle = self._store.settle_if_resting
+        return sum(len(settle(number, status, now=now, delivery_id=one.id)) for one in deliveries)
+
+    def _deliveries_to(self, mail_id: str, to: str) -> list[DeliveryStatus]:
+        mail = self._store.status(mail_id)
+        found = [one for one in mail if one.recipient.lower() == to.lower()]
+        if not found:
+            raise UnknownMail(f"Mail {mail_id} has no recipient {to!r}. Give one of its recipients.")
+        return found
+
+    # --- pause --------------------------------------------------------------------------------------------------------
+
+    def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
+        """Let nothing of a lane be sent, or nothing at all, until `resume()`. Mail is queued as ever.
+
+        Return the number of deliveries that workers have claimed already, and may still send.
+        """
+        paused = None if lane is None else Lane.parse(lane)
+        self._store.pause(paused, now=time.time(), reason=reason)
+        return sum(
+            count for status, its, count, _due in self._store.counts() if status in _IN_A_WORKERS_HANDS and paused in (None, its)
+        )
+
+    def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
+        """End the pause of a lane, of a relay, or, with neither, of everything. Return whether there was one."""
+        if relay is None:
+            return self._store.resume(None if lane is None else Lane.parse(lane))
+        if relay not in (known := self.relays()):
+            raise InvalidMail(f"No relay is named {relay!r}: there is {', '.join(known)}.")
+        return self._store.resume_relay(relay)
+
+    def pauses(self) -> dict[Lane | None, Pause]:
+        """Return the pauses of lanes. None stands for everything."""
+        return self._store.list_pauses()
+
+    def relay_pauses(self) -> dict[str, Pause]:
+        """Return the pauses of relays, by name."""
+        return self._store.relay_pauses()
+
+    def relays(self) -> dict[str, RelaySettings]:
+        """Return the relays, by name."""
+        return {relay.name: relay for relay in self._settings.relays}
+
+
+def _id_of(mail_id: MailId) -> str:
+    return mail_id.id if isinstance(mail_id, Receipt) else mail_id
+
+
+def _state(given: Status | str) -> Status:
+    try:
+        return Status(given)
+    except ValueError:
+        raise InvalidMail(f"state: {given!r}: give one of {', '.join(Status)}.") from None
+
+
+def _seconds(given: datetime | None, field: str) -> float | None:
+    if given is None:
+        return None
+    if not isinstance(given, datetime) or given.utcoffset() is None:
+        raise InvalidMail(f"{field}: {given!r}: give a datetime with a time zone: datetime.now(UTC) - …")
+    return given.timestamp()

@@ -1,0 +1,219 @@
+"""The operations: what a person or a program does with mail that is queued."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from mailer import InvalidMail, Lane, Mailer, Status, UnknownMail
+from mailer.message import id_at, new_id
+from tests.integration.test_cli import run_in
+from tests.mails import NOW, a_message, bring, claim, insert, mark, record, table
+from tests.shop import store_of
+
+mailer = Mailer()
+
+DAY = 86400.0
+
+
+def queue(shop: Flask, *recipients: str, at: float = NOW, **fields: Any) -> str:
+    """A mail that was queued at a time."""
+    message = a_message(id=new_id(at), created_at=at, **fields)
+    return insert(store_of(shop), *recipients, message=message)
+
+
+def found(**conditions: Any) -> list[str]:
+    return [mail.id for mail in mailer.mails(**conditions)]
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(shop: Flask) -> list[str]:
+    """A mail a day: to Ada, to Bob and Eve, to Ada again."""
+    return [
+        queue(shop, "ada@example.com", at=NOW, tags=("invoice",), subject="Your invoice 100%"),
+        queue(shop, "bob@example.com", "eve@example.org", at=NOW + DAY, subject="Welcome_home"),
+        queue(shop, "Ada@Example.com", at=NOW + 2 * DAY, tags=("a b", "wörk"), subject="YOUR ORDER"),
+    ]
+
+
+def test_the_newest_come_first(three: list[str]) -> None:
+    """Each mail once, with all its deliveries, however many of them meet the conditions."""
+    first, second, third = three
+
+    assert found() == [third, second, first]
+    assert [len(mail.deliveries) for mail in mailer.mails()] == [1, 2, 1]
+    assert mailer.mails()[2].tags == ("invoice",)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "places"),
+    [
+        ({"to": "ada@example.com"}, [2, 0]),
+        ({"to": "EVE@example.org"}, [1]),
+        ({"to": "@example.org"}, [1]),
+        ({"to": "@example.com"}, [2, 1, 0]),
+        ({"to": "example.com"}, []),
+        ({"tag": "invoice"}, [0]),
+        ({"tag": "invoi"}, []),
+        ({"tag": "wörk"}, [2]),
+        ({"subject": "your"}, [2, 0]),
+        ({"subject": "100%"}, [0]),
+        ({"subject": "%"}, [0]),
+        ({"subject": "_"}, [1]),
+        ({"subject": "\\"}, []),
+        ({"since": datetime.fromtimestamp(NOW + DAY, UTC)}, [2, 1]),
+        ({"until": datetime.fromtimestamp(NOW + DAY, UTC)}, [0]),
+        ({"state": "queued", "to": "ada@example.com", "subject": "order"}, [2]),
+        ({"state": Status.SENT}, []),
+        ({"relay": "backup"}, []),
+        ({"tag": "' OR 1=1 --"}, []),
+    ],
+)
+def test_conditions(three: list[str], conditions: dict[str, Any], places: list[int]) -> None:
+    """All of them must be met; what stands for something else in LIKE stands for itself."""
+    assert found(**conditions) == [three[place] for place in places]
+
+
+def test_conditions_of_a_delivery_are_met_by_one(shop: Flask, three: list[str]) -> None:
+    """Not one by this recipient's and the other by that one's."""
+    store = store_of(shop)
+    [bob] = [one for one in claim(store) if one.recipient == "bob@example.com"]
+    mark(store, bob)
+    record(store, bob, to=Status.SENT)
+
+    assert found(state="sent", to="bob@example.com") == [three[1]]
+    assert found(state="sent", to="eve@example.org") == []
+
+
+def test_page_after_page(shop: Flask) -> None:
+    """Each begins where the one before it ended, and new mail moves nothing."""
+    ids = [queue(shop, "ada@example.com", at=NOW + number) for number in range(5)]
+
+    first = found(limit=2)
+    queue(shop, "ada@example.com", at=NOW + 100)
+
+    assert first == [ids[4], ids[3]]
+    assert found(limit=2, before=ids[3]) == [ids[2], ids[1]]
+    assert found(limit=2, before=ids[1]) == [ids[0]]
+    assert found(before=ids[0]) == []
+    assert found(before="no id'") == []
+
+
+def test_a_sensitive_mail_is_not_found_by_its_subject(shop: Flask) -> None:
+    """Nobody tries out what was in it."""
+    mail_id = queue(shop, "ada@example.com", subject="Your code is 1111", sensitive=True)
+
+    assert found(subject="1111") == []
+    assert found(to="ada@example.com") == [mail_id]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ({"state": "lost"}, "state: 'lost': give one of queued, claimed,"),
+        ({"limit": 0}, "limit: 0: give a number from 1 to 1000"),
+        ({"limit": 1001}, "limit: 1001"),
+        ({"since": datetime(2026, 11, 27)}, "since: .*: give a datetime with a time zone"),  # noqa: DTZ001 -- the mistake
+        ({"until": "yesterday"}, "until: 'yesterday': give a datetime"),
+    ],
+)
+def test_wrong_conditions(shop: Flask, conditions: dict[str, Any], said: str) -> None:
+    """The error says what is allowed."""
+    with pytest.raises(InvalidMail, match=said):
+        mailer.mails(**conditions)
+
+
+def test_the_command(shop: Flask, three: list[str]) -> None:
+    """It lists a line for each mail, and says how to see more."""
+    output = run_in(shop, "list", "--to", "@example.com", "--limit", "2").output
+
+    lines = output.splitlines()
+    assert [line[:32] for line in lines[:2]] == [three[2], three[1]]
+    assert "queued  bob@example.com, eve@example.org  Welcome_home" in lines[1]
+    assert lines[2] == f"More: --before {three[1]}"
+    assert run_in(shop, "list", "--tag", "nothing").output == "No such mail.\n"
+    assert run_in(shop, "list", "--before", three[1][:12]).output.startswith(three[0])
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_one_recipient(shop: Flask, three: list[str]) -> None:
+    """The other deliveries of the mail stay as they are."""
+    assert mailer.cancel(three[1], to="EVE@example.org")
+
+    states = {one.recipient: one.status for one in mailer.status(three[1])}
+    assert states == {"bob@example.com": Status.QUEUED, "eve@example.org": Status.CANCELLED}
+    assert not mailer.cancel(three[1], to="eve@example.org")
+    assert mailer.cancel(three[1])
+    with pytest.raises(UnknownMail, match=r"has no recipient 'ada@example.com'"):
+        mailer.cancel(three[1], to="ada@example.com")
+
+
+@pytest.mark.parametrize(
+    ("state", "call", "expected"),
+    [
+        (Status.FAILED, mailer.retry, Status.QUEUED),
+        (Status.DOUBTFUL, mailer.retry, Status.QUEUED),
+        (Status.DOUBTFUL, lambda mail_id: mailer.resolve(mail_id, "sent"), Status.SENT),
+        (Status.DOUBTFUL, lambda mail_id: mailer.resolve(mail_id, "failed"), Status.FAILED),
+        (Status.QUEUED, mailer.cancel, Status.CANCELLED),
+    ],
+)
+def test_decisions(shop: Flask, state: Status, call: Any, expected: Status) -> None:
+    """They are those of the command line."""
+    delivery = bring(store_of(shop), state)
+
+    assert call(delivery.mail_id) is True
+    assert table(store_of(shop))[delivery.id]["status"] == expected
+    assert mailer.mails(state=expected)[0].id == delivery.mail_id
+
+
+def test_decisions_about_nothing(shop: Flask) -> None:
+    """A mail in no such state is left alone, an unknown one is an error, and so is an unknown verdict."""
+    mail_id = queue(shop, "ada@example.com")
+
+    assert (mailer.retry(mail_id), mailer.resolve(mail_id, "sent")) == (False, False)
+    for call in (mailer.retry, mailer.cancel, lambda unknown: mailer.resolve(unknown, "sent")):
+        with pytest.raises(UnknownMail):
+            call("nope")
+    with pytest.raises(InvalidMail, match="verdict: 'queued': give 'sent' or 'failed'"):
+        mailer.resolve(mail_id, "queued")
+
+
+# --- pauses -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause(shop: Flask) -> None:
+    """Of a lane, or of everything; it tells how many may still go out."""
+    store = store_of(shop)
+    queue(shop, "ada@example.com", "bob@example.com")
+    claim(store, most=1)
+
+    assert mailer.pause("bulk") == 0
+    assert mailer.pause(reason="restored") == 1
+    assert claim(store) == []
+    assert shop.extensions["mailer"].operations.pauses().keys() == {Lane.BULK, None}
+    assert (mailer.resume(), mailer.resume("bulk"), mailer.resume(Lane.BULK)) == (True, True, False)
+    assert len(claim(store)) == 1
+
+
+def test_a_pause_of_a_relay(shop: Flask) -> None:
+    """Whoever has mended it need not wait."""
+    [name] = shop.extensions["mailer"].operations.relays()
+    store_of(shop).pause_relay(name, failures=0, now=NOW, until=NOW + 60, reason="down")
+
+    assert (mailer.resume(relay=name), mailer.resume(relay=name)) == (True, False)
+    with pytest.raises(InvalidMail, match=f"No relay is named 'backup': there is {name}"):
+        mailer.resume(relay="backup")
+    with pytest.raises(InvalidMail, match="lane: 'urgent'"):
+        mailer.pause("urgent")
+
+
+def test_ids_sort_by_time() -> None:
+    """That is what pages and bounds go by."""
+    assert id_at(NOW) <= new_id(NOW) < id_at(NOW + timedelta(seconds=1).total_seconds())
