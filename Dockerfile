@@ -16,4 +16,4 @@ COPY . .
 # Here, because who runs it can't write to this folder.
 RUN python -m compileall -q .
 USER 10001
-CMD ["gunicorn", "devstack.site:create_app()", "--bind", "0.0.0.0:8000", "--worker-class", "gthread", "--threads", "8", "--no-control-socket"]
+CMD ["gunicorn", "devstack.demo:create_app()", "--bind", "0.0.0.0:8000", "--worker-class", "gthread", "--threads", "8", "--no-control-socket"]

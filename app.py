@@ -33,6 +33,7 @@ DEFAULTS = {
 }
 #: The navigation: label -> endpoint.
 PAGES = {"Members": "pages.members"}
+NICKNAME = "A nickname has 2 to 30 letters, digits, hyphens or underscores."
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -81,7 +82,7 @@ class Follow(db.Model):  # type: ignore[name-defined]
 
 
 class MemberForm(FlaskForm):
-    nickname = StringField("Nickname", [Regexp(r"[\w-]{2,30}\Z", message="Use 2 to 30 letters, digits, - or _.")])
+    nickname = StringField("Nickname", [Regexp(r"[\w-]{2,30}\Z", message=NICKNAME)])
     address = EmailField("Email address", [InputRequired()])
 
 
@@ -107,8 +108,8 @@ def sign_up(nickname: str, address: str) -> str:
     if member is None:
         member = Member(key=nickname.casefold(), nickname=nickname, address=address)
         db.session.add(member)
-        admin = flask.current_app.config["ADMIN_MAIL"]
-        send_email(admin, "New user", "mail/new_user", reply_to=address, connection=db.session, user=member)
+        admin, kind = flask.current_app.config["ADMIN_MAIL"], "mail/new_user"
+        send_email(admin, "New user", kind, reply_to=address, connection=db.session, user=member)
         db.session.commit()
         flash(f"Welcome, {nickname}. The administrator gets a mail about you.")
     elif member.address == address:

@@ -1,4 +1,4 @@
-"""`python -m devstack`, called by `make run`: the local stack, from start to stop."""
+"""`python -m devstack`, called by `make run`: run the local stack until Ctrl-C."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ from mailer.private import make_private_folder
 
 
 def main() -> int:
-    """The exit code: 0 after a stop that was asked for and went well."""
+    """Return the exit code: 0 after a requested stop of all parts."""
     console = Console(sys.stdout, ("broker", "inbox", "worker", "web"))
     folder = Path(os.environ.get("INSTANCE_PATH") or "instance").absolute()
     try:
@@ -31,12 +31,12 @@ def main() -> int:
     except MailerError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"The local stack keeps its files in {folder}, which does not work: {error}", file=sys.stderr)
+        print(f"The local stack can't keep its files in {folder}: {error}", file=sys.stderr)
     return 1
 
 
 def prepare(folder: Path) -> Stack:
-    """Refuses what can be seen to fail before anything is started."""
+    """Check the requirements before any part is started, and return the parts."""
     check_packages()
     program = None if given_url(os.environ) else find_program()
     stack = plan(os.environ, folder, program, node=f"local-{os.getpid()}@localhost")
@@ -44,7 +44,10 @@ def prepare(folder: Path) -> Stack:
     if program:
         make_private_folder(folder / "broker")
     elif not probes.broker_answers(stack.broker_url):
-        raise CannotStart("The broker that MAILER_REDIS_URL or REDIS_URL names does not answer: start it, or unset the variable.")
+        raise CannotStart(
+            "The broker of MAILER_REDIS_URL or REDIS_URL does not answer: start it, or unset the"
+            " variable."
+        )
     return stack
 
 
@@ -67,7 +70,9 @@ def run(stack: Stack, supervisor: Supervisor, console: Console) -> int:
 
 
 def welcome(stack: Stack) -> str:
-    aside = "" if is_local(os.environ.get("MAIL_SERVER")) else "\nMAIL_SERVER is not used here: all mail goes to the inbox.\n"
+    aside = ""
+    if not is_local(os.environ.get("MAIL_SERVER")):
+        aside = "\nMAIL_SERVER is not used here: all mail goes to the inbox.\n"
     return f"""
 Mailer is running:  {stack.url}
 its inbox:          {stack.url}/inbox
@@ -78,7 +83,7 @@ Stop with Ctrl-C.
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Two stacks in one folder would stop each other. The lock goes with the process, however that ends."""
+    """Hold the lock of the folder: two stacks in one folder would stop each other."""
     make_private_folder(folder)
     with (folder / "devstack.lock").open("a+") as file:
         try:
@@ -86,7 +91,8 @@ def only_one(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise CannotStart(
-                f"The local stack runs already (process {file.read()}): stop it with Ctrl-C in its terminal."
+                f"The local stack runs already (process {file.read()}): stop it with Ctrl-C in its"
+                " terminal."
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -97,7 +103,10 @@ def only_one(folder: Path) -> Iterator[None]:
 def check_packages() -> None:
     missing = [name for name in ("aiosmtpd", "gunicorn") if find_spec(name) is None]
     if missing:
-        raise CannotStart(f"Python lacks {' and '.join(missing)}: start the local stack with `make run`, which installs them.")
+        raise CannotStart(
+            f"Python lacks {' and '.join(missing)}: start the local stack with `make run`, which"
+            " installs them."
+        )
 
 
 def check_ports(stack: Stack) -> None:
@@ -105,7 +114,8 @@ def check_ports(stack: Stack) -> None:
         if not probes.port_is_free(HOST, port):
             raise CannotStart(
                 f"Port {port} can't be used (it is taken, or reserved): "
-                f"stop the program that uses it, or choose another, for example `make run {variable}={port + 1}`."
+                "stop the program that uses it, or choose another, for example"
+                f" `make run {variable}={port + 1}`."
             )
 
 

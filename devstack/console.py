@@ -1,4 +1,4 @@
-"""One terminal for several logs: each line carries the name of the part it is from."""
+"""One terminal for several logs: each line begins with the name of its part."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ RUNNER = "stack"
 
 
 class Console:
-    """Prints whole lines, from any thread."""
+    """A terminal that prints whole lines, from any thread."""
 
     def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
         names = [RUNNER, *names]
@@ -22,10 +22,13 @@ class Console:
         self._lock = threading.Lock()
         self._prefixes = {name: f"{name:<{width}} | " for name in names}
         if stream.isatty() and not os.environ.get("NO_COLOR"):
-            self._prefixes = {name: f"\033[{next(colours)}m{prefix}\033[0m" for name, prefix in self._prefixes.items()}
+            self._prefixes = {
+                name: f"\033[{next(colours)}m{prefix}\033[0m"
+                for name, prefix in self._prefixes.items()
+            }
 
     def say(self, text: str) -> None:
-        """The runner's own words."""
+        """Print a message of the runner itself."""
         for line in text.splitlines() or [""]:
             self.show(RUNNER, line)
 
@@ -36,5 +39,7 @@ class Console:
 
 
 def _harmless(line: str) -> str:
-    """What a part prints may have come to it over the network: the terminal is to show it, not to obey it."""
-    return "".join(letter if letter.isprintable() or letter == "\t" else ascii(letter)[1:-1] for letter in line)
+    """Return the line without control characters: a part may print input from the network."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\t" else ascii(letter)[1:-1] for letter in line
+    )

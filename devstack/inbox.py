@@ -1,4 +1,4 @@
-"""`python -m devstack.inbox`: the inbox process of the local stack, whose page is part of the web application."""
+"""`python -m devstack.inbox`: the SMTP server of the local stack. The web process has its page."""
 
 import os
 from pathlib import Path

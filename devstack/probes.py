@@ -1,4 +1,4 @@
-"""Is it there? Each question is asked as the one who will depend on the answer asks it, and takes a second at most."""
+"""Probes of the parts: each connects as a client of the part does, and takes at most a second."""
 
 import http.client
 import smtplib
@@ -14,7 +14,9 @@ PATIENCE = 1.0
 def broker_answers(url: str) -> bool:
     limits = {"socket_connect_timeout": PATIENCE, "socket_timeout": PATIENCE}
     try:
-        with Connection(_as_celery_spells(url), connect_timeout=PATIENCE, transport_options=limits) as connection:
+        with Connection(
+            _as_celery_spells(url), connect_timeout=PATIENCE, transport_options=limits
+        ) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
     except (OperationalError, OSError):
         return False

@@ -1,4 +1,4 @@
-"""Which process is which. A pid alone does not say: it is used again. With its start time it names one process for good."""
+"""Processes, identified by pid and start time: a pid alone is used again."""
 
 import json
 import os
@@ -25,22 +25,25 @@ class Process:
         return start_time(self.pid) == self.started
 
     def terminate(self) -> None:
-        """Asks the main process, and it alone, to stop: its helpers are its own business."""
+        """Send SIGTERM to the main process, which stops its own helpers."""
         if self.alive:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it and everything in its group."""
-        with suppress(ProcessLookupError, PermissionError):  # nobody is left (on macOS: nobody but a zombie)
+        """Kill the process and its group."""
+        with suppress(
+            ProcessLookupError, PermissionError
+        ):  # nobody is left (on macOS: nobody but a zombie)
             os.killpg(self.pid, signal.SIGKILL)
 
 
 def start_time(pid: int) -> str | None:
-    """When the process began, in words that no other process of this pid shares; None if it has ended."""
+    """Return the start time, unique among processes of this pid. Return None if it has ended."""
     if Path("/proc/self/stat").exists():
         return _start_time_on_linux(pid)
-    listed = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
     state, _, started = listed.stdout.strip().partition(" ")
     return None if state.startswith("Z") else started.strip() or None
 
@@ -56,7 +59,7 @@ def _start_time_on_linux(pid: int) -> str | None:
 
 
 class Ledger:
-    """The file that says what runs, so that a run that could not tidy up is tidied up after."""
+    """The file with the running processes, so that the next run can stop those of a killed one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,13 +68,15 @@ class Ledger:
     def add(self, process: Process) -> None:
         self._running.append(process)
         unfinished = self._path.with_suffix(".part")
-        unfinished.write_text(json.dumps([asdict(each) for each in self._running]), encoding="utf-8")
+        content = json.dumps([asdict(each) for each in self._running])
+        unfinished.write_text(content, encoding="utf-8")
         unfinished.replace(self._path)
 
     def left_behind(self) -> list[Process]:
-        """What an earlier run started and what still runs."""
+        """Return the processes of an earlier run that still run."""
         try:
-            noted = [Process(**entry) for entry in json.loads(self._path.read_text(encoding="utf-8"))]
+            entries = json.loads(self._path.read_text(encoding="utf-8"))
+            noted = [Process(**entry) for entry in entries]
         except (FileNotFoundError, ValueError, TypeError):
             return []
         return [process for process in noted if process.alive]

@@ -18,10 +18,16 @@ from wtforms.validators import NumberRange
 
 from app import db, mailer
 
-#: Races that are remembered. They live in this process: with several, the others know nothing of them.
+#: The number of races that this process remembers. Other processes do not know of them.
 _KEPT = 50
 
-pages = Blueprint("race", __name__, template_folder="templates", static_folder="static", static_url_path="/race/static")
+pages = Blueprint(
+    "race",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/race/static",
+)
 
 
 class Progress(NamedTuple):

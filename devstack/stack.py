@@ -1,4 +1,4 @@
-"""What the local stack consists of: a pure function from the environment to the parts."""
+"""The parts of the local stack, as a pure function of the environment."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from devstack.supervisor import Part
 
 HOST = "127.0.0.1"
 
-# What nobody waits for at a desk. Each can be set in the environment.
+# Shorter than in production, since a person waits. Each can be set in the environment.
 SHORT_WAITS = {
     "MAILER_CONNECT_TIMEOUT": "5",
     "MAILER_COMMAND_TIMEOUT": "10",
@@ -22,7 +22,7 @@ SHORT_WAITS = {
     "MAILER_DOUBT_RESEND_AFTER": "30",
 }
 PHASES = ("CONNECT", "COMMAND", "DATA", "REPLY")
-# The local stack never mails the world: what points to another relay, and what only that one understands, is left out.
+# Left out, so that the local stack never sends mail to real people.
 OF_ANOTHER_RELAY = (
     "MAIL_SERVER",
     "MAIL_PORT",
@@ -42,7 +42,7 @@ OF_ANOTHER_RELAY = (
 
 @dataclass(frozen=True)
 class Stack:
-    """The parts, and where they are reached."""
+    """The parts and their addresses."""
 
     broker: Part | None  # None: one that runs already is used
     inbox: Part
@@ -54,7 +54,7 @@ class Stack:
 
 
 def plan(environ: Mapping[str, str], folder: Path, broker_program: Path | None, node: str) -> Stack:
-    """`broker_program` is the server to start when none is given by URL; `node` is the name of the worker."""
+    """Return the stack. `broker_program` is the server to start if no URL is given."""
     web_port = port(environ, "PORT", 5000)
     inbox_port = port(environ, "MAIL_PORT", 1025) if is_local(environ.get("MAIL_SERVER")) else 1025
     broker_url = given_url(environ) or f"unix://{socket_path(folder)}"
@@ -71,7 +71,9 @@ def plan(environ: Mapping[str, str], folder: Path, broker_program: Path | None, 
 
 
 def broker(program: Path, folder: Path, url: str, environment: Mapping[str, str]) -> Part:
-    return Part("broker", server_command(program, folder), environment, partial(probes.broker_answers, url))
+    return Part(
+        "broker", server_command(program, folder), environment, partial(probes.broker_answers, url)
+    )
 
 
 def inbox(port: int, environment: Mapping[str, str]) -> Part:
@@ -82,14 +84,33 @@ def inbox(port: int, environment: Mapping[str, str]) -> Part:
 def worker(node: str, broker_url: str, environment: Mapping[str, str]) -> Part:
     pool = ("--pool", "threads", "--concurrency", "8")
     alone = ("--without-mingle", "--without-gossip")
-    command = python("celery", "--quiet", "-A", "worker", "worker", "--hostname", node, *pool, *alone, "--loglevel", "INFO")
+    command = python(
+        "celery",
+        "--quiet",
+        "-A",
+        "worker",
+        "worker",
+        "--hostname",
+        node,
+        *pool,
+        *alone,
+        "--loglevel",
+        "INFO",
+    )
     ready = partial(probes.worker_answers, broker_url, node)
     return Part("worker", command, environment, ready, grace=longest_mail(environment) + 10)
 
 
 def web(port: int, environment: Mapping[str, str]) -> Part:
     threads = ("--worker-class", "gthread", "--threads", "8")
-    command = python("gunicorn", "devstack.site:create_app()", "--bind", f"{HOST}:{port}", *threads, "--no-control-socket")
+    command = python(
+        "gunicorn",
+        "devstack.demo:create_app()",
+        "--bind",
+        f"{HOST}:{port}",
+        *threads,
+        "--no-control-socket",
+    )
     # Longer than the 30 s gunicorn gives a request to finish.
     return Part("web", command, environment, partial(probes.web_answers, HOST, port), grace=35.0)
 
@@ -98,7 +119,9 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
     return sys.executable, "-m", module, *arguments
 
 
-def environment_of_parts(environ: Mapping[str, str], folder: Path, broker_url: str, inbox_port: int) -> dict[str, str]:
+def environment_of_parts(
+    environ: Mapping[str, str], folder: Path, broker_url: str, inbox_port: int
+) -> dict[str, str]:
     kept = {key: value for key, value in environ.items() if value and key not in OF_ANOTHER_RELAY}
     own = {
         "INSTANCE_PATH": str(folder),
@@ -111,8 +134,10 @@ def environment_of_parts(environ: Mapping[str, str], folder: Path, broker_url: s
 
 
 def longest_mail(environment: Mapping[str, str]) -> float:
-    """Seconds a mail can be on the wire: a worker that is asked to stop finishes it."""
-    connect, command, data, reply = (seconds(environment, f"MAILER_{phase}_TIMEOUT") for phase in PHASES)
+    """Return the seconds that one mail may take: a worker that stops finishes it."""
+    connect, command, data, reply = (
+        seconds(environment, f"MAILER_{phase}_TIMEOUT") for phase in PHASES
+    )
     return connect + 5 * command + data + reply  # greeting, EHLO, MAIL, RCPT, DATA
 
 

@@ -1,7 +1,7 @@
-"""Starts the parts of a stack, watches over them and stops them in the right order.
+"""Start the parts of a stack, watch them, and stop them in order.
 
-Each part leads a process group in a session of its own, so that Ctrl-C in the terminal reaches only the runner, which then asks
-the parts to stop one after the other, the last started first.
+Each part leads a process group in a session of its own, so that Ctrl-C in the terminal reaches only
+the runner, which then stops the parts one after the other, the last started first.
 """
 
 import os
@@ -20,21 +20,21 @@ from devstack.console import Console
 from devstack.processes import Ledger, Process, start_time
 
 PAUSE = 0.05  # seconds between two looks
-INSISTING = 1.0  # a Ctrl-C this many seconds after the first request to stop is meant as another one
+INSISTING = 1.0  # seconds after the first request, from which on Ctrl-C means: kill
 TETHER = Path(__file__).with_name("tether.py")
 
 
 class PartFailed(Exception):
-    """A part ended by itself, or never got ready."""
+    """A part ended by itself or did not get ready."""
 
 
 class StopRequested(Exception):
-    """Ctrl-C, SIGTERM, or the terminal is gone."""
+    """Ctrl-C, SIGTERM or SIGHUP arrived."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What to run, and how to see that it is ready."""
+    """A command, and the probe that tells when it is ready."""
 
     name: str
     command: tuple[str, ...]
@@ -45,7 +45,7 @@ class Part:
 
 
 class Interrupts:
-    """Notes the requests to stop. The handler only notes: what follows happens in the loops that look here."""
+    """The requests to stop. The signal handler only takes note; the loops look here."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -53,9 +53,12 @@ class Interrupts:
         self._first = 0.0
 
     def __enter__(self) -> Self:
-        # A signal that is ignored from the start stays so: that is how nohup and background jobs are made.
+        # A signal that is ignored from the start stays ignored, as nohup and background jobs need.
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        self._before = {
+            number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN
+        }
         for number in self._before:
             signal.signal(number, self._note)
         return self
@@ -67,13 +70,13 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
             self.requested, self._first = True, time.monotonic()
-        # One SIGTERM arrives several times when it went to a whole group: timeout and make pass it on.
+        # One SIGTERM to a whole group arrives several times: timeout and make pass it on.
         elif number == signal.SIGINT and time.monotonic() - self._first > INSISTING:
             self.insisted = True
 
 
 class Supervisor:
-    """Runs parts until somebody asks to stop, or until one of them fails."""
+    """The runner of the parts, until a request to stop or the failure of one."""
 
     def __init__(self, console: Console, ledger: Ledger, interrupts: Interrupts) -> None:
         self._console = console
@@ -82,15 +85,16 @@ class Supervisor:
         self._children: list[_Child] = []
 
     def recover(self) -> None:
-        """Stops what an interrupted run left behind."""
+        """Stop the processes of a killed run."""
         for process in reversed(self._ledger.left_behind()):
             if process.alive:  # still: stopping the others takes time
-                self._console.say(f"An interrupted run left {process.name} behind (process {process.pid}): stopping it.")
+                left = f"{process.name} behind (process {process.pid})"
+                self._console.say(f"An interrupted run left {left}: stopping it.")
                 self._end(process)
         self._ledger.clear()
 
     def start(self, *parts: Part) -> None:
-        """Starts parts at the same time and returns when all are ready."""
+        """Start parts at the same time and return when all are ready."""
         began = time.monotonic()
         waiting = [self._spawn(part) for part in parts]
         while waiting:
@@ -100,17 +104,18 @@ class Supervisor:
                 waiting.remove(child)
             for child in waiting:
                 if time.monotonic() - began > child.part.start_limit:
-                    raise PartFailed(f"{child.part.name} did not get ready within {child.part.start_limit:.0f} s.")
+                    limit = f"{child.part.start_limit:.0f} s"
+                    raise PartFailed(f"{child.part.name} did not get ready within {limit}.")
             time.sleep(PAUSE)
 
     def watch(self) -> None:
-        """Returns only by an exception: `StopRequested` or `PartFailed`."""
+        """Watch the parts until `StopRequested` or `PartFailed` is raised."""
         while True:
             self._look()
             time.sleep(PAUSE)
 
     def stop(self) -> bool:
-        """Stops all parts, the last started first. True if each did so by itself."""
+        """Stop all parts, the last started first. Return whether each ended within its time."""
         obedient = True
         while self._children:
             child = self._children.pop()
@@ -139,21 +144,23 @@ class Supervisor:
                 raise PartFailed(f"{child.part.name} {ending}, see its log above.")
 
     def _end(self, process: Process) -> bool:
-        """SIGTERM, and SIGKILL for what is left when its time is over or somebody insists."""
+        """Send SIGTERM, then SIGKILL when the time is over or Ctrl-C came again."""
         process.terminate()
         deadline = time.monotonic() + process.grace
         while process.alive and time.monotonic() < deadline and not self._interrupts.insisted:
             time.sleep(PAUSE)
         obedient = not process.alive
         if not obedient:
-            why = "as you insist" if self._interrupts.insisted else f"after waiting {process.grace:.0f} s"
+            why = f"after waiting {process.grace:.0f} s"
+            if self._interrupts.insisted:
+                why = "as you insist"
             self._console.say(f"Killing {process.name}, {why}.")
         process.kill()
         return obedient
 
 
 class _Child:
-    """A part that was started, and the thread that shows its log."""
+    """A started part, and the thread that shows its log."""
 
     def __init__(self, part: Part, console: Console) -> None:
         self.part = part
@@ -165,20 +172,26 @@ class _Child:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self.process = Process(part.name, self._popen.pid, start_time(self._popen.pid) or "", part.grace)
-        self._pump = threading.Thread(target=self._show_log, args=(console,), name=f"log of {part.name}", daemon=True)
+        self.process = Process(
+            part.name, self._popen.pid, start_time(self._popen.pid) or "", part.grace
+        )
+        self._pump = threading.Thread(
+            target=self._show_log, args=(console,), name=f"log of {part.name}", daemon=True
+        )
         self._pump.start()
 
     def ending(self) -> str | None:
-        """How it ended, or None while it runs."""
+        """Return how the process ended, or None while it runs."""
         code = self._popen.poll()
         if code is None:
             return None
         self._pump.join(timeout=1)  # its last words come first
-        return f"ended by itself (exit code {code})" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        if code >= 0:
+            return f"ended by itself (exit code {code})"
+        return f"was ended by {signal.Signals(-code).name}"
 
     def close(self) -> None:
-        """Waits for what has ended: no zombie, no thread, no open pipe."""
+        """Wait for the ended process and its thread, so that nothing is left over."""
         self._popen.wait()
         self._pump.join()
 
@@ -190,7 +203,7 @@ class _Child:
 
 
 def _tethered(command: tuple[str, ...]) -> list[str]:
-    """The same command; on Linux it is also asked to stop when the runner is killed."""
+    """Return the command, which on Linux also gets SIGTERM when the runner is killed."""
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), *command]

@@ -1,4 +1,4 @@
-"""Runs a command that is asked to stop when its parent dies, however that dies. Linux only; a script, not a module.
+"""Run a command that gets SIGTERM when its parent dies. A script for Linux, not a module.
 
 python tether.py <pid of the parent> <command> <argument>...
 """

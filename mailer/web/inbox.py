@@ -1,4 +1,4 @@
-"""The inbox page: a blueprint that shows the mails that the SMTP server of `mailer.smtpd` received."""
+"""The inbox pages: a blueprint that shows the mails that `mailer.smtpd` received."""
 
 from base64 import b64encode
 
@@ -27,16 +27,23 @@ def make_inbox_blueprint(inbox: Inbox, *, layout: str = "mailer/layout.html") ->
 
     `layout` is the template that the pages extend, with the blocks `title`, `head` and `content`.
     """
-    pages = Blueprint("inbox", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
+    pages = Blueprint(
+        "inbox",
+        __name__,
+        template_folder="templates",
+        static_folder="static",
+        static_url_path="/static",
+    )
 
     @pages.get("")
     def index() -> str:
-        """Show the newest mails, or those with a Message-ID, which is searched in the bytes: parsing a thousand mails is slow."""
+        """Show the newest mails, or those with a Message-ID, found without parsing them all."""
         wanted = request.args.get("message_id")
         mails = inbox.latest(_SEARCHED if wanted else _SHOWN)
         if wanted:
             mails = [mail for mail in mails if wanted.encode() in mail.raw]
-        return render_template("mailer/inbox.html", layout=layout, mails=mails, wanted=wanted, count=inbox.count())
+        found = {"mails": mails, "wanted": wanted, "count": inbox.count()}
+        return render_template("mailer/inbox.html", layout=layout, **found)
 
     @pages.get("/<mail_id>")
     def mail(mail_id: str) -> str:
@@ -63,7 +70,8 @@ def make_inbox_blueprint(inbox: Inbox, *, layout: str = "mailer/layout.html") ->
 def create_inbox_app(inbox: Inbox, *, smtp_address: str) -> Flask:
     """Return a web application of nothing but the inbox.
 
-    Only requests to a name of this machine are answered, so that no web site can read mails over a DNS name of its own.
+    Only requests to a name of this machine are answered, so that no web site can read mails over a
+    DNS name of its own.
     """
     app = Flask("mailer.web", static_folder=None)
     app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]
@@ -88,5 +96,6 @@ def _html_with_images(mail: Received) -> str:
     for image in mail.parsed.walk():
         if image.get_content_maintype() == "image" and image["Content-ID"]:
             data = b64encode(image.get_content()).decode()
-            html = html.replace(f"cid:{image['Content-ID'].strip('<> ')}", f"data:{image.get_content_type()};base64,{data}")
+            name = f"cid:{image['Content-ID'].strip('<> ')}"
+            html = html.replace(name, f"data:{image.get_content_type()};base64,{data}")
     return html

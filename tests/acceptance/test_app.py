@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import app as reference
-from devstack.site import create_app
+from devstack.demo import create_app
 from mailer.message import Status
 from mailer.smtpd.inbox import Inbox, Received
 from mailer.smtpd.server import InboxServer

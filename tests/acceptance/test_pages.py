@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from werkzeug.serving import make_server
 
-from devstack.site import create_app
+from devstack.demo import create_app
 from mailer.smtpd.inbox import Inbox
 from mailer.smtpd.server import InboxServer
 from tests.services.databases import sqlite_only

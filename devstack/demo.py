@@ -43,7 +43,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
 
 
 class CreateTables:
-    """A hook that creates the tables before the first request, and again if the database was away."""
+    """A hook that creates the tables before the first request that needs them."""
 
     def __init__(self, app: Flask) -> None:
         self._app = app
@@ -52,7 +52,9 @@ class CreateTables:
     def __call__(self) -> None:
         if self._done or request.endpoint in _WITHOUT_TABLES:
             return
-        self._app.extensions["mailer"].store.check_schema()  # makes a SQLite file, for its owner only
+        self._app.extensions[
+            "mailer"
+        ].store.check_schema()  # makes a SQLite file, for its owner only
         reference.db.create_all()
         self._done = True
 
