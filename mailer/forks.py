@@ -37,20 +37,20 @@ def notice_fork() -> None:
 
 
 def _before() -> None:
-    _forking.told = list(_survivors)
-    for survivor in _forking.told:
+    _forking.prepared = list(_survivors)
+    for survivor in _forking.prepared:
         _call(survivor, "before_fork")
 
 
 def _after_in_parent() -> None:
-    for survivor in _forking.__dict__.pop("told", ()):
+    for survivor in _forking.__dict__.pop("prepared", ()):
         _call(survivor, "after_fork_in_parent")
 
 
 def _after_in_child() -> None:
     global _lock  # noqa: PLW0603 -- another thread of the parent may have held it
     _lock = threading.Lock()
-    _forking.__dict__.pop("told", None)
+    _forking.__dict__.pop("prepared", None)
     _call_in_child(hooked=True)
 
 

@@ -95,7 +95,7 @@ def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: boo
     return Move(to=Status.QUEUED, due_at=due_at, counts=counts)
 
 
-# --- what a reply means ---------------------------------------------------------------------------
+# --- the meaning of a reply -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ def _seconds_asked(words: str) -> float | None:
     return min(max(asked, LEAST_ASKED), MOST_ASKED)
 
 
-# --- what an error means --------------------------------------------------------------------------
+# --- the meaning of an error ----------------------------------------------------------------------
 
 #: Errors caused by the content of a mail while it is read or composed: a retry would not help.
 #: Without LookupError: an unknown codec may be one that can't be loaded with too many open files.

@@ -55,7 +55,7 @@ class Settings(RelaySettings):
     )
     mail_default_sender: str | tuple[str, str] | None = key(
         "MAIL_DEFAULT_SENDER",
-        "Sender of mails that name none: `Ada <ada@example.com>`, an address, or a pair.",
+        "Default sender: `Ada <ada@example.com>`, an address, or a pair.",
         None,
     )
     mail_suppress_send: bool = key(
@@ -202,7 +202,7 @@ class Settings(RelaySettings):
     )
     relay_rest: Seconds = key(
         "MAILER_RELAY_REST",
-        "Seconds for which nobody tries a relay that can't be used; longer each time.",
+        "Seconds before an unusable relay is tried again; longer each time.",
         _RETRY.relay_rest,
     )
     relay_rest_longest: Seconds = key(
@@ -229,12 +229,12 @@ class Settings(RelaySettings):
     )
     batch_seconds: Seconds = key(
         "MAILER_BATCH_SECONDS",
-        "About how long a worker delivers before it looks again for more urgent mail.",
+        "Approximate seconds for which a worker delivers before it looks for more urgent mail.",
         1.0,
     )
     claim_lease: Seconds = key(
         "MAILER_CLAIM_LEASE",
-        "Seconds after which a claimed mail of a silent worker is given to another.",
+        "Seconds after which another worker may claim a mail of a silent worker.",
         30.0,
     )
     black_box: str = key(

@@ -1,4 +1,4 @@
-"""The error messages of values that can't be used: where, which value, and what to set instead."""
+"""The error messages of unusable values: the place, the value, and the allowed values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def allowed(model: type[BaseModel], key: str) -> str:
 
 
 def explain(model: type[BaseModel], error: ValidationError, given: Mapping[str, Any]) -> str:
-    """Return a line for each value that can't be used: its place, the value, and what to set."""
+    """Return a line for each unusable value: its place, the value, and the allowed values."""
     schema = _Schema(model.model_json_schema())
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [_line(schema, fault, given) for fault in faults]

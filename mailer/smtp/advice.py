@@ -31,6 +31,7 @@ _OLD_TLS = frozenset(
 # X509_V_ERR_…: errors of certificates.
 _NOT_IN_TIME = frozenset({9, 10})
 _OTHER_NAME = frozenset({62, 64})
+_OAUTH_ADVICE = "MAILER_OAUTH: there is no token to log in with: correct the error in the reply."
 _PORTS = "port 587 with MAIL_USE_TLS, port 465 with MAIL_USE_SSL"
 
 
@@ -40,11 +41,7 @@ def for_error(error: Exception, step: Step, settings: RelaySettings) -> str:
         case Misconfigured():
             return error.advice
         case NoToken():
-            return (
-                ""
-                if error.passing
-                else "MAILER_OAUTH: there is no token to log in with: correct what it says."
-            )
+            return "" if error.passing else _OAUTH_ADVICE
         case ssl.SSLCertVerificationError():
             return _for_certificate(error, settings)
         case ssl.SSLError():

@@ -70,8 +70,8 @@ class Dialogue:
                     self.session.send_bytes(b"RSET\r\n", self.session.courtesy_seconds)
                     self._expect_reset(self.session.courtesy_seconds)
                 return self.receive_envelope()
-            said = self.to_send_at_once(envelope)
-            self.session.send_bytes(b"RSET\r\n" + said if resets else said, seconds)
+            commands = self.to_send_at_once(envelope)
+            self.session.send_bytes(b"RSET\r\n" + commands if resets else commands, seconds)
             if resets:
                 self._expect_reset(seconds)
         except OSError as error:

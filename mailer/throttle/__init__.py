@@ -30,7 +30,7 @@ _RENEWED_EVERY = 5.0
 _ANNOUNCED_EVERY = 10.0
 # The time between two tries to reach Redis while it is down.
 _QUIET_SECONDS = 10.0
-# The tries to take what was just free: others may be faster.
+# The tries to take from counts that were just free: others may be faster.
 _TRIES = 3
 _MANY_STATES = 1000
 

@@ -229,7 +229,7 @@ def test_words_slipped_in_before_tls_are_found(certificate: Path) -> None:
         outcome = send(make_relay("localhost", 25, **config))
 
     assert is_turned_away(outcome)
-    assert "somebody is in between" in outcome.reply
+    assert "somebody may be intercepting" in outcome.reply
 
 
 def test_what_was_offered_before_tls_counts_for_nothing(relay_to: MakeRelay, certificate: Path) -> None:
