@@ -28,12 +28,18 @@ def setup(plugin: Any) -> None:
 
 def register_if_needed() -> None:
     """Register the plugin if Alembic may be about to write a migration."""
-    if "alembic" not in sys.modules and click.get_current_context(silent=True) is None:
+    if "alembic" not in sys.modules and not _may_migrate():
         return
     from alembic.runtime import plugins  # noqa: PLC0415 -- see above
 
     if NAME not in plugins._all_plugins:  # noqa: SLF001 -- a second registration would raise
         plugins.Plugin.setup_plugin_from_module(sys.modules[__name__], NAME)
+
+
+def _may_migrate() -> bool:
+    """Return whether this command may write a migration. Celery's write none."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().command.name != "celery"
 
 
 def _skip_our_tables(context: Any, upgrade: Any) -> Any:

@@ -12,10 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import redis
-from limits import RateLimitItem
 
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
@@ -25,6 +24,9 @@ from mailer.settings.rates import OTHERS, read_rates
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, LimitState, Share, spread
 from mailer.throttle.renewer import Renewer
 from mailer.throttle.shared import SLOT_SECONDS, Shared, Slot
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
 
 _RENEWED_EVERY = 5.0
 _ANNOUNCED_EVERY = 10.0
@@ -462,7 +464,7 @@ class _LocalState:
             share = Share.of(count.rate, self.processes)
             self.state(count.limit).window(count.rate).learn(used, share, time.monotonic(), jitter)
 
-    def count(self, limit: Limit, rate: RateLimitItem) -> Count:
+    def count(self, limit: Limit, rate: "RateLimitItem") -> Count:
         """Return the rest of the share of this process."""
         share, window, now = (
             Share.of(rate, self.processes),
@@ -495,5 +497,5 @@ def _configured(settings: Settings) -> tuple[dict[str, Limit], dict[str, Limit]]
     return relays, domains
 
 
-def _rates(limits: Iterable[Limit]) -> list[tuple[Limit, RateLimitItem]]:
+def _rates(limits: Iterable[Limit]) -> "list[tuple[Limit, RateLimitItem]]":
     return [(limit, rate) for limit in limits for rate in limit.rates]

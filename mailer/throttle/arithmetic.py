@@ -3,11 +3,12 @@
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Self
-
-from limits import RateLimitItem
+from typing import TYPE_CHECKING, Self
 
 from mailer.message import Lane
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
 
 #: The maximum of seconds that mail waits at a limit: the limit may be raised in the meantime.
 LONGEST_WAIT = 15 * 60.0
@@ -18,7 +19,7 @@ class Limit:
     """The limit of a relay or a domain, for all workers together."""
 
     key: str
-    rates: tuple[RateLimitItem, ...]
+    rates: "tuple[RateLimitItem, ...]"
     slots: int | None
 
     def pace(self, seconds_per_mail: float) -> float:
@@ -32,7 +33,7 @@ class Count:
     """The rest of a rate in mails, and the seconds until there will be more."""
 
     limit: Limit
-    rate: RateLimitItem
+    rate: "RateLimitItem"
     free: int
     wait: float
 
@@ -50,7 +51,7 @@ class Share:
     is_stretched: bool
 
     @classmethod
-    def of(cls, rate: RateLimitItem, processes: int) -> Self:
+    def of(cls, rate: "RateLimitItem", processes: int) -> Self:
         """Return the share of a process in a rate, in whole mails."""
         if processes > rate.amount:
             return cls(1, rate.get_expiry() * processes / rate.amount, is_stretched=True)
@@ -109,10 +110,10 @@ class LimitState:
     booked_until: dict[Lane, float] = field(default_factory=dict)
     #: The same for mail that came back in time and was refused.
     rebooked_until: dict[Lane, float] = field(default_factory=dict)
-    windows: dict[RateLimitItem, Window] = field(default_factory=dict)
+    windows: "dict[RateLimitItem, Window]" = field(default_factory=dict)
     counted_until: float = -math.inf  #: until then, only this process knows its sent mails
 
-    def window(self, rate: RateLimitItem) -> Window:
+    def window(self, rate: "RateLimitItem") -> Window:
         return self.windows.setdefault(rate, Window())
 
     def book(

@@ -5,16 +5,17 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import redis
-from limits import RateLimitItem
-from limits.storage import RedisStorage
-from limits.strategies import MovingWindowRateLimiter
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mailer.message import Lane
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
 
 #: The seconds after which the slots of a dead process expire.
 SLOT_SECONDS = 120
@@ -98,6 +99,10 @@ class Shared:
     """The client of Redis, connected on demand, with a time-out of two seconds."""
 
     def __init__(self, url: str, installation: str) -> None:
+        # 2 MB, for those that have limits
+        from limits.storage import RedisStorage  # noqa: PLC0415
+        from limits.strategies import MovingWindowRateLimiter  # noqa: PLC0415
+
         self._prefix = f"mailer:{installation}:throttle"
         self._client = redis.Redis.from_url(
             url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0)
@@ -119,13 +124,13 @@ class Shared:
             self._announce(keys=[f"{self._prefix}:processes"], args=[process, _ALIVE_SECONDS])
         )
 
-    def count(self, limit: Limit, rate: RateLimitItem) -> Count:
+    def count(self, limit: Limit, rate: "RateLimitItem") -> Count:
         window = self._rates.get_window_stats(rate, limit.key)
         return Count(
             limit, rate, max(0, window.remaining), max(0.0, window.reset_time - time.time())
         )
 
-    def take(self, mails: int, limit: Limit, rate: RateLimitItem) -> bool:
+    def take(self, mails: int, limit: Limit, rate: "RateLimitItem") -> bool:
         """Take mails from a rate. Return False if not enough are left."""
         return mails == 0 or self._rates.hit(rate, limit.key, cost=mails)
 
