@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from mailer import throttle as room
+from mailer import throttle as module
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.throttle import Throttle, renewer, shared
@@ -48,8 +48,8 @@ def client(redis_url: str) -> Any:
 @pytest.fixture
 def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes look at each other and at Redis whenever they can."""
-    monkeypatch.setattr(room, "_ANNOUNCED_EVERY", 0.0)
-    monkeypatch.setattr(room, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_ANNOUNCED_EVERY", 0.0)
+    monkeypatch.setattr(module, "_QUIET_SECONDS", 0.0)
 
 
 # --- rates, shared ----------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.M
         monotonic = time
 
     clock = Clock()
-    for place in (room, shared):
+    for place in (module, shared):
         monkeypatch.setattr(place, "time", clock)
     monkeypatch.setattr("limits.storage.redis.time", clock)
     one = throttle(redis_url, MAILER_RELAY_RATE="14/second")
@@ -215,7 +215,7 @@ def test_seats_that_are_used_are_kept(redis_url: str, client: Any, monkeypatch: 
         assert slots.take_relay(RELAY)
         slots.renew()  # just taken
         age(client, 100)
-        monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
+        monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
         slots.renew()
         age(client, 100)
         assert not other.slots().take_relay(RELAY)
@@ -263,7 +263,7 @@ def test_a_seat_that_is_given_back_is_not_taken_again(redis_url: str, client: An
 
 def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes back after a long freeze does not drive out who is there now, nor takes that slot away at the end."""
-    monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
+    monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
     frozen, successor, third = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(3))
     frozen.take_relay(RELAY)
     age(client, 121)
@@ -376,7 +376,7 @@ def test_seats_that_are_given_back_while_redis_is_quiet(redis_url: str, client: 
 
 def test_seats_outlive_redis(redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are in use when it comes back, empty, are counted again."""
-    monkeypatch.setattr(room, "_RENEWED_EVERY", 0.0)
+    monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
     one, other = (throttle(redis_server.url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(2))
     assert one.take_relay(RELAY)
     redis_server.stop()

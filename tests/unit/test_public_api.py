@@ -138,3 +138,10 @@ def test_the_changelog_has_its_order() -> None:
     for release in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         sections = re.findall(r"^### (\w+)$", release, re.MULTILINE)
         assert sections == [name for name in order if name in sections]
+
+
+def test_the_changelog_says_nothing_twice() -> None:
+    """A merge of two branches may leave both versions of an entry."""
+    entries = re.findall(r"^- (.{40})", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert len(entries) == len(set(entries)) > 0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits import parse
 
-from mailer import throttle as room
+from mailer import throttle as module
 from mailer.errors import ConfigurationError
 from mailer.message import Lane
 from mailer.settings import Settings
@@ -42,7 +42,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(room, "time", clock)
+    monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -344,7 +344,7 @@ def test_domains_are_forgotten(clock: Clock) -> None:
         booked(one, f"example{number}.com", 2)
         clock.now += 0.1
 
-    assert len(one._local._states) <= 2 * room._MANY_STATES
+    assert len(one._local._states) <= 2 * module._MANY_STATES
 
 
 # --- how they are written ---------------------------------------------------------------------------------------------
