@@ -68,7 +68,7 @@ def migrate(to: str, *, new_tables: bool) -> None:
 
 @mail_group.command()
 def queue() -> None:
-    """How many deliveries are in which state, lane by lane."""
+    """Count the deliveries in each state, lane by lane."""
     _show_stops()
     _show_workers()
     counts = _operations().counts()
@@ -82,7 +82,7 @@ def queue() -> None:
 @mail_group.command()
 @click.argument("mail_id")
 def status(mail_id: str) -> None:
-    """What became of a mail, recipient by recipient.
+    """Show the status of a mail, recipient by recipient.
 
     MAIL_ID is the id of a mail, eight or more characters of its beginning, or the number of one of its deliveries.
     """
@@ -124,7 +124,7 @@ def list_mails(**conditions: Any) -> None:
 
 @mail_group.command()
 def due() -> None:
-    """What would go out, by lane, age and domain, and the first of it."""
+    """Show the mail that would go out, by lane, age and domain, and the first of it."""
     _show_stops()
     outlook = _operations().outlook(most=_SHOWN)
     click.echo("\n".join(_outlook(outlook)) if outlook.lanes else "Nothing would go out.")
@@ -145,7 +145,7 @@ def pause(lane: str | None, reason: str) -> None:
 @click.option("--due-before", type=_moment, metavar="TIME", help="All that was due before, such as '2026-11-25 10:00' (UTC).")
 @click.option("--lane", type=click.Choice(_LANES), help="With --due-before: only of this lane.")
 def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -> None:
-    """Do not send what is still queued of a mail, or all that was due before a time."""
+    """Cancel the queued deliveries of a mail, or all that were due before a time."""
     if (mail_id is None) == (due_before is None):
         raise click.UsageError("Give the id of a mail, or --due-before.")
     if mail_id is not None:
@@ -157,7 +157,7 @@ def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -
 @mail_group.command()
 @click.argument("mail_id")
 def retry(mail_id: str) -> None:
-    """Try again what failed of a mail, or is doubtful."""
+    """Queue the failed and doubtful deliveries of a mail again."""
     _settle(mail_id, Status.QUEUED)
 
 
@@ -165,13 +165,13 @@ def retry(mail_id: str) -> None:
 @click.argument("mail_id")
 @click.argument("verdict", type=click.Choice([Status.SENT.value, Status.FAILED.value]))
 def resolve(mail_id: str, verdict: str) -> None:
-    """Decide what is doubtful of a mail: it was sent, or it has failed."""
+    """Decide about the doubtful deliveries of a mail: they were sent, or they have failed."""
     _settle(mail_id, Status(verdict))
 
 
 @mail_group.command()
 def relays() -> None:
-    """Which relays there are, what each is for, and which are paused and why."""
+    """List the relays, the mail that each is for, and the pauses with their reasons."""
     pauses = _operations().relay_pauses()
     for name, relay in _operations().relays().items():
         pause = pauses.get(name)
@@ -248,7 +248,7 @@ def _show_workers() -> None:
 
 
 def _cancel_all(before: datetime, lanes: list[Lane]) -> None:
-    """What is in doubt as well: it may have been sent, so a person decides, and not the time."""
+    """Cancel queued deliveries, and let doubtful ones wait for a person: they may have been sent."""
     cancelled, held = _operations().cancel_due_before(before, lanes)
     doubts = f" {held} are in doubt, and are not sent again by themselves." if held else ""
     click.echo(f"{cancelled} cancelled.{doubts}")
@@ -275,7 +275,7 @@ def _place(relay: RelaySettings) -> str:
 
 
 def _rules(relay: RelaySettings) -> str:
-    """What it is asked for, in the words of MAILER_RELAYS."""
+    """Return the rules of a relay, in the words of MAILER_RELAYS."""
     rules = {"senders": relay.senders, "domains": relay.domains, "lanes": [lane.name.lower() for lane in relay.lanes]}
     said = [f"{kind} {', '.join(values)}" for kind, values in rules.items() if values]
     return "; ".join([*(said or ["all mail"]), f"preference {relay.preference}", f"weight {relay.weight:g}"])

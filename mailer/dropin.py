@@ -1,4 +1,4 @@
-"""What Flask-Mail's users find in `app.extensions["mail"]`: an object like theirs, whose mail is queued.
+"""The drop-in for `app.extensions["mail"]`: an object like Flask-Mail's, whose mail is queued.
 
 Other extensions send through it (`current_app.extensions["mail"].send(message)`), so it must be the queue. What relays are
 configured with is a plain state of Flask-Mail's, which nobody else sees.
@@ -16,7 +16,7 @@ from mailer.settings import Settings, keys
 log = get_logger(__name__)
 
 
-class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no other name of what is stored there
+class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no other name of its state
     """The settings of Flask-Mail for one app, and its ways of sending, which all queue."""
 
     def __init__(self, plain: flask_mail._Mail, intake: Intake) -> None:
@@ -58,7 +58,7 @@ class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no o
 
 
 class QueueConnection(flask_mail.Connection):
-    """What looks like a connection to the relay, and is the way into the queue."""
+    """An object like a connection to the relay, whose mail is queued."""
 
     mail: Any
 

@@ -1,4 +1,4 @@
-"""`Mailer`: the only place that wires. What it makes belongs to the app: `app.extensions["mailer"]`."""
+"""`Mailer`: the only place that wires. Its objects belong to the app: `app.extensions["mailer"]`."""
 
 import os
 import time
@@ -92,7 +92,7 @@ class Mailer:
         something else. With a `connection` (a `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
         transaction: it goes out when that is committed.
         A template variable that has the name of an argument goes into `context={…}`. A keyword that no template uses and that is
-        nearly an option, or what others call one (`attachment`, `body`), is refused.
+        nearly an option, or the name of one elsewhere (`attachment`, `body`), is refused.
         """
         if not isinstance(context or {}, Mapping):
             raise InvalidMail(f"context: give a dict of template variables, not {type(context).__name__}.")
@@ -151,7 +151,7 @@ class Mailer:
         )
         return _state().intake.enqueue(message, options)
 
-    # --- what becomes of it -------------------------------------------------------------------------------------------
+    # --- operations ---------------------------------------------------------------------------------------------------
 
     def status(self, mail_id: str | Receipt) -> MailStatus:
         """Return how a mail is doing. Raise `UnknownMail` unless this is its whole id, or its receipt."""
@@ -205,7 +205,7 @@ class Mailer:
     def retry(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
         """Queue again the failed and doubtful deliveries of a mail, or the one to a recipient.
 
-        Return False if there is none, or if what the mail said is erased.
+        Return False if there is none, or if the content of the mail is erased.
         """
         return _state().operations.retry(mail_id, to=to) > 0
 
@@ -259,7 +259,7 @@ def _state(app: Flask | None = None) -> State:
 def _set_up(app: Flask) -> State:
     """Wire Mailer into the app.
 
-    Only what queueing needs is built here: the outbound side waits until it is used.
+    Only the objects for queueing are built here: the outbound side waits until it is used.
     """
     # Celery and the client of Redis take 12 MB: a process that only imports us has no use for them.
     import mailer.tasks  # noqa: F401, PLC0415 -- registers the tasks with every Celery app

@@ -1,4 +1,4 @@
-"""The verbs: what a person or a program does with mail that is queued.
+"""The operations of a person or a program on mail that is queued.
 
 `Mailer`, the command line and the pages do everything through this module, but for queueing.
 """
@@ -40,7 +40,7 @@ class Operations:
     def find(self, given: str) -> str:
         """Return the id of a mail by the beginning of its id, or by the number of a delivery.
 
-        Never call it with what a visitor sent: ids begin with the time, and numbers are counted.
+        Never call it with a visitor's input: ids begin with the time, and numbers are counted.
         """
         return self._store.find_mail(given)
 
@@ -79,7 +79,7 @@ class Operations:
         return self._store.counts()
 
     def outlook(self, *, most: int) -> Outlook:
-        """Return what would go out by itself, with the `most` largest domains, and so many of the first mails."""
+        """Return the mail that would go out by itself, with the `most` largest domains, and so many first mails."""
         return self._store.outlook(now=time.time(), most=most)
 
     # --- decide -------------------------------------------------------------------------------------------------------

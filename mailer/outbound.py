@@ -66,7 +66,7 @@ class InlineBell:
         self._thread = threading.local()
 
     def ring(self, *, urge: bool = False) -> bool:
-        """Deliver what is due. A ring out of that delivery itself adds nothing."""
+        """Deliver due mail. A ring out of that delivery itself adds nothing."""
         if getattr(self._thread, "delivers", False):
             return True
         self._thread.delivers = True

@@ -1,4 +1,4 @@
-"""Signals: tell the application what becomes of its mail.
+"""Signals: tell the application about changes of its mail.
 
     from mailer.signals import mail_failed
 
@@ -9,8 +9,8 @@
 
 A receiver is called with the Flask app and an `Event`, in an app context, after the change is
 committed, in the process that made it. A thread of that process calls the receivers, so that none
-delays a request or a delivery. Each event is sent at most once: what is waiting when a process
-dies, or when receivers are too slow for what happens, is lost. A receiver that raises is logged,
+delays a request or a delivery. Each event is sent at most once: events are lost that wait when a
+process dies, or that come faster than the receivers take them. A receiver that raises is logged,
 and harms nothing.
 """
 
@@ -172,7 +172,7 @@ _outlets: weakref.WeakSet[SignalOutlet] = weakref.WeakSet()
 
 @atexit.register
 def drain_outlets() -> None:
-    """Let receivers hear what has just happened, before the process ends."""
+    """Call the receivers of the last events, before the process ends."""
     ends = time.monotonic() + _EXIT_SECONDS
     for outlet in list(_outlets):
         outlet.drain(max(0.0, ends - time.monotonic()))

@@ -39,7 +39,7 @@ class Breaker:
         return pause.until and min(pause.until, now + rest(failures, self._settings.retry, 1.0))
 
     def pause(self, relay: Relay, probe: Pause | None, failure: Outcome) -> None:
-        """Pause a relay. What is wrong is logged once as an error, with the remedy if there is one."""
+        """Pause a relay. Log the reason once as an error, with the remedy if there is one."""
         failures, now = probe.failures if probe else 0, self._clock.time()
         seconds = rest(failures, self._settings.retry, self._clock.random())
         asked = min(failure.retry_after or 0.0, self._settings.relay_rest_longest)

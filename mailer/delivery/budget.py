@@ -1,4 +1,4 @@
-"""How many bytes of mails a process holds: all its threads share one budget, and nobody waits for it."""
+"""The byte budget of a process, which its threads share. A thread never waits for room."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _TURN_SECONDS = 3.0
 
 
 class ByteBudget:
-    """What the threads of a process may hold together, and whose turn it is when there is no room."""
+    """The bytes that the threads of a process may hold together, and the mail that gets the next room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -53,11 +53,11 @@ class ByteBudget:
 
     @property
     def held(self) -> int:
-        """How many bytes are held now."""
+        """Return the number of bytes that are held now."""
         return self._held
 
     def after_fork_in_child(self) -> None:
-        """Forget what the threads of the parent hold: a child has none of them."""
+        """Forget the bytes of the parent's threads: a child has none of them."""
         self._lock = threading.Lock()
         self._held, self._held_by_small, self._first_until = 0, 0, -inf
 

@@ -34,7 +34,7 @@ class HeadOfQueue:
         self._lock = threading.Lock()
 
     def clear(self, limits: Sequence[DomainLimits], available: Availability, *, ends: float) -> bool:
-        """Postpone what can't go now, in each lane. Return whether there was any.
+        """Postpone mail that can't go now, in each lane. Return whether there was any.
 
         Two threads would book the same places at a limit twice, so one does it.
         """

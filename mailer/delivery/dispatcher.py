@@ -32,7 +32,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What became of a batch."""
+    """The outcome of a batch."""
 
     claimed: int
     goes_on: bool  #: whether to claim the next batch at once
@@ -92,7 +92,7 @@ class Dispatcher:
     # --- a batch ------------------------------------------------------------------------------------------------------
 
     def _deliver_batch(self, context: ThreadContext) -> Progress:
-        """Claim what is most urgent, hand it to the relays, and record what came of it."""
+        """Claim the most urgent mail, hand it to the relays, and record the outcomes."""
         available = self._router.look(context)
         if not available.has_free_relay:
             return _NOTHING
@@ -125,7 +125,7 @@ class Dispatcher:
         return self._services.store.claim_due(limit, token=token, now=now, lease_until=until, lanes=available.lanes)
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
-        """Release what is in no share yet, and leave our probes to others."""
+        """Release deliveries that are in no share yet, and leave our probes to others."""
         self._services.store.release_if_held(dict.fromkeys(plan.unassigned), token=token)
         for name, probe in plan.probes.items():
             self._router.breaker.leave_probe(name, probe)
@@ -196,7 +196,7 @@ class Dispatcher:
                 context.relay_slots.release_relay(state.name)
 
     def _account(self, shares: Sequence[Share], started: float) -> None:
-        """Learn how fast mail goes, and call another thread to what was released."""
+        """Learn how fast mail goes, and call another thread for released mail."""
         reports = [share.report for share in shares]
         if any(report.claimable_again for report in reports):
             self._bell.ring()

@@ -1,4 +1,4 @@
-"""What the processes of one worker tell each other: to stop, and when they last delivered."""
+"""Flags that the processes of one worker share: to stop, and the time of the last delivery."""
 
 import mmap
 

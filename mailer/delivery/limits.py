@@ -16,7 +16,7 @@ _NO_SLOT_SECONDS = 1.0
 
 
 class DomainLimits:
-    """What the limits of domains, and that of the relay, let through of one share."""
+    """The limits of the domains and of the relay of one share."""
 
     def __init__(self, services: Services, context: ThreadContext, *, relay: str, pace: Pace, token: str) -> None:
         self._services = services

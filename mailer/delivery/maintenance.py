@@ -42,7 +42,7 @@ class Maintenance:
         self._services.black_box.settle_remains(partial(settle, self._services))
 
     def sweep(self) -> None:
-        """Rescue what was left behind, expire what came too late, and have delivered what is due."""
+        """Rescue mail of dead workers, expire overdue mail, and have due mail delivered."""
         now, take = self._clock.time(), self._steps.take
         take("machine lock", self._store.renew_machine_lock, now)
         take("requeue", self._store.requeue_lapsed_claims, now)
@@ -60,7 +60,7 @@ class Maintenance:
             )
 
     def _deliver_due(self, now: float) -> None:
-        """Ring for what is due, and deliver it if no worker can hear that."""
+        """Ring for due mail, and deliver it if no worker can hear that."""
         if self._store.is_due(now) and not self._bell.ring(urge=True):
             self._dispatcher.deliver(at_most=_ALONE_SECONDS, avoided=self._stalled(now))
 
@@ -73,7 +73,7 @@ class Maintenance:
     # --- the purge ----------------------------------------------------------------------------------------------------
 
     def purge(self, at_most: float = math.inf) -> bool:
-        """Erase and delete what is older than it is to be kept. Return False if that must go on later.
+        """Erase and delete old mail. Return False if that must go on later.
 
         After each small step, the database is left to others for as long as the step took.
         """

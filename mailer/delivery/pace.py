@@ -1,4 +1,4 @@
-"""What a process has learnt about a relay: how fast it takes mail, and where it fell silent."""
+"""The experience of a process with a relay: its speed, and its silences."""
 
 from dataclasses import dataclass
 

@@ -9,7 +9,7 @@ from mailer.smtp import Relay
 
 @dataclass(frozen=True, slots=True)
 class RelayState:
-    """A relay, and what this process has learnt about it."""
+    """A relay, with the experience of this process."""
 
     relay: Relay
     pace: Pace = field(default_factory=Pace)

@@ -1,4 +1,4 @@
-"""From an outcome to what is recorded."""
+"""The result of an outcome, as it is recorded."""
 
 from mailer.delivery.services import Services
 from mailer.message import Delivery, Outcome, Status, Verdict

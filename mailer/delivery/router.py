@@ -14,7 +14,7 @@ from mailer.settings import RelaySettings
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Which relays may be used at the moment."""
+    """The relays that may be used at the moment."""
 
     pauses: Mapping[str, Pause]  #: by relay, also those that are over: such a relay is probed first
     usable: Sequence[RelayState]  #: relays that are not paused, or may be probed
@@ -33,7 +33,7 @@ class Availability:
 
 @dataclass(slots=True)
 class Plan:
-    """How a batch is shared out."""
+    """The distribution of a batch over relays."""
 
     unassigned: set[int]  #: deliveries that are in no share yet
     shares: dict[str, list[Delivery]] = field(default_factory=lambda: defaultdict(list))  #: by relay

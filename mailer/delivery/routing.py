@@ -1,4 +1,4 @@
-"""Which relay is to carry a mail, and to whom: pure decisions, with the dice passed in."""
+"""Routing: pure decisions about the relay and the recipient of a mail, with chance passed in."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -7,12 +7,12 @@ from mailer.settings import EVERYBODY, RelaySettings, Settings
 
 
 def routes_by_sender(relays: Iterable[RelaySettings]) -> bool:
-    """Whether a delivery can't be routed without knowing who says it."""
+    """Return whether a rule of these relays asks for the sender."""
     return any(relay.senders for relay in relays)
 
 
 def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
-    """Whether the rules of a relay let it carry this; a relay without rules carries all mail."""
+    """Return whether the rules of a relay let it carry a delivery. A relay without rules carries all mail."""
     return (
         (not relay.lanes or delivery.lane in relay.lanes)
         and (not relay.domains or any(_is_within(delivery.domain, domain) for domain in relay.domains))
@@ -23,9 +23,9 @@ def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
 def choose(
     relays: Iterable[RelaySettings], delivery: Delivery, sender: str, dice: float, busy: Collection[str] = ()
 ) -> RelaySettings | None:
-    """The relay to carry it: the lowest preference first, rules before none, weights among equals.
+    """Return the relay for a delivery: the lowest preference first, rules before none, weights among equals.
 
-    None if there is none, or if the best are busy: the next best is for when they are down.
+    Return None if there is none, or if the best are busy: the next best is for when they are down.
     """
     able = [relay for relay in relays if carries(relay, delivery, sender)]
     if len(able) < 2 and not busy:
@@ -48,7 +48,7 @@ def _weighted(relays: Sequence[RelaySettings], dice: float) -> RelaySettings | N
 
 
 def destination(settings: Settings, recipient: str) -> str | None:
-    """Who really gets a copy: outside production not always who it is for. None: nobody."""
+    """Return the address to send to, after MAILER_REDIRECT_TO and MAILER_ALLOWED_RECIPIENTS, or None."""
     allowed = settings.allowed_recipients
     if not allowed and settings.redirect_to is None:
         return recipient
@@ -57,7 +57,7 @@ def destination(settings: Settings, recipient: str) -> str | None:
 
 
 def _is_within(domain: str, rule: str) -> bool:
-    """A domain stands for its subdomains too."""
+    """Return whether a domain is that of a rule, or a subdomain of it."""
     domain = domain.lower()
     return domain == rule or domain.endswith(f".{rule}")
 

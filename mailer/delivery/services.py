@@ -16,7 +16,7 @@ from mailer.throttle import Slots, Throttle
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What every delivery of an app works with."""
+    """The collaborators of every delivery of an app."""
 
     settings: Settings
     store: Store
@@ -28,7 +28,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class ThreadContext:
-    """What one thread holds while it delivers, from batch to batch."""
+    """The slots, notes and budget of one thread while it delivers, from batch to batch."""
 
     relay_slots: Slots  #: of the relay in use; kept with its warm connection, which relays count too
     domain_slots: Slots  #: given back after each share

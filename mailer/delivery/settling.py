@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 
 def settle(services: Services, remains: Remains) -> bool:
-    """Record what the relay took as sent and what was on the wire as in doubt. Release the rest.
+    """Record mail that the relay took as sent, and mail on the wire as in doubt. Release the rest.
 
     Return whether any of it was still held, or in doubt.
     """

@@ -1,4 +1,4 @@
-"""One relay's share of a batch: prepared, marked, sent over one connection, and recorded."""
+"""A share: one relay's part of a batch, prepared, marked, sent over one connection, and recorded."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """How long a share may take, on the monotonic clock."""
+    """The time limits of a share, on the monotonic clock."""
 
     ends: float  #: no window is marked after that
     late: float  #: no mail is begun after that
@@ -36,7 +36,7 @@ class Deadline:
 
 @dataclass(slots=True)
 class ShareReport:
-    """What became of a share."""
+    """The outcome of a share."""
 
     tried: int = 0
     failure: Outcome | None = None  #: why the relay can't be used
@@ -74,7 +74,7 @@ class Share:
         self._window_began_at = services.clock.monotonic()
 
     def deliver(self) -> ShareReport:
-        """Send what can be sent. Record and release everything, also after an exception."""
+        """Send the mails. Record and release everything, also after an exception."""
         try:
             with self._state.relay.connection() as connection:
                 for outcome in connection.transmit(self._marked_mails(), self._may_begin):
@@ -142,7 +142,7 @@ class Share:
         except StoreUnavailable as error:
             if not book.in_flight:
                 raise
-            log.warning("What is in flight does not wait for the database: %s", error)
+            log.warning("Mail in flight does not wait for the database: error=%s", error)
             return False
         has_no_room = bool(book.waiting) and not book.marked and self._has_time
         return not (has_no_room and book.in_flight)
@@ -204,7 +204,7 @@ class Share:
     # --- from the wire to the record ----------------------------------------------------------------------------------
 
     def _finish(self, outcome: Outcome) -> None:
-        """Note what came of the oldest mail in flight."""
+        """Note the outcome of the oldest mail in flight."""
         delivery, box = self._book.in_flight[0].delivery, self._context.box
         self.report.tried += 1
         result = self._result(delivery, self._blame(delivery, outcome))
@@ -295,7 +295,7 @@ class Share:
         book.note_recorded(marked, until)
 
     def record_and_release(self) -> None:
-        """Record what is known, and release what was not begun."""
+        """Record the outcomes, and release the mails that were not begun."""
         self._learn_pace()
         try:
             if self._book.results:

@@ -12,7 +12,7 @@ from mailer.store import Result
 class WindowBook:
     """The deliveries of a share: waiting -> ready -> marked -> in flight -> finished.
 
-    A window is what is marked in one transaction. A delivery that is not sent is postponed, expired,
+    A window is marked in one transaction. A delivery that is not sent is postponed, expired,
     or released at the end.
     """
 
@@ -99,7 +99,7 @@ class WindowBook:
         return self._begun
 
     def finish(self, result: Result) -> PreparedMail:
-        """Note what came of the oldest mail in flight."""
+        """Note the outcome of the oldest mail in flight."""
         self.results.append(result)  # first: an interruption must find it in one place at least
         self._begun = None
         return self.in_flight.popleft()

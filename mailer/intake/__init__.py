@@ -54,7 +54,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a mail is to travel, in the caller's words."""
+    """The options of a call, in the caller's words."""
 
     lane: Lane | str = Lane.NORMAL
     send_at: When = None
@@ -178,7 +178,7 @@ class Intake:
     def _ring_safely(self) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
 
-        What is meant for the caller passes: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
+        Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
         """
         with suppress(Exception), addresses_shown(self._settings.log_addresses):  # a handler of the log may fail as well
             try:
@@ -261,7 +261,7 @@ def _in_the_calendar(seconds: float, *, field: str) -> float:
 
 
 def _check_limits(message: Message, size: int, recipients: tuple[str, ...], settings: Settings) -> None:
-    """What is too much for one mail. A person can raise the setting that the error names."""
+    """Raise `OverLimit` for a mail that is too much. The error names the setting to raise."""
     if len(recipients) > settings.max_recipients:
         raise OverLimit(
             f"to, cc, bcc: {len(recipients)} recipients, MAILER_MAX_RECIPIENTS allows {settings.max_recipients} in one mail."
@@ -274,7 +274,7 @@ def _check_limits(message: Message, size: int, recipients: tuple[str, ...], sett
 
 
 def _header_texts(message: Message) -> Iterator[tuple[str, str]]:
-    """What becomes part of a header and has no limit of its own, as addresses have."""
+    """Return the texts that become part of a header and have no limit of their own, as addresses have."""
     yield "subject", message.subject
     yield "sender", message.sender.name
     for field, addresses in (("to", message.to), ("cc", message.cc), ("reply_to", message.reply_to)):
@@ -300,21 +300,21 @@ def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
     size = 0
     for file in files:
         data = getattr(file, "data", b"")
-        size += len(data) if isinstance(data, (str, bytes)) else 0  # what is neither is refused in a moment
+        size += len(data) if isinstance(data, (str, bytes)) else 0  # anything else is refused in a moment
         if size > most:
             name = getattr(file, "filename", None)
             raise OverLimit(f"attachment {name!r}: with it the mail has {size} bytes, MAILER_MAX_SIZE allows {most}.")
         yield file
 
 
-# --- what Flask-Mail's messages hold ----------------------------------------------------------------------------------
+# --- messages of Flask-Mail -------------------------------------------------------------------------------------------
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
 _SMTP_OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?")
 
 
 def _bodies(mail: flask_mail.Message) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
-    """Text, html and what is there beside them."""
+    """Return text, html, and the alternatives beside them."""
     alternatives = dict(mail.alts or {})
     html = alternatives.pop("html", None)
     if html is not None:

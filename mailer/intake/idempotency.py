@@ -1,4 +1,4 @@
-"""One mail for each idempotency key: what a call says, compared with what the first call said.
+"""Idempotency keys: one mail for each, recognised by a fingerprint of its first call.
 
 The fingerprint of a sensitive mail is an HMAC, so that it may stay when the mail is erased: without the key, nobody can
 find out by trying which code was in it.
@@ -14,7 +14,7 @@ from mailer.errors import InvalidMail, KeyReused
 from mailer.message import Fingerprint, Key, Keyed, Message, Receipt, check_text
 
 _LONGEST_KEY = 255
-# What f"order-{order.id}" ends with before the order is in the database: two orders would have the same key.
+# The end of f"order-{order.id}" before the order is in the database: two orders would have the same key.
 _NONE_AS_A_PART = re.compile(r"(?<![^\W_])None(?![^\W_])")
 
 
@@ -82,9 +82,9 @@ def _checked(name: str) -> str:
 
 
 def _said(message: Message, recipients: tuple[str, ...]) -> bytes:
-    """Serialise what the mail says and to whom, without what each call makes anew.
+    """Serialise the content and the recipients of a mail, without the fields that each call makes anew.
 
-    What is empty is left out, so that a field can be added.
+    Empty fields are left out, so that a field can be added.
     """
     said = {
         "recipients": recipients,

@@ -11,7 +11,7 @@ _OPTIONS = (
     *("to", "subject", "template", "cc", "bcc", "reply_to", "sender", "attachments", "headers", "lane", "send_at", "expires_at"),
     *("on_doubt", "sensitive", "tags", "metadata", "idempotency_key", "connection", "context"),
 )
-#: What others call an option, by the option.
+#: The names of an option elsewhere.
 _ALIASES = {
     "template": (
         *("body", "html_body", "body_html", "text_body", "body_text", "text", "html", "plain", "message", "msg", "content"),
@@ -35,12 +35,12 @@ _KNOWN_WRONG = {alias: option for option, aliases in _ALIASES.items() for alias 
 
 
 def check_keywords(renderer: Renderer, template: str, keywords: Iterable[str]) -> None:
-    """Refuse a keyword that is a near miss of an option, or what others call one, if the template does not use it."""
+    """Refuse a keyword that is a near miss of an option, or its name elsewhere, if the template does not use it."""
     for keyword in keywords:
         if (meant := _meant(keyword)) and not renderer.may_use(template, keyword):
             raise InvalidMail(
                 f"{keyword}: there is no such option, and template {template!r} has no variable of this name:"
-                f" {did_you_mean(meant)} What other templates need goes into context={{…}}."
+                f" {did_you_mean(meant)} Pass variables for other templates in context={{…}}."
             )
 
 

@@ -1,7 +1,7 @@
-"""What a mail is: values without I/O.
+"""Mails, deliveries and their states: values without I/O.
 
-A `Message` is what is said. A `Delivery` is one envelope: one recipient of one message, with a `Status` of its own.
-An `Outcome` is what one try to hand it to a relay came to.
+A `Message` is the content of a mail. A `Delivery` is one recipient's copy of it, with a `Status` of its own.
+An `Outcome` is the end of one try to hand it to a relay.
 """
 
 import mimetypes
@@ -56,7 +56,7 @@ __all__ = [
 
 
 class Status(StrEnum):
-    """Where a delivery is. The comment says who moves it on."""
+    """The state of a delivery. Each comment says who moves it on."""
 
     QUEUED = "queued"  #: a worker claims it when it is due; the sweep expires it; a person cancels it
     CLAIMED = "claimed"  #: its worker marks or releases it; the sweep, when the worker's lease is over
@@ -120,7 +120,7 @@ class Lane(IntEnum):
 
 
 class OnDoubt(StrEnum):
-    """What happens to a mail whose last byte was sent and whose reply never came."""
+    """The fate of a mail whose last byte was sent and whose reply never came."""
 
     RESEND = "resend"  #: once more, later, with the same Message-ID
     HOLD = "hold"  #: a person decides
@@ -168,7 +168,7 @@ class Attachment:
 
     @classmethod
     def stored(cls, **fields: Any) -> Self:
-        """Read back what was checked when it came: a rule that is newer than the mail must not stop it."""
+        """Return a stored attachment. It was checked at intake: a newer rule must not stop it."""
         attachment = object.__new__(cls)
         for name, value in fields.items():
             object.__setattr__(attachment, name, value)
@@ -202,7 +202,7 @@ def _check_part_headers(where: str, headers: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What is said, to whoever it goes. Written once."""
+    """The content of a mail, the same for all recipients. It never changes."""
 
     id: str
     message_id: str
@@ -221,11 +221,11 @@ class Message:
     alternatives: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     attachments: tuple[Attachment, ...] = ()
     tags: tuple[str, ...] = ()
-    #: What the application wants to know again, in pairs: events have it.
+    #: Pairs of the application's own, which events give back.
     metadata: tuple[tuple[str, str], ...] = ()
     mail_options: tuple[str, ...] = ()
     rcpt_options: tuple[str, ...] = ()
-    sensitive: bool = False  #: nothing of what it says is kept once it has arrived, or can't
+    sensitive: bool = False  #: its content is erased once it has arrived, or can't
 
     @property
     def dated(self) -> float:
@@ -238,7 +238,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """A hash of what a mail says and to whom."""
+    """A hash of the content and the recipients of a mail."""
 
     digest: str
     key_id: str | None = None  #: the id of the secret key that it was made with, if it is keyed
@@ -246,7 +246,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a mail is queued under no more than once, and a fingerprint of what it says."""
+    """An idempotency key, with a fingerprint of its mail."""
 
     name: str
     fingerprint: Fingerprint
@@ -254,7 +254,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """How a message is to travel: the same for each of its recipients."""
+    """The transport options of a message, the same for each of its recipients."""
 
     recipients: tuple[str, ...]
     key: Key | None = None
@@ -267,7 +267,7 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One recipient of one message, in the hands of the worker that claimed it."""
+    """A recipient's copy of a message, in the hands of the worker that claimed it."""
 
     id: int
     mail_id: str
@@ -284,12 +284,12 @@ class Delivery:
     size: int | None = None  #: bytes of the message; None if an older version queued it
 
     def has_expired(self, now: float) -> bool:
-        """Whether it is too late to be of use."""
+        """Return whether the delivery is too late to be of use."""
         return self.expires_at is not None and self.expires_at <= now
 
 
 def could_be_id(given: object) -> bool:
-    """Whether it is worth asking a database for: what a visitor wrote into a URL may be anything."""
+    """Return whether a value may be an id, and is worth a query: a visitor may write anything into a URL."""
     return isinstance(given, str) and len(given) <= 64 and given.isascii() and given.isalnum()
 
 
@@ -299,7 +299,7 @@ def new_id(now: float) -> str:
 
 
 def id_at(moment: float) -> str:
-    """What the ids begin with that are made then: those made before are less, those made later are greater."""
+    """Return the beginning of ids that are made at a moment. Earlier ids are less, later ones greater."""
     return f"{int(moment * 1000):012x}"
 
 
@@ -311,7 +311,7 @@ def new_message_id(mail_id: str, sender: Address) -> str:
 
 
 class Phase(StrEnum):
-    """How far a try got. From DATA on the relay may have the whole mail; from DOT on it surely had it."""
+    """The command that a try came to. From DATA on the relay may have the whole mail, from DOT on it surely had it."""
 
     CONNECT = "connect"
     MAIL = "mail"
@@ -321,7 +321,7 @@ class Phase(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a try came to."""
+    """The meaning of an outcome."""
 
     SENT = "sent"  #: the relay took it
     DEFERRED = "deferred"  #: it asked to try this mail again later
@@ -338,13 +338,13 @@ class Outcome:
     reply: str
     phase: Phase = Phase.DOT
     retry_after: float | None = None  #: seconds it asked us to wait
-    advice: str = ""  #: what a person can do about it, where it is our own configuration that stops us
+    advice: str = ""  #: the remedy, where our own configuration is at fault
     is_silence: bool = False  #: the relay did not answer this mail: one of them can't bear the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """Something is left alone for a while: a relay that could not be reached."""
+    """A pause of a relay, of a lane, or of everything."""
 
     until: float | None  #: None: until a person says so
     failures: int  #: how often it failed in a row
@@ -358,15 +358,15 @@ class Keyed:
 
     id: str
     message_id: str
-    fingerprint: Fingerprint | None  #: of what it said; None if it was erased without a keyed one
+    fingerprint: Fingerprint | None  #: None if the mail was erased without a keyed one
 
 
-# --- answers to "what became of it?" ----------------------------------------------------------------------------------
+# --- statuses ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What `send_email()` returns: the mail is stored, and `mailer.status(receipt.id)` tells what became of it."""
+    """The receipt of a stored mail. `mailer.status(receipt)` returns the status of the mail."""
 
     id: str
     message_id: str
@@ -391,7 +391,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryStatus:
-    """How one recipient's copy is doing."""
+    """The status of one recipient's copy."""
 
     id: int
     recipient: str
@@ -406,20 +406,20 @@ class DeliveryStatus:
 
     @property
     def is_being_tried(self) -> bool:
-        """Whether a worker has it in its hands. `due_at` lies in the past then, and is not the next try."""
+        """Return whether a worker has the delivery in its hands. Then `due_at` is the time of this try."""
         return self.status in (Status.CLAIMED, Status.TRANSMITTING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailStatus:
-    """How a mail is doing, recipient by recipient."""
+    """The status of a mail, recipient by recipient."""
 
     id: str
     message_id: str
     subject: str
     created_at: datetime
     sensitive: bool = False
-    erased_at: datetime | None = None  #: since then, what it said is gone
+    erased_at: datetime | None = None  #: when its content was erased
     tags: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     deliveries: tuple[DeliveryStatus, ...]

@@ -41,7 +41,7 @@ class Address:
 
     @classmethod
     def stored(cls, text: str) -> Self:
-        """Read back what `str()` wrote: nothing is checked a second time."""
+        """Return a stored address, as `str()` wrote it, without checking it again."""
         name, email = _split(text)
         return cls(email, name)
 
@@ -92,12 +92,12 @@ def _normalised(email: str) -> str:
 def parse_addresses(
     given: AddressLike | Iterable[AddressLike] | None, *, field: str, most: int | None = None
 ) -> tuple[Address, ...]:
-    """One address or many; no more are looked at than there may be."""
+    """Parse one address or many. Stop after as many as are allowed."""
     if given is None:
         return ()
     # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
     if isinstance(given, tuple) and len(given) == 2 and "@" not in str(given[0] or ""):
-        return (Address.parse(given, field=field),)  # type: ignore[arg-type]  # parse() refuses what is no mailbox
+        return (Address.parse(given, field=field),)  # type: ignore[arg-type]  # parse() refuses anything but a mailbox
     if isinstance(given, (str, Address)):
         return (Address.parse(given, field=field),)
     if isinstance(given, bytes) or not isinstance(given, Iterable):
@@ -105,7 +105,7 @@ def parse_addresses(
     several = given if most is None else islice(given, most + 1)
     parsed = tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # the same
     if most is not None and len(parsed) > most:
-        raise OverLimit(f"{field}: more than {most} addresses, which is what MAILER_MAX_RECIPIENTS allows in one mail.")
+        raise OverLimit(f"{field}: more than {most} addresses, the most that MAILER_MAX_RECIPIENTS allows in one mail.")
     return parsed
 
 

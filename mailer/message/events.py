@@ -1,4 +1,4 @@
-"""Events: what became of a delivery, for those who listen."""
+"""Events: changes of deliveries, for those who listen."""
 
 from dataclasses import dataclass
 from datetime import datetime

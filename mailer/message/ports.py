@@ -37,7 +37,7 @@ class Clock(Protocol):
 
 
 class Outlet(Protocol):
-    """Where events go after the commit."""
+    """The receiver of events, after the commit."""
 
     def listens_to(self, kind: EventKind) -> bool:
         """Return whether anybody wants such events. If not, they are not even read."""

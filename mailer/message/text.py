@@ -15,7 +15,7 @@ _OURS = frozenset(
 
 
 def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHeader, quoted: bool = True) -> str:
-    """A text for one line of a header, or for a command of SMTP. What a mail says is not `quoted` in errors: it may be secret."""
+    """A text for one line of a header, or for a command of SMTP. Content is not `quoted` in errors: it may be secret."""
     _check_is_text(value, field, error)
     if found := _NOT_IN_A_LINE.search(value):
         words = shown(value) if quoted else "it"
@@ -24,7 +24,7 @@ def check_text(value: str, *, field: str, error: type[InvalidMail] = InvalidHead
 
 
 def shown(value: object) -> str:
-    """For an error, which nobody reads if it is a megabyte long."""
+    """Return a text shortened for an error."""
     return repr(value) if not isinstance(value, str) or len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]!r}…"
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from mailer.logs import get_logger
 from mailer.message import Envelope, Keyed, Message
 
-#: The place in a connection's `info` where we note what waits for its commit.
+#: The place in a connection's `info` where we note the mails that wait for its commit.
 _INFO = "mailer-aside"
 
 _SAVEPOINT = re.compile(
@@ -32,7 +32,7 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Mail:
-    """A mail that waits, and what is to be called once it is queued."""
+    """A mail that waits, and the calls to make once it is queued."""
 
     queue: Callable[[Message, Envelope], Keyed | None]
     message: Message
@@ -74,7 +74,7 @@ class _Kept:
         self.entries.clear()
 
     def roll_back_to(self, savepoint: str) -> None:
-        """Forget what came after the savepoint: everything, if it is older than the first mail."""
+        """Forget all that came after the savepoint: everything, if it is older than the first mail."""
         at = self._last(savepoint)
         del self.entries[0 if at is None else at + 1 :]
 
@@ -125,7 +125,7 @@ class Aside:
                 mail.calls.append(call)
 
     def settle(self) -> None:
-        """Queue what was committed over connections that are kept, and do nothing since."""
+        """Queue the committed mails of connections that are kept, and do nothing since."""
         for kept in list(self._all_kept):
             if kept.committed and kept.is_over:
                 _settle(kept)
@@ -145,7 +145,7 @@ def _settle(kept: _Kept) -> None:
         mail.settle()
 
 
-# --- what SQLAlchemy tells of the caller's transaction ----------------------------------------------------------------
+# --- events of the caller's transaction ------------------------------------------------------------------------------
 
 
 def _listen(engine: Engine) -> None:
@@ -187,7 +187,7 @@ def _keep_committed(connection: Connection) -> None:
 
 
 def _forget_committed(context: ExceptionContext) -> None:
-    """What fails may be the commit."""
+    """Forget the calls after any error: the statement that failed may be the commit."""
     if kept := _kept_by(context.connection):
         kept.committed.clear()
 
@@ -199,7 +199,7 @@ def _queue_before_next(connection: Connection) -> None:
 
 
 def _queue_at_return(_driver_connection: object, record: Any) -> None:
-    """The connection goes back to its pool: what is not committed by now never is."""
+    """Queue the committed mails when the connection goes back to its pool: the others never are."""
     kept: _Kept | None = record.info.pop(_INFO, None)
     if kept is not None:
         _settle(kept)

@@ -21,7 +21,7 @@ INSERT_ATTACHMENT = insert_into(
     "mailer_attachment",
     ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers"),
 )
-# What is there is kept: the purge steps over it until this transaction has ended. Any number of transactions can do so.
+# Bytes that are there are kept: the purge steps over them until this transaction has ended. Any number of transactions can do so.
 KEEP_BLOBS = "SELECT sha256, used_at FROM mailer_blob WHERE sha256 {hashes} ORDER BY sha256 {keep}"
 INSERT_BLOB = """
 INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data) ON CONFLICT (sha256) DO NOTHING
@@ -44,7 +44,7 @@ log = get_logger(__name__)
 def insert_attachments(
     transaction: Transaction | CallersTransaction, message: Message, in_own_transaction: InOwnTransaction | None = None
 ) -> None:
-    """Store what the mail carries. `in_own_transaction` is given if this transaction is the caller's on PostgreSQL."""
+    """Store the attachments of a mail. `in_own_transaction` is given if this transaction is the caller's on PostgreSQL."""
     data = {rows.blob_hash(one.data, message): one.data for one in message.attachments}
     since = message.created_at - _IS_FRESH
     used_at = message.created_at
@@ -78,13 +78,13 @@ def insert_attachments(
 def _lock_known(
     transaction: Transaction | CallersTransaction, data: Mapping[str, bytes], since: float
 ) -> tuple[list[str], list[str]]:
-    """Return which of these bytes were used too long ago, and which are not there. What is there is locked and stays."""
+    """Return which of these bytes were used too long ago, and which are not there. Lock those that are."""
     used: dict[str, float] = dict(transaction.execute(KEEP_BLOBS, {"hashes": packed(data)}))
     return [one for one in used if used[one] <= since], [one for one in data if one not in used]
 
 
 def _write(transaction: Transaction | CallersTransaction, new: Mapping[str, bytes], stale: list[str], used_at: float) -> None:
-    """In one order for all: else two mails with the same new files may wait for each other."""
+    """Write new bytes in the order of their hashes, or two mails with the same files may deadlock."""
     for sha256 in sorted(new):
         transaction.execute(INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]})
     if stale:

@@ -1,4 +1,4 @@
-"""The application's own transaction, with our mail in it: what they commit goes out, what they roll back never was."""
+"""The caller's own transaction, with our mail in it: a commit queues the mail, a rollback removes it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,22 +18,22 @@ ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
 
 Render = Callable[[str], str]
 
-_INFO = "mailer"  # the place in a connection's `info` where we note what waits for its commit
-_HAS_FAILED = "25P02"  # PostgreSQL's code for what comes after an error in the same transaction
+_INFO = "mailer"  # the place in a connection's `info` where we note the calls that wait for its commit
+_HAS_FAILED = "25P02"  # PostgreSQL's code for any statement after an error in the same transaction
 
 
 class HasConnection(Protocol):
     """A `Session` of SQLAlchemy, or the `db.session` of Flask-SQLAlchemy."""
 
     def connection(self) -> Connection:
-        """The connection that it works on, in a transaction."""
+        """Return the connection of the session, in a transaction."""
 
 
 CallersConnection = Connection | HasConnection
 
 
 class CallersTransaction:
-    """What a `Transaction` can do, over the application's connection: when it ends is the application's business."""
+    """A transaction of the application, over its own connection. The application ends it."""
 
     def __init__(self, connection: Connection, render: Render) -> None:
         self._connection = connection
@@ -42,13 +42,13 @@ class CallersTransaction:
 
     @values_hidden()
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
-        """The rows that it finds or returns."""
+        """Execute a statement. Return the rows that it finds or returns."""
         result = self._connection.exec_driver_sql(self._render(statement), dict(values))
         return [tuple(row) for row in result] if result.returns_rows else []
 
     @values_hidden()
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
-        """Once for each row of values."""
+        """Execute a statement once for each row of values."""
         self._connection.exec_driver_sql(self._render(statement), [dict(row) for row in values])
 
 
@@ -76,7 +76,7 @@ def check_leads_to(connection: Connection, place: list[Row], look: str, engine: 
 
 @contextmanager
 def joined(connection: Connection, render: Render) -> Iterator[CallersTransaction]:
-    """All of it or nothing, whatever becomes of the rest of their transaction; a failure of ours does not spoil theirs."""
+    """Join the caller's transaction in a savepoint, so that a failure of ours does not spoil it."""
     if not connection.in_transaction():
         connection.begin()
     driver: Any = connection.connection.driver_connection
@@ -98,7 +98,7 @@ def joined(connection: Connection, render: Render) -> Iterator[CallersTransactio
 
 @dataclass(slots=True)
 class _Calls:
-    """What is to be called for the mails in the transaction of a connection."""
+    """The calls that wait for the commit of a connection's transaction."""
 
     render: Render
     by_mail: dict[str, list[Callable[[], object]]] = field(default_factory=dict)  #: if the mail with this id is committed
@@ -134,7 +134,7 @@ def _look_for_mails(connection: Connection) -> None:
 
 
 def _forget_calls(context: ExceptionContext) -> None:
-    """What fails may be the commit."""
+    """Forget the calls after any error: the statement that failed may be the commit."""
     if context.connection is not None and not context.connection.invalidated:
         calls: _Calls | None = context.connection.info.get(_INFO)
         if calls is not None:
@@ -142,12 +142,12 @@ def _forget_calls(context: ExceptionContext) -> None:
 
 
 def _call_before_next(connection: Connection) -> None:
-    """A new transaction begins, so the one before is over."""
+    """Call at the beginning of the next transaction: the one before is over."""
     _call(connection.info)
 
 
 def _call_at_return(_driver_connection: object, record: Any) -> None:
-    """The connection goes back to its pool, so its transaction is over."""
+    """Call when the connection goes back to its pool: its transaction is over."""
     _call(record.info)
 
 

@@ -1,4 +1,4 @@
-"""The database of one app: its connections, its tables, and what its failures mean."""
+"""The database of one app: its connections, its tables, and the meaning of its failures."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ from mailer.store.engines import Turn, make_engine, without_timeouts
 from mailer.store.sql import render_sql
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions, sqlstate_of
 
-#: What tells one database from another, however it was reached; nothing, if nobody else can reach it.
+#: The identity of a database, however it was reached; nothing, if nobody else can reach it.
 WHICH_SQLITE = "SELECT file FROM pragma_database_list WHERE name = 'main' AND file <> ''"
 WHICH_POSTGRESQL = """
 SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(), CAST(to_regclass('mailer_message') AS oid)
@@ -38,7 +38,7 @@ log = get_logger(__name__)
 
 
 class Database:
-    """Safe to share between threads, and to carry over a fork."""
+    """A database, safe to share between threads and to carry over a fork."""
 
     def __init__(self, url: str, *, pgbouncer: bool = False) -> None:
         self.engine = make_engine(make_url(url), pgbouncer=pgbouncer)
@@ -107,7 +107,7 @@ class Database:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What this thread writes inside is one transaction: one fsync, all of it or nothing."""
+        """Make one transaction of all that this thread writes inside: one fsync, all of it or nothing."""
         with self._write() as transaction:
             self._joint.transaction = transaction
             try:
@@ -131,7 +131,7 @@ class Database:
             return work(transaction)
 
     def _changes(self, statement: str, values: Mapping[str, Any]) -> bool:
-        """Execute a statement that returns what it changed. Return whether there was anything."""
+        """Execute a statement that returns the changed rows. Return whether there were any."""
         return self._transact(lambda transaction: transaction.execute(statement, values)) != []
 
     @property
@@ -162,7 +162,7 @@ class Database:
                 yield transaction
 
     def _check_caller(self, caller: Connection) -> None:
-        """As `check_schema`, but what is written is written by the host: it may be SQLite's one writer already.
+        """Check the tables like `check_schema`, but let the caller write: it may be SQLite's one writer already.
 
         So it takes no turn: whoever has it may be waiting for that writer.
         """
@@ -242,7 +242,7 @@ class Database:
     # --- forks --------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """SQLite in a child would take its parent's locks for its own, hold none, and write into a log that others delete."""
+        """Close SQLite: in a child it would take its parent's locks for its own, and write into a log that others delete."""
         if isinstance(self._turn, Turn):
             self._turn.lock.acquire()
         if self._file is not None:
@@ -253,7 +253,7 @@ class Database:
             self._turn.lock.release()
 
     def after_fork_in_child(self) -> None:
-        """What connections there are belong to the parent. Kept, so that no garbage collector closes them."""
+        """Leave the connections to the parent, and keep them, so that no garbage collector closes them."""
         self._turn = self._new_turn()
         self._parents_pools.append(self.engine.pool)
         self.engine.dispose(close=False)
@@ -266,7 +266,7 @@ class Database:
             self.after_unhooked_fork()
 
     def after_unhooked_fork(self) -> None:
-        """What the parent had open of SQLite was not closed before the fork."""
+        """Take over SQLite's locks: the parent's connection was not closed before the fork."""
         if self._file is None:
             return
         try:
@@ -278,7 +278,7 @@ class Database:
 
 
 def _reason(error: object) -> str:
-    """In the database's own words, on one line."""
+    """Return the database's own words, on one line."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
 
 

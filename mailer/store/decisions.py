@@ -1,4 +1,4 @@
-"""What a person decides: cancel, requeue, settle, hold."""
+"""The decisions of a person: cancel, retry, resolve, hold."""
 
 from collections.abc import Iterable, Iterator
 
@@ -56,7 +56,7 @@ RETURNING id
 
 
 class Decisions(Moves):
-    """What a person decides about mail."""
+    """The moves that a person decides."""
 
     def settle_if_resting(self, mail_id: str, to: Status, *, now: float, delivery_id: int | None = None) -> set[int]:
         """Move the deliveries of a mail, or one of them, along the state chart.
@@ -96,6 +96,6 @@ class Decisions(Moves):
         return set().union(*(self._move(HOLD, lane=lane, before=before) for lane in lanes))
 
     def outlook(self, *, now: float, most: int) -> Outlook:
-        """Return what would go out by itself, with the `most` largest domains, and so many of the first mails."""
+        """Return the mail that would go out by itself, with the `most` largest domains, and so many first mails."""
         with self._read() as transaction:
             return outlook.look(transaction, now=now, most=most)

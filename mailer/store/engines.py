@@ -1,4 +1,4 @@
-"""How a database is opened: what must hold for every connection is set here."""
+"""The engines: every connection to a database is configured here."""
 
 import sqlite3
 import threading
@@ -21,7 +21,7 @@ WAL_BYTES = 16 * 1024 * 1024
 
 
 class _Patience(threading.local):
-    """How long a thread waits for those who write."""
+    """The time that a thread waits for those who write."""
 
     deadline: float | None = None  #: set while it has its turn
 
@@ -32,7 +32,7 @@ _patience = _Patience()
 class Turn:
     """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop.
 
-    Whoever has the turn waits for other processes only for what is left of the time: see `patiently`.
+    Whoever has the turn waits for other processes only for the rest of the time: see `patiently`.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
 
 
 def without_timeouts(engine: Engine) -> Engine:
-    """For what takes as long as it needs: the same database without time limits."""
+    """Return an engine for the same database without time limits."""
     if engine.dialect.name == "sqlite":
         return engine
     from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
@@ -105,7 +105,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file as well
+    connection.execute("PRAGMA secure_delete = ON")  # erased content is gone from the file as well
 
 
 def _begin_sqlite(connection: Connection) -> None:

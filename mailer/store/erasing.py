@@ -1,4 +1,4 @@
-"""Erasing what mails said, and the bytes that no mail carries any more."""
+"""Erasing the content of mails, and the bytes that no mail carries any more."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-# The last two copies of a mail may end at the same moment: whoever comes second has to see what the first one did.
+# The last two copies of a mail may end at the same moment: the second transaction has to see the work of the first.
 LOCK_PRIVATE = """
 SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
 """
@@ -63,7 +63,7 @@ def erase(
     now: float,
     finished_before: float = math.inf,
 ) -> list[str]:
-    """Erase what the finished ones of these mails said. Return the hashes of what they carried."""
+    """Erase the content of the finished ones of these mails. Return the hashes of their attachments."""
     values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
     erased = [mail_id for (mail_id,) in transaction.execute(ERASE, values)]
     if not erased:

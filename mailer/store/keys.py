@@ -23,7 +23,7 @@ RETURNING id
 HAS_KEY = """
 SELECT id, message_id, fingerprint, fingerprint_key FROM mailer_message WHERE idempotency_key = :idempotency_key
 """
-#: What a wait for a lock may last in this transaction: as long as before, or this, if that is shorter. Returns what it was.
+#: Limit the waits for locks in this transaction, unless they are shorter already. Returns the former limit.
 LIMIT_WAITS = """
 SELECT current_setting('lock_timeout'), set_config('lock_timeout', CASE
     WHEN CAST(current_setting('lock_timeout') AS interval) > INTERVAL '0'
@@ -76,5 +76,5 @@ def _short_waits(transaction: Transaction | CallersTransaction, key: str) -> Ite
             f"idempotency_key: {key!r} is held by another transaction that has not ended, and nothing was queued. Call again"
             " after it has been committed or rolled back, and commit soon after a mail has been queued with a key."
         ) from error
-    if isinstance(transaction, CallersTransaction):  # what comes after is the caller's
+    if isinstance(transaction, CallersTransaction):  # the statements after it are the caller's
         transaction.execute(RESTORE_WAITS, {"limit": before})

@@ -36,7 +36,7 @@ def find(transaction: Transaction, mail_ids: Collection[str]) -> list[tuple[Row,
 
 
 def messages(found: Iterable[tuple[Row, list[Row]]]) -> dict[str, Message]:
-    """Return these messages by id; what somebody has spoilt is left out."""
+    """Return these messages by id, without damaged ones."""
     read = {mail[0]: _read(mail, attachments) for mail, attachments in found}
     return {mail_id: message for mail_id, message in read.items() if message is not None}
 

@@ -1,4 +1,4 @@
-"""Which mail an operator means: by its id, by the beginning of its id, or by the number of one of its deliveries.
+"""Looking up the mail that an operator means: by its id, the beginning of it, or the number of a delivery.
 
 For `flask mail` only. Ids begin with the time and numbers are counted: a page that took them would show strangers' mail.
 """

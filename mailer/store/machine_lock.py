@@ -39,7 +39,7 @@ def this_machine() -> Machine:
 
 
 def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:
-    """Whether the mark is ours, and need not be renewed yet."""
+    """Return whether the mark is ours, and need not be renewed yet."""
     return transaction.execute(HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}) != []
 
 

@@ -59,7 +59,7 @@ COUNT = "SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP B
 
 
 class Mails(Moves):
-    """The mails, from their intake to the question of what became of them."""
+    """The mails: their intake, their content, and their status."""
 
     def __init__(self, url: str, *, pgbouncer: bool = False, outlet: Outlet | None = None) -> None:
         super().__init__(url, pgbouncer=pgbouncer, outlet=outlet)

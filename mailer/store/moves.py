@@ -46,7 +46,7 @@ class Nobody:
 
 
 class Moves(Database):
-    """The moves of deliveries, and of what belongs to them."""
+    """The moves of deliveries."""
 
     def __init__(self, url: str, *, pgbouncer: bool = False, outlet: Outlet | None = None) -> None:
         super().__init__(url, pgbouncer=pgbouncer)
@@ -70,7 +70,7 @@ class Moves(Database):
         kinds: Kinds,
         now: float,
     ) -> set[int]:
-        """Move deliveries, perhaps the last ones of these mails. Erase what is sensitive then."""
+        """Move deliveries, perhaps the last ones of these mails. Then erase sensitive content."""
         sensitive = erasing.lock_sensitive(transaction, mails)
         moved = self._moved(transaction, statement, values, kinds=kinds, now=now)
         if moved:

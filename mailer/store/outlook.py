@@ -1,4 +1,4 @@
-"""What would go out by itself, for an operator who is about to start the workers again."""
+"""The outlook: mail that would go out by itself, for an operator who is about to start the workers."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What would go out by itself, from several sides."""
+    """The mail that would go out by itself, from several sides."""
 
     lanes: list[tuple[Lane, Status, int, datetime, datetime]]  #: how many, the first due time and the last
     ages: list[tuple[int, int]]  #: a number of `spelling.AGES`, and how many

@@ -1,4 +1,4 @@
-"""How PostgreSQL is opened: nobody waits for it without an end."""
+"""The engine for PostgreSQL: no wait for it is without an end."""
 
 import time
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ _STATEMENT_SECONDS = 15
 _IDLE_SECONDS = 10
 # Longer than a statement may take: a server that lives says so itself. Shorter than a web server waits for its application.
 _SILENT_SECONDS = 20.0
-#: What the client asks of the system, for servers that vanish from the network.
+#: Options of the client, for servers that vanish from the network.
 _OF_THE_CLIENT = {
     "connect_timeout": _CONNECT_SECONDS,
     "client_encoding": "utf8",
@@ -28,7 +28,7 @@ _OF_THE_CLIENT = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-#: What it asks of the server, for the whole session: also for clients that vanish.
+#: Options of the session at the server, also for clients that vanish.
 _OF_THE_SERVER = {
     "options": f"-c statement_timeout={_STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
@@ -41,7 +41,7 @@ LIMITS = (
     f" set_config('idle_in_transaction_session_timeout', '{_IDLE_SECONDS}s', true)"
 )
 
-# What says that there is a pooler between us and the server: the sqlstates of a prepared statement that is there
+# Signs of a pooler between us and the server: the sqlstates of a prepared statement that is there
 # already, and of one that is not there.
 _SAYS_POOLER = "unsupported startup parameter"
 _PREPARED_ELSEWHERE = ("42P05", "26000")
@@ -66,7 +66,7 @@ def make_patient_engine(url: URL) -> Engine:
 
 
 def is_behind_pooler(error: BaseException) -> bool:
-    """Tell whether this is what goes wrong behind a pooler when MAILER_PGBOUNCER is not set."""
+    """Return whether this error is typical of a pooler when MAILER_PGBOUNCER is not set."""
     driver_error = getattr(error, "orig", None) or error
     return getattr(driver_error, "sqlstate", None) in _PREPARED_ELSEWHERE or _SAYS_POOLER in str(driver_error)
 
@@ -83,7 +83,7 @@ class _Connection(psycopg.Connection[Any]):
 
 
 class _Silence(Exception):
-    """Nothing came, and nothing could be sent."""
+    """The error of a server that has not answered in time."""
 
 
 def _unless_silent(steps: PQGen[T]) -> PQGen[T]:

@@ -1,9 +1,9 @@
-"""The queue: what workers claim, mark, record and release, and what the sweep puts right.
+"""The queue: the moves of workers and of the sweep.
 
 Each move of a delivery is one statement, guarded by the state it leaves and by the token of the
 claim. It returns the ids that moved: who comes second moves nothing.
 
-What takes many rows takes them in two steps of one statement. The first chooses, guards and locks;
+A statement that takes many rows does so in two steps. The first chooses, guards and locks;
 the second has only ids. With the guard in the second step as well, PostgreSQL would compare every
 row of the queue with every chosen one whenever its statistics are from a time when the queue was
 empty.
@@ -162,7 +162,7 @@ WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One finished try, ready to be recorded."""
+    """The result of one try, ready to be recorded."""
 
     delivery: Delivery
     outcome: Outcome
@@ -170,7 +170,7 @@ class Result:
 
     @property
     def event(self) -> EventKind | None:
-        """Return what the move is called. A relay that can't be reached defers no mail: that is no try."""
+        """Return the event of the move. A relay that can't be reached defers no mail: that is no try."""
         if self.move.to is Status.QUEUED:
             return EventKind.DEFERRED if self.outcome.verdict is Verdict.DEFERRED else None
         return _EVENTS.get(self.move.to)
@@ -197,7 +197,7 @@ class Queue(Moves):
         lease_until: float,
         lanes: Iterable[Lane] = tuple(Lane),
     ) -> list[Delivery]:
-        """queued -> claimed: the most urgent lane first, in it what has been due the longest."""
+        """queued -> claimed: the most urgent lane first, in it the longest due."""
 
         def claim(transaction: Transaction) -> list[Delivery]:
             claimed: list[Delivery] = []
@@ -313,7 +313,7 @@ class Queue(Moves):
         return set().union(*steps)
 
     def recall_queued(self, now: float, *, was: float) -> int:
-        """Make due again, after the clock was set back, what was due before. Return the number of deliveries."""
+        """Make deliveries due again that were due before the clock was set back. Return the number of deliveries."""
         recalled = 0
         for lane in Lane:
             while step := self._move(RECALL, lane=lane, now=now, was=was, most=MOVED_AT_ONCE):

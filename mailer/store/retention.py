@@ -73,7 +73,7 @@ class Retention(Database):
         return looked_at[-1][0] if looked_at else None
 
     def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
-        """Erase what mails said that finished before a time. Return the last id that was looked at, or None at the end."""
+        """Erase the content of mails that finished before a time. Return the last id that was looked at, or None at the end."""
         values = {"after": after, "created_before": id_at(before), "most": most}
 
         def erase_some(transaction: Transaction) -> str | None:

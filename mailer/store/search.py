@@ -16,7 +16,7 @@ _HAS_TAG_SQLITE = "AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)
 _HAS_TAG_POSTGRESQL = """
 AND EXISTS (SELECT 1 FROM json_array_elements_text(tags) AS one (value) WHERE value = :tag)
 """
-# A sensitive mail is not found by what it says.
+# A sensitive mail is not found by its content.
 _HAS_SUBJECT = r"AND NOT sensitive AND LOWER(subject) LIKE :subject ESCAPE '\'"
 
 
@@ -45,7 +45,7 @@ class Search(Database):
         if before is not None:
             of_message += " AND id < :before"
             values["before"] = before
-        # Conditions are texts of this file: what comes from outside is a parameter.
+        # Conditions are texts of this file: values from outside are parameters.
         statement = SEARCH.replace("{and_message}", of_message).replace("{and_delivery}", of_delivery)
         with self._look() as transaction:
             return [mail_id for (mail_id,) in transaction.execute(statement, values)]

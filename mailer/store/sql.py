@@ -1,4 +1,4 @@
-"""How the words of a statement are render_sql for SQLite and for PostgreSQL.
+"""SQL for two databases: statements are rendered for SQLite and for PostgreSQL.
 
 Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement would be another one, to be
 compiled anew, for each length.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _TEXTS = ("text", "html", "CAST(alternatives AS text)")
-#: What a worker needs to know of one.
+#: The columns of a delivery that a worker needs.
 _DELIVERY = (
     *("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at"),
     *("expires_at", "size"),
@@ -29,7 +29,7 @@ _RESULTS = {
 _WAITS = {"id": "bigint", "due_at": "float8"}
 #: Of a delivery that is about to move: its mail, if that is sensitive.
 _PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
-#: What goes out by itself, now or some day.
+#: Deliveries that go out by themselves, now or some day.
 _OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
 #: For how many seconds it has been due: the number of the first of these that are more. What is in doubt was due long before
 #: it is due again.

@@ -20,7 +20,7 @@ _AT_ONCE = 1.0
 
 @contextmanager
 def values_hidden() -> Iterator[None]:
-    """Leave what a statement was given out of its error: applications log errors, and a mail may be sensitive.
+    """Leave the values of a statement out of its error: applications log errors, and a mail may be sensitive.
 
     SQLAlchemy adds the parameters, and PostgreSQL the row, in the lines below the first.
     """
@@ -39,11 +39,11 @@ def values_hidden() -> Iterator[None]:
 
 
 class CommitUnanswered(Exception):
-    """The connection ended during the commit: it may be done, or not."""
+    """The connection ended during the commit, which may be done or not."""
 
 
 class Transaction:
-    """Where statements are executed. `begin` is told each new connection; `limits` is the first statement, if there is one."""
+    """A transaction on a connection of the driver. `begin` prepares each connection, and `limits` is the first statement."""
 
     def __init__(
         self, engine: Engine, render: Callable[[str], str], begin: Callable[[Any], None], limits: str | None = None
@@ -57,7 +57,7 @@ class Transaction:
         self._open()
 
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
-        """The rows that it finds or returns."""
+        """Execute a statement. Return the rows that it finds or returns."""
         render_sql, started = self._render(statement), time.monotonic()
         try:
             self._execute(render_sql, values)
@@ -79,7 +79,7 @@ class Transaction:
 
     @values_hidden()
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
-        """Once for each row of values."""
+        """Execute a statement once for each row of values."""
         self._cursor.executemany(self._render(statement), values)
 
     def commit(self) -> None:
@@ -91,11 +91,11 @@ class Transaction:
             raise
 
     def close(self) -> None:
-        """Back to the pool, which rolls back what was not committed."""
+        """Return the connection to its pool, which rolls back all that was not committed."""
         self._connection.close()
 
     def abandon(self, error: Exception) -> None:
-        """It is not given to anybody else; nor are those that were lost with it, when their server went away."""
+        """Discard the connection, and those that were lost with it when their server went away."""
         if self._is_lost(error):
             pool: Any = self._engine.pool
             pool._invalidate(self._connection, error)  # noqa: SLF001 -- SQLAlchemy calls it at this moment, without us as well
@@ -129,15 +129,15 @@ class Transactions:
         self._begin_looking = begin_reading if is_sqlite else _without_transaction
 
     def write(self) -> AbstractContextManager[Transaction]:
-        """All of it, or nothing."""
+        """Open a transaction that writes, all of it or nothing."""
         return self._opened(self._begin_writing, self._limits, commits=True)
 
     def read(self) -> AbstractContextManager[Transaction]:
-        """All of it in one transaction."""
+        """Open a transaction that reads from one snapshot."""
         return self._opened(self._begin_reading, self._limits)
 
     def look(self) -> AbstractContextManager[Transaction]:
-        """Each statement at what is there by then: PostgreSQL is spared the two round trips of a transaction."""
+        """Open a connection that reads statement by statement, which saves PostgreSQL two round trips."""
         return self._opened(self._begin_looking)
 
     @contextmanager
@@ -169,12 +169,12 @@ def sqlstate_of(error: object) -> str | None:
 
 
 def _may_be_on_disk(error: Exception) -> bool:
-    """SQLite undoes what it could not write; but what it only could not make sure of, it may find again after a power cut."""
+    """Return whether a failed commit may be on disk: SQLite may find it again if only the sync failed."""
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC
 
 
 def _by_itself(connection: Any) -> None:
-    """The driver begins a transaction with the first statement."""
+    """Let the driver begin a transaction with the first statement."""
     if connection.autocommit:
         connection.autocommit = False
 
