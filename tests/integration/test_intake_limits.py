@@ -41,7 +41,7 @@ def file(size: int, filename: str = "a.pdf") -> Attachment:
     return Attachment(filename, b"%" * size)
 
 
-RECIPIENTS = "addresses, which is what MAILER_MAX_RECIPIENTS allows in one mail."
+RECIPIENTS = "addresses, the most that MAILER_MAX_RECIPIENTS allows in one mail."
 HEADER = "MAILER_MAX_HEADER allows 4000."
 SIZE = "MAILER_MAX_SIZE allows 25000000."
 

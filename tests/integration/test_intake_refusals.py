@@ -59,7 +59,7 @@ NOBODY = "The mail has no recipient: give at least one in to, cc or bcc."
 FILE = Attachment("a.pdf", b"%PDF")
 
 NO_OPTION = "there is no such option, and template 'only_text' has no variable of this name: did you mean"
-MISSPELT = "What other templates need goes into context={…}."
+MISSPELT = "Pass variables for other templates in context={…}."
 
 REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
     ({"idempotancy_key": "a"}, InvalidMail, f"idempotancy_key: {NO_OPTION} idempotency_key? {MISSPELT}"),
