@@ -12,7 +12,7 @@ from flask import Flask
 from devstack import broker
 from tests.application import create_app
 from tests.services.broker import RedisServer
-from tests.services.databases import Databases, PostgresDatabases, SqliteDatabases
+from tests.services.databases import Databases, PostgresDatabases, SqliteDatabases, fast_folder
 from tests.services.machine import share_of_machine
 from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
 from tests.services.requirement import do_without, find_program, require
@@ -38,8 +38,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> Databases:
-    return SqliteDatabases(tmp_path_factory.mktemp("sqlite"))
+def sqlite_databases() -> Iterator[Databases]:
+    with TemporaryDirectory(prefix="mailer-sqlite-", dir=fast_folder()) as folder:
+        yield SqliteDatabases(Path(folder))
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,18 @@ import pytest
 
 T = TypeVar("T")
 
-PAUSE_BETWEEN_LOOKS = 0.02
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10) -> T:
     """Return the condition's value as soon as it is true. Fail when it stays false, saying what was waited for."""
     __tracebackhide__ = True
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             pytest.fail(f"Waited {timeout:g} s; still {value!r}: {_source_of(condition)}")
-        time.sleep(PAUSE_BETWEEN_LOOKS)
+        time.sleep(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waited / 20)))  # what is waited for needs the processor
     return value
 
 
