@@ -1,5 +1,6 @@
 """The fixtures: real services, each test with a fresh share of them, and the application wired to that share."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,6 +26,12 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 # Processes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes: more than cores, since a test often waits for programs."""
+    return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout begins to count
