@@ -8,8 +8,8 @@ A `Fault` names a stage of the conversation and the action there. Tests add faul
 In the inbox a person asks for a fault with the address of the recipient:
 
     450@fault.example    refused for now             550@fault.example      refused for good
-    drop@fault.example   disconnects at the dot      doubt@fault.example    accepts, then disconnects
-    slow@fault.example   the reply takes 5 seconds   hang@fault.example     no reply, the connection stays open
+    drop@fault.example   disconnects at the dot      doubt@fault.example    accepts and disconnects
+    slow@fault.example   the reply takes 5 seconds   hang@fault.example     no reply, no hang-up
 """
 
 import threading
@@ -31,8 +31,9 @@ AFTER_ACCEPTING = (ACCEPT_AND_DROP, CLOSE_AFTER_250)
 class Fault:
     """One fault: at `stage`, after `delay` seconds, the server does `action`.
 
-    The action is one of the constants above, or a reply such as "451 4.7.1 try later". It happens `times` times (None: always);
-    with a `recipient`, only for mail to that address, at the stages rcpt, data and dot.
+    The action is one of the constants above, or a reply such as "451 4.7.1 try later". It happens
+    `times` times (None: always); with a `recipient`, only for mail to that address, at the stages
+    rcpt, data and dot.
     """
 
     stage: Stage

@@ -1,6 +1,7 @@
 """Received mails, kept as files: the SMTP server writes them, the inbox page reads them.
 
-A mail is one file, `<id>.mail`: a line of JSON with the envelope, then the bytes exactly as they came over the wire.
+A mail is one file, `<id>.mail`: a line of JSON with the envelope, then the bytes exactly as they
+came over the wire.
 Ids sort by time of arrival. Files are readable by their owner only, because mail contains secrets.
 """
 
@@ -77,7 +78,13 @@ class Inbox:
             return None
         head, _, raw = content.partition(b"\n")
         envelope = json.loads(head)
-        return Received(mail_id, datetime.fromisoformat(envelope["at"]), envelope["from"], tuple(envelope["to"]), raw)
+        return Received(
+            mail_id,
+            datetime.fromisoformat(envelope["at"]),
+            envelope["from"],
+            tuple(envelope["to"]),
+            raw,
+        )
 
     def count(self) -> int:
         return len(self._ids())

@@ -20,18 +20,30 @@ from typing import Any, Self
 
 from aiosmtpd.smtp import MISSING, SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from mailer.smtpd.faults import ACCEPT_AND_DROP, AFTER_ACCEPTING, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Faults, Stage
+from mailer.smtpd.faults import (
+    ACCEPT_AND_DROP,
+    AFTER_ACCEPTING,
+    CLOSE_AFTER_250,
+    DELAY,
+    DROP,
+    HANG,
+    Fault,
+    Faults,
+    Stage,
+)
 
 log = logging.getLogger("mailer.inbox")
 
-#: (envelope sender, recipients, bytes of the mail) -> the id for the reply; called in the server's thread. `Inbox.add` is one.
+#: (envelope sender, recipients, bytes of the mail) -> the id for the reply; called in the server's
+#: thread. `Inbox.add` is one.
 Accept = Callable[[str, list[str], bytes], str]
 
 
 class InboxServer:
     """An SMTP server on the loopback interface, in one thread, from `start()` to `stop()`.
 
-    With `tls`, the server offers STARTTLS and requires it; with `implicit_tls` as well, TLS begins at the first byte.
+    With `tls`, the server offers STARTTLS and requires it; with `implicit_tls` as well, TLS begins
+    at the first byte.
     With `credentials`, a pair of user and password, the server accepts mail only after AUTH.
     """
 
@@ -53,14 +65,17 @@ class InboxServer:
         self.tls = tls
         self.implicit_tls = implicit_tls
         self.credentials = credentials
-        self.connections = 0  # how many there have been: a warm connection that is used again counts once
+        self.connections = 0  # a warm connection that is used again counts once
         self._sessions: set[_Session] = set()
 
     def start(self) -> Self:
-        listener = socket.create_server((self.host, self.port), backlog=512)  # here, so that a port in use is the caller's error
+        # Here, so that a port in use is the caller's error.
+        listener = socket.create_server((self.host, self.port), backlog=512)
         self.port = listener.getsockname()[1]
         self._started = threading.Event()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(listener),), name="inbox", daemon=True)
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._serve(listener),), name="inbox", daemon=True
+        )
         self._thread.start()
         self._started.wait()
         return self
@@ -74,27 +89,39 @@ class InboxServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     async def _serve(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        # aiosmtpd leaves the exceptions of sessions that were cut off to the loop; faults cut sessions all the time.
+        # aiosmtpd leaves the exceptions of sessions that were cut off to the loop; faults cut
+        # sessions all the time.
         self._loop.set_exception_handler(
-            lambda loop, context: log.debug("%s", context["message"], exc_info=context.get("exception"))
+            lambda loop, context: log.debug(
+                "%s", context["message"], exc_info=context.get("exception")
+            )
         )
         self._stopping = asyncio.Event()
-        server = await self._loop.create_server(self._new_session, sock=listener, ssl=self.tls if self.implicit_tls else None)
+        server = await self._loop.create_server(
+            self._new_session, sock=listener, ssl=self.tls if self.implicit_tls else None
+        )
         self._started.set()
         await self._stopping.wait()
-        self._loop.remove_reader(listener)  # before close(): a connection that asyncio is just accepting would leak
+        # Before close(): a connection that asyncio is just accepting would leak.
+        self._loop.remove_reader(listener)
         await self._end_sessions()
         server.close()
 
     async def _end_sessions(self) -> None:
         while self._sessions or self._tasks():
             tasks = self._tasks()
-            await asyncio.sleep(0)  # a connection accepted just now gets its transport, which alone can close it
+            # A connection accepted just now gets its transport, which alone can close it.
+            await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             for session in list(self._sessions):
@@ -118,19 +145,28 @@ class InboxServer:
             authenticator=self._authenticate,
         )
 
-    def _authenticate(self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, login: Any) -> AuthResult:
+    def _authenticate(
+        self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, login: Any
+    ) -> AuthResult:
         given = (login.login, login.password) if isinstance(login, LoginPassword) else (b"", b"")
         wanted = tuple(text.encode() for text in self.credentials or ("", ""))
         equal = hmac.compare_digest(b"\0".join(given), b"\0".join(wanted))
-        return AuthResult(success=equal and self.credentials is not None, handled=False, auth_data=login)
+        return AuthResult(
+            success=equal and self.credentials is not None, handled=False, auth_data=login
+        )
 
 
 class _Session(SMTP):
-    """One connection. aiosmtpd has no hooks for the greeting and the reply to DATA, so these two are overridden."""
+    """One connection.
+
+    aiosmtpd has no hooks for the greeting and the reply to DATA, so these two are overridden.
+    """
 
     event_handler: "_Conversation"
 
-    def __init__(self, conversation: "_Conversation", sessions: "set[_Session]", **options: Any) -> None:
+    def __init__(
+        self, conversation: "_Conversation", sessions: "set[_Session]", **options: Any
+    ) -> None:
         super().__init__(conversation, **options)
         self._sessions = sessions
 
@@ -146,7 +182,8 @@ class _Session(SMTP):
 
     def abort(self) -> None:
         if isinstance(self.transport, asyncio.WriteTransport):
-            with suppress(AttributeError):  # Python 3.11.2, that of Debian 12, trips over a TLS connection that is closed already
+            # Python 3.11.2, that of Debian 12, trips over a TLS connection that is closed already.
+            with suppress(AttributeError):
                 self.transport.abort()
 
     async def never(self) -> None:
@@ -179,30 +216,42 @@ class _Conversation:
     def __init__(self, server: InboxServer) -> None:
         self.server = server
 
-    async def handle_HELO(self, smtp: _Session, session: Session, envelope: Envelope, name: str) -> str:
+    async def handle_HELO(
+        self, smtp: _Session, session: Session, envelope: Envelope, name: str
+    ) -> str:
         refusal = await self.play_fault(smtp, "ehlo")
         if refusal:
             return refusal
         session.host_name = name
         return f"250 {smtp.hostname}"
 
-    async def handle_EHLO(self, smtp: _Session, session: Session, envelope: Envelope, name: str, offers: list[str]) -> list[str]:
+    async def handle_EHLO(
+        self, smtp: _Session, session: Session, envelope: Envelope, name: str, offers: list[str]
+    ) -> list[str]:
         refusal = await self.play_fault(smtp, "ehlo")
         if refusal:
             return [refusal]
         session.host_name = name
-        return [offer for offer in offers if self.server.credentials or not offer.startswith("250-AUTH")]
+        return [
+            offer for offer in offers if self.server.credentials or not offer.startswith("250-AUTH")
+        ]
 
-    async def handle_AUTH(self, smtp: _Session, session: Session, envelope: Envelope, args: Sequence[str]) -> Any:
+    async def handle_AUTH(
+        self, smtp: _Session, session: Session, envelope: Envelope, args: Sequence[str]
+    ) -> Any:
         return await self.play_fault(smtp, "auth") or MISSING
 
-    async def handle_MAIL(self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
+    async def handle_MAIL(
+        self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
         # aiosmtpd's own auth_required warns at every connection without STARTTLS.
         if self.server.credentials and not session.authenticated:
             return "530 5.7.0 Authentication required"
         return await self.play_fault(smtp, "mail") or MISSING
 
-    async def handle_RCPT(self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
+    async def handle_RCPT(
+        self, smtp: _Session, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
         return await self.play_fault(smtp, "rcpt", [address]) or MISSING
 
     async def handle_DATA(self, smtp: _Session, session: Session, envelope: Envelope) -> str:
@@ -221,8 +270,10 @@ class _Conversation:
     async def handle_QUIT(self, smtp: _Session, session: Session, envelope: Envelope) -> Any:
         return await self.play_fault(smtp, "quit") or MISSING
 
-    async def play_fault(self, smtp: _Session, stage: Stage, recipients: Sequence[str] = ()) -> str | None:
-        """Play the fault of this stage, if there is one. Return the reply that replaces the usual one."""
+    async def play_fault(
+        self, smtp: _Session, stage: Stage, recipients: Sequence[str] = ()
+    ) -> str | None:
+        """Play the fault of this stage, if any. Return the reply that replaces the usual one."""
         fault = self.server.faults.take(stage, recipients)
         return await self.play(smtp, fault) if fault else None
 
