@@ -20,14 +20,12 @@ class Composed:
     __slots__ = ("_eight", "_message", "_seven", "needs_smtputf8")
 
     def __init__(self, message: Message, keys: tuple[SigningKey, ...]) -> None:
-        head, chunks = _serialise(
-            message, keys, eightbit=not keys
-        )  # RFC 6376, 5.3: a signed body must never be encoded again
+        # RFC 6376, 5.3: a signed body must never be encoded again.
+        head, chunks = _serialise(message, keys, eightbit=not keys)
         self.needs_smtputf8 = not (head.isascii() and message.bounce_address.isascii())
         self._eight = Form(head, chunks)
-        is_seven = not self._eight.is_8bit or all(
-            chunk.isascii() for chunk in chunks
-        )  # only the head is 8-bit
+        # A mail whose head alone is 8-bit has a single form.
+        is_seven = not self._eight.is_8bit or all(chunk.isascii() for chunk in chunks)
         self._seven = self._eight if is_seven else None
         self._message = message
 

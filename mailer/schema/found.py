@@ -26,9 +26,8 @@ class Found:
     """The tables of a database."""
 
     revision: str | None
-    readable_from: (
-        str | None
-    )  #: the oldest revision whose code can use these tables; None before 0005
+    #: The oldest revision whose code can use these tables; None before 0005.
+    readable_from: str | None
     missing: frozenset[str]  #: tables that this code needs
     is_marked: bool  #: the database once had the tables
 

@@ -372,9 +372,8 @@ class Settings(RelaySettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        value = re.sub(
-            "^postgres://", "postgresql://", value
-        )  # the old name, still used by some platforms
+        # Some platforms still use the old name.
+        value = re.sub("^postgres://", "postgresql://", value)
         try:
             url = make_url(value)
         except (

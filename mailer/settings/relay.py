@@ -260,9 +260,8 @@ class RelaySettings(BaseModel):
     def _usable_client_certificate(cls, value: str | None) -> str | None:
         try:
             if value is not None:
-                ssl.create_default_context().load_cert_chain(
-                    value, password=""
-                )  # an empty one: never ask at the terminal
+                # With an empty password, OpenSSL never asks at the terminal.
+                ssl.create_default_context().load_cert_chain(value, password="")
         except OSError as error:
             raise ValueError(
                 "allowed: the path of a PEM file with a certificate and its key"

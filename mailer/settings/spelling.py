@@ -105,9 +105,8 @@ def _misses(word: str, name: str) -> int | None:
     given, meant = _folded(word), _folded(name)
     if given == meant:
         return 0
-    is_numbered = re.sub(r"\D", "", given) != re.sub(
-        r"\D", "", meant
-    )  # such as MAIL_PASSWORD2: a second key, on purpose
+    # Such as MAIL_PASSWORD2: a second key, on purpose.
+    is_numbered = re.sub(r"\D", "", given) != re.sub(r"\D", "", meant)
     limit = 2 if len(meant) >= _LONG else 1
     if is_numbered or len(meant) < _SHORTEST or abs(len(given) - len(meant)) > limit:
         return None

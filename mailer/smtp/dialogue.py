@@ -49,9 +49,8 @@ class Dialogue:
         self.awaits_body = False  #: the relay has replied 354
         self._needs_reset = False
         self._settings = settings
-        self.at_once = (
-            at_once  #: commands to send at once; each other one waits for the previous reply
-        )
+        #: Commands to send at once; each other one waits for the previous reply.
+        self.at_once = at_once
         self._unsent = _NOTHING  # commands of the present envelope
 
     # --- the envelope -----------------------------------------------------------------------------

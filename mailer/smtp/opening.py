@@ -45,11 +45,8 @@ class SessionOpener:
         session.set_debuglevel(int(settings.mail_debug))
         try:
             self._open(session)
-        except (
-            OSError,
-            ValueError,
-            NoToken,
-        ) as error:  # ValueError: an unencodable name or password
+        except (OSError, ValueError, NoToken) as error:
+            # ValueError: an unencodable name or password.
             session.abort()
             return self._failure(error, session.step)
         except BaseException:
@@ -60,9 +57,8 @@ class SessionOpener:
     def _open(self, session: Session) -> None:
         settings = self._settings
         session.expires = time.monotonic() + settings.longest_opening
-        token = (
-            "" if self._tokens is None else self._tokens.get()
-        )  # first: the relay would have to wait for it
+        # Before the connection: the relay would have to wait for the token.
+        token = "" if self._tokens is None else self._tokens.get()
         session.sock = self._connect()
         if settings.mail_use_ssl:
             session.secure(self._tls_context(), self._resumable, settings.connect_timeout)

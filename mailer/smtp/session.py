@@ -129,9 +129,8 @@ class Session(smtplib.SMTP):
         if not arrived:
             raise smtplib.SMTPServerDisconnected("the relay hung up")
         unread = self._arrived[self._read :]
-        self._arrived = (
-            unread[:LONGEST_REPLY] + arrived
-        )  # the unread part is the beginning of a line
+        # The unread part is the beginning of a line.
+        self._arrived = unread[:LONGEST_REPLY] + arrived
         self._read = 0
 
     def _wait_at_most(self, seconds: float) -> None:

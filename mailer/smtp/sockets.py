@@ -36,9 +36,8 @@ def connect(host: str, port: int, source: str | None, deadline: float) -> socket
             sock.close()
             failure = error
         else:
-            sock.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-            )  # send short commands at once
+            # Send short commands at once.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
     raise failure
 
