@@ -57,6 +57,7 @@ def test_a_key_comes_as_a_text_or_in_a_file(tmp_path: Path) -> None:
         json.dumps([entry(key=RSA_TEXT.replace("\n", "\\n"))]),  # escaped twice, as some panels do
         json.dumps([entry()]).replace("\\n", "\n"),  # not at all
     ],
+    ids=["once", "twice", "not escaped"],
 )
 def test_the_environment_has_them_as_json(text: str) -> None:
     """However the line ends of the key got into the variable."""
@@ -66,7 +67,11 @@ def test_the_environment_has_them_as_json(text: str) -> None:
     assert make_signer(settings.dkim_keys) is not None
 
 
-@pytest.mark.parametrize("pem", [RSA.pem, ED25519.pem, rsa_pem(1024), rsa_pem(2048, PrivateFormat.TraditionalOpenSSL)])
+@pytest.mark.parametrize(
+    "pem",
+    [RSA.pem, ED25519.pem, rsa_pem(1024), rsa_pem(2048, PrivateFormat.TraditionalOpenSSL)],
+    ids=["RSA", "Ed25519", "short RSA", "the older format"],  # each process of the tests has other keys
+)
 def test_a_key_that_can_sign(pem: bytes) -> None:
     """RSA in both formats that OpenSSL writes, and Ed25519."""
     assert make_signer([dkim_key("example.com", "2026a", pem)]) is not None
