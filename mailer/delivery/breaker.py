@@ -1,4 +1,4 @@
-"""The circuit breaker of relays: one that can't be used is paused, and tried with one mail now and then."""
+"""The circuit breaker: a relay that can't be used is paused, and probed with one mail."""
 
 import logging
 from collections.abc import Mapping
@@ -45,18 +45,21 @@ class Breaker:
         asked = min(failure.retry_after or 0.0, self._settings.relay_rest_longest)
         until = now + max(seconds, asked)
         reason = " ".join(filter(None, [failure.reply, failure.advice]))
-        if not self._store.pause_relay(relay.name, failures=failures, now=now, until=until, reason=reason):
+        if not self._store.pause_relay(
+            relay.name, failures=failures, now=now, until=until, reason=reason
+        ):
             return  # another worker did
         is_news = probe is None or (failure.advice and not probe.reason.endswith(failure.advice))
         log.log(
             logging.ERROR if is_news else logging.INFO,
-            "The relay %s can't be used, its mail waits or takes another one; it is tried again in %.0f s. %s",
+            "The relay %s can't be used, its mail waits or takes another one; it is tried again in"
+            " %.0f s. %s",
             relay.name,
             until - now,
             reason,
         )
 
-    # --- probes -------------------------------------------------------------------------------------------------------
+    # --- probes -----------------------------------------------------------------------------------
 
     def take_probe(self, relay: Relay, pause: Pause, now: float) -> Pause | None:
         """Take the probe of a relay. Return None if another worker has it."""
@@ -65,7 +68,10 @@ class Breaker:
         return replace(pause, until=until) if taken else None
 
     def renew_probe(self, relay: Relay, probe: Pause) -> Pause | None:
-        """Extend our probe, which other relays may have delayed. Return None if another worker has taken it over."""
+        """Extend our probe, which other relays may have delayed.
+
+        Return None if another worker has taken it over.
+        """
         until = self._longest_probe(relay, self._clock.time())
         return replace(probe, until=until) if self._move_probe(relay.name, probe, until) else None
 
@@ -74,7 +80,7 @@ class Breaker:
         self._move_probe(name, probe, self._clock.time())
 
     def end_probe(self, relay: Relay, probe: Pause, *, was_tried: bool) -> None:
-        """End the pause of a relay that answers, or leave the probe to others if no mail was tried."""
+        """End the pause of a relay that answers. If no mail was tried, leave the probe."""
         if not was_tried:
             self.leave_probe(relay.name, probe)
         elif self._store.resume_relay(relay.name):

@@ -9,14 +9,15 @@ from mailer.forks import survive_forks
 # If at most an eighth of the budget is held, any mail gets room, also one that is larger than the
 # budget.
 _BESIDE_A_LARGE_ONE = 8
-# Mails of at most a 64th of the budget may still go, as long as the waiting one will fit beside them.
+# Mails of at most a 64th of the budget may still go, as long as the waiting one will fit beside
+# them.
 _SMALL = 64
 # Seconds for which that holds. Whoever still wants the mail asks again sooner.
 _TURN_SECONDS = 3.0
 
 
 class ByteBudget:
-    """The bytes that the threads of a process may hold together, and the mail that gets the next room."""
+    """The bytes that the threads of a process may hold together."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -29,9 +30,12 @@ class ByteBudget:
         survive_forks(self)
 
     def take(self, wanted: int, mail_id: str) -> bool:
-        """Take room for a mail, if there is any. Without any, smaller ones leave it to this mail for a while.
+        """Take room for a mail, if there is any.
+
+        Without any, smaller ones leave it to this mail for a while.
 
         One that is as large may go before: room for it is room for the first at the next try.
+
         """
         with self._lock:
             now = time.monotonic()

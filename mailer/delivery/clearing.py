@@ -33,7 +33,9 @@ class HeadOfQueue:
         """Take a new lock: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
-    def clear(self, limits: Sequence[DomainLimits], available: Availability, *, ends: float) -> bool:
+    def clear(
+        self, limits: Sequence[DomainLimits], available: Availability, *, ends: float
+    ) -> bool:
         """Postpone mail that can't go now, in each lane. Return whether there was any.
 
         Two threads would book the same places at a limit twice, so one does it.
@@ -41,9 +43,14 @@ class HeadOfQueue:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            looks_further = self._clock.monotonic() >= self._looked_further_at + _LOOKS_FURTHER_EVERY
+            looks_further = (
+                self._clock.monotonic() >= self._looked_further_at + _LOOKS_FURTHER_EVERY
+            )
             by_domain = {domain: one for one in limits for domain in one.stopped_domains}
-            cleared = [self._clear_lane(lane, by_domain, available, ends, looks_further=looks_further) for lane in Lane]
+            cleared = [
+                self._clear_lane(lane, by_domain, available, ends, looks_further=looks_further)
+                for lane in Lane
+            ]
         finally:
             self._lock.release()
         return any(cleared)
@@ -83,7 +90,8 @@ class HeadOfQueue:
     ) -> dict[int, float]:
         """Return until when deliveries wait that only busy relays carry.
 
-        If that is all of them, they stay, and the worker that has the relay finds them in their place.
+        If that is all of them, they stay, and the worker that has the relay finds them in their
+        place.
         """
         if not available.busy:
             return {}
@@ -95,7 +103,9 @@ class HeadOfQueue:
         return dict.fromkeys(stuck, now + _BUSY_SECONDS)
 
 
-def _waits_at_limits(deliveries: Iterable[Delivery], limits: Mapping[str, DomainLimits]) -> dict[int, float]:
+def _waits_at_limits(
+    deliveries: Iterable[Delivery], limits: Mapping[str, DomainLimits]
+) -> dict[int, float]:
     """Return until when deliveries wait whose domains are at their limit."""
     stopped: dict[str, list[Delivery]] = defaultdict(list)
     for delivery in deliveries:

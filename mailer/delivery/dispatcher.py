@@ -59,7 +59,8 @@ class Dispatcher:
     def deliver(self, at_most: float, avoided: Mapping[str, Pause] = _NONE) -> None:
         """Deliver batch after batch, for about so many seconds.
 
-        That is long enough that starting costs nothing, and short enough that others get their turn.
+        That is long enough that starting costs nothing, and short enough that others get their
+        turn.
         """
         ends = self._clock.monotonic() + at_most
         with self._thread_context(avoided) as context:
@@ -89,7 +90,7 @@ class Dispatcher:
                     if state.settings.relay_concurrency:
                         state.relay.hang_up()
 
-    # --- a batch ------------------------------------------------------------------------------------------------------
+    # --- a batch ----------------------------------------------------------------------------------
 
     def _deliver_batch(self, context: ThreadContext) -> Progress:
         """Claim the most urgent mail, hand it to the relays, and record the outcomes."""
@@ -122,7 +123,9 @@ class Dispatcher:
         now, token = self._clock.time(), secrets.token_hex(8)
         context.box.claiming(token)
         until = now + self._settings.claim_lease
-        return self._services.store.claim_due(limit, token=token, now=now, lease_until=until, lanes=available.lanes)
+        return self._services.store.claim_due(
+            limit, token=token, now=now, lease_until=until, lanes=available.lanes
+        )
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
         """Release deliveries that are in no share yet, and leave our probes to others."""
@@ -144,14 +147,16 @@ class Dispatcher:
             return False
         return self._head.clear(limits, self._router.look_again(available, context), ends=ends)
 
-    # --- shares -------------------------------------------------------------------------------------------------------
+    # --- shares -----------------------------------------------------------------------------------
 
     def _deliver_shares(self, plan: Plan, context: ThreadContext, started: float) -> list[Share]:
         """Deliver share after share, urgent mail first.
 
         Relays that are probed come last, since a probe may take as long as a time-out.
         """
-        names = sorted(plan.shares, key=lambda name: (name in plan.probes, plan.shares[name][0].lane))
+        names = sorted(
+            plan.shares, key=lambda name: (name in plan.probes, plan.shares[name][0].lane)
+        )
         seconds = self._settings.batch_seconds / max(1, len(names))
         shares = []
         for place, name in enumerate(names, start=1):
@@ -164,12 +169,20 @@ class Dispatcher:
         self._account(shares, started)
         return shares
 
-    def _deliver_share(self, name: str, plan: Plan, context: ThreadContext, deadline: Deadline) -> Share:
+    def _deliver_share(
+        self, name: str, plan: Plan, context: ThreadContext, deadline: Deadline
+    ) -> Share:
         """Deliver one relay's share. If the relay can't be used, pause it."""
-        state, breaker, probe = self._router.states[name], self._router.breaker, plan.probes.get(name)
+        state, breaker, probe = (
+            self._router.states[name],
+            self._router.breaker,
+            plan.probes.get(name),
+        )
         has_slot = context.relay_slots.take_relay(name)  # it may have been lost at another relay
         is_probe, deliveries = probe is not None, plan.shares[name]
-        share = Share(self._services, context, state, deliveries, deadline=deadline, is_probe=is_probe)
+        share = Share(
+            self._services, context, state, deliveries, deadline=deadline, is_probe=is_probe
+        )
         context.box.calling(name)
         if probe is not None and (probe := breaker.renew_probe(state.relay, probe)) is not None:
             plan.probes[name] = probe
@@ -189,7 +202,7 @@ class Dispatcher:
         return share
 
     def _leave_other_relays(self, name: str, context: ThreadContext) -> None:
-        """Leave the connections of other relays to other threads: this relay may keep us waiting."""
+        """Leave other relays to other threads: this relay may keep us waiting."""
         for state in self._states:
             if state.name != name and context.relay_slots.has_relay(state.name):
                 state.relay.hang_up()  # relays count idle connections, too
@@ -201,6 +214,8 @@ class Dispatcher:
         if any(report.claimable_again for report in reports):
             self._bell.ring()
         tried, seconds = sum(report.tried for report in reports), self._clock.monotonic() - started
-        if tried and not any(report.failure for report in reports):  # a failure says nothing of mails
+        if tried and not any(
+            report.failure for report in reports
+        ):  # a failure says nothing of mails
             self._pace.learn(seconds, tried)
         log.info("%d tried in %.0f ms", tried, 1000 * seconds)

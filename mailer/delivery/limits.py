@@ -18,7 +18,9 @@ _NO_SLOT_SECONDS = 1.0
 class DomainLimits:
     """The limits of the domains and of the relay of one share."""
 
-    def __init__(self, services: Services, context: ThreadContext, *, relay: str, pace: Pace, token: str) -> None:
+    def __init__(
+        self, services: Services, context: ThreadContext, *, relay: str, pace: Pace, token: str
+    ) -> None:
         self._services = services
         self._slots = context.domain_slots
         self._relay = relay
@@ -27,7 +29,9 @@ class DomainLimits:
         self._granted: set[int] = set()  # counted already, even if it could not be prepared at once
         self._full: set[str] = set()  # domains at their limit
         self._without_slot: set[str] = set()  # of these, domains that others send to
-        self._behind: set[tuple[str, Lane]] = set()  # where others wait, so new mail goes behind them
+        self._behind: set[tuple[str, Lane]] = (
+            set()
+        )  # where others wait, so new mail goes behind them
 
     def admit(self, picked: Sequence[Delivery]) -> list[Delivery]:
         """Return those of the deliveries that may be sent now."""
@@ -62,7 +66,9 @@ class DomainLimits:
         for domain, deliveries in self._by_limit(refused).items():
             least = _NO_SLOT_SECONDS if domain in self._without_slot else 0.0
             for lane, has_waited in product(Lane, (True, False)):
-                row = [one for one in deliveries if (one.lane, one.has_waited) == (lane, has_waited)]
+                row = [
+                    one for one in deliveries if (one.lane, one.has_waited) == (lane, has_waited)
+                ]
                 row.sort(key=attrgetter("queued_at"))
                 waits = throttle.book(
                     self._relay,
@@ -73,10 +79,12 @@ class DomainLimits:
                     again=has_waited,
                     is_refused=domain in self._full,
                 )
-                due_at.update((one.id, now + max(wait, least)) for one, wait in zip(row, waits, strict=True))
+                due_at.update(
+                    (one.id, now + max(wait, least)) for one, wait in zip(row, waits, strict=True)
+                )
         return due_at
 
-    # --- one domain ---------------------------------------------------------------------------------------------------
+    # --- one domain -------------------------------------------------------------------------------
 
     def _by_limit(self, deliveries: Iterable[Delivery]) -> dict[str, list[Delivery]]:
         """Group by domains with a limit. The others have only the limit of the relay."""
@@ -103,7 +111,7 @@ class DomainLimits:
         return granted
 
     def _is_behind(self, domain: str, delivery: Delivery) -> bool:
-        """Return whether a delivery is new while others wait at its limit, in its lane or a more urgent one."""
+        """Return whether a delivery is new while others wait at its limit."""
         if delivery.has_waited:
             return False
         row = domain, delivery.lane
@@ -112,7 +120,10 @@ class DomainLimits:
         return row in self._behind
 
     def _others_wait(self, domain: str, lane: Lane) -> bool:
-        """Return whether mail waits at a limit. The throttle may not know that a person cancelled it."""
+        """Return whether mail waits at a limit.
+
+        The throttle may not know that a person cancelled it.
+        """
         throttle, now = self._services.throttle, self._services.clock.time()
         seconds = throttle.behind(self._relay, domain, lane)
         if seconds <= 0:

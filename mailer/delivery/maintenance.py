@@ -38,7 +38,7 @@ class Maintenance:
         self._rest_of_purge: Iterator[object] | None = None
 
     def settle(self) -> None:
-        """Settle the deliveries that processes of this machine had in their hands when they died."""
+        """Settle the deliveries of processes of this machine that died."""
         self._services.black_box.settle_remains(partial(settle, self._services))
 
     def sweep(self) -> None:
@@ -70,7 +70,7 @@ class Maintenance:
         pause = Pause(until=now + _AVOIDED_SECONDS, failures=0, reason="", since=since)
         return dict.fromkeys(self._services.black_box.waited_for(_STALLED_SECONDS), pause)
 
-    # --- the purge ----------------------------------------------------------------------------------------------------
+    # --- the purge --------------------------------------------------------------------------------
 
     def purge(self, at_most: float = math.inf) -> bool:
         """Erase and delete old mail. Return False if that must go on later.

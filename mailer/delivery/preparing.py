@@ -67,7 +67,7 @@ class Preparer:
         self._sizes: dict[str, int] | None = None  # of mails that were queued without one
         self._contents: dict[str, Content] = {}
 
-    # --- room ---------------------------------------------------------------------------------------------------------
+    # --- room -------------------------------------------------------------------------------------
 
     def measure(self, deliveries: Collection[Delivery]) -> None:
         """Load, once, the sizes that an older version did not store.
@@ -92,7 +92,7 @@ class Preparer:
         return True
 
     def drop(self, mail: PreparedMail, following: Delivery | None) -> None:
-        """Forget a mail, and its content with the last user, unless the next delivery has the same."""
+        """Forget a mail, and its content with the last user, unless the next one has it."""
         content = mail.content
         content.users -= 1
         if not content.users and (following is None or self._key(following) != content.key):
@@ -129,7 +129,7 @@ class Preparer:
             return delivery.size
         return (self._sizes or {}).get(delivery.mail_id, self._settings.max_size)
 
-    # --- mails --------------------------------------------------------------------------------------------------------
+    # --- mails ------------------------------------------------------------------------------------
 
     def prepare(self, deliveries: Sequence[Delivery], *, patient: bool) -> list[PreparedMail]:
         """Load and compose the mails of these deliveries, for which there is room.
@@ -175,17 +175,23 @@ class Preparer:
         if len(mail_ids) == 1:
             self._fail(group, trouble)
             return
-        log.warning("Loading %d mails failed, each is tried alone: %s", len(mail_ids), trouble.reply)
+        log.warning(
+            "Loading %d mails failed, each is tried alone: %s", len(mail_ids), trouble.reply
+        )
         for mail_id in sorted(mail_ids):
             alone = [one for one in group if one.mail_id == mail_id]
             self._load_and_compose(alone, patient=patient)
 
-    def _compose(self, delivery: Delivery, message: Message | None, group: Sequence[Delivery]) -> None:
+    def _compose(
+        self, delivery: Delivery, message: Message | None, group: Sequence[Delivery]
+    ) -> None:
         content = self._contents.get(self._key(delivery))
         if content is None or content.composed is not None:
             return
         if message is None:
-            self._fail(self._users(content, group), Outcome(Verdict.REFUSED, _ERASED, Phase.CONNECT))
+            self._fail(
+                self._users(content, group), Outcome(Verdict.REFUSED, _ERASED, Phase.CONNECT)
+            )
             return
         self._box.composing(message.id)
         is_over = False
@@ -237,14 +243,20 @@ def _ends_the_share(error: Exception, *, patient: bool) -> bool:
 
 
 def _unread(error: Exception) -> Outcome:
-    """Describe a mail that can't be loaded. Only errors of the database may be quoted: others may quote the mail."""
+    """Describe a mail that can't be loaded.
+
+    Only errors of the database may be quoted: others may quote the mail.
+    """
     words = f": {error}" if isinstance(error, (StoreError, OSError)) else ""
     reason = printable(f"it can't be loaded: {type(error).__name__}{words}")
     return Outcome(verdict_on(error), reason, Phase.CONNECT)
 
 
 def _uncomposed(message: Message, error: Exception) -> Outcome:
-    """Log and describe a mail that can't be composed. The error may quote the mail, so not if it is sensitive."""
+    """Log and describe a mail that can't be composed.
+
+    The error may quote the mail, so not if it is sensitive.
+    """
     name = type(error).__name__
     log.error(
         "Composing failed: mail_id=%s error=%s",

@@ -36,7 +36,9 @@ class Plan:
     """The distribution of a batch over relays."""
 
     unassigned: set[int]  #: deliveries that are in no share yet
-    shares: dict[str, list[Delivery]] = field(default_factory=lambda: defaultdict(list))  #: by relay
+    shares: dict[str, list[Delivery]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  #: by relay
     waiting: dict[int, float | None] = field(default_factory=dict)  #: for a relay, and until when
     probes: dict[str, Pause] = field(default_factory=dict)  #: ours, by relay
 
@@ -98,7 +100,7 @@ class Router:
         candidates: list[RelaySettings],
         available: Availability,
     ) -> str | None:
-        """Return the relay of a delivery. A relay that it probes is no candidate for the next one."""
+        """Return the relay of a delivery. After a probe, it is no candidate any more."""
         chance = self._clock.random()
         while (chosen := choose(candidates, delivery, sender, chance, available.busy)) is not None:
             pause = available.pauses.get(chosen.name)
@@ -114,7 +116,7 @@ class Router:
     def _is_suspect(self, delivery: Delivery) -> bool:
         return any(delivery in state.silences for state in self.states.values())
 
-    # --- deliveries that wait -----------------------------------------------------------------------------------------
+    # --- deliveries that wait ---------------------------------------------------------------------
 
     def senders(self, deliveries: Iterable[Delivery]) -> dict[str, str]:
         """Return the sender of each mail, if a rule asks for it."""
@@ -122,29 +124,44 @@ class Router:
             return {}
         return self._store.load_senders({delivery.mail_id for delivery in deliveries})
 
-    def free_at(self, delivery: Delivery, sender: str, pauses: Mapping[str, Pause], now: float) -> float | None:
-        """Return when a relay may be tried that would carry a delivery. Return None if that is now."""
-        able = [pauses.get(state.name) for state in self.states.values() if carries(state.settings, delivery, sender)]
+    def free_at(
+        self, delivery: Delivery, sender: str, pauses: Mapping[str, Pause], now: float
+    ) -> float | None:
+        """Return when a relay that would carry a delivery may be tried. None: now."""
+        able = [
+            pauses.get(state.name)
+            for state in self.states.values()
+            if carries(state.settings, delivery, sender)
+        ]
         if any(self._may_try(pause) for pause in able):
             return None
         latest = now + self._longest_rest
         times = [self.breaker.looks_again_at(pause, now) or latest for pause in able if pause]
         return min(times, default=latest)
 
-    def waits_for_paused(self, deliveries: Sequence[Delivery], pauses: Mapping[str, Pause], now: float) -> dict[int, float]:
+    def waits_for_paused(
+        self, deliveries: Sequence[Delivery], pauses: Mapping[str, Pause], now: float
+    ) -> dict[int, float]:
         """Return until when deliveries wait whose relays are all paused."""
         if not pauses:
             return {}
         senders = self.senders(deliveries)
-        times = {one.id: self.free_at(one, senders.get(one.mail_id, ""), pauses, now) for one in deliveries}
+        times = {
+            one.id: self.free_at(one, senders.get(one.mail_id, ""), pauses, now)
+            for one in deliveries
+        }
         return {number: until for number, until in times.items() if until is not None}
 
-    def carried_by_busy_only(self, deliveries: Sequence[Delivery], available: Availability) -> list[int]:
+    def carried_by_busy_only(
+        self, deliveries: Sequence[Delivery], available: Availability
+    ) -> list[int]:
         """Return the deliveries that no free relay carries."""
         senders = self.senders(deliveries)
         candidates = [state.settings for state in available.usable]
         return [
-            one.id for one in deliveries if choose(candidates, one, senders.get(one.mail_id, ""), 0.0, available.busy) is None
+            one.id
+            for one in deliveries
+            if choose(candidates, one, senders.get(one.mail_id, ""), 0.0, available.busy) is None
         ]
 
     def _may_try(self, pause: Pause | None) -> bool:

@@ -12,18 +12,28 @@ def routes_by_sender(relays: Iterable[RelaySettings]) -> bool:
 
 
 def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
-    """Return whether the rules of a relay let it carry a delivery. A relay without rules carries all mail."""
+    """Return whether the rules of a relay let it carry a delivery.
+
+    A relay without rules carries all mail.
+    """
     return (
         (not relay.lanes or delivery.lane in relay.lanes)
-        and (not relay.domains or any(_is_within(delivery.domain, domain) for domain in relay.domains))
+        and (
+            not relay.domains
+            or any(_is_within(delivery.domain, domain) for domain in relay.domains)
+        )
         and (not relay.senders or any(_meets(sender, rule) for rule in relay.senders))
     )
 
 
 def choose(
-    relays: Iterable[RelaySettings], delivery: Delivery, sender: str, dice: float, busy: Collection[str] = ()
+    relays: Iterable[RelaySettings],
+    delivery: Delivery,
+    sender: str,
+    dice: float,
+    busy: Collection[str] = (),
 ) -> RelaySettings | None:
-    """Return the relay for a delivery: the lowest preference first, rules before none, weights among equals.
+    """Return the relay for a delivery, by preference, then rules, then weight.
 
     Return None if there is none, or if the best are busy: the next best is for when they are down.
     """
@@ -31,7 +41,9 @@ def choose(
     if len(able) < 2 and not busy:
         return able[0] if able else None
     best = min(map(_rank, able), default=None)
-    return _weighted([relay for relay in able if _rank(relay) == best and relay.name not in busy], dice)
+    return _weighted(
+        [relay for relay in able if _rank(relay) == best and relay.name not in busy], dice
+    )
 
 
 def _rank(relay: RelaySettings) -> tuple[int, bool]:
@@ -48,7 +60,7 @@ def _weighted(relays: Sequence[RelaySettings], dice: float) -> RelaySettings | N
 
 
 def destination(settings: Settings, recipient: str) -> str | None:
-    """Return the address to send to, after MAILER_REDIRECT_TO and MAILER_ALLOWED_RECIPIENTS, or None."""
+    """Return the address to send to, as the settings redirect it. None: to nobody."""
     allowed = settings.allowed_recipients
     if not allowed and settings.redirect_to is None:
         return recipient

@@ -30,9 +30,13 @@ class Services:
 class ThreadContext:
     """The slots, notes and budget of one thread while it delivers, from batch to batch."""
 
-    relay_slots: Slots  #: of the relay in use; kept with its warm connection, which relays count too
+    relay_slots: (
+        Slots  #: of the relay in use; kept with its warm connection, which relays count too
+    )
     domain_slots: Slots  #: given back after each share
     box: Box
     budget: ByteBudget  #: shared by the threads of the process
     flags: WorkerFlags
-    avoided: Mapping[str, Pause]  #: relays to treat as paused, since they would keep this thread waiting
+    avoided: Mapping[
+        str, Pause
+    ]  #: relays to treat as paused, since they would keep this thread waiting

@@ -10,7 +10,9 @@ from mailer.logs import get_logger
 from mailer.message import Delivery, Outcome, Phase, Status, Verdict
 from mailer.store import Result
 
-_ON_THE_WIRE = Outcome(Verdict.DOUBTFUL, "the worker died, or lost the database, before the reply was recorded")
+_ON_THE_WIRE = Outcome(
+    Verdict.DOUBTFUL, "the worker died, or lost the database, before the reply was recorded"
+)
 _POISON = Outcome(Verdict.DEFERRED, "the worker died while it composed this mail", Phase.CONNECT)
 
 log = get_logger(__name__)
@@ -36,9 +38,12 @@ def settle(services: Services, remains: Remains) -> bool:
             store.record_if_transmitting(results, now=now, relay=relay)
         _release(services, unbegun, remains, now)
     if held:
-        doubtful = sum(result.move.to is Status.DOUBTFUL for results in begun.values() for result in results)
+        doubtful = sum(
+            result.move.to is Status.DOUBTFUL for results in begun.values() for result in results
+        )
         log.warning(
-            "%d deliveries were left in the hands of a worker that died, or lost the database; %d of them are in doubt.",
+            "%d deliveries were left in the hands of a worker that died, or lost the database; %d"
+            " of them are in doubt.",
             len(held),
             doubtful,
         )
@@ -51,13 +56,20 @@ def _result(services: Services, delivery: Delivery, reply: str | None) -> Result
     return result_of(services, delivery, _ON_THE_WIRE)
 
 
-def _release(services: Services, deliveries: Sequence[Delivery], remains: Remains, now: float) -> None:
+def _release(
+    services: Services, deliveries: Sequence[Delivery], remains: Remains, now: float
+) -> None:
     """Release deliveries, as if they were never claimed.
 
-    But the mail that was being composed is charged with a try: should it kill workers, that must end.
+    But the mail that was being composed is charged with a try: should it kill workers, that must
+    end.
     """
     store = services.store
-    suspects = [result_of(services, delivery, _POISON) for delivery in deliveries if delivery.mail_id == remains.composing]
+    suspects = [
+        result_of(services, delivery, _POISON)
+        for delivery in deliveries
+        if delivery.mail_id == remains.composing
+    ]
     charged = set[int]()
     if suspects:
         charged = store.set_aside_if_claimed(suspects, now=now, relay=remains.calling)

@@ -1,4 +1,4 @@
-"""A share: one relay's part of a batch, prepared, marked, sent over one connection, and recorded."""
+"""One relay's share of a batch: prepared, marked, sent over one connection, recorded."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -69,7 +69,9 @@ class Share:
         self._book = WindowBook(deliveries)
         self._preparer = Preparer(services, context, self._set_aside)
         token = self._book.token
-        self.limits = DomainLimits(services, context, relay=state.name, pace=state.pace, token=token)
+        self.limits = DomainLimits(
+            services, context, relay=state.name, pace=state.pace, token=token
+        )
         self.report = ShareReport()
         self._window_began_at = services.clock.monotonic()
 
@@ -88,7 +90,7 @@ class Share:
             self.record_and_release()
         return self.report
 
-    # --- from the claim to the wire -----------------------------------------------------------------------------------
+    # --- from the claim to the wire ---------------------------------------------------------------
 
     def _marked_mails(self) -> Iterator[WireMessage | None]:
         """Yield each mail that is marked, and None while the mails in flight must end first."""
@@ -108,12 +110,18 @@ class Share:
         """Return whether there is time to send a mail before others may take it for lost."""
         self._context.relay_slots.renew()
         self._context.domain_slots.renew()
-        if self._services.clock.time() + self._services.settings.longest_delivery > mail.lease_until:
+        if (
+            self._services.clock.time() + self._services.settings.longest_delivery
+            > mail.lease_until
+        ):
             return False  # this process was frozen
         return not (self._is_late and (self.report.tried or self._book.in_flight))
 
     def _may_begin(self) -> bool:
-        """Return whether the bytes of the oldest mail in flight may be sent now. If so, note it in the black box."""
+        """Return whether the bytes of the oldest mail in flight may be sent now.
+
+        If so, note it in the black box.
+        """
         mail, now = self._book.in_flight[0], self._services.clock.time()
         if now + self._services.settings.longest_transmission > mail.lease_until:
             return False
@@ -129,7 +137,10 @@ class Share:
         return self._services.clock.monotonic() > self._deadline.late
 
     def _mark_next_window(self) -> bool:
-        """Record the last window and mark the next one. Return False if the mails in flight must end first."""
+        """Record the last window and mark the next one.
+
+        Return False if the mails in flight must end first.
+        """
         book = self._book
         if book.must_finish_first:
             return False
@@ -192,7 +203,10 @@ class Share:
         return picked
 
     def _admit(self, picked: list[Delivery]) -> list[Delivery]:
-        """Return those that no limit stops. Postpone the others, and all that wait for the same limit."""
+        """Return those that no limit stops.
+
+        Postpone the others, and all that wait for the same limit.
+        """
         admitted = self.limits.admit(picked)
         if len(admitted) < len(picked):
             ids = {delivery.id for delivery in admitted}
@@ -201,7 +215,7 @@ class Share:
             self._book.postpone(self.limits.book(refused))
         return admitted
 
-    # --- from the wire to the record ----------------------------------------------------------------------------------
+    # --- from the wire to the record --------------------------------------------------------------
 
     def _finish(self, outcome: Outcome) -> None:
         """Note the outcome of the oldest mail in flight."""
@@ -218,7 +232,7 @@ class Share:
             self.report.failure = result.outcome
 
     def _blame(self, delivery: Delivery, outcome: Outcome) -> Outcome:
-        """Return the outcome without blame for the mail if the relay falls silent at one mail after the other."""
+        """Return the outcome, without blame for the mail if the relay keeps falling silent."""
         silences = self._state.silences
         silences.note(delivery, outcome)
         if not outcome.is_silence or not (self._is_probe or silences.are_the_relays_fault):
@@ -246,7 +260,7 @@ class Share:
         return result
 
     def _set_aside(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Record a mail that could not be prepared: failed if that is its own fault, else tried later."""
+        """Record a mail that could not be prepared: failed if at fault, else tried later."""
         result, now = self._result(delivery, outcome), self._services.clock.time()
         self._services.store.set_aside_if_claimed([result], now=now, relay=self._state.name)
 
@@ -257,17 +271,21 @@ class Share:
         """
         if self._book.leave_begun() or not self._book.in_flight:
             return
-        if isinstance(error, Exception) and not isinstance(error, (StoreError, SoftTimeLimitExceeded)):
+        if isinstance(error, Exception) and not isinstance(
+            error, (StoreError, SoftTimeLimitExceeded)
+        ):
             reason = f"it could not be said to the relay: {type(error).__name__}"
             self._finish(Outcome(Verdict.DEFERRED, reason, Phase.CONNECT))
 
     def _learn_pace(self) -> None:
         now, results = self._services.clock.monotonic(), self._book.results
-        if results and self.report.failure is None:  # a connection that failed says nothing of mails
+        if (
+            results and self.report.failure is None
+        ):  # a connection that failed says nothing of mails
             self._state.pace.learn(now - self._window_began_at, len(results))
         self._window_began_at = now
 
-    # --- the books ----------------------------------------------------------------------------------------------------
+    # --- the books --------------------------------------------------------------------------------
 
     def _record_and_mark(self, *, patient: bool) -> None:
         """Record the outcomes, and mark the window that is ready."""
@@ -283,7 +301,9 @@ class Share:
         recorded, marked = set[int](), set[int]()
         with store.together():
             if book.results:
-                recorded = store.record_if_transmitting(book.results, now=now, relay=self._state.name)
+                recorded = store.record_if_transmitting(
+                    book.results, now=now, relay=self._state.name
+                )
             if book.ready:
                 ids = [mail.delivery.id for mail in book.ready]
                 marked = store.mark_if_claimed(ids, token=book.token, now=now, lease_until=until)
@@ -334,7 +354,8 @@ class Share:
 
 def _warn_of_unwritten(result: Result) -> None:
     log.warning(
-        "Outcome not written, it is recorded already, though the answer was lost, or the claim was lost:"
+        "Outcome not written, it is recorded already, though the answer was lost, or the claim was"
+        " lost:"
         " mail_id=%s delivery=%d verdict=%s",
         result.delivery.mail_id,
         result.delivery.id,

@@ -1,4 +1,4 @@
-"""The books of one share: where each of its deliveries is. Pure: no database, no relay, no clock."""
+"""The books of one share. They are pure: no database, no relay, no clock."""
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,16 +20,20 @@ class WindowBook:
         self.token = deliveries[0].token
         self.waiting = deque(deliveries)
         self.ready: list[PreparedMail] = []  #: to be marked next
-        self.marked: deque[PreparedMail] = deque()  #: from here on, a death of this process means doubt
+        self.marked: deque[PreparedMail] = (
+            deque()
+        )  #: from here on, a death of this process means doubt
         self.in_flight: deque[PreparedMail] = deque()  #: taken by the connection, the oldest first
         self.results: list[Result] = []  #: of finished deliveries, to be recorded
         self.expired: dict[int, None] = {}  #: to be released: the sweep expires them
         self._postponed: dict[int, float] = {}  # due times of deliveries that can't go now
         # Not marked: another worker has them, or the answer to our commit was lost.
         self._unmarked: list[PreparedMail] = []
-        self._begun: PreparedMail | None = None  # the oldest one in flight, if its bytes are being sent
+        self._begun: PreparedMail | None = (
+            None  # the oldest one in flight, if its bytes are being sent
+        )
 
-    # --- waiting ------------------------------------------------------------------------------------------------------
+    # --- waiting ----------------------------------------------------------------------------------
 
     @property
     def next_waiting(self) -> Delivery | None:
@@ -49,7 +53,7 @@ class WindowBook:
         """Note that a delivery is too late to be of use."""
         self.expired[delivery.id] = None
 
-    # --- windows ------------------------------------------------------------------------------------------------------
+    # --- windows ----------------------------------------------------------------------------------
 
     @property
     def must_finish_first(self) -> bool:
@@ -64,7 +68,7 @@ class WindowBook:
         return any(one.on_doubt is OnDoubt.HOLD for one in neighbours)
 
     def note_recorded(self, ours: Collection[int], lease_until: float) -> None:
-        """Note that the outcomes are recorded and that these deliveries of the window are marked."""
+        """Note that the outcomes are recorded, and which of the window are marked."""
         for mail in self.ready:
             if mail.delivery.id in ours:
                 self.marked.append(replace(mail, lease_until=lease_until))
@@ -77,7 +81,7 @@ class WindowBook:
         self._unmarked += self.ready
         self.ready = []
 
-    # --- mails --------------------------------------------------------------------------------------------------------
+    # --- mails ------------------------------------------------------------------------------------
 
     def take_marked(self) -> PreparedMail:
         """Move the next marked mail into flight."""
@@ -111,7 +115,7 @@ class WindowBook:
         self.in_flight.popleft()
         return True
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def unbegun(self) -> list[Delivery]:
         """Return the deliveries that may be marked though nothing of them was sent."""
@@ -119,8 +123,10 @@ class WindowBook:
         return [mail.delivery for mail in prepared]
 
     def to_release(self) -> dict[int, float | None]:
-        """Return the deliveries that are not finished, with the due time of those that must wait."""
-        again: dict[int, float | None] = dict.fromkeys(one.id for one in (*self.unbegun(), *self.waiting))
+        """Return the unfinished deliveries, with the due time of those that must wait."""
+        again: dict[int, float | None] = dict.fromkeys(
+            one.id for one in (*self.unbegun(), *self.waiting)
+        )
         return {**again, **self._postponed, **self.expired}
 
     @property

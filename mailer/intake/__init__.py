@@ -15,7 +15,13 @@ import flask_mail
 from sqlalchemy import Connection
 
 from mailer.attendance import Watch
-from mailer.errors import ConfigurationError, InvalidAttachment, InvalidHeader, InvalidMail, OverLimit
+from mailer.errors import (
+    ConfigurationError,
+    InvalidAttachment,
+    InvalidHeader,
+    InvalidMail,
+    OverLimit,
+)
 from mailer.intake.idempotency import Fingerprints
 from mailer.intake.keywords import check_keywords
 from mailer.logs import addresses_shown, get_logger
@@ -70,7 +76,14 @@ class Options:
 class Intake:
     """The way in, for one app."""
 
-    def __init__(self, settings: Settings, store: Store, renderer: Renderer, bell: Bell, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        renderer: Renderer,
+        bell: Bell,
+        watch: Watch | None = None,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._renderer = renderer
@@ -103,7 +116,15 @@ class Intake:
             message_id=new_message_id(mail_id, author),
             created_at=now,
             sender=author,
-            subject=" ".join(filter(None, [self._settings.subject_prefix, check_text(subject, field="subject", quoted=False)])),
+            subject=" ".join(
+                filter(
+                    None,
+                    [
+                        self._settings.subject_prefix,
+                        check_text(subject, field="subject", quoted=False),
+                    ],
+                )
+            ),
             text=bodies.text,
             html=bodies.html,
             to=self._addresses(to, field="to"),
@@ -121,7 +142,9 @@ class Intake:
         """Refuse keywords that were meant to be options of `send_email()`."""
         check_keywords(self._renderer, template, keywords)
 
-    def enqueue(self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None) -> Receipt:
+    def enqueue(
+        self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None
+    ) -> Receipt:
         """Queue a message of Flask-Mail as it is."""
         if not isinstance(mail, flask_mail.Message):
             raise InvalidMail(f"message: give a Message of Flask-Mail, not {type(mail).__name__}.")
@@ -133,7 +156,9 @@ class Intake:
             created_at=now,
             date=_date(mail.date),
             sender=self._sender(mail.sender),
-            envelope_from=Address.parse(envelope_from, field="envelope_from").email if envelope_from else None,
+            envelope_from=Address.parse(envelope_from, field="envelope_from").email
+            if envelope_from
+            else None,
             subject=check_text(mail.subject or "", field="subject", quoted=False),
             text=text,
             html=html,
@@ -151,9 +176,13 @@ class Intake:
         )
         return self._accept(message, self._addresses(mail.bcc, field="bcc"), options, now)
 
-    def _accept(self, message: Message, bcc: tuple[Address, ...], options: Options, now: float) -> Receipt:
+    def _accept(
+        self, message: Message, bcc: tuple[Address, ...], options: Options, now: float
+    ) -> Receipt:
         """Store, then ring: a ring before the commit would find nothing."""
-        recipients = tuple(dict.fromkeys(address.email for address in (*message.to, *message.cc, *bcc)))
+        recipients = tuple(
+            dict.fromkeys(address.email for address in (*message.to, *message.cc, *bcc))
+        )
         if not recipients:
             raise InvalidMail("The mail has no recipient: give at least one in to, cc or bcc.")
         size = _size(message)
@@ -180,24 +209,33 @@ class Intake:
 
         Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
         """
-        with suppress(Exception), addresses_shown(self._settings.log_addresses):  # a handler of the log may fail as well
+        with (
+            suppress(Exception),
+            addresses_shown(self._settings.log_addresses),
+        ):  # a handler of the log may fail as well
             try:
                 self._bell.ring()
             except Exception:
-                log.exception("A mail was queued, and nobody could be told; the sweep of the workers finds it")
+                log.exception(
+                    "A mail was queued, and nobody could be told; the sweep of the workers finds it"
+                )
             if self._watch is not None:
                 self._watch.notice()
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = given or self._settings.mail_default_sender
         if not sender:
-            raise ConfigurationError("The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.")
+            raise ConfigurationError(
+                "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER."
+            )
         return Address.parse(sender, field="sender")
 
     def _addresses(self, given: Addresses, *, field: str) -> tuple[Address, ...]:
         return parse_addresses(given, field=field, most=self._settings.max_recipients)
 
-    def _attachments(self, given: Iterable[Attachment | flask_mail.Attachment] | None) -> tuple[Attachment, ...]:
+    def _attachments(
+        self, given: Iterable[Attachment | flask_mail.Attachment] | None
+    ) -> tuple[Attachment, ...]:
         files = _each(given, field="attachments", of="Attachment(filename, data)")
         attachments = [_attachment(one) for one in _while_small(files, self._settings.max_size)]
         if self._settings.mail_ascii_attachments:
@@ -205,10 +243,12 @@ class Intake:
         return tuple(attachments)
 
 
-# --- how it is to travel ----------------------------------------------------------------------------------------------
+# --- how it is to travel --------------------------------------------------------------------------
 
 
-def _envelope(recipients: tuple[str, ...], size: int, key: Key | None, options: Options, now: float) -> Envelope:
+def _envelope(
+    recipients: tuple[str, ...], size: int, key: Key | None, options: Options, now: float
+) -> Envelope:
     due_at = max(now, _seconds(options.send_at, now, field="send_at") or now)
     expires_at = _seconds(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
@@ -245,7 +285,10 @@ def _seconds(given: When, now: float, *, field: str) -> float | None:
     elif isinstance(given, datetime) and given.utcoffset() is not None:
         seconds = given.timestamp()
     else:
-        raise InvalidMail(f"{field}: {given!r}: give a timedelta, or a datetime with a time zone: datetime.now(UTC) + …")
+        raise InvalidMail(
+            f"{field}: {given!r}: give a timedelta, or a datetime with a time zone:"
+            " datetime.now(UTC) + …"
+        )
     return _in_the_calendar(seconds, field=field)
 
 
@@ -253,31 +296,42 @@ def _in_the_calendar(seconds: float, *, field: str) -> float:
     try:
         datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
-        raise InvalidMail(f"{field}: {seconds!r} seconds since 1970 are in no year from 1 to 9999.") from None
+        raise InvalidMail(
+            f"{field}: {seconds!r} seconds since 1970 are in no year from 1 to 9999."
+        ) from None
     return seconds
 
 
-# --- limits -----------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
-def _check_limits(message: Message, size: int, recipients: tuple[str, ...], settings: Settings) -> None:
+def _check_limits(
+    message: Message, size: int, recipients: tuple[str, ...], settings: Settings
+) -> None:
     """Raise `OverLimit` for a mail that is too much. The error names the setting to raise."""
     if len(recipients) > settings.max_recipients:
         raise OverLimit(
-            f"to, cc, bcc: {len(recipients)} recipients, MAILER_MAX_RECIPIENTS allows {settings.max_recipients} in one mail."
+            f"to, cc, bcc: {len(recipients)} recipients, MAILER_MAX_RECIPIENTS allows"
+            f" {settings.max_recipients} in one mail."
         )
     for field, text in _header_texts(message):
         if len(text) > settings.max_header:
-            raise OverLimit(f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {settings.max_header}.")
+            raise OverLimit(
+                f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {settings.max_header}."
+            )
     if size > settings.max_size:
         raise OverLimit(f"The mail has {size} bytes, MAILER_MAX_SIZE allows {settings.max_size}.")
 
 
 def _header_texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Return the texts that become part of a header and have no limit of their own, as addresses have."""
+    """Return the texts of headers that have no limit of their own, as addresses have."""
     yield "subject", message.subject
     yield "sender", message.sender.name
-    for field, addresses in (("to", message.to), ("cc", message.cc), ("reply_to", message.reply_to)):
+    for field, addresses in (
+        ("to", message.to),
+        ("cc", message.cc),
+        ("reply_to", message.reply_to),
+    ):
         for address in addresses:
             yield field, address.name
     for name, value in message.headers:
@@ -289,7 +343,11 @@ def _header_texts(message: Message) -> Iterator[tuple[str, str]]:
 
 
 def _size(message: Message) -> int:
-    texts = [message.text or "", message.html or "", *(content for _kind, content in message.alternatives)]
+    texts = [
+        message.text or "",
+        message.html or "",
+        *(content for _kind, content in message.alternatives),
+    ]
     headers = [text for pair in message.headers for text in pair]
     data = sum(len(attachment.data) for attachment in message.attachments)
     return data + sum(len(text.encode()) for text in (*texts, *headers, message.subject))
@@ -300,14 +358,19 @@ def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
     size = 0
     for file in files:
         data = getattr(file, "data", b"")
-        size += len(data) if isinstance(data, (str, bytes)) else 0  # anything else is refused in a moment
+        size += (
+            len(data) if isinstance(data, (str, bytes)) else 0
+        )  # anything else is refused in a moment
         if size > most:
             name = getattr(file, "filename", None)
-            raise OverLimit(f"attachment {name!r}: with it the mail has {size} bytes, MAILER_MAX_SIZE allows {most}.")
+            raise OverLimit(
+                f"attachment {name!r}: with it the mail has {size} bytes, MAILER_MAX_SIZE allows"
+                f" {most}."
+            )
         yield file
 
 
-# --- messages of Flask-Mail -------------------------------------------------------------------------------------------
+# --- messages of Flask-Mail -----------------------------------------------------------------------
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
 _SMTP_OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?")
@@ -319,19 +382,30 @@ def _bodies(mail: flask_mail.Message) -> tuple[str, str | None, tuple[tuple[str,
     html = alternatives.pop("html", None)
     if html is not None:
         check_body(html, field="html")
-    text = check_body(mail.body, field="body") if mail.body is not None else text_from_html(html) if html else ""
+    text = (
+        check_body(mail.body, field="body")
+        if mail.body is not None
+        else text_from_html(html)
+        if html
+        else ""
+    )
     return text, html, tuple(_alternative(kind, content) for kind, content in alternatives.items())
 
 
 def _alternative(kind: str, content: str) -> tuple[str, str]:
     if not isinstance(kind, str) or not is_file_type(kind if "/" in kind else f"text/{kind}"):
-        raise InvalidMail(f"alts: {kind!r} is no type of text: give one such as 'calendar' or 'text/calendar'.")
+        raise InvalidMail(
+            f"alts: {kind!r} is no type of text: give one such as 'calendar' or 'text/calendar'."
+        )
     return kind, check_body(content, field=f"alts[{kind!r}]")
 
 
 def _message_id(given: str) -> str:
     if not isinstance(given, str) or not _MESSAGE_ID.fullmatch(given):
-        raise InvalidHeader(f"msgId: {given!r} is no Message-ID: keep Flask-Mail's, or give one such as '<unique@example.com>'.")
+        raise InvalidHeader(
+            f"msgId: {given!r} is no Message-ID: keep Flask-Mail's, or give one such as"
+            " '<unique@example.com>'."
+        )
     return given
 
 
@@ -347,7 +421,9 @@ def _smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]
     options = tuple(_each(given, field=field, of="options such as 'BODY=8BITMIME'"))
     for option in options:
         if not isinstance(option, str) or not _SMTP_OPTION.fullmatch(option):
-            raise InvalidMail(f"{field}: {option!r} is no option of SMTP: give one such as 'BODY=8BITMIME'.")
+            raise InvalidMail(
+                f"{field}: {option!r} is no option of SMTP: give one such as 'BODY=8BITMIME'."
+            )
     return options
 
 
@@ -355,21 +431,46 @@ def _attachment(given: Attachment | flask_mail.Attachment) -> Attachment:
     if isinstance(given, Attachment):
         return given
     if not isinstance(given, flask_mail.Attachment):
-        raise InvalidAttachment(f"attachments: give Attachment(filename, data), not {type(given).__name__}.")
+        raise InvalidAttachment(
+            f"attachments: give Attachment(filename, data), not {type(given).__name__}."
+        )
     where = f"attachment {given.filename!r}"
     if not isinstance(given.headers or {}, Mapping):
-        raise InvalidAttachment(f"{where}: headers: give a dict, not {type(given.headers).__name__}.")
+        raise InvalidAttachment(
+            f"{where}: headers: give a dict, not {type(given.headers).__name__}."
+        )
     headers = {str(name): value for name, value in (given.headers or {}).items()}
-    content_id = next((str(headers.pop(name)).strip("<>") for name in list(headers) if name.lower() == "content-id"), None)
-    data = check_body(given.data, field=where, error=InvalidAttachment).encode() if isinstance(given.data, str) else given.data
-    return Attachment(given.filename, data, given.content_type, content_id, given.disposition, tuple(headers.items()))
+    content_id = next(
+        (
+            str(headers.pop(name)).strip("<>")
+            for name in list(headers)
+            if name.lower() == "content-id"
+        ),
+        None,
+    )
+    data = (
+        check_body(given.data, field=where, error=InvalidAttachment).encode()
+        if isinstance(given.data, str)
+        else given.data
+    )
+    return Attachment(
+        given.filename,
+        data,
+        given.content_type,
+        content_id,
+        given.disposition,
+        tuple(headers.items()),
+    )
 
 
-# --- lists ------------------------------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------------------
 
 
 def _tags(given: Iterable[str] | None) -> tuple[str, ...]:
-    return tuple(check_text(tag, field="tags", error=InvalidMail) for tag in _each(given, field="tags", of="texts"))
+    return tuple(
+        check_text(tag, field="tags", error=InvalidMail)
+        for tag in _each(given, field="tags", of="texts")
+    )
 
 
 def _metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
@@ -384,7 +485,9 @@ def _metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
         check_text(name, field="metadata", error=InvalidMail)
         check_text(value, field=f"metadata: {name}", error=InvalidMail)
     if (size := sum(len(name) + len(value) for name, value in pairs)) > _MAX_METADATA:
-        raise OverLimit(f"metadata: {size} characters: give {_MAX_METADATA} at most, such as an id.")
+        raise OverLimit(
+            f"metadata: {size} characters: give {_MAX_METADATA} at most, such as an id."
+        )
     return pairs
 
 

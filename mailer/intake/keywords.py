@@ -1,4 +1,4 @@
-"""Keywords of `send_email()` that are nearly options: as template variables they would be ignored, and nobody would notice."""
+"""Keywords of `send_email()` that are nearly options, and would else pass silently."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -8,17 +8,60 @@ from mailer.rendering import Renderer
 from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (
-    *("to", "subject", "template", "cc", "bcc", "reply_to", "sender", "attachments", "headers", "lane", "send_at", "expires_at"),
+    *(
+        "to",
+        "subject",
+        "template",
+        "cc",
+        "bcc",
+        "reply_to",
+        "sender",
+        "attachments",
+        "headers",
+        "lane",
+        "send_at",
+        "expires_at",
+    ),
     *("on_doubt", "sensitive", "tags", "metadata", "idempotency_key", "connection", "context"),
 )
 #: The names of an option elsewhere.
 _ALIASES = {
     "template": (
-        *("body", "html_body", "body_html", "text_body", "body_text", "text", "html", "plain", "message", "msg", "content"),
+        *(
+            "body",
+            "html_body",
+            "body_html",
+            "text_body",
+            "body_text",
+            "text",
+            "html",
+            "plain",
+            "message",
+            "msg",
+            "content",
+        ),
         *("html_message", "plain_message", "template_name", "template_prefix"),
     ),
-    "to": ("recipients", "recipient", "recipient_list", "receivers", "receiver", "to_email", "to_emails", "to_addr", "to_addrs"),
-    "sender": ("from", "from_", "from_email", "from_addr", "from_address", "mail_from", "sent_from"),
+    "to": (
+        "recipients",
+        "recipient",
+        "recipient_list",
+        "receivers",
+        "receiver",
+        "to_email",
+        "to_emails",
+        "to_addr",
+        "to_addrs",
+    ),
+    "sender": (
+        "from",
+        "from_",
+        "from_email",
+        "from_addr",
+        "from_address",
+        "mail_from",
+        "sent_from",
+    ),
     "cc": ("carbon_copy",),
     "bcc": ("blind_copy",),
     "attachments": ("attachment", "attach", "attached", "attached_files"),
@@ -35,11 +78,12 @@ _KNOWN_WRONG = {alias: option for option, aliases in _ALIASES.items() for alias 
 
 
 def check_keywords(renderer: Renderer, template: str, keywords: Iterable[str]) -> None:
-    """Refuse a keyword that is a near miss of an option, or its name elsewhere, if the template does not use it."""
+    """Refuse a near miss of an option, or its name elsewhere, unless the template uses it."""
     for keyword in keywords:
         if (meant := _meant(keyword)) and not renderer.may_use(template, keyword):
             raise InvalidMail(
-                f"{keyword}: there is no such option, and template {template!r} has no variable of this name:"
+                f"{keyword}: there is no such option, and template {template!r} has no variable of"
+                " this name:"
                 f" {did_you_mean(meant)} Pass variables for other templates in context={{…}}."
             )
 

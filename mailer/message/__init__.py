@@ -1,7 +1,7 @@
 """Mails, deliveries and their states: values without I/O.
 
-A `Message` is the content of a mail. A `Delivery` is one recipient's copy of it, with a `Status` of its own.
-An `Outcome` is the end of one try to hand it to a relay.
+A `Message` is the content of a mail. A `Delivery` is one recipient's copy of it, with a `Status` of
+its own. An `Outcome` is the end of one try to hand it to a relay.
 """
 
 import mimetypes
@@ -52,18 +52,26 @@ __all__ = [
 ]
 
 
-# --- states -----------------------------------------------------------------------------------------------------------
+# --- states ---------------------------------------------------------------------------------------
 
 
 class Status(StrEnum):
     """The state of a delivery. Each comment says who moves it on."""
 
-    QUEUED = "queued"  #: a worker claims it when it is due; the sweep expires it; a person cancels it
-    CLAIMED = "claimed"  #: its worker marks or releases it; the sweep, when the worker's lease is over
-    TRANSMITTING = "transmitting"  #: its worker records the outcome; the sweep calls it doubtful when the lease is over
+    QUEUED = (
+        "queued"  #: a worker claims it when it is due; the sweep expires it; a person cancels it
+    )
+    CLAIMED = (
+        "claimed"  #: its worker marks or releases it; the sweep, when the worker's lease is over
+    )
+    TRANSMITTING = (
+        "transmitting"  #: its worker records the outcome; after the lease the sweep doubts it
+    )
     SENT = "sent"  #: final; a bounce or a complaint may still come back
     FAILED = "failed"  #: final; a person may requeue it
-    DOUBTFUL = "doubtful"  #: the sweep resends it once, if the mail wants that; else a person decides
+    DOUBTFUL = (
+        "doubtful"  #: the sweep resends it once, if the mail wants that; else a person decides
+    )
     CANCELLED = "cancelled"  #: final
     EXPIRED = "expired"  #: final
     SUPPRESSED = "suppressed"  #: final
@@ -76,10 +84,19 @@ class Status(StrEnum):
 
 
 FINAL = frozenset(
-    {Status.SENT, Status.FAILED, Status.CANCELLED, Status.EXPIRED, Status.SUPPRESSED, Status.BOUNCED, Status.COMPLAINED}
+    {
+        Status.SENT,
+        Status.FAILED,
+        Status.CANCELLED,
+        Status.EXPIRED,
+        Status.SUPPRESSED,
+        Status.BOUNCED,
+        Status.COMPLAINED,
+    }
 )
 
-#: The state chart. docs/states.md draws it, the CHECK in the schema knows its states, the tests try every pair.
+#: The state chart. docs/states.md draws it, the CHECK in the schema knows its states, the tests try
+#: every pair.
 TRANSITIONS = frozenset(
     {
         (Status.QUEUED, Status.CLAIMED),
@@ -126,20 +143,33 @@ class OnDoubt(StrEnum):
     HOLD = "hold"  #: a person decides
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 # A multipart or a whole message is no file: base64, in which files travel, is forbidden for them.
 _WORD = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _FILE_TYPE = re.compile(
-    rf'(?!multipart/|message/){_WORD}/{_WORD}(?:; ?{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]{{0,126}}")){{0,4}}', re.IGNORECASE
+    rf"(?!multipart/|message/){_WORD}/{_WORD}"
+    rf'(?:; ?{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]{{0,126}}")){{0,4}}',
+    re.IGNORECASE,
 )
-_WRITTEN_FOR_PARTS = frozenset({"content-type", "content-transfer-encoding", "content-disposition", "content-id", "mime-version"})
+_WRITTEN_FOR_PARTS = frozenset(
+    {
+        "content-type",
+        "content-transfer-encoding",
+        "content-disposition",
+        "content-id",
+        "mime-version",
+    }
+)
 _CONTENT_ID = re.compile(r"[A-Za-z0-9._@+-]{1,120}")
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that goes with a mail. With a `content_id` it is an inline image: `<img src="cid:logo">`."""
+    """A file that goes with a mail.
+
+    With a `content_id` it is an inline image: `<img src="cid:logo">`.
+    """
 
     filename: str | None
     data: bytes = field(repr=False)
@@ -157,13 +187,22 @@ class Attachment:
         if not self.content_type:
             object.__setattr__(self, "content_type", _guessed_type(self.filename))
         if not is_file_type(self.content_type):
-            raise InvalidAttachment(f"{where}: {self.content_type!r} is no type for a file: give one such as 'application/pdf'.")
-        if self.content_id is not None and not (isinstance(self.content_id, str) and _CONTENT_ID.fullmatch(self.content_id)):
-            raise InvalidAttachment(f"{where}: content_id {self.content_id!r}: use letters, digits and . _ @ + - only.")
+            raise InvalidAttachment(
+                f"{where}: {self.content_type!r} is no type for a file: give one such as"
+                " 'application/pdf'."
+            )
+        if self.content_id is not None and not (
+            isinstance(self.content_id, str) and _CONTENT_ID.fullmatch(self.content_id)
+        ):
+            raise InvalidAttachment(
+                f"{where}: content_id {self.content_id!r}: use letters, digits and . _ @ + - only."
+            )
         if not self.disposition:
             object.__setattr__(self, "disposition", "inline" if self.content_id else "attachment")
         if self.disposition not in ("inline", "attachment"):
-            raise InvalidAttachment(f"{where}: disposition {self.disposition!r}: use 'attachment' or 'inline'.")
+            raise InvalidAttachment(
+                f"{where}: disposition {self.disposition!r}: use 'attachment' or 'inline'."
+            )
         _check_part_headers(where, self.headers)
 
     @classmethod
@@ -176,12 +215,16 @@ class Attachment:
 
     def with_ascii_filename(self) -> "Attachment":
         """Accents off, other scripts away, as Flask-Mail does it for MAIL_ASCII_ATTACHMENTS."""
-        plain = unicodedata.normalize("NFKD", self.filename or "").encode("ascii", "ignore").decode()
-        return replace(self, filename=" ".join(plain.split()) if self.filename is not None else None)
+        plain = (
+            unicodedata.normalize("NFKD", self.filename or "").encode("ascii", "ignore").decode()
+        )
+        return replace(
+            self, filename=" ".join(plain.split()) if self.filename is not None else None
+        )
 
 
 def is_file_type(given: object) -> bool:
-    """A content type that a part of a mail can have, parameters included."""
+    """Return whether a part of a mail can have this content type, parameters included."""
     return isinstance(given, str) and _FILE_TYPE.fullmatch(given) is not None
 
 
@@ -191,12 +234,24 @@ def _guessed_type(filename: str | None) -> str:
 
 
 def _check_part_headers(where: str, headers: object) -> None:
-    pairs = isinstance(headers, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in headers)
+    pairs = isinstance(headers, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 for pair in headers
+    )
     if not pairs:
-        raise InvalidAttachment(f"{where}: headers {headers!r}: give pairs, such as (('Content-Description', 'The invoice'),).")
+        raise InvalidAttachment(
+            f"{where}: headers {headers!r}: give pairs, such as (('Content-Description', 'The"
+            " invoice'),)."
+        )
     for name, value in headers:  # type: ignore[attr-defined]  # pairs, as just seen
-        if not isinstance(name, str) or not HEADER_NAME.fullmatch(name) or name.lower() in _WRITTEN_FOR_PARTS:
-            raise InvalidAttachment(f"{where}: the header {name!r} is written by Mailer or no header name: leave it out.")
+        if (
+            not isinstance(name, str)
+            or not HEADER_NAME.fullmatch(name)
+            or name.lower() in _WRITTEN_FOR_PARTS
+        ):
+            raise InvalidAttachment(
+                f"{where}: the header {name!r} is written by Mailer or no header name: leave it"
+                " out."
+            )
         check_text(value, field=f"{where}: {name}", error=InvalidAttachment)
 
 
@@ -279,7 +334,9 @@ class Delivery:
     queued_at: float  #: since when it is to be sent: its age counts from here
     on_doubt: OnDoubt
     token: str
-    has_waited: bool = False  #: after it was to be sent: at a limit, for a relay, or for another try
+    has_waited: bool = (
+        False  #: after it was to be sent: at a limit, for a relay, or for another try
+    )
     expires_at: float | None = None
     size: int | None = None  #: bytes of the message; None if an older version queued it
 
@@ -289,7 +346,7 @@ class Delivery:
 
 
 def could_be_id(given: object) -> bool:
-    """Return whether a value may be an id, and is worth a query: a visitor may write anything into a URL."""
+    """Return whether a value may be an id: a visitor may write anything into a URL."""
     return isinstance(given, str) and len(given) <= 64 and given.isascii() and given.isalnum()
 
 
@@ -299,7 +356,10 @@ def new_id(now: float) -> str:
 
 
 def id_at(moment: float) -> str:
-    """Return the beginning of ids that are made at a moment. Earlier ids are less, later ones greater."""
+    """Return the beginning of ids that are made at a moment.
+
+    Earlier ids are less, later ones greater.
+    """
     return f"{int(moment * 1000):012x}"
 
 
@@ -307,11 +367,14 @@ def new_message_id(mail_id: str, sender: Address) -> str:
     return f"<{mail_id}@{sender.domain}>"
 
 
-# --- outcomes ---------------------------------------------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 class Phase(StrEnum):
-    """The command that a try came to. From DATA on the relay may have the whole mail, from DOT on it surely had it."""
+    """The command that a try came to.
+
+    From DATA on the relay may have the whole mail, from DOT on it surely had it.
+    """
 
     CONNECT = "connect"
     MAIL = "mail"
@@ -326,7 +389,9 @@ class Verdict(StrEnum):
     SENT = "sent"  #: the relay took it
     DEFERRED = "deferred"  #: it asked to try this mail again later
     REFUSED = "refused"  #: it will never take this mail
-    UNREACHED = "unreached"  #: it could not be talked to: no fault of the mail, which costs no attempt
+    UNREACHED = (
+        "unreached"  #: it could not be talked to: no fault of the mail, which costs no attempt
+    )
     DOUBTFUL = "doubtful"  #: all bytes were sent, no reply came
 
 
@@ -339,7 +404,9 @@ class Outcome:
     phase: Phase = Phase.DOT
     retry_after: float | None = None  #: seconds it asked us to wait
     advice: str = ""  #: the remedy, where our own configuration is at fault
-    is_silence: bool = False  #: the relay did not answer this mail: one of them can't bear the other
+    is_silence: bool = (
+        False  #: the relay did not answer this mail: one of them can't bear the other
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +428,7 @@ class Keyed:
     fingerprint: Fingerprint | None  #: None if the mail was erased without a keyed one
 
 
-# --- statuses ---------------------------------------------------------------------------------------------------------
+# --- statuses -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +438,8 @@ class Receipt:
     id: str
     message_id: str
     recipients: tuple[str, ...]
-    #: Whether this call queued the mail; False if an earlier call with the same idempotency key did.
+    #: Whether this call queued the mail; False if an earlier call with the same idempotency key
+    #: did.
     is_new: bool = field(default=True, compare=False)
 
     def __str__(self) -> str:
@@ -406,7 +474,10 @@ class DeliveryStatus:
 
     @property
     def is_being_tried(self) -> bool:
-        """Return whether a worker has the delivery in its hands. Then `due_at` is the time of this try."""
+        """Return whether a worker has the delivery in its hands.
+
+        Then `due_at` is the time of this try.
+        """
         return self.status in (Status.CLAIMED, Status.TRANSMITTING)
 
 

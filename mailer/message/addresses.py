@@ -25,7 +25,7 @@ class Address:
 
     @classmethod
     def parse(cls, given: "AddressLike", *, field: str) -> Self:
-        """Takes "ada@example.com", "Ada <ada@example.com>" or ("Ada", "ada@example.com"); `field` names it in the error."""
+        """Parse an address, with or without a name. Errors name the `field`."""
         match given:
             case Address(email, name):
                 pass
@@ -60,7 +60,7 @@ AddressLike = str | tuple[str | None, str] | Address
 
 
 def _split(given: str) -> tuple[str, str]:
-    """The name and the address in "Ada <ada@example.com>"; a text without that form is all address."""
+    """Return the name and the address of "Ada <ada@example.com>", or a bare address."""
     given = given.strip(" ")
     before, bracket, inside = given.rpartition("<")
     if not bracket or not inside.endswith(">"):
@@ -78,12 +78,15 @@ def _checked(email: str, field: str) -> str:
         return _normalised(email)
     except EmailNotValidError as error:
         hint = " Give several recipients as a list." if "," in email or ";" in email else ""
-        raise InvalidAddress(f"{field}: {shown(email)} is not a usable address: {error}{hint}") from None
+        raise InvalidAddress(
+            f"{field}: {shown(email)} is not a usable address: {error}{hint}"
+        ) from None
 
 
 @lru_cache(maxsize=4096)
 def _normalised(email: str) -> str:
-    # Whether the domain has a mail server is the relay's business: ada@office.local is fine inside a network, and only there.
+    # Whether the domain has a mail server is the relay's business: ada@office.local is fine inside
+    # a network, and only there.
     suffix = ".example.com" if _PRIVATE_DOMAIN.search(email) else ""
     valid = validate_email(email + suffix, check_deliverability=False, strict=True)
     return f"{valid.local_part}@{valid.ascii_domain.removesuffix(suffix)}"
@@ -95,7 +98,8 @@ def parse_addresses(
     """Parse one address or many. Stop after as many as are allowed."""
     if given is None:
         return ()
-    # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com", "bob@example.com").
+    # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com",
+    # "bob@example.com").
     if isinstance(given, tuple) and len(given) == 2 and "@" not in str(given[0] or ""):
         return (Address.parse(given, field=field),)  # type: ignore[arg-type]  # parse() refuses anything but a mailbox
     if isinstance(given, (str, Address)):
@@ -105,9 +109,14 @@ def parse_addresses(
     several = given if most is None else islice(given, most + 1)
     parsed = tuple(Address.parse(one, field=field) for one in several)  # type: ignore[arg-type]  # the same
     if most is not None and len(parsed) > most:
-        raise OverLimit(f"{field}: more than {most} addresses, the most that MAILER_MAX_RECIPIENTS allows in one mail.")
+        raise OverLimit(
+            f"{field}: more than {most} addresses, the most that MAILER_MAX_RECIPIENTS allows in"
+            " one mail."
+        )
     return parsed
 
 
 def _no_address(given: object, field: str) -> InvalidAddress:
-    return InvalidAddress(f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'.")
+    return InvalidAddress(
+        f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'."
+    )

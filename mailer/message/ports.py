@@ -12,8 +12,8 @@ class Bell(Protocol):
     def ring(self, *, urge: bool = False) -> bool:
         """Tell the workers that mail is due. Return False if no worker can hear it.
 
-        A ring never raises and never waits for long. With `urge`, ring even if the last ring was not
-        answered: it may have been lost.
+        A ring never raises and never waits for long. With `urge`, ring even if the last ring was
+        not answered: it may have been lost.
         """
 
     def answer(self) -> None:
