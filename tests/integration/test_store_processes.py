@@ -145,7 +145,8 @@ def test_a_child_outlives_its_parents_connections(
         assert at_once(1, fork_and_close, named, fork) == [True]
         store = Store(url)
 
-    assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+        assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+        store.engine.dispose()
 
 
 def fork_beside_the_application(url: str) -> bool:
@@ -164,7 +165,8 @@ def test_a_child_of_an_application_with_its_own_connection(databases: Databases)
         assert at_once(1, fork_beside_the_application, url) == [True]
         store = Store(url)
 
-    assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+        assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+        store.engine.dispose()
 
 
 @sqlite_only
