@@ -10,6 +10,7 @@ from mailer.forks import survive_forks
 from mailer.logs import addresses_shown, get_logger
 from mailer.store import Store
 from mailer.store.workers import Due
+from mailer.threads import start_daemon
 
 #: A worker says every so many seconds that it is there.
 BEAT_SECONDS = 10.0
@@ -70,7 +71,7 @@ class Watch:
             self._next_at = time.monotonic() + _LOOK_SECONDS
         finally:
             self._lock.release()
-        threading.Thread(target=self._look, name="mailer-watch", daemon=True).start()
+        start_daemon(self._look, "mailer-watch")
 
     def after_fork_in_child(self) -> None:
         """Take a new lock: another thread of the parent may have held it."""

@@ -66,11 +66,11 @@ class Operations:
             relay=relay,
             tag=tag,
             subject=subject,
-            since=_seconds(since, "since"),
-            until=_seconds(until, "until"),
+            since=None if since is None else _seconds(since, "since"),
+            until=None if until is None else _seconds(until, "until"),
         )
-        after = None if before is None else _id_of(before)
-        ids = self._store.find_ids(wanted, before=after, most=limit)
+        before_id = None if before is None else _id_of(before)
+        ids = self._store.find_ids(wanted, before=before_id, most=limit)
         found = self._store.statuses(ids)
         return [found[mail_id] for mail_id in ids if mail_id in found]
 
@@ -97,30 +97,30 @@ class Operations:
 
     def resolve(self, mail_id: MailId, verdict: Status | str, *, to: str | None = None) -> int:
         """Decide about the doubtful deliveries of a mail: they were sent, or they have failed. Return their number."""
-        if (decided := _state(verdict)) not in _RESOLUTIONS:
+        if (decided := verdict) not in _RESOLUTIONS:
             raise InvalidMail(f"verdict: {verdict!r}: give 'sent' or 'failed'.")
-        return self._move(mail_id, decided, to)
+        return self._move(mail_id, Status(decided), to)
 
     def cancel_due_before(self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)) -> tuple[int, int]:
         """Cancel the deliveries that were due before a time. Return their number, and that of doubtful ones.
 
         A doubtful delivery may have been sent: it is not sent again by itself, and waits for a person.
         """
-        moment = before.timestamp()
+        moment = _seconds(before, "before")
         steps = self._store.cancel_if_due_before(moment, now=time.time(), lanes=lanes)
         cancelled = sum(len(step) for step in steps)
         return cancelled, len(self._store.hold_if_due_before(moment, lanes=lanes))
 
     def _move(self, mail_id: MailId, status: Status, to: str | None) -> int:
-        number, now = _id_of(mail_id), time.time()
+        known_id, now = _id_of(mail_id), time.time()
         if to is None:
-            moved = len(self._store.settle_if_resting(number, status, now=now))
+            moved = len(self._store.settle_if_resting(known_id, status, now=now))
             if not moved:
-                self._store.status(number)  # raises UnknownMail
+                self._store.status(known_id)  # raises UnknownMail
             return moved
-        deliveries = self._deliveries_to(number, to)
+        deliveries = self._deliveries_to(known_id, to)
         settle = self._store.settle_if_resting
-        return sum(len(settle(number, status, now=now, delivery_id=one.id)) for one in deliveries)
+        return sum(len(settle(known_id, status, now=now, delivery_id=one.id)) for one in deliveries)
 
     def _deliveries_to(self, mail_id: str, to: str) -> list[DeliveryStatus]:
         mail = self._store.status(mail_id)
@@ -174,9 +174,7 @@ def _state(given: Status | str) -> Status:
         raise InvalidMail(f"state: {given!r}: give one of {', '.join(Status)}.") from None
 
 
-def _seconds(given: datetime | None, field: str) -> float | None:
-    if given is None:
-        return None
+def _seconds(given: datetime, field: str) -> float:
     if not isinstance(given, datetime) or given.utcoffset() is None:
         raise InvalidMail(f"{field}: {given!r}: give a datetime with a time zone: datetime.now(UTC) - …")
     return given.timestamp()

@@ -15,6 +15,7 @@ and harms nothing.
 """
 
 import atexit
+import math
 import threading
 import time
 import weakref
@@ -24,9 +25,10 @@ from collections.abc import Sequence
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
-from mailer.forks import survive_forks
+from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.message.events import Event, EventKind
+from mailer.threads import start_daemon
 
 __all__ = [
     "Event",
@@ -83,9 +85,9 @@ class SignalOutlet:
         self._waiting: deque[Event] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._is_idle = True
+        self._in_hand = False  # an event, whose receivers are being called
         self._lost = 0
-        self._logged_at = 0.0
+        self._logged_at = -math.inf
         survive_forks(self)
         _outlets.add(self)
 
@@ -99,19 +101,18 @@ class SignalOutlet:
         if self._inline:
             self._send(events)
             return
+        notice_fork()
         with self._changed:
             room = max(0, _MAX_WAITING - len(self._waiting))
             self._waiting.extend(events[:room])
             self._lost += len(events[room:])
-            if self._thread is None:
-                name = "mailer-signals"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = start_daemon(self._run, "mailer-signals")
             self._changed.notify_all()
-        self._log_losses()
 
     def drain(self, seconds: float) -> bool:
         """Wait until the receivers of all events were called. Return False if that takes too long."""
+        notice_fork()
         with self._changed:
             return self._changed.wait_for(self._has_nothing_to_do, seconds)
 
@@ -120,24 +121,32 @@ class SignalOutlet:
         self._waiting = deque()
         self._changed = threading.Condition()
         self._thread = None
+        self._lost = 0
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _has_nothing_to_do(self) -> bool:
-        return self._thread is None or (self._is_idle and not self._waiting)
+        return self._thread is None or not self._thread.is_alive() or self._is_idle
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._waiting and not self._in_hand
 
     def _run(self) -> None:
+        """Call the receivers of each event, until none has come for a while."""
         while True:
             with self._changed:
-                self._is_idle = True
+                self._in_hand = False
                 self._changed.notify_all()
+                self._log_losses()
                 if not self._changed.wait_for(lambda: self._waiting, _IDLE_SECONDS):
                     self._thread = None
                     return
-                self._is_idle = False
-                events = [*self._waiting]
-                self._waiting.clear()
-            self._send(events)
+                event, self._in_hand = self._waiting.popleft(), True
+            try:
+                self._send([event])
+            except BaseException:  # such as SystemExit: it ends nothing but this call
+                log.exception("Receiver of a signal tried to end its thread: signal=mail_%s", event.kind)
 
     def _send(self, events: Sequence[Event]) -> None:
         app = self._app()
@@ -157,6 +166,7 @@ class SignalOutlet:
                     )
 
     def _log_losses(self) -> None:
+        """Log the number of lost events, once in a while. The lock is held."""
         now = time.monotonic()
         if self._lost and now > self._logged_at + _LOGGED_EVERY:
             log.warning(

@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 # Celery would import the first two at the first ring, while a request waits.
@@ -18,6 +17,7 @@ from mailer.celery.app import ONE_TRY, SEND
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import addresses_shown, get_logger
 from mailer.settings import Settings
+from mailer.threads import start_daemon
 
 # While the broker is away, a thread of the process tries again so often.
 _TRY_AGAIN_SECONDS = 1.0
@@ -98,10 +98,7 @@ class CeleryBell:
     def _search_broker(self, error: Exception) -> None:
         """Let a thread find the broker again, so that no other request waits for a time-out."""
         if not self._is_away:  # two threads that are here at once both search, which does no harm
-            search = threading.Thread(target=self._search, name="mailer-bell", daemon=True)
-            with suppress(RuntimeError):  # at the end of a process, no thread can start
-                search.start()
-                self._searching = search
+            self._searching = start_daemon(self._search, "mailer-bell")
             with addresses_shown(self._shows_addresses):
                 log.warning(
                     "The broker does not answer; mail is stored, and the sweep finds it: error=%s",

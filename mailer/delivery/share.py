@@ -155,6 +155,14 @@ class Share:
                 raise
             log.warning("Mail in flight does not wait for the database: error=%s", error)
             return False
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:
+            if not book.in_flight:
+                raise
+            # The mail in flight must not pay for it. If it happens again, it is raised then.
+            log.exception("The next window could not be made ready")
+            return False
         has_no_room = bool(book.waiting) and not book.marked and self._has_time
         return not (has_no_room and book.in_flight)
 
@@ -316,8 +324,8 @@ class Share:
 
     def record_and_release(self) -> None:
         """Record the outcomes, and release the mails that were not begun."""
-        self._learn_pace()
         try:
+            self._learn_pace()
             if self._book.results:
                 self._book.return_ready()
                 self._record_and_mark(patient=True)

@@ -34,5 +34,5 @@ class Event:
     attempts: int
     tags: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
-    reply: str | None = None  #: of the relay, in its own words
+    reply: str | None = None  #: the words of the relay, or ours if none was asked
     relay: str | None = None

@@ -6,7 +6,6 @@ It returns the ids that moved, so whoever comes second moves nothing. See `moves
 
 from mailer.store.callers import CallersConnection, connection_of
 from mailer.store.decisions import Decisions
-from mailer.store.mails import Mails
 from mailer.store.moves import MOVED_AT_ONCE
 from mailer.store.outlook import Outlook
 from mailer.store.pauses import Pauses
@@ -18,5 +17,5 @@ from mailer.store.workers import Workers
 __all__ = ["MOVED_AT_ONCE", "CallersConnection", "Filter", "Outlook", "Result", "Store", "connection_of"]
 
 
-class Store(Mails, Queue, Pauses, Decisions, Retention, Search, Workers):
+class Store(Queue, Pauses, Decisions, Retention, Search, Workers):
     """The database of one app. Threads share it, and it survives a fork."""

@@ -102,7 +102,8 @@ class _Calls:
 
     render: Render
     by_mail: dict[str, list[Callable[[], object]]] = field(default_factory=dict)  #: if the mail with this id is committed
-    committed: set[Callable[[], object]] = field(default_factory=set)  #: as soon as the commit is done
+    #: In their order, each once, as soon as the commit is done.
+    committed: dict[Callable[[], object], None] = field(default_factory=dict)
 
 
 def after_commit(connection: Connection, mail_id: str, call: Callable[[], object], render: Render) -> None:
@@ -121,7 +122,10 @@ def _look_for_mails(connection: Connection) -> None:
         return
     try:
         found = CallersTransaction(connection, calls.render).execute(ARE_THERE, {"mails": packed(calls.by_mail)})
-        calls.committed.update(*(calls.by_mail[mail_id] for (mail_id,) in found))
+        committed = {mail_id for (mail_id,) in found}
+        for mail_id, its_calls in calls.by_mail.items():
+            if mail_id in committed:
+                calls.committed.update(dict.fromkeys(its_calls))
     except SQLAlchemyError as error:
         # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls that an error. Whose
         # transaction had failed before has been told.

@@ -109,11 +109,11 @@ class Database:
     def together(self) -> Iterator[None]:
         """Make one transaction of all that this thread writes inside: one fsync, all of it or nothing."""
         with self._write() as transaction:
-            self._joint.transaction = transaction
+            outer, self._joint.transaction = self._joint_transaction, transaction
             try:
                 yield
             finally:
-                del self._joint.transaction
+                self._joint.transaction = outer
 
     def _transact(self, work: Callable[[Transaction], T]) -> T:
         """Do this in one transaction, and once more if PostgreSQL undid it for the sake of others.

@@ -39,7 +39,8 @@ ORDER BY due_at LIMIT :most
 CANCEL = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(due_at, :before) < :before {lock})
+    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(due_at, :before) < :before
+    ORDER BY id {wait})
 UPDATE mailer_delivery
 SET status = 'cancelled', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM due)

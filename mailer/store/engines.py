@@ -105,7 +105,13 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
+    # SQLite's own knows ASCII only, and a subject is searched for in any case.
+    connection.create_function("lower", 1, _lower, deterministic=True)
     connection.execute("PRAGMA secure_delete = ON")  # erased content is gone from the file as well
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _begin_sqlite(connection: Connection) -> None:

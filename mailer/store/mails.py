@@ -109,9 +109,9 @@ class Mails(Moves):
             blobs.insert_attachments(transaction, message, write)
         transaction.execute_many(INSERT_DELIVERY, rows.delivery_rows(message, envelope))
         if self._outlet.listens_to(EventKind.QUEUED):
-            values = {"mail_id": message.id}
-            kind, now = EventKind.QUEUED, message.created_at
-            self._moved(transaction, DELIVERIES_OF, values, kinds=kind, now=now)
+            found = transaction.execute(DELIVERIES_OF, {"mail_id": message.id})
+            ids = [number for (number,) in found]
+            self._note(transaction, ids, EventKind.QUEUED, message.created_at)
         return None
 
     def _insert_message(self, transaction: Transaction | CallersTransaction, message: Message, key: Key | None) -> Keyed | None:
@@ -131,6 +131,11 @@ class Mails(Moves):
             self._aside.after_commit(caller, mail_id, call)
             return
         callers.after_commit(caller, mail_id, call, self._render)
+
+    def settle_aside(self) -> None:
+        """Queue the mails of callers that have committed, in a database in memory."""
+        if self._aside is not None:
+            self._aside.settle()
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -161,8 +166,7 @@ class Mails(Moves):
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
         """Return how mails are doing, by id. Unknown ids are left out."""
-        if self._aside is not None:
-            self._aside.settle()
+        self.settle_aside()
         ids = [mail_id for mail_id in mail_ids if could_be_id(mail_id)]
         values = {"mails": packed(ids)}
         with self._read() as transaction:

@@ -10,6 +10,7 @@ transaction that waits for them. A statement that steps over locked rows waits f
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mailer.message.events import Event, EventKind
@@ -92,21 +93,21 @@ class Moves(Database):
         Without `waits`, deliveries of mails that somebody else has locked are left out.
         """
 
-        def step(transaction: Transaction) -> set[int]:
+        def step(transaction: Transaction) -> set[int] | None:
             chosen = transaction.execute(choose, values)
             sensitive = {mail_id for _number, mail_id in chosen if mail_id is not None}
             locked = erasing.lock_sensitive(transaction, sensitive, waits=waits)
             busy = set() if waits else sensitive - locked
             ids = [number for number, mail_id in chosen if mail_id not in busy]
             if not ids:
-                return set()
+                return None
             given = {**values, "ids": packed(ids)}
             moved = self._moved(transaction, move, given, kinds=kind, now=now)
             if moved:
                 erasing.erase_sensitive(transaction, locked, now=now)
-            return moved
+            return moved if moved or waits else None
 
-        while moved := self._transact(step):
+        while (moved := self._transact(step)) is not None:
             yield moved
 
     # --- the outlet ---------------------------------------------------------------------------------------------------
@@ -133,7 +134,10 @@ class Moves(Database):
         kinds: Kinds,
         now: float,
     ) -> None:
-        """Note the events of a move, as far as somebody listens. Another reliable outlet would write its rows here."""
+        """Note the events of a move, as far as somebody listens.
+
+        A reliable outlet would write its rows here, in the same transaction.
+        """
         by_id = kinds if isinstance(kinds, Mapping) else dict.fromkeys(moved, kinds)
         told = {number: kind for number in moved if (kind := by_id.get(number)) is not None and self._outlet.listens_to(kind)}
         if told:
@@ -141,4 +145,5 @@ class Moves(Database):
             transaction.events += [rows.event(row, told[row[0]], now) for row in found]
 
     def _publish(self, events: Sequence[Event]) -> None:
-        self._outlet.publish(events)
+        with suppress(Exception):  # the change is committed: nobody must believe it failed
+            self._outlet.publish(events)

@@ -4,7 +4,7 @@ from itertools import chain
 
 from mailer.message import Lane, Pause
 from mailer.store import rows
-from mailer.store.moves import Moves
+from mailer.store.database import Database
 
 _RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 
@@ -27,7 +27,7 @@ MOVE_PROBE = "UPDATE mailer_pause SET until = :until WHERE scope = :scope AND ke
 RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
 
 
-class Pauses(Moves):
+class Pauses(Database):
     """The pauses of relays, which workers set, and of lanes or everything, which a person sets."""
 
     # --- relays -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mailer.message import Status, could_be_id, id_at
-from mailer.store.database import Database
+from mailer.store.mails import Mails
 
 # Mails are found by their ids, which sort by time: a page begins where the one before it ended.
 SEARCH = """
@@ -33,13 +33,14 @@ class Filter:
     until: float | None = None
 
 
-class Search(Database):
+class Search(Mails):
     """The search for mails."""
 
     def find_ids(self, wanted: Filter, *, before: str | None, most: int) -> list[str]:
         """Return the ids of the newest mails, or of the next ones before the mail with an id."""
         if before is not None and not could_be_id(before):
             return []
+        self.settle_aside()
         values: dict[str, Any] = {"most": most}
         of_message, of_delivery = self._conditions(wanted, values)
         if before is not None:

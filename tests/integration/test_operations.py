@@ -10,6 +10,7 @@ from mailer import InvalidMail, Lane, Mailer, Status, UnknownMail
 from mailer.message import id_at, new_id
 from tests.integration.test_cli import run_in
 from tests.mails import NOW, a_message, bring, claim, insert, mark, record, table
+from tests.services.databases import sqlite_only
 from tests.shop import store_of
 
 mailer = Mailer()
@@ -35,7 +36,7 @@ def three(shop: Flask) -> list[str]:
     """A mail a day: to Ada, to Bob and Eve, to Ada again."""
     return [
         queue(shop, "ada@example.com", at=NOW, tags=("invoice",), subject="Your invoice 100%"),
-        queue(shop, "bob@example.com", "eve@example.org", at=NOW + DAY, subject="Welcome_home"),
+        queue(shop, "bob@example.com", "eve@example.org", at=NOW + DAY, subject="Welcome_home, Überraschung!"),
         queue(shop, "Ada@Example.com", at=NOW + 2 * DAY, tags=("a b", "wörk"), subject="YOUR ORDER"),
     ]
 
@@ -76,6 +77,12 @@ def test_the_newest_come_first(three: list[str]) -> None:
 def test_conditions(three: list[str], conditions: dict[str, Any], places: list[int]) -> None:
     """All of them must be met; what stands for something else in LIKE stands for itself."""
     assert found(**conditions) == [three[place] for place in places]
+
+
+@sqlite_only
+def test_a_subject_with_other_letters(three: list[str]) -> None:
+    """SQLite knows the case of ASCII only, so we teach it; PostgreSQL goes by its locale."""
+    assert found(subject="überRASCHUNG") == [three[1]]
 
 
 def test_conditions_of_a_delivery_are_met_by_one(shop: Flask, three: list[str]) -> None:
@@ -133,7 +140,7 @@ def test_the_command(shop: Flask, three: list[str]) -> None:
 
     lines = output.splitlines()
     assert [line[:32] for line in lines[:2]] == [three[2], three[1]]
-    assert "queued  bob@example.com, eve@example.org  Welcome_home" in lines[1]
+    assert "queued  bob@example.com, eve@example.org  Welcome_home, Überraschung!" in lines[1]
     assert lines[2] == f"More: --before {three[1]}"
     assert run_in(shop, "list", "--tag", "nothing").output == "No such mail.\n"
     assert run_in(shop, "list", "--before", three[1][:12]).output.startswith(three[0])

@@ -1,5 +1,6 @@
 """Signals: the application hears what became of its mail, after the commit, and harms nothing by that."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,11 @@ def heard() -> Iterator[list[Event]]:
         assert current_app == app
         events.append(event)
 
-    for signal in ALL:
-        signal.connect(hear)
+    for one in ALL:
+        one.connect(hear)
     yield events
-    for signal in ALL:
-        signal.disconnect(hear)
+    for one in ALL:
+        one.disconnect(hear)
 
 
 def send(**options: object) -> Receipt:
@@ -247,3 +248,46 @@ def test_too_many_events(shop: Flask, monkeypatch: pytest.MonkeyPatch, caplog: p
         assert store_of(shop)._outlet.drain(10)  # type: ignore[attr-defined]
 
     assert "Events were lost, since receivers of signals are too slow: events=1." in caplog.text
+
+
+def test_a_receiver_that_would_end_its_thread(shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the next events are heard all the same."""
+
+    def leave(_app: Flask, event: Event) -> None:
+        raise SystemExit
+
+    with connected(signals.mail_queued, leave):
+        send()
+        kinds(heard, shop)
+    heard.clear()
+    send()
+
+    assert kinds(heard, shop) == [EventKind.QUEUED]
+    assert "Receiver of a signal tried to end its thread: signal=mail_queued" in caplog.text
+
+
+def test_no_thread_can_start(shop: Flask, heard: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mail is committed, so its caller hears of no error; the event waits for the next one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "start_daemon", lambda *_given: None)
+        receipt = send()
+    assert heard == []
+
+    send()
+
+    assert kinds(heard, shop) == [EventKind.QUEUED] * 2
+    assert heard[0].mail_id == receipt.id
+
+
+def test_the_thread_takes_no_signals(shop: Flask) -> None:
+    """One that ends a worker must not come by its side while a mail is on the wire."""
+    masks = []
+
+    def look(_app: Flask, event: Event) -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    with connected(signals.mail_queued, look):
+        send()
+        wait_until(lambda: bool(masks))
+
+    assert {signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP} <= masks[0]
