@@ -560,7 +560,6 @@ def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
 
 def test_workers_share_the_seats_of_a_domain(store: Store, open_dispatcher: OpenDispatcher, redis_url: str, clock: Clock) -> None:
     """One worker at a time sends to it; the mail of the others waits for its turn, and mail to other domains goes on."""
-    clock.stand_still()
     limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
     with BusySink() as sink:
         dispatchers = [open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
@@ -568,6 +567,7 @@ def test_workers_share_the_seats_of_a_domain(store: Store, open_dispatcher: Open
             assert slots.take_domain("gmail.com")
             queue_many(store, 10, domain="gmail.com")
             queue_many(store, 10)
+            clock.stand_still()
             deliver_all(dispatchers[1])
 
         assert (sent_to(sink, "gmail.com"), sent_to(sink, "example.com")) == (0, 10)
