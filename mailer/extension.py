@@ -205,7 +205,8 @@ class Mailer:
     def retry(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
         """Queue again the failed and doubtful deliveries of a mail, or the one to a recipient.
 
-        Return False if there is none, or if the content of the mail is erased.
+        Return False if there is none, or if the content of the mail is erased. A mail whose
+        `expires_at` is over expires instead of being sent.
         """
         return _state().operations.retry(mail_id, to=to) > 0
 

@@ -91,7 +91,8 @@ class Operations:
     def retry(self, mail_id: MailId, *, to: str | None = None) -> int:
         """Queue again the failed and doubtful deliveries of a mail. Return their number.
 
-        A mail whose content is erased can't be sent again: then the number is 0.
+        A mail whose content is erased can't be sent again: then the number is 0. A mail whose
+        `expires_at` is over expires with the next sweep.
         """
         return self._move(mail_id, Status.QUEUED, to)
 

@@ -121,7 +121,7 @@ TRANSITIONS = frozenset(
 
 
 class Lane(IntEnum):
-    """Urgent mail does not wait for bulk mail: a slice is filled in this order."""
+    """Urgent mail does not wait for bulk mail: a batch is filled in this order."""
 
     CRITICAL = 0
     NORMAL = 1

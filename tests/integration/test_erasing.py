@@ -217,7 +217,7 @@ def test_what_is_young_is_not_looked_at(store: Store) -> None:
 
 
 def test_nothing_is_sent_instead_of_what_was_erased(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
-    """Should a copy be queued whose mail says nothing any more, it fails, and the others of its slice go out."""
+    """Should a copy be queued whose mail says nothing any more, it fails, and the others of its batch go out."""
     erased, other = queue(store, "ada@example.com"), queue(store, "bob@example.com")
     with store.engine.begin() as connection:
         connection.execute(schema.message.update().where(schema.message.c.id == erased).values(erased_at=NOW, text=None))

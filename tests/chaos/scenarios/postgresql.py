@@ -94,7 +94,7 @@ def freeze(folder: Path, size: Size) -> Report:
 
 
 def fail_over(folder: Path, size: Size) -> Report:
-    """The primary dies in the middle of a slice, mails being on the wire, and a standby takes over; the URL names both."""
+    """The primary dies in the middle of a batch, mails being on the wire, and a standby takes over; the URL names both."""
     report = Report()
     for number in range(size.pick(1, 10)):
         with ExitStack() as stack:

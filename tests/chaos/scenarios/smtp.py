@@ -184,7 +184,7 @@ def _broken_relays(folder: Path, faults: Sequence[Fault]) -> Iterator[list[Broke
 
 
 def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> dict[str, str]:
-    """Mail goes to the broken relays by its sender, all else to the one that is well. A slice is one mail: none waits for it."""
+    """Mail goes to the broken relays by its sender, all else to the one that is well. A batch is one mail: none waits for it."""
     authorities = folder / "authorities.pem"
     authorities.write_bytes(b"".join((folder / f"{name}.pem").read_bytes() for name in ("localhost", "example.net")))
     well = {"name": "well", "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": site.sink.port}
