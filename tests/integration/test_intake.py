@@ -272,7 +272,7 @@ def test_an_object_of_the_applications_database(shop: Flask) -> None:
     with Session(engine) as session:
         session.add(User(id=1, team=Team(name="Rockets")))
         session.commit()
-        user = session.get_one(User, 1)
+        user = session.get(User, 1)
         assert "team" not in user.__dict__  # not loaded yet
 
         receipt = send_email("ada@example.com", "Hello", "team", user=user)
