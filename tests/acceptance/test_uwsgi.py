@@ -27,7 +27,9 @@ def test_workers_that_uwsgi_forks(config: dict[str, str], make_app: Callable[...
     """Four of them queue at the same time: each answers every request, and each receipt has its delivery."""
     program = require("uWSGI", find_program("uwsgi-core", "uwsgi"))
     folders = (str(PROJECT), *site.getsitepackages())
-    loads = subprocess.run([PYTHON, "-c", f"import sys; sys.path[1:1] = {folders}; import mailer.celery.bell"], check=False, cwd=PROJECT)
+    loads = subprocess.run(
+        [PYTHON, "-c", f"import sys; sys.path[1:1] = {folders}; import mailer.celery.bell"], check=False, cwd=PROJECT
+    )
     if loads.returncode:
         pytest.skip("The packages here are for another Python than the one in Debian's uWSGI.")
     port = free_port()
