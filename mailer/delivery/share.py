@@ -74,6 +74,9 @@ class Share:
         )
         self.report = ShareReport()
         self._window_began_at = services.clock.monotonic()
+        # Settings derive these from all relays, which would take long for each mail.
+        self._longest_delivery = services.settings.longest_delivery
+        self._longest_transmission = services.settings.longest_transmission
 
     def deliver(self) -> ShareReport:
         """Send the mails. Record and release everything, also after an exception."""
@@ -110,10 +113,7 @@ class Share:
         """Return whether there is time to send a mail before others may take it for lost."""
         self._context.relay_slots.renew()
         self._context.domain_slots.renew()
-        if (
-            self._services.clock.time() + self._services.settings.longest_delivery
-            > mail.lease_until
-        ):
+        if self._services.clock.time() + self._longest_delivery > mail.lease_until:
             return False  # this process was frozen
         return not (self._is_late and (self.report.tried or self._book.in_flight))
 
@@ -123,7 +123,7 @@ class Share:
         If so, note it in the black box.
         """
         mail, now = self._book.in_flight[0], self._services.clock.time()
-        if now + self._services.settings.longest_transmission > mail.lease_until:
+        if now + self._longest_transmission > mail.lease_until:
             return False
         if mail.delivery.has_expired(now) or (self._is_late and self.report.tried):
             return False
