@@ -8,13 +8,12 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from mailer.errors import InvalidMail, UnknownMail
-from mailer.message import DeliveryStatus, Lane, MailStatus, Pause, Receipt, Status
+from mailer.message import HELD, DeliveryStatus, Lane, MailStatus, Pause, Receipt, Status
 from mailer.settings import RelaySettings, Settings
 from mailer.store import Filter, Outlook, Store
 
 _PAGE = 50
 _MAX_PAGE = 1000
-_IN_A_WORKERS_HANDS = (Status.CLAIMED, Status.TRANSMITTING)
 _RESOLUTIONS = (Status.SENT, Status.FAILED)
 
 MailId = str | Receipt
@@ -139,9 +138,7 @@ class Operations:
         """
         paused = None if lane is None else Lane.parse(lane)
         self._store.pause(paused, now=time.time(), reason=reason)
-        return sum(
-            count for status, its, count, _due in self._store.counts() if status in _IN_A_WORKERS_HANDS and paused in (None, its)
-        )
+        return sum(count for status, its, count, _due in self._store.counts() if status in HELD and paused in (None, its))
 
     def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
         """End the pause of a lane, of a relay, or, with neither, of everything. Return whether there was one."""

@@ -20,6 +20,7 @@ from mailer.message.text import HEADER_NAME, check_body, check_headers, check_te
 
 __all__ = [
     "FINAL",
+    "HELD",
     "TRANSITIONS",
     "Address",
     "AddressLike",
@@ -94,6 +95,9 @@ FINAL = frozenset(
         Status.COMPLAINED,
     }
 )
+
+#: The states of a delivery that a worker has in its hands.
+HELD = frozenset({Status.CLAIMED, Status.TRANSMITTING})
 
 #: The state chart. docs/states.md draws it, the CHECK in the schema knows its states, the tests try
 #: every pair.
@@ -478,7 +482,7 @@ class DeliveryStatus:
 
         Then `due_at` is the time of this try.
         """
-        return self.status in (Status.CLAIMED, Status.TRANSMITTING)
+        return self.status in HELD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from mailer.message import TRANSITIONS, Lane, Status, could_be_id
+from mailer.message import HELD, TRANSITIONS, Lane, Status, could_be_id
 from mailer.message.events import EventKind
 from mailer.store import outlook
 from mailer.store.erasing import LOCK_MAILS
@@ -11,7 +11,6 @@ from mailer.store.outlook import Outlook
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-_IN_A_WORKERS_HANDS = frozenset({Status.CLAIMED, Status.TRANSMITTING})
 _EVENTS = {
     Status.SENT: EventKind.SENT,
     Status.FAILED: EventKind.FAILED,
@@ -64,7 +63,7 @@ class Decisions(Moves):
 
         None is moved into a worker's hands, nor out of them.
         """
-        leaving = [str(source) for source, target in TRANSITIONS if target is to and not {source, target} & _IN_A_WORKERS_HANDS]
+        leaving = [str(source) for source, target in TRANSITIONS if target is to and not {source, target} & HELD]
         if not leaving or not could_be_id(mail_id):
             return set()
         values = {
