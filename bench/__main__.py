@@ -8,8 +8,9 @@
     distance    the same with a relay that is 30 ms away
     growth      how the figures change from a thousand mails in the queue to a million
 
-`contenders` says who is measured and how each is started, `programs` is what they run, `sink` is where all mail arrives and is
-counted. A whole run is kept in `results` and shown by docs/benchmarks.md; a part of one goes to `results/partial`.
+`contenders` says who is measured and how each is started, `programs` is what they run, `sink` is
+where all mail arrives and is counted. A whole run is kept in `results` and shown by
+docs/benchmarks.md; a part of one goes to `results/partial`.
 """
 
 import argparse
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def _run(plan: Plan, parts: Sequence[str]) -> report.Run:
     here, load = machine.describe(), machine.load()
-    sections = [section for name, measure in PARTS.items() if name in parts for section in measure(plan)]
+    sections = [
+        section for name, measure in PARTS.items() if name in parts for section in measure(plan)
+    ]
     return report.Run(
         taken=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         machine=here,
@@ -89,29 +92,44 @@ def _plan(options: argparse.Namespace) -> Plan:
     worker = WorkerOptions(options.pool, options.concurrency)
     contenders = all_contenders(worker)
     return Plan(
-        contenders=[one for one in contenders if options.contenders is None or one.key in options.contenders],
+        contenders=[
+            one for one in contenders if options.contenders is None or one.key in options.contenders
+        ],
         worker=worker,
         mails=options.mails or (200 if options.quick else 20_000),
         repeats=options.repeats or (1 if options.quick else 3),
         calls=100 if options.quick else 1000,
-        depths=options.depths or ((500, 1000) if options.quick else (1000, 10_000, 100_000, 1_000_000)),
+        depths=options.depths
+        or ((500, 1000) if options.quick else (1000, 10_000, 100_000, 1_000_000)),
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", type=_names(PARTS), help=f"some parts of {', '.join(PARTS)}, with commas between")
+    parser.add_argument(
+        "--only", type=_names(PARTS), help=f"some parts of {', '.join(PARTS)}, with commas between"
+    )
     keys = [contender.key for contender in all_contenders(WorkerOptions())]
     parser.add_argument("--contenders", type=_names(keys), help=f"some of {', '.join(keys)}")
     parser.add_argument("--mails", type=int, help="how many a fast contender delivers in a round")
     parser.add_argument("--repeats", type=int, help="rounds; the medians count")
-    parser.add_argument("--depths", type=_numbers, help="how many mails are queued in the part growth")
-    parser.add_argument("--quick", action="store_true", help="see that it works: the figures mean nothing")
+    parser.add_argument(
+        "--depths", type=_numbers, help="how many mails are queued in the part growth"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="see that it works: the figures mean nothing"
+    )
     parser.add_argument("--pool", default=WorkerOptions().pool, help="of our worker")
-    parser.add_argument("--concurrency", type=int, default=WorkerOptions().concurrency, help="of our worker")
-    parser.add_argument("--out", type=Path, help="folder for the results, if not that of docs/benchmarks.md")
+    parser.add_argument(
+        "--concurrency", type=int, default=WorkerOptions().concurrency, help="of our worker"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results, if not that of docs/benchmarks.md"
+    )
     return parser
 
 

@@ -15,10 +15,17 @@ _BOUND = at_most(3, aim=2, of_ratio=True)
 def measure(plan: Plan) -> Iterator[Section]:
     calls: dict[str, Callable[[Path], Calls]] = {}
     for ours in plan.ours:
-        calls |= {f"alone.{ours.key}": _alone(ours, plan.calls), f"beside.{ours.key}": _beside(ours, plan.calls)}
+        calls |= {
+            f"alone.{ours.key}": _alone(ours, plan.calls),
+            f"beside.{ours.key}": _beside(ours, plan.calls),
+        }
     done = alternate("busy", calls, plan.repeats)
-    figures = [_figure(ours, done[f"alone.{ours.key}"], done[f"beside.{ours.key}"]) for ours in plan.ours]
-    yield Section("Beside a busy worker", "send_email(): p50; ratio: to the same without the worker", figures)
+    figures = [
+        _figure(ours, done[f"alone.{ours.key}"], done[f"beside.{ours.key}"]) for ours in plan.ours
+    ]
+    yield Section(
+        "Beside a busy worker", "send_email(): p50; ratio: to the same without the worker", figures
+    )
 
 
 def _alone(ours: Ours, mails: int) -> Callable[[Path], Calls]:

@@ -36,13 +36,27 @@ def draw(sections: Sequence[Section]) -> str:
     parts: list[str] = []
     top = 0
     for kind, title in _PANELS.items():
-        figures = [one for section in sections for one in section.figures if one.key.startswith(f"{kind}.") and _is_bar(one)]
+        figures = [
+            one
+            for section in sections
+            for one in section.figures
+            if one.key.startswith(f"{kind}.") and _is_bar(one)
+        ]
         if figures:
             parts += _panel(title, figures, top)
             top += _HEAD + _ROW * len(figures)
     size = f'viewBox="0 0 {_WIDTH} {top + 12}" width="{_WIDTH}" height="{top + 12}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    return "\n".join([head, "<title>The figures of the last bench</title>", f"<style>{_STYLE}</style>", *parts, "</svg>", ""])
+    return "\n".join(
+        [
+            head,
+            "<title>The figures of the last bench</title>",
+            f"<style>{_STYLE}</style>",
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )
 
 
 def _is_bar(figure: Figure) -> bool:

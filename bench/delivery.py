@@ -26,7 +26,9 @@ Done = Mapping[str, Rounds[Round]]
 
 def measure(plan: Plan) -> Iterator[Section]:
     contenders = {contender.key: contender for contender in plan.contenders}
-    done = alternate("delivery", {key: _round(one, plan.mails) for key, one in contenders.items()}, plan.repeats)
+    done = alternate(
+        "delivery", {key: _round(one, plan.mails) for key, one in contenders.items()}, plan.repeats
+    )
     yield _delivered(contenders, done)
     yield _handed_over(contenders, done)
     yield _memory(contenders, done)
@@ -36,7 +38,7 @@ def _round(contender: Contender, mails: int) -> Callable[[Path], Round]:
     return lambda folder: contender.deliver(folder, max(_FEWEST, int(mails * contender.share)))
 
 
-# --- delivered --------------------------------------------------------------------------------------------------------
+# --- delivered ----------------------------------------------------------------------------------
 
 
 def _delivered(contenders: Mapping[str, Contender], done: Done) -> Section:
@@ -54,7 +56,9 @@ def _delivered(contenders: Mapping[str, Contender], done: Done) -> Section:
         )
         for key, contender in contenders.items()
     ]
-    return Section("Delivered", "ratio: Mailer on SQLite to this", [*figures, *_postgres_to_celery(done)])
+    return Section(
+        "Delivered", "ratio: Mailer on SQLite to this", [*figures, *_postgres_to_celery(done)]
+    )
 
 
 def _postgres_to_celery(done: Done) -> Iterator[Figure]:
@@ -77,7 +81,7 @@ def _mails_per_second(one: Round) -> float:
     return one.flow.per_second
 
 
-# --- handed over, and memory ------------------------------------------------------------------------------------------
+# --- handed over, and memory --------------------------------------------------------------------
 
 
 def _handed_over(contenders: Mapping[str, Contender], done: Done) -> Section:
@@ -110,8 +114,12 @@ def _memory(contenders: Mapping[str, Contender], done: Done) -> Section:
         if value := done[key].median(workers):
             bound = _MEMORY_BOUND if key in (OURS, OURS_ON_POSTGRES) else None
             title = f"{contender.title}: a process"
-            figures.append(Figure(key=f"memory.{key}", title=title, value=value, unit="MB", bound=bound))
+            figures.append(
+                Figure(key=f"memory.{key}", title=title, value=value, unit="MB", bound=bound)
+            )
         if value := done[key].median(redis_a_mail):
             title = f"{contender.title}: Redis, a queued mail"
             figures.append(Figure(key=f"redis.{key}", title=title, value=value, unit="KB"))
-    return Section("Memory while it delivers", "the most that was resident, of the largest process", figures)
+    return Section(
+        "Memory while it delivers", "the most that was resident, of the largest process", figures
+    )

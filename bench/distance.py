@@ -22,7 +22,10 @@ _FEWEST = 5
 #: What is possible with one round trip a mail on each of the connections.
 _ARITHMETIC = _MANY / _ROUND_TRIP
 
-_ONE_BOUND, _MANY_BOUND = at_least(1.9, aim=3.5, of_ratio=True), at_least(0.8, aim=0.95, of_ratio=True)
+_ONE_BOUND, _MANY_BOUND = (
+    at_least(1.9, aim=3.5, of_ratio=True),
+    at_least(0.8, aim=0.95, of_ratio=True),
+)
 
 
 class Smtplib(Direct):
@@ -43,17 +46,31 @@ def measure(plan: Plan) -> Iterator[Section]:
         "many": _far_away(many, plan.mails * _MANY_SHARE),
     }
     done = alternate("distance", rounds, plan.repeats)
-    smtplib, single, together = (done[key].median(lambda delivered: delivered.flow.per_second) for key in rounds)
+    smtplib, single, together = (
+        done[key].median(lambda delivered: delivered.flow.per_second) for key in rounds
+    )
     figures = [
         _figure("smtplib", Smtplib.title, done["smtplib"]),
         _figure("one", "Mailer, one connection", done["one"], ratio(single, smtplib), _ONE_BOUND),
-        _figure("many", f"Mailer, {_MANY} connections", done["many"], ratio(together, _ARITHMETIC), _MANY_BOUND),
+        _figure(
+            "many",
+            f"Mailer, {_MANY} connections",
+            done["many"],
+            ratio(together, _ARITHMETIC),
+            _MANY_BOUND,
+        ),
     ]
     note = f"with PIPELINING; ratio: to smtplib, and to {_ARITHMETIC:,.0f} mails/s, one round trip each"
     yield Section(f"A relay {1000 * _ROUND_TRIP:.0f} ms away", note, figures)
 
 
-def _figure(key: str, title: str, rounds: Rounds[Round], ratio: float | None = None, bound: Bound | None = None) -> Figure:
+def _figure(
+    key: str,
+    title: str,
+    rounds: Rounds[Round],
+    ratio: float | None = None,
+    bound: Bound | None = None,
+) -> Figure:
     def speed(one: Round) -> float:
         return one.flow.per_second
 

@@ -86,7 +86,10 @@ def to_json(sections: Sequence[Section]) -> list[dict[str, Any]]:
 
 
 def from_json(given: Sequence[Mapping[str, Any]]) -> list[Section]:
-    return [Section(one["title"], one["note"], [_figure(figure) for figure in one["figures"]]) for one in given]
+    return [
+        Section(one["title"], one["note"], [_figure(figure) for figure in one["figures"]])
+        for one in given
+    ]
 
 
 def _figure(given: Mapping[str, Any]) -> Figure:

@@ -52,13 +52,21 @@ class Depth:
 
 def measure(plan: Plan) -> Iterator[Section]:
     for ours in plan.ours:
-        done = alternate(f"growth, {ours.key}", {str(depth): _at(ours, depth) for depth in plan.depths}, repeats=1)
+        done = alternate(
+            f"growth, {ours.key}",
+            {str(depth): _at(ours, depth) for depth in plan.depths},
+            repeats=1,
+        )
         grown = {int(depth): rounds for depth, rounds in done.items()}
         note = f"ratio: to the first line; filled by enqueue() of mails with {len(_RECIPIENTS)} recipients"
-        yield Section(f"Growth: {ours.title}", note, [figure for kind in _KINDS for figure in kind.figures(ours.key, grown)])
+        yield Section(
+            f"Growth: {ours.title}",
+            note,
+            [figure for kind in _KINDS for figure in kind.figures(ours.key, grown)],
+        )
 
 
-# --- a depth ----------------------------------------------------------------------------------------------------------
+# --- a depth ------------------------------------------------------------------------------------
 
 
 def _at(ours: Ours, depth: int) -> Callable[[Path], Depth]:
@@ -72,7 +80,9 @@ def _at(ours: Ours, depth: int) -> Callable[[Path], Depth]:
                 claim = median(_claims(app))
                 enqueue = Calls([_timed(make_message()) for _ in range(_ENQUEUED)])
             with Program(ours.worker(), place.folder / "worker.log", env=place.env) as worker:
-                flow = place.sink.wait_for(min(_DELIVERED, depth), check=worker.check, then_more=True)
+                flow = place.sink.wait_for(
+                    min(_DELIVERED, depth), check=worker.check, then_more=True
+                )
                 memory = worker.memory()
             assert place.redis
             redis_bytes = used_memory(place.redis)
@@ -103,7 +113,9 @@ def _fill(depth: int, send_at: timedelta | None = None) -> None:
     left = depth
     while left > 0:
         first, *others = _RECIPIENTS[:left]
-        message = Message(mail.SUBJECT, [first], mail.TEXT, mail.HTML, sender=mail.SENDER, bcc=[*others])
+        message = Message(
+            mail.SUBJECT, [first], mail.TEXT, mail.HTML, sender=mail.SENDER, bcc=[*others]
+        )
         Mailer().enqueue(message, send_at=send_at)
         left -= 1 + len(others)
 
@@ -128,7 +140,7 @@ def _timed(message: Message) -> float:
     return time.perf_counter() - started
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +172,34 @@ class Kind:
 
 _MILLION = 1_000_000
 _KINDS = (
-    Kind("claim", f"claim of {_SLICE}", "ms", lambda at: 1000 * at.claim, bound=at_most(2, aim=2, of_ratio=True)),
-    Kind("enqueue", "enqueue()", "ms", lambda at: 1000 * at.enqueue.p50, lambda at: 1000 * at.enqueue.p99),
+    Kind(
+        "claim",
+        f"claim of {_SLICE}",
+        "ms",
+        lambda at: 1000 * at.claim,
+        bound=at_most(2, aim=2, of_ratio=True),
+    ),
+    Kind(
+        "enqueue",
+        "enqueue()",
+        "ms",
+        lambda at: 1000 * at.enqueue.p50,
+        lambda at: 1000 * at.enqueue.p99,
+    ),
     Kind("delivered", f"the first {_DELIVERED}", "mails/s", lambda at: at.flow.per_second),
-    Kind("arrival", "idle: enqueue() to 250", "ms", lambda at: 1000 * at.arrivals.p50, lambda at: 1000 * at.arrivals.p99),
-    Kind("worker", "a worker process", "MB", lambda at: at.worker.largest_process / 1e6, bound=at_most(150, aim=90)),
+    Kind(
+        "arrival",
+        "idle: enqueue() to 250",
+        "ms",
+        lambda at: 1000 * at.arrivals.p50,
+        lambda at: 1000 * at.arrivals.p99,
+    ),
+    Kind(
+        "worker",
+        "a worker process",
+        "MB",
+        lambda at: at.worker.largest_process / 1e6,
+        bound=at_most(150, aim=90),
+    ),
     Kind("redis", "Redis", "MB", lambda at: at.redis_bytes / 1e6, bound=at_most(10, aim=5)),
 )

@@ -34,21 +34,35 @@ def measure(plan: Plan) -> Iterator[Section]:
     few = max(2, plan.calls // 30)
     measurements = {
         "idle": _arriving(ours, lambda line: one_by_one(line, plan.calls // 3)),
-        "burst": _arriving(ours, lambda line: Calls([line.arrive_after_burst() for _ in range(few)])),
+        "burst": _arriving(
+            ours, lambda line: Calls([line.arrive_after_burst() for _ in range(few)])
+        ),
         "lost": _arriving(ours, lambda line: _found_by_the_sweep(line, few)),
         "frozen": _queueing(ours, RedisServer.pause, plan.calls),
         "down": _queueing(ours, RedisServer.stop, plan.calls),
     }
     done = alternate("latency", measurements, repeats=1)
     idle = [
-        _figure("idle-p50", "p50, one mail at a time", done["idle"], lambda calls: calls.p50, at_most(20, aim=8)),
+        _figure(
+            "idle-p50",
+            "p50, one mail at a time",
+            done["idle"],
+            lambda calls: calls.p50,
+            at_most(20, aim=8),
+        ),
         _figure("idle-p99", "p99", done["idle"], lambda calls: calls.p99, at_most(100, aim=30)),
-        _figure("burst", f"p50, right after a burst of {_BURST}", done["burst"], lambda calls: calls.p50),
-        _figure("lost", "p50, the ring lost: found by the sweep", done["lost"], lambda calls: calls.p50),
+        _figure(
+            "burst", f"p50, right after a burst of {_BURST}", done["burst"], lambda calls: calls.p50
+        ),
+        _figure(
+            "lost", "p50, the ring lost: found by the sweep", done["lost"], lambda calls: calls.p50
+        ),
     ]
     yield Section("An idle system", "from the call of enqueue() on SQLite to the relay's 250", idle)
     away = [
-        _figure("frozen-first", "frozen: the first call", done["frozen"], lambda calls: calls.times[0]),
+        _figure(
+            "frozen-first", "frozen: the first call", done["frozen"], lambda calls: calls.times[0]
+        ),
         _figure("frozen", "frozen: p50", done["frozen"], lambda calls: calls.p50),
         _figure("down-first", "down: the first call", done["down"], lambda calls: calls.times[0]),
         _figure("down", "down: p50", done["down"], lambda calls: calls.p50),
@@ -56,9 +70,22 @@ def measure(plan: Plan) -> Iterator[Section]:
     yield Section("Redis is away", "enqueue() on SQLite", away)
 
 
-def _figure(key: str, title: str, rounds: Rounds[Calls], seconds: Callable[[Calls], float], bound: Bound | None = None) -> Figure:
+def _figure(
+    key: str,
+    title: str,
+    rounds: Rounds[Calls],
+    seconds: Callable[[Calls], float],
+    bound: Bound | None = None,
+) -> Figure:
     value = rounds.median(lambda calls: 1000 * seconds(calls))
-    return Figure(key=f"latency.{key}", title=title, value=value, unit="ms", bound=bound, why_none=rounds.why_none)
+    return Figure(
+        key=f"latency.{key}",
+        title=title,
+        value=value,
+        unit="ms",
+        bound=bound,
+        why_none=rounds.why_none,
+    )
 
 
 def _arriving(ours: OursOnSqlite, calls: "Callable[[Line], Calls]") -> Measurement:
@@ -73,7 +100,9 @@ def _arriving(ours: OursOnSqlite, calls: "Callable[[Line], Calls]") -> Measureme
     return measured
 
 
-def _queueing(ours: OursOnSqlite, disturb: Callable[[RedisServer], None], mails: int) -> Measurement:
+def _queueing(
+    ours: OursOnSqlite, disturb: Callable[[RedisServer], None], mails: int
+) -> Measurement:
     def measured(folder: Path) -> Calls:
         with running_sink(folder) as sink, ours.services(folder, sink) as place:
             app = create_app(place.env)
@@ -92,7 +121,9 @@ class Line:
         self._sink = place.sink
         self._worker = worker
         self._app = create_app(place.env)
-        self._deaf_app = create_app({**place.env, "MAILER_REDIS_URL": f"unix://{place.folder}/nowhere.sock"})
+        self._deaf_app = create_app(
+            {**place.env, "MAILER_REDIS_URL": f"unix://{place.folder}/nowhere.sock"}
+        )
         self.arrive()  # the worker has started
 
     def arrive(self, mails: int = 1, *, after: float = 0.0, deaf: bool = False) -> float:
@@ -106,7 +137,10 @@ class Line:
         while self._sink.count < expected:
             self._worker.check()
             if time.perf_counter() - started > _LONGEST_WAIT:
-                raise Failed(f"a mail did not arrive within {_LONGEST_WAIT:.0f} s: {self._worker.last_words()}")
+                raise Failed(
+                    f"a mail did not arrive within {_LONGEST_WAIT:.0f} s:"
+                    f" {self._worker.last_words()}"
+                )
             time.sleep(_LOOK_EVERY)
         return time.perf_counter() - started
 

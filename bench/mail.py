@@ -14,7 +14,9 @@ _LINE = "Thank you for your order. It left our house this morning and will be wi
 _ITEM = "<li>One teapot of blue china, wrapped with care and insured on its way to you</li>\n"
 
 TEXT = "Dear Ada,\n\n" + 11 * _LINE + "\nYours, the shop\n"
-HTML = f"<!doctype html>\n<html><body>\n<h1>Dear Ada</h1>\n<ul>\n{11 * _ITEM}</ul>\n</body></html>\n"
+HTML = (
+    f"<!doctype html>\n<html><body>\n<h1>Dear Ada</h1>\n<ul>\n{11 * _ITEM}</ul>\n</body></html>\n"
+)
 
 
 def as_bytes() -> bytes:

@@ -1,6 +1,7 @@
 """How long it takes to write a mail down, and to sign it, on one core: `python -m bench.mime`.
 
-Each figure is the best of several rounds: what the machine does beside it only makes it worse. Compare what one run prints.
+Each figure is the best of several rounds: what the machine does beside it only makes it worse.
+Compare what one run prints.
 """
 
 import timeit
@@ -49,7 +50,10 @@ def main() -> None:
     print(f"{'':4}that is {theirs / ours:.0f} times as fast")
     for language, mail in (("German", german), ("Japanese", japanese)):
         report(f"compose(): {language}, 8bit", partial(compose, mail))
-        report(f"compose(): {language}, and again for a relay without 8BITMIME", partial(in_both_forms, mail))
+        report(
+            f"compose(): {language}, and again for a relay without 8BITMIME",
+            partial(in_both_forms, mail),
+        )
     file = Attachment("report.pdf", bytes(range(256)) * 400)
     report("compose(): with a file of 100 KB", lambda: compose(a_mail(TEXT, HTML, file)))
     report("a WireMessage for a recipient", lambda: WireMessage(plain, RECIPIENT, composed))
@@ -69,11 +73,15 @@ def ask(message: Message, composed: Composed) -> None:
 
 
 def rsa_pem() -> bytes:
-    return generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return generate_private_key(65537, 2048).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
 
 
 def ed25519_pem() -> bytes:
-    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
 
 
 def report(what: str, work: Callable[[], object]) -> float:

@@ -11,7 +11,8 @@ from bench.rounds import tell
 FOLDER = Path(__file__).with_name(".peers")
 LOCK = Path(__file__).with_name("peers.txt")
 
-#: A copy of the lock, made when all of it is installed: a half-finished installation has none and is repaired.
+#: A copy of the lock, made when all of it is installed: a half-finished installation has none and
+#: is repaired.
 _STAMP = FOLDER / "installed"
 
 
@@ -22,9 +23,19 @@ def python() -> str:
         tell(f"installing what {LOCK.name} lists, in a virtual environment of its own")
         try:
             venv.create(FOLDER, clear=True, with_pip=True)
-            install = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+            install = [
+                str(program),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--require-hashes",
+            ]
             subprocess.run([*install, "-r", str(LOCK)], check=True, stdout=sys.stderr)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise Missing(f"what {LOCK.name} lists could not be installed; the lines above say why") from error
+            raise Missing(
+                f"what {LOCK.name} lists could not be installed; the lines above say why"
+            ) from error
         _STAMP.write_bytes(LOCK.read_bytes())
     return str(program)

@@ -1,6 +1,9 @@
-"""What the programs have in common that hand mails over: `python -m bench.programs.… COUNT` prints how long each call took.
+"""The part that all programs which hand mails over have in common.
+
+`python -m bench.programs.… COUNT` prints how long each call took.
 
 Only the standard library is imported: programs of other virtual environments use this module too.
+
 """
 
 import json
@@ -12,7 +15,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def run(prepare: Callable[[], T], hand_over: Callable[[T], object], finish: Callable[[], object] = lambda: None) -> None:
+def run(
+    prepare: Callable[[], T],
+    hand_over: Callable[[T], object],
+    finish: Callable[[], object] = lambda: None,
+) -> None:
     """Only the handing over is timed: the mail is ready by then."""
     times = [_timed(hand_over, prepare()) for _ in range(int(sys.argv[1]))]
     finish()

@@ -59,7 +59,12 @@ class Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for pid in self._pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -102,7 +107,9 @@ class Program:
         """All processes of its session, and their children, which may have a session of their own."""
         everybody = _processes()
         found = {pid for pid, (_, session) in everybody.items() if session == self._process.pid}
-        while children := {pid for pid, (parent, _) in everybody.items() if parent in found} - found:
+        while (
+            children := {pid for pid, (parent, _) in everybody.items() if parent in found} - found
+        ):
             found |= children
         return found
 

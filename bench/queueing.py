@@ -31,8 +31,23 @@ def measure(plan: Plan) -> Iterator[Section]:
     done = alternate("queueing", {key: calls[key] for key in _TITLES if key in calls}, plan.repeats)
     ours, delay = _p50(done.get(_ENQUEUE)), _p50(done.get(_DELAY))
     figures = [_figure(key, rounds, ours) for key, rounds in done.items()]
-    figures.append(_ratio("enqueue-to-delay", "enqueue() on SQLite to task.delay()", ratio(ours, delay), _ENQUEUE_TO_DELAY))
-    figures.append(Figure(key="queueing.send-bulk", title="send_bulk()", value=None, unit="", why_none="not built yet"))
+    figures.append(
+        _ratio(
+            "enqueue-to-delay",
+            "enqueue() on SQLite to task.delay()",
+            ratio(ours, delay),
+            _ENQUEUE_TO_DELAY,
+        )
+    )
+    figures.append(
+        Figure(
+            key="queueing.send-bulk",
+            title="send_bulk()",
+            value=None,
+            unit="",
+            why_none="not built yet",
+        )
+    )
     yield Section("The request waits", "ratio: p50 of this to enqueue() on SQLite", figures)
 
 

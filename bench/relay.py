@@ -1,6 +1,9 @@
-"""An SMTP server that is far away: `python -m bench.relay PORT SECONDS` answers whatever arrives after that round trip.
+"""An SMTP server that is far away.
 
-It offers PIPELINING, takes every mail, and prints "mesg=N" and a carriage return for each, as smtp-sink does.
+`python -m bench.relay PORT SECONDS` answers whatever arrives after that round trip.
+
+It offers PIPELINING, takes every mail, and prints "mesg=N" and a carriage return for each, as
+smtp-sink does.
 """
 
 import asyncio
@@ -56,7 +59,9 @@ class Session(asyncio.Protocol):
 
 
 async def serve(port: int, round_trip: float) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Session(round_trip), "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Session(round_trip), "127.0.0.1", port
+    )
     await server.serve_forever()
 
 

@@ -19,7 +19,10 @@ _WIDTHS = (9, 16, 8, 10, 9, 15)
 LEGEND = (
     "ratio: Mailer compared to this line, unless the heading says otherwise; 2 x is twice as good",
     "measured: the median of the rounds; p99: 99 of 100 took no longer",
-    "limit: the worst value that is accepted; goal: the value to work towards; both are of the ratio where they end with x",
+    (
+        "limit: the worst value that is accepted; goal: the value to work towards; both are of the"
+        " ratio where they end with x"
+    ),
     "result: goal reached, limit kept, or MISSED",
 )
 _TITLE_WIDTH = 54
@@ -43,12 +46,17 @@ class Run:
 
     def to_json(self) -> str:
         values = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({**values, "sections": to_json(self.sections)}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({**values, "sections": to_json(self.sections)}, indent=1, ensure_ascii=False)
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Run":
         values = json.loads(text)
-        return cls(**{**values, "load": tuple(values["load"]), "sections": from_json(values["sections"])})
+        return cls(
+            **{**values, "load": tuple(values["load"]), "sections": from_json(values["sections"])}
+        )
 
 
 def write(run: Run, folder: Path) -> None:
@@ -59,12 +67,15 @@ def write(run: Run, folder: Path) -> None:
 
 
 def publish(run: Run) -> None:
-    """Keep this run and write its table into the page. `python -m bench.report` repeats that with the run that is kept."""
+    """Keep this run and write its table into the page.
+
+    `python -m bench.report` repeats that with the run that is kept.
+    """
     write(run, RESULTS)
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), run), encoding="utf-8")
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------
 
 
 def table(run: Run) -> str:
@@ -75,14 +86,18 @@ def table(run: Run) -> str:
 def misses(run: Run) -> list[str]:
     """Return a sentence for each bound that is missed, or one that says that there is none."""
     figures = [(section, figure) for section in run.sections for figure in section.figures]
-    missed = [_miss(section, figure) for section, figure in figures if figure.reached is Reached.MISSED]
+    missed = [
+        _miss(section, figure) for section, figure in figures if figure.reached is Reached.MISSED
+    ]
     return missed or ["Every limit is kept."]
 
 
 def _miss(section: Section, figure: Figure) -> str:
     bound = figure.bound
     assert bound is not None
-    limit, kind = (bound.at_least, "must be") if bound.at_least is not None else (bound.aim, "should be")
+    limit, kind = (
+        (bound.at_least, "must be") if bound.at_least is not None else (bound.aim, "should be")
+    )
     unit = "x" if bound.of_ratio else figure.unit
     value = figure.ratio if bound.of_ratio else figure.value
     side = "at most" if bound.less_is_better else "at least"
@@ -106,7 +121,12 @@ def _section(section: Section) -> Iterator[str]:
         if _is_without_value(figure):
             yield f"{title}   {_why_none(figure)}"
         else:
-            yield title + "".join(f"{cell:>{width}}" for cell, width in zip(_cells(figure), _WIDTHS, strict=True)).rstrip()
+            yield (
+                title
+                + "".join(
+                    f"{cell:>{width}}" for cell, width in zip(_cells(figure), _WIDTHS, strict=True)
+                ).rstrip()
+            )
 
 
 def _is_without_value(figure: Figure) -> bool:
@@ -138,7 +158,7 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-# --- the page ----------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------
 
 
 def with_table(page: str, run: Run) -> str:
@@ -146,22 +166,35 @@ def with_table(page: str, run: Run) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{PAGE.name}: the marks {BEGIN.strip()!r} and {END!r} are gone: put them where the table belongs.")
+        raise ValueError(
+            f"{PAGE.name}: the marks {BEGIN.strip()!r} and {END!r} are gone: put them where the"
+            " table belongs."
+        )
     return f"{before}{begin}{_markdown(run)}{end}{after}"
 
 
 def _markdown(run: Run) -> str:
     lines = ["| | " + " | ".join(_COLUMNS) + " |", "|---|" + "--:|" * len(_COLUMNS)]
     for section in run.sections:
-        if shown := [figure for figure in section.figures if section.title == _ALL_OF or figure.bound or not figure.value]:
+        if shown := [
+            figure
+            for figure in section.figures
+            if section.title == _ALL_OF or figure.bound or not figure.value
+        ]:
             lines.append(f"| **{section.title}** ({section.note}) |" + " |" * len(_COLUMNS))
             lines += [_markdown_line(figure) for figure in shown]
     place = f"Measured on {run.taken[:10]}: {run.machine}; medians of {run.repeats}; our worker: `{run.worker}`."
-    return "\n".join([place, "", *misses(run), "", *lines, "", *(f"- {line}" for line in LEGEND), "", ""])
+    return "\n".join(
+        [place, "", *misses(run), "", *lines, "", *(f"- {line}" for line in LEGEND), "", ""]
+    )
 
 
 def _markdown_line(figure: Figure) -> str:
-    cells = ("", _why_none(figure), *[""] * (len(_COLUMNS) - 2)) if _is_without_value(figure) else _cells(figure)
+    cells = (
+        ("", _why_none(figure), *[""] * (len(_COLUMNS) - 2))
+        if _is_without_value(figure)
+        else _cells(figure)
+    )
     return f"| {figure.title} | " + " | ".join(cells) + " |"
 
 

@@ -30,7 +30,9 @@ class Rounds(Generic[T]):
         return median(samples) if samples else None
 
 
-def alternate(what: str, rounds: Mapping[str, Callable[[Path], T]], repeats: int) -> dict[str, Rounds[T]]:
+def alternate(
+    what: str, rounds: Mapping[str, Callable[[Path], T]], repeats: int
+) -> dict[str, Rounds[T]]:
     """Each is called with a folder of its own; who fails or is missing once is not asked again."""
     done: dict[str, Rounds[T]] = {title: Rounds() for title in rounds}
     for repeat in range(repeats):

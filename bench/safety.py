@@ -31,7 +31,9 @@ class WithoutBox(OursOnSqlite):
 
 def measure(plan: Plan) -> Iterator[Section]:
     ours = {"with": OursOnSqlite(plan.worker), "without": WithoutBox(plan.worker)}
-    rounds = {key: lambda folder, one=one: one.deliver(folder, plan.mails) for key, one in ours.items()}
+    rounds = {
+        key: lambda folder, one=one: one.deliver(folder, plan.mails) for key, one in ours.items()
+    }
     done = alternate("safety", rounds, plan.repeats * _TIMES_THE_REPEATS)
     costs = {key: done[key].median(_microseconds_a_mail) for key in ours}
     figures = [
@@ -47,7 +49,11 @@ def measure(plan: Plan) -> Iterator[Section]:
         )
         for key, one in ours.items()
     ]
-    yield Section("The black box", "what the workers compute for a mail; ratio: without it to with it", figures)
+    yield Section(
+        "The black box",
+        "what the workers compute for a mail; ratio: without it to with it",
+        figures,
+    )
 
 
 def _microseconds_a_mail(one: Round) -> float | None:

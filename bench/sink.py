@@ -13,7 +13,9 @@ from typing import Self
 from bench.program import Failed, Missing, Program, free_port
 
 #: Debian keeps the programs of Postfix off the PATH of ordinary users.
-_FOLDERS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/lib/postfix/sbin"])
+_FOLDERS = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/lib/postfix/sbin"]
+)
 _COUNT = re.compile(rb"mesg=(\d+)\r")
 _LOOK_EVERY = 0.001
 _LONGEST_SILENCE = 60.0
@@ -65,7 +67,8 @@ class Sink:
     ) -> Flow:
         """Wait until it has received this many, and no more unless more are queued.
 
-        `check` raises when there is no hope. The time counts from the first mail, or `since` another moment.
+        `check` raises when there is no hope. The time counts from the first mail, or `since`
+        another moment.
         """
         seen, at = self._next_change(0, check)
         first_count, first_at = (seen, at) if since is None else (0, since)
@@ -78,13 +81,16 @@ class Sink:
     def _next_change(self, seen: int, check: Callable[[], None]) -> tuple[int, float]:
         deadline = time.perf_counter() + _LONGEST_SILENCE
         while True:
-            time.sleep(_LOOK_EVERY)  # also while mails pour in: who looks without a pause takes a core from those who work
+            # Also while mails pour in: who looks without a pause takes a core from those who work.
+            time.sleep(_LOOK_EVERY)
             count, now = self.count, time.perf_counter()
             if count != seen:
                 return count, now
             check()
             if now > deadline:
-                raise Failed(f"{count} mails had arrived, and none came for {_LONGEST_SILENCE:.0f} s")
+                raise Failed(
+                    f"{count} mails had arrived, and none came for {_LONGEST_SILENCE:.0f} s"
+                )
 
     @property
     def env(self) -> dict[str, str]:
@@ -103,7 +109,15 @@ def running_sink(folder: Path) -> Iterator[Sink]:
     """A fresh smtp-sink: its count begins at 0."""
     as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
     port = free_port()
-    command = [find_program("smtp-sink"), "-c", *as_nobody, "-m", "512", f"{Sink.host}:{port}", "1024"]
+    command = [
+        find_program("smtp-sink"),
+        "-c",
+        *as_nobody,
+        "-m",
+        "512",
+        f"{Sink.host}:{port}",
+        "1024",
+    ]
     counter = folder / "sink.count"
     with counter.open("wb") as file, Program(command, folder / "sink.log", stdout=file) as program:
         program.wait_for_port(port)

@@ -22,7 +22,16 @@ from mailer.errors import (
     UnknownMail,
 )
 from mailer.extension import Mail, Mailer
-from mailer.message import Address, Attachment, DeliveryStatus, Lane, MailStatus, OnDoubt, Receipt, Status
+from mailer.message import (
+    Address,
+    Attachment,
+    DeliveryStatus,
+    Lane,
+    MailStatus,
+    OnDoubt,
+    Receipt,
+    Status,
+)
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,8 @@ from mailer.threads import start_daemon
 
 #: A worker says every so many seconds that it is there.
 BEAT_SECONDS = 10.0
-#: A worker that was silent for so long is not there: it was stopped, or killed, or its database is another one.
+#: A worker that was silent for so long is not there: it was stopped, or killed, or its database is
+#: another one.
 SILENT_SECONDS = 60.0
 _LOOK_SECONDS = 60.0
 _REMEDY = "Start one, with the same MAILER_DATABASE_URL as this process."
@@ -38,7 +39,9 @@ def silence(seen_at: float | None, now: float) -> str:
     if seen_at is None:
         return "no worker has ever been seen"
     seconds = max(0.0, now - seen_at)
-    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds"))
+    size, unit = next(
+        ((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds")
+    )
     return f"no worker has been seen for {seconds // size:.0f} {unit if seconds // size != 1 else unit[:-1]}"
 
 

@@ -42,8 +42,12 @@ class Remains:
     token: str  #: of the claim
     calling: str = ""  #: the relay of the last connection
     composing: str = ""  #: the mail that was being composed
-    begun: dict[int, str] = field(default_factory=dict)  #: delivery -> relay, for mails that were being sent
-    taken: dict[int, str] = field(default_factory=dict)  #: delivery -> reply, for mails that the relay accepted
+    begun: dict[int, str] = field(
+        default_factory=dict
+    )  #: delivery -> relay, for mails that were being sent
+    taken: dict[int, str] = field(
+        default_factory=dict
+    )  #: delivery -> reply, for mails that the relay accepted
 
     @property
     def tells_something(self) -> bool:
@@ -129,11 +133,15 @@ class BlackBox:
     may belong to another installation: it stays for `kept` seconds.
     """
 
-    def __init__(self, folder: Path | None, *, former: Path | None = None, kept: float = _USELESS_AFTER) -> None:
+    def __init__(
+        self, folder: Path | None, *, former: Path | None = None, kept: float = _USELESS_AFTER
+    ) -> None:
         self._folder = folder
         self._folders = [one for one in (folder, former) if one is not None]
         self._kept = kept
-        self._look_again: dict[Path, float] = {}  # box -> when, for boxes of which nothing was found
+        self._look_again: dict[
+            Path, float
+        ] = {}  # box -> when, for boxes of which nothing was found
         self._open: set[Box] = set()
         self._warned: set[tuple[str, str]] = set()
         survive_forks(self)

@@ -30,7 +30,9 @@ def _moment(given: str) -> datetime:
     try:
         moment = datetime.fromisoformat(given.removesuffix(" UTC"))
     except ValueError:
-        raise click.BadParameter(f"{given!r} is no time: give one such as '2026-11-25 10:00' (UTC).") from None
+        raise click.BadParameter(
+            f"{given!r} is no time: give one such as '2026-11-25 10:00' (UTC)."
+        ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -59,11 +61,17 @@ def _operations() -> Operations:
 
 @mail_group.command()
 @click.option("--to", default="head", show_default=True, help="The revision to go to.")
-@click.option("--new-tables", is_flag=True, help="Make tables that somebody dropped anew, and empty.")
+@click.option(
+    "--new-tables", is_flag=True, help="Make tables that somebody dropped anew, and empty."
+)
 def migrate(to: str, *, new_tables: bool) -> None:
     """Create or upgrade the tables."""
     _store().migrate(to, new_tables=new_tables)
-    click.echo("The tables of Mailer are up to date." if to == "head" else f"The tables of Mailer are at {to}.")
+    click.echo(
+        "The tables of Mailer are up to date."
+        if to == "head"
+        else f"The tables of Mailer are at {to}."
+    )
 
 
 @mail_group.command()
@@ -75,7 +83,11 @@ def queue() -> None:
     if not counts:
         click.echo("No mail yet.")
     for status, lane, count, oldest in counts:
-        waits = f"  the first due at {_clock(datetime.fromtimestamp(oldest, UTC))}" if status is Status.QUEUED and oldest else ""
+        waits = (
+            f"  the first due at {_clock(datetime.fromtimestamp(oldest, UTC))}"
+            if status is Status.QUEUED and oldest
+            else ""
+        )
         click.echo(f"{lane.name.lower():10}{status:14}{count:>9}{waits}")
 
 
@@ -84,7 +96,8 @@ def queue() -> None:
 def status(mail_id: str) -> None:
     """Show the status of a mail, recipient by recipient.
 
-    MAIL_ID is the id of a mail, eight or more characters of its beginning, or the number of one of its deliveries.
+    MAIL_ID is the id of a mail, eight or more characters of its beginning, or the number of one of
+    its deliveries.
     """
     mail = _operations().status(_find(mail_id))
     gone = f"  what it said was erased at {_clock(mail.erased_at)}" if mail.erased_at else ""
@@ -92,19 +105,34 @@ def status(mail_id: str) -> None:
     for delivery in mail.deliveries:
         click.echo(_line(delivery))
         for attempt in delivery.history:
-            what = f"{attempt.verdict} at {attempt.phase}, {attempt.relay}: {printable(attempt.reply)}"
+            what = (
+                f"{attempt.verdict} at {attempt.phase}, {attempt.relay}: {printable(attempt.reply)}"
+            )
             click.echo(f"    {_clock(attempt.at)}  {what}")
 
 
 @mail_group.command("list")
-@click.option("--state", type=click.Choice([*Status]), help="Only mail with a delivery in this state.")
-@click.option("--to", metavar="ADDRESS", help="Only mail to an address, or to a domain such as @example.com.")
+@click.option(
+    "--state", type=click.Choice([*Status]), help="Only mail with a delivery in this state."
+)
+@click.option(
+    "--to", metavar="ADDRESS", help="Only mail to an address, or to a domain such as @example.com."
+)
 @click.option("--tag", help="Only mail with this tag.")
 @click.option("--subject", metavar="PART", help="Only mail with this in its subject.")
 @click.option("--relay", metavar="NAME", help="Only mail that this relay took or refused.")
-@click.option("--since", type=_moment, metavar="TIME", help="Only mail that was queued since '2026-11-25 10:00' (UTC).")
-@click.option("--until", type=_moment, metavar="TIME", help="Only mail that was queued before a time.")
-@click.option("--before", metavar="MAIL_ID", help="The next page: mail that was queued before this one.")
+@click.option(
+    "--since",
+    type=_moment,
+    metavar="TIME",
+    help="Only mail that was queued since '2026-11-25 10:00' (UTC).",
+)
+@click.option(
+    "--until", type=_moment, metavar="TIME", help="Only mail that was queued before a time."
+)
+@click.option(
+    "--before", metavar="MAIL_ID", help="The next page: mail that was queued before this one."
+)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 def list_mails(**conditions: Any) -> None:
     """List mail, the newest first."""
@@ -115,7 +143,9 @@ def list_mails(**conditions: Any) -> None:
         states = ", ".join(sorted({delivery.status for delivery in mail}))
         recipients = ", ".join(delivery.recipient for delivery in mail.deliveries[:_SHOWN])
         more = ", …" if len(mail.deliveries) > _SHOWN else ""
-        click.echo(f"{mail.id}  {_clock(mail.created_at)}  {states}  {recipients}{more}  {_subject(mail)}")
+        click.echo(
+            f"{mail.id}  {_clock(mail.created_at)}  {states}  {recipients}{more}  {_subject(mail)}"
+        )
     if not mails:
         click.echo("No such mail.")
     elif len(mails) == conditions["limit"]:
@@ -142,7 +172,12 @@ def pause(lane: str | None, reason: str) -> None:
 
 @mail_group.command()
 @click.argument("mail_id", required=False)
-@click.option("--due-before", type=_moment, metavar="TIME", help="All that was due before, such as '2026-11-25 10:00' (UTC).")
+@click.option(
+    "--due-before",
+    type=_moment,
+    metavar="TIME",
+    help="All that was due before, such as '2026-11-25 10:00' (UTC).",
+)
 @click.option("--lane", type=click.Choice(_LANES), help="With --due-before: only of this lane.")
 def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -> None:
     """Cancel the queued deliveries of a mail, or all that were due before a time."""
@@ -194,12 +229,17 @@ def resume(relay: str | None, lane: str | None) -> None:
 
 
 @mail_group.command()
-@click.option("--smtp-port", default=INBOX_PORT, show_default=True, help="The port that receives mail.")
-@click.option("--web-port", default=8025, show_default=True, help="The port of the page that shows the mail.")
+@click.option(
+    "--smtp-port", default=INBOX_PORT, show_default=True, help="The port that receives mail."
+)
+@click.option(
+    "--web-port", default=8025, show_default=True, help="The port of the page that shows the mail."
+)
 def inbox(smtp_port: int, web_port: int) -> None:
     """Receive mail on this machine and show it on a page, until Ctrl-C.
 
-    In debug mode an app sends its mail there, unless MAIL_SERVER or MAIL_PORT say otherwise. Nothing is passed on.
+    In debug mode an app sends its mail there, unless MAIL_SERVER or MAIL_PORT say otherwise.
+    Nothing is passed on.
     """
     from mailer.web.serving import serve_inbox  # noqa: PLC0415 -- of all commands, only this one is a server
 
@@ -207,7 +247,8 @@ def inbox(smtp_port: int, web_port: int) -> None:
     if not any(relay.is_local and relay.mail_port == smtp_port for relay in relays):
         places = ", ".join(map(_place, relays))
         click.echo(
-            f"This app sends its mail to {places}, not here. Start it in debug mode (`flask run --debug`, FLASK_DEBUG=1),"
+            f"This app sends its mail to {places}, not here. Start it in debug mode (`flask run"
+            " --debug`, FLASK_DEBUG=1),"
             f" or set MAIL_SERVER=127.0.0.1 and MAIL_PORT={smtp_port}."
         )
     serve_inbox(Path(current_app.instance_path, "inbox"), smtp_port, web_port, click.echo)
@@ -232,13 +273,23 @@ def _show_workers() -> None:
     if state.settings.mail_suppress_send:
         return
     if present := _store().present_workers(now, silent=SILENT_SECONDS):
-        names = ", ".join(f"{printable(worker.machine)} pid {worker.pid}" for worker in present[:_SHOWN])
+        names = ", ".join(
+            f"{printable(worker.machine)} pid {worker.pid}" for worker in present[:_SHOWN]
+        )
         more = ", …" if len(present) > _SHOWN else ""
         seen = max(0.0, now - present[0].seen_at)
-        click.echo(f"{len(present)} worker{'s' * (len(present) > 1)} seen, the last {seen:.0f} s ago: {names}{more}")
-        if delivered := [(worker.delivered_at, worker) for worker in present if worker.delivered_at]:
+        click.echo(
+            f"{len(present)} worker{'s' * (len(present) > 1)} seen, the last {seen:.0f} s ago:"
+            f" {names}{more}"
+        )
+        if delivered := [
+            (worker.delivered_at, worker) for worker in present if worker.delivered_at
+        ]:
             at, by = max(delivered, key=itemgetter(0))
-            click.echo(f"Last delivery at {_clock(datetime.fromtimestamp(at, UTC))} by {printable(by.machine)} pid {by.pid}")
+            click.echo(
+                f"Last delivery at {_clock(datetime.fromtimestamp(at, UTC))} by"
+                f" {printable(by.machine)} pid {by.pid}"
+            )
     elif said := absence(_store(), now):
         click.echo(said)
     elif (seen_at := _store().worker_seen_at(now)) is not None and now - seen_at > SILENT_SECONDS:
@@ -276,9 +327,15 @@ def _place(relay: RelaySettings) -> str:
 
 def _rules(relay: RelaySettings) -> str:
     """Return the rules of a relay, in the words of MAILER_RELAYS."""
-    rules = {"senders": relay.senders, "domains": relay.domains, "lanes": [lane.name.lower() for lane in relay.lanes]}
+    rules = {
+        "senders": relay.senders,
+        "domains": relay.domains,
+        "lanes": [lane.name.lower() for lane in relay.lanes],
+    }
     said = [f"{kind} {', '.join(values)}" for kind, values in rules.items() if values]
-    return "; ".join([*(said or ["all mail"]), f"preference {relay.preference}", f"weight {relay.weight:g}"])
+    return "; ".join(
+        [*(said or ["all mail"]), f"preference {relay.preference}", f"weight {relay.weight:g}"]
+    )
 
 
 def _pause(pause: Pause) -> str:
@@ -309,11 +366,14 @@ def _settle(mail_id: str, to: Status) -> None:
             moved = operations.resolve(mail_id, to)
     if not moved and to is Status.QUEUED and before.erased_at:
         raise click.ClickException(
-            f"This mail can't be sent again: what it said was erased at {_clock(before.erased_at)}. Queue it anew."
+            "This mail can't be sent again: what it said was erased at"
+            f" {_clock(before.erased_at)}. Queue it anew."
         )
     if not moved:
         states = ", ".join(sorted({delivery.status for delivery in before.deliveries}))
-        raise click.ClickException(f"Nothing was moved to {to}: the deliveries of this mail are {states}.")
+        raise click.ClickException(
+            f"Nothing was moved to {to}: the deliveries of this mail are {states}."
+        )
     click.echo(f"{moved} moved to {to}.")
 
 
@@ -330,7 +390,11 @@ def _when(delivery: DeliveryStatus) -> str:
     """Return when it ended, or else when it is to be tried."""
     if delivery.is_being_tried:
         return "being tried now"
-    if delivery.finished_at is None and delivery.due_at and delivery.due_at.timestamp() <= time.time():
+    if (
+        delivery.finished_at is None
+        and delivery.due_at
+        and delivery.due_at.timestamp() <= time.time()
+    ):
         return "due now"
     return _clock(delivery.finished_at or delivery.due_at)
 

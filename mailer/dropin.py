@@ -1,7 +1,7 @@
 """The drop-in for `app.extensions["mail"]`: an object like Flask-Mail's, whose mail is queued.
 
-Other extensions send through it (`current_app.extensions["mail"].send(message)`), so it must be the queue. What relays are
-configured with is a plain state of Flask-Mail's, which nobody else sees.
+Other extensions send through it (`current_app.extensions["mail"].send(message)`), so it must be the
+queue. What relays are configured with is a plain state of Flask-Mail's, which nobody else sees.
 """
 
 from typing import Any, Self
@@ -31,13 +31,14 @@ class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no o
         """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
         return QueueConnection(self, self._intake)
 
-    # --- its place ----------------------------------------------------------------------------------------------------
+    # --- its place -------------------------------------------------------------------------------
 
     def take_place(self, app: Flask) -> None:
         """Be `app.extensions["mail"]`, also after a plain Flask-Mail was set up on the same app."""
         if "mail" in app.extensions:
             log.warning(
-                "%s: flask_mail.Mail was set up before Mailer: what is sent by that object waits for the relay and is not"
+                "%s: flask_mail.Mail was set up before Mailer: what is sent by that object waits"
+                " for the relay and is not"
                 " queued. Use mailer.Mail instead of flask_mail.Mail, or app.extensions['mail'].",
                 app.name,
             )
@@ -50,8 +51,10 @@ class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no o
             return
         app.extensions["mail"] = self
         log.warning(
-            "%s: flask_mail.Mail was set up after Mailer, and took the place of app.extensions['mail']; Mailer has put the queue"
-            " back there. What is sent by that flask_mail.Mail itself waits for the relay and is not queued: use mailer.Mail"
+            "%s: flask_mail.Mail was set up after Mailer, and took the place of"
+            " app.extensions['mail']; Mailer has put the queue"
+            " back there. What is sent by that flask_mail.Mail itself waits for the relay and is"
+            " not queued: use mailer.Mail"
             " instead.",
             app.name,
         )
@@ -73,7 +76,9 @@ class QueueConnection(flask_mail.Connection):
     def __exit__(self, *_exception: object) -> None:
         pass
 
-    def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
+    def send(
+        self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None
+    ) -> None:
         """Queue the message."""
         self._intake.enqueue(message, Options(), envelope_from=envelope_from)
         self.num_emails += 1
@@ -81,5 +86,7 @@ class QueueConnection(flask_mail.Connection):
 
 def flask_mail_state(settings: Settings) -> flask_mail._Mail:
     """Return the state that Flask-Mail's own connections look for, made of the checked settings."""
-    values = {key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")}
+    values = {
+        key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")
+    }
     return flask_mail.Mail().init_mail(values)

@@ -54,7 +54,9 @@ class Mailer:
     def init_app(self, app: Flask) -> None:
         """Check the settings, and give the app its queue, its Celery app and `flask mail`."""
         if "mailer" in app.extensions:
-            raise ConfigurationError("This app has its Mailer already: use that one, and call init_app() once.")
+            raise ConfigurationError(
+                "This app has its Mailer already: use that one, and call init_app() once."
+            )
         state = app.extensions["mailer"] = _set_up(app)
         state.mail.take_place(app)
         app.cli.add_command(mail_group)
@@ -87,15 +89,18 @@ class Mailer:
     ) -> Receipt:
         """Render `<template>.txt` and `<template>.html` with the context, and queue the mail.
 
-        When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here, and nothing is stored.
-        With an `idempotency_key`, the same call again queues nothing and returns the first receipt; `KeyReused` if it says
-        something else. With a `connection` (a `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
-        transaction: it goes out when that is committed.
-        A template variable that has the name of an argument goes into `context={…}`. A keyword that no template uses and that is
-        nearly an option, or the name of one elsewhere (`attachment`, `body`), is refused.
+        When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here,
+        and nothing is stored. With an `idempotency_key`, the same call again queues nothing and
+        returns the first receipt; `KeyReused` if it says something else. With a `connection` (a
+        `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
+        transaction: it goes out when that is committed. A template variable that has the name of an
+        argument goes into `context={…}`. A keyword that no template uses and that is nearly an
+        option, or the name of one elsewhere (`attachment`, `body`), is refused.
         """
         if not isinstance(context or {}, Mapping):
-            raise InvalidMail(f"context: give a dict of template variables, not {type(context).__name__}.")
+            raise InvalidMail(
+                f"context: give a dict of template variables, not {type(context).__name__}."
+            )
         intake = _state().intake
         if more_context:
             intake.check_keywords(template, more_context)
@@ -151,10 +156,13 @@ class Mailer:
         )
         return _state().intake.enqueue(message, options)
 
-    # --- operations ---------------------------------------------------------------------------------------------------
+    # --- operations ------------------------------------------------------------------------------
 
     def status(self, mail_id: str | Receipt) -> MailStatus:
-        """Return how a mail is doing. Raise `UnknownMail` unless this is its whole id, or its receipt."""
+        """Return how a mail is doing.
+
+        Raise `UnknownMail` unless this is its whole id, or its receipt.
+        """
         return _state().operations.status(mail_id)
 
     def statuses(self, mail_ids: Collection[str | Receipt]) -> dict[str, MailStatus]:
@@ -177,11 +185,12 @@ class Mailer:
         """Return the newest mails of which one delivery meets all conditions.
 
         `to` is an address, or a domain such as `@example.com`; `subject` is a part of the subject.
-        `since` and `until` bound the time at which a mail was queued. For the next page, pass the id
-        of the last mail as `before`:
+        `since` and `until` bound the time at which a mail was queued. For the next page, pass the
+        id of the last mail as `before`:
 
             page = mailer.mails(state="failed", tag="invoice")
             next_page = mailer.mails(state="failed", tag="invoice", before=page[-1].id)
+
         """
         return _state().operations.mails(
             state=state,
@@ -211,18 +220,27 @@ class Mailer:
         return _state().operations.retry(mail_id, to=to) > 0
 
     def resolve(self, mail_id: str | Receipt, verdict: str, *, to: str | None = None) -> bool:
-        """Decide about the doubtful deliveries of a mail: `"sent"` or `"failed"`. Return whether there was any."""
+        """Decide about the doubtful deliveries of a mail: `"sent"` or `"failed"`.
+
+        Return whether there was any.
+        """
         return _state().operations.resolve(mail_id, verdict, to=to) > 0
 
     def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
-        """Let nothing of a lane be sent, or nothing at all, until `resume()`. Mail is queued as ever.
+        """Let nothing of a lane be sent, or nothing at all, until `resume()`.
+
+        Mail is queued as ever.
 
         Return the number of deliveries that workers have claimed already, and may still send.
+
         """
         return _state().operations.pause(lane, reason=reason)
 
     def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
-        """End the pause of a lane, of a relay, or, with neither, of everything. Return whether there was one."""
+        """End the pause of a lane, of a relay, or, with neither, of everything.
+
+        Return whether there was one.
+        """
         return _state().operations.resume(lane, relay=relay)
 
     def absence(self) -> str | None:
@@ -232,7 +250,7 @@ class Mailer:
 
 
 class Mail(flask_mail.Mail):
-    """Drop-in for `flask_mail.Mail`: `mail.send(message)` queues, and nothing else in the app changes."""
+    """Drop-in for `flask_mail.Mail`: `mail.send(message)` queues, nothing else changes."""
 
     def init_app(self, app: Flask) -> flask_mail._Mail:
         """Give the app its queue, if it has none yet."""
@@ -253,7 +271,9 @@ def _state(app: Flask | None = None) -> State:
     try:
         state: State = (app or current_app).extensions["mailer"]
     except KeyError:
-        raise ConfigurationError("This app has no Mailer: call Mailer().init_app(app) where the app is made.") from None
+        raise ConfigurationError(
+            "This app has no Mailer: call Mailer().init_app(app) where the app is made."
+        ) from None
     return state
 
 
@@ -283,14 +303,22 @@ def _set_up(app: Flask) -> State:
     check = CeleryCheck(app, celery)
     intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check.objection))
     return State(
-        settings, store, intake, Operations(settings, store), outbound, QueueState(flask_mail_state(settings), intake), check
+        settings,
+        store,
+        intake,
+        Operations(settings, store),
+        outbound,
+        QueueState(flask_mail_state(settings), intake),
+        check,
     )
 
 
 def _load_settings(app: Flask, broker_url: str | None) -> Settings:
     folder = app.instance_path
     default = database.default_url(app.config, folder)
-    return Settings.load(app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker_url)
+    return Settings.load(
+        app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker_url
+    )
 
 
 def _watch(settings: Settings, store: Store, objection: Callable[[], str | None]) -> Watch | None:

@@ -61,7 +61,10 @@ class Mask(logging.Filter):
             if is_concerned:
                 self.mask(record)
         except Exception as error:  # noqa: BLE001 -- no error may reach the caller of the logger
-            record.msg, record.args = f"Log line unreadable: logger={record.name} error={type(error).__name__}", ()
+            record.msg, record.args = (
+                f"Log line unreadable: logger={record.name} error={type(error).__name__}",
+                (),
+            )
             record.exc_info = record.exc_text = None
         return True
 
@@ -81,7 +84,9 @@ class Mask(logging.Filter):
         try:
             record.getMessage()
         except Exception:  # noqa: BLE001 -- a logged object may raise anything
-            parts = record.args.values() if isinstance(record.args, Mapping) else (record.args or ())
+            parts = (
+                record.args.values() if isinstance(record.args, Mapping) else (record.args or ())
+            )
             record.msg, record.args = " ".join(map(_text, (record.msg, *parts))), ()
 
 

@@ -26,10 +26,13 @@ class Operations:
         self._settings = settings
         self._store = store
 
-    # --- find ---------------------------------------------------------------------------------------------------------
+    # --- find ------------------------------------------------------------------------------------
 
     def status(self, mail_id: MailId) -> MailStatus:
-        """Return how a mail is doing. Raise `UnknownMail` unless this is its whole id, or its receipt."""
+        """Return how a mail is doing.
+
+        Raise `UnknownMail` unless this is its whole id, or its receipt.
+        """
         return self._store.status(_id_of(mail_id))
 
     def statuses(self, mail_ids: Collection[MailId]) -> dict[str, MailStatus]:
@@ -81,7 +84,7 @@ class Operations:
         """Return the mail that would go out by itself, with the `most` largest domains, and so many first mails."""
         return self._store.outlook(now=time.time(), most=most)
 
-    # --- decide -------------------------------------------------------------------------------------------------------
+    # --- decide ----------------------------------------------------------------------------------
 
     def cancel(self, mail_id: MailId, *, to: str | None = None) -> int:
         """Cancel the queued deliveries of a mail. Return their number."""
@@ -96,15 +99,23 @@ class Operations:
         return self._move(mail_id, Status.QUEUED, to)
 
     def resolve(self, mail_id: MailId, verdict: Status | str, *, to: str | None = None) -> int:
-        """Decide about the doubtful deliveries of a mail: they were sent, or they have failed. Return their number."""
+        """Decide about the doubtful deliveries of a mail: they were sent, or they have failed.
+
+        Return their number.
+        """
         if (decided := verdict) not in _RESOLUTIONS:
             raise InvalidMail(f"verdict: {verdict!r}: give 'sent' or 'failed'.")
         return self._move(mail_id, Status(decided), to)
 
-    def cancel_due_before(self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)) -> tuple[int, int]:
-        """Cancel the deliveries that were due before a time. Return their number, and that of doubtful ones.
+    def cancel_due_before(
+        self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)
+    ) -> tuple[int, int]:
+        """Cancel the deliveries that were due before a time.
 
-        A doubtful delivery may have been sent: it is not sent again by itself, and waits for a person.
+        Return their number, and that of doubtful ones.
+
+        A doubtful delivery may have been sent: it is not sent again by itself, and waits for a
+        person.
         """
         moment = _seconds(before, "before")
         steps = self._store.cancel_if_due_before(moment, now=time.time(), lanes=lanes)
@@ -126,22 +137,34 @@ class Operations:
         mail = self._store.status(mail_id)
         found = [one for one in mail if one.recipient.lower() == to.lower()]
         if not found:
-            raise UnknownMail(f"Mail {mail_id} has no recipient {to!r}. Give one of its recipients.")
+            raise UnknownMail(
+                f"Mail {mail_id} has no recipient {to!r}. Give one of its recipients."
+            )
         return found
 
-    # --- pause --------------------------------------------------------------------------------------------------------
+    # --- pause -----------------------------------------------------------------------------------
 
     def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
-        """Let nothing of a lane be sent, or nothing at all, until `resume()`. Mail is queued as ever.
+        """Let nothing of a lane be sent, or nothing at all, until `resume()`.
+
+        Mail is queued as ever.
 
         Return the number of deliveries that workers have claimed already, and may still send.
+
         """
         paused = None if lane is None else Lane.parse(lane)
         self._store.pause(paused, now=time.time(), reason=reason)
-        return sum(count for status, its, count, _due in self._store.counts() if status in HELD and paused in (None, its))
+        return sum(
+            count
+            for status, its, count, _due in self._store.counts()
+            if status in HELD and paused in (None, its)
+        )
 
     def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
-        """End the pause of a lane, of a relay, or, with neither, of everything. Return whether there was one."""
+        """End the pause of a lane, of a relay, or, with neither, of everything.
+
+        Return whether there was one.
+        """
         if relay is None:
             return self._store.resume(None if lane is None else Lane.parse(lane))
         if relay not in (known := self.relays()):
@@ -174,5 +197,7 @@ def _state(given: Status | str) -> Status:
 
 def _seconds(given: datetime, field: str) -> float:
     if not isinstance(given, datetime) or given.utcoffset() is None:
-        raise InvalidMail(f"{field}: {given!r}: give a datetime with a time zone: datetime.now(UTC) - …")
+        raise InvalidMail(
+            f"{field}: {given!r}: give a datetime with a time zone: datetime.now(UTC) - …"
+        )
     return given.timestamp()

@@ -16,7 +16,7 @@ MAX_BATCH = 500
 _LEAST_HELD, _TIMES_HELD = 4096, 4
 
 
-# --- the next move --------------------------------------------------------------------------------
+# --- the next move ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,9 @@ def rest(failures: int, retry: RetryPolicy, jitter: float) -> float:
     return min(retry.relay_rest_longest, seconds)
 
 
-def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: float, jitter: float) -> Move:
+def next_move(
+    delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: float, jitter: float
+) -> Move:
     """Return the move of the state chart for an outcome."""
     match outcome.verdict:
         case Verdict.SENT:
@@ -69,11 +71,15 @@ def next_move(delivery: Delivery, outcome: Outcome, retry: RetryPolicy, *, now: 
             return _again(delivery, retry, now + retry.relay_rest * (1 + jitter), counts=False)
         case Verdict.DOUBTFUL:
             resend = delivery.on_doubt is OnDoubt.RESEND and delivery.doubts == 0
-            return Move(to=Status.DOUBTFUL, due_at=now + retry.doubt_resend_after if resend else None)
+            return Move(
+                to=Status.DOUBTFUL, due_at=now + retry.doubt_resend_after if resend else None
+            )
         case Verdict.DEFERRED:
             if delivery.attempts >= retry.max_attempts:
                 tries = "1 try" if delivery.attempts == 1 else f"{delivery.attempts} tries"
-                return Move(to=Status.FAILED, reason=f"given up after {tries}, see MAILER_RETRY_ATTEMPTS")
+                return Move(
+                    to=Status.FAILED, reason=f"given up after {tries}, see MAILER_RETRY_ATTEMPTS"
+                )
             # Never before the time that the relay asked for: that would waste a try.
             asked = (outcome.retry_after or 0.0) * (1 + retry.jitter * jitter)
             wait = max(asked, backoff(delivery.attempts, retry, jitter))
@@ -95,7 +101,7 @@ def _again(delivery: Delivery, retry: RetryPolicy, due_at: float, *, counts: boo
     return Move(to=Status.QUEUED, due_at=due_at, counts=counts)
 
 
-# --- the meaning of a reply -----------------------------------------------------------------------
+# --- the meaning of a reply ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,9 @@ def is_session_limit(phase: Phase, reply: str) -> bool:
     """Return whether the text of a refusal may be about the number of mails on the connection."""
     status, words = _read(int(reply[:3]), reply) if reply[:3].isdigit() else ("", reply)
     # "Too many recipients" for a single recipient is about the connection.
-    return (phase is not Phase.DOT and status[1:] == ".5.3") or _OF_THE_SESSION.search(words) is not None
+    return (phase is not Phase.DOT and status[1:] == ".5.3") or _OF_THE_SESSION.search(
+        words
+    ) is not None
 
 
 def is_greylisting(reply: str) -> bool:
@@ -204,7 +212,9 @@ def classify(phase: Phase, code: int, text: str) -> Answer:
         return Answer(Verdict.UNREACHED, asked)
     if _GREYLISTED.search(words):
         return Answer(Verdict.DEFERRED, asked or GREYLISTED_FOR)
-    about_us = code in _LOGIN_CODES or status in _LOGIN_STATUSES or _ABOUT_US.search(words) is not None
+    about_us = (
+        code in _LOGIN_CODES or status in _LOGIN_STATUSES or _ABOUT_US.search(words) is not None
+    )
     if phase is Phase.MAIL and (code == 421 or about_us):
         return Answer(Verdict.UNREACHED, asked)
     # From RCPT on, such a text may be about this recipient only: the relay stays open for others.
@@ -215,7 +225,9 @@ def classify(phase: Phase, code: int, text: str) -> Answer:
 
 def _is_final(phase: Phase, code: int, status: str, words: str) -> bool:
     """Return whether the refusal is permanent."""
-    if code == 421 or not 400 <= code < 600:  # 421: the relay closes the connection, whatever the text says
+    if (
+        code == 421 or not 400 <= code < 600
+    ):  # 421: the relay closes the connection, whatever the text says
         return False
     if status in _TOO_BIG:
         return True
@@ -275,14 +287,15 @@ def _seconds_asked(words: str) -> float | None:
         asked = 3600.0 * hours + 60.0 * minutes + seconds
     elif spans := _SPANS.search(words):
         asked = sum(
-            (float(number) if number[0].isdigit() else 1.0) * _UNITS[unit[0]] for number, unit in _EACH_SPAN.findall(spans[1])
+            (float(number) if number[0].isdigit() else 1.0) * _UNITS[unit[0]]
+            for number, unit in _EACH_SPAN.findall(spans[1])
         )
     else:
         return None
     return min(max(asked, LEAST_ASKED), MOST_ASKED)
 
 
-# --- the meaning of an error ----------------------------------------------------------------------
+# --- the meaning of an error --------------------------------------------------------------------
 
 #: Errors caused by the content of a mail while it is read or composed: a retry would not help.
 #: Without LookupError: an unknown codec may be one that can't be loaded with too many open files.
@@ -306,7 +319,7 @@ def verdict_on(error: Exception) -> Verdict:
     return Verdict.REFUSED if isinstance(error, FAULTS_OF_A_MAIL) else Verdict.DEFERRED
 
 
-# --- sizes ----------------------------------------------------------------------------------------
+# --- sizes --------------------------------------------------------------------------------------
 
 
 def window_size(seconds_per_mail: float) -> int:

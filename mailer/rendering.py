@@ -94,7 +94,11 @@ class Renderer:
                 return True
             seen.add(name)
             referenced = [*meta.find_referenced_templates(tree)]
-            if None in referenced or _has_name(tree, variable) or _passes_context(tree, self._environment):
+            if (
+                None in referenced
+                or _has_name(tree, variable)
+                or _passes_context(tree, self._environment)
+            ):
                 return True
             waiting += filter(None, referenced)
         return not seen  # without any template, rendering raises
@@ -105,7 +109,9 @@ class Renderer:
         except TemplateNotFound:
             return None
         except TemplateSyntaxError as error:
-            raise TemplateError(f"template {name!r}: {error.message}{_place(error)}: correct it.") from error
+            raise TemplateError(
+                f"template {name!r}: {error.message}{_place(error)}: correct it."
+            ) from error
         except UnicodeError as error:
             raise TemplateError(f"template {name!r} can't be read as UTF-8: {error}") from error
 
@@ -132,7 +138,11 @@ def _passes_context(tree: nodes.Template, environment: Environment) -> bool:
     """Return whether a call gets all variables: a function with @pass_context, but Jinja's own."""
     if tree.find(nodes.ContextReference) or tree.find(nodes.DerivedContextReference):
         return True
-    called = [environment.globals.get(call.node.name) for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)]
+    called = [
+        environment.globals.get(call.node.name)
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Name)
+    ]
     called += [environment.filters.get(one.name) for one in tree.find_all(nodes.Filter)]
     called += [environment.tests.get(one.name) for one in tree.find_all(nodes.Test)]
     return any(_takes_context(function) for function in called)
@@ -151,7 +161,9 @@ def _rendered(template: Template, values: dict[str, Any]) -> str:
         hint = "correct the name there, or pass the value: a keyword, or context={…}."
         raise TemplateError(f"{where}: {error.message}{_place(error)}: {hint}") from error
     except TemplateNotFound as error:
-        raise TemplateError(f"{where} uses {error.name!r}, which is in no template folder{_place(error)}.") from error
+        raise TemplateError(
+            f"{where} uses {error.name!r}, which is in no template folder{_place(error)}."
+        ) from error
     except RecursionError as error:
         raise TemplateError(
             f"{where} has no end{_place(error)}: it includes or calls itself, or a value contains"
@@ -161,7 +173,9 @@ def _rendered(template: Template, values: dict[str, Any]) -> str:
     except Exception as error:
         if not _is_of_the_template(error):
             raise
-        raise TemplateError(f"{where} could not be rendered: {type(error).__name__}: {error}{_place(error)}") from error
+        raise TemplateError(
+            f"{where} could not be rendered: {type(error).__name__}: {error}{_place(error)}"
+        ) from error
     return check_body(rendered, field=where, error=TemplateError)
 
 
@@ -174,7 +188,9 @@ def _is_of_the_template(error: Exception) -> bool:
     if isinstance(error, _OF_JINJA):
         return True
     if isinstance(error, _OF_VALUES):
-        return not isinstance(error, OSError) and (package in sys.stdlib_module_names or isinstance(error, BuildError))
+        return not isinstance(error, OSError) and (
+            package in sys.stdlib_module_names or isinstance(error, BuildError)
+        )
     # Flask and Werkzeug raise RuntimeError for url_for() or `request` outside a request.
     return type(error) is RuntimeError and _raised_by(error) in ("flask", "werkzeug")
 
@@ -190,8 +206,14 @@ def _place(error: Exception) -> str:
     if isinstance(error, TemplateSyntaxError):
         return f" ({error.name}, line {error.lineno})"
     # Jinja puts templates into the traceback; all other frames are Python.
-    frames = [(PurePath(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
-    places = [f" ({path.name}, line {line})" for path, line in frames if path.suffix not in (".py", "", ".pyx")]
+    frames = [
+        (PurePath(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)
+    ]
+    places = [
+        f" ({path.name}, line {line})"
+        for path, line in frames
+        if path.suffix not in (".py", "", ".pyx")
+    ]
     return places[-1] if places else ""
 
 
@@ -202,11 +224,15 @@ def inline_css(html: str) -> str:
     import css_inline  # noqa: PLC0415 -- 3 MB, for mail with <style>
 
     # load_remote_stylesheets=False: a <link> must read neither the network nor local files.
-    inliner = css_inline.CSSInliner(load_remote_stylesheets=False, keep_style_tags=True, keep_at_rules=True)
+    inliner = css_inline.CSSInliner(
+        load_remote_stylesheets=False, keep_style_tags=True, keep_at_rules=True
+    )
     try:
         return inliner.inline(html)
     except css_inline.InlineError as error:
-        raise TemplateError(f"the CSS of a mail could not be inlined: {error}: correct its <style> block.") from error
+        raise TemplateError(
+            f"the CSS of a mail could not be inlined: {error}: correct its <style> block."
+        ) from error
 
 
 def text_from_html(html: str) -> str:

@@ -123,7 +123,7 @@ class SignalOutlet:
         self._thread = None
         self._lost = 0
 
-    # --- the thread ---------------------------------------------------------------------------------------------------
+    # --- the thread ------------------------------------------------------------------------------
 
     def _has_nothing_to_do(self) -> bool:
         return self._thread is None or not self._thread.is_alive() or self._is_idle
@@ -146,7 +146,9 @@ class SignalOutlet:
             try:
                 self._send([event])
             except BaseException:  # such as SystemExit: it ends nothing but this call
-                log.exception("Receiver of a signal tried to end its thread: signal=mail_%s", event.kind)
+                log.exception(
+                    "Receiver of a signal tried to end its thread: signal=mail_%s", event.kind
+                )
 
     def _send(self, events: Sequence[Event]) -> None:
         app = self._app()
@@ -170,7 +172,8 @@ class SignalOutlet:
         now = time.monotonic()
         if self._lost and now > self._logged_at + _LOGGED_EVERY:
             log.warning(
-                "Events were lost, since receivers of signals are too slow: events=%d. Let receivers"
+                "Events were lost, since receivers of signals are too slow: events=%d. Let"
+                " receivers"
                 " do little, for example call a task.",
                 self._lost,
             )

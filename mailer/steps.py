@@ -20,7 +20,9 @@ class Steps:
     """Runs the steps of one task of maintenance, and logs each failure once a minute."""
 
     def __init__(self) -> None:
-        self._failing: dict[str, tuple[type[Exception], float]] = {}  # step -> reason, and when it was logged
+        self._failing: dict[
+            str, tuple[type[Exception], float]
+        ] = {}  # step -> reason, and when it was logged
 
     def take(self, name: str, step: Callable[..., T], *arguments: Any) -> T | None:
         """Call the step and return its result. Return None if it fails."""
@@ -39,5 +41,6 @@ class Steps:
         if reason is type(error) and now < logged_at + _REPEATED_EVERY:
             return
         self._failing[name] = type(error), now
-        traceback = None if isinstance(error, MailerError) else error  # its message says how to fix it
+        # Its message says how to fix it.
+        traceback = None if isinstance(error, MailerError) else error
         log.warning("Maintenance step failed: step=%s error=%s", name, error, exc_info=traceback)

@@ -1,7 +1,7 @@
 """`make audit`: whether anything in our locks has a known vulnerability.
 
-It ends with 0 if not; with 1 if there is one without a reason in accepted.toml, or a reason without one; and with 3 if not all
-could be looked up, which says nothing about what is left.
+It ends with 0 if not; with 1 if there is one without a reason in accepted.toml, or a reason without
+one; and with 3 if not all could be looked up, which says nothing about what is left.
 """
 
 import json
@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parents[1]
-#: The lowest versions that work. Only tests run with them, so nobody is hurt by what is wrong with them.
+#: The lowest versions that work. Only tests run with them, so nobody is hurt by what is wrong with
+#: them.
 LOWEST = PROJECT / "requirements" / "lowest.txt"
-LOCKS = [*sorted({*(PROJECT / "requirements").glob("*.txt")} - {LOWEST}), PROJECT / "bench" / "peers.txt"]
+LOCKS = [
+    *sorted({*(PROJECT / "requirements").glob("*.txt")} - {LOWEST}),
+    PROJECT / "bench" / "peers.txt",
+]
 ACCEPTED = Path(__file__).with_name("accepted.toml")
 
 CLEAN, FOUND, UNKNOWN = 0, 1, 3
@@ -50,7 +54,11 @@ class Finding:
     fixed_in: tuple[str, ...]
 
     def __str__(self) -> str:
-        cure = f"fixed in {', '.join(self.fixed_in)}: call make lock ARGS=--upgrade" if self.fixed_in else "no fix yet"
+        cure = (
+            f"fixed in {', '.join(self.fixed_in)}: call make lock ARGS=--upgrade"
+            if self.fixed_in
+            else "no fix yet"
+        )
         return f"{self.package} {self.version}: {self.id}: {cure}"
 
 
@@ -74,8 +82,25 @@ def ask(lock: Path) -> Answer:
     names = frozenset(name for name, _ in pinned(lock))
     for service in _SERVICES:
         # Never resolved: what is audited is what the lock says, and nothing is downloaded.
-        command = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
-        command += ["--vulnerability-service", service, "--timeout", "15", "--format", "json", "--requirement", str(lock)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip_audit",
+            "--require-hashes",
+            "--disable-pip",
+            "--progress-spinner",
+            "off",
+        ]
+        command += [
+            "--vulnerability-service",
+            service,
+            "--timeout",
+            "15",
+            "--format",
+            "json",
+            "--requirement",
+            str(lock),
+        ]
         asked = subprocess.run(command, check=False, capture_output=True, text=True)
         answer = read_answer(asked.stdout, names)
         if answer.unknown != names:
@@ -94,7 +119,9 @@ def read_answer(printed: str, names: frozenset[str]) -> Answer:
         for one in dependencies
         for fault in one.get("vulns", ())
     }
-    return Answer(frozenset(findings), frozenset(one["name"] for one in dependencies if "skip_reason" in one))
+    return Answer(
+        frozenset(findings), frozenset(one["name"] for one in dependencies if "skip_reason" in one)
+    )
 
 
 def judge(answers: Iterable[Answer], accepted: Sequence[Accepted]) -> tuple[list[str], int]:
@@ -106,12 +133,21 @@ def judge(answers: Iterable[Answer], accepted: Sequence[Accepted]) -> tuple[list
     serious = [one for one in found if (one.package, one.version, one.id) not in known]
     needless = known - {(one.package, one.version, one.id) for one in found}
     lines = [str(one) for one in serious]
-    lines += [f"{one.package} {one.version}: {one.id}: accepted on {one.looked_at}: {one.reason}" for one in accepted]
+    lines += [
+        f"{one.package} {one.version}: {one.id}: accepted on {one.looked_at}: {one.reason}"
+        for one in accepted
+    ]
     if unknown:
         some = ", ".join(unknown[:_SHOWN]) + (", …" if len(unknown) > _SHOWN else "")
-        lines.append(f"NOT AUDITED: neither pypi.org nor api.osv.dev could tell of {len(unknown)} packages: {some}")
+        lines.append(
+            f"NOT AUDITED: neither pypi.org nor api.osv.dev could tell of {len(unknown)} packages:"
+            f" {some}"
+        )
         return lines, FOUND if serious else UNKNOWN
-    lines += [f"{ACCEPTED.name}: {' '.join(one)} is not found any more: remove the entry" for one in sorted(needless)]
+    lines += [
+        f"{ACCEPTED.name}: {' '.join(one)} is not found any more: remove the entry"
+        for one in sorted(needless)
+    ]
     if serious or needless:
         return lines, FOUND
     return [*lines, "No vulnerability is known that has no reason to be accepted."], CLEAN
@@ -129,12 +165,18 @@ def read_accepted(text: str) -> list[Accepted]:
 
 def _accepted(entry: Mapping[str, Any]) -> Accepted:
     wanted = {"id": str, "package": str, "version": str, "looked_at": date, "reason": str}
-    if entry.keys() != wanted.keys() or not all(isinstance(entry[key], kind) for key, kind in wanted.items()):
+    if entry.keys() != wanted.keys() or not all(
+        isinstance(entry[key], kind) for key, kind in wanted.items()
+    ):
         raise ValueError(
-            f"{ACCEPTED.name}: {dict(entry)}: an entry has exactly id, package, version, looked_at (a date) and reason"
+            f"{ACCEPTED.name}: {dict(entry)}: an entry has exactly id, package, version, looked_at"
+            " (a date) and reason"
         )
     if len(entry["reason"].split()) < _LEAST_WORDS:
-        raise ValueError(f"{ACCEPTED.name}: {entry['id']}: {entry['reason']!r} is no reason: say why it can be lived with")
+        raise ValueError(
+            f"{ACCEPTED.name}: {entry['id']}: {entry['reason']!r} is no reason: say why it can be"
+            " lived with"
+        )
     return Accepted(**entry)
 
 

@@ -14,5 +14,6 @@ def drawn() -> dict[tuple[Status, Status], set[str]]:
     """The methods of the store that are written at each arrow."""
     [chart] = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", PAGE.read_text(), re.DOTALL)
     return {
-        (Status(arrow["source"]), Status(arrow["target"])): set(arrow["verbs"].split(", ")) for arrow in _ARROW.finditer(chart)
+        (Status(arrow["source"]), Status(arrow["target"])): set(arrow["verbs"].split(", "))
+        for arrow in _ARROW.finditer(chart)
     }

@@ -60,7 +60,9 @@ def postgres_databases() -> Iterator[Databases]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def databases(request: pytest.FixtureRequest) -> Databases:
     """Runs the test once on each database; `@sqlite_only` keeps it to one."""
-    found: Databases = request.getfixturevalue({"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param])
+    found: Databases = request.getfixturevalue(
+        {"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param]
+    )
     return found
 
 
@@ -111,7 +113,9 @@ def redis_url(shared_redis: RedisServer) -> str:
 
 
 def _running_redis(program: Path) -> Iterator[RedisServer]:
-    with TemporaryDirectory(prefix="mailer-redis-") as folder:  # a short path: that of a socket may have about 100 characters
+    with TemporaryDirectory(
+        prefix="mailer-redis-"
+    ) as folder:  # a short path: that of a socket may have about 100 characters
         server = RedisServer(program, Path(folder))
         try:
             server.start()

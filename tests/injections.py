@@ -31,17 +31,31 @@ FORBIDDEN = [
 
 def injected(before: str = "a", after: str = "Bcc: eve@example.com") -> list[str]:
     """Texts with one of them in the middle, and one each with a line break at its ends."""
-    return [*(f"{before}{forbidden}{after}" for forbidden in FORBIDDEN), f"\n{before}", f"{before}\n"]
+    return [
+        *(f"{before}{forbidden}{after}" for forbidden in FORBIDDEN),
+        f"\n{before}",
+        f"{before}\n",
+    ]
 
 
-# --- payloads ---------------------------------------------------------------------------------------------------------
+# --- payloads -----------------------------------------------------------------------------------
 
 _NEXT_MAIL = "MAIL FROM:<eve@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\nSubject: smuggled\r\n\r\nsmuggled"
 #: Each is the end of a mail to some server; what follows would be the next one.
 SMUGGLING = [
     f"a{end}{_NEXT_MAIL}{end}"
     for end in (
-        *("\r\n.\r\n", "\n.\n", "\r.\r", "\n.\r\n", "\r\n.\n", "\r\n.\r", "\r.\r\n", "\r\n.\r\r\n", "\r\r\n.\r\n"),
+        *(
+            "\r\n.\r\n",
+            "\n.\n",
+            "\r.\r",
+            "\n.\r\n",
+            "\r\n.\n",
+            "\r\n.\r",
+            "\r.\r\n",
+            "\r\n.\r\r\n",
+            "\r\r\n.\r\n",
+        ),
         *("\n\n.\r\n", "\r\n\x0b.\r\n", "\x85.\x85", "\u2028.\u2028"),
     )
 ]
@@ -125,7 +139,7 @@ CLUTTER = [
 PAYLOADS = [*injected(), *SMUGGLING, *DISGUISES, *BREAKOUTS, *CLUTTER]
 
 
-# --- ways in ----------------------------------------------------------------------------------------------------------
+# --- ways in ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +153,9 @@ class Way:
 
 
 def attached(**changes: Any) -> dict[str, Any]:
-    return {"attachments": [flask_mail.Attachment(**{"filename": "a.pdf", "data": b"%PDF", **changes})]}
+    return {
+        "attachments": [flask_mail.Attachment(**{"filename": "a.pdf", "data": b"%PDF", **changes})]
+    }
 
 
 def _with_file(filename: str = "a", **said: Any) -> dict[str, Any]:

@@ -48,12 +48,21 @@ def insert(store: Store, *recipients: str, message: Message | None = None, **opt
     return message.id
 
 
-def claim(store: Store, most: int = 100, *, now: float = NOW, token: str = TOKEN, lease_until: float = LEASE) -> list[Delivery]:
+def claim(
+    store: Store,
+    most: int = 100,
+    *,
+    now: float = NOW,
+    token: str = TOKEN,
+    lease_until: float = LEASE,
+) -> list[Delivery]:
     return store.claim_due(most, token=token, now=now, lease_until=lease_until)
 
 
 def mark(store: Store, *deliveries: Delivery, now: float = NOW, token: str = TOKEN) -> set[int]:
-    return store.mark_if_claimed([one.id for one in deliveries], token=token, now=now, lease_until=LEASE)
+    return store.mark_if_claimed(
+        [one.id for one in deliveries], token=token, now=now, lease_until=LEASE
+    )
 
 
 #: What a try came to, by where the delivery goes from there.
@@ -65,14 +74,24 @@ _VERDICTS = {
 }
 
 
-def record(store: Store, *deliveries: Delivery, to: Status, reply: str = "250 queued as 1", **move: Any) -> set[int]:
+def record(
+    store: Store, *deliveries: Delivery, to: Status, reply: str = "250 queued as 1", **move: Any
+) -> set[int]:
     due_at = {"due_at": LATER} if to in (Status.QUEUED, Status.DOUBTFUL) else {}
     outcome = Outcome(_VERDICTS[to], reply)
-    results = [Result(delivery, outcome, Move(to=to, **{**due_at, **move})) for delivery in deliveries]
+    results = [
+        Result(delivery, outcome, Move(to=to, **{**due_at, **move})) for delivery in deliveries
+    ]
     return store.record_if_transmitting(results, now=NOW, relay="relay.example.com")
 
 
-def set_aside(store: Store, delivery: Delivery, *, to: Status = Status.FAILED, reply: str = "it can't be composed") -> set[int]:
+def set_aside(
+    store: Store,
+    delivery: Delivery,
+    *,
+    to: Status = Status.FAILED,
+    reply: str = "it can't be composed",
+) -> set[int]:
     """Record what could not be made ready."""
     move = Move(to=to, due_at=LATER if to is Status.QUEUED else None)
     result = Result(delivery, Outcome(Verdict.DEFERRED, reply), move)
@@ -104,7 +123,17 @@ def _held(store: Store, mail_id: str) -> Delivery:
     [row] = [row for row in table(store).values() if row["mail_id"] == mail_id]
     values = {
         name: row[name]
-        for name in ("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt")
+        for name in (
+            "id",
+            "mail_id",
+            "recipient",
+            "domain",
+            "lane",
+            "attempts",
+            "doubts",
+            "queued_at",
+            "on_doubt",
+        )
     }
     return Delivery(**values, token=TOKEN)
 
@@ -112,7 +141,9 @@ def _held(store: Store, mail_id: str) -> Delivery:
 def table(store: Store) -> dict[int, dict[str, Any]]:
     """Every delivery as it stands in the database, by id."""
     with store.engine.connect() as connection:
-        return {row["id"]: dict(row) for row in connection.execute(select(schema.delivery)).mappings()}
+        return {
+            row["id"]: dict(row) for row in connection.execute(select(schema.delivery)).mappings()
+        }
 
 
 def emptied(store: Store) -> Store:
@@ -128,15 +159,23 @@ def row(store: Store, delivery: Delivery) -> dict[str, Any]:
 
 
 def moved_by(store: Store, move: Callable[[], Collection[int]]) -> dict[int, tuple[Status, Status]]:
-    """Make a move; what went from where to where, by id. Both ends agree: the ids it returned are the rows that changed."""
+    """Make a move; what went from where to where, by id.
+
+    Both ends agree: the ids it returned are the rows that changed.
+    """
     before = table(store)
     returned = move()
     after = table(store)
     assert {number for number in after if after[number] != before[number]} == set(returned)
-    return {number: (Status(before[number]["status"]), Status(after[number]["status"])) for number in returned}
+    return {
+        number: (Status(before[number]["status"]), Status(after[number]["status"]))
+        for number in returned
+    }
 
 
-def assert_moved(store: Store, move: Callable[[], Collection[int]], deliveries: Collection[Delivery], to: Status) -> None:
+def assert_moved(
+    store: Store, move: Callable[[], Collection[int]], deliveries: Collection[Delivery], to: Status
+) -> None:
     """The move takes exactly these deliveries there, and touches nothing else."""
     targets = {number: target for number, (_source, target) in moved_by(store, move).items()}
     assert targets == {delivery.id: to for delivery in deliveries}

@@ -31,7 +31,9 @@ TEMPLATES = {
 
 
 def create_shop(
-    config: Mapping[str, object], templates: Mapping[str, str] = TEMPLATES, celery: Celery[Any] | None = None
+    config: Mapping[str, object],
+    templates: Mapping[str, str] = TEMPLATES,
+    celery: Celery[Any] | None = None,
 ) -> Flask:
     """The factory pattern: an app for each call."""
     app = Flask("shop")
@@ -61,7 +63,10 @@ def rows(app: Flask) -> dict[str, int]:
     """How many rows each table has that holds any, but for the mark of this machine."""
     tables = [table for table in metadata.sorted_tables if table is not home]
     with store_of(app).engine.connect().execution_options(reads_only=True) as connection:
-        counts = {table.name: connection.scalar(select(func.count()).select_from(table)) for table in tables}
+        counts = {
+            table.name: connection.scalar(select(func.count()).select_from(table))
+            for table in tables
+        }
     return {name: count for name, count in counts.items() if count}
 
 

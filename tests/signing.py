@@ -24,7 +24,9 @@ def rsa_pem(bits: int = 2048, form: PrivateFormat = PrivateFormat.PKCS8) -> byte
 
 
 def ed25519_pem() -> bytes:
-    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
 
 
 def dkim_key(domain: str, selector: str, pem: bytes) -> DkimKey:

@@ -57,7 +57,9 @@ class Contender(ABC):
 
     key: ClassVar[str]
     title: ClassVar[str]
-    share: ClassVar[float] = 1.0  # of the mails of a round: who is slow gets fewer, so that each takes about as long
+    share: ClassVar[float] = (
+        1.0  # of the mails of a round: who is slow gets fewer, so that each takes about as long
+    )
 
     def require(self) -> None:
         """Raise `Missing` if it can't be measured here."""
@@ -145,7 +147,7 @@ class Direct(Contender):
         return run_producer(self.producer(), Place(folder, sink, sink.env), mails)
 
 
-# --- programs that hand mails over ------------------------------------------------------------------------------------
+# --- programs that hand mails over --------------------------------------------------------------
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -153,7 +155,9 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def producing(command: Sequence[str], place: Place, mails: int) -> Iterator[tuple[Program, Callable[[], Calls]]]:
+def producing(
+    command: Sequence[str], place: Place, mails: int
+) -> Iterator[tuple[Program, Callable[[], Calls]]]:
     """Start it; the second value waits for its end and reads what it printed."""
     command = [str(mails) if word == "COUNT" else word for word in command]
     printed = place.folder / "producer.json"
@@ -174,7 +178,7 @@ def run_producer(command: Sequence[str], place: Place, mails: int) -> Calls:
         return result()
 
 
-# --- Redis ------------------------------------------------------------------------------------------------------------
+# --- Redis --------------------------------------------------------------------------------------
 
 
 @contextmanager

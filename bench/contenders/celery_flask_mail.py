@@ -27,5 +27,14 @@ class CeleryFlaskMail(Queue):
 
     def worker(self) -> Sequence[str]:
         # The fastest of its pools here: threads and gevent come to less.
-        command = [sys.executable, "-m", "celery", "-A", f"{_PROGRAM}:celery", "worker", "--loglevel", "WARNING"]
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            f"{_PROGRAM}:celery",
+            "worker",
+            "--loglevel",
+            "WARNING",
+        ]
         return [*command, "--pool", "prefork", "--concurrency", "2"]

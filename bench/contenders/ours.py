@@ -70,13 +70,16 @@ class Ours(Queue):
         """Return how long `send_email()` takes while a worker delivers as fast as it can."""
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
-            much = max(20, mails // 20)  # of many recipients each, so that the worker has enough to do
+            # Of many recipients each, so that the worker has enough to do.
+            much = max(20, mails // 20)
             run_producer(python("bench.programs.ours", "enqueue_many"), place, much)
             with Program(self.worker(), folder / "worker.log", env=place.env) as worker:
                 sink.wait_for(1, check=worker.check, then_more=True)
                 calls = run_producer(python("bench.programs.ours", "send_email"), place, mails)
                 if sink.count >= much * RECIPIENTS:
-                    raise Failed("the worker was done before the calls were: it was not busy all the time")
+                    raise Failed(
+                        "the worker was done before the calls were: it was not busy all the time"
+                    )
             return calls
 
 

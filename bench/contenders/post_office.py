@@ -22,7 +22,11 @@ class PostOffice(Queue):
 
     @contextmanager
     def services(self, folder: Path, sink: Sink) -> Iterator[Place]:
-        env = {"DATABASE_FILE": str(folder / "django.sqlite3"), "BATCH_SIZE": str(self.batch), **sink.env}
+        env = {
+            "DATABASE_FILE": str(folder / "django.sqlite3"),
+            "BATCH_SIZE": str(self.batch),
+            **sink.env,
+        }
         with Program(self._program("migrate"), folder / "migrate.log", env=env) as migrate:
             migrate.wait(60)
         yield Place(folder, sink, env)

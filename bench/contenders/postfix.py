@@ -109,7 +109,9 @@ class Instance:
     def hand_over(self, mails: int) -> Calls:
         """By one process, over one connection."""
         env = {"MAIL_SERVER": "127.0.0.1", "MAIL_PORT": str(self.port)}
-        return run_producer(python("bench.programs.smtp_client"), Place(self._folder, self._sink, env), mails)
+        return run_producer(
+            python("bench.programs.smtp_client"), Place(self._folder, self._sink, env), mails
+        )
 
     def begin_to_deliver(self) -> None:
         _configure(self._folder, self.port, delivers=True)
@@ -136,7 +138,9 @@ def running(folder: Path, sink: Sink, *, delivers: bool = True) -> Iterator[Inst
 
 def _configure(folder: Path, port: int, *, delivers: bool) -> None:
     """Without its queue manager Postfix accepts mail and leaves it in the queue."""
-    (folder / "etc" / "master.cf").write_text(_MASTER.format(port=port, comment="" if delivers else "#"))
+    (folder / "etc" / "master.cf").write_text(
+        _MASTER.format(port=port, comment="" if delivers else "#")
+    )
 
 
 def _command(folder: Path, word: str) -> None:

@@ -1,4 +1,4 @@
-"""The limit: Postfix's `smtp-source`, written in C, sends without a queue over ten kept connections."""
+"""The limit: Postfix's `smtp-source`, in C, without a queue, over ten kept connections."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,5 +30,7 @@ def sending(folder: Path, server: str, mails: int) -> Iterator[Program]:
     letter = folder / "mail.eml"
     letter.write_bytes(mail.as_bytes().replace(b"\r\n", b"\n"))
     command = [find_program("smtp-source"), "-d", "-s", "10", "-m", str(mails), "-F", str(letter)]
-    with Program([*command, "-f", mail.SENDER, "-t", mail.RECIPIENT, server], folder / "smtp-source.log") as program:
+    with Program(
+        [*command, "-f", mail.SENDER, "-t", mail.RECIPIENT, server], folder / "smtp-source.log"
+    ) as program:
         yield program

@@ -1,6 +1,7 @@
 """Celery with Flask-Mail as the tutorials show it: a task a mail, which sends the mail.
 
-`python -m bench.programs.celery_flask_mail COUNT` queues, `celery -A bench.programs.celery_flask_mail worker` delivers.
+`python -m bench.programs.celery_flask_mail COUNT` queues, `celery -A
+bench.programs.celery_flask_mail worker` delivers.
 """
 
 import os
@@ -19,7 +20,13 @@ flask_mail = Mail(app)
 celery: Celery[Any] = Celery(app.name, broker=os.environ["BROKER_URL"])
 celery.conf.update(broker_connection_retry_on_startup=True, task_ignore_result=True)
 
-EMAIL = {"subject": mail.SUBJECT, "recipients": [mail.RECIPIENT], "body": mail.TEXT, "html": mail.HTML, "sender": mail.SENDER}
+EMAIL = {
+    "subject": mail.SUBJECT,
+    "recipients": [mail.RECIPIENT],
+    "body": mail.TEXT,
+    "html": mail.HTML,
+    "sender": mail.SENDER,
+}
 
 
 @celery.task(name="send_async_email")  # the module has another name as a program

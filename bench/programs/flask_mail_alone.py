@@ -1,6 +1,7 @@
 """Flask-Mail without a queue.
 
-`COUNT loop` sends in the request, `COUNT kept` does so over one connection, `COUNT threads` starts a thread for each mail.
+`COUNT loop` sends in the request, `COUNT kept` does so over one connection, `COUNT threads` starts
+a thread for each mail.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""A web application that queues mail with this product: `COUNT enqueue`, `COUNT enqueue_many`, `COUNT send_email`."""
+"""A web application that queues mail with Mailer.
+
+`COUNT enqueue`, `COUNT enqueue_many`, `COUNT send_email`.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -34,7 +37,9 @@ def main() -> None:
     mailer = Mailer()
 
     def send_email(context: Mapping[str, object]) -> None:
-        mailer.send_email(mail.RECIPIENT, mail.SUBJECT, "mail/order", sender=mail.SENDER, context=context)
+        mailer.send_email(
+            mail.RECIPIENT, mail.SUBJECT, "mail/order", sender=mail.SENDER, context=context
+        )
 
     with create_app().app_context():
         match sys.argv[2]:

@@ -20,14 +20,18 @@ settings.configure(
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": os.environ["DATABASE_FILE"],
             # As durable as ours and faster than Django's defaults.
-            "OPTIONS": {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL"},
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
+            },
         }
     },
     TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
     EMAIL_BACKEND="post_office.EmailBackend",
     EMAIL_HOST=os.environ["MAIL_SERVER"],
     EMAIL_PORT=int(os.environ["MAIL_PORT"]),
-    # No row for what was sent: it is faster so. More or fewer threads than its default make no difference here.
+    # No row for what was sent: it is faster so. More or fewer threads than its default make no
+    # difference here.
     POST_OFFICE={
         "BACKENDS": {"default": "django.core.mail.backends.smtp.EmailBackend"},
         "BATCH_SIZE": int(os.environ["BATCH_SIZE"]),

@@ -90,11 +90,14 @@ def transport_options(connect: float, answer: float, health_check: float = 25) -
     }
 
 
-# --- the application's own Celery app -------------------------------------------------------------
+# --- the application's own Celery app -----------------------------------------------------------
 
 
 def broker_of(celery: Celery[Any] | None) -> str | None:
-    """Return the broker URL of the application's own Celery app, or None. Several are joined by ';'."""
+    """Return the broker URL of the application's own Celery app, or None.
+
+    Several are joined by ';'.
+    """
     if celery is None:
         return None
     given = celery.conf.broker_write_url
@@ -126,7 +129,7 @@ def _word_for(cert_reqs: object) -> object:
     return cert_reqs or "none"
 
 
-# --- Mailer in a Celery app -----------------------------------------------------------------------
+# --- Mailer in a Celery app ---------------------------------------------------------------------
 
 
 def install(celery: Celery[Any], outbound: Outbound) -> None:

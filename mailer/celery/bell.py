@@ -85,7 +85,7 @@ class CeleryBell:
             self._celery.send_task(SEND, **options)
         return True
 
-    # --- while the broker is away -----------------------------------------------------------------
+    # --- while the broker is away ----------------------------------------------------------------
 
     @property
     def _is_away(self) -> bool:

@@ -66,7 +66,7 @@ class PatientConsumer(Consumer):
         self.leave_lost: Callable[[], None] = lambda: None  #: forgets the one before this
         super().__init__(*args, **options)
 
-    # --- the broker -------------------------------------------------------------------------------
+    # --- the broker ------------------------------------------------------------------------------
 
     def ensure_connected(self, conn: Any) -> Any:
         """Wait until the broker answers."""
@@ -84,7 +84,7 @@ class PatientConsumer(Consumer):
         if isinstance(exc, self.channel_errors):
             time.sleep(_PAUSE_SECONDS)
 
-    # --- messages ---------------------------------------------------------------------------------
+    # --- messages --------------------------------------------------------------------------------
 
     def create_task_handler(self, *args: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args)

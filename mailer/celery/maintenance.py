@@ -119,7 +119,7 @@ class MaintenanceThread:
             self._bell.ring()
 
 
-# --- the worker -----------------------------------------------------------------------------------
+# --- the worker ---------------------------------------------------------------------------------
 
 
 class MailerStep(bootsteps.StartStopStep):

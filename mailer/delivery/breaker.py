@@ -59,7 +59,7 @@ class Breaker:
             reason,
         )
 
-    # --- probes -----------------------------------------------------------------------------------
+    # --- probes ----------------------------------------------------------------------------------
 
     def take_probe(self, relay: Relay, pause: Pause, now: float) -> Pause | None:
         """Take the probe of a relay. Return None if another worker has it."""

@@ -90,7 +90,7 @@ class Dispatcher:
                     if state.settings.relay_concurrency:
                         state.relay.hang_up()
 
-    # --- a batch ----------------------------------------------------------------------------------
+    # --- a batch ---------------------------------------------------------------------------------
 
     def _deliver_batch(self, context: ThreadContext) -> Progress:
         """Claim the most urgent mail, hand it to the relays, and record the outcomes."""
@@ -147,7 +147,7 @@ class Dispatcher:
             return False
         return self._head.clear(limits, self._router.look_again(available, context), ends=ends)
 
-    # --- shares -----------------------------------------------------------------------------------
+    # --- shares ----------------------------------------------------------------------------------
 
     def _deliver_shares(self, plan: Plan, context: ThreadContext, started: float) -> list[Share]:
         """Deliver share after share, urgent mail first.

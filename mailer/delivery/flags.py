@@ -8,9 +8,8 @@ class WorkerFlags:
 
     def __init__(self) -> None:
         self._stopped = mmap.mmap(-1, 1)
-        self._delivered_at = memoryview(mmap.mmap(-1, 8)).cast(
-            "d"
-        )  # 8 aligned bytes are written at once
+        # 8 aligned bytes are written at once.
+        self._delivered_at = memoryview(mmap.mmap(-1, 8)).cast("d")
 
     def start(self) -> None:
         """Clear the flags: a process may start a worker more than once."""

@@ -29,9 +29,8 @@ class DomainLimits:
         self._granted: set[int] = set()  # counted already, even if it could not be prepared at once
         self._full: set[str] = set()  # domains at their limit
         self._without_slot: set[str] = set()  # of these, domains that others send to
-        self._behind: set[tuple[str, Lane]] = (
-            set()
-        )  # where others wait, so new mail goes behind them
+        # Where others wait, so new mail goes behind them.
+        self._behind: set[tuple[str, Lane]] = set()
 
     def admit(self, picked: Sequence[Delivery]) -> list[Delivery]:
         """Return those of the deliveries that may be sent now."""
@@ -84,7 +83,7 @@ class DomainLimits:
                 )
         return due_at
 
-    # --- one domain -------------------------------------------------------------------------------
+    # --- one domain ------------------------------------------------------------------------------
 
     def _by_limit(self, deliveries: Iterable[Delivery]) -> dict[str, list[Delivery]]:
         """Group by domains with a limit. The others have only the limit of the relay."""

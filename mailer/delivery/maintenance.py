@@ -70,7 +70,7 @@ class Maintenance:
         pause = Pause(until=now + _AVOIDED_SECONDS, failures=0, reason="", since=since)
         return dict.fromkeys(self._services.black_box.waited_for(_STALLED_SECONDS), pause)
 
-    # --- the purge --------------------------------------------------------------------------------
+    # --- the purge -------------------------------------------------------------------------------
 
     def purge(self, at_most: float = math.inf) -> bool:
         """Erase and delete old mail. Return False if that must go on later.

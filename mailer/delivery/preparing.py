@@ -67,7 +67,7 @@ class Preparer:
         self._sizes: dict[str, int] | None = None  # of mails that were queued without one
         self._contents: dict[str, Content] = {}
 
-    # --- room -------------------------------------------------------------------------------------
+    # --- room ------------------------------------------------------------------------------------
 
     def measure(self, deliveries: Collection[Delivery]) -> None:
         """Load, once, the sizes that an older version did not store.
@@ -129,7 +129,7 @@ class Preparer:
             return delivery.size
         return (self._sizes or {}).get(delivery.mail_id, self._settings.max_size)
 
-    # --- mails ------------------------------------------------------------------------------------
+    # --- mails -----------------------------------------------------------------------------------
 
     def prepare(self, deliveries: Sequence[Delivery], *, patient: bool) -> list[PreparedMail]:
         """Load and compose the mails of these deliveries, for which there is room.

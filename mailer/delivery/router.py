@@ -116,7 +116,7 @@ class Router:
     def _is_suspect(self, delivery: Delivery) -> bool:
         return any(delivery in state.silences for state in self.states.values())
 
-    # --- deliveries that wait ---------------------------------------------------------------------
+    # --- deliveries that wait --------------------------------------------------------------------
 
     def senders(self, deliveries: Iterable[Delivery]) -> dict[str, str]:
         """Return the sender of each mail, if a rule asks for it."""

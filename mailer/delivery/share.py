@@ -93,7 +93,7 @@ class Share:
             self.record_and_release()
         return self.report
 
-    # --- from the claim to the wire ---------------------------------------------------------------
+    # --- from the claim to the wire --------------------------------------------------------------
 
     def _marked_mails(self) -> Iterator[WireMessage | None]:
         """Yield each mail that is marked, and None while the mails in flight must end first."""
@@ -223,7 +223,7 @@ class Share:
             self._book.postpone(self.limits.book(refused))
         return admitted
 
-    # --- from the wire to the record --------------------------------------------------------------
+    # --- from the wire to the record -------------------------------------------------------------
 
     def _finish(self, outcome: Outcome) -> None:
         """Note the outcome of the oldest mail in flight."""
@@ -293,7 +293,7 @@ class Share:
             self._state.pace.learn(now - self._window_began_at, len(results))
         self._window_began_at = now
 
-    # --- the books --------------------------------------------------------------------------------
+    # --- the books -------------------------------------------------------------------------------
 
     def _record_and_mark(self, *, patient: bool) -> None:
         """Record the outcomes, and mark the window that is ready."""

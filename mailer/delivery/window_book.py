@@ -33,7 +33,7 @@ class WindowBook:
             None  # the oldest one in flight, if its bytes are being sent
         )
 
-    # --- waiting ----------------------------------------------------------------------------------
+    # --- waiting ---------------------------------------------------------------------------------
 
     @property
     def next_waiting(self) -> Delivery | None:
@@ -53,7 +53,7 @@ class WindowBook:
         """Note that a delivery is too late to be of use."""
         self.expired[delivery.id] = None
 
-    # --- windows ----------------------------------------------------------------------------------
+    # --- windows ---------------------------------------------------------------------------------
 
     @property
     def must_finish_first(self) -> bool:
@@ -81,7 +81,7 @@ class WindowBook:
         self._unmarked += self.ready
         self.ready = []
 
-    # --- mails ------------------------------------------------------------------------------------
+    # --- mails -----------------------------------------------------------------------------------
 
     def take_marked(self) -> PreparedMail:
         """Move the next marked mail into flight."""
@@ -115,7 +115,7 @@ class WindowBook:
         self.in_flight.popleft()
         return True
 
-    # --- the end ----------------------------------------------------------------------------------
+    # --- the end ---------------------------------------------------------------------------------
 
     def unbegun(self) -> list[Delivery]:
         """Return the deliveries that may be marked though nothing of them was sent."""

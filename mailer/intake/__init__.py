@@ -243,7 +243,7 @@ class Intake:
         return tuple(attachments)
 
 
-# --- how it is to travel --------------------------------------------------------------------------
+# --- how it is to travel ------------------------------------------------------------------------
 
 
 def _envelope(
@@ -302,7 +302,7 @@ def _in_the_calendar(seconds: float, *, field: str) -> float:
     return seconds
 
 
-# --- limits ---------------------------------------------------------------------------------------
+# --- limits -------------------------------------------------------------------------------------
 
 
 def _check_limits(
@@ -358,9 +358,8 @@ def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
     size = 0
     for file in files:
         data = getattr(file, "data", b"")
-        size += (
-            len(data) if isinstance(data, (str, bytes)) else 0
-        )  # anything else is refused in a moment
+        # Anything else is refused in a moment.
+        size += len(data) if isinstance(data, (str, bytes)) else 0
         if size > most:
             name = getattr(file, "filename", None)
             raise OverLimit(
@@ -370,7 +369,7 @@ def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
         yield file
 
 
-# --- messages of Flask-Mail -----------------------------------------------------------------------
+# --- messages of Flask-Mail ---------------------------------------------------------------------
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
 _SMTP_OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?")
@@ -463,7 +462,7 @@ def _attachment(given: Attachment | flask_mail.Attachment) -> Attachment:
     )
 
 
-# --- lists ----------------------------------------------------------------------------------------
+# --- lists --------------------------------------------------------------------------------------
 
 
 def _tags(given: Iterable[str] | None) -> tuple[str, ...]:

@@ -69,9 +69,8 @@ class Fingerprints:
                 " be the same, look for what"
                 " differs from call to call: a time or a token in a template."
             )
-        return Receipt(
-            earlier.id, earlier.message_id, recipients, is_new=False
-        )  # the recipients are part of the fingerprint
+        # The recipients are part of the fingerprint.
+        return Receipt(earlier.id, earlier.message_id, recipients, is_new=False)
 
     def _of(self, message: Message, recipients: tuple[str, ...], key_id: str | None) -> Fingerprint:
         said = _said(message, recipients)

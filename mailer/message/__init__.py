@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-# --- states ---------------------------------------------------------------------------------------
+# --- states -------------------------------------------------------------------------------------
 
 
 class Status(StrEnum):
@@ -147,7 +147,7 @@ class OnDoubt(StrEnum):
     HOLD = "hold"  #: a person decides
 
 
-# --- messages -------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 # A multipart or a whole message is no file: base64, in which files travel, is forbidden for them.
 _WORD = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
@@ -371,7 +371,7 @@ def new_message_id(mail_id: str, sender: Address) -> str:
     return f"<{mail_id}@{sender.domain}>"
 
 
-# --- outcomes -------------------------------------------------------------------------------------
+# --- outcomes -----------------------------------------------------------------------------------
 
 
 class Phase(StrEnum):
@@ -432,7 +432,7 @@ class Keyed:
     fingerprint: Fingerprint | None  #: None if the mail was erased without a keyed one
 
 
-# --- statuses -------------------------------------------------------------------------------------
+# --- statuses -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

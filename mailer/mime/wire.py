@@ -25,7 +25,7 @@ class WireMessage(flask_mail.Message):
         self._mail = message
         self._composed = composed
 
-    # --- for the relay ----------------------------------------------------------------------------
+    # --- for the relay ---------------------------------------------------------------------------
 
     @property
     def mail_id(self) -> str:
@@ -51,7 +51,7 @@ class WireMessage(flask_mail.Message):
         """Return whether to declare BODY=8BITMIME."""
         return eightbit and self._composed.form(eightbit=True).is_8bit
 
-    # --- for Flask-Mail ---------------------------------------------------------------------------
+    # --- for Flask-Mail --------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         if name not in _ATTRIBUTES:

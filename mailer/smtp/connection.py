@@ -53,7 +53,7 @@ class RelayConnection(flask_mail.Connection):
         self._last_used = time.monotonic()
         self._is_busy = False
 
-    # --- open and close ---------------------------------------------------------------------------
+    # --- open and close --------------------------------------------------------------------------
 
     def try_open(self) -> Outcome | None:
         """Open a session, unless there is one. Return the failure, if any."""
@@ -107,7 +107,7 @@ class RelayConnection(flask_mail.Connection):
         """Return whether the relay seems to be there, without asking it."""
         return self.host is not None and self.host.is_quiet()
 
-    # --- mails ------------------------------------------------------------------------------------
+    # --- mails -----------------------------------------------------------------------------------
 
     def send(self, message: WireMessage, envelope_from: None = None) -> Outcome:  # type: ignore[override]
         """Send a mail to its recipient, and return the outcome."""

@@ -53,7 +53,7 @@ class Dialogue:
         self.at_once = at_once
         self._unsent = _NOTHING  # commands of the present envelope
 
-    # --- the envelope -----------------------------------------------------------------------------
+    # --- the envelope ----------------------------------------------------------------------------
 
     def begin(self, envelope: bytes, *, stepwise: bool) -> Outcome | None:
         """Send an envelope, command by command if `stepwise`.
@@ -154,7 +154,7 @@ class Dialogue:
             self.session.abort()
         return refusal
 
-    # --- the mail ---------------------------------------------------------------------------------
+    # --- the mail --------------------------------------------------------------------------------
 
     def finish(self, body: bytes, next_envelope: bytes) -> Outcome:
         """Send a mail and, behind its final dot, the next envelope. Return the outcome."""

@@ -54,7 +54,7 @@ class Session(smtplib.SMTP):
         self.sent = 0  #: bytes of the last `send_bytes` that the kernel has accepted
         self.logs_in = False  #: commands and replies may contain a password: MAIL_DEBUG hides them
 
-    # --- bytes ------------------------------------------------------------------------------------
+    # --- bytes -----------------------------------------------------------------------------------
 
     def send_bytes(
         self, data: bytes, seconds: float, more: bytes = b"", *, is_mail: bool = False
@@ -149,7 +149,7 @@ class Session(smtplib.SMTP):
         with suppress(OSError, ValueError):  # a closed stderr must not end a mail
             print(*now, label, mask_unless_shown(str(data)), file=sys.stderr)
 
-    # --- the login sequence, for smtplib ----------------------------------------------------------
+    # --- the login sequence, for smtplib ---------------------------------------------------------
 
     def send(self, s: bytes | str) -> None:  # type: ignore[override]
         """Send a command of smtplib."""
@@ -212,7 +212,7 @@ class Session(smtplib.SMTP):
     def is_secure(self) -> bool:
         return isinstance(self.sock, ssl.SSLSocket)
 
-    # --- the end ----------------------------------------------------------------------------------
+    # --- the end ---------------------------------------------------------------------------------
 
     @property
     def is_open(self) -> bool:

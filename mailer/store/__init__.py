@@ -14,7 +14,15 @@ from mailer.store.retention import Retention
 from mailer.store.search import Filter, Search
 from mailer.store.workers import Workers
 
-__all__ = ["MOVED_AT_ONCE", "CallersConnection", "Filter", "Outlook", "Result", "Store", "connection_of"]
+__all__ = [
+    "MOVED_AT_ONCE",
+    "CallersConnection",
+    "Filter",
+    "Outlook",
+    "Result",
+    "Store",
+    "connection_of",
+]
 
 
 class Store(Queue, Pauses, Decisions, Retention, Search, Workers):

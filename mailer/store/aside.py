@@ -1,8 +1,8 @@
 """Mail that waits for the commit of a transaction in another database.
 
-A database in memory, as tests have it, can't be part of the application's transaction. So a mail with
-`connection=` is kept aside, and is queued when that transaction has been committed. It vanishes with
-a rollback, also with that of the savepoint it was queued in.
+A database in memory, as tests have it, can't be part of the application's transaction. So a mail
+with `connection=` is kept aside, and is queued when that transaction has been committed. It
+vanishes with a rollback, also with that of the savepoint it was queued in.
 """
 
 import re
@@ -40,7 +40,10 @@ class _Mail:
     calls: list[Callable[[], object]] = field(default_factory=list)
 
     def settle(self) -> None:
-        """Queue the mail. The application's transaction has ended well, so nothing is raised into it."""
+        """Queue the mail.
+
+        The application's transaction has ended well, so nothing is raised into it.
+        """
         try:
             earlier = self.queue(self.message, self.envelope)
         except Exception:
@@ -48,7 +51,8 @@ class _Mail:
             return
         if earlier is not None:
             log.warning(
-                "A mail was not queued, another transaction took its idempotency key: mail_id=%s earlier=%s",
+                "A mail was not queued, another transaction took its idempotency key: mail_id=%s"
+                " earlier=%s",
                 self.message.id,
                 earlier.id,
             )
@@ -105,20 +109,27 @@ class Aside:
         self._all_kept: WeakSet[_Kept] = WeakSet()
 
     def keep(self, connection: Connection, message: Message, envelope: Envelope) -> Keyed | None:
-        """Keep a mail until the commit. Return the mail that has its idempotency key, if there is one."""
+        """Keep a mail until the commit.
+
+        Return the mail that has its idempotency key, if there is one.
+        """
         if not connection.in_transaction():
             connection.begin()
         kept = self._kept_for(connection)
         if envelope.key is not None:
             for mail in kept.mails():
                 if mail.envelope.key is not None and mail.envelope.key.name == envelope.key.name:
-                    return Keyed(mail.message.id, mail.message.message_id, mail.envelope.key.fingerprint)
+                    return Keyed(
+                        mail.message.id, mail.message.message_id, mail.envelope.key.fingerprint
+                    )
             if (earlier := self._find(envelope.key.name)) is not None:
                 return earlier
         kept.entries.append(_Mail(self._queue, message, envelope))
         return None
 
-    def after_commit(self, connection: Connection, mail_id: str, call: Callable[[], object]) -> None:
+    def after_commit(
+        self, connection: Connection, mail_id: str, call: Callable[[], object]
+    ) -> None:
         """Call this once the mail is queued."""
         for mail in self._kept_for(connection).mails():
             if mail.message.id == mail_id:
@@ -145,7 +156,7 @@ def _settle(kept: _Kept) -> None:
         mail.settle()
 
 
-# --- events of the caller's transaction ------------------------------------------------------------------------------
+# --- events of the caller's transaction ---------------------------------------------------------
 
 
 def _listen(engine: Engine) -> None:
@@ -161,8 +172,10 @@ def _kept_by(connection: Connection | None) -> _Kept | None:
     return kept
 
 
-def _notice_savepoint(connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
-    """Savepoints are known by their statements: SQLAlchemy's event of a new one does not tell its name."""
+def _notice_savepoint(
+    connection: Connection, _cursor: object, statement: str, *_more: object
+) -> None:
+    """Follow savepoints by their statements: SQLAlchemy's event does not tell their names."""
     found = _SAVEPOINT.match(statement)
     if found is None or (kept := _kept_by(connection)) is None:
         return

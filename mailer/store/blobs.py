@@ -1,10 +1,11 @@
 """The bytes of attachments, stored once however many mails carry them.
 
-On PostgreSQL a mail locks the bytes that it relies on with FOR KEY SHARE, as its foreign key does: any number of
-transactions can, and the purge steps over such rows. New bytes are written in a short transaction of our own before the
-caller's transaction goes on: their row would stay locked until the caller commits, and who has the same file would wait
-for that. A transaction that can't see them there (REPEATABLE READ, SERIALIZABLE) gets a copy of its own, and so does a
-sensitive mail, whose bytes are to vanish with it. SQLite has one writer, which is the caller's transaction.
+On PostgreSQL a mail locks the bytes that it relies on with FOR KEY SHARE, as its foreign key does:
+any number of transactions can, and the purge steps over such rows. New bytes are written in a short
+transaction of our own before the caller's transaction goes on: their row would stay locked until
+the caller commits, and who has the same file would wait for that. A transaction that can't see them
+there (REPEATABLE READ, SERIALIZABLE) gets a copy of its own, and so does a sensitive mail, whose
+bytes are to vanish with it. SQLite has one writer, which is the caller's transaction.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +20,19 @@ from mailer.store.transactions import Transaction
 
 INSERT_ATTACHMENT = insert_into(
     "mailer_attachment",
-    ("mail_id", "position", "sha256", "filename", "content_type", "content_id", "disposition", "headers"),
+    (
+        "mail_id",
+        "position",
+        "sha256",
+        "filename",
+        "content_type",
+        "content_id",
+        "disposition",
+        "headers",
+    ),
 )
-# Bytes that are there are kept: the purge steps over them until this transaction has ended. Any number of transactions can do so.
+# Bytes that are there are kept: the purge steps over them until this transaction has ended. Any
+# number of transactions can do so.
 KEEP_BLOBS = "SELECT sha256, used_at FROM mailer_blob WHERE sha256 {hashes} ORDER BY sha256 {keep}"
 INSERT_BLOB = """
 INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data) ON CONFLICT (sha256) DO NOTHING
@@ -32,7 +43,8 @@ WITH mine AS MATERIALIZED (SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} 
 UPDATE mailer_blob SET used_at = :used_at WHERE sha256 IN (SELECT sha256 FROM mine)
 """
 
-# After so many seconds the date of the last use is renewed: in good time before the purge goes by it.
+# After so many seconds the date of the last use is renewed: in good time before the purge goes by
+# it.
 _IS_FRESH = 1800.0
 
 #: Runs something in a short transaction of our own.
@@ -42,9 +54,14 @@ log = get_logger(__name__)
 
 
 def insert_attachments(
-    transaction: Transaction | CallersTransaction, message: Message, in_own_transaction: InOwnTransaction | None = None
+    transaction: Transaction | CallersTransaction,
+    message: Message,
+    in_own_transaction: InOwnTransaction | None = None,
 ) -> None:
-    """Store the attachments of a mail. `in_own_transaction` is given if this transaction is the caller's on PostgreSQL."""
+    """Store the attachments of a mail.
+
+    `in_own_transaction` is given if this transaction is the caller's on PostgreSQL.
+    """
     data = {rows.blob_hash(one.data, message): one.data for one in message.attachments}
     since = message.created_at - _IS_FRESH
     used_at = message.created_at
@@ -68,24 +85,41 @@ def insert_attachments(
                     error,
                 )
         if missing:
-            _stale, unseen = _lock_known(transaction, {sha256: data[sha256] for sha256 in missing}, since)
+            _stale, unseen = _lock_known(
+                transaction, {sha256: data[sha256] for sha256 in missing}, since
+            )
             names |= {sha256: rows.own_blob_hash(data[sha256], message) for sha256 in unseen}
             _write(transaction, {names[sha256]: data[sha256] for sha256 in unseen}, [], used_at)
-    attached = enumerate((names[rows.blob_hash(one.data, message)], one) for one in message.attachments)
-    transaction.execute_many(INSERT_ATTACHMENT, [rows.attachment_row(message.id, position, *one) for position, one in attached])
+    attached = enumerate(
+        (names[rows.blob_hash(one.data, message)], one) for one in message.attachments
+    )
+    transaction.execute_many(
+        INSERT_ATTACHMENT,
+        [rows.attachment_row(message.id, position, *one) for position, one in attached],
+    )
 
 
 def _lock_known(
     transaction: Transaction | CallersTransaction, data: Mapping[str, bytes], since: float
 ) -> tuple[list[str], list[str]]:
-    """Return which of these bytes were used too long ago, and which are not there. Lock those that are."""
+    """Return which of these bytes were used too long ago, and which are not there.
+
+    Lock those that are.
+    """
     used: dict[str, float] = dict(transaction.execute(KEEP_BLOBS, {"hashes": packed(data)}))
     return [one for one in used if used[one] <= since], [one for one in data if one not in used]
 
 
-def _write(transaction: Transaction | CallersTransaction, new: Mapping[str, bytes], stale: list[str], used_at: float) -> None:
+def _write(
+    transaction: Transaction | CallersTransaction,
+    new: Mapping[str, bytes],
+    stale: list[str],
+    used_at: float,
+) -> None:
     """Write new bytes in the order of their hashes, or two mails with the same files may deadlock."""
     for sha256 in sorted(new):
-        transaction.execute(INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]})
+        transaction.execute(
+            INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]}
+        )
     if stale:
         transaction.execute(RENEW_BLOBS, {"hashes": packed(stale), "used_at": used_at})

@@ -18,7 +18,9 @@ ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
 
 Render = Callable[[str], str]
 
-_INFO = "mailer"  # the place in a connection's `info` where we note the calls that wait for its commit
+_INFO = (
+    "mailer"  # the place in a connection's `info` where we note the calls that wait for its commit
+)
 _HAS_FAILED = "25P02"  # PostgreSQL's code for any statement after an error in the same transaction
 
 
@@ -57,20 +59,32 @@ def connection_of(given: CallersConnection) -> Connection:
     connection = given if isinstance(given, Connection) else ask() if callable(ask) else None
     if not isinstance(connection, Connection):
         raise InvalidMail(
-            f"connection: {type(given).__name__} is no transaction: give a Session or a Connection of SQLAlchemy, or db.session."
+            f"connection: {type(given).__name__} is no transaction: give a Session or a Connection"
+            " of SQLAlchemy, or db.session."
         )
     if getattr(connection.connection.driver_connection, "autocommit", False) is True:
-        raise InvalidMail("connection: it is in AUTOCOMMIT, so there is no transaction to wait for: leave connection= out.")
+        raise InvalidMail(
+            "connection: it is in AUTOCOMMIT, so there is no transaction to wait for: leave"
+            " connection= out."
+        )
     return connection
 
 
-def check_leads_to(connection: Connection, place: list[Row], look: str, engine: Engine, render: Render) -> None:
+def check_leads_to(
+    connection: Connection, place: list[Row], look: str, engine: Engine, render: Render
+) -> None:
     """Refuse a connection that does not lead to the tables of Mailer's own engine."""
     same_kind = connection.dialect.name == engine.dialect.name
-    if not same_kind or not place or CallersTransaction(connection, render).execute(look, {}) != place:
+    if (
+        not same_kind
+        or not place
+        or CallersTransaction(connection, render).execute(look, {}) != place
+    ):
         raise ConfigurationError(
-            f"connection: {connection.engine.url!r} does not lead to the tables that Mailer has in {engine.url!r}: set"
-            " MAILER_DATABASE_URL to the database (on PostgreSQL, the schema) of your application, or leave connection= out."
+            f"connection: {connection.engine.url!r} does not lead to the tables that Mailer has in"
+            f" {engine.url!r}: set"
+            " MAILER_DATABASE_URL to the database (on PostgreSQL, the schema) of your application,"
+            " or leave connection= out."
         )
 
 
@@ -81,7 +95,8 @@ def joined(connection: Connection, render: Render) -> Iterator[CallersTransactio
         connection.begin()
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite" and not driver.in_transaction:
-        patiently(driver, "BEGIN IMMEDIATE")  # else the savepoint would be the transaction, and its release the commit
+        # Else the savepoint would be the transaction, and its release the commit.
+        patiently(driver, "BEGIN IMMEDIATE")
     connection.exec_driver_sql("SAVEPOINT mailer")
     try:
         yield CallersTransaction(connection, render)
@@ -93,7 +108,7 @@ def joined(connection: Connection, render: Render) -> Iterator[CallersTransactio
     connection.exec_driver_sql("RELEASE SAVEPOINT mailer")
 
 
-# --- after the commit -------------------------------------------------------------------------------------------------
+# --- after the commit ---------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -101,12 +116,16 @@ class _Calls:
     """The calls that wait for the commit of a connection's transaction."""
 
     render: Render
-    by_mail: dict[str, list[Callable[[], object]]] = field(default_factory=dict)  #: if the mail with this id is committed
+    by_mail: dict[str, list[Callable[[], object]]] = field(
+        default_factory=dict
+    )  #: if the mail with this id is committed
     #: In their order, each once, as soon as the commit is done.
     committed: dict[Callable[[], object], None] = field(default_factory=dict)
 
 
-def after_commit(connection: Connection, mail_id: str, call: Callable[[], object], render: Render) -> None:
+def after_commit(
+    connection: Connection, mail_id: str, call: Callable[[], object], render: Render
+) -> None:
     """Call it once their transaction has been committed with this mail in it, and never if it has not."""
     if not event.contains(connection.engine, "commit", _look_for_mails):
         for name, listener in _HOST_LISTENERS.items():
@@ -116,22 +135,29 @@ def after_commit(connection: Connection, mail_id: str, call: Callable[[], object
 
 
 def _look_for_mails(connection: Connection) -> None:
-    """SQLAlchemy calls this just before the commit. Mails of a savepoint that was rolled back are not there any more."""
+    """SQLAlchemy calls this just before the commit.
+
+    Mails of a savepoint that was rolled back are not there any more.
+    """
     calls: _Calls | None = connection.info.get(_INFO)
     if calls is None:
         return
     try:
-        found = CallersTransaction(connection, calls.render).execute(ARE_THERE, {"mails": packed(calls.by_mail)})
+        found = CallersTransaction(connection, calls.render).execute(
+            ARE_THERE, {"mails": packed(calls.by_mail)}
+        )
         committed = {mail_id for (mail_id,) in found}
         for mail_id, its_calls in calls.by_mail.items():
             if mail_id in committed:
                 calls.committed.update(dict.fromkeys(its_calls))
     except SQLAlchemyError as error:
-        # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls that an error. Whose
-        # transaction had failed before has been told.
+        # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls
+        # that an error. Whose transaction had failed before has been told.
         if connection.dialect.name == "postgresql" and sqlstate_of(error) != _HAS_FAILED:
             calls.by_mail.clear()
-            with suppress(Exception):  # SQLAlchemy takes it for a commit that failed, after which there is nothing to undo
+            with suppress(
+                Exception
+            ):  # SQLAlchemy takes it for a commit that failed, after which there is nothing to undo
                 connection.connection.rollback()
             raise
     calls.by_mail.clear()
@@ -162,7 +188,8 @@ def _call(info: dict[Any, Any]) -> None:
             call()
 
 
-# Most connections go back to their pool right after the commit. If one is kept and does nothing more, the sweep finds the mail.
+# Most connections go back to their pool right after the commit. If one is kept and does nothing
+# more, the sweep finds the mail.
 _HOST_LISTENERS: dict[str, Callable[..., None]] = {
     "commit": _look_for_mails,
     "handle_error": _forget_calls,

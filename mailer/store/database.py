@@ -53,9 +53,11 @@ class Database:
         self._known_callers: WeakSet[Engine] = WeakSet()  # that lead to the same tables
         self._parents_pools: list[Any] = []
         survive_forks(self)
-        finalize(self, self.engine.dispose).atexit = False  # at the end of the process nobody waits for it
+        finalize(
+            self, self.engine.dispose
+        ).atexit = False  # at the end of the process nobody waits for it
 
-    # --- its tables ---------------------------------------------------------------------------------------------------
+    # --- its tables ------------------------------------------------------------------------------
 
     def migrate(self, to: str = "head", *, new_tables: bool = False) -> None:
         """Bring the tables to the revision this code needs, or to another one."""
@@ -87,7 +89,10 @@ class Database:
             schema.check(found)
 
     def renew_machine_lock(self, now: float) -> None:
-        """A SQLite file is in use here, still. When another machine has taken it over, nothing is done to it any more."""
+        """A SQLite file is in use here, still.
+
+        When another machine has taken it over, nothing is done to it any more.
+        """
         if self._file is None:
             return
         with self._look() as transaction:
@@ -103,7 +108,7 @@ class Database:
             with self._transactions.write() as transaction:
                 machine_lock.mark(transaction, machine_lock.this_machine(), now)
 
-    # --- transactions -------------------------------------------------------------------------------------------------
+    # --- transactions ----------------------------------------------------------------------------
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -118,14 +123,17 @@ class Database:
     def _transact(self, work: Callable[[Transaction], T]) -> T:
         """Do this in one transaction, and once more if PostgreSQL undid it for the sake of others.
 
-        Inside `together()` it is part of that transaction, which is undone as a whole: then `StoreUnavailable` leaves the
-        block, and whoever wrote it may run it again.
+        Inside `together()` it is part of that transaction, which is undone as a whole: then
+        `StoreUnavailable` leaves the block, and whoever wrote it may run it again.
         """
         try:
             with self._write() as transaction:
                 return work(transaction)
         except StoreUnavailable as error:
-            if self._joint_transaction is not None or sqlstate_of(error.__cause__) not in _UNDONE_FOR_OTHERS:
+            if (
+                self._joint_transaction is not None
+                or sqlstate_of(error.__cause__) not in _UNDONE_FOR_OTHERS
+            ):
                 raise
         with self._write() as transaction:
             return work(transaction)
@@ -184,7 +192,9 @@ class Database:
         return self._opened(self._transactions.look)
 
     @contextmanager
-    def _opened(self, open_: Callable[[], AbstractContextManager[Transaction]]) -> Iterator[Transaction]:
+    def _opened(
+        self, open_: Callable[[], AbstractContextManager[Transaction]]
+    ) -> Iterator[Transaction]:
         notice_fork()
         with self._mapped_errors(), self._turn:
             self._check()
@@ -203,11 +213,17 @@ class Database:
             raise self._unavailable(error) from error
         except CommitUnanswered as unanswered:
             raise CommitLost(
-                "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the mail may be queued, or the change"
-                " be made, or not. Calls with an idempotency_key can be repeated, and queue one mail:"
+                "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the"
+                " mail may be queued, or the change"
+                " be made, or not. Calls with an idempotency_key can be repeated, and queue one"
+                " mail:"
                 f" {_reason(unanswered.__cause__)}"
             ) from unanswered.__cause__
-        except (driver.Error, sqlalchemy_errors.DBAPIError, sqlalchemy_errors.TimeoutError) as error:
+        except (
+            driver.Error,
+            sqlalchemy_errors.DBAPIError,
+            sqlalchemy_errors.TimeoutError,
+        ) as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
@@ -215,7 +231,8 @@ class Database:
         if self._lacks_pgbouncer(error):
             reason += ": there is a pooler before the database, so set MAILER_PGBOUNCER to true."
         return StoreUnavailable(
-            f"The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued or changed: {reason}"
+            "The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued"
+            f" or changed: {reason}"
         )
 
     def _lacks_pgbouncer(self, error: Exception) -> bool:
@@ -239,7 +256,7 @@ class Database:
     def _new_turn(self) -> AbstractContextManager[None]:
         return Turn() if self._sqlite else nullcontext()
 
-    # --- forks --------------------------------------------------------------------------------------------------------
+    # --- forks -----------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """Close SQLite: in a child it would take its parent's locks for its own, and write into a log that others delete."""
@@ -274,7 +291,11 @@ class Database:
         except FileNotFoundError:
             return  # there is nothing to lock
         except OSError:
-            log.exception("The locks of %s could not be taken over in a forked process: others may delete its log.", self._file)
+            log.exception(
+                "The locks of %s could not be taken over in a forked process: others may delete"
+                " its log.",
+                self._file,
+            )
 
 
 def _reason(error: object) -> str:
@@ -284,7 +305,9 @@ def _reason(error: object) -> str:
 
 def _says_no_table(error: object) -> bool:
     """Return whether a table of ours is missing; PostgreSQL says it by its sqlstate, SQLite in words."""
-    is_missing = getattr(error, "sqlstate", getattr(error, "pgcode", None)) == "42P01" or "no such table" in str(error)
+    is_missing = getattr(
+        error, "sqlstate", getattr(error, "pgcode", None)
+    ) == "42P01" or "no such table" in str(error)
     return is_missing and "mailer_" in str(error)
 
 

@@ -58,12 +58,18 @@ RETURNING id
 class Decisions(Moves):
     """The moves that a person decides."""
 
-    def settle_if_resting(self, mail_id: str, to: Status, *, now: float, delivery_id: int | None = None) -> set[int]:
+    def settle_if_resting(
+        self, mail_id: str, to: Status, *, now: float, delivery_id: int | None = None
+    ) -> set[int]:
         """Move the deliveries of a mail, or one of them, along the state chart.
 
         None is moved into a worker's hands, nor out of them.
         """
-        leaving = [str(source) for source, target in TRANSITIONS if target is to and not {source, target} & HELD]
+        leaving = [
+            str(source)
+            for source, target in TRANSITIONS
+            if target is to and not {source, target} & HELD
+        ]
         if not leaving or not could_be_id(mail_id):
             return set()
         values = {
@@ -84,7 +90,9 @@ class Decisions(Moves):
 
         return self._transact(settle)
 
-    def cancel_if_due_before(self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> Iterator[set[int]]:
+    def cancel_if_due_before(
+        self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)
+    ) -> Iterator[set[int]]:
         """queued -> cancelled: deliveries that are due before a time, step by step."""
         for lane in lanes:
             values = {"lane": lane, "before": before, "now": now, "most": MOVED_AT_ONCE}

@@ -16,7 +16,8 @@ from mailer.settings.database import file_of, may_be_made
 
 # Ten, during which somebody else may write, and two for the turns of all who waited as long.
 _BUSY_SECONDS = 12.0
-#: Bytes of SQLite's write-ahead log that stay on the disk for the next writers. A long reader makes it grow far beyond.
+#: Bytes of SQLite's write-ahead log that stay on the disk for the next writers. A long reader makes
+#: it grow far beyond.
 WAL_BYTES = 16 * 1024 * 1024
 
 
@@ -37,7 +38,9 @@ class Turn:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._outer: float | None = None  # the deadline of the same thread's turn in another database
+        self._outer: float | None = (
+            None  # the deadline of the same thread's turn in another database
+        )
 
     def __enter__(self) -> None:
         deadline = time.monotonic() + _BUSY_SECONDS
@@ -87,7 +90,8 @@ def _make_folder(folder: Path) -> None:
         make_private_folder(folder)
     except OSError as error:
         raise ConfigurationError(
-            f"MAILER_DATABASE_URL: the folder {str(folder)!r} can't be made ({error.strerror}): name one that can be written to."
+            f"MAILER_DATABASE_URL: the folder {str(folder)!r} can't be made ({error.strerror}):"
+            " name one that can be written to."
         ) from error
 
 
@@ -127,7 +131,10 @@ def begin_writing(connection: Any) -> None:
 
 
 def begin_reading(connection: Any) -> None:
-    """Begin as a reader, with a first look. That waits while a file is recovered, or left by its last user; no later one does."""
+    """Begin as a reader, with a first look.
+
+    That waits while a file is recovered, or left by its last user; no later one does.
+    """
     connection.execute("BEGIN")
     patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
 
@@ -135,8 +142,8 @@ def begin_reading(connection: Any) -> None:
 def patiently(connection: Any, sql: str) -> None:
     """Look every millisecond whether nobody else is writing.
 
-    SQLite itself would look ten times a second, and starve beside a process that writes without a pause;
-    and for its turn to switch the journal it would not wait at all.
+    SQLite itself would look ten times a second, and starve beside a process that writes without a
+    pause; and for its turn to switch the journal it would not wait at all.
     """
     deadline = _patience.deadline or time.monotonic() + _BUSY_SECONDS
     while True:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-# The last two copies of a mail may end at the same moment: the second transaction has to see the work of the first.
+# The last two copies of a mail may end at the same moment: the second transaction has to see the
+# work of the first.
 LOCK_PRIVATE = """
 SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
 """
@@ -14,7 +15,8 @@ LOCK_FREE_PRIVATE = """
 SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL {skip}
 """
 LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
-# A fingerprint that is not keyed would tell whoever tries them all which code was in a sensitive mail.
+# A fingerprint that is not keyed would tell whoever tries them all which code was in a sensitive
+# mail.
 ERASE = """
 UPDATE mailer_message
 SET text = NULL, html = NULL, alternatives = '[]', erased_at = :now,
@@ -39,10 +41,15 @@ WHERE sha256 {hashes}
 """
 
 
-def lock_sensitive(transaction: Transaction, mails: Collection[str], *, waits: bool = True) -> set[str]:
-    """Lock those of the mails that are sensitive and not erased, before their deliveries. Return their ids.
+def lock_sensitive(
+    transaction: Transaction, mails: Collection[str], *, waits: bool = True
+) -> set[str]:
+    """Lock those of the mails that are sensitive and not erased, before their deliveries.
+
+    Return their ids.
 
     Without `waits`, leave out mails that somebody else has locked.
+
     """
     if not mails:
         return set()
@@ -63,7 +70,10 @@ def erase(
     now: float,
     finished_before: float = math.inf,
 ) -> list[str]:
-    """Erase the content of the finished ones of these mails. Return the hashes of their attachments."""
+    """Erase the content of the finished ones of these mails.
+
+    Return the hashes of their attachments.
+    """
     values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
     erased = [mail_id for (mail_id,) in transaction.execute(ERASE, values)]
     if not erased:
@@ -71,7 +81,9 @@ def erase(
     return [sha256 for (sha256,) in transaction.execute(DETACH, {"mails": packed(erased)})]
 
 
-def delete_unused_blobs(transaction: Transaction, hashes: Collection[str], *, unused_since: float = math.inf) -> None:
+def delete_unused_blobs(
+    transaction: Transaction, hashes: Collection[str], *, unused_since: float = math.inf
+) -> None:
     """Delete those of these bytes that no mail carries, unless a mail on its way in has locked them."""
     values = {"hashes": packed(hashes), "unused_since": unused_since}
     if found := [sha256 for (sha256,) in transaction.execute(LOCK_UNUSED_BLOBS, values)]:

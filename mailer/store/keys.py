@@ -1,7 +1,8 @@
 """Idempotency keys: the mail that is first with a key has it.
 
-Whoever comes second waits until the first transaction has ended. On PostgreSQL that may be a caller's, which stays open for
-as long as the caller likes: so nobody waits for it longer than a moment.
+Whoever comes second waits until the first transaction has ended. On PostgreSQL that may be a
+caller's, which stays open for as long as the caller likes: so nobody waits for it longer than a
+moment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,8 @@ RETURNING id
 HAS_KEY = """
 SELECT id, message_id, fingerprint, fingerprint_key FROM mailer_message WHERE idempotency_key = :idempotency_key
 """
-#: Limit the waits for locks in this transaction, unless they are shorter already. Returns the former limit.
+#: Limit the waits for locks in this transaction, unless they are shorter already. Returns the
+#: former limit.
 LIMIT_WAITS = """
 SELECT current_setting('lock_timeout'), set_config('lock_timeout', CASE
     WHEN CAST(current_setting('lock_timeout') AS interval) > INTERVAL '0'
@@ -38,11 +40,20 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 
 def insert_keyed(
-    transaction: Transaction | CallersTransaction, row: Mapping[str, Any], key: Key, *, limit_waits: bool
+    transaction: Transaction | CallersTransaction,
+    row: Mapping[str, Any],
+    key: Key,
+    *,
+    limit_waits: bool,
 ) -> Keyed | None:
     """Insert this row of a message, or return the mail that has its key already."""
     made = key.fingerprint
-    keyed = {**row, "idempotency_key": key.name, "fingerprint": made.digest, "fingerprint_key": made.key_id}
+    keyed = {
+        **row,
+        "idempotency_key": key.name,
+        "fingerprint": made.digest,
+        "fingerprint_key": made.key_id,
+    }
     if not limit_waits:
         return _insert(transaction, keyed)
     with _short_waits(transaction, key.name):
@@ -65,7 +76,10 @@ def find(transaction: Transaction | CallersTransaction, name: str) -> Keyed | No
 
 @contextmanager
 def _short_waits(transaction: Transaction | CallersTransaction, key: str) -> Iterator[None]:
-    """Limit how long each statement waits for a lock. A failure undoes the limit with the savepoint or the transaction."""
+    """Limit how long each statement waits for a lock.
+
+    A failure undoes the limit with the savepoint or the transaction.
+    """
     [(before, _now)] = transaction.execute(LIMIT_WAITS, {"limit": _LONGEST_WAIT})
     try:
         yield
@@ -73,8 +87,10 @@ def _short_waits(transaction: Transaction | CallersTransaction, key: str) -> Ite
         if sqlstate_of(error) != _LOCK_NOT_AVAILABLE:
             raise
         raise KeyInUse(
-            f"idempotency_key: {key!r} is held by another transaction that has not ended, and nothing was queued. Call again"
-            " after it has been committed or rolled back, and commit soon after a mail has been queued with a key."
+            f"idempotency_key: {key!r} is held by another transaction that has not ended, and"
+            " nothing was queued. Call again"
+            " after it has been committed or rolled back, and commit soon after a mail has been"
+            " queued with a key."
         ) from error
     if isinstance(transaction, CallersTransaction):  # the statements after it are the caller's
         transaction.execute(RESTORE_WAITS, {"limit": before})

@@ -21,7 +21,8 @@ def warn_of_leftover(file: Path, used: str) -> None:
     """Warn if a SQLite file that is not used any more has mail that is not finished."""
     if (count := _unfinished(file)) > 0:
         log.warning(
-            "%s deliveries are unfinished in %s, and nobody delivers them: mail is kept in %s now. Let a worker with"
+            "%s deliveries are unfinished in %s, and nobody delivers them: mail is kept in %s now."
+            " Let a worker with"
             " MAILER_DATABASE_URL=%s finish them, or delete the file if they are not wanted.",
             count if count < _MOST else f"{_MOST} or more",
             file,
@@ -35,8 +36,11 @@ def _unfinished(file: Path) -> int:
     try:
         if not file.is_file():
             return 0
-        # "rw" writes nothing either, but removes the log's files again, which "ro" would leave behind.
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as connection:
+        # "rw" writes nothing either, but removes the log's files again, which "ro" would leave
+        # behind.
+        with closing(
+            sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        ) as connection:
             [count] = connection.execute(_UNFINISHED, {"most": _MOST}).fetchone()
     except (sqlite3.Error, OSError):
         return 0

@@ -30,7 +30,9 @@ def find(transaction: Transaction, mail_ids: Collection[str]) -> list[tuple[Row,
     mails = transaction.execute(LOAD, {"mails": packed(mail_ids)})
     attached: dict[str, list[Row]] = defaultdict(list)
     if with_attachments := [mail[0] for mail in mails if mail[-1]]:
-        for attachment in transaction.execute(LOAD_ATTACHMENTS, {"mails": packed(with_attachments)}):
+        for attachment in transaction.execute(
+            LOAD_ATTACHMENTS, {"mails": packed(with_attachments)}
+        ):
             attached[attachment[0]].append(attachment)
     return [(mail, attached[mail[0]]) for mail in mails]
 

@@ -11,7 +11,8 @@ from mailer.store.callers import ARE_THERE
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-# A collation in which "aa" is a letter after z, as that of Danish, does not find ids by this index: then all are read.
+# A collation in which "aa" is a letter after z, as that of Danish, does not find ids by this index:
+# then all are read.
 BEGINS_WITH = """
 SELECT id FROM mailer_message WHERE id >= :beginning AND id < :end {or_by_byte} LIMIT :most
 """
@@ -33,7 +34,9 @@ def find_mail(transaction: Transaction, given: str) -> str:
         raise unknown(given)
     if len(found) > 1:
         shown = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
-        raise UnknownMail(f"{given!r} may be any of these mails: {shown}. Give the whole id, or more of it.")
+        raise UnknownMail(
+            f"{given!r} may be any of these mails: {shown}. Give the whole id, or more of it."
+        )
     return found[0]
 
 
@@ -41,7 +44,9 @@ def unknown(given: object) -> UnknownMail:
     """Make the error for an id that no mail has."""
     shown = repr(given)
     shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
-    return UnknownMail(f"No mail has the id {shown}: it was never queued here, or it has been purged.")
+    return UnknownMail(
+        f"No mail has the id {shown}: it was never queued here, or it has been purged."
+    )
 
 
 def _candidates(transaction: Transaction, given: str) -> set[str]:

@@ -1,7 +1,8 @@
 """The machine that a SQLite file is at home on.
 
-SQLite's locks do not reach over a network: on a file system that two machines share, both would write at the same time, and
-break the file. So a machine leaves its mark in the file, and another one keeps away while the mark is fresh.
+SQLite's locks do not reach over a network: on a file system that two machines share, both would
+write at the same time, and break the file. So a machine leaves its mark in the file, and another
+one keeps away while the mark is fresh.
 """
 
 import platform
@@ -13,7 +14,9 @@ from mailer.store.callers import CallersTransaction
 from mailer.store.transactions import Transaction
 
 HOME = "SELECT name, seen_at FROM mailer_home"
-HOME_IS_OURS = "SELECT 1 FROM mailer_home WHERE machine = :machine AND seen_at > :since AND seen_at <= :now"
+HOME_IS_OURS = (
+    "SELECT 1 FROM mailer_home WHERE machine = :machine AND seen_at > :since AND seen_at <= :now"
+)
 MARK_HOME = """
 INSERT INTO mailer_home (id, machine, name, seen_at) VALUES (1, :machine, :name, :now)
 ON CONFLICT (id) DO UPDATE SET machine = :machine, name = :name, seen_at = :now
@@ -40,16 +43,29 @@ def this_machine() -> Machine:
 
 def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:
     """Return whether the mark is ours, and need not be renewed yet."""
-    return transaction.execute(HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}) != []
+    return (
+        transaction.execute(
+            HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}
+        )
+        != []
+    )
 
 
 def mark(transaction: Transaction | CallersTransaction, machine: Machine, now: float) -> None:
     """Leave the mark, unless another machine's is fresh."""
-    values = {"machine": machine.id, "name": machine.name, "now": now, "since": now - _IS_FRESH, "until": now + _IS_FRESH}
+    values = {
+        "machine": machine.id,
+        "name": machine.name,
+        "now": now,
+        "since": now - _IS_FRESH,
+        "until": now + _IS_FRESH,
+    }
     if not transaction.execute(MARK_HOME, values):
         [(name, seen_at)] = transaction.execute(HOME, {})
         raise InUseElsewhere(
-            f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r} ({max(0.0, now - seen_at):.0f} s ago)."
-            " Two machines would break it: use PostgreSQL for more than one. If it was moved here, or this machine was restarted"
+            f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r}"
+            f" ({max(0.0, now - seen_at):.0f} s ago)."
+            " Two machines would break it: use PostgreSQL for more than one. If it was moved here,"
+            " or this machine was restarted"
             f" just now, try again in {_IS_FRESH:.0f} s."
         )

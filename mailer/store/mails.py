@@ -65,9 +65,11 @@ class Mails(Moves):
         super().__init__(url, pgbouncer=pgbouncer, outlet=outlet)
         self._aside = Aside(self.insert_mail, self._find_key) if self.is_in_memory else None
 
-    # --- intake -------------------------------------------------------------------------------------------------------
+    # --- intake ----------------------------------------------------------------------------------
 
-    def insert_mail(self, message: Message, envelope: Envelope, caller: Connection | None = None) -> Keyed | None:
+    def insert_mail(
+        self, message: Message, envelope: Envelope, caller: Connection | None = None
+    ) -> Keyed | None:
         """-> queued: the message and a delivery for each recipient, all or nothing.
 
         If the idempotency key is taken, write nothing and return the mail that has it. With the
@@ -90,7 +92,9 @@ class Mails(Moves):
             self.after_commit(caller, message.id, partial(self._publish, transaction.events))
         return earlier
 
-    def _insert_again(self, insert: Callable[[Transaction], Keyed | None], mail_id: str, lost: CommitLost) -> Keyed | None:
+    def _insert_again(
+        self, insert: Callable[[Transaction], Keyed | None], mail_id: str, lost: CommitLost
+    ) -> Keyed | None:
         """Insert once more after an unanswered commit. If the first one was done, the id is taken."""
         try:
             earlier = self._transact(insert)
@@ -100,7 +104,9 @@ class Mails(Moves):
             raise lost from lost.__cause__
         return None if earlier is not None and earlier.id == mail_id else earlier
 
-    def _insert_mail(self, transaction: Transaction | CallersTransaction, message: Message, envelope: Envelope) -> Keyed | None:
+    def _insert_mail(
+        self, transaction: Transaction | CallersTransaction, message: Message, envelope: Envelope
+    ) -> Keyed | None:
         if (earlier := self._insert_message(transaction, message, envelope.key)) is not None:
             return earlier
         if message.attachments:
@@ -114,7 +120,9 @@ class Mails(Moves):
             self._note(transaction, ids, EventKind.QUEUED, message.created_at)
         return None
 
-    def _insert_message(self, transaction: Transaction | CallersTransaction, message: Message, key: Key | None) -> Keyed | None:
+    def _insert_message(
+        self, transaction: Transaction | CallersTransaction, message: Message, key: Key | None
+    ) -> Keyed | None:
         row = rows.message_row(message)
         if key is None:
             transaction.execute(INSERT_MESSAGE, row)
@@ -137,7 +145,7 @@ class Mails(Moves):
         if self._aside is not None:
             self._aside.settle()
 
-    # --- loading ------------------------------------------------------------------------------------------------------
+    # --- loading ---------------------------------------------------------------------------------
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
         """Return messages by id, without those that are erased or damaged.
@@ -162,7 +170,7 @@ class Mails(Moves):
             found = transaction.execute(SENDERS, {"mails": packed(mail_ids)})
         return {mail_id: Address.stored(sender).email for mail_id, sender in found}
 
-    # --- questions ----------------------------------------------------------------------------------------------------
+    # --- questions -------------------------------------------------------------------------------
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
         """Return how mails are doing, by id. Unknown ids are left out."""
@@ -181,7 +189,10 @@ class Mails(Moves):
             raise lookup.unknown(mail_id) from None
 
     def find_mail(self, given: str) -> str:
-        """Return the id of the mail that an operator means. Raise `UnknownMail` for none, or for several."""
+        """Return the id of the mail that an operator means.
+
+        Raise `UnknownMail` for none, or for several.
+        """
         with self._look() as transaction:
             return lookup.find_mail(transaction, given)
 

@@ -110,7 +110,7 @@ class Moves(Database):
         while (moved := self._transact(step)) is not None:
             yield moved
 
-    # --- the outlet ---------------------------------------------------------------------------------------------------
+    # --- the outlet ------------------------------------------------------------------------------
 
     def _moved(
         self,
@@ -139,7 +139,11 @@ class Moves(Database):
         A reliable outlet would write its rows here, in the same transaction.
         """
         by_id = kinds if isinstance(kinds, Mapping) else dict.fromkeys(moved, kinds)
-        told = {number: kind for number in moved if (kind := by_id.get(number)) is not None and self._outlet.listens_to(kind)}
+        told = {
+            number: kind
+            for number in moved
+            if (kind := by_id.get(number)) is not None and self._outlet.listens_to(kind)
+        }
         if told:
             found = transaction.execute(EVENTS, {"ids": packed(told)})
             transaction.events += [rows.event(row, told[row[0]], now) for row in found]

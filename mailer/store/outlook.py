@@ -28,7 +28,9 @@ WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
 class Outlook:
     """The mail that would go out by itself, from several sides."""
 
-    lanes: list[tuple[Lane, Status, int, datetime, datetime]]  #: how many, the first due time and the last
+    lanes: list[
+        tuple[Lane, Status, int, datetime, datetime]
+    ]  #: how many, the first due time and the last
     ages: list[tuple[int, int]]  #: a number of `spelling.AGES`, and how many
     domains: list[tuple[str, int]]  #: those with the most
     first: list[tuple[str, str, Lane, datetime, str]]  #: id, recipient, lane, due time, subject
@@ -40,8 +42,14 @@ def look(transaction: Transaction, *, now: float, most: int) -> Outlook:
     queries = (OUTGOING_LANES, OUTGOING_AGES, OUTGOING_DOMAINS, OUTGOING_FIRST)
     lanes, ages, domains, first = (transaction.execute(query, values) for query in queries)
     return Outlook(
-        lanes=[(Lane(lane), Status(status), count, when(first), when(last)) for lane, status, count, first, last in lanes],
+        lanes=[
+            (Lane(lane), Status(status), count, when(first), when(last))
+            for lane, status, count, first, last in lanes
+        ],
         ages=[(age, count) for age, count in ages],
         domains=[(domain, count) for domain, count in domains],
-        first=[(mail_id, to, Lane(lane), when(due_at), subject) for mail_id, to, lane, due_at, subject in first],
+        first=[
+            (mail_id, to, Lane(lane), when(due_at), subject)
+            for mail_id, to, lane, due_at, subject in first
+        ],
     )

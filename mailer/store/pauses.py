@@ -8,12 +8,15 @@ from mailer.store.database import Database
 
 _RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 
-PAUSES = "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope ORDER BY key"
+PAUSES = (
+    "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope ORDER BY key"
+)
 PAUSE_BY_HAND = """
 INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, NULL, 0, :reason, :now)
 ON CONFLICT (scope, key) DO UPDATE SET reason = :reason
 """
-# A pause that another worker set a moment ago stands: workers that fail at the same time count as one failure.
+# A pause that another worker set a moment ago stands: workers that fail at the same time count as
+# one failure.
 PAUSE = """
 INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, :until, 1, :reason, :now)
 ON CONFLICT (scope, key) DO UPDATE SET until = :until, failures = mailer_pause.failures + 1, reason = :reason
@@ -30,7 +33,7 @@ RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING
 class Pauses(Database):
     """The pauses of relays, which workers set, and of lanes or everything, which a person sets."""
 
-    # --- relays -------------------------------------------------------------------------------------------------------
+    # --- relays ----------------------------------------------------------------------------------
 
     def relay_pauses(self) -> dict[str, Pause]:
         """Return the pauses of relays, by name."""
@@ -38,7 +41,9 @@ class Pauses(Database):
             found = transaction.execute(PAUSES, {"scope": _RELAY})
         return dict(map(rows.pause, found))
 
-    def pause_relay(self, name: str, *, failures: int, now: float, until: float, reason: str) -> bool:
+    def pause_relay(
+        self, name: str, *, failures: int, now: float, until: float, reason: str
+    ) -> bool:
         """Pause a relay, unless another worker did so since its `failures` were looked at."""
         values = {"scope": _RELAY, "key": name, "failures": failures, "now": now, "until": until}
         return self._changes(PAUSE, {**values, "reason": rows.storable(reason)})
@@ -56,7 +61,7 @@ class Pauses(Database):
         """End the pause of a relay. Return whether there was one."""
         return self._changes(RESUME, {"scope": _RELAY, "key": name})
 
-    # --- lanes, and everything ----------------------------------------------------------------------------------------
+    # --- lanes, and everything -------------------------------------------------------------------
 
     def pause(self, lane: Lane | None = None, *, now: float, reason: str) -> None:
         """Let nothing of a lane be claimed, or nothing at all, until `resume`."""

@@ -15,9 +15,11 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS = 5
 _STATEMENT_SECONDS = 15
-# Shorter than that: who waits for the rows of a client that is frozen gets them, instead of giving up.
+# Shorter than that: who waits for the rows of a client that is frozen gets them, instead of giving
+# up.
 _IDLE_SECONDS = 10
-# Longer than a statement may take: a server that lives says so itself. Shorter than a web server waits for its application.
+# Longer than a statement may take: a server that lives says so itself. Shorter than a web server
+# waits for its application.
 _SILENT_SECONDS = 20.0
 #: Options of the client, for servers that vanish from the network.
 _OF_THE_CLIENT = {
@@ -51,7 +53,11 @@ def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
     url = url.set(drivername="postgresql+psycopg")
     arguments = {**_OF_THE_CLIENT, **(_BEHIND_PGBOUNCER if pgbouncer else _of_the_server(url))}
     engine = create_engine(url, connect_args=arguments, pool_timeout=_CONNECT_SECONDS)
-    event.listen(engine, "do_connect", lambda _dialect, _record, arguments, options: _Connection.connect(*arguments, **options))
+    event.listen(
+        engine,
+        "do_connect",
+        lambda _dialect, _record, arguments, options: _Connection.connect(*arguments, **options),
+    )
     return engine
 
 
@@ -68,7 +74,9 @@ def make_patient_engine(url: URL) -> Engine:
 def is_behind_pooler(error: BaseException) -> bool:
     """Return whether this error is typical of a pooler when MAILER_PGBOUNCER is not set."""
     driver_error = getattr(error, "orig", None) or error
-    return getattr(driver_error, "sqlstate", None) in _PREPARED_ELSEWHERE or _SAYS_POOLER in str(driver_error)
+    return getattr(driver_error, "sqlstate", None) in _PREPARED_ELSEWHERE or _SAYS_POOLER in str(
+        driver_error
+    )
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -87,7 +95,10 @@ class _Silence(Exception):
 
 
 def _unless_silent(steps: PQGen[T]) -> PQGen[T]:
-    """The same steps, as long as the server takes part. The driver comes by ten times a second while it does not."""
+    """The same steps, as long as the server takes part.
+
+    The driver comes by ten times a second while it does not.
+    """
     try:
         wanted = next(steps)
         heard_at = time.monotonic()

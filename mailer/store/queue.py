@@ -20,7 +20,7 @@ from mailer.store.moves import MOVED_AT_ONCE, Moves
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
-# --- a worker's statements --------------------------------------------------------------------------------------------
+# --- a worker's statements -----------------------------------------------------------------------
 # States stand in the statements as literals: the partial indexes are found only so.
 
 CLAIM = """
@@ -33,7 +33,8 @@ SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = a
 WHERE id IN (SELECT id FROM due)
 RETURNING {delivery}
 """
-# COALESCE, here and below, keeps PostgreSQL from scanning all leases, or the whole queue, for a few ids.
+# COALESCE, here and below, keeps PostgreSQL from scanning all leases, or the whole queue, for a few
+# ids.
 MARK = """
 UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
 WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
@@ -50,7 +51,8 @@ WHERE {among_results} AND mailer_delivery.token = results.token
     AND (mailer_delivery.status = 'transmitting' OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
 RETURNING mailer_delivery.id
 """
-# A delivery is doubtful here if its worker was frozen for too long: only the worker knows that it never began.
+# A delivery is doubtful here if its worker was frozen for too long: only the worker knows that it
+# never began.
 RELEASE = """
 UPDATE mailer_delivery
 SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL,
@@ -76,7 +78,9 @@ FROM {results}
 WHERE {among_results} AND mailer_delivery.token = results.token AND mailer_delivery.status = 'claimed'
 RETURNING mailer_delivery.id
 """
-INSERT_ATTEMPT = insert_into("mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay"))
+INSERT_ATTEMPT = insert_into(
+    "mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay")
+)
 HEAD = """
 SELECT {delivery} FROM mailer_delivery
 WHERE status = 'queued' AND lane = :lane AND due_at <= :now
@@ -99,7 +103,7 @@ FROM {waits}
 WHERE {among_waits} AND COALESCE(status, '') = 'queued' AND COALESCE(mailer_delivery.due_at, 0) <= :now
 RETURNING mailer_delivery.id
 """
-# --- the sweep's statements --------------------------------------------------------------------------------------------
+# --- the sweep's statements -----------------------------------------------------------------------
 # A process that is frozen in a transaction still holds its rows: the sweep steps over them.
 REQUEUE_LAPSED = """
 WITH lapsed AS MATERIALIZED (
@@ -170,7 +174,10 @@ class Result:
 
     @property
     def event(self) -> EventKind | None:
-        """Return the event of the move. A relay that can't be reached defers no mail: that is no try."""
+        """Return the event of the move.
+
+        A relay that can't be reached defers no mail: that is no try.
+        """
         if self.move.to is Status.QUEUED:
             return EventKind.DEFERRED if self.outcome.verdict is Verdict.DEFERRED else None
         return _EVENTS.get(self.move.to)
@@ -186,7 +193,7 @@ _EVENTS = {
 class Queue(Moves):
     """The deliveries that wait, that workers have, and that are in doubt."""
 
-    # --- a worker's ---------------------------------------------------------------------------------------------------
+    # --- a worker's ------------------------------------------------------------------------------
 
     def claim_due(
         self,
@@ -216,15 +223,24 @@ class Queue(Moves):
 
         return self._transact(claim)
 
-    def mark_if_claimed(self, ids: Collection[int], *, token: str, now: float, lease_until: float) -> set[int]:
+    def mark_if_claimed(
+        self, ids: Collection[int], *, token: str, now: float, lease_until: float
+    ) -> set[int]:
         """claimed -> transmitting, if the lease still holds: from here on a death means doubt."""
         return self._move(MARK, ids=packed(ids), token=token, now=now, lease_until=lease_until)
 
-    def record_if_transmitting(self, results: Iterable[Result], *, now: float, relay: str) -> set[int]:
-        """transmitting -> sent, failed, queued or doubtful. A late reply settles a doubtful delivery, too."""
+    def record_if_transmitting(
+        self, results: Iterable[Result], *, now: float, relay: str
+    ) -> set[int]:
+        """transmitting -> sent, failed, queued or doubtful.
+
+        A late reply settles a doubtful delivery, too.
+        """
         return self._record(RECORD, results, {"relay": relay}, now=now, relay=relay)
 
-    def set_aside_if_claimed(self, results: Iterable[Result], *, now: float, relay: str) -> set[int]:
+    def set_aside_if_claimed(
+        self, results: Iterable[Result], *, now: float, relay: str
+    ) -> set[int]:
         """claimed -> queued or failed: mail that could not be prepared, with the reason in its history."""
         return self._record(SET_ASIDE, results, {}, now=now, relay=relay)
 
@@ -238,7 +254,9 @@ class Queue(Moves):
         relay: str,
     ) -> set[int]:
         results = sorted(results, key=lambda result: result.delivery.id)
-        packed_results = packed(rows.result_row(one.delivery, one.outcome, one.move, now) for one in results)
+        packed_results = packed(
+            rows.result_row(one.delivery, one.outcome, one.move, now) for one in results
+        )
         mails = {result.delivery.mail_id for result in results}
         kinds = {one.delivery.id: kind for one in results if (kind := one.event) is not None}
 
@@ -282,7 +300,9 @@ class Queue(Moves):
             found = transaction.execute(HEAD, {"lane": lane, "now": now, "most": most})
         return rows.deliveries(found, token="")
 
-    def is_waiting(self, lanes: Iterable[Lane], domain: str, *, now: float, until: float, token: str) -> bool:
+    def is_waiting(
+        self, lanes: Iterable[Lane], domain: str, *, now: float, until: float, token: str
+    ) -> bool:
         """Return whether mail of a domain, or of any domain if it is empty, is due again by then.
 
         The deliveries of the worker with this token do not count.
@@ -291,7 +311,7 @@ class Queue(Moves):
         with self._look() as transaction:
             return any(transaction.execute(IS_WAITING, {"lane": lane, **values}) for lane in lanes)
 
-    # --- the sweep's --------------------------------------------------------------------------------------------------
+    # --- the sweep's -----------------------------------------------------------------------------
 
     def requeue_lapsed_claims(self, now: float) -> set[int]:
         """claimed -> queued: their worker is gone, and never began."""
@@ -313,7 +333,10 @@ class Queue(Moves):
         return set().union(*steps)
 
     def recall_queued(self, now: float, *, was: float) -> int:
-        """Make deliveries due again that were due before the clock was set back. Return the number of deliveries."""
+        """Make deliveries due again that were due before the clock was set back.
+
+        Return the number of deliveries.
+        """
         recalled = 0
         for lane in Lane:
             while step := self._move(RECALL, lane=lane, now=now, was=was, most=MOVED_AT_ONCE):
@@ -323,7 +346,9 @@ class Queue(Moves):
     def is_due(self, now: float) -> bool:
         """Return whether there is anything to claim."""
         with self._look() as transaction:
-            return any(transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane)
+            return any(
+                transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane
+            )
 
     def next_due(self, now: float, *, before: float) -> float | None:
         """Return when the next delivery gets due. Return None if that is not before a time."""

@@ -31,7 +31,8 @@ DELETE FROM mailer_message
 WHERE id IN (SELECT id FROM empty)
 RETURNING id
 """
-# Not NOT EXISTS: for that, PostgreSQL may read all deliveries into a hash table, once for each of these steps.
+# Not NOT EXISTS: for that, PostgreSQL may read all deliveries into a hash table, once for each of
+# these steps.
 SOME_MAILS = """
 SELECT id, (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id LIMIT 1) IS NULL FROM mailer_message
 WHERE id > :after ORDER BY id LIMIT :most
@@ -41,7 +42,8 @@ SELECT id FROM mailer_message WHERE erased_at IS NULL AND id > :after AND id < :
 """
 SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
 
-# Bytes are spared for so many seconds after their last use: they may be those of a mail on its way in.
+# Bytes are spared for so many seconds after their last use: they may be those of a mail on its way
+# in.
 _BLOB_IS_SPARED = 3600.0
 
 
@@ -49,7 +51,10 @@ class Retention(Database):
     """The steps of a purge. Each takes `most` rows, and the next goes on where it ended."""
 
     def purge_finished(self, before: float, *, most: int) -> int:
-        """Delete deliveries that finished before a time, and mails with their last. Return the number of deliveries."""
+        """Delete deliveries that finished before a time, and mails with their last.
+
+        Return the number of deliveries.
+        """
 
         def purge(transaction: Transaction) -> int:
             old = transaction.execute(SOME_OLD, {"before": before, "most": most})
@@ -65,7 +70,10 @@ class Retention(Database):
         return self._transact(purge)
 
     def purge_orphans(self, *, after: str, most: int) -> str | None:
-        """Delete mails without deliveries. Return the last id that was looked at, or None at the end."""
+        """Delete mails without deliveries.
+
+        Return the last id that was looked at, or None at the end.
+        """
         with self._look() as transaction:
             looked_at = transaction.execute(SOME_MAILS, {"after": after, "most": most})
         if orphans := [mail_id for mail_id, is_orphan in looked_at if is_orphan]:
@@ -73,7 +81,10 @@ class Retention(Database):
         return looked_at[-1][0] if looked_at else None
 
     def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
-        """Erase the content of mails that finished before a time. Return the last id that was looked at, or None at the end."""
+        """Erase the content of mails that finished before a time.
+
+        Return the last id that was looked at, or None at the end.
+        """
         values = {"after": after, "created_before": id_at(before), "most": most}
 
         def erase_some(transaction: Transaction) -> str | None:
@@ -86,12 +97,17 @@ class Retention(Database):
         return self._transact(erase_some)
 
     def purge_blobs(self, now: float, *, after: str, most: int) -> str | None:
-        """Delete bytes that no mail carries. Return the last hash that was looked at, or None at the end."""
+        """Delete bytes that no mail carries.
+
+        Return the last hash that was looked at, or None at the end.
+        """
         with self._look() as transaction:
             found = transaction.execute(SOME_BLOBS, {"after": after, "most": most})
         if not found:
             return None
         hashes: list[str] = [sha256 for (sha256,) in found]
         since = now - _BLOB_IS_SPARED
-        self._transact(lambda transaction: delete_unused_blobs(transaction, hashes, unused_since=since))
+        self._transact(
+            lambda transaction: delete_unused_blobs(transaction, hashes, unused_since=since)
+        )
         return hashes[-1]

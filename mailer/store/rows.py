@@ -33,7 +33,7 @@ from mailer.message.events import Event, EventKind
 from mailer.policy import Move
 from mailer.store.transactions import Row
 
-# --- messages ---------------------------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 
 def _json(values: Sequence[Any]) -> str:
@@ -59,8 +59,8 @@ def _addresses(text: str) -> tuple[Address, ...]:
 _EMPTY = "[]"
 _address = lru_cache(4096)(Address.stored)
 
-#: The fields of a message that have a column of the same name, each with its type. A new field needs
-#: nothing but its place in `Message`, and the column.
+#: The fields of a message that have a column of the same name, each with its type. A new field
+#: needs nothing but its place in `Message`, and the column.
 _FIELDS = {name: hint for name, hint in get_type_hints(Message).items() if name != "attachments"}
 _JSON_READERS: dict[Any, Callable[[str], Any]] = {
     tuple[str, ...]: _strings,
@@ -77,7 +77,8 @@ _WRITERS: dict[Any, Callable[[Any], Any]] = {
 MESSAGE_COLUMNS = tuple(_FIELDS)
 #: How to select them. JSON is selected as text: most of it is "[]", which nobody has to parse.
 MESSAGE_SELECTION = ", ".join(
-    f'CAST("{name}" AS text) AS "{name}"' if hint in _JSON_READERS else f'"{name}"' for name, hint in _FIELDS.items()
+    f'CAST("{name}" AS text) AS "{name}"' if hint in _JSON_READERS else f'"{name}"'
+    for name, hint in _FIELDS.items()
 )
 _TO_READ = [(name, _READERS[hint]) for name, hint in _FIELDS.items() if hint in _READERS]
 _TO_WRITE = [(name, _WRITERS[hint]) for name, hint in _FIELDS.items() if hint in _WRITERS]
@@ -107,7 +108,9 @@ def keyed(row: Row) -> Keyed:
     return Keyed(mail_id, message_id, None if digest is None else Fingerprint(digest, key_id))
 
 
-def attachment_row(mail_id: str, position: int, sha256: str, attachment: Attachment) -> dict[str, Any]:
+def attachment_row(
+    mail_id: str, position: int, sha256: str, attachment: Attachment
+) -> dict[str, Any]:
     return {
         "mail_id": mail_id,
         "position": position,
@@ -151,7 +154,17 @@ def _is_whole(data: bytes, sha256: str, message: Message) -> bool:
 
 
 DELIVERY_COLUMNS = (
-    *("mail_id", "recipient", "domain", "status", "lane", "on_doubt", "queued_at", "due_at", "expires_at"),
+    *(
+        "mail_id",
+        "recipient",
+        "domain",
+        "status",
+        "lane",
+        "on_doubt",
+        "queued_at",
+        "due_at",
+        "expires_at",
+    ),
     *("size", "attempts", "doubts"),
 )
 
@@ -169,7 +182,10 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
         "attempts": 0,
         "doubts": 0,
     }
-    return [{"recipient": email, "domain": email.rpartition("@")[2], **shared} for email in envelope.recipients]
+    return [
+        {"recipient": email, "domain": email.rpartition("@")[2], **shared}
+        for email in envelope.recipients
+    ]
 
 
 def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
@@ -207,11 +223,24 @@ def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> 
     finished_at = now if move.to.is_final else None
     doubts = int(move.to is Status.DOUBTFUL)
     words = storable(outcome.reply)
-    return delivery.id, delivery.token, move.to.value, move.due_at, finished_at, words, int(not move.counts), doubts
+    return (
+        delivery.id,
+        delivery.token,
+        move.to.value,
+        move.due_at,
+        finished_at,
+        words,
+        int(not move.counts),
+        doubts,
+    )
 
 
 def attempt_row(delivery_id: int, outcome: Outcome, now: float, relay: str) -> Mapping[str, Any]:
-    words = {"verdict": str(outcome.verdict), "phase": str(outcome.phase), "reply": storable(outcome.reply)}
+    words = {
+        "verdict": str(outcome.verdict),
+        "phase": str(outcome.phase),
+        "reply": storable(outcome.reply),
+    }
     return {"delivery_id": delivery_id, "at": now, "relay": relay, **words}
 
 
@@ -220,14 +249,18 @@ def storable(words: str) -> str:
     return words.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[Row]) -> dict[str, MailStatus]:
+def mail_statuses(
+    heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[Row]
+) -> dict[str, MailStatus]:
     """Return mails by id, from rows of `mails.HEADS`, `COPIES` and `TRIES`."""
     history: dict[int, list[Attempt]] = defaultdict(list)
     for delivery_id, *attempt in tries:
         history[delivery_id].append(_attempt(*attempt))
     deliveries: dict[str, list[DeliveryStatus]] = defaultdict(list)
     for mail_id, delivery_id, *copy in copies:
-        deliveries[mail_id].append(_delivery_status(delivery_id, *copy, history=tuple(history[delivery_id])))
+        deliveries[mail_id].append(
+            _delivery_status(delivery_id, *copy, history=tuple(history[delivery_id]))
+        )
     return {
         mail_id: MailStatus(
             id=mail_id,
@@ -246,7 +279,9 @@ def mail_statuses(heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[R
 
 def event(row: Row, kind: EventKind, now: float) -> Event:
     """Return an event, from a row of `moves.EVENTS`."""
-    number, mail_id, message_id, recipient, status, lane, attempts, reply, relay, tags, metadata = row
+    number, mail_id, message_id, recipient, status, lane, attempts, reply, relay, tags, metadata = (
+        row
+    )
     return Event(
         kind=kind,
         at=when(now),
@@ -271,7 +306,9 @@ def pause(row: Row) -> tuple[str, Pause]:
 
 
 def _attempt(at: float, verdict: str, phase: str, reply: str, relay: str) -> Attempt:
-    return Attempt(at=when(at), verdict=Verdict(verdict), phase=Phase(phase), reply=reply, relay=relay)
+    return Attempt(
+        at=when(at), verdict=Verdict(verdict), phase=Phase(phase), reply=reply, relay=relay
+    )
 
 
 def _delivery_status(

@@ -47,7 +47,9 @@ class Search(Mails):
             of_message += " AND id < :before"
             values["before"] = before
         # Conditions are texts of this file: values from outside are parameters.
-        statement = SEARCH.replace("{and_message}", of_message).replace("{and_delivery}", of_delivery)
+        statement = SEARCH.replace("{and_message}", of_message).replace(
+            "{and_delivery}", of_delivery
+        )
         with self._look() as transaction:
             return [mail_id for (mail_id,) in transaction.execute(statement, values)]
 

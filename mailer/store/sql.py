@@ -1,7 +1,7 @@
 """SQL for two databases: statements are rendered for SQLite and for PostgreSQL.
 
-Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement would be another one, to be
-compiled anew, for each length.
+Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement
+would be another one, to be compiled anew, for each length.
 """
 
 import json
@@ -12,7 +12,18 @@ from typing import Any
 _TEXTS = ("text", "html", "CAST(alternatives AS text)")
 #: The columns of a delivery that a worker needs.
 _DELIVERY = (
-    *("id", "mail_id", "recipient", "domain", "lane", "attempts", "doubts", "queued_at", "on_doubt", "due_at"),
+    *(
+        "id",
+        "mail_id",
+        "recipient",
+        "domain",
+        "lane",
+        "attempts",
+        "doubts",
+        "queued_at",
+        "on_doubt",
+        "due_at",
+    ),
     *("expires_at", "size"),
 )
 #: The tables of values, with the types that PostgreSQL wants to know.
@@ -31,17 +42,21 @@ _WAITS = {"id": "bigint", "due_at": "float8"}
 _PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
 #: Deliveries that go out by themselves, now or some day.
 _OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
-#: For how many seconds it has been due: the number of the first of these that are more. What is in doubt was due long before
-#: it is due again.
+#: For how many seconds it has been due: the number of the first of these that are more. What is in
+#: doubt was due long before it is due again.
 AGES = (0, 3600, 86400, 7 * 86400)
 _SINCE = "CASE WHEN status = 'doubtful' THEN queued_at ELSE due_at END"
-_YOUNGER = " ".join(f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES))
+_YOUNGER = " ".join(
+    f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES)
+)
 _AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
-#: Locks the mail of each delivery that is chosen, and leaves out those of which somebody else has locked the mail.
+#: Locks the mail of each delivery that is chosen, and leaves out those of which somebody else has
+#: locked the mail.
 _UNLESS_LOCKED = """
 CROSS JOIN LATERAL (SELECT 1 FROM mailer_message WHERE id = mailer_delivery.mail_id FOR UPDATE SKIP LOCKED) AS mail
 """
-#: Only for collations that sort 'aa' behind 'b' (Danish): PostgreSQL folds the constant, and elsewhere plans nothing of it.
+#: Only for collations that sort 'aa' behind 'b' (Danish): PostgreSQL folds the constant, and
+#: elsewhere plans nothing of it.
 _OR_BY_BYTE = """
 UNION SELECT id FROM mailer_message
 WHERE NOT 'aa' < 'b' AND id COLLATE "C" >= :beginning AND id COLLATE "C" < :end
@@ -73,11 +88,14 @@ def render_sql(statement: str, *, sqlite: bool) -> str:
         private=_PRIVATE,
         indexed="INDEXED BY mailer_message_private" if sqlite else "",
         paused=_PAUSED,
-        # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that it does not know.
+        # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that
+        # it does not know.
         unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
         most_unless_paused=f"CASE WHEN {_PAUSED} THEN 0 ELSE :most END" if sqlite else ":most",
         # SQLite counts the letters of a text: none has more than four octets.
-        octets_of_text=" + ".join(f"COALESCE({'4 * length' if sqlite else 'octet_length'}({text}), 0)" for text in _TEXTS),
+        octets_of_text=" + ".join(
+            f"COALESCE({'4 * length' if sqlite else 'octet_length'}({text}), 0)" for text in _TEXTS
+        ),
         octets_of_file="length(data)" if sqlite else "octet_length(data)",
         outgoing=_OUTGOING,
         or_by_byte="" if sqlite else _OR_BY_BYTE,
@@ -103,10 +121,15 @@ def _list(name: str, kind: str, *, sqlite: bool) -> str:
 
 def _table(name: str, columns: Mapping[str, str], *, sqlite: bool) -> str:
     if sqlite:
-        values = [f"json_extract(value, '$[{place}]') AS {column}" for place, column in enumerate(columns)]
+        values = [
+            f"json_extract(value, '$[{place}]') AS {column}" for place, column in enumerate(columns)
+        ]
         source = f"json_each(:{name})"
     else:
-        values = [f"CAST(value->>{place} AS {kind}) AS {column}" for place, (column, kind) in enumerate(columns.items())]
+        values = [
+            f"CAST(value->>{place} AS {kind}) AS {column}"
+            for place, (column, kind) in enumerate(columns.items())
+        ]
         source = f"json_array_elements(CAST(:{name} AS json))"
     return f"(SELECT {', '.join(values)} FROM {source}) AS {name}"
 

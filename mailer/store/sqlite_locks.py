@@ -1,8 +1,9 @@
 """The locks of SQLite in a child that was forked while the parent had the file open.
 
-SQLite keeps an account of its locks for each process. A child inherits the account and not the locks, which POSIX gives to one
-process alone. Closing the parent's connections would spoil what the parent is doing, and without locks others would delete the
-log that the child writes to. So the child takes the locks that its SQLite believes to have, and keeps them for its lifetime.
+SQLite keeps an account of its locks for each process. A child inherits the account and not the
+locks, which POSIX gives to one process alone. Closing the parent's connections would spoil what the
+parent is doing, and without locks others would delete the log that the child writes to. So the
+child takes the locks that its SQLite believes to have, and keeps them for its lifetime.
 """
 
 import fcntl
@@ -10,7 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-# Of SQLite's file format: the range that says "in use" in the database, and the byte that says so in the index of its log.
+# Of SQLite's file format: the range that says "in use" in the database, and the byte that says so
+# in the index of its log.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 _INDEX_IN_USE = 128
 

@@ -1,4 +1,7 @@
-"""Transactions on the driver's own connections: SQLAlchemy's bookkeeping would take longer than the statements in them."""
+"""Transactions on the driver's own connections.
+
+SQLAlchemy's bookkeeping would take longer than the statements in them.
+"""
 
 import sqlite3
 import time
@@ -43,10 +46,17 @@ class CommitUnanswered(Exception):
 
 
 class Transaction:
-    """A transaction on a connection of the driver. `begin` prepares each connection, and `limits` is the first statement."""
+    """A transaction on a connection of the driver.
+
+    `begin` prepares each connection, and `limits` is the first statement.
+    """
 
     def __init__(
-        self, engine: Engine, render: Callable[[str], str], begin: Callable[[Any], None], limits: str | None = None
+        self,
+        engine: Engine,
+        render: Callable[[str], str],
+        begin: Callable[[Any], None],
+        limits: str | None = None,
     ) -> None:
         self._engine = engine
         self._render = render
@@ -64,7 +74,8 @@ class Transaction:
         except self._engine.dialect.loaded_dbapi.Error as error:
             if self._is_begun or not self._is_lost(error) or time.monotonic() - started > _AT_ONCE:
                 raise
-            # The server was restarted since the connection was used last. Nothing has been done yet, so nobody has to know.
+            # The server was restarted since the connection was used last. Nothing has been done
+            # yet, so nobody has to know.
             self.abandon(error)
             self._open()
             self._execute(render_sql, values)
@@ -108,18 +119,22 @@ class Transaction:
             self._begin(self._connection.driver_connection)
             self._cursor: Any = self._connection.cursor()
         except BaseException:
-            # One that was opened while SQLite's log could only be read can't begin to write ever after.
+            # One that was opened while SQLite's log could only be read can't begin to write ever
+            # after.
             self._connection.invalidate()
             raise
 
     def _is_lost(self, error: Exception) -> bool:
-        return self._engine.dialect.is_disconnect(error, self._connection.driver_connection, self._cursor)  # type: ignore[arg-type]
+        connection = self._connection.driver_connection
+        return self._engine.dialect.is_disconnect(error, connection, self._cursor)  # type: ignore[arg-type]
 
 
 class Transactions:
     """The transactions of one database."""
 
-    def __init__(self, engine: Engine, render: Callable[[str], str], *, limits_each: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, render: Callable[[str], str], *, limits_each: bool = False
+    ) -> None:
         self._engine = engine
         self._render = render
         self._limits = _limits() if limits_each and engine.dialect.name != "sqlite" else None
@@ -141,14 +156,20 @@ class Transactions:
         return self._opened(self._begin_looking)
 
     @contextmanager
-    def _opened(self, begin: Callable[[Any], None], limits: str | None = None, *, commits: bool = False) -> Iterator[Transaction]:
+    def _opened(
+        self, begin: Callable[[Any], None], limits: str | None = None, *, commits: bool = False
+    ) -> Iterator[Transaction]:
         driver = self._engine.dialect.loaded_dbapi
         transaction = Transaction(self._engine, self._render, begin, limits)
         try:
             yield transaction
             if commits:
                 transaction.commit()
-        except (driver.OperationalError, driver.InternalError, CommitUnanswered) as error:  # internal: it only reads by now
+        except (
+            driver.OperationalError,
+            driver.InternalError,
+            CommitUnanswered,
+        ) as error:  # internal: it only reads by now
             transaction.abandon(error)
             raise
         finally:
@@ -164,12 +185,17 @@ def _limits() -> str:
 def sqlstate_of(error: object) -> str | None:
     """Return PostgreSQL's code of an error, of whichever driver, bare or wrapped by SQLAlchemy."""
     driver_error = getattr(error, "orig", None) or error
-    code: str | None = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)
+    code: str | None = getattr(driver_error, "sqlstate", None) or getattr(
+        driver_error, "pgcode", None
+    )
     return code
 
 
 def _may_be_on_disk(error: Exception) -> bool:
-    """Return whether a failed commit may be on disk: SQLite may find it again if only the sync failed."""
+    """Return whether a failed commit may be on disk.
+
+    SQLite may find it again if only the sync failed.
+    """
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC
 
 

@@ -27,9 +27,11 @@ SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
     WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
     LIMIT {most_unless_paused}) AS counted
 """
-# A date beyond the next one, and more than clocks differ, was written by a clock that ran ahead: it must not stop the chore
-# until then.
-CHORE_IS_DONE = "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :latest"
+# A date beyond the next one, and more than clocks differ, was written by a clock that ran ahead: it
+# must not stop the chore until then.
+CHORE_IS_DONE = (
+    "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :latest"
+)
 TAKE_CHORE = """
 INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)
 ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :latest

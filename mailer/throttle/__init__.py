@@ -148,7 +148,7 @@ class Throttle:
         notice_fork()
         return Slots(self)
 
-    # --- which limits -----------------------------------------------------------------------------
+    # --- which limits ----------------------------------------------------------------------------
 
     def of_relay(self, name: str) -> Limit | None:
         return self._relays.get(name)
@@ -166,7 +166,7 @@ class Throttle:
     def _limits(self, relay: str, domain: str) -> list[Limit]:
         return [limit for limit in (self.of_relay(relay), self.of_domain(domain)) if limit]
 
-    # --- rates ------------------------------------------------------------------------------------
+    # --- rates -----------------------------------------------------------------------------------
 
     def _admit_online(self, shared: Shared, limits: list[Limit], wanted: int) -> Grant:
         """Take from all counts, first from the one with the least left, so that little is lost."""
@@ -195,7 +195,7 @@ class Throttle:
                 self._local.take(granted, counts)
             return Grant(granted, self._local.close(counts, granted, wanted))
 
-    # --- slots ------------------------------------------------------------------------------------
+    # --- slots -----------------------------------------------------------------------------------
 
     def take_slot(self, slot: Slot) -> bool:
         answer = self._over_redis(lambda shared: shared.take_slot(slot))

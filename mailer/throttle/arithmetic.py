@@ -38,7 +38,7 @@ class Count:
     wait: float
 
 
-# --- while Redis is down --------------------------------------------------------------------------
+# --- while Redis is down ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Window:
         return max(0.0, self._used[0][0] + share.period - now) if self._used else share.period
 
 
-# --- waiting mail ---------------------------------------------------------------------------------
+# --- waiting mail -------------------------------------------------------------------------------
 
 
 def spread(first: float, count: int, pace: float) -> list[float]:

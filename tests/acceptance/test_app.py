@@ -36,7 +36,11 @@ def inbox(config: dict[str, str], tmp_path: Path) -> Iterator[Inbox]:
     """The inbox of the local stack; the application and the worker deliver to it."""
     inbox = Inbox(tmp_path / "inbox")
     with InboxServer(inbox.add) as server:
-        config |= {"MAIL_PORT": str(server.port), "MAILER_INBOX_DIR": str(inbox.directory), "INSTANCE_PATH": str(tmp_path)}
+        config |= {
+            "MAIL_PORT": str(server.port),
+            "MAILER_INBOX_DIR": str(inbox.directory),
+            "INSTANCE_PATH": str(tmp_path),
+        }
         yield inbox
 
 
@@ -68,7 +72,9 @@ def sign_up(visitor: FlaskClient, nickname: str, address: str) -> TestResponse:
     return visitor.post("/members", data={"nickname": nickname, "address": address})
 
 
-def write(visitor: FlaskClient, to: str, subject: str = "Hello", text: str = "Dear Ada") -> TestResponse:
+def write(
+    visitor: FlaskClient, to: str, subject: str = "Hello", text: str = "Dear Ada"
+) -> TestResponse:
     return visitor.post("/write", data={"to": to, "subject": subject, "text": text})
 
 
@@ -78,13 +84,15 @@ def part(mail: Received, kind: str) -> str:
     return str(found.get_content())
 
 
-# --- a database that is away ------------------------------------------------------------------------------------------
+# --- a database that is away --------------------------------------------------------------------
 
 
 @pytest.fixture
 def without_database(inbox: Inbox, config: dict[str, str]) -> FlaskClient:
     """A visitor of an application whose database nobody has started."""
-    return create_app({**config, "WTF_CSRF_ENABLED": False, "MAILER_DATABASE_URL": AWAY}).test_client()
+    return create_app(
+        {**config, "WTF_CSRF_ENABLED": False, "MAILER_DATABASE_URL": AWAY}
+    ).test_client()
 
 
 def test_the_database_is_away(without_database: FlaskClient) -> None:
@@ -104,10 +112,12 @@ def test_a_member_whose_mail_could_not_be_queued(without_database: FlaskClient) 
     assert "ada@example.org" not in without_database.get("/members").text
 
 
-# --- members ----------------------------------------------------------------------------------------------------------
+# --- members ------------------------------------------------------------------------------------
 
 
-def test_a_new_name_is_told_to_the_administrator(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+def test_a_new_name_is_told_to_the_administrator(
+    visitor: FlaskClient, arrives: Callable[[int], list[Received]]
+) -> None:
     """With the profile's absolute address in both parts, and an answer goes to the new member."""
     answer = sign_up(visitor, "ada", "ada@example.org")
 
@@ -119,13 +129,18 @@ def test_a_new_name_is_told_to_the_administrator(visitor: FlaskClient, arrives: 
         assert "http://localhost/members/ada" in part(mail, kind)
 
 
-def test_a_known_name_is_not_new(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+def test_a_known_name_is_not_new(
+    visitor: FlaskClient, arrives: Callable[[int], list[Received]]
+) -> None:
     """Signing up again with the same address is coming back; nobody is told."""
     sign_up(visitor, "ada", "ada@example.org")
     sign_up(visitor, "ADA", "ada@example.org")
     sign_up(visitor, "grace", "grace@example.org")
 
-    assert {mail.parsed["Reply-To"] for mail in arrives(2)} == {"ada@example.org", "grace@example.org"}
+    assert {mail.parsed["Reply-To"] for mail in arrives(2)} == {
+        "ada@example.org",
+        "grace@example.org",
+    }
 
 
 def test_a_name_belongs_to_one_address(visitor: FlaskClient) -> None:
@@ -154,7 +169,9 @@ def test_a_nickname_is_a_word(visitor: FlaskClient, nickname: str) -> None:
     assert sign_up(visitor, nickname, "ada@example.org").status_code == 422
 
 
-def test_the_followed_member_gets_a_mail(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+def test_the_followed_member_gets_a_mail(
+    visitor: FlaskClient, arrives: Callable[[int], list[Received]]
+) -> None:
     """Once, with the follower's picture inside the mail and an absolute link to the profile."""
     sign_up(visitor, "ada", "ada@example.org")
     sign_up(visitor, "zoë", "zoe@example.org")
@@ -189,12 +206,16 @@ def test_a_stranger_is_asked_to_sign_up(app: Flask, visitor: FlaskClient) -> Non
     assert "Sign up first" in answer.text
 
 
-# --- write ------------------------------------------------------------------------------------------------------------
+# --- write --------------------------------------------------------------------------------------
 
 
-def test_a_typed_mail_is_followed_to_the_inbox(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+def test_a_typed_mail_is_followed_to_the_inbox(
+    visitor: FlaskClient, arrives: Callable[[int], list[Received]]
+) -> None:
     """Its page shows each recipient's copy and links to what the mail server received."""
-    location = write(visitor, "ada@example.org, Grace <grace@example.org>", "Hello", "<b>Dear</b> all").location
+    location = write(
+        visitor, "ada@example.org, Grace <grace@example.org>", "Hello", "<b>Dear</b> all"
+    ).location
 
     arrives(2)
     page = wait_until(lambda: is_over(visitor.get(location)))
@@ -213,8 +234,12 @@ def is_over(answer: TestResponse) -> str:
     return "" if "data-live" in answer.text else answer.text
 
 
-@pytest.mark.parametrize(("to", "subject"), [("nonsense", "Hello"), ("", "Hello"), ("ada@example.org", "a\nb")])
-def test_what_cannot_be_sent_is_said_beside_what_was_typed(visitor: FlaskClient, to: str, subject: str) -> None:
+@pytest.mark.parametrize(
+    ("to", "subject"), [("nonsense", "Hello"), ("", "Hello"), ("ada@example.org", "a\nb")]
+)
+def test_what_cannot_be_sent_is_said_beside_what_was_typed(
+    visitor: FlaskClient, to: str, subject: str
+) -> None:
     """And nothing that was typed is lost."""
     answer = write(visitor, to, subject, "a long letter")
 
@@ -250,15 +275,19 @@ def test_an_unknown_mail_is_not_found(visitor: FlaskClient) -> None:
 
 def test_the_beginning_of_an_id_shows_nothing(visitor: FlaskClient) -> None:
     """Ids begin with the time: who guesses when a mail was queued must not read it."""
-    page = visitor.post("/write", data={"to": "ada@example.com", "subject": "Secret", "text": "Hi"}).location
+    page = visitor.post(
+        "/write", data={"to": "ada@example.com", "subject": "Secret", "text": "Hi"}
+    ).location
     assert visitor.get(page).status_code == 200
     assert visitor.get(page[:-1]).status_code == 404
 
 
-# --- race -------------------------------------------------------------------------------------------------------------
+# --- race ---------------------------------------------------------------------------------------
 
 
-def test_three_ways_bring_the_same_mails(visitor: FlaskClient, arrives: Callable[[int], list[Received]]) -> None:
+def test_three_ways_bring_the_same_mails(
+    visitor: FlaskClient, arrives: Callable[[int], list[Received]]
+) -> None:
     """Each way's mails all arrive, and the page says so."""
     for way in ("request", "thread", "queue"):
         assert visitor.post(RACE, data={"way": way, "count": "5"}).status_code == 302
@@ -276,7 +305,9 @@ def test_mails_that_are_not_queued_fail_for_good(config: dict[str, str], app: Fl
     for way in ("request", "thread", "queue"):
         visitor.post(RACE, data={"way": way, "count": "3"})
 
-    page = wait_until(lambda: found if (found := visitor.get(RACE).text).count("3 failed") == 2 else "")
+    page = wait_until(
+        lambda: found if (found := visitor.get(RACE).text).count("3 failed") == 2 else ""
+    )
 
     assert "3 queued" in page
     assert "Connection refused" in page
@@ -296,7 +327,7 @@ def test_a_race_of_another_process_is_called_unknown(visitor: FlaskClient) -> No
     assert "does not know of it" in visitor.get(f"{RACE[:-4]}0000?ran=queue").text
 
 
-# --- inbox ------------------------------------------------------------------------------------------------------------
+# --- inbox --------------------------------------------------------------------------------------
 
 HOSTILE = b"""\
 From: eve@example.org\r
@@ -338,14 +369,16 @@ def test_an_unknown_received_mail_is_not_found(visitor: FlaskClient) -> None:
         assert visitor.get(f"/inbox/{received_id}").status_code == 404
 
 
-def test_without_a_local_inbox_the_pages_say_where_to_look(config: dict[str, str], inbox: Inbox) -> None:
+def test_without_a_local_inbox_the_pages_say_where_to_look(
+    config: dict[str, str], inbox: Inbox
+) -> None:
     """An installation has an inbox of its own, or none."""
     visitor = reference.create_app({**config, "INBOX_URL": "http://localhost:8025"}).test_client()
 
     assert 'href="http://localhost:8025"' in visitor.get("/").text
 
 
-# --- every page -------------------------------------------------------------------------------------------------------
+# --- every page ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", ["/", "/members", "/write", RACE, "/inbox", "/nowhere"])
@@ -362,7 +395,13 @@ def test_a_form_on_another_site_does_nothing(app: Flask, visitor: FlaskClient, p
     """It has no token, or one that belongs to another visitor."""
     sign_up(visitor, "ada", "ada@example.org")
     app.config["WTF_CSRF_ENABLED"] = True
-    data = {"to": "ada@example.org", "subject": "Hello", "text": "Dear Ada", "nickname": "eve", "address": "eve@example.org"}
+    data = {
+        "to": "ada@example.org",
+        "subject": "Hello",
+        "text": "Dear Ada",
+        "nickname": "eve",
+        "address": "eve@example.org",
+    }
     before = rows(app)["mailer_message"]
 
     for token in ({}, {"csrf_token": token_of(app.test_client())}):
@@ -380,7 +419,9 @@ def test_our_own_forms_work(app: Flask, visitor: FlaskClient) -> None:
 
 
 def token_of(visitor: FlaskClient) -> str:
-    found = re.search(r'name="csrf_token" type="hidden" value="([^"]+)"', visitor.get("/write").text)
+    found = re.search(
+        r'name="csrf_token" type="hidden" value="([^"]+)"', visitor.get("/write").text
+    )
     assert found is not None
     return found[1]
 
@@ -408,9 +449,13 @@ send_email("ada@example.org", "Two", "mail/letter", text="from the shell")
 """
 
 
-def test_the_shell_has_what_one_needs(app: Flask, config: dict[str, str], arrives: Callable[[int], list[Received]]) -> None:
+def test_the_shell_has_what_one_needs(
+    app: Flask, config: dict[str, str], arrives: Callable[[int], list[Received]]
+) -> None:
     """`flask shell` sends a mail without a single import."""
     command = [sys.executable, "-m", "flask", "--app", "app", "shell"]
-    subprocess.run(command, cwd=PROJECT, env=os.environ | config, input=SHELL_SESSION, text=True, check=True)
+    subprocess.run(
+        command, cwd=PROJECT, env=os.environ | config, input=SHELL_SESSION, text=True, check=True
+    )
 
     assert {mail.subject for mail in arrives(2)} == {"One", "Two"}

@@ -11,13 +11,30 @@ from tests.services.worker import PROJECT
 
 def test_the_quick_mode_ends_in_a_table_and_in_json(tmp_path: Path) -> None:
     """With every figure that was asked for, and the bound of each that has one."""
-    requirement.require("Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")]))
-    command = [sys.executable, "-m", "bench", "--quick", "--mails", "40", "--only", "delivery,queueing", "--out", str(tmp_path)]
+    requirement.require(
+        "Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")])
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "--quick",
+        "--mails",
+        "40",
+        "--only",
+        "delivery,queueing",
+        "--out",
+        str(tmp_path),
+    ]
     command += ["--contenders", "ours-sqlite,flask-mail,celery-flask-mail,smtp-source"]
-    printed = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        command, cwd=PROJECT, check=True, capture_output=True, text=True
+    ).stdout
 
     run = json.loads((tmp_path / "latest.json").read_text())
-    figures = {figure["key"]: figure for section in run["sections"] for figure in section["figures"]}
+    figures = {
+        figure["key"]: figure for section in run["sections"] for figure in section["figures"]
+    }
     for key in ("ours-sqlite", "flask-mail", "celery-flask-mail", "smtp-source"):
         assert figures[f"delivered.{key}"]["value"] > 0, figures[f"delivered.{key}"]["why_none"]
         assert figures[f"delivered.{key}"]["title"] in printed

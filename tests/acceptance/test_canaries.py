@@ -36,7 +36,17 @@ CHATTY = f"550 5.1.1 <{PERSON}@example.com> is unknown, see https://relay.exampl
 def locked_redis(redis_program: Path, tmp_path: Path) -> Iterator[str]:
     """One that wants a password; its URL."""
     port = free_port()
-    command = [str(redis_program), "--port", str(port), "--requirepass", canaries.REDIS, "--dir", str(tmp_path), "--save", ""]
+    command = [
+        str(redis_program),
+        "--port",
+        str(port),
+        "--requirepass",
+        canaries.REDIS,
+        "--dir",
+        str(tmp_path),
+        "--save",
+        "",
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         url = f"redis://:{canaries.REDIS}@127.0.0.1:{port}/0"
         try:
@@ -60,10 +70,14 @@ def relays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dic
     monkeypatch.setattr(logins, "PASSWORD", canaries.PASSWORD)
     for name in ("good", "echo"):
         (tmp_path / name).mkdir()
-    login = base64.b64encode(f"user={logins.USER}\x01auth=Bearer {canaries.TOKEN}\x01\x01".encode()).decode()
+    login = base64.b64encode(
+        f"user={logins.USER}\x01auth=Bearer {canaries.TOKEN}\x01\x01".encode()
+    ).decode()
     with (
         LoginServer(tmp_path / "good", "PLAIN", "LOGIN") as good,
-        LoginServer(tmp_path / "echo", "XOAUTH2", refusals={"XOAUTH2": f"535 5.7.8 no good: {login}"}) as echoing,
+        LoginServer(
+            tmp_path / "echo", "XOAUTH2", refusals={"XOAUTH2": f"535 5.7.8 no good: {login}"}
+        ) as echoing,
         RawServer(RCPT=CHATTY) as chatty,
     ):
         ada = {"MAIL_USERNAME": logins.USER, "MAIL_DEBUG": 1}
@@ -78,10 +92,21 @@ def relays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dic
             {"name": "good", "MAIL_SERVER": good.path, "MAIL_PASSWORD": canaries.PASSWORD, **ada},
             {"name": "token", "senders": ["token.example"], "MAIL_SERVER": echoing.path, **ada}
             | {"MAILER_OAUTH": {"token": "tests.services.canaries:token"}},
-            {"name": "secret", "senders": ["secret.example"], "MAIL_SERVER": echoing.path, **ada, "MAILER_OAUTH": microsoft},
+            {
+                "name": "secret",
+                "senders": ["secret.example"],
+                "MAIL_SERVER": echoing.path,
+                **ada,
+                "MAILER_OAUTH": microsoft,
+            },
             {"name": "proxy", "senders": ["proxy.example"], "MAIL_SERVER": "192.0.2.1"}
             | {"MAILER_PROXY": f"socks5://shop:{canaries.PROXY}@127.0.0.1:{free_port()}"},
-            {"name": "chatty", "senders": ["chatty.example"], "MAIL_SERVER": chatty.host, "MAIL_PORT": chatty.port},
+            {
+                "name": "chatty",
+                "senders": ["chatty.example"],
+                "MAIL_SERVER": chatty.host,
+                "MAIL_PORT": chatty.port,
+            },
         ]
 
 
@@ -89,7 +114,9 @@ def relays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dic
 def config(postgres_url: str, locked_redis: str, relays: list[dict[str, Any]]) -> dict[str, str]:
     key = {"domain": "example.com", "selector": "2026a", "key": RSA.pem.decode()}
     return {
-        "MAILER_DATABASE_URL": make_url(postgres_url).set(password=canaries.DATABASE).render_as_string(hide_password=False),
+        "MAILER_DATABASE_URL": make_url(postgres_url)
+        .set(password=canaries.DATABASE)
+        .render_as_string(hide_password=False),
         "MAILER_REDIS_URL": locked_redis,
         "MAILER_RELAYS": json.dumps(relays),
         "MAILER_DKIM_KEYS": json.dumps([key]),
@@ -108,7 +135,14 @@ def queue(app: Flask) -> list[str]:
     with app.app_context():
         return [
             Mailer()
-            .send_email(f"{PERSON}@example.com", SUBJECT, "welcome", sender=f"shop@{domain}", idempotency_key=domain, **options)
+            .send_email(
+                f"{PERSON}@example.com",
+                SUBJECT,
+                "welcome",
+                sender=f"shop@{domain}",
+                idempotency_key=domain,
+                **options,
+            )
             .id
             for domain in SENDERS
         ]
@@ -119,7 +153,9 @@ def await_outcomes(app: Flask, ids: list[str]) -> None:
 
     def is_over() -> bool:
         store = app.extensions["mailer"].store
-        return len(store.relay_pauses()) == 3 and all(store.status(mail_id).is_finished for mail_id in ids)
+        return len(store.relay_pauses()) == 3 and all(
+            store.status(mail_id).is_finished for mail_id in ids
+        )
 
     wait_until(is_over, timeout=60)
 
@@ -133,18 +169,36 @@ def test_nothing_sings(config: dict[str, str], start_workers: StartWorkers) -> N
     await_outcomes(app, ids)
     seen = {
         "Redis": in_redis,
-        **{f"celery {command}": celery(config, command) for command in ("report", "inspect conf", "inspect stats")},
-        **{f"flask mail {command}": flask_mail(app, command) for command in ("queue", "due", "relays", "pause", "resume")},
+        **{
+            f"celery {command}": celery(config, command)
+            for command in ("report", "inspect conf", "inspect stats")
+        },
+        **{
+            f"flask mail {command}": flask_mail(app, command)
+            for command in ("queue", "due", "relays", "pause", "resume")
+        },
         **{f"flask mail status {mail_id}": flask_mail(app, f"status {mail_id}") for mail_id in ids},
         "objects": "\n".join(f"{name} {one!r} {one}" for name, one in app.extensions.items()),
-        "settings": repr((app.extensions["mailer"].settings, app.extensions["mailer"].settings.relays)),
+        "settings": repr(
+            (app.extensions["mailer"].settings, app.extensions["mailer"].settings.relays)
+        ),
         "database": everything_in_sql(app),
     }
     log = finished_log(worker)
 
-    assert {where: song for where, text in {**seen, "log": log}.items() if (song := heard(text, *SECRETS))} == {}
+    assert {
+        where: song
+        for where, text in {**seen, "log": log}.items()
+        if (song := heard(text, *SECRETS))
+    } == {}
     assert heard(log + in_redis, BODY, SUBJECT, PERSON) == []
-    for evidence in ("535 5.7.8 no good: ***", "(login)", "octets, with a mail", "a***@example.com", "Microsoft does not answer"):
+    for evidence in (
+        "535 5.7.8 no good: ***",
+        "(login)",
+        "octets, with a mail",
+        "a***@example.com",
+        "Microsoft does not answer",
+    ):
         assert evidence in log
     assert PERSON in seen[f"flask mail status {ids[-1]}"]  # an operator may see it
 
@@ -154,19 +208,39 @@ def everything_in(redis_url: str) -> str:
     with redis.Redis.from_url(redis_url) as client:
         keys = client.keys()
         assert keys, "no ring: the test says nothing"
-        return repr([(key, client.dump(key), client.lrange(key, 0, -1) if client.type(key) == b"list" else "") for key in keys])
+        return repr(
+            [
+                (
+                    key,
+                    client.dump(key),
+                    client.lrange(key, 0, -1) if client.type(key) == b"list" else "",
+                )
+                for key in keys
+            ]
+        )
 
 
 def everything_in_sql(app: Flask) -> str:
     """What the tables of mails hold, of which a backup is made."""
     with app.extensions["mailer"].store.engine.connect() as connection:
-        return repr([connection.execute(select(one)).all() for one in (schema.message, schema.delivery, schema.attempt)])
+        return repr(
+            [
+                connection.execute(select(one)).all()
+                for one in (schema.message, schema.delivery, schema.attempt)
+            ]
+        )
 
 
 def celery(config: Mapping[str, str], command: str) -> str:
     program = [sys.executable, "-m", "celery", "-A", "tests.worker_app", *command.split()]
     ran = subprocess.run(
-        program, cwd=PROJECT, env={**os.environ, **config}, check=True, capture_output=True, text=True, timeout=60
+        program,
+        cwd=PROJECT,
+        env={**os.environ, **config},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     return ran.stdout + ran.stderr
 
@@ -177,11 +251,15 @@ def flask_mail(app: Flask, command: str) -> str:
 
 WRONG: dict[str, dict[str, Any]] = {
     "MAILER_DATABASE_URL": {"MAILER_DATABASE_URL": f"mysql://shop:{canaries.DATABASE}@db/mailer"},
-    "MAILER_DATABASE_URL, a port": {"MAILER_DATABASE_URL": f"postgresql://shop:{canaries.DATABASE}@db:x/mailer"},
+    "MAILER_DATABASE_URL, a port": {
+        "MAILER_DATABASE_URL": f"postgresql://shop:{canaries.DATABASE}@db:x/mailer"
+    },
     "MAILER_REDIS_URL": {"MAILER_REDIS_URL": f"redis://:{canaries.REDIS}@cache:x/0"},
     "MAIL_PASSWORD": {"MAIL_PASSWORD": [canaries.PASSWORD]},
     "MAILER_PROXY": {"MAILER_PROXY": f"ftp://shop:{canaries.PROXY}@proxy:1080"},
-    "MAILER_OAUTH": {"MAILER_OAUTH": {"provider": "microsoft", "client_secret": canaries.CLIENT_SECRET}},
+    "MAILER_OAUTH": {
+        "MAILER_OAUTH": {"provider": "microsoft", "client_secret": canaries.CLIENT_SECRET}
+    },
     "MAILER_OAUTH, no JSON": {"MAILER_OAUTH": f'{{"client_secret": "{canaries.CLIENT_SECRET}"'},
     "MAILER_OAUTH and MAIL_PASSWORD": {
         "MAILER_OAUTH": canaries.token,
@@ -210,7 +288,11 @@ def test_the_page_of_an_error(config: dict[str, str]) -> None:
     """Neither the one for visitors nor Flask's debugger shows how to get into a database that is away."""
     url = f"postgresql://shop:{canaries.DATABASE}@127.0.0.1:{free_port()}/mailer"
     app = create_app({**config, "MAILER_DATABASE_URL": url})
-    app.add_url_rule("/", "order", lambda: Mailer().send_email(f"{PERSON}@example.com", SUBJECT, "welcome", name=BODY).id)
+    app.add_url_rule(
+        "/",
+        "order",
+        lambda: Mailer().send_email(f"{PERSON}@example.com", SUBJECT, "welcome", name=BODY).id,
+    )
     pages = [app.test_client().get("/")]
     app.config["PROPAGATE_EXCEPTIONS"] = True
     pages.append(Client(DebuggedApplication(app, pin_security=False)).get("/"))
@@ -233,7 +315,13 @@ def test_the_local_stack(tmp_path: Path) -> None:
     ran = subprocess.run(
         program,
         cwd=PROJECT,
-        env={**os.environ, **secrets, "INSTANCE_PATH": str(tmp_path), "PORT": str(free_port()), "MAIL_PORT": str(free_port())},
+        env={
+            **os.environ,
+            **secrets,
+            "INSTANCE_PATH": str(tmp_path),
+            "PORT": str(free_port()),
+            "MAIL_PORT": str(free_port()),
+        },
         capture_output=True,
         text=True,
         timeout=60,

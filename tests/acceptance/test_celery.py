@@ -43,7 +43,13 @@ def test_its_commands_work(config: dict[str, str], start_worker: StartWorker) ->
     environment = {**os.environ, **config}
     for command, answer in ANSWERS.items():
         ran = subprocess.run(
-            celery(*command.split()), cwd=PROJECT, env=environment, check=True, capture_output=True, text=True, timeout=60
+            celery(*command.split()),
+            cwd=PROJECT,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert answer in ran.stdout, command
 
@@ -62,7 +68,11 @@ def test_a_black_box_that_it_may_not_read(
     mailer = Mailer()
     with app.test_request_context():
         send = partial(mailer.send_email, "ada@example.com", "Hello", "welcome", name="Ada")
-        mails = [send(), send(send_at=timedelta(seconds=1)), send(expires_at=timedelta(seconds=0.1))]
+        mails = [
+            send(),
+            send(send_at=timedelta(seconds=1)),
+            send(expires_at=timedelta(seconds=0.1)),
+        ]
         worker = start_worker(
             pool="prefork",
             within=WITHOUT_PRIVILEGES if os.geteuid() == 0 else (),
@@ -81,10 +91,15 @@ def test_time_limits_of_the_worker(
     """They are for other tasks: however slow the relay is, no mail is in doubt, and none goes out twice."""
     mailer = Mailer()
     sink.faults.add(Fault("dot", DELAY, times=3, delay=2.5))
-    worker = start_worker(pool="prefork", concurrency=1, options=["--time-limit", "2", "--soft-time-limit", "1"])
+    worker = start_worker(
+        pool="prefork", concurrency=1, options=["--time-limit", "2", "--soft-time-limit", "1"]
+    )
 
     with make_app().test_request_context():
-        ids = [mailer.send_email("ada@example.com", "Hello", "welcome", name="Ada").id for _ in range(3)]
+        ids = [
+            mailer.send_email("ada@example.com", "Hello", "welcome", name="Ada").id
+            for _ in range(3)
+        ]
         wait_until(lambda: all(mailer.status(one).is_finished for one in ids), timeout=30)
         copies = [mailer.status(one).deliveries[0] for one in ids]
 
@@ -108,7 +123,9 @@ def test_flower_shows_it(config: dict[str, str], start_worker: StartWorker) -> N
             return {}
 
     command = celery("flower", "--address=127.0.0.1", f"--port={port}")
-    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as flower:
+    with subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as flower:
         try:
             wait_until(lambda: workers().get("worker1@localhost"), timeout=30)
             assert "mailer.send_email" in workers()["worker1@localhost"]["registered"]

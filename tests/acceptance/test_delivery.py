@@ -27,7 +27,9 @@ mailer = Mailer()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
-def test_a_mail_arrives(make_app: MakeApp, start_worker: StartWorker, sink: Sink, pool: str) -> None:
+def test_a_mail_arrives(
+    make_app: MakeApp, start_worker: StartWorker, sink: Sink, pool: str
+) -> None:
     """What a request queued, a worker of any pool delivers, and the status tells the relay's words."""
     start_worker(pool=pool)
 
@@ -64,7 +66,9 @@ def assert_each_was_sent_once(app: Flask, sink: Sink, ids: list[str]) -> None:
 
     assert Counter(recipient for mail in sink.messages for recipient in mail.recipients) == expected
     assert len({mail.message_id for mail in sink.messages}) == len(ids)
-    assert {mail.message_id for mail in sink.messages} == {status.message_id for status in statuses.values()}
+    assert {mail.message_id for mail in sink.messages} == {
+        status.message_id for status in statuses.values()
+    }
     deliveries = [delivery for status in statuses.values() for delivery in status]
     assert {delivery.status for delivery in deliveries} == {Status.SENT}
     assert all("queued as" in (delivery.reply or "") for delivery in deliveries)
@@ -72,7 +76,9 @@ def assert_each_was_sent_once(app: Flask, sink: Sink, ids: list[str]) -> None:
 
 
 @a_thousand
-def test_a_thousand_mails_arrive_once_each(config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink) -> None:
+def test_a_thousand_mails_arrive_once_each(
+    config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink
+) -> None:
     """Queued by four processes, delivered by two workers: every mail arrives, none arrives twice."""
     start_workers(2)
 
@@ -84,7 +90,11 @@ def test_a_thousand_mails_arrive_once_each(config: Config, make_app: MakeApp, st
 @a_thousand
 @sqlite_only
 def test_a_redis_that_forgets_everything_costs_nothing(
-    config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink, redis_server: RedisServer
+    config: Config,
+    make_app: MakeApp,
+    start_workers: StartWorkers,
+    sink: Sink,
+    redis_server: RedisServer,
 ) -> None:
     """FLUSHALL in the middle: rings are lost, mails are not, and none is sent twice."""
     config["MAILER_REDIS_URL"] = redis_server.url
@@ -104,7 +114,11 @@ def test_a_redis_that_forgets_everything_costs_nothing(
 
 @pytest.mark.alone
 def test_a_request_does_not_wait_for_a_redis_that_is_down(
-    config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_server: RedisServer
+    config: Config,
+    make_app: MakeApp,
+    start_worker: StartWorker,
+    sink: Sink,
+    redis_server: RedisServer,
 ) -> None:
     """With Redis stopped the mail is accepted at once, and goes out all the same; with Redis back, rings are heard again."""
     config["MAILER_REDIS_URL"] = redis_server.url
@@ -114,7 +128,8 @@ def test_a_request_does_not_wait_for_a_redis_that_is_down(
     with make_app().test_request_context():
         started = time.perf_counter()
         mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
-        assert time.perf_counter() - started < 1  # far from any time-out; the bench says how long it takes
+        # Far from any time-out; the bench says how long it takes.
+        assert time.perf_counter() - started < 1
 
         sink.wait_for(1)
         redis_server.start()
@@ -124,7 +139,9 @@ def test_a_request_does_not_wait_for_a_redis_that_is_down(
 
 
 @pytest.mark.alone
-def test_a_request_waits_for_a_frozen_redis_once(config: Config, make_app: MakeApp, redis_server: RedisServer) -> None:
+def test_a_request_waits_for_a_frozen_redis_once(
+    config: Config, make_app: MakeApp, redis_server: RedisServer
+) -> None:
     """A Redis that hangs costs the first mail of a process one time-out, and the next ones nothing."""
     config["MAILER_REDIS_URL"] = redis_server.url
     redis_server.pause()
@@ -139,15 +156,16 @@ def test_a_request_waits_for_a_frozen_redis_once(config: Config, make_app: MakeA
         redis_server.resume()
 
 
-def test_a_lost_ring_costs_one_sweep(make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_url: str) -> None:
+def test_a_lost_ring_costs_one_sweep(
+    make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_url: str
+) -> None:
     """A mail whose ring never reached a worker is found by the sweep, without beat."""
     app = make_app()
     with app.test_request_context():
         mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
     with redis.Redis.from_url(redis_url) as client:
-        assert (
-            client.delete(app.extensions["celery"].conf.task_default_queue) == 1
-        )  # the ring; its flag stays, so that no other enqueuer rings
+        # The ring; its flag stays, so that no other enqueuer rings.
+        assert client.delete(app.extensions["celery"].conf.task_default_queue) == 1
 
     start_worker()
 
@@ -156,7 +174,11 @@ def test_a_lost_ring_costs_one_sweep(make_app: MakeApp, start_worker: StartWorke
 
 @sqlite_only
 def test_installations_that_share_a_redis(
-    config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink, sqlite_databases: Databases
+    config: Config,
+    make_app: MakeApp,
+    start_worker: StartWorker,
+    sink: Sink,
+    sqlite_databases: Databases,
 ) -> None:
     """The worker of each takes its own rings only; `celery -A worker worker` needs no option for it."""
     with sqlite_databases.migrated() as other_database:
@@ -177,7 +199,9 @@ def test_installations_that_share_a_redis(
 
 @sqlite_only
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
-def test_a_worker_says_that_it_is_there(make_app: MakeApp, start_worker: StartWorker, pool: str) -> None:
+def test_a_worker_says_that_it_is_there(
+    make_app: MakeApp, start_worker: StartWorker, pool: str
+) -> None:
     """From its start on, as one process; and no more when it has stopped."""
     app = make_app()
     store = app.extensions["mailer"].store
@@ -190,13 +214,17 @@ def test_a_worker_says_that_it_is_there(make_app: MakeApp, start_worker: StartWo
     assert store.present_workers(time.time(), silent=60) == []
 
 
-def test_scheduled_mail_goes_out_without_beat(make_app: MakeApp, start_worker: StartWorker, sink: Sink) -> None:
+def test_scheduled_mail_goes_out_without_beat(
+    make_app: MakeApp, start_worker: StartWorker, sink: Sink
+) -> None:
     """`send_at` is kept by the sweep: not before its time, and soon after."""
     start_worker()
 
     with make_app().test_request_context():
         due = time.time() + 1.5
-        mailer.send_email("ada@example.com", "Later", "welcome", name="Ada", send_at=timedelta(seconds=1.5))
+        mailer.send_email(
+            "ada@example.com", "Later", "welcome", name="Ada", send_at=timedelta(seconds=1.5)
+        )
 
     [received] = sink.wait_for(1, timeout=10)
     assert received.at.timestamp() >= due
@@ -205,7 +233,9 @@ def test_scheduled_mail_goes_out_without_beat(make_app: MakeApp, start_worker: S
 # Workers come and go
 
 
-def test_a_worker_that_is_told_to_stop_finishes_its_mail(make_app: MakeApp, start_worker: StartWorker, sink: Sink) -> None:
+def test_a_worker_that_is_told_to_stop_finishes_its_mail(
+    make_app: MakeApp, start_worker: StartWorker, sink: Sink
+) -> None:
     """SIGTERM in the middle of a mail: it arrives, it is recorded as sent, and what was claimed is free at once."""
     worker = start_worker()
     sink.faults.add(Fault("dot", DELAY, delay=1.0))
@@ -234,7 +264,8 @@ def test_a_killed_worker_leaves_only_doubt_behind(
         wait_until(lambda: not sink.faults)  # the relay has the whole mail, and says nothing
         worker.kill()
         with app.extensions["mailer"].store.engine.begin() as connection:
-            connection.execute(text("UPDATE mailer_delivery SET lease_until = 0"))  # as if its lease had gone by
+            # As if its lease had gone by.
+            connection.execute(text("UPDATE mailer_delivery SET lease_until = 0"))
         start_worker()
         sink.wait_for(1)
         wait_until(lambda: mailer.status(receipt.id).is_finished)

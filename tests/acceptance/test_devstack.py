@@ -43,9 +43,15 @@ class LocalStack:
         """Return when it says that it is ready."""
         with self._log.open("wb") as log:
             self.runner = subprocess.Popen(
-                [sys.executable, "-m", "devstack"], cwd=PROJECT, env=self.environment, stdout=log, stderr=log
+                [sys.executable, "-m", "devstack"],
+                cwd=PROJECT,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
-        wait_until(lambda: "Mailer is running" in self.log or self.runner.poll() is not None, timeout=60)
+        wait_until(
+            lambda: "Mailer is running" in self.log or self.runner.poll() is not None, timeout=60
+        )
         assert self.runner.poll() is None, self.log
         self.parts += Ledger(self.folder / "devstack.json").left_behind()
 
@@ -58,7 +64,15 @@ class LocalStack:
         """Start what can't be started; returns the one sentence that it says."""
         command = [sys.executable, "-m", "devstack"]
         environment = self.environment | environment
-        run = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        run = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert (run.returncode, run.stdout) == (1, "")
         (sentence,) = run.stderr.splitlines()
         return sentence
@@ -68,9 +82,13 @@ class LocalStack:
         browser = build_opener(HTTPCookieProcessor())
         address = f"http://127.0.0.1:{self.ports['PORT']}{path}"
         with browser.open(address, timeout=10) as page:
-            token = re.search(r'name="csrf_token" type="hidden" value="([^"]+)"', page.read().decode())
+            token = re.search(
+                r'name="csrf_token" type="hidden" value="([^"]+)"', page.read().decode()
+            )
         assert token is not None
-        with browser.open(address, urlencode({**form, "csrf_token": token[1]}).encode(), timeout=10) as page:
+        with browser.open(
+            address, urlencode({**form, "csrf_token": token[1]}).encode(), timeout=10
+        ) as page:
             return str(page.url)
 
     def status(self, mail_id: str) -> str:
@@ -125,7 +143,9 @@ def test_from_start_to_stop(stack: LocalStack) -> None:
     (arrived,) = wait_until(stack.inbox.latest)
     assert arrived.recipients == ("admin@example.com",)
 
-    mail_id = stack.post("/write", to="slow@fault.example", subject="Slow", text="Hello").rpartition("/")[2]
+    mail_id = stack.post(
+        "/write", to="slow@fault.example", subject="Slow", text="Hello"
+    ).rpartition("/")[2]
     wait_until(lambda: stack.status(mail_id) == "transmitting")
 
     assert stack.stop() == 0
@@ -161,7 +181,10 @@ def test_one_stack_in_a_folder(local_stack: LocalStack) -> None:
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        assert local_stack.refusal() == "The local stack runs already (process 4711): stop it with Ctrl-C in its terminal."
+        assert (
+            local_stack.refusal()
+            == "The local stack runs already (process 4711): stop it with Ctrl-C in its terminal."
+        )
 
 
 @pytest.mark.parametrize("variable", ["PORT", "MAIL_PORT"])
@@ -195,9 +218,13 @@ class Checkout:
         program = self.folder / "python"
         program.write_text(f"#!/bin/sh\n{python}\n")
         program.chmod(0o755)
-        environment = {key: value for key, value in os.environ.items() if not OF_THE_USER.match(key)}
+        environment = {
+            key: value for key, value in os.environ.items() if not OF_THE_USER.match(key)
+        }
         command = ["make", "run", f"PYTHON={program}"]
-        made = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        made = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
         assert made.returncode
         return made.stderr.splitlines()[0]
 
@@ -214,4 +241,6 @@ def test_a_python_that_is_too_old(checkout: Checkout) -> None:
 
 def test_a_python_that_makes_no_virtual_environments(checkout: Checkout) -> None:
     """As on Debian, where that is a package of its own: it is named."""
-    assert "install the package python3-venv" in checkout.make_run('case "$2" in *ensurepip*) exit 1 ;; esac')
+    assert "install the package python3-venv" in checkout.make_run(
+        'case "$2" in *ensurepip*) exit 1 ;; esac'
+    )

@@ -39,8 +39,12 @@ class Inbox:
         command += ["--smtp-port", str(self.smtp_port), "--web-port", str(self.web_port)]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
-        wait_until(lambda: "See them at" in self.said or self.process.poll() is not None, timeout=30)
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log
+            )
+        wait_until(
+            lambda: "See them at" in self.said or self.process.poll() is not None, timeout=30
+        )
         assert self.process.poll() is None, self.said
 
     @property
@@ -52,7 +56,9 @@ class Inbox:
             client.sendmail("shop@example.com", recipients, MAIL)
 
     def get(self, path: str, host: str = "127.0.0.1") -> str:
-        request = Request(f"http://127.0.0.1:{self.web_port}{path}", headers={"Host": f"{host}:{self.web_port}"})
+        request = Request(
+            f"http://127.0.0.1:{self.web_port}{path}", headers={"Host": f"{host}:{self.web_port}"}
+        )
         with urlopen(request, timeout=10) as page:  # noqa: S310 -- it is http
             return str(page.read().decode())
 
@@ -77,7 +83,9 @@ def test_it_shows_what_it_received(inbox: Inbox) -> None:
     assert "ada@example.com" in page
     [file] = (inbox.folder / "instance" / "inbox").iterdir()
     assert MAIL in file.read_bytes()
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, file.parent.parent)] == [0o600, 0o700, 0o700]
+    assert [
+        stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, file.parent.parent)
+    ] == [0o600, 0o700, 0o700]
     assert "ada@example.com" in inbox.said
     assert "\x1b" not in inbox.said
 

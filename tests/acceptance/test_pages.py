@@ -18,14 +18,22 @@ from tests.services.worker import StartWorker
 pytestmark = sqlite_only
 
 # As root there is no sandbox; the rest keeps the browser from calling its makers.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = require("Chromium", find_program("chromium"))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, "--disable-sync", "--disable-quic"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=[*FLAGS, "--disable-sync", "--disable-quic"]
+        )
         yield browser
         browser.close()
 
@@ -35,7 +43,11 @@ def site(config: dict[str, str], tmp_path: Path) -> Iterator[str]:
     """Web and inbox; a test whose mail has to arrive starts a worker."""
     inbox = Inbox(tmp_path / "inbox")
     with InboxServer(inbox.add) as smtp:
-        config |= {"MAIL_PORT": str(smtp.port), "MAILER_INBOX_DIR": str(inbox.directory), "INSTANCE_PATH": str(tmp_path)}
+        config |= {
+            "MAIL_PORT": str(smtp.port),
+            "MAILER_INBOX_DIR": str(inbox.directory),
+            "INSTANCE_PATH": str(tmp_path),
+        }
         web = make_server("127.0.0.1", 0, create_app(config), threaded=True)
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
@@ -54,7 +66,12 @@ def open_page(browser: Browser, site: str) -> Iterator[Callable[..., Page]]:
     def open_page(path: str, **options: object) -> Page:
         contexts.append(browser.new_context(base_url=site, **options))  # type: ignore[arg-type]
         page = contexts[-1].new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                complaints.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(path)
         return page
@@ -81,7 +98,9 @@ def test_a_typed_mail_arrives(open_page: Callable[..., Page], start_worker: Star
     expect(page.locator("pre.raw")).to_contain_text("Subject: Hello from the page")
 
 
-def test_the_inbox_shows_what_arrives(open_page: Callable[..., Page], start_worker: StartWorker) -> None:
+def test_the_inbox_shows_what_arrives(
+    open_page: Callable[..., Page], start_worker: StartWorker
+) -> None:
     """Without a reload."""
     start_worker()
     inbox = open_page("/inbox")
@@ -108,7 +127,9 @@ def test_the_race_is_watched(open_page: Callable[..., Page], start_worker: Start
     expect(page.get_by_role("row")).to_have_count(4)
 
 
-def test_without_javascript_everything_works_but_does_not_move(open_page: Callable[..., Page]) -> None:
+def test_without_javascript_everything_works_but_does_not_move(
+    open_page: Callable[..., Page],
+) -> None:
     """Forms are forms, and a reload shows how far things are."""
     page = open_page("/race", java_script_enabled=False)
     page.get_by_role("button", name="In the request").click()

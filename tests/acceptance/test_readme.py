@@ -41,15 +41,34 @@ def test_the_ten_lines_deliver_a_mail(config: dict[str, str], sink: Sink, tmp_pa
     del config["MAIL_SERVER"], config["MAIL_DEFAULT_SENDER"]  # the README's own are used
     environment = {**os.environ, **config, "PYTHONPATH": str(PROJECT)}
     request = "from app import app; print(app.test_client().post('/orders').json['mail'])"
-    command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--pool", "threads", "--loglevel", "INFO"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker",
+        "worker",
+        "--pool",
+        "threads",
+        "--loglevel",
+        "INFO",
+    ]
     log = tmp_path / "worker.log"
     with (
         log.open("wb") as output,
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output) as worker,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=output, stderr=output
+        ) as worker,
     ):
         try:
             wait_until(lambda: READY in log.read_text(), timeout=30)
-            subprocess.run([sys.executable, "-c", request], cwd=tmp_path, env=environment, check=True, timeout=60)
+            subprocess.run(
+                [sys.executable, "-c", request],
+                cwd=tmp_path,
+                env=environment,
+                check=True,
+                timeout=60,
+            )
             [received] = sink.wait_for(1)
         finally:
             worker.terminate()
@@ -60,21 +79,33 @@ def test_the_ten_lines_deliver_a_mail(config: dict[str, str], sink: Sink, tmp_pa
 
 
 @sqlite_only
-def test_the_snippets_about_transactions_queue_a_mail_for_each_order(config: dict[str, str]) -> None:
+def test_the_snippets_about_transactions_queue_a_mail_for_each_order(
+    config: dict[str, str],
+) -> None:
     """Two new orders are two mails; the same order again is one mail where it has a key."""
-    database = {"MAILER_DATABASE_URL": config["MAILER_DATABASE_URL"], "SQLALCHEMY_DATABASE_URI": config["MAILER_DATABASE_URL"]}
-    app = create_shop({**config, **database}, {"mail/order.txt": "Order {{ number if number is defined else order.id }}"})
+    database = {
+        "MAILER_DATABASE_URL": config["MAILER_DATABASE_URL"],
+        "SQLALCHEMY_DATABASE_URI": config["MAILER_DATABASE_URL"],
+    }
+    app = create_shop(
+        {**config, **database},
+        {"mail/order.txt": "Order {{ number if number is defined else order.id }}"},
+    )
     db = SQLAlchemy(app)
 
     class Order(db.Model):  # type: ignore[name-defined,misc]
         id = Column(Integer, primary_key=True)
 
-    pages = [(PROJECT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guide.md")]
+    pages = [
+        (PROJECT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guide.md")
+    ]
     snippets = [match["code"] for page in pages for match in _TRANSACTION.finditer(page)]
     assert ["idempotency_key=" in snippet for snippet in snippets] == [True, False]
     with app.app_context():
         db.create_all()
-        store_of(app).check_schema()  # from here on the file has a log, as after `flask mail migrate`
+        store_of(
+            app
+        ).check_schema()  # from here on the file has a log, as after `flask mail migrate`
         queued = 0
         for snippet in snippets:
             known = {"db": db, "mailer": Mailer(), "user": SimpleNamespace(email="ada@example.com")}
@@ -96,7 +127,9 @@ def test_celery_takes_the_settings_of_the_guide() -> None:
 
     assert given.keys() <= defaults.DEFAULTS.keys()
     assert symbol_by_name(given["worker_consumer"]) is PatientConsumer
-    assert given["broker_transport_options"].items() <= transport_options(connect=2, answer=3).items()
+    assert (
+        given["broker_transport_options"].items() <= transport_options(connect=2, answer=3).items()
+    )
     own = make_celery(Flask("shop"), Settings.load({}, {}, default_database_url="sqlite://")).conf
     alike = (
         "broker_connection_retry_on_startup",

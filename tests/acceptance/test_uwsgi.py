@@ -23,24 +23,54 @@ MAILS = 400
 PYTHON = "/usr/bin/python3"  # what Debian's plugin is
 
 
-def test_workers_that_uwsgi_forks(config: dict[str, str], make_app: Callable[..., Flask], tmp_path: Path) -> None:
+def test_workers_that_uwsgi_forks(
+    config: dict[str, str], make_app: Callable[..., Flask], tmp_path: Path
+) -> None:
     """Four of them queue at the same time: each answers every request, and each receipt has its delivery."""
     program = require("uWSGI", find_program("uwsgi-core", "uwsgi"))
     folders = (str(PROJECT), *site.getsitepackages())
     loads = subprocess.run(
-        [PYTHON, "-c", f"import sys; sys.path[1:1] = {folders}; import mailer.celery.bell"], check=False, cwd=PROJECT
+        [PYTHON, "-c", f"import sys; sys.path[1:1] = {folders}; import mailer.celery.bell"],
+        check=False,
+        cwd=PROJECT,
     )
     if loads.returncode:
         pytest.skip("The packages here are for another Python than the one in Debian's uWSGI.")
     port = free_port()
-    command = [str(program), "--plugin", "python3", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "4"]
-    command += ["--die-on-term", "--wsgi", "tests.services.uwsgi_app", "--chdir", str(PROJECT), "--need-app", "--enable-threads"]
+    command = [
+        str(program),
+        "--plugin",
+        "python3",
+        "--http-socket",
+        f"127.0.0.1:{port}",
+        "--master",
+        "--processes",
+        "4",
+    ]
+    command += [
+        "--die-on-term",
+        "--wsgi",
+        "tests.services.uwsgi_app",
+        "--chdir",
+        str(PROJECT),
+        "--need-app",
+        "--enable-threads",
+    ]
     command += [f"--pythonpath={folder}" for folder in folders]
     log = tmp_path / "uwsgi.log"
     with log.open("wb") as output:
-        server = subprocess.Popen(command, env={**os.environ, **config}, stdout=output, stderr=output, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **config},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
-        wait_until(lambda: log.read_text().count("spawned uWSGI worker") == 4 or server.poll() is not None, timeout=30)
+        wait_until(
+            lambda: log.read_text().count("spawned uWSGI worker") == 4 or server.poll() is not None,
+            timeout=30,
+        )
         with ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(lambda number: ask(port, number), range(MAILS)))
     finally:

@@ -1,8 +1,8 @@
 """`make chaos`: break everything there is to break, in the long form, and print what came of it.
 
-ARGS="kill frozen" runs only what has a word in its name that begins so, ARGS=--short the short form, ARGS=--list names all.
-ARGS="--short --minutes 4" runs as many as begin in that time, others each day.
-What the long form of a scenario came to last is kept in `results`.
+ARGS="kill frozen" runs only what has a word in its name that begins so, ARGS=--short the short
+form, ARGS=--list names all. ARGS="--short --minutes 4" runs as many as begin in that time, others
+each day. What the long form of a scenario came to last is kept in `results`.
 """
 
 import argparse
@@ -24,7 +24,11 @@ _A_DAY = 7  # so many scenarios begin in a few minutes
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    chosen = [one for one in SCENARIOS if not options.words or any(f" {word}" in f" {one.name}" for word in options.words)]
+    chosen = [
+        one
+        for one in SCENARIOS
+        if not options.words or any(f" {word}" in f" {one.name}" for word in options.words)
+    ]
     if options.list:
         print(*(scenario.name for scenario in chosen), sep="\n")
         return 0
@@ -74,11 +78,24 @@ def _time_limit(minutes: float | None, futures: Iterable[Future[Row]]) -> Iterat
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("words", nargs="*", help="run only scenarios with a word in their name that begins so")
-    parser.add_argument("--short", action="store_true", help="each only for some seconds: a quarter of an hour in all")
-    parser.add_argument("--minutes", type=float, metavar="N", help="begin no scenario after that; each day begins with others")
+    parser.add_argument(
+        "words", nargs="*", help="run only scenarios with a word in their name that begins so"
+    )
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="each only for some seconds: a quarter of an hour in all",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="begin no scenario after that; each day begins with others",
+    )
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")
-    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="how many at the same time (2)")
+    parser.add_argument(
+        "--at-once", type=int, default=2, metavar="N", help="how many at the same time (2)"
+    )
     return parser
 
 

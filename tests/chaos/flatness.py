@@ -24,11 +24,16 @@ class Series:
     name: str
     unit: str
     bound: Bound | None = None  #: None: it is shown, and not judged
-    values: list[float | None] = field(default_factory=list)  #: None: it could not be read at that moment
+    values: list[float | None] = field(
+        default_factory=list
+    )  #: None: it could not be read at that moment
 
     @property
     def before(self) -> float:
-        """What it was in the second quarter. The median: a fault is to disturb it, not to hide what remains after it."""
+        """What it was in the second quarter.
+
+        The median: a fault is to disturb it, not to hide what remains after it.
+        """
         return self._quarter(1)
 
     @property
@@ -48,7 +53,10 @@ class Series:
         length = len(self.values)
         known = self._known(self.values[length * number // 4 : length * (number + 1) // 4])
         if not known:
-            raise ValueError(f"{self.plot}, {self.name}: nothing was measured in quarter {number + 1}: let it run for longer")
+            raise ValueError(
+                f"{self.plot}, {self.name}: nothing was measured in quarter {number + 1}: let it"
+                " run for longer"
+            )
         return median(known)
 
     @staticmethod

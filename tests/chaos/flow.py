@@ -14,7 +14,10 @@ def let_mail_flow(site: Site, *, workers: int = 1, senders: int = 2, pause: floa
         site.start_worker()
     for _ in range(senders):
         site.start_sender(pause=pause)
-    wait_until(lambda: all(any(call.mail_id for call in sender.calls()) for sender in site.senders), timeout=60)
+    wait_until(
+        lambda: all(any(call.mail_id for call in sender.calls()) for sender in site.senders),
+        timeout=60,
+    )
     wait_for_flow(site)
 
 
@@ -52,4 +55,6 @@ def count_up(site: Site, report: Report, *, twice: int = 0, in_doubt: int | None
     report.tally = tally if report.tally is None else report.tally + tally
     report.expect_nothing_lost(twice=twice, in_doubt=in_doubt)
     false = broken_refusals(site.calls(), site.sink.recipients())
-    report.expect(not false, f"{len(false)} calls raised that nothing was queued, and their mail went out")
+    report.expect(
+        not false, f"{len(false)} calls raised that nothing was queued, and their mail went out"
+    )

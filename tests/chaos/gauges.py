@@ -30,7 +30,9 @@ def taken_by(pids: Iterable[int]) -> Taken:
 def children_of(pid: int) -> list[int]:
     """Of its main thread, and while it runs: after that there are none."""
     with suppress(FileNotFoundError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     return []
 
 
@@ -42,7 +44,9 @@ def descriptors_of(path: Path, pids: Iterable[int]) -> int:
 def connections_at(port: int) -> int:
     """How many are established to this port of the machine."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(line[1].rpartition(":")[2], 16) == port and line[3] == _ESTABLISHED for line in lines)
+    return sum(
+        int(line[1].rpartition(":")[2], 16) == port and line[3] == _ESTABLISHED for line in lines
+    )
 
 
 def _targets(pid: int) -> Iterable[str]:

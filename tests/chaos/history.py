@@ -68,23 +68,34 @@ def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iter
         once=_count(copies[mail_id] == 1 for mail_id in states),
         twice=_count(copies[mail_id] > 1 for mail_id in states),
         in_doubt=_count(state is Status.DOUBTFUL for state in states.values()),
-        failed=_count(state in _NOT_SENT and not copies[mail_id] for mail_id, state in states.items()),
+        failed=_count(
+            state in _NOT_SENT and not copies[mail_id] for mail_id, state in states.items()
+        ),
         # "sent" without having arrived is lost as well: the database lies.
-        lost=_count(not copies[mail_id] and (state is None or state is Status.SENT) for mail_id, state in states.items()),
+        lost=_count(
+            not copies[mail_id] and (state is None or state is Status.SENT)
+            for mail_id, state in states.items()
+        ),
         waiting=_count(state in _WAITING for state in states.values()),
-        uninvited=sum(copies for message_id, copies in arrived.items() if message_id not in promised),
+        uninvited=sum(
+            copies for message_id, copies in arrived.items() if message_id not in promised
+        ),
     )
 
 
 def moves_on(mail: MailStatus) -> bool:
     """Whether something is still to happen to it by itself: a doubt that a person has to decide rests."""
-    return any(copy.status in _WAITING or (copy.status is Status.DOUBTFUL and copy.due_at) for copy in mail)
+    return any(
+        copy.status in _WAITING or (copy.status is Status.DOUBTFUL and copy.due_at) for copy in mail
+    )
 
 
 def broken_refusals(calls: Iterable[Call], recipients: Collection[str]) -> Collection[Call]:
     """Calls that raised "nothing was queued", whose mail arrived all the same."""
     arrived = set(recipients)
-    return [call for call in calls if call.error == "StoreUnavailable" and call.recipient in arrived]
+    return [
+        call for call in calls if call.error == "StoreUnavailable" and call.recipient in arrived
+    ]
 
 
 def _state(mail: MailStatus | None) -> Status | None:

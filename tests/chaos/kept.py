@@ -1,4 +1,7 @@
-"""What the long form of each scenario came to last: `results/latest.json` for programs, `results/latest.txt` for people."""
+"""The last result of the long form of each scenario.
+
+`results/latest.json` for programs, `results/latest.txt` for people.
+"""
 
 import json
 from pathlib import Path
@@ -18,7 +21,9 @@ def keep(row: Row, folder: Path = RESULTS) -> None:
     kept = {**_kept(folder / "latest.json"), row.name: row}
     rows = [kept[scenario.name] for scenario in SCENARIOS if scenario.name in kept]
     folder.mkdir(exist_ok=True)
-    (folder / "latest.json").write_text(json.dumps([one.as_json() for one in rows], indent=1) + "\n")
+    (folder / "latest.json").write_text(
+        json.dumps([one.as_json() for one in rows], indent=1) + "\n"
+    )
     (folder / "latest.txt").write_text(table(rows))
 
 

@@ -1,4 +1,7 @@
-"""Mail that kills the process which composes it, as a parser that overruns its memory does. Workers take it when told to."""
+"""Mail that kills the process which composes it, as a parser that overruns its memory does.
+
+Workers take it when told to.
+"""
 
 import os
 import signal

@@ -9,7 +9,11 @@ _COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
 
 
 def _line(name: str, figures: Iterable[object], seconds: str, kept: str, taken: str) -> str:
-    return f"{name:62}" + "".join(f"{figure!s:>10}" for figure in figures) + f"{seconds:>6}{kept:>7}  {taken}"
+    return (
+        f"{name:62}"
+        + "".join(f"{figure!s:>10}" for figure in figures)
+        + f"{seconds:>6}{kept:>7}  {taken}"
+    )
 
 
 HEADING = _line("fault or input", _COLUMNS, "s", "kept?", "taken (UTC)")
@@ -38,4 +42,12 @@ def _figures(report: Report) -> list[object]:
     tally = report.tally
     if tally is None:
         return [report.faults, *([""] * (len(_COLUMNS) - 1))]
-    return [report.faults, tally.accepted, tally.once, tally.twice, tally.in_doubt, tally.failed, tally.lost]
+    return [
+        report.faults,
+        tally.accepted,
+        tally.once,
+        tally.twice,
+        tally.in_doubt,
+        tally.failed,
+        tally.lost,
+    ]

@@ -34,11 +34,16 @@ class Row:
 
 
 @contextmanager
-def running(scenarios: Iterable[Scenario], size: Size, *, at_once: int) -> Iterator[Mapping[str, "Future[Row]"]]:
+def running(
+    scenarios: Iterable[Scenario], size: Size, *, at_once: int
+) -> Iterator[Mapping[str, "Future[Row]"]]:
     """By name, in processes of their own."""
     with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            yield {scenario.name: pool.submit(carried_through, scenario, size) for scenario in scenarios}
+            yield {
+                scenario.name: pool.submit(carried_through, scenario, size)
+                for scenario in scenarios
+            }
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -47,13 +52,18 @@ def carried_through(scenario: Scenario, size: Size) -> Row:
     """Whatever happens: the others are to be carried through as well."""
     log, started = io.StringIO(), time.monotonic()
     row = Row(name=scenario.name, taken=f"{datetime.now(UTC):%Y-%m-%d %H:%M}", seconds=0)
-    with TemporaryDirectory(prefix="mailer-chaos-", ignore_cleanup_errors=True) as folder, redirect_stdout(log):
+    with (
+        TemporaryDirectory(prefix="mailer-chaos-", ignore_cleanup_errors=True) as folder,
+        redirect_stdout(log),
+    ):
         try:
             row.report = scenario.run(Path(folder), size)
         except pytest.skip.Exception as reason:
             row.missing = str(reason)
         except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- see above
             traceback.print_exc(file=log)
-            row.report.broken.append(f"it could not be carried through: {type(error).__name__}: {error}")
+            row.report.broken.append(
+                f"it could not be carried through: {type(error).__name__}: {error}"
+            )
     row.seconds, row.log = time.monotonic() - started, log.getvalue()
     return row

@@ -44,7 +44,9 @@ class Report:
         self.expect(tally.waiting == 0, f"{tally.waiting} still wait")
         self.expect(tally.twice <= twice, f"{tally.twice} sent twice, {twice} at most")
         if in_doubt is not None:
-            self.expect(tally.in_doubt <= in_doubt, f"{tally.in_doubt} in doubt, {in_doubt} at most")
+            self.expect(
+                tally.in_doubt <= in_doubt, f"{tally.in_doubt} in doubt, {in_doubt} at most"
+            )
 
 
 @dataclass(frozen=True, slots=True)

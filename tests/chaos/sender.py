@@ -1,11 +1,15 @@
-"""A web process that queues mail until it is told to stop: `python -m tests.chaos.sender NAME [option=value …]`.
+"""A web process that queues mail until it is told to stop.
 
-It prints a line for each call: "accepted ID MESSAGE-ID RECIPIENT SECONDS", or "refused ERROR - RECIPIENT SECONDS". The
-options are those of `send_email()`; `count`, after which it ends; `pause`, in seconds between two calls; `delay`, in seconds
-until the mail is due; `file`, the size of an attachment; and `line`, the length of a line in the mail.
+`python -m tests.chaos.sender NAME [option=value …]`.
 
-With `shared=orders`, every process queues the same mails, orders-1 and so on, each under its key. With `orders=1`, a mail is
-queued in the transaction that writes an order, of the same name as its recipient; every third is rolled back.
+It prints a line for each call: "accepted ID MESSAGE-ID RECIPIENT SECONDS", or "refused ERROR -
+RECIPIENT SECONDS". The options are those of `send_email()`; `count`, after which it ends; `pause`,
+in seconds between two calls; `delay`, in seconds until the mail is due; `file`, the size of an
+attachment; and `line`, the length of a line in the mail.
+
+With `shared=orders`, every process queues the same mails, orders-1 and so on, each under its key.
+With `orders=1`, a mail is queued in the transaction that writes an order, of the same name as its
+recipient; every third is rolled back.
 """
 
 import os
@@ -31,7 +35,13 @@ def main(name: str, options: dict[str, str]) -> None:
     shared, orders = options.pop("shared", ""), bool(options.pop("orders", ""))
     given = _given(options)
     app = create_app({})
-    engine = create_engine(os.environ["MAILER_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")) if orders else None
+    engine = (
+        create_engine(
+            os.environ["MAILER_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
+        )
+        if orders
+        else None
+    )
     number = 0
     while not stopping.wait(pause) and (not count or number < count):
         number += 1
@@ -77,7 +87,9 @@ class RolledBack(Exception):
 def _order(engine: Engine, recipient: str, is_dropped: bool) -> Receipt:
     with engine.begin() as connection:
         receipt = _send(recipient, connection=connection)
-        connection.execute(text("INSERT INTO chaos_order VALUES (:recipient)"), {"recipient": recipient})
+        connection.execute(
+            text("INSERT INTO chaos_order VALUES (:recipient)"), {"recipient": recipient}
+        )
         if is_dropped:
             raise RolledBack
     return receipt

@@ -1,11 +1,13 @@
-"""A relay that notes each mail it takes, on disk, before it says so: `python -m tests.chaos.sink PORT FILE`.
+"""A relay that notes each mail it takes, on disk, before it says so.
 
-A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so that it can be frozen and
-killed, and so that it keeps no core from who is to be broken. Whoever's name begins with "grey" is greylisted: told to come
-back, once.
+`python -m tests.chaos.sink PORT FILE`.
 
-While there is a file FILE.hold, it answers nothing to the next mail: that is noted, its 250 is still to come, and there is a file
-FILE.held.
+A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so
+that it can be frozen and killed, and so that it keeps no core from who is to be broken. Whoever's
+name begins with "grey" is greylisted: told to come back, once.
+
+While there is a file FILE.hold, it answers nothing to the next mail: that is noted, its 250 is
+still to come, and there is a file FILE.held.
 """
 
 import asyncio
@@ -77,7 +79,10 @@ class _Session(asyncio.Protocol):
 
     def _take(self, mail: bytes) -> bytes:
         found = _MESSAGE_ID.search(mail)
-        os.write(self._file, b"%b %b %.3f\n" % (self._recipient, found[1] if found else b"-", time.time()))
+        os.write(
+            self._file,
+            b"%b %b %.3f\n" % (self._recipient, found[1] if found else b"-", time.time()),
+        )
         while _HOLD.exists():
             _HELD.touch()
             time.sleep(0.01)
@@ -87,7 +92,9 @@ class _Session(asyncio.Protocol):
 async def _serve(port: int, file: int) -> None:
     greylisted: set[bytes] = set()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Session(file, greylisted), "127.0.0.1", port, backlog=512)
+    server = await loop.create_server(
+        lambda: _Session(file, greylisted), "127.0.0.1", port, backlog=512
+    )
     async with server:
         await server.serve_forever()
 

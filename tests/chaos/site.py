@@ -91,12 +91,25 @@ class Sink:
 class Sender:
     """A web process that queues; see `tests.chaos.sender`."""
 
-    def __init__(self, name: str, env: Mapping[str, str], folder: Path, options: Mapping[str, object]) -> None:
+    def __init__(
+        self, name: str, env: Mapping[str, str], folder: Path, options: Mapping[str, object]
+    ) -> None:
         self._file = folder / f"{name}.calls"
-        command = [sys.executable, "-m", "tests.chaos.sender", name, *(f"{key}={value}" for key, value in options.items())]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.chaos.sender",
+            name,
+            *(f"{key}={value}" for key, value in options.items()),
+        ]
         with self._file.open("wb") as calls, self._file.with_suffix(".log").open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=PROJECT, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=calls, stderr=log
+                command,
+                cwd=PROJECT,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=calls,
+                stderr=log,
             )
 
     def stop(self, timeout: float = 60) -> None:
@@ -152,7 +165,9 @@ class Site:
         within: Sequence[str] = (),
     ) -> Worker:
         """Ready to work when this returns, which it never is without a broker."""
-        [worker] = self.fleet.start(1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready, within=within)
+        [worker] = self.fleet.start(
+            1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready, within=within
+        )
         return worker
 
     def start_sender(self, *, name: str = "", **options: object) -> Sender:
@@ -174,14 +189,22 @@ class Site:
 
         def is_quiet() -> bool:
             mails = Mailer().statuses(awaited)
-            awaited.difference_update(mail_id for mail_id in {*awaited} if mail_id not in mails or _is_final(mails[mail_id]))
+            awaited.difference_update(
+                mail_id
+                for mail_id in {*awaited}
+                if mail_id not in mails or _is_final(mails[mail_id])
+            )
             return not any(moves_on(mails[mail_id]) for mail_id in awaited)
 
         with self.app().app_context():
             try:
                 wait_until(is_quiet, timeout)
             except pytest.fail.Exception:
-                print(f"{len(awaited)} still wait:", *Mailer().statuses([*awaited][:10]).values(), sep="\n")
+                print(
+                    f"{len(awaited)} still wait:",
+                    *Mailer().statuses([*awaited][:10]).values(),
+                    sep="\n",
+                )
                 raise
 
     def mails(self) -> list[MailStatus]:
@@ -219,7 +242,8 @@ def running_site(folder: Path, database: Database = "sqlite") -> Iterator[Site]:
 def site_on(database_url: str, folder: Path) -> Iterator[Site]:
     """The same with a database of the scenario's own."""
     with ExitStack() as stack:
-        short = Path(stack.enter_context(TemporaryDirectory(prefix="mailer-redis-")))  # sockets want short paths
+        # Sockets want short paths.
+        short = Path(stack.enter_context(TemporaryDirectory(prefix="mailer-redis-")))
         redis = RedisServer(broker.find_program(), short)
         stack.callback(redis.stop)
         redis.start()

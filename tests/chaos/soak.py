@@ -1,7 +1,8 @@
 """`make soak`: an hour of mixed traffic with faults, and whether what it takes stays flat.
 
-What is watched lives through all of it: the web processes, a prefork worker, a worker of threads. A third worker is there to be
-killed. At the end the histories are compared, as after any scenario. The figures, the plots and `docs/soak.md` are written anew.
+What is watched lives through all of it: the web processes, a prefork worker, a worker of threads. A
+third worker is there to be killed. At the end the histories are compared, as after any scenario.
+The figures, the plots and `docs/soak.md` are written anew.
 """
 
 import argparse
@@ -39,7 +40,8 @@ TRAFFIC: dict[str, dict[str, object]] = {
 }
 _BETWEEN_FAULTS = 10.0  # seconds
 _SAMPLES = 600
-# Of the whole run: how long a mail is kept, so that the database is as large as it gets within the first quarter.
+# Of the whole run: how long a mail is kept, so that the database is as large as it gets within the
+# first quarter.
 _KEPT = 1 / 20
 _CONNECTIONS = 10  # that three workers may have to the relay
 _UNDECIDED = (Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING)
@@ -47,14 +49,22 @@ _UNDECIDED = (Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING)
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60, help="how long the traffic flows (default: 60)")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="how long the traffic flows (default: 60)"
+    )
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument(
-        "--into", type=Path, default=PROJECT / "docs", help="where soak.md and soak/*.svg are written (default: docs)"
+        "--into",
+        type=Path,
+        default=PROJECT / "docs",
+        help="where soak.md and soak/*.svg are written (default: docs)",
     )
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="mailer-soak-"))
-    print(f"… for {options.minutes:g} minutes; the logs are in {folder}, until all is well", file=sys.stderr)
+    print(
+        f"… for {options.minutes:g} minutes; the logs are in {folder}, until all is well",
+        file=sys.stderr,
+    )
     with (folder / "logs").open("w") as logs, redirect_stdout(logs):
         soak = run(folder, options.database, seconds=60 * options.minutes)
     print(table(soak), end="")
@@ -128,7 +138,10 @@ def _look_on(site: Site, watch: Watch, seconds: float, breaking: "Future[None]")
 
 
 def _wait_until_decided(site: Site) -> None:
-    """Nothing is queued or in a worker's hands any more. The lease of a mail that a dead worker had on the wire lasts minutes."""
+    """Nothing is queued or in a worker's hands any more.
+
+    The lease of a mail that a dead worker had on the wire lasts minutes.
+    """
     store: Store = site.app().extensions["mailer"].store
     wait_until(lambda: not any(status in _UNDECIDED for status, *_ in store.counts()), timeout=600)
 

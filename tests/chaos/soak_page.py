@@ -56,17 +56,22 @@ def _page(soak: Soak) -> Iterator[str]:
     yield "# Soak\n\nWritten by `make soak`: change `tests/chaos/soak_page.py`, not this page.\n"
     yield f"Taken on {datetime.now(UTC):%Y-%m-%d}: {describe()}.\n"
     yield (
-        "Five web processes queue at a steady pace: small mails, urgent ones, scheduled ones, some with a file, some that are "
-        "greylisted. A prefork worker and a worker of threads deliver from the beginning to the end, and are what is watched; a "
-        "third one is there to be killed. Finished mails are purged after a twentieth of the time.\n"
+        "Five web processes queue at a steady pace: small mails, urgent ones, scheduled ones, some"
+        " with a file, some that are "
+        "greylisted. A prefork worker and a worker of threads deliver from the beginning to the"
+        " end, and are what is watched; a "
+        "third one is there to be killed. Finished mails are purged after a twentieth of the"
+        " time.\n"
     )
     yield f"{_sentence(soak)}\n"
     yield from (f"**Broken:** {promise}\n" for promise in soak.report.broken)
     yield "| fault | times |\n|---|--:|"
     yield from (f"| {name} | {times} |" for name, times in sorted(soak.faults.items()))
     yield (
-        "\nFlat means: the median of the last quarter is not above that of the second by more than what is allowed. The first "
-        "quarter is for warming up. Memory is the proportional set size: what processes share is divided among them.\n"
+        "\nFlat means: the median of the last quarter is not above that of the second by more than"
+        " what is allowed. The first "
+        "quarter is for warming up. Memory is the proportional set size: what processes share is"
+        " divided among them.\n"
     )
     yield f"| {' | '.join(_COLUMNS)} |\n|---|--:|--:|--:|--:|---|"
     yield from (f"| {' | '.join(_row(one))} |" for one in soak.watch.series)

@@ -31,9 +31,14 @@ _UNITS = {MEMORY: "MB", SIZE: "MB", MAILS: "a second"}
 
 
 class Watch:
-    """All figures of one run. `prefork` and `threads` are the main processes of two workers that nobody kills."""
+    """All figures of one run.
 
-    def __init__(self, site: Site, database: Database, *, web: Sequence[int], prefork: int, threads: int) -> None:
+    `prefork` and `threads` are the main processes of two workers that nobody kills.
+    """
+
+    def __init__(
+        self, site: Site, database: Database, *, web: Sequence[int], prefork: int, threads: int
+    ) -> None:
         self.moments: list[float] = []  #: seconds since the beginning
         self.series: list[Series] = []
         self._groups = {
@@ -45,7 +50,11 @@ class Watch:
         self._site = site
         self._store: Store = site.app().extensions["mailer"].store
         self._broker = redis.Redis.from_url(site.redis.url, socket_timeout=0.5)
-        self._database = _SqliteFigures(site.folder, self._groups) if database == "sqlite" else _PostgresFigures(self._store)
+        self._database = (
+            _SqliteFigures(site.folder, self._groups)
+            if database == "sqlite"
+            else _PostgresFigures(self._store)
+        )
         self._by_name: dict[tuple[str, str], Series] = {}
         self._sent = 0
 
@@ -57,14 +66,22 @@ class Watch:
             try:
                 self._note_processes(name, taken_by(pids))
             except (FileNotFoundError, ProcessLookupError):
-                raise RuntimeError(f"{name}: one has ended that nobody stopped; its log says why") from None
+                raise RuntimeError(
+                    f"{name}: one has ended that nobody stopped; its log says why"
+                ) from None
         self._note(CONNECTIONS, "to the relay", connections_at(self._site.sink.port))
         self._note(CONNECTIONS, "to Redis", self._redis_clients())
         self._note(CONNECTIONS, "to the database", self._database.connections())
         self._note(SIZE, "with its log", self._database.size() / _MB)
-        self._note(QUEUE, "waiting", sum(count for status, _, count, _ in self._store.counts() if status in _WAITING))
+        self._note(
+            QUEUE,
+            "waiting",
+            sum(count for status, _, count, _ in self._store.counts() if status in _WAITING),
+        )
         before, self._sent = self._sent, self._site.sink.count()
-        self._note(MAILS, "taken by the relay", (self._sent - before) / elapsed if elapsed else None)
+        self._note(
+            MAILS, "taken by the relay", (self._sent - before) / elapsed if elapsed else None
+        )
 
     def _note_processes(self, name: str, taken: Taken) -> None:
         self._note(MEMORY, name, taken.memory / _MB)
@@ -73,7 +90,9 @@ class Watch:
 
     def _note(self, plot: str, name: str, value: float | None) -> None:
         if (plot, name) not in self._by_name:
-            self._by_name[plot, name] = one = Series(plot, name, _UNITS.get(plot, ""), _BOUNDS.get(plot))
+            self._by_name[plot, name] = one = Series(
+                plot, name, _UNITS.get(plot, ""), _BOUNDS.get(plot)
+            )
             self.series.append(one)
         self._by_name[plot, name].values.append(value)
 
@@ -108,7 +127,9 @@ class _PostgresFigures:
         return self._ask("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 
     def size(self) -> int:
-        return self._ask("SELECT pg_database_size(current_database()) + (SELECT sum(size) FROM pg_ls_waldir())")
+        return self._ask(
+            "SELECT pg_database_size(current_database()) + (SELECT sum(size) FROM pg_ls_waldir())"
+        )
 
     def _ask(self, question: str) -> int:
         with self._engine.connect() as connection:

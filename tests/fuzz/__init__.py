@@ -1,1 +1,4 @@
-"""Bytes that nobody meant: `make fuzz` has atheris look for some that break a target, `make test` tries the corpus and others."""
+"""Bytes that nobody meant.
+
+`make fuzz` has atheris look for some that break a target, `make test` tries the corpus and others.
+"""

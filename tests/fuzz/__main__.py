@@ -1,7 +1,7 @@
 """`make fuzz`: look for bytes that break a target, ten minutes each, beginning with the corpus.
 
-What breaks one is written to `tests/fuzz/found/`: mend the product, and move the file to `tests/fuzz/corpus/`, where `make test`
-tries it from then on.
+What breaks one is written to `tests/fuzz/found/`: mend the product, and move the file to
+`tests/fuzz/corpus/`, where `make test` tries it from then on.
 """
 
 import argparse
@@ -20,7 +20,9 @@ FOUND = Path(__file__).with_name("found")
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("targets", nargs="*", metavar="target", help=f"only these: {', '.join(TARGETS)}")
+    parser.add_argument(
+        "targets", nargs="*", metavar="target", help=f"only these: {', '.join(TARGETS)}"
+    )
     parser.add_argument("--minutes", type=float, default=10, help="for each target (default: 10)")
     options = parser.parse_args(arguments)
     chosen = options.targets or list(TARGETS)

@@ -30,7 +30,9 @@ class Bytes:
 
     def text(self) -> str:
         """What is no UTF-8 is left out, or becomes halves of characters, as a program can make them."""
-        return self.piece().decode("utf-8", self.pick(["ignore", "ignore", "ignore", "surrogateescape"]))
+        return self.piece().decode(
+            "utf-8", self.pick(["ignore", "ignore", "ignore", "surrogateescape"])
+        )
 
     def rest(self) -> bytes:
         return self.take(len(self._data))

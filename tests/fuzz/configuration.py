@@ -7,7 +7,15 @@ from tests.fuzz.bytes import Bytes
 
 # Those whose values have a form of their own; the corpus counts on their order.
 _KEYS = [
-    *("MAIL_SERVER", "MAIL_PORT", "MAIL_USE_TLS", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_DEFAULT_SENDER", "MAIL_DEBUG"),
+    *(
+        "MAIL_SERVER",
+        "MAIL_PORT",
+        "MAIL_USE_TLS",
+        "MAIL_USERNAME",
+        "MAIL_PASSWORD",
+        "MAIL_DEFAULT_SENDER",
+        "MAIL_DEBUG",
+    ),
     *(
         "MAILER_RELAYS",
         "MAILER_PROXY",
@@ -16,7 +24,13 @@ _KEYS = [
         "MAILER_TLS_MINIMUM",
         "MAILER_COMMAND_TIMEOUT",
     ),
-    *("MAILER_DATABASE_URL", "MAILER_REDIS_URL", "MAILER_RETRY_JITTER", "MAILER_KEEP_DAYS", "MAILER_SUBJECT_PREFIX"),
+    *(
+        "MAILER_DATABASE_URL",
+        "MAILER_REDIS_URL",
+        "MAILER_RETRY_JITTER",
+        "MAILER_KEEP_DAYS",
+        "MAILER_SUBJECT_PREFIX",
+    ),
 ]
 _MAY_HOLD_SECRETS = SECRETS | {"MAILER_RELAYS"}
 _SECRET = "correct horse battery staple"

@@ -20,9 +20,13 @@ from tests.fuzz.bytes import Bytes
 
 _CHUNKS = [1, 7, 64, 4096, 65536]
 _MOST_UNREAD = LONGEST_REPLY + 65536
-_LONGEST = 102 * (LONGEST_REPLY + 65536)  # a hundred lines that are cut, and one that is as long as what arrives at once
+# A hundred lines that are cut, and one that is as long as what arrives at once.
+_LONGEST = 102 * (LONGEST_REPLY + 65536)
 _LOGIN = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "not a word of it"}
-_RELAYS = [Settings.load(config, {}, default_database_url="sqlite://") for config in ({}, _LOGIN, {"MAILER_LMTP": True})]
+_RELAYS = [
+    Settings.load(config, {}, default_database_url="sqlite://")
+    for config in ({}, _LOGIN, {"MAILER_LMTP": True})
+]
 _GREETING = b"220 relay\r\n250-relay\r\n250-PIPELINING\r\n250-AUTH PLAIN LOGIN CRAM-MD5\r\n250 SIZE 1000000\r\n"
 _MESSAGE = Message(
     id="mail",
@@ -98,7 +102,11 @@ def converse(data: bytes) -> None:
     settings, chunk = source.pick(_RELAYS), source.pick(_CHUNKS)
     beginning = source.pick([_GREETING, b""])
     connection = RelayConnection(
-        _STATE, settings, _APP, _Opener(settings, Wire(beginning + source.rest(), chunk)), ConnectionLimit("relay")
+        _STATE,
+        settings,
+        _APP,
+        _Opener(settings, Wire(beginning + source.rest(), chunk)),
+        ConnectionLimit("relay"),
     )
     outcomes = list(connection.transmit(_mails()))
     connection.close()
@@ -112,4 +120,7 @@ def converse(data: bytes) -> None:
 
 def _mails() -> Iterator[WireMessage]:
     composed = compose(_MESSAGE)
-    yield from (WireMessage(_MESSAGE, recipient, composed) for recipient in ("bob@example.com", "eve@example.com"))
+    yield from (
+        WireMessage(_MESSAGE, recipient, composed)
+        for recipient in ("bob@example.com", "eve@example.com")
+    )

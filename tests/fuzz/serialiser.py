@@ -19,15 +19,22 @@ from mailer.store import Store
 from tests.fuzz.bytes import Bytes
 
 _SETTINGS = Settings.load({}, {}, default_database_url="sqlite://")
-_OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=True, max_octets=0)
+_OFFERS = Offers(
+    extended=True, pipelining=True, eightbit=True, smtputf8=True, size=True, max_octets=0
+)
 #: Where a lenient server might see the end of a mail, or of a line.
 _SMUGGLED = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
-_ENVELOPE = re.compile(rb"MAIL FROM:<[^\r\n<>]*>[^\r\n]*\r\nRCPT TO:<[^\r\n<>]*>[^\r\n]*\r\nDATA\r\n")
+_ENVELOPE = re.compile(
+    rb"MAIL FROM:<[^\r\n<>]*>[^\r\n]*\r\nRCPT TO:<[^\r\n<>]*>[^\r\n]*\r\nDATA\r\n"
+)
 _TYPES = ["application/pdf", "text/plain", "text/calendar; method=REQUEST", "image/png", ""]
 
 
 class Shelf:
-    """What stands for a store: it keeps the last mail in mind. A database would be all that is measured."""
+    """What stands for a store: it keeps the last mail in mind.
+
+    A database would be all that is measured.
+    """
 
     message: Message
     envelope: Envelope
@@ -79,7 +86,9 @@ def _mail(source: Bytes) -> flask_mail.Message:
         reply_to=source.pick([None, "ada@example.com", source.text()]),
         body=source.text() * source.pick([1, 1, 1, 9]),
         html=source.pick([None, source.text()]),
-        extra_headers={source.pick(["X-Tag", "List-Id", source.text()]): source.text()} if source.number(2) else None,
+        extra_headers={source.pick(["X-Tag", "List-Id", source.text()]): source.text()}
+        if source.number(2)
+        else None,
         mail_options=source.pick([[], [source.text()]]),
         rcpt_options=source.pick([[], [source.text()]]),
     )
@@ -100,9 +109,17 @@ def _addresses(source: Bytes) -> Iterator[Any]:
 
 def _attachment(source: Bytes) -> flask_mail.Attachment:
     kind = source.pick([*_TYPES, source.text()])
-    headers = {source.pick(["Content-ID", "X-Part", source.text()]): source.text()} if source.number(2) else None
+    headers = (
+        {source.pick(["Content-ID", "X-Part", source.text()]): source.text()}
+        if source.number(2)
+        else None
+    )
     return flask_mail.Attachment(
-        source.text(), kind, source.piece(), source.pick(["attachment", "inline", source.text()]), headers
+        source.text(),
+        kind,
+        source.piece(),
+        source.pick(["attachment", "inline", source.text()]),
+        headers,
     )
 
 
@@ -123,7 +140,12 @@ def _check_content(message: Message, mail: bytes) -> None:
     parsed = message_from_bytes(mail, policy=policy.default)
     assert [name for name in parsed if name != "Content-Transfer-Encoding"] == [*_headers(message)]
     assert parsed["Subject"] == message.subject
-    for name, said in {"From": (message.sender,), "To": message.to, "Cc": message.cc, "Reply-To": message.reply_to}.items():
+    for name, said in {
+        "From": (message.sender,),
+        "To": message.to,
+        "Cc": message.cc,
+        "Reply-To": message.reply_to,
+    }.items():
         found = parsed[name].addresses if parsed[name] is not None else ()
         assert [one.addr_spec for one in found] == [one.email for one in said], name
     files = [part for part in parsed.walk() if part["Content-Disposition"] is not None]
@@ -142,4 +164,10 @@ def _headers(message: Message) -> Iterator[str]:
         yield "Cc"
     if message.reply_to:
         yield "Reply-To"
-    yield from ("Subject", "Message-ID", *(name for name, _ in message.headers), "MIME-Version", "Content-Type")
+    yield from (
+        "Subject",
+        "Message-ID",
+        *(name for name, _ in message.headers),
+        "MIME-Version",
+        "Content-Type",
+    )

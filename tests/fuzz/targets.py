@@ -10,14 +10,31 @@ from tests.fuzz.serialiser import serialise
 Target = Callable[[bytes], None]
 
 #: An AssertionError, or any other exception, is a find.
-TARGETS: Mapping[str, Target] = {"serialise": serialise, "hear": hear, "converse": converse, "configure": configure}
+TARGETS: Mapping[str, Target] = {
+    "serialise": serialise,
+    "hear": hear,
+    "converse": converse,
+    "configure": configure,
+}
 
 #: Inputs that were interesting once, in a folder for each target.
 CORPUS = Path(__file__).with_name("corpus")
 
 #: What bytes by chance would hardly be.
 WORDS = [
-    *(b"\r\n", b"\n", b"\r", b"\r\n.\r\n", b"\n.\n", b"\r\n\r\n", b"\x00", b"\x1b[", b"\xe2\x80\xa8", b"\xc2\x85", b"."),
+    *(
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b"\r\n.\r\n",
+        b"\n.\n",
+        b"\r\n\r\n",
+        b"\x00",
+        b"\x1b[",
+        b"\xe2\x80\xa8",
+        b"\xc2\x85",
+        b".",
+    ),
     *(
         b"=?utf-8?q?",
         b"?=",
@@ -33,7 +50,38 @@ WORDS = [
         b": ",
         b"Bcc: eve@example.com",
     ),
-    *(b"multipart/mixed", b"message/rfc822", b"text/plain; charset=x", b'; boundary="=_mail"', b"--=_mail", b"BODY=8BITMIME"),
-    *(b"220 ", b"250-", b"250 ", b"334 ", b"354 ", b"421 ", b"450 4.7.1 ", b"550 5.1.1 ", b"PIPELINING", b"AUTH PLAIN", b"SIZE "),
-    *(b"smtp://", b"socks5://", b"redis://", b"sqlite:///", b'{"name": ', b"[", b"]", b"True", b"-1", b"1e999", b"14/second"),
+    *(
+        b"multipart/mixed",
+        b"message/rfc822",
+        b"text/plain; charset=x",
+        b'; boundary="=_mail"',
+        b"--=_mail",
+        b"BODY=8BITMIME",
+    ),
+    *(
+        b"220 ",
+        b"250-",
+        b"250 ",
+        b"334 ",
+        b"354 ",
+        b"421 ",
+        b"450 4.7.1 ",
+        b"550 5.1.1 ",
+        b"PIPELINING",
+        b"AUTH PLAIN",
+        b"SIZE ",
+    ),
+    *(
+        b"smtp://",
+        b"socks5://",
+        b"redis://",
+        b"sqlite:///",
+        b'{"name": ',
+        b"[",
+        b"]",
+        b"True",
+        b"-1",
+        b"1e999",
+        b"14/second",
+    ),
 ]

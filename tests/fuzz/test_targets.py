@@ -22,9 +22,13 @@ def test_the_corpus(seed: Path) -> None:
 @given(data=st.data())
 def test_what_is_like_it(name: str, data: st.DataObject) -> None:
     """A piece of the corpus with something else in the middle of it breaks none."""
-    seed = data.draw(st.sampled_from([file.read_bytes() for file in SEEDS if file.parent.name == name]))
+    seed = data.draw(
+        st.sampled_from([file.read_bytes() for file in SEEDS if file.parent.name == name])
+    )
     at, until = sorted(data.draw(st.tuples(*[st.integers(0, len(seed))] * 2)))
-    between = b"".join(data.draw(st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=5)))
+    between = b"".join(
+        data.draw(st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=5))
+    )
 
     TARGETS[name](seed[:at] + between + seed[until:])
 

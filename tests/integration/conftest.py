@@ -32,7 +32,9 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def shared_store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """One for a file of many small tests, which empty it: making a database takes longer than any of them."""
-    databases = request.getfixturevalue({"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param])
+    databases = request.getfixturevalue(
+        {"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param]
+    )
     with databases.migrated() as url:
         store = Store(url)
         yield store
@@ -76,7 +78,12 @@ def black_box(tmp_path: Path) -> BlackBox:
 
 @pytest.fixture
 def make_dispatcher(
-    store: Store, relay_to: Callable[..., Relay], sink: Sink, bell: CountingBell, clock: Clock, black_box: BlackBox
+    store: Store,
+    relay_to: Callable[..., Relay],
+    sink: Sink,
+    bell: CountingBell,
+    clock: Clock,
+    black_box: BlackBox,
 ) -> MakeDispatcher:
     """`make_dispatcher(windows_of=20, **config)`: one that delivers to the sink, and thinks that so many mails make a window."""
 
@@ -84,7 +91,11 @@ def make_dispatcher(
         relay = relay_to(sink, **config)
         settings = relay.settings
         assert isinstance(settings, Settings)  # of the app's own keys
-        dispatcher = Dispatcher(Services(settings, store, None, Throttle(settings, None), black_box, clock), [relay], bell)
+        dispatcher = Dispatcher(
+            Services(settings, store, None, Throttle(settings, None), black_box, clock),
+            [relay],
+            bell,
+        )
         for pace in (dispatcher._pace, *(state.pace for state in dispatcher._states)):
             pace.seconds_per_mail = 0.05 / windows_of
         return dispatcher
@@ -109,14 +120,22 @@ def open_dispatcher(
     """
     with ExitStack() as stack:
 
-        def open_dispatcher(*entries: Mapping[str, object], redis_url: str | None = None, **config: object) -> Dispatcher:
+        def open_dispatcher(
+            *entries: Mapping[str, object], redis_url: str | None = None, **config: object
+        ) -> Dispatcher:
             given = {"MAILER_RELAYS": list(entries), **dict.fromkeys(TIMEOUTS, LONG), **config}
             settings = Settings.load(given, {}, default_database_url=database_url)
             own_store = Store(database_url)
             stack.callback(own_store.engine.dispose)
-            relays = [Relay(one, Flask("tests"), flask_mail_state(settings)) for one in settings.relays]
+            relays = [
+                Relay(one, Flask("tests"), flask_mail_state(settings)) for one in settings.relays
+            ]
             dispatcher = Dispatcher(
-                Services(settings, own_store, None, Throttle(settings, redis_url), black_box, clock), relays, bell
+                Services(
+                    settings, own_store, None, Throttle(settings, redis_url), black_box, clock
+                ),
+                relays,
+                bell,
             )
             stack.callback(dispatcher.hang_up)
             return dispatcher

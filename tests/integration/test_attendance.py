@@ -34,7 +34,15 @@ NOW = 1_700_000_000.0
 
 
 def worker(name: str = "one", seen_at: float = NOW) -> Worker:
-    return Worker(id=name, machine="host", pid=7, version="1", lanes="normal", started_at=seen_at - 5, seen_at=seen_at)
+    return Worker(
+        id=name,
+        machine="host",
+        pid=7,
+        version="1",
+        lanes="normal",
+        started_at=seen_at - 5,
+        seen_at=seen_at,
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +73,9 @@ def test_mail_that_nobody_delivers(store: Store) -> None:
     store.beat(worker())
     assert absence(store, NOW + 5) is None
     assert absence(store, NOW + 59) is None
-    assert absence(store, NOW + 245) == "12 mails are due and no worker has been seen for 4 minutes."
+    assert (
+        absence(store, NOW + 245) == "12 mails are due and no worker has been seen for 4 minutes."
+    )
 
 
 def test_nothing_is_due(store: Store) -> None:
@@ -109,7 +119,7 @@ def test_more_than_anybody_counts(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert absence(store, NOW) == "3 or more mails are due and no worker has ever been seen."
 
 
-# --- who queues -------------------------------------------------------------------------------------------------------
+# --- who queues ---------------------------------------------------------------------------------
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -127,7 +137,10 @@ def test_the_log_of_who_queues(open_shop: OpenShop, caplog: pytest.LogCaptureFix
     queue(open_shop())
 
     [said] = wait_until(lambda: warned(caplog))
-    assert said.startswith("1 mail is due and no worker has ever been seen. Start one, with the same MAILER_DATABASE_URL ")
+    assert said.startswith(
+        "1 mail is due and no worker has ever been seen. Start one, with the same"
+        " MAILER_DATABASE_URL "
+    )
 
 
 @sqlite_only
@@ -159,7 +172,9 @@ def test_a_child_looks_whoever_looked_at_the_moment_of_its_fork(fork: Callable[[
 def test_a_test_of_an_application_hears_nothing() -> None:
     """With MAIL_SUPPRESS_SEND nobody has to be there, and nobody looks."""
     app = Flask("app")
-    app.config.update(TESTING=True, MAILER_DATABASE_URL="sqlite://", MAIL_DEFAULT_SENDER="ada@example.com")
+    app.config.update(
+        TESTING=True, MAILER_DATABASE_URL="sqlite://", MAIL_DEFAULT_SENDER="ada@example.com"
+    )
     Mailer(app)
     with app.app_context():
         assert mailer.absence() is None
@@ -181,16 +196,25 @@ def test_a_celery_app_that_came_late(open_shop: OpenShop, caplog: pytest.LogCapt
     app.extensions["celery"] = late
     queue(app)
 
-    assert "app.extensions['celery'] was set after Mailer(app)" in wait_until(lambda: warned(caplog))[0]
+    assert (
+        "app.extensions['celery'] was set after Mailer(app)"
+        in wait_until(lambda: warned(caplog))[0]
+    )
 
     signals.worker_init.send(sender=Starting(late))
     assert "This worker delivers no mail. app.extensions['celery'] was set after" in caplog.text
 
 
 @sqlite_only
-@pytest.mark.parametrize(("replies", "is_told"), [({}, True), ({"RCPT": b"550 5.1.1 no\r\n"}, False)])
+@pytest.mark.parametrize(
+    ("replies", "is_told"), [({}, True), ({"RCPT": b"550 5.1.1 no\r\n"}, False)]
+)
 def test_a_worker_tells_when_it_delivered_last(
-    make_dispatcher: MakeDispatcher, answering: Callable[..., RawServer], store: Store, replies: dict[str, bytes], is_told: bool
+    make_dispatcher: MakeDispatcher,
+    answering: Callable[..., RawServer],
+    store: Store,
+    replies: dict[str, bytes],
+    is_told: bool,
 ) -> None:
     """The main process of a pool knows it of its children, also of one that was killed since; a refusal is no delivery."""
     server = answering(**replies)
@@ -220,7 +244,9 @@ def deliver_in_a_child(dispatcher: Dispatcher) -> None:
     os.waitpid(child, 0)
 
 
-def test_a_heart_goes_on_beating(make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_heart_goes_on_beating(
+    make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever becomes of the database, its thread lives, and the worker with it."""
     url = "postgresql://mailer:secret@127.0.0.1:1/mailer"
     outbound = outbound_of(make_dispatcher())

@@ -25,7 +25,9 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def bell(open_shop: Callable[..., Flask], redis_server: RedisServer) -> CeleryBell:
-    app = open_shop(MAILER_REDIS_URL=redis_server.url, MAIL_SUPPRESS_SEND=False, MAILER_NAMESPACE="tests")
+    app = open_shop(
+        MAILER_REDIS_URL=redis_server.url, MAIL_SUPPRESS_SEND=False, MAILER_NAMESPACE="tests"
+    )
     return CeleryBell(app.extensions["celery"], app.extensions["mailer"].settings)
 
 
@@ -62,7 +64,9 @@ def test_a_ring_brings_no_limits_of_its_own(bell: CeleryBell, client: redis.Redi
 
 
 @pytest.mark.parametrize(("left", "somebody_hears"), [(55_000, True), (49_000, False)])
-def test_rings_that_nobody_answers(bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool) -> None:
+def test_rings_that_nobody_answers(
+    bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool
+) -> None:
     """After ten seconds the sweep is told so, and delivers by itself; the queue of rings does not grow meanwhile."""
     bell.ring(urge=True)
     client.set("mailer:tests:ring", 1, px=left)
@@ -71,7 +75,9 @@ def test_rings_that_nobody_answers(bell: CeleryBell, client: redis.Redis, left: 
     assert client.llen("mailer-tests") == 1 + somebody_hears
 
 
-def test_rings_that_somebody_else_took(bell: CeleryBell, client: redis.Redis, clock: Callable[[float], None]) -> None:
+def test_rings_that_somebody_else_took(
+    bell: CeleryBell, client: redis.Redis, clock: Callable[[float], None]
+) -> None:
     """A worker that is new rings first, however long the rings before went unanswered; and so it does every ten seconds."""
     client.set("mailer:tests:ring", 1, px=49_000)
 

@@ -15,9 +15,14 @@ LETTER = b"Subject: hello\r\n\r\nhello\r\n.. a line with dots\r\n"
 
 def test_the_sink_counts_every_mail(tmp_path: Path) -> None:
     """However many sessions they come in, and however fast."""
-    requirement.require("Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")]))
+    requirement.require(
+        "Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")])
+    )
     with running_sink(tmp_path) as sink:
-        subprocess.run([find_program("smtp-source"), "-s", "7", "-m", "501", f"{sink.host}:{sink.port}"], check=True)
+        subprocess.run(
+            [find_program("smtp-source"), "-s", "7", "-m", "501", f"{sink.host}:{sink.port}"],
+            check=True,
+        )
         wait_until(lambda: sink.count >= 501)
         for _ in range(3):
             send_one(sink)
@@ -38,7 +43,10 @@ def test_the_relay_far_away_counts_every_mail(tmp_path: Path) -> None:
 
 def test_the_relay_far_away_answers_what_came_in_one_packet(tmp_path: Path) -> None:
     """In the order in which it was asked, with the next mail's commands behind the final dot."""
-    with running_relay(tmp_path) as relay, socket.create_connection((relay.host, relay.port)) as connection:
+    with (
+        running_relay(tmp_path) as relay,
+        socket.create_connection((relay.host, relay.port)) as connection,
+    ):
         replies = connection.makefile("rb")
         assert replies.readline().startswith(b"220 ")
         envelope = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"

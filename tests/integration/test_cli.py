@@ -47,7 +47,7 @@ def failure(result: Result) -> str:
     return result.stderr
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- looking ------------------------------------------------------------------------------------
 
 
 def test_an_empty_queue(flask_mail: Flasks) -> None:
@@ -74,15 +74,24 @@ def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
     """Or that nobody does, while mail is due."""
     store, now = store_of(shop), time.time()
     insert(store, due_at=now - 1)
-    assert flask_mail("queue").output.startswith("1 mail is due and no worker has ever been seen.\n")
+    assert flask_mail("queue").output.startswith(
+        "1 mail is due and no worker has ever been seen.\n"
+    )
 
-    one = Worker(id="1", machine="host", pid=7, version="1", lanes="bulk", started_at=now, seen_at=now)
+    one = Worker(
+        id="1", machine="host", pid=7, version="1", lanes="bulk", started_at=now, seen_at=now
+    )
     store.beat(one)
-    assert re.match(r"1 worker seen, the last \d+ s ago: host pid 7\nnormal ", flask_mail("queue").output)
+    assert re.match(
+        r"1 worker seen, the last \d+ s ago: host pid 7\nnormal ", flask_mail("queue").output
+    )
 
     store.beat(replace(one, delivered_at=1_800_000_000.0))
     store.beat(replace(one, id="2", pid=8, delivered_at=1_700_000_000.0))
-    assert flask_mail("queue").output.splitlines()[1] == "Last delivery at 2027-01-15 08:00:00 UTC by host pid 7"
+    assert (
+        flask_mail("queue").output.splitlines()[1]
+        == "Last delivery at 2027-01-15 08:00:00 UTC by host pid 7"
+    )
 
 
 def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
@@ -99,8 +108,14 @@ def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
     assert result.exit_code == 0
     assert head == f"{mail_id}  2027-01-15 08:00:00 UTC  Welcome"
     assert line_of_ada.startswith("  ada@example.com  queued  2027-01-16 08:00:00 UTC  attempts 1")
-    assert trial == "    2027-01-15 08:00:00 UTC  deferred at dot, relay.example.com: 450 4.2.1 mailbox busy"
-    assert line_of_bob == "  bob@example.com  sent  2027-01-15 08:00:00 UTC  attempts 1  relay.example.com: 250 2.0.0 queued as 7"
+    assert (
+        trial
+        == "    2027-01-15 08:00:00 UTC  deferred at dot, relay.example.com: 450 4.2.1 mailbox busy"
+    )
+    assert (
+        line_of_bob
+        == "  bob@example.com  sent  2027-01-15 08:00:00 UTC  attempts 1  relay.example.com: 250 2.0.0 queued as 7"
+    )
 
 
 def test_the_status_tells_no_next_try_in_the_past(shop: Flask, flask_mail: Flasks) -> None:
@@ -117,7 +132,7 @@ def test_the_status_tells_no_next_try_in_the_past(shop: Flask, flask_mail: Flask
     assert "transmitting  being tried now  attempts 1" in flask_mail("status", due).output
 
 
-# --- deciding ---------------------------------------------------------------------------------------------------------
+# --- deciding -----------------------------------------------------------------------------------
 
 
 DECISIONS = [
@@ -137,7 +152,8 @@ def test_a_person_moves_a_mail(shop: Flask, flask_mail: Flasks) -> None:
 
         assert (result.exit_code, result.output) == (0, f"1 moved to {to}.\n")
         assert table(store_of(shop))[delivery.id]["status"] == to
-        store_of(shop).settle_if_resting(delivery.mail_id, Status.CANCELLED, now=LATER)  # out of the way of the next
+        # Out of the way of the next.
+        store_of(shop).settle_if_resting(delivery.mail_id, Status.CANCELLED, now=LATER)
 
 
 def test_only_what_can_be_moved_is(shop: Flask, flask_mail: Flasks) -> None:
@@ -149,7 +165,11 @@ def test_only_what_can_be_moved_is(shop: Flask, flask_mail: Flasks) -> None:
     record(store, first, to=Status.SENT)
 
     assert flask_mail("cancel", mail_id).output == "2 moved to cancelled.\n"
-    assert sorted(row["status"] for row in table(store).values()) == ["cancelled", "cancelled", "sent"]
+    assert sorted(row["status"] for row in table(store).values()) == [
+        "cancelled",
+        "cancelled",
+        "sent",
+    ]
 
 
 @sqlite_only
@@ -164,13 +184,21 @@ def test_nothing_to_move_is_a_failure(shop: Flask, flask_mail: Flasks) -> None:
         (["resolve", sent, "failed"], "failed", "sent"),
         (["cancel", claimed], "cancelled", "claimed"),
     ]:
-        assert failure(flask_mail(*arguments)) == f"Error: Nothing was moved to {to}: the deliveries of this mail are {state}.\n"
+        assert (
+            failure(flask_mail(*arguments))
+            == f"Error: Nothing was moved to {to}: the deliveries of this mail are {state}.\n"
+        )
 
 
 @sqlite_only
 def test_an_unknown_id(flask_mail: Flasks) -> None:
     """It may have been purged, or it is another installation's."""
-    for arguments in (["status", "nope"], ["cancel", "nope"], ["retry", "nope"], ["resolve", "nope", "sent"]):
+    for arguments in (
+        ["status", "nope"],
+        ["cancel", "nope"],
+        ["retry", "nope"],
+        ["resolve", "nope", "sent"],
+    ):
         assert failure(flask_mail(*arguments)) == (
             "Error: No mail has the id 'nope': it was never queued here, or it has been purged.\n"
         )
@@ -192,12 +220,25 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
     assert [line.split()[0] for line in lines] == [
-        *("cancel", "due", "inbox", "list", "migrate", "pause", "queue", "relays", "resolve", "resume", "retry", "status")
+        *(
+            "cancel",
+            "due",
+            "inbox",
+            "list",
+            "migrate",
+            "pause",
+            "queue",
+            "relays",
+            "resolve",
+            "resume",
+            "retry",
+            "status",
+        )
     ]
     assert all(len(line.split()) > 3 for line in lines)
 
 
-# --- pauses -----------------------------------------------------------------------------------------------------------
+# --- pauses -------------------------------------------------------------------------------------
 
 
 def test_everything_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
@@ -231,11 +272,23 @@ def test_what_would_go_out(shop: Flask, flask_mail: Flasks) -> None:
     """By lane, age and domain, and the first mails; what a sensitive one is about is not shown."""
     assert flask_mail("due").output == "Nothing would go out.\n"
     old = insert(store_of(shop), "ada@example.com", due_at=NOW - 60)
-    secret = insert(store_of(shop), "bob@example.org", due_at=NOW, message=a_message(sensitive=True), lane=Lane.BULK)
+    secret = insert(
+        store_of(shop),
+        "bob@example.org",
+        due_at=NOW,
+        message=a_message(sensitive=True),
+        lane=Lane.BULK,
+    )
 
     assert flask_mail("due").output.splitlines() == [
-        "normal    queued                1  due from 2027-01-15 07:59:00 UTC to 2027-01-15 07:59:00 UTC",
-        "bulk      queued                1  due from 2027-01-15 08:00:00 UTC to 2027-01-15 08:00:00 UTC",
+        (
+            "normal    queued                1  due from 2027-01-15 07:59:00 UTC to 2027-01-15"
+            " 07:59:00 UTC"
+        ),
+        (
+            "bulk      queued                1  due from 2027-01-15 08:00:00 UTC to 2027-01-15"
+            " 08:00:00 UTC"
+        ),
         "",
         "Due for:",
         "not due yet                     2",
@@ -258,11 +311,18 @@ def test_what_was_due_is_cancelled(shop: Flask, flask_mail: Flasks) -> None:
     insert(store, due_at=NOW - 60, lane=Lane.BULK)
     insert(store, due_at=NOW + 60)
 
-    assert flask_mail("cancel", "--due-before", "2027-01-15 08:00", "--lane", "bulk").output == "1 cancelled.\n"
+    assert (
+        flask_mail("cancel", "--due-before", "2027-01-15 08:00", "--lane", "bulk").output
+        == "1 cancelled.\n"
+    )
     assert flask_mail("cancel", "--due-before", "2027-01-15T09:00:01+01:00").output == (
         "2 cancelled. 1 are in doubt, and are not sent again by themselves.\n"
     )
-    assert sorted(row["status"] for row in table(store).values()) == [*["cancelled"] * 3, "doubtful", "queued"]
+    assert sorted(row["status"] for row in table(store).values()) == [
+        *["cancelled"] * 3,
+        "doubtful",
+        "queued",
+    ]
 
 
 @sqlite_only
@@ -270,7 +330,10 @@ def test_one_mail_or_many(flask_mail: Flasks) -> None:
     """Never both, never neither; and a time is a time."""
     for arguments in ([], ["mail", "--due-before", "2027-01-15"]):
         result = flask_mail("cancel", *arguments)
-        assert (result.exit_code, "Give the id of a mail, or --due-before." in result.stderr) == (2, True)
+        assert (result.exit_code, "Give the id of a mail, or --due-before." in result.stderr) == (
+            2,
+            True,
+        )
     assert "'yesterday' is no time: give one such as '2026-11-25 10:00' (UTC)." in flask_mail(
         "cancel", "--due-before", "yesterday"
     ).stderr.replace("\n", " ")
@@ -281,31 +344,54 @@ def test_what_was_erased_is_not_requeued(shop: Flask, flask_mail: Flasks) -> Non
     mail_id = bring(store_of(shop), Status.FAILED, message=a_message(sensitive=True)).mail_id
 
     assert failure(flask_mail("retry", mail_id)) == (
-        "Error: This mail can't be sent again: what it said was erased at 2027-01-15 08:00:00 UTC. Queue it anew.\n"
+        "Error: This mail can't be sent again: what it said was erased at 2027-01-15 08:00:00 UTC."
+        " Queue it anew.\n"
     )
     head = flask_mail("status", mail_id).output.splitlines()[0]
-    assert head == f"{mail_id}  2027-01-15 08:00:00 UTC  (sensitive)  what it said was erased at 2027-01-15 08:00:00 UTC"
+    assert (
+        head
+        == f"{mail_id}  2027-01-15 08:00:00 UTC  (sensitive)  what it said was erased at 2027-01-15 08:00:00 UTC"
+    )
 
 
-# --- relays -----------------------------------------------------------------------------------------------------------
+# --- relays -------------------------------------------------------------------------------------
 
-FIRST: dict[str, Any] = {"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587, "MAIL_PASSWORD": "geheim"}
-SECOND = {"name": "second", "preference": 1, "weight": 2.5, "senders": ["example.com"], "lanes": ["normal", "bulk"]}
+FIRST: dict[str, Any] = {
+    "name": "first",
+    "MAIL_SERVER": "smtp.example.com",
+    "MAIL_PORT": 587,
+    "MAIL_PASSWORD": "geheim",
+}
+SECOND = {
+    "name": "second",
+    "preference": 1,
+    "weight": 2.5,
+    "senders": ["example.com"],
+    "lanes": ["normal", "bulk"],
+}
 
 
 def test_the_relays(open_shop: OpenShop) -> None:
     """Each with what it is for, and how it is doing: what the relay said, and what to do about it."""
     shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
-    advice = "535 5.7.8 no MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
+    advice = (
+        "535 5.7.8 no MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
+    )
     store_of(shop).pause_relay("first", failures=0, now=NOW, until=0.5, reason="421 closed")
     once = run_in(shop, "relays").output
     store_of(shop).pause_relay("first", failures=1, now=NOW + 10, until=4e9, reason=advice)
     twice = run_in(shop, "relays").output
 
-    assert "  paused since 2027-01-15 08:00:00 UTC, to be tried with the next mail, failed once: 421 closed\n" in once
+    assert (
+        "  paused since 2027-01-15 08:00:00 UTC, to be tried with the next mail, failed once: 421"
+        " closed\n" in once
+    )
     assert twice.splitlines() == [
         "first  smtp.example.com:587  all mail; preference 0; weight 1",
-        f"  paused since 2027-01-15 08:00:00 UTC, until 2096-10-02 07:06:40 UTC, failed 2 times: {advice}",
+        (
+            "  paused since 2027-01-15 08:00:00 UTC, until 2096-10-02 07:06:40 UTC, failed 2 times:"
+            f" {advice}"
+        ),
         "second  127.0.0.1:25  senders example.com; lanes normal, bulk; preference 1; weight 2.5",
         "  open",
     ]
@@ -315,7 +401,9 @@ def test_the_relays(open_shop: OpenShop) -> None:
 def test_the_only_relay(shop: Flask, flask_mail: Flasks, sink: Sink) -> None:
     """Without MAILER_RELAYS its name is where it is."""
     name = f"{sink.host}:{sink.port}"
-    assert flask_mail("relays").output == f"{name}  {name}  all mail; preference 0; weight 1\n  open\n"
+    assert (
+        flask_mail("relays").output == f"{name}  {name}  all mail; preference 0; weight 1\n  open\n"
+    )
 
     store_of(shop).pause_relay(name, failures=0, now=NOW, until=LATER, reason="421 closed")
     assert flask_mail("resume", name).output == f"The pause of {name} is over.\n"
@@ -339,10 +427,13 @@ def test_an_unknown_relay(open_shop: OpenShop) -> None:
     """The error names those that there are."""
     shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
 
-    assert failure(run_in(shop, "resume", "third")) == "Error: No relay is named 'third': there is first, second.\n"
+    assert (
+        failure(run_in(shop, "resume", "third"))
+        == "Error: No relay is named 'third': there is first, second.\n"
+    )
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------
 
 
 def set_revision(url: str, revision: str) -> None:
@@ -373,14 +464,22 @@ def test_migrate_keeps_mails(shop: Flask, flask_mail: Flasks) -> None:
 
 def test_migrate_to_a_revision(flask_mail: Flasks) -> None:
     """Back to nothing and to the newest by its name; an unknown name changes nothing."""
-    assert flask_mail("migrate", "--to", REVISION).output == f"The tables of Mailer are at {REVISION}.\n"
-    assert failure(flask_mail("migrate", "--to", "nonsense")).startswith("Error: There is no migration to 'nonsense'")
+    assert (
+        flask_mail("migrate", "--to", REVISION).output
+        == f"The tables of Mailer are at {REVISION}.\n"
+    )
+    assert failure(flask_mail("migrate", "--to", "nonsense")).startswith(
+        "Error: There is no migration to 'nonsense'"
+    )
     assert flask_mail("migrate", "--to", "base").output == "The tables of Mailer are at base.\n"
 
 
 def test_tables_of_another_version(open_shop: OpenShop, database_url: str) -> None:
     """Each command says which revision was found, which is known, and what mends it."""
-    for revision, remedy in (("0000", "run 'flask mail migrate'"), ("9999", "install the newer version")):
+    for revision, remedy in (
+        ("0000", "run 'flask mail migrate'"),
+        ("9999", "install the newer version"),
+    ):
         set_revision(database_url, revision)
         shop = open_shop()
 
@@ -399,7 +498,11 @@ def test_tables_of_a_newer_version_are_not_migrated(open_shop: OpenShop, databas
 
 def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_path: Path) -> None:
     """The key that names it, what the driver says, and no password."""
-    gone = "postgresql://mailer:geheim@127.0.0.1:1/mailer" if database_url.startswith("postgresql") else f"sqlite:///{tmp_path}"
+    gone = (
+        "postgresql://mailer:geheim@127.0.0.1:1/mailer"
+        if database_url.startswith("postgresql")
+        else f"sqlite:///{tmp_path}"
+    )
     shop = open_shop(MAILER_DATABASE_URL=gone)
 
     for arguments in (["queue"], ["status", "nope"], ["migrate"]):
@@ -408,15 +511,31 @@ def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_pat
         assert "geheim" not in error
 
 
-# --- for real ---------------------------------------------------------------------------------------------------------
+# --- for real -----------------------------------------------------------------------------------
 
 
-def flask(config: Mapping[str, str], *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+def flask(
+    config: Mapping[str, str], *arguments: str, typed: str = ""
+) -> subprocess.CompletedProcess[str]:
     """The command of a deployment, configured by the environment."""
-    command = [sys.executable, "-m", "flask", "--app", "tests.application:create_app({})", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "flask",
+        "--app",
+        "tests.application:create_app({})",
+        *arguments,
+    ]
     environment = {**os.environ, **config}
     return subprocess.run(
-        command, cwd=PROJECT, env=environment, input=typed, capture_output=True, text=True, check=False, timeout=60
+        command,
+        cwd=PROJECT,
+        env=environment,
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -426,10 +545,15 @@ def test_a_deployment(config: dict[str, str], empty_database_url: str, open_shop
     config["MAILER_DATABASE_URL"] = empty_database_url
 
     migrated = flask(config, "mail", "migrate")
-    assert (migrated.returncode, migrated.stdout) == (0, "The tables of Mailer are up to date.\n"), migrated.stderr
+    assert (migrated.returncode, migrated.stdout) == (
+        0,
+        "The tables of Mailer are up to date.\n",
+    ), migrated.stderr
 
     shell = flask(
-        config, "shell", typed="from mailer import send_email\nsend_email('ada@example.com', 'Hi', 'welcome', name='Ada').id\n"
+        config,
+        "shell",
+        typed="from mailer import send_email\nsend_email('ada@example.com', 'Hi', 'welcome', name='Ada').id\n",
     )
     assert shell.returncode == 0, shell.stderr
     [mail_id] = {row["mail_id"] for row in table(store_of(open_shop())).values()}
@@ -447,7 +571,10 @@ def test_a_failure_of_the_real_command(config: dict[str, str]) -> None:
     wrong = flask({**config, "MAIL_PORT": "abc"}, "mail", "queue")
 
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == "Error: No mail has the id 'nope': it was never queued here, or it has been purged.\n"
+    assert (
+        unknown.stderr
+        == "Error: No mail has the id 'nope': it was never queued here, or it has been purged.\n"
+    )
     assert wrong.returncode != 0
     assert "MAIL_PORT='abc': allowed: a whole number from 1 to 65535." in wrong.stderr
 
@@ -464,16 +591,30 @@ def test_a_command_of_the_application_sends_mail(shop: Flask) -> None:
     assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
 
 
-# --- a database that is away ------------------------------------------------------------------------------------------
+# --- a database that is away --------------------------------------------------------------------
 
 
 @sqlite_only
 @pytest.mark.parametrize(
-    "command", ["migrate", "queue", "status 1", "cancel 1", "retry 1", "resolve 1 sent", "relays", "resume 127.0.0.1:25"]
+    "command",
+    [
+        "migrate",
+        "queue",
+        "status 1",
+        "cancel 1",
+        "retry 1",
+        "resolve 1 sent",
+        "relays",
+        "resume 127.0.0.1:25",
+    ],
 )
 def test_the_database_is_away(open_shop: OpenShop, command: str) -> None:
     """Each command says so in one line, which has the key and not the password."""
-    app = open_shop(MAILER_DATABASE_URL="postgresql://mailer:secret@127.0.0.1:1/mailer", MAIL_SERVER="127.0.0.1", MAIL_PORT=25)
+    app = open_shop(
+        MAILER_DATABASE_URL="postgresql://mailer:secret@127.0.0.1:1/mailer",
+        MAIL_SERVER="127.0.0.1",
+        MAIL_PORT=25,
+    )
     said = failure(run_in(app, *command.split()))
 
     assert said.startswith("Error: The database of Mailer (MAILER_DATABASE_URL) did not do it")

@@ -60,12 +60,16 @@ def test_a_file_in_the_instance_folder(open_app: OpenApp, own: str | None) -> No
 
 def test_the_own_setting_comes_first(open_app: OpenApp) -> None:
     """MAILER_DATABASE_URL is the place, whatever the application uses."""
-    app = open_app(SQLALCHEMY_DATABASE_URI="postgresql://db/shop", MAILER_DATABASE_URL="postgresql://db/mail")
+    app = open_app(
+        SQLALCHEMY_DATABASE_URI="postgresql://db/shop", MAILER_DATABASE_URL="postgresql://db/mail"
+    )
 
     assert database_of(app).database == "mail"
 
 
-@pytest.mark.parametrize("url", ["sqlite:///shop.db", "sqlite:///file:shop.db?uri=true", "sqlite:///data/../shop.db"])
+@pytest.mark.parametrize(
+    "url", ["sqlite:///shop.db", "sqlite:///file:shop.db?uri=true", "sqlite:///data/../shop.db"]
+)
 def test_a_relative_path(open_app: OpenApp, url: str) -> None:
     """The same URL is the same file for Mailer and for Flask-SQLAlchemy: in the instance folder."""
     (open_app.folder / "data").mkdir(parents=True)
@@ -94,7 +98,9 @@ def test_a_relative_path(open_app: OpenApp, url: str) -> None:
         ("", {}),
     ],
 )
-def test_the_file_that_a_url_names(name: str, query: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_that_a_url_names(
+    name: str, query: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is the one that SQLite opens; none if that keeps it in memory."""
     monkeypatch.chdir(tmp_path)
     url = URL.create("sqlite", database=name.format(folder=tmp_path), query=query)
@@ -108,7 +114,9 @@ def test_the_file_that_a_url_names(name: str, query: dict[str, str], tmp_path: P
     assert file is None or [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"])
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"]
+)
 def test_in_memory(open_app: OpenApp, url: str) -> None:
     """It has no path, so no file is made."""
     app = open_app(MAILER_DATABASE_URL=url)
@@ -123,7 +131,9 @@ def test_the_choice_is_logged(open_app: OpenApp, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, "mailer"):
         open_app(SQLALCHEMY_DATABASE_URI="postgresql://shop:geheim@db/shop?sslpassword=geheim")
 
-    [line] = [record.getMessage() for record in caplog.records if "is kept in" in record.getMessage()]
+    [line] = [
+        record.getMessage() for record in caplog.records if "is kept in" in record.getMessage()
+    ]
     assert "db/shop" in line
     assert "SQLALCHEMY_DATABASE_URI" in line
     assert "geheim" not in line
@@ -136,8 +146,12 @@ def test_mail_in_the_other_place(open_app: OpenApp, caplog: pytest.LogCaptureFix
 
     open_app(SQLALCHEMY_DATABASE_URI="postgresql://shop:geheim@db/shop")
 
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith(f"1 deliveries are unfinished in {open_app.folder / 'mailer.sqlite3'}")
+    [warning] = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+    assert warning.startswith(
+        f"1 deliveries are unfinished in {open_app.folder / 'mailer.sqlite3'}"
+    )
     assert "geheim" not in warning
     with store.engine.begin() as connection:
         connection.execute(text("DELETE FROM mailer_message"))
@@ -149,7 +163,10 @@ def test_mail_in_the_other_place(open_app: OpenApp, caplog: pytest.LogCaptureFix
 
 
 def test_mail_in_the_working_directory(
-    open_app: OpenApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    open_app: OpenApp,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A relative path was relative to the working directory in earlier versions: mail that is there is warned about."""
     monkeypatch.chdir(tmp_path)

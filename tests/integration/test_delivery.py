@@ -17,10 +17,19 @@ from mailer.mime import compose
 from mailer.smtpd.faults import ACCEPT_AND_DROP, CLOSE_AFTER_250, DELAY, DROP, Fault
 from mailer.store import Result, Store
 from tests.mails import a_message, table
-from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue, queue_each, states
+from tests.services.dispatchers import (
+    Clock,
+    CountingBell,
+    MakeDispatcher,
+    chores_of,
+    copy_of,
+    queue,
+    queue_each,
+    states,
+)
 from tests.services.sink import Sink
 
-# --- what comes of a mail ---------------------------------------------------------------------------------------------
+# --- what comes of a mail ------------------------------------------------------------------------
 
 
 def test_a_mail_the_relay_takes(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
@@ -36,7 +45,9 @@ def test_a_mail_the_relay_takes(make_dispatcher: MakeDispatcher, store: Store, s
     assert sink.messages[0].message_id == store.status(mail_id).message_id
 
 
-def test_a_mail_the_relay_defers(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_the_relay_defers(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """It is tried again, not at once, and its history keeps the relay's words."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("rcpt", "450 4.2.0 not now"))
@@ -46,11 +57,20 @@ def test_a_mail_the_relay_defers(make_dispatcher: MakeDispatcher, store: Store, 
     dispatcher.deliver_batch()
 
     deferred = copy_of(store, mail_id)
-    assert (deferred.status, deferred.attempts, deferred.reply) == (Status.QUEUED, 1, "450 4.2.0 not now")
+    assert (deferred.status, deferred.attempts, deferred.reply) == (
+        Status.QUEUED,
+        1,
+        "450 4.2.0 not now",
+    )
     assert deferred.due_at is not None
-    assert before + 48 <= deferred.due_at.timestamp() <= clock.time() + 72  # a minute, spread by a fifth
+    # A minute, spread by a fifth.
+    assert before + 48 <= deferred.due_at.timestamp() <= clock.time() + 72
     [attempt] = deferred.history
-    assert (attempt.verdict, attempt.phase, attempt.reply) == (Verdict.DEFERRED, Phase.RCPT, "450 4.2.0 not now")
+    assert (attempt.verdict, attempt.phase, attempt.reply) == (
+        Verdict.DEFERRED,
+        Phase.RCPT,
+        "450 4.2.0 not now",
+    )
 
     assert not dispatcher.deliver_batch().goes_on
     clock.ahead = 73
@@ -60,7 +80,9 @@ def test_a_mail_the_relay_defers(make_dispatcher: MakeDispatcher, store: Store, 
     assert (sent.status, sent.attempts, sent.history) == (Status.SENT, 2, (attempt,))
 
 
-def test_each_wait_is_longer_than_the_one_before(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_each_wait_is_longer_than_the_one_before(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """A relay that is in trouble is not troubled more; and once the tries are used up, the mail has failed."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("dot", "451 4.3.0 disk full", times=None))
@@ -83,7 +105,9 @@ def test_each_wait_is_longer_than_the_one_before(make_dispatcher: MakeDispatcher
     assert failed.finished_at is not None
 
 
-def test_a_mail_the_relay_refuses(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_the_relay_refuses(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """It has failed, and is left alone."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("rcpt", "550 5.1.1 no such user"))
@@ -93,7 +117,11 @@ def test_a_mail_the_relay_refuses(make_dispatcher: MakeDispatcher, store: Store,
     clock.ahead = 86_400
 
     failed = copy_of(store, mail_id)
-    assert (failed.status, failed.attempts, failed.reply) == (Status.FAILED, 1, "550 5.1.1 no such user")
+    assert (failed.status, failed.attempts, failed.reply) == (
+        Status.FAILED,
+        1,
+        "550 5.1.1 no such user",
+    )
     assert [attempt.verdict for attempt in failed.history] == [Verdict.REFUSED]
     assert not dispatcher.deliver_batch().goes_on
 
@@ -119,7 +147,9 @@ def test_a_relay_that_can_not_be_reached(
     assert states(store) == {"ada": "sent", "bob": "sent", "eve": "sent"}
 
 
-def test_one_bad_mail_does_not_stop_the_others(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_one_bad_mail_does_not_stop_the_others(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """Whatever the relay holds against one mail, the rest of its window goes out."""
     queue_each(store, "refused", "deferred", "dropped", "closed", "cut", "fine")
     sink.faults.add(
@@ -140,7 +170,10 @@ def test_one_bad_mail_does_not_stop_the_others(make_dispatcher: MakeDispatcher, 
         "closed": "sent",
         "fine": "sent",
     }
-    assert [received.recipients for received in sink.messages] == [("closed@example.com",), ("fine@example.com",)]
+    assert [received.recipients for received in sink.messages] == [
+        ("closed@example.com",),
+        ("fine@example.com",),
+    ]
 
 
 def test_a_mail_that_makes_the_relay_hang_up_does_not_go_on_for_ever(
@@ -165,7 +198,9 @@ def test_a_mail_that_can_not_be_composed_fails_alone(
     broken = queue(store, "broken@example.com", "too@example.com")
     queue_each(store, "fine")
     monkeypatch.setattr(
-        preparing, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense
+        preparing,
+        "compose",
+        lambda message, signer: compose(message) if message.id != broken else message.nonsense,
     )
 
     make_dispatcher().deliver_batch()
@@ -181,8 +216,14 @@ def test_a_mail_that_can_not_be_composed_fails_alone(
             update(schema.blob).values(data=b"%PDF-2"),
             "attachment 'a.pdf': its bytes are missing from the database, or were changed",
         ),
-        (delete(schema.blob), "attachment 'a.pdf': its bytes are missing from the database, or were changed"),
-        (update(schema.message).where(schema.message.c.subject == "spoilt").values(headers=[5]), "or can't be read"),
+        (
+            delete(schema.blob),
+            "attachment 'a.pdf': its bytes are missing from the database, or were changed",
+        ),
+        (
+            update(schema.message).where(schema.message.c.subject == "spoilt").values(headers=[5]),
+            "or can't be read",
+        ),
         (update(schema.attachment).values(headers=[5]), "or can't be read"),
     ],
     ids=["other bytes", "no bytes", "headers", "headers of a file"],
@@ -191,13 +232,19 @@ def test_a_mail_whose_rows_are_spoilt_fails_alone(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, spoilt: UpdateBase, reason: str
 ) -> None:
     """At once, and with the reason: it does not go out without its file, and it stops none of those beside it."""
-    message = a_message(subject="spoilt", to=(Address("spoilt@example.com"),), attachments=(Attachment("a.pdf", b"%PDF"),))
+    message = a_message(
+        subject="spoilt",
+        to=(Address("spoilt@example.com"),),
+        attachments=(Attachment("a.pdf", b"%PDF"),),
+    )
     queue_each(store, "before")
     mail_id = queue(store, "spoilt@example.com", message=message)
     queue_each(store, "after")
     is_sqlite = store.engine.dialect.name == "sqlite"
     with store.engine.connect() as connection:
-        connection.execute(text("ROLLBACK" if is_sqlite else "SET LOCAL session_replication_role = replica"))
+        connection.execute(
+            text("ROLLBACK" if is_sqlite else "SET LOCAL session_replication_role = replica")
+        )
         if is_sqlite:  # foreign keys are not looked at
             connection.execute(text("PRAGMA foreign_keys = OFF"))
         connection.execute(spoilt)
@@ -211,28 +258,46 @@ def test_a_mail_whose_rows_are_spoilt_fails_alone(
     assert reason in str(copy_of(store, mail_id).reply)
 
 
-# --- one mail, many recipients ----------------------------------------------------------------------------------------
+# --- one mail, many recipients ------------------------------------------------------------------
 
 
-def test_every_recipient_gets_the_same_bytes(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_every_recipient_gets_the_same_bytes(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """One transaction with one recipient each; who was hidden stays hidden from the others, and from the bytes."""
-    message = a_message(to=(Address("ada@example.com"), Address("bob@example.com")), cc=(Address("eve@example.com"),))
-    queue(store, "ada@example.com", "bob@example.com", "eve@example.com", "hidden@example.com", message=message)
+    message = a_message(
+        to=(Address("ada@example.com"), Address("bob@example.com")),
+        cc=(Address("eve@example.com"),),
+    )
+    queue(
+        store,
+        "ada@example.com",
+        "bob@example.com",
+        "eve@example.com",
+        "hidden@example.com",
+        message=message,
+    )
     sink.faults.add(Fault("rcpt", "550 5.1.1 no such user", recipient="bob@example.com"))
 
     make_dispatcher().deliver_batch()
 
     assert states(store) == {"ada": "sent", "bob": "failed", "eve": "sent", "hidden": "sent"}
-    assert {mail.recipients for mail in sink.messages} == {("ada@example.com",), ("eve@example.com",), ("hidden@example.com",)}
+    assert {mail.recipients for mail in sink.messages} == {
+        ("ada@example.com",),
+        ("eve@example.com",),
+        ("hidden@example.com",),
+    }
     [raw] = {mail.raw for mail in sink.messages}
     assert b"hidden" not in raw
     assert b"bcc" not in raw.lower()
 
 
-# --- doubt ------------------------------------------------------------------------------------------------------------
+# --- doubt --------------------------------------------------------------------------------------
 
 
-def test_a_mail_in_doubt(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_in_doubt(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """It waits, is sent once more with the same Message-ID, and a second doubt is for a person to settle."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP, times=2))
@@ -240,7 +305,10 @@ def test_a_mail_in_doubt(make_dispatcher: MakeDispatcher, store: Store, sink: Si
 
     dispatcher.deliver_batch()
     chores_of(dispatcher).sweep()
-    assert (copy_of(store, mail_id).status, dispatcher.deliver_batch().claimed) == (Status.DOUBTFUL, 0)
+    assert (copy_of(store, mail_id).status, dispatcher.deliver_batch().claimed) == (
+        Status.DOUBTFUL,
+        0,
+    )
 
     clock.ahead = 901
     chores_of(dispatcher).sweep()
@@ -266,11 +334,16 @@ def test_a_mail_in_doubt_that_must_not_go_out_twice(
     clock.ahead = 100_000
     chores_of(dispatcher).sweep()
 
-    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (
+        Status.DOUBTFUL,
+        None,
+    )
     assert len(sink.messages) == 1
 
 
-def test_doubt_about_one_mail_is_none_about_the_next(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_doubt_about_one_mail_is_none_about_the_next(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """What was marked and not begun goes back as if it had never been claimed."""
     queue_each(store, "ada", "bob", "eve")
     sink.faults.add(Fault("dot", DROP))
@@ -283,7 +356,7 @@ def test_doubt_about_one_mail_is_none_about_the_next(make_dispatcher: MakeDispat
     assert [row["attempts"] for row in table(store).values()] == [1, 1, 1]
 
 
-# --- windows ----------------------------------------------------------------------------------------------------------
+# --- windows ------------------------------------------------------------------------------------
 
 
 def test_mails_are_marked_and_recorded_in_windows(
@@ -312,11 +385,20 @@ def test_mails_are_marked_and_recorded_in_windows(
     while dispatcher.deliver_batch().goes_on:
         pass
 
-    assert writes == [("mark", 2), ("record", 2), ("mark", 1), ("record", 1), ("mark", 3), ("record", 3)]
+    assert writes == [
+        ("mark", 2),
+        ("record", 2),
+        ("mark", 1),
+        ("record", 1),
+        ("mark", 3),
+        ("record", 3),
+    ]
     assert set(states(store).values()) == {"sent"}
 
 
-def test_a_slice_ends_in_time(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, bell: CountingBell) -> None:
+def test_a_slice_ends_in_time(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, bell: CountingBell
+) -> None:
     """When it takes longer than was thought, the rest goes back, and somebody is called for it."""
     queue_each(store, *(f"reader{number}" for number in range(30)))
     sink.faults.add(Fault("dot", DELAY, delay=0.3))
@@ -345,7 +427,9 @@ def test_a_slow_claim_does_not_eat_up_the_slice(
     assert make_dispatcher(MAILER_BATCH_SECONDS=0.1).deliver_batch().claimed == 1
 
 
-def test_a_full_slice_calls_somebody_to_join_in(make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell) -> None:
+def test_a_full_slice_calls_somebody_to_join_in(
+    make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell
+) -> None:
     """There is probably more; a batch that is not full calls nobody."""
     queue_each(store, "ada", "bob")
     dispatcher = make_dispatcher(windows_of=1, MAILER_BATCH_SECONDS=0.05)  # a batch of one
@@ -356,7 +440,9 @@ def test_a_full_slice_calls_somebody_to_join_in(make_dispatcher: MakeDispatcher,
     assert bell.rings == 1
 
 
-def test_many_threads_deliver_each_mail_once(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_many_threads_deliver_each_mail_once(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """They share a dispatcher and its warm connections, and nothing else."""
     names = [f"reader{number}" for number in range(60)]
     queue_each(store, *names)
@@ -365,6 +451,8 @@ def test_many_threads_deliver_each_mail_once(make_dispatcher: MakeDispatcher, st
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: dispatcher.deliver(at_most=60), range(4)))
 
-    assert sorted(mail.recipients for mail in sink.messages) == sorted((f"{name}@example.com",) for name in names)
+    assert sorted(mail.recipients for mail in sink.messages) == sorted(
+        (f"{name}@example.com",) for name in names
+    )
     assert set(states(store).values()) == {"sent"}
     assert sink.connections <= 4

@@ -40,11 +40,16 @@ DOWN = "421 4.3.2 closed for the night"
 LOGIN = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "wrong"}
 
 
-# --- and comes back ---------------------------------------------------------------------------------------------------
+# --- and comes back -----------------------------------------------------------------------------
 
 
 def test_it_comes_back(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, caplog: pytest.LogCaptureFixture
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Then the pause is gone, for all workers, and mail flows as before."""
     sink.faults.add(Fault("connect", DOWN))
@@ -66,7 +71,11 @@ def test_it_comes_back(
 
 
 def test_the_database_goes_away_before_a_relay_is_tried(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The mail that was to try it is given back at once, and has lost no attempt."""
     sink.faults.add(Fault("connect", DOWN))
@@ -118,7 +127,9 @@ def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
     assert set(states(store).values()) == {"sent"}
 
 
-def test_the_only_relay_comes_back(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
+def test_the_only_relay_comes_back(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """One mail tries it, the others follow at once."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"))
@@ -133,11 +144,15 @@ def test_the_only_relay_comes_back(store: Store, open_dispatcher: OpenDispatcher
     assert store.relay_pauses() == {}
 
 
-def test_it_is_left_alone_longer_each_time(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
+def test_it_is_left_alone_longer_each_time(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """Twice as long, from MAILER_RELAY_REST up to MAILER_RELAY_REST_LONGEST, and mails pay nothing for the tries."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("connect", DOWN, times=None))
-    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=100)
+    dispatcher = open_dispatcher(
+        entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=100
+    )
     rests, since = [], set()
     for _ in range(6):
         deliver_all(dispatcher)
@@ -154,10 +169,14 @@ def test_it_is_left_alone_longer_each_time(store: Store, open_dispatcher: OpenDi
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
-def test_it_says_when_to_come_back(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
+def test_it_says_when_to_come_back(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """Then that counts, if it is longer, and within reason."""
     queue(store, "ada@example.com")
-    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=300)
+    dispatcher = open_dispatcher(
+        entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=300
+    )
     for asked, given in (("2 minutes", 120), ("3 seconds", 20), ("2 days", 300)):
         sink.faults.add(Fault("connect", f"421 4.7.0 try again in {asked}"))
         deliver_all(dispatcher)
@@ -171,13 +190,19 @@ def test_it_says_when_to_come_back(store: Store, open_dispatcher: OpenDispatcher
 def test_a_relay_that_takes_mails_and_says_nothing(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """One mail in doubt may be that mail's own fault. With the second in a row, no more are brought into doubt."""
+    """One mail in doubt may be that mail's own fault.
+
+    With the second in a row, no more are brought into doubt.
+    """
     sink.faults.add(Fault("dot", DROP, times=3))
     dispatcher = open_dispatcher(*two(sink, backup))
     queue_many(store, 30)
 
     deliver_all(dispatcher)
-    assert sorted({(row["status"], row["relay"]) for row in table(store).values()}) == [("doubtful", "first"), ("sent", "second")]
+    assert sorted({(row["status"], row["relay"]) for row in table(store).values()}) == [
+        ("doubtful", "first"),
+        ("sent", "second"),
+    ]
     assert len(backup.messages) == 28
     assert "no reply after the end of the mail" in pause_of(store).reason
 
@@ -193,7 +218,9 @@ def test_a_relay_that_takes_mails_and_says_nothing(
     assert len(sink.messages) + len(backup.messages) == 47
 
 
-def test_a_mail_that_makes_a_relay_fall_silent(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+def test_a_mail_that_makes_a_relay_fall_silent(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink
+) -> None:
     """It alone is in doubt: the relay stays in use, whatever number of such mails come, with others between them."""
     dispatcher = open_dispatcher(entry(sink, "first"))
     sink.faults.add(Fault("dot", DROP, recipient="poison@example.com", times=None))
@@ -207,7 +234,7 @@ def test_a_mail_that_makes_a_relay_fall_silent(store: Store, open_dispatcher: Op
     assert store.relay_pauses() == {}
 
 
-# --- it drops the line in the middle of every mail --------------------------------------------------------------------
+# --- it drops the line in the middle of every mail ----------------------------------------------
 
 CUTS = pytest.mark.parametrize("stage", ["rcpt", "data"])
 
@@ -216,7 +243,10 @@ CUTS = pytest.mark.parametrize("stage", ["rcpt", "data"])
 def test_a_relay_that_hangs_up_on_every_mail(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, stage: Stage
 ) -> None:
-    """One may be that mail's own fault. With the second the relay is to blame: it is paused, and no other mail pays for it."""
+    """One may be that mail's own fault.
+
+    With the second the relay is to blame: it is paused, and no other mail pays for it.
+    """
     sink.faults.add(Fault(stage, DROP, times=None))
     dispatcher = open_dispatcher(*two(sink, backup))
     queue_many(store, 30)
@@ -225,21 +255,29 @@ def test_a_relay_that_hangs_up_on_every_mail(
 
     assert len(backup.messages) == 29
     assert "connection lost" in pause_of(store).reason
-    assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [("queued", 1)] + 29 * [("sent", 1)]
+    assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [
+        ("queued", 1)
+    ] + 29 * [("sent", 1)]
 
 
 @CUTS
-def test_its_mail_waits(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, stage: Stage) -> None:
+def test_its_mail_waits(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, stage: Stage
+) -> None:
     """However long that lasts, where there is no other relay: tries of the relay are no tries of the mails."""
     sink.faults.add(Fault(stage, DROP, times=None))
-    dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=3, MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
+    dispatcher = open_dispatcher(
+        entry(sink, "first"), MAILER_RETRY_ATTEMPTS=3, MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1
+    )
     queue_many(store, 3)
     deliver_all(dispatcher)
     for _ in range(20):
         wait_out(clock, store)
         deliver_all(dispatcher)
     assert pause_of(store).failures == 21
-    assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [("queued", 0)] * 2 + [("queued", 1)]
+    assert sorted((row["status"], row["attempts"]) for row in table(store).values()) == [
+        ("queued", 0)
+    ] * 2 + [("queued", 1)]
 
     sink.faults.clear()
     wait_out(clock, store)
@@ -269,7 +307,9 @@ def test_a_mail_that_it_can_not_bear_does_not_keep_it_paused(
     assert copy_of(store, poison).status is Status.FAILED
 
 
-def test_the_same_mail_again_is_no_proof(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
+def test_the_same_mail_again_is_no_proof(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """It may be that mail each time."""
     sink.faults.add(Fault("rcpt", DROP, times=None))
     dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
@@ -282,12 +322,17 @@ def test_the_same_mail_again_is_no_proof(store: Store, open_dispatcher: OpenDisp
     assert copy_of(store, mail_id).attempts == 4
 
 
-# --- one try at a time ------------------------------------------------------------------------------------------------
+# --- one try at a time --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", [DOWN, DROP, HANG])
 def test_one_worker_tries_it_at_a_time(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, action: str
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    clock: Clock,
+    action: str,
 ) -> None:
     """However many look at the same moment, on however many machines, and however long the try takes."""
     config = {"MAILER_COMMAND_TIMEOUT": SHORT}
@@ -343,7 +388,10 @@ def test_its_mail_does_not_wait_for_the_longest_try(
     with ScriptedRelay() as first:
         first.faults["", "greeting"] = [DOWN, HOLD]
         relays = entry(first, "first"), entry(sink, "second", senders=["example.net"])
-        one, other = (open_dispatcher(*relays, MAILER_COMMAND_TIMEOUT=60, MAILER_RELAY_REST=REST) for _ in range(2))
+        one, other = (
+            open_dispatcher(*relays, MAILER_COMMAND_TIMEOUT=60, MAILER_RELAY_REST=REST)
+            for _ in range(2)
+        )
         queue(store, "ada@example.com")
         deliver_all(one)
         wait_out(clock, store)
@@ -362,10 +410,14 @@ def test_its_mail_does_not_wait_for_the_longest_try(
     assert set(states(store).values()) == {"sent"}
 
 
-def test_workers_that_fail_together_count_as_one(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+def test_workers_that_fail_together_count_as_one(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink
+) -> None:
     """Each had a batch of its own when it went down."""
     sink.faults.add(Fault("connect", HANG, times=None))
-    dispatchers = [open_dispatcher(entry(sink, "first"), MAILER_BATCH_SECONDS=0.1) for _ in range(4)]
+    dispatchers = [
+        open_dispatcher(entry(sink, "first"), MAILER_BATCH_SECONDS=0.1) for _ in range(4)
+    ]
     queue_many(store, 40)
 
     with ThreadPoolExecutor(4) as threads:
@@ -378,7 +430,9 @@ def test_workers_that_fail_together_count_as_one(store: Store, open_dispatcher: 
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("queued", 0)}
 
 
-def test_a_worker_dies_while_it_tries(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
+def test_a_worker_dies_while_it_tries(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """Somebody else may, a while later."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"))
@@ -397,7 +451,11 @@ def test_a_worker_dies_while_it_tries(store: Store, open_dispatcher: OpenDispatc
 
 
 def test_a_mail_that_comes_to_nothing_is_no_try(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The relay was not asked, so the next mail may ask it."""
     sink.faults.add(Fault("connect", DOWN))
@@ -406,7 +464,9 @@ def test_a_mail_that_comes_to_nothing_is_no_try(
     deliver_all(dispatcher)
     broken = queue(store, "broken@example.com", lane=Lane.CRITICAL)
     monkeypatch.setattr(
-        preparing, "compose", lambda message, signer: compose(message) if message.id != broken else message.nonsense
+        preparing,
+        "compose",
+        lambda message, signer: compose(message) if message.id != broken else message.nonsense,
     )
 
     wait_out(clock, store)
@@ -424,7 +484,9 @@ def test_no_mail_that_is_for_others_uses_up_the_try(
     special = {"domains": ["example.net"]}
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(
-        entry(sink, "first", **special), entry(backup, "second", domains=["example.com"]), entry(backup, "rest")
+        entry(sink, "first", **special),
+        entry(backup, "second", domains=["example.com"]),
+        entry(backup, "rest"),
     )
     queue(store, "ada@example.net")
     deliver_all(dispatcher)
@@ -461,7 +523,12 @@ def test_it_is_tried_with_the_least_urgent_mail(
 
 
 def test_it_is_tried_when_the_others_have_gone_out(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, answering: Callable[..., RawServer], clock: Clock
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    answering: Callable[..., RawServer],
+    clock: Clock,
 ) -> None:
     """Such a try may last as long as its time-outs, and no mail of the batch waits for it."""
     gone_out: list[int] = []
@@ -483,7 +550,7 @@ def test_it_is_tried_when_the_others_have_gone_out(
     assert gone_out == [0, 1 + 8]
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- what it says -------------------------------------------------------------------------------
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -497,7 +564,10 @@ def test_a_mistake_is_shouted_once(
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With what to do about it; neither with every mail nor with every try. Another mistake is another shout."""
+    """With what to do about it; neither with every mail nor with every try.
+
+    Another mistake is another shout.
+    """
     server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN LOGIN\r\n", AUTH=b"535 5.7.8 no\r\n")
     dispatchers = [open_dispatcher(entry(server, "first", **LOGIN)) for _ in range(2)]
     queue_many(store, 30)
@@ -558,7 +628,9 @@ def test_a_mistake_after_an_outage_is_shouted(
     queue(store, "ada@example.com")
     deliver_all(dispatcher)
     wait_out(clock, store)
-    server.replies.update(greeting=b"220 relay\r\n", EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", AUTH=b"535 5.7.8 no\r\n")
+    server.replies.update(
+        greeting=b"220 relay\r\n", EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", AUTH=b"535 5.7.8 no\r\n"
+    )
     deliver_all(dispatcher)
 
     outage, mistake = errors(caplog)

@@ -34,7 +34,10 @@ def test_the_log_names_mail_and_delivery(
     deliver_all(make_dispatcher(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
 
     lines = [record.getMessage() for record in caplog.records if "delivery=" in record.getMessage()]
-    named = [f"mail_id={mail_id} delivery={copy_of(store, mail_id).id}" for mail_id in (stranger, refused)]
+    named = [
+        f"mail_id={mail_id} delivery={copy_of(store, mail_id).id}"
+        for mail_id in (stranger, refused)
+    ]
     not_allowed = "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent"
     assert lines == [
         f"Delivery refused: {named[0]} status=failed phase=connect reply={not_allowed}",
@@ -50,15 +53,25 @@ def test_everything_to_me(make_dispatcher: MakeDispatcher, store: Store, sink: S
 
     assert received(sink) == ["me@example.net"] * 3
     mails = [message_from_bytes(mail.raw) for mail in sink.messages]
-    assert sorted(mail["X-Original-Recipient"] for mail in mails) == ["ada@example.com", "bob@example.com", "hidden@example.com"]
+    assert sorted(mail["X-Original-Recipient"] for mail in mails) == [
+        "ada@example.com",
+        "bob@example.com",
+        "hidden@example.com",
+    ]
     assert {(mail["To"], mail["Cc"]) for mail in mails} == {("ada@example.com", "bob@example.com")}
     assert {one.status for one in store.status(message.id)} == {Status.SENT}
 
 
-def test_everything_but_theirs_to_me(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_everything_but_theirs_to_me(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """With both, who is on the list gets their own mail, as it is."""
     queue(store, "ada@example.com", "bob@example.org")
-    deliver_all(make_dispatcher(MAILER_REDIRECT_TO="me@example.net", MAILER_ALLOWED_RECIPIENTS="example.com"))
+    deliver_all(
+        make_dispatcher(
+            MAILER_REDIRECT_TO="me@example.net", MAILER_ALLOWED_RECIPIENTS="example.com"
+        )
+    )
 
     assert sorted(received(sink)) == ["ada@example.com", "me@example.net"]
     assert [b"X-Original-Recipient" in mail.raw for mail in sink.messages].count(True) == 1

@@ -16,11 +16,15 @@ from tests.mails import claim, table
 from tests.services.dispatchers import Clock, MakeDispatcher, chores_of, queue_each, states
 from tests.services.sink import Sink
 
-# --- what happens to a worker -----------------------------------------------------------------------------------------
+# --- what happens to a worker --------------------------------------------------------------------
 
 
 def test_a_worker_that_lost_its_claim_sends_nothing(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While it was frozen, another one took over."""
     queue_each(store, "ada", "bob")
@@ -42,7 +46,11 @@ def test_a_worker_that_lost_its_claim_sends_nothing(
 
 
 def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By the time it got an answer, its lease would be over; nobody was told that it began, so the mail goes back."""
     queue_each(store, "ada")
@@ -63,7 +71,10 @@ def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_worker_that_is_interrupted(
-    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: type[BaseException],
 ) -> None:
     """What it knows is recorded, what it had not begun goes back, and only the mail on the wire is in doubt."""
     queue_each(store, "ada", "bob", "eve", "joe")
@@ -98,11 +109,15 @@ def test_a_receiver_that_is_interrupted(make_dispatcher: MakeDispatcher, store: 
     assert states(store) == {"ada": "sent", "bob": "queued"}
 
 
-# --- a database that is away ------------------------------------------------------------------------------------------
+# --- a database that is away --------------------------------------------------------------------
 
 
 def test_an_outcome_waits_for_the_database(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is a fact by then: the mail was sent, and is not sent again because somebody restarted PostgreSQL."""
     queue_each(store, "ada", "bob")
@@ -126,7 +141,10 @@ def test_an_outcome_waits_for_the_database(
 def test_a_database_that_does_not_come_back(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker does not wait for ever. What it sent is in doubt then, for nobody has written that down."""
+    """The worker does not wait for ever.
+
+    What it sent is in doubt then, for nobody has written that down.
+    """
     queue_each(store, "ada")
 
     def away(results: Collection[Result], **values: Any) -> set[int]:

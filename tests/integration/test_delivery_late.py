@@ -10,7 +10,15 @@ from mailer.message import Address, Lane, Status
 from mailer.smtpd.faults import ACCEPT_AND_DROP, Fault
 from mailer.store import Store
 from tests.mails import a_message, table
-from tests.services.dispatchers import Clock, MakeDispatcher, OpenDispatcher, chores_of, copy_of, queue, states
+from tests.services.dispatchers import (
+    Clock,
+    MakeDispatcher,
+    OpenDispatcher,
+    chores_of,
+    copy_of,
+    queue,
+    states,
+)
 from tests.services.script import HOLD, ScriptedRelay
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
@@ -29,7 +37,12 @@ def at(relay: ScriptedRelay) -> dict[str, object]:
 
 def queue_from(store: Store, sender: str, **options: object) -> str:
     """A mail by whose sender the relay tells it from others."""
-    return queue(store, f"to-{sender}@example.com", message=a_message(sender=Address(f"{sender}@example.com")), **options)
+    return queue(
+        store,
+        f"to-{sender}@example.com",
+        message=a_message(sender=Address(f"{sender}@example.com")),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("point", ["dot", "rcpt"])
@@ -55,11 +68,18 @@ def test_a_mail_that_expires_while_the_relay_is_slow(
     assert slow.acknowledged == ["first@example.com"]
     assert copy_of(store, first).status == Status.SENT
     for mail_id in (code, later):
-        assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.EXPIRED, 0)
+        assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (
+            Status.EXPIRED,
+            0,
+        )
 
 
 def test_a_worker_that_is_frozen_between_two_windows(
-    open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    open_dispatcher: OpenDispatcher,
+    store: Store,
+    slow: ScriptedRelay,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lease of the mail in flight is not renewed with that of the next window: it is not begun any more."""
     first, second = queue_from(store, "first"), queue_from(store, "second")
@@ -72,15 +92,22 @@ def test_a_worker_that_is_frozen_between_two_windows(
         return load_messages(mail_ids)
 
     monkeypatch.setattr(its_store, "load_messages", freeze)
-    dispatcher._router.states["slow"].pace.seconds_per_mail = 1.0  # so that each window has one mail
+    dispatcher._router.states[
+        "slow"
+    ].pace.seconds_per_mail = 1.0  # so that each window has one mail
 
     dispatcher.deliver_batch()
 
     assert slow.acknowledged == []
-    assert [copy_of(store, mail_id).status for mail_id in (first, second)] == [Status.QUEUED, Status.QUEUED]
+    assert [copy_of(store, mail_id).status for mail_id in (first, second)] == [
+        Status.QUEUED,
+        Status.QUEUED,
+    ]
 
 
-def test_a_slice_that_takes_too_long(open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock) -> None:
+def test_a_slice_that_takes_too_long(
+    open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock
+) -> None:
     """It gives back what it has not begun, and the next one begins with what is urgent."""
     for number in range(4):
         queue_from(store, f"mail{number}")
@@ -102,7 +129,9 @@ def test_a_slice_that_takes_too_long(open_dispatcher: OpenDispatcher, store: Sto
     assert slow.acknowledged[1] == "urgent@example.com"
 
 
-def test_a_mail_in_doubt_that_has_expired(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_mail_in_doubt_that_has_expired(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """It is not sent once more: it is of no use any more."""
     mail_id = queue(store, "ada@example.com", expires_at=time.time() + 60)
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP))

@@ -43,7 +43,9 @@ from tests.services.waiting import wait_until
 A_FEW_BATCHES = 6
 
 
-def queue_heap(store: Store, count: int, *, domain: str, lane: Lane = Lane.NORMAL, due_at: float) -> None:
+def queue_heap(
+    store: Store, count: int, *, domain: str, lane: Lane = Lane.NORMAL, due_at: float
+) -> None:
     """So many deliveries of one mail, as a newsletter has them, faster than `insert_mail`."""
     mail_id = queue(store, f"first@{domain}", message=a_message(), lane=lane, due_at=due_at)
     others = [column for column in schema.delivery.c if column.name not in ("id", "recipient")]
@@ -53,34 +55,51 @@ def queue_heap(store: Store, count: int, *, domain: str, lane: Lane = Lane.NORMA
         there = select(func.count()).where(schema.delivery.c.mail_id == mail_id)
         while missing := count - connection.execute(there).scalar_one():
             columns = ["recipient", *(column.name for column in others)]
-            connection.execute(insert_into(schema.delivery).from_select(columns, those.limit(missing)))
+            connection.execute(
+                insert_into(schema.delivery).from_select(columns, those.limit(missing))
+            )
 
 
 def waits(store: Store, clock: Clock, lane: Lane | None = None) -> list[float]:
     """In how many seconds each of those that are queued is due."""
     return sorted(
-        row["due_at"] - clock.time() for row in table(store).values() if row["status"] == "queued" and lane in (None, row["lane"])
+        row["due_at"] - clock.time()
+        for row in table(store).values()
+        if row["status"] == "queued" and lane in (None, row["lane"])
     )
 
 
 def sent_to(sink: Sink, domain: str) -> int:
-    return sum(recipient.endswith(f"@{domain}") for mail in sink.messages for recipient in mail.recipients)
+    return sum(
+        recipient.endswith(f"@{domain}") for mail in sink.messages for recipient in mail.recipients
+    )
 
 
-# --- rates ------------------------------------------------------------------------------------------------------------
+# --- rates --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("question", ["load_messages", "is_waiting"])
 def test_mail_is_counted_once_at_a_limit(
-    store: Store, open_dispatcher: OpenDispatcher, monkeypatch: pytest.MonkeyPatch, redis_url: str, question: str
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str,
+    question: str,
 ) -> None:
     """Also when the database is away at that moment, while the mail before it is on the wire; and none is forgotten."""
     with ScriptedRelay("PIPELINING") as relay:
         dispatcher = open_dispatcher(
-            {"name": "relay", "MAIL_SERVER": relay.host, "MAIL_PORT": relay.port, "MAILER_RELAY_RATE": "4/hour"},
+            {
+                "name": "relay",
+                "MAIL_SERVER": relay.host,
+                "MAIL_PORT": relay.port,
+                "MAILER_RELAY_RATE": "4/hour",
+            },
             redis_url=redis_url,
         )
-        dispatcher._router.states["relay"].pace.seconds_per_mail = 1.0  # so that each window has one mail
+        dispatcher._router.states[
+            "relay"
+        ].pace.seconds_per_mail = 1.0  # so that each window has one mail
         queue_each(store, "ada", "bob", "eve", "joe")
         ask, troubles = getattr(dispatcher._services.store, question), naturals(1)
 
@@ -90,7 +109,8 @@ def test_mail_is_counted_once_at_a_limit(
             return ask(*given, **values)
 
         monkeypatch.setattr(dispatcher._services.store, question, away)
-        monkeypatch.setattr(dispatcher._services.throttle, "behind", lambda *_given: 1.0)  # so that it is asked who waits
+        # So that it is asked who waits.
+        monkeypatch.setattr(dispatcher._services.throttle, "behind", lambda *_given: 1.0)
 
         deliver_all(dispatcher)
 
@@ -101,7 +121,10 @@ def test_workers_share_the_rate_of_a_relay(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """All together send no more than it says; the rest comes back later, not all at once, and has lost no attempt."""
-    dispatchers = [open_dispatcher(entry(sink, MAILER_RELAY_RATE="5/hour"), redis_url=redis_url) for _ in range(2)]
+    dispatchers = [
+        open_dispatcher(entry(sink, MAILER_RELAY_RATE="5/hour"), redis_url=redis_url)
+        for _ in range(2)
+    ]
     queue_many(store, 40)
 
     with ThreadPoolExecutor(4) as threads:
@@ -134,7 +157,10 @@ def test_workers_share_the_rate_of_a_domain(
 ) -> None:
     """And mail to other domains knows nothing of it."""
     limits = {"gmail.com": {"rate": "5/hour"}}
-    dispatchers = [open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
+    dispatchers = [
+        open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits)
+        for _ in range(2)
+    ]
     for domain in ("gmail.com", "example.com", "gmail.com"):
         queue_many(store, 20, domain=domain)
 
@@ -146,7 +172,9 @@ def test_workers_share_the_rate_of_a_domain(
     assert waits(store, clock)[0] > 60
 
 
-def test_each_relay_has_its_rate(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str) -> None:
+def test_each_relay_has_its_rate(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str
+) -> None:
     """Mail that is not for the one that is full goes on."""
     full = entry(sink, "full", MAILER_RELAY_RATE="5/hour", domains=["example.net"])
     dispatcher = open_dispatcher(full, entry(sink, "free"), redis_url=redis_url)
@@ -163,7 +191,11 @@ def test_limits_hold_while_redis_is_away(
 ) -> None:
     """Each process keeps to its share of them."""
     dispatchers = [
-        open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/hour"), redis_url=redis_server.url, MAILER_BATCH_SECONDS=0.02)
+        open_dispatcher(
+            entry(sink, MAILER_RELAY_RATE="10/hour"),
+            redis_url=redis_server.url,
+            MAILER_BATCH_SECONDS=0.02,
+        )
         for _ in range(2)
     ]
     queue_many(store, 2)
@@ -180,7 +212,9 @@ def test_limits_hold_while_redis_is_away(
     assert 2 < len(sink.messages) <= 10
 
 
-def test_what_waited_goes_when_it_is_its_turn(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str) -> None:
+def test_what_waited_goes_when_it_is_its_turn(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str
+) -> None:
     """The limit is open again by then, and nothing is forgotten."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
     queue_many(store, 25)
@@ -195,11 +229,17 @@ def test_what_waited_goes_when_it_is_its_turn(store: Store, open_dispatcher: Ope
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
 
 
-# --- first come, first served ------------------------------------------------------------------------------------------
+# --- first come, first served -------------------------------------------------------------------
 
 
 def deliver_beside_new_mail(
-    store: Store, sink: Sink, dispatchers: list[Dispatcher], *, old: int, lane: Lane = Lane.NORMAL, new_lane: Lane = Lane.NORMAL
+    store: Store,
+    sink: Sink,
+    dispatchers: list[Dispatcher],
+    *,
+    old: int,
+    lane: Lane = Lane.NORMAL,
+    new_lane: Lane = Lane.NORMAL,
 ) -> int:
     """Queue a heap, and new mail until all of the heap is sent; return how many of it a new one has overtaken.
 
@@ -240,13 +280,19 @@ def test_new_mail_is_behind_what_waits_at_a_limit(
     """With two workers that share it: at most a window of each worker is mixed up at the end of the line."""
     of_relay = {"MAILER_RELAY_RATE": "20/second"} if limited == "relay" else {}
     of_domain = {} if of_relay else {"MAILER_DOMAIN_LIMITS": {"example.com": {"rate": "20/second"}}}
-    dispatchers = [open_dispatcher(entry(sink, **of_relay), redis_url=redis_url, **of_domain) for _ in range(2)]
+    dispatchers = [
+        open_dispatcher(entry(sink, **of_relay), redis_url=redis_url, **of_domain) for _ in range(2)
+    ]
 
-    assert deliver_beside_new_mail(store, sink, dispatchers, old=100) <= len(dispatchers) * MAX_WINDOW
+    assert (
+        deliver_beside_new_mail(store, sink, dispatchers, old=100) <= len(dispatchers) * MAX_WINDOW
+    )
 
 
 @sqlite_only
-def test_the_line_is_kept_without_redis(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+def test_the_line_is_kept_without_redis(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink
+) -> None:
     """Each process keeps its own."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="20/second"), redis_url=None)
 
@@ -257,7 +303,10 @@ def test_less_urgent_mail_is_behind_what_waits(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """New bulk mail takes no place from normal mail that waits; new critical mail is put behind nobody."""
-    dispatchers = [open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url) for _ in range(2)]
+    dispatchers = [
+        open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
+        for _ in range(2)
+    ]
     queue_many(store, 100)
     dispatchers[0].deliver_batch()
     wait_until(lambda: _is_open(dispatchers[0]))
@@ -296,7 +345,7 @@ def test_a_line_of_cancelled_mail_stops_nobody(
     assert states(store)["new"] == "sent"
 
 
-# --- nobody is held up ------------------------------------------------------------------------------------------------
+# --- nobody is held up --------------------------------------------------------------------------
 
 
 def test_a_heap_at_a_limit_holds_up_nobody(
@@ -305,7 +354,9 @@ def test_a_heap_at_a_limit_holds_up_nobody(
     """100,000 mails of a domain that is full are due before ten others: these go out within a few batches."""
     limits = {"gmail.com": {"rate": "5/hour"}}
     # However busy this machine is: what a batch gets done is not limited by its time.
-    dispatcher = open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits, MAILER_BATCH_SECONDS=60)
+    dispatcher = open_dispatcher(
+        entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits, MAILER_BATCH_SECONDS=60
+    )
     queue_heap(store, 100_000, domain="gmail.com", lane=Lane.BULK, due_at=clock.time() - 3600)
     queue_many(store, 10, lane=Lane.BULK)
     batches = 0
@@ -323,7 +374,9 @@ def test_two_heaps_at_their_limits_hold_up_nobody(
 ) -> None:
     """Also behind each other, and in a lane that comes first."""
     dispatcher = open_dispatcher(
-        entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"*": {"rate": "5/hour"}, "example.com": {}}
+        entry(sink),
+        redis_url=redis_url,
+        MAILER_DOMAIN_LIMITS={"*": {"rate": "5/hour"}, "example.com": {}},
     )
     for hours, (domain, lane) in enumerate(
         (("b.example", Lane.NORMAL), ("a.example", Lane.NORMAL), ("c.example", Lane.CRITICAL))
@@ -340,7 +393,9 @@ def test_two_heaps_at_their_limits_hold_up_nobody(
 
 
 @sqlite_only
-def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(
+    open_dispatcher: OpenDispatcher, sink: Sink
+) -> None:
     """A pool may replace a child while the chores of its parent deliver."""
     dispatcher = open_dispatcher(entry(sink))
     with dispatcher._head._lock:
@@ -354,7 +409,9 @@ def test_a_heap_costs_no_mail_of_it_an_attempt(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """And every one of them is still there, due within a quarter of an hour."""
-    dispatcher = open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "20/second"}})
+    dispatcher = open_dispatcher(
+        entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "20/second"}}
+    )
     queue_heap(store, 6000, domain="gmail.com", due_at=clock.time() - 3600)
 
     for _ in range(5):
@@ -379,15 +436,20 @@ def test_many_threads_book_each_place_once(
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda _: dispatcher.deliver_batch(), range(8)))
 
-    places = 4000 + 8 * 50  # a batch that had its mails booked while they were moved may have a place too many for each
-    assert waits(store, clock)[-1] <= places * dispatcher._router.states["relay"].pace.seconds_per_mail
+    # A batch that had its mails booked while they were moved may have a place too many for each.
+    places = 4000 + 8 * 50
+    assert (
+        waits(store, clock)[-1] <= places * dispatcher._router.states["relay"].pace.seconds_per_mail
+    )
 
 
 def test_urgent_mail_is_not_booked_behind_bulk_mail(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
     """Of the same domain: it comes back as soon as the limit opens."""
-    dispatcher = open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/minute"}})
+    dispatcher = open_dispatcher(
+        entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/minute"}}
+    )
     queue_many(store, 50, domain="gmail.com", lane=Lane.BULK)
     deliver_all(dispatcher)
     assert sent_to(sink, "gmail.com") == 5
@@ -401,7 +463,7 @@ def test_urgent_mail_is_not_booked_behind_bulk_mail(
     assert bulk[-1] > 300
 
 
-# --- concurrency ------------------------------------------------------------------------------------------------------
+# --- concurrency --------------------------------------------------------------------------------
 
 
 class BusySink(Sink):
@@ -420,12 +482,18 @@ class BusySink(Sink):
         return len(self._sessions)
 
 
-def test_workers_share_the_connections_of_a_relay(store: Store, open_dispatcher: OpenDispatcher, redis_url: str) -> None:
+def test_workers_share_the_connections_of_a_relay(
+    store: Store, open_dispatcher: OpenDispatcher, redis_url: str
+) -> None:
     """No more at a time than it allows, and none stays warm behind the backs of the others."""
     with BusySink() as sink:
         sink.faults.add(Fault("data", DELAY, delay=0.02, times=None))
         dispatchers = [
-            open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=2), redis_url=redis_url, MAILER_BATCH_SECONDS=0.1)
+            open_dispatcher(
+                entry(sink, MAILER_RELAY_CONCURRENCY=2),
+                redis_url=redis_url,
+                MAILER_BATCH_SECONDS=0.1,
+            )
             for _ in range(2)
         ]
         queue_many(store, 40)
@@ -443,14 +511,21 @@ def test_workers_share_the_connections_of_a_relay(store: Store, open_dispatcher:
 
 
 def test_a_busy_relay_is_not_waited_for(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    redis_url: str,
+    bell: CountingBell,
+    clock: Clock,
 ) -> None:
     """Who gets no connection claims nothing, calls nobody, and goes."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)
     queue_many(store, 60)
     before = table(store)
 
-    with open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)._services.throttle.slots() as slots:
+    with open_dispatcher(
+        entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url
+    )._services.throttle.slots() as slots:
         assert slots.take_relay("relay")
         deliver_all(dispatcher)
         assert (table(store), bell.rings, sink.connections) == (before, 0, 0)
@@ -460,16 +535,26 @@ def test_a_busy_relay_is_not_waited_for(
 
 
 def test_mail_for_a_busy_relay_does_not_go_round_in_circles(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, bell: CountingBell, clock: Clock
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    redis_url: str,
+    bell: CountingBell,
+    clock: Clock,
 ) -> None:
     """A worker that can do nothing for what is due stops, and leaves it as it was to the one who can."""
-    busy, backup = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(sink, "backup", preference=1)
+    busy, backup = (
+        entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1),
+        entry(sink, "backup", preference=1),
+    )
     other = entry(sink, "other", domains=["example.net"])
     dispatcher = open_dispatcher(busy, other, backup, redis_url=redis_url)
     queue_many(store, 200)
     before = table(store)
 
-    with open_dispatcher(busy, other, backup, redis_url=redis_url)._services.throttle.slots() as slots:
+    with open_dispatcher(
+        busy, other, backup, redis_url=redis_url
+    )._services.throttle.slots() as slots:
         assert slots.take_relay("busy")
         deliver_all(dispatcher)
 
@@ -491,7 +576,10 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
 ) -> None:
     """However much of it is due before the mail of an idle relay; and it is due again a moment later."""
     monkeypatch.setattr(clearing, "MOVED_AT_ONCE", moved_at_once)
-    relays = entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1), entry(backup, "idle", domains=["example.net"])
+    relays = (
+        entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1),
+        entry(backup, "idle", domains=["example.net"]),
+    )
     dispatcher = open_dispatcher(*relays, redis_url=redis_url)
     queue_heap(store, 350, domain="example.com", due_at=clock.time() - 1)
     queue_many(store, 5, domain="example.net")
@@ -509,7 +597,11 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
 @pytest.mark.parametrize("its_turn", [Lane.CRITICAL, Lane.BULK, None])
 @pytest.mark.parametrize("limited", ["relay", "domain"])
 def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
-    store: Store, open_dispatcher: OpenDispatcher, redis_url: str, limited: str, its_turn: Lane | None
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    redis_url: str,
+    limited: str,
+    its_turn: Lane | None,
 ) -> None:
     """Neither before nor after it has mail for another relay, nor without any: others use that one, and the domain, meanwhile."""
     of_relay = {"MAILER_RELAY_CONCURRENCY": 1} if limited == "relay" else {}
@@ -517,7 +609,9 @@ def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
     with ScriptedRelay() as slow, BusySink() as sink:
         slow.faults["mailer@example.com", "dot"] = [HOLD]
         relays = entry(slow, "slow", domains=["slow.example"]), entry(sink, "free", **of_relay)
-        waiting, other = (open_dispatcher(*relays, redis_url=redis_url, **of_domain) for _ in range(2))
+        waiting, other = (
+            open_dispatcher(*relays, redis_url=redis_url, **of_domain) for _ in range(2)
+        )
         queue(store, "ada@slow.example")
         if its_turn is not None:
             queue(store, "its@gmail.com", lane=its_turn)
@@ -541,7 +635,10 @@ def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
     """The mail goes back as it was."""
     with ScriptedRelay() as slow:
         slow.faults["mailer@example.com", "dot"] = [HOLD]
-        relays = entry(slow, "slow", domains=["slow.example"]), entry(sink, "free", MAILER_RELAY_CONCURRENCY=1)
+        relays = (
+            entry(slow, "slow", domains=["slow.example"]),
+            entry(sink, "free", MAILER_RELAY_CONCURRENCY=1),
+        )
         dispatcher, other = (open_dispatcher(*relays, redis_url=redis_url) for _ in range(2))
         queue(store, "ada@slow.example")
         bulk = queue(store, "bulk@example.com", lane=Lane.BULK)
@@ -553,16 +650,25 @@ def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
             finally:
                 slow.go_on()
             slice_.result()
-            assert (copy_of(store, bulk).status, copy_of(store, bulk).attempts, sink.connections) == (Status.QUEUED, 0, 0)
+            assert (
+                copy_of(store, bulk).status,
+                copy_of(store, bulk).attempts,
+                sink.connections,
+            ) == (Status.QUEUED, 0, 0)
         deliver_all(dispatcher)
     assert received(sink) == ["bulk@example.com"]
 
 
-def test_workers_share_the_seats_of_a_domain(store: Store, open_dispatcher: OpenDispatcher, redis_url: str, clock: Clock) -> None:
+def test_workers_share_the_seats_of_a_domain(
+    store: Store, open_dispatcher: OpenDispatcher, redis_url: str, clock: Clock
+) -> None:
     """One worker at a time sends to it; the mail of the others waits for its turn, and mail to other domains goes on."""
     limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
     with BusySink() as sink:
-        dispatchers = [open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits) for _ in range(2)]
+        dispatchers = [
+            open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits)
+            for _ in range(2)
+        ]
         with dispatchers[0]._services.throttle.slots() as slots:
             assert slots.take_domain("gmail.com")
             queue_many(store, 10, domain="gmail.com")
@@ -577,7 +683,7 @@ def test_workers_share_the_seats_of_a_domain(store: Store, open_dispatcher: Open
         assert sent_to(sink, "gmail.com") == 10
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------
 
 
 def sizes_of_slices(dispatcher: Dispatcher, sink: Sink, most: int) -> list[int]:
@@ -590,7 +696,8 @@ def sizes_of_slices(dispatcher: Dispatcher, sink: Sink, most: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_mail", "size"), [(0.3, range(2, 5)), (0.1, range(8, 12)), (5.0, range(1, 2)), (0.005, range(120, 221))]
+    ("seconds_per_mail", "size"),
+    [(0.3, range(2, 5)), (0.1, range(8, 12)), (5.0, range(1, 2)), (0.005, range(120, 221))],
 )
 def test_a_slice_lasts_about_a_second(
     store: Store,
@@ -612,7 +719,9 @@ def test_a_slice_lasts_about_a_second(
 
 
 @sqlite_only
-def test_a_relay_that_takes_its_time(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+def test_a_relay_that_takes_its_time(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink
+) -> None:
     """Measured for real: 300 ms a mail make batches of three."""
     sink.faults.add(Fault("dot", DELAY, delay=0.3, times=None))
     dispatcher = open_dispatcher(entry(sink))
@@ -625,7 +734,9 @@ def test_a_relay_that_takes_its_time(store: Store, open_dispatcher: OpenDispatch
     assert {row["status"] for row in table(store).values()} == {"sent", "queued"}
 
 
-def test_urgent_mail_is_in_the_next_slice(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock) -> None:
+def test_urgent_mail_is_in_the_next_slice(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
+) -> None:
     """However much bulk mail was there before it."""
     dispatcher = open_dispatcher(entry(sink))
     queue_heap(store, 1000, domain="example.com", lane=Lane.BULK, due_at=clock.time() - 3600)
@@ -649,7 +760,11 @@ def test_urgent_mail_is_in_the_next_slice(store: Store, open_dispatcher: OpenDis
 
 
 def test_a_relay_that_is_away_says_nothing_of_speed(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A time-out of a minute does not make the batches small that follow it."""
     sink.faults.add(Fault("connect", "421 4.3.2 closed"))
@@ -660,4 +775,8 @@ def test_a_relay_that_is_away_says_nothing_of_speed(
     dispatcher.deliver_batch()
 
     assert sink.connections == 1
-    assert dispatcher._pace.seconds_per_mail == dispatcher._router.states["first"].pace.seconds_per_mail == 0.02
+    assert (
+        dispatcher._pace.seconds_per_mail
+        == dispatcher._router.states["first"].pace.seconds_per_mail
+        == 0.02
+    )

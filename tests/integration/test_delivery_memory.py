@@ -53,7 +53,11 @@ def most_held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("size", [SIZE, None], ids=["with a size", "of an older version"])
 def test_large_mails_are_composed_one_by_one(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int], size: int | None
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    most_held: list[int],
+    size: int | None,
 ) -> None:
     """A window is as small as the bound demands, whether the size was stored or has to be asked for."""
     queue_large(store, 6, size)
@@ -144,7 +148,9 @@ def test_recipients_share_what_was_composed(
     assert dispatcher._budget.held == 0
 
 
-def test_a_redirected_copy_has_its_room_for_itself(make_dispatcher: MakeDispatcher, store: Store) -> None:
+def test_a_redirected_copy_has_its_room_for_itself(
+    make_dispatcher: MakeDispatcher, store: Store
+) -> None:
     """It is another mail for each recipient, so the room goes with it, though a copy follows."""
     queue(store, "ada@example.com", "bob@example.com", size=SIZE)
     ada, bob = claim(store)
@@ -161,7 +167,9 @@ def test_a_redirected_copy_has_its_room_for_itself(make_dispatcher: MakeDispatch
     assert budget.held == room_of_one
 
 
-def test_mails_that_have_to_be_prepared_again_are_counted_once(make_dispatcher: MakeDispatcher, store: Store) -> None:
+def test_mails_that_have_to_be_prepared_again_are_counted_once(
+    make_dispatcher: MakeDispatcher, store: Store
+) -> None:
     """The database went away while one of them was set aside: the room still goes with the last."""
     queue(store, "ada@example.com", "bob@example.net")
     deliveries, budget, away = claim(store), ByteBudget(1 << 30), iter([StoreUnavailable("gone")])

@@ -33,7 +33,7 @@ from tests.services.sink import Sink
 DOWN = "421 4.3.2 closed for the night"
 
 
-# --- a relay is down --------------------------------------------------------------------------------------------------
+# --- a relay is down ----------------------------------------------------------------------------
 
 Break = Callable[[Sink], Mapping[str, Any]]
 
@@ -57,20 +57,37 @@ def _want_another_password(sink: Sink) -> Mapping[str, Any]:
 
 BROKEN = [
     pytest.param(_refuse_connections, "refused", id="connections refused"),
-    pytest.param(_at(Fault("connect", DROP, times=None)), "no connection to the relay", id="hangs up at once"),
+    pytest.param(
+        _at(Fault("connect", DROP, times=None)), "no connection to the relay", id="hangs up at once"
+    ),
     pytest.param(_at(Fault("connect", DOWN, times=None)), DOWN, id="421 for a greeting"),
     pytest.param(_at(Fault("ehlo", DOWN, times=None)), DOWN, id="421 to EHLO"),
     pytest.param(_at(Fault("mail", DOWN, times=None)), DOWN, id="421 to MAIL"),
-    pytest.param(_at(Fault("mail", "530 5.7.0 Authentication required", times=None)), "530 5.7.0", id="no mail without a login"),
+    pytest.param(
+        _at(Fault("mail", "530 5.7.0 Authentication required", times=None)),
+        "530 5.7.0",
+        id="no mail without a login",
+    ),
     pytest.param(_want_another_password, "535 5.7.8", id="wrong password"),
-    pytest.param(lambda _: {"MAIL_USE_SSL": True}, "MAIL_USE_SSL: port", id="no TLS where we begin with it"),
-    pytest.param(lambda _: {"MAIL_USE_TLS": True}, "MAIL_USE_TLS: the relay offers no STARTTLS", id="no STARTTLS"),
+    pytest.param(
+        lambda _: {"MAIL_USE_SSL": True}, "MAIL_USE_SSL: port", id="no TLS where we begin with it"
+    ),
+    pytest.param(
+        lambda _: {"MAIL_USE_TLS": True},
+        "MAIL_USE_TLS: the relay offers no STARTTLS",
+        id="no STARTTLS",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("break_it", "reason"), BROKEN)
 def test_mail_takes_the_next_relay(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, break_it: Break, reason: str
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    break_it: Break,
+    reason: str,
 ) -> None:
     """Whatever is wrong with the first; no mail pays for it with an attempt, and the pause tells what it was."""
     queue_many(store, 8)
@@ -79,12 +96,15 @@ def test_mail_takes_the_next_relay(
     deliver_all(open_dispatcher(first, second))
 
     rows = table(store).values()
-    assert {(row["status"], row["attempts"], row["relay"]) for row in rows} == {("sent", 1, "second")}
+    assert {(row["status"], row["attempts"], row["relay"]) for row in rows} == {
+        ("sent", 1, "second")
+    }
     assert (len(sink.messages), len(set(received(backup)))) == (0, 8)
     pause = pause_of(store)
     assert pause.failures == 1
     assert reason in pause.reason
-    assert sum(len(store.status(row["mail_id"]).deliveries[0].history) for row in rows) == 1  # one mail found it out
+    # One mail found it out.
+    assert sum(len(store.status(row["mail_id"]).deliveries[0].history) for row in rows) == 1
 
 
 def test_a_mail_tells_of_the_relay_it_could_not_take(
@@ -103,7 +123,9 @@ def test_a_mail_tells_of_the_relay_it_could_not_take(
     assert DOWN in tried.reply
 
 
-def test_other_workers_leave_it_alone(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink) -> None:
+def test_other_workers_leave_it_alone(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
+) -> None:
     """They have never tried it themselves: what one has found out, all know."""
     sink.faults.add(Fault("connect", DOWN, times=None))
     one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
@@ -117,7 +139,9 @@ def test_other_workers_leave_it_alone(store: Store, open_dispatcher: OpenDispatc
     assert len(backup.messages) == 21
 
 
-def test_it_fails_in_the_middle(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink) -> None:
+def test_it_fails_in_the_middle(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
+) -> None:
     """What it has taken is sent, and is not sent again; the rest takes the other one."""
     queue_many(store, 12)
     take = sink.accept
@@ -137,7 +161,12 @@ def test_it_fails_in_the_middle(store: Store, open_dispatcher: OpenDispatcher, s
 
 
 def test_both_are_down(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, bell: CountingBell
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    clock: Clock,
+    bell: CountingBell,
 ) -> None:
     """Mail waits, untouched, and nobody is busy with it."""
     mails = queue_many(store, 10)
@@ -157,7 +186,11 @@ def test_both_are_down(
 
 
 def test_nothing_is_claimed_while_the_only_relay_is_paused(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The batch goes back as it was, but for the one mail that found it out, and then the table rests, too."""
     queue_many(store, 10)
@@ -177,15 +210,25 @@ def test_nothing_is_claimed_while_the_only_relay_is_paused(
     assert sink.connections == 1
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules --------------------------------------------------------------------------------------
 
 
-def test_each_relay_gets_its_mail(store: Store, open_dispatcher: OpenDispatcher, sink: Sink) -> None:
+def test_each_relay_gets_its_mail(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink
+) -> None:
     """By who says it, to whom, and how urgent it is; what is for none of them goes over the relay without rules."""
     names = ("boss", "corp", "bulk", "rest")
-    rules: list[dict[str, Any]] = [{"senders": ["boss@example.com"]}, {"domains": ["corp.example"]}, {"lanes": ["bulk"]}, {}]
+    rules: list[dict[str, Any]] = [
+        {"senders": ["boss@example.com"]},
+        {"domains": ["corp.example"]},
+        {"lanes": ["bulk"]},
+        {},
+    ]
     dispatcher = open_dispatcher(
-        *(entry(sink, name, preference=at, **rule) for at, (name, rule) in enumerate(zip(names, rules, strict=True)))
+        *(
+            entry(sink, name, preference=at, **rule)
+            for at, (name, rule) in enumerate(zip(names, rules, strict=True))
+        )
     )
     boss = a_message(sender=Address("boss@example.com"))
     queue(store, "a@mx.corp.example", message=boss, lane=Lane.BULK)
@@ -195,16 +238,24 @@ def test_each_relay_gets_its_mail(store: Store, open_dispatcher: OpenDispatcher,
 
     deliver_all(dispatcher)
 
-    assert {row["recipient"][0]: row["relay"] for row in table(store).values()} == dict(zip("abcd", names, strict=True))
+    assert {row["recipient"][0]: row["relay"] for row in table(store).values()} == dict(
+        zip("abcd", names, strict=True)
+    )
 
 
-def test_relays_share_by_weight(store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink) -> None:
+def test_relays_share_by_weight(
+    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
+) -> None:
     """About three to one, and each mail goes over one of them."""
     queue_many(store, 200)
 
     deliver_all(open_dispatcher(entry(sink, "heavy", weight=3), entry(backup, "light", weight=1)))
 
-    assert len({*received(sink), *received(backup)}) == len(sink.messages) + len(backup.messages) == 200
+    assert (
+        len({*received(sink), *received(backup)})
+        == len(sink.messages) + len(backup.messages)
+        == 200
+    )
     assert 20 <= len(backup.messages) <= 85
 
 
@@ -213,7 +264,9 @@ def test_what_only_a_paused_relay_takes_waits_for_it(
 ) -> None:
     """Until the pause ends, out of the way of what others take; and it costs no attempt."""
     sink.faults.add(Fault("connect", DOWN))
-    dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", domains=["example.net"]))
+    dispatcher = open_dispatcher(
+        entry(sink, "first"), entry(backup, "second", domains=["example.net"])
+    )
     for number in range(30):
         queue(store, f"reader{number}@example.com")
         queue(store, f"reader{number}@example.net")
@@ -231,17 +284,29 @@ def test_what_only_a_paused_relay_takes_waits_for_it(
 
 
 def test_much_mail_for_a_paused_relay_is_in_nobodys_way(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is moved in heaps, not batch by batch. By sender, which is the rule that takes most to look up."""
+    """It is moved in heaps, not batch by batch.
+
+    By sender, which is the rule that takes most to look up.
+    """
     monkeypatch.setattr(clearing, "MOVED_AT_ONCE", 100)
     sink.faults.add(Fault("connect", DOWN, times=None))
-    dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", senders=["example.net"]))
+    dispatcher = open_dispatcher(
+        entry(sink, "first"), entry(backup, "second", senders=["example.net"])
+    )
     queue(store, "ada@example.com")
     deliver_all(dispatcher)
     for number in range(50):
         queue(store, *(f"reader{number}.{copy}@example.com" for copy in range(50)))
-    other = queue(store, "bob@example.com", message=a_message(sender=Address("eve@news.example.net")))
+    other = queue(
+        store, "bob@example.com", message=a_message(sender=Address("eve@news.example.net"))
+    )
     batches = 0
     while copy_of(store, other).status is not Status.SENT:
         dispatcher.deliver_batch()
@@ -270,11 +335,19 @@ def test_lanes_of_a_paused_relay_are_left_alone(
 
 
 def test_a_slow_relay_takes_no_time_from_the_next_one(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of each batch each relay gets something done, however long the one before it took."""
-    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + 100.0 * len(sink.messages))  # each mail takes it that long
-    dispatcher = open_dispatcher(entry(sink, "slow", domains=["example.net"]), entry(backup, "fast"))
+    # Each mail takes it that long.
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + 100.0 * len(sink.messages))
+    dispatcher = open_dispatcher(
+        entry(sink, "slow", domains=["example.net"]), entry(backup, "fast")
+    )
     dispatcher._pace.seconds_per_mail = 0.1
     for number in range(5):
         queue(store, f"reader{number}@example.com")
@@ -286,7 +359,7 @@ def test_a_slow_relay_takes_no_time_from_the_next_one(
     assert len(backup.messages) == 5
 
 
-# --- whatever happens -------------------------------------------------------------------------------------------------
+# --- whatever happens ---------------------------------------------------------------------------
 
 TROUBLE = [
     *(Fault("connect", action, times=3) for action in (DROP, DOWN)),
@@ -299,7 +372,12 @@ TROUBLE = [
 
 
 def test_nothing_is_lost_and_nothing_is_sent_twice(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, redis_url: str, clock: Clock
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    backup: Sink,
+    redis_url: str,
+    clock: Clock,
 ) -> None:
     """Several workers, two relays with all that can be wrong with them short of doubt, rules and limits, and much mail."""
     sink.faults.add(*TROUBLE)

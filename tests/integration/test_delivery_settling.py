@@ -19,11 +19,21 @@ from mailer.message import Message, OnDoubt, Status
 from mailer.mime import Composed, Signer, compose
 from mailer.store import Result, Store
 from tests.mails import a_message, table
-from tests.services.dispatchers import Clock, MakeDispatcher, chores_of, copy_of, queue, queue_many, received
+from tests.services.dispatchers import (
+    Clock,
+    MakeDispatcher,
+    chores_of,
+    copy_of,
+    queue,
+    queue_many,
+    received,
+)
 from tests.services.sink import Sink
 
 
-def deliver_and_die(dispatcher: Dispatcher, in_the_child: Callable[[], object] = lambda: None) -> None:
+def deliver_and_die(
+    dispatcher: Dispatcher, in_the_child: Callable[[], object] = lambda: None
+) -> None:
     """In a process of its own, which is killed by what it does; if it is not, the test has failed."""
     if not (child := os.fork()):
         try:
@@ -43,10 +53,12 @@ def states(store: Store) -> list[str]:
     return [row["status"] for row in table(store).values()]
 
 
-# --- what was on the wire ---------------------------------------------------------------------------------------------
+# --- what was on the wire -----------------------------------------------------------------------
 
 
-def test_what_the_relay_took_before_its_worker_died(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_what_the_relay_took_before_its_worker_died(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """It is sent, in the relay's own words: the box has them, though the database heard nothing of it."""
     queue_many(store, 3)
     dispatcher = make_dispatcher()
@@ -62,9 +74,15 @@ def test_what_the_relay_took_before_its_worker_died(make_dispatcher: MakeDispatc
 
 @pytest.mark.parametrize("on_doubt", OnDoubt)
 def test_what_was_on_the_wire(
-    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch, on_doubt: OnDoubt
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    on_doubt: OnDoubt,
 ) -> None:
-    """It is in doubt at once, and only it: nobody waits for its lease. What it had not begun goes back, at no cost."""
+    """It is in doubt at once, and only it: nobody waits for its lease.
+
+    What it had not begun goes back, at no cost.
+    """
     first, *others = queue_many(store, 3, on_doubt=on_doubt)
     monkeypatch.setattr(share.Share, "_finish", killing)
 
@@ -73,10 +91,14 @@ def test_what_was_on_the_wire(
 
     assert copy_of(store, first).status is Status.DOUBTFUL
     assert (copy_of(store, first).due_at is not None) == (on_doubt is OnDoubt.RESEND)
-    assert [(copy_of(store, other).status, copy_of(store, other).attempts) for other in others] == [(Status.QUEUED, 0)] * 2
+    assert [(copy_of(store, other).status, copy_of(store, other).attempts) for other in others] == [
+        (Status.QUEUED, 0)
+    ] * 2
 
 
-def test_what_was_claimed_and_not_begun(make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_claimed_and_not_begun(
+    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It can be claimed again at once, as if it never had been."""
     mail_id = queue(store, "ada@example.com")
     monkeypatch.setattr(share.Share, "__init__", killing)
@@ -88,7 +110,9 @@ def test_what_was_claimed_and_not_begun(make_dispatcher: MakeDispatcher, store: 
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
-def test_a_box_that_comes_too_late(make_dispatcher: MakeDispatcher, store: Store, clock: Clock, sink: Sink) -> None:
+def test_a_box_that_comes_too_late(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, sink: Sink
+) -> None:
     """The lease was over before the box was found: a mail that is in doubt by then is sent all the same, and only once."""
     queue(store, "ada@example.com")
     deliver_and_die(make_dispatcher(), lambda: setattr(store, "record_if_transmitting", killing))
@@ -104,7 +128,9 @@ def test_a_box_that_comes_too_late(make_dispatcher: MakeDispatcher, store: Store
     assert len(sink.messages) == 1
 
 
-def test_a_worker_that_dies_while_a_receiver_works(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_a_worker_that_dies_while_a_receiver_works(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """What the relay took is noted before a receiver of `email_dispatched` hears of it."""
     queue_many(store, 2)
     with email_dispatched.connected_to(killing):
@@ -135,11 +161,15 @@ def test_a_box_that_another_installation_finds_first(
     assert states(store) == ["sent"]
 
 
-# --- a database that is away ------------------------------------------------------------------------------------------
+# --- a database that is away --------------------------------------------------------------------
 
 
 def test_a_database_that_is_away_at_the_moment_of_the_250(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sent stays sent: when the database is back, the worker reads in its own box what it could not record."""
     queue_many(store, 2)
@@ -162,7 +192,7 @@ def test_a_database_that_is_away_at_the_moment_of_the_250(
     assert len(received(sink)) == 2
 
 
-# --- poison -----------------------------------------------------------------------------------------------------------
+# --- poison -------------------------------------------------------------------------------------
 
 
 def test_a_mail_that_kills_its_workers(
@@ -184,7 +214,8 @@ def test_a_mail_that_kills_its_workers(
 
     assert copy_of(store, poison).status is Status.FAILED
     assert copy_of(store, poison).reply == (
-        "the worker died while it composed this mail (given up after 3 tries, see MAILER_RETRY_ATTEMPTS)"
+        "the worker died while it composed this mail (given up after 3 tries, see"
+        " MAILER_RETRY_ATTEMPTS)"
     )
     dispatcher.deliver(at_most=60)
     assert copy_of(store, healthy).status is Status.SENT
@@ -220,11 +251,15 @@ def test_a_database_that_goes_away_while_a_mail_is_composed(
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
-# --- a worker that was frozen -----------------------------------------------------------------------------------------
+# --- a worker that was frozen -------------------------------------------------------------------
 
 
 def test_a_worker_that_wakes_up_between_the_envelope_and_the_mail(
-    store: Store, make_dispatcher: MakeDispatcher, sink: Sink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    make_dispatcher: MakeDispatcher,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It says nothing of a mail that may be somebody else's by now: the relay waits for its first byte in vain."""
     mail_id = queue(store, "ada@example.com")

@@ -17,7 +17,12 @@ from tests.mails import a_message, table
 from tests.services.dispatchers import Clock, MakeDispatcher, copy_of, queue, queue_each, states
 from tests.services.sink import Sink
 
-TROUBLE = [MemoryError(), OSError(24, "Too many open files"), RuntimeError("who knows"), LookupError("unknown encoding: idna")]
+TROUBLE = [
+    MemoryError(),
+    OSError(24, "Too many open files"),
+    RuntimeError("who knows"),
+    LookupError("unknown encoding: idna"),
+]
 
 
 def in_trouble(mail_id: str, error: Exception) -> Callable[[Message, Signer | None], Composed]:
@@ -64,9 +69,17 @@ def test_trouble_while_a_mail_is_composed(
     assert "given up after 2 tries" in str(store.status(mail_id).deliveries[0].reply)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), StoreUnavailable("malformed")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(5, "Input/output error"), StoreUnavailable("malformed")],
+    ids=repr,
+)
 def test_trouble_while_mails_are_loaded(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch, error: Exception
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     """Each is tried alone, and only the one that can't be loaded is put off."""
     queue_each(store, "before")
@@ -126,7 +139,10 @@ def test_a_key_that_can_not_sign(
 def test_a_soft_time_limit_while_a_mail_is_composed(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the batch. The mail that was composed has used up a try, the others are as if never claimed."""
+    """It ends the batch.
+
+    The mail that was composed has used up a try, the others are as if never claimed.
+    """
     queue_each(store, "ada")
     mail_id = queue(store, "slow@example.com")
     queue_each(store, "eve")
@@ -139,7 +155,10 @@ def test_a_soft_time_limit_while_a_mail_is_composed(
     assert states(store) == {"ada": "queued", "slow": "queued", "eve": "queued"}
     assert sorted(row["attempts"] for row in table(store).values()) == [0, 0, 1]
     dispatcher.deliver_batch()
-    assert sorted(mail.recipients[0] for mail in sink.messages) == ["ada@example.com", "eve@example.com"]
+    assert sorted(mail.recipients[0] for mail in sink.messages) == [
+        "ada@example.com",
+        "eve@example.com",
+    ]
 
 
 def test_a_soft_time_limit_before_a_mail_is_begun(

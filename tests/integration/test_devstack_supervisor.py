@@ -38,7 +38,8 @@ STUBBORN = """
     while True:
         signal.pause()
 """
-# Starts a helper in its own group that would note a SIGTERM, tells its pid, and leaves it behind when it stops.
+# Starts a helper in its own group that would note a SIGTERM, tells its pid, and leaves it behind
+# when it stops.
 WITH_HELPER = """
     import pathlib, signal, subprocess, sys
     helper = "import pathlib, signal; signal.signal(15, lambda *_: pathlib.Path('helper-was-signalled').touch());" \\
@@ -84,7 +85,9 @@ def interrupts() -> Iterator[Interrupts]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: Interrupts) -> Iterator[Scene]:
+def scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: Interrupts
+) -> Iterator[Scene]:
     monkeypatch.chdir(tmp_path)
     scene = Scene(tmp_path, interrupts)
     yield scene
@@ -108,7 +111,13 @@ def test_parts_are_started_and_stopped_one_after_the_other(scene: Scene) -> None
     assert not any(process.alive for process in noted)
     assert scene.ledger.left_behind() == []
     lines = scene.out.getvalue().splitlines()
-    for line in ("one   | hello", "two   | hello", "one   | bye", "two   | bye", "stack | Stopping two ..."):
+    for line in (
+        "one   | hello",
+        "two   | hello",
+        "one   | bye",
+        "two   | bye",
+        "stack | Stopping two ...",
+    ):
         assert line in lines
 
 
@@ -185,10 +194,14 @@ def test_a_request_to_stop(scene: Scene, interrupts: Interrupts, number: signal.
 def test_what_an_interrupted_run_left_behind_is_stopped(scene: Scene) -> None:
     """The next run finds it in the ledger, whatever became of the runner."""
     leftover = subprocess.Popen(
-        [sys.executable, "-c", dedent(OBEDIENT), "one"], start_new_session=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", dedent(OBEDIENT), "one"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
     )
     wait_until((scene.folder / "one").exists)
-    Ledger(scene.folder / "ledger.json").add(Process("one", leftover.pid, start_time(leftover.pid) or "", grace=10))
+    Ledger(scene.folder / "ledger.json").add(
+        Process("one", leftover.pid, start_time(leftover.pid) or "", grace=10)
+    )
 
     scene.supervisor.recover()
 
@@ -200,7 +213,9 @@ def test_what_an_interrupted_run_left_behind_is_stopped(scene: Scene) -> None:
 def test_a_process_that_is_not_ours_is_left_alone(scene: Scene) -> None:
     """Its pid was ours once; its start time says that it is another process."""
     with subprocess.Popen(
-        [sys.executable, "-c", dedent(OBEDIENT), "one"], start_new_session=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", dedent(OBEDIENT), "one"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
     ) as stranger:
         wait_until((scene.folder / "one").exists)
         Ledger(scene.folder / "ledger.json").add(Process("one", stranger.pid, "long ago", grace=10))
@@ -211,7 +226,10 @@ def test_a_process_that_is_not_ours_is_left_alone(scene: Scene) -> None:
         stranger.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died; elsewhere the ledger does")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="only Linux tells a child that its parent died; elsewhere the ledger does",
+)
 def test_a_killed_runner_takes_its_parts_along(scene: Scene) -> None:
     """SIGKILL leaves the runner no time; the kernel asks the parts to stop."""
     runner = """

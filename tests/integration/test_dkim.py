@@ -22,12 +22,17 @@ from tests.signing import ED25519, RSA, dkim_key, records, verified_by_dkimpy
 
 NOW = 1_790_000_000.0
 
-# --- an app -----------------------------------------------------------------------------------------------------------
+# --- an app --------------------------------------------------------------------------------------
 
 
 def create_app(**config: Any) -> Flask:
     app = Flask("app")
-    app.config.update(TESTING=True, MAILER_DATABASE_URL="sqlite://", MAILER_REDIS_URL="redis://127.0.0.1:1/0", **config)
+    app.config.update(
+        TESTING=True,
+        MAILER_DATABASE_URL="sqlite://",
+        MAILER_REDIS_URL="redis://127.0.0.1:1/0",
+        **config,
+    )
     Mailer(app)
     return app
 
@@ -36,7 +41,11 @@ def test_an_app_signs_what_its_own_senders_say(tmp_path: Path) -> None:
     """The keys are all that has to be set."""
     file = tmp_path / "rsa.pem"
     file.write_bytes(RSA.pem)
-    app = create_app(MAILER_DKIM_KEYS=json.dumps([{"domain": "example.com", "selector": "rsa", "key_file": str(file)}]))
+    app = create_app(
+        MAILER_DKIM_KEYS=json.dumps(
+            [{"domain": "example.com", "selector": "rsa", "key_file": str(file)}]
+        )
+    )
 
     with app.app_context(), Mail(app).record_messages() as outbox:
         for sender in ("ada@example.com", "ada@example.org"):
@@ -50,10 +59,12 @@ def test_an_app_signs_what_its_own_senders_say(tmp_path: Path) -> None:
 def test_an_app_does_not_start_with_a_key_that_can_not_sign() -> None:
     """Better than mail that nobody trusts."""
     with pytest.raises(ConfigurationError, match="no private key in PEM"):
-        create_app(MAILER_DKIM_KEYS=[{"domain": "example.com", "selector": "2026a", "key": "nonsense"}])
+        create_app(
+            MAILER_DKIM_KEYS=[{"domain": "example.com", "selector": "2026a", "key": "nonsense"}]
+        )
 
 
-# --- OpenDKIM ---------------------------------------------------------------------------------------------------------
+# --- OpenDKIM -----------------------------------------------------------------------------------
 
 
 def signed(message: Message, *keys: DkimKey) -> bytes:
@@ -70,17 +81,27 @@ def a_mail(sender: str = "ada@example.com") -> Message:
         text="Hello\n",
         html="<p>Grüße</p>",
         to=(Address("bob@example.com"),),
-        headers=(("List-Unsubscribe", "<https://example.com/stop>"), ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")),
+        headers=(
+            ("List-Unsubscribe", "<https://example.com/stop>"),
+            ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
+        ),
     )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(mails)
 def test_every_mail(tmp_path: Path, message: Message) -> None:
     """Whatever is in it, and with each algorithm."""
     keys = [dkim_key(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
 
-    assert verified_by_opendkim(signed(message, *keys), records(*keys), tmp_path) == {"rsa": "pass", "ed": "pass"}
+    assert verified_by_opendkim(signed(message, *keys), records(*keys), tmp_path) == {
+        "rsa": "pass",
+        "ed": "pass",
+    }
 
 
 def test_a_sender_of_a_subdomain(tmp_path: Path) -> None:
@@ -94,14 +115,35 @@ def test_a_mail_that_was_changed(tmp_path: Path) -> None:
     """It shows; so does an unsubscribe link that is not ours."""
     mail = signed(a_mail(), RSA, ED25519)
 
-    for changed in (mail.replace(b"Hello", b"Hallo"), mail.replace(b"/stop", b"/stay"), b"From: eve@example.com\r\n" + mail):
-        assert set(verified_by_opendkim(changed, records(RSA, ED25519), tmp_path).values()) == {"fail"}
+    for changed in (
+        mail.replace(b"Hello", b"Hallo"),
+        mail.replace(b"/stop", b"/stay"),
+        b"From: eve@example.com\r\n" + mail,
+    ):
+        assert set(verified_by_opendkim(changed, records(RSA, ED25519), tmp_path).values()) == {
+            "fail"
+        }
 
 
 def test_a_key_that_opendkim_made(tmp_path: Path) -> None:
     """Its tool writes the key and the record for the DNS; both are taken as they are."""
-    subprocess.run([program("opendkim-genkey"), "-b", "2048", "-d", "example.com", "-s", "made", "-D", tmp_path], check=True)
+    subprocess.run(
+        [
+            program("opendkim-genkey"),
+            "-b",
+            "2048",
+            "-d",
+            "example.com",
+            "-s",
+            "made",
+            "-D",
+            tmp_path,
+        ],
+        check=True,
+    )
     key = dkim_key("example.com", "made", (tmp_path / "made.private").read_bytes())
     record = "".join(re.findall(r'"([^"]*)"', (tmp_path / "made.txt").read_text(encoding="ascii")))
 
-    assert verified_by_opendkim(signed(a_mail(), key), {"made._domainkey.example.com": record}, tmp_path) == {"made": "pass"}
+    assert verified_by_opendkim(
+        signed(a_mail(), key), {"made._domainkey.example.com": record}, tmp_path
+    ) == {"made": "pass"}

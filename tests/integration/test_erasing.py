@@ -37,8 +37,12 @@ def secret(**changes: Any) -> Message:
 def said(store: Store, mail_id: str) -> str:
     """All that the database has of a mail, deliveries apart."""
     with store.engine.connect() as connection:
-        mails = connection.execute(select(schema.message).where(schema.message.c.id == mail_id)).all()
-        files = connection.execute(select(schema.attachment).where(schema.attachment.c.mail_id == mail_id)).all()
+        mails = connection.execute(
+            select(schema.message).where(schema.message.c.id == mail_id)
+        ).all()
+        files = connection.execute(
+            select(schema.attachment).where(schema.attachment.c.mail_id == mail_id)
+        ).all()
         blobs = connection.execute(select(schema.blob)).all()
     return repr((mails, files, blobs))
 
@@ -67,12 +71,18 @@ def came_late(store: Store, mail_id: str) -> None:
 ENDS: dict[str, Callable[[Store, str], object]] = {
     "sent": lambda store, mail_id: record(store, claimed(store, mail_id), to=Status.SENT),
     "refused": lambda store, mail_id: record(store, claimed(store, mail_id), to=Status.FAILED),
-    "can't be composed": lambda store, mail_id: set_aside(store, claimed(store, mail_id, marked=False)),
+    "can't be composed": lambda store, mail_id: set_aside(
+        store, claimed(store, mail_id, marked=False)
+    ),
     "sent after all": came_late,
     "expired": lambda store, mail_id: store.expire_overdue(LATER),
     "cancelled": lambda store, mail_id: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW),
-    "cancelled with others": lambda store, mail_id: list(store.cancel_if_due_before(LATER, now=NOW)),
-    "suppressed": lambda store, mail_id: store.settle_if_resting(mail_id, Status.SUPPRESSED, now=NOW),
+    "cancelled with others": lambda store, mail_id: list(
+        store.cancel_if_due_before(LATER, now=NOW)
+    ),
+    "suppressed": lambda store, mail_id: store.settle_if_resting(
+        mail_id, Status.SUPPRESSED, now=NOW
+    ),
 }
 
 
@@ -86,14 +96,20 @@ def test_every_end_of_a_sensitive_mail(store: Store, end: str) -> None:
 
     assert was_erased(store, mail_id)
     status = store.status(mail_id)
-    assert ([one.recipient for one in status], status.subject, status.sensitive) == (["ada@example.com"], "", True)
+    assert ([one.recipient for one in status], status.subject, status.sensitive) == (
+        ["ada@example.com"],
+        "",
+        True,
+    )
     assert status.is_finished
     assert store.load_messages([mail_id]) == {}
 
 
 def test_the_last_copy_counts(store: Store) -> None:
     """As long as one may still be sent, all that it takes is there; in doubt, it may."""
-    mail_id = insert(store, "ada@example.com", "bob@example.com", "cid@example.com", message=secret())
+    mail_id = insert(
+        store, "ada@example.com", "bob@example.com", "cid@example.com", message=secret()
+    )
     ada, bob, cid = claim(store)
     mark(store, ada, bob, cid)
     record(store, ada, to=Status.SENT)
@@ -116,12 +132,16 @@ def test_an_ordinary_mail_is_kept(store: Store) -> None:
 def test_another_mail_with_the_same_file(store: Store) -> None:
     """It keeps its own, whichever of the two came first."""
     before, mail_id, after = (
-        insert(store, message=message) for message in (a_message(attachments=(FILE,)), secret(), a_message(attachments=(FILE,)))
+        insert(store, message=message)
+        for message in (a_message(attachments=(FILE,)), secret(), a_message(attachments=(FILE,)))
     )
     store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW)
 
     kept = store.load_messages([before, mail_id, after])
-    assert {one: message.attachments[0].data for one, message in kept.items()} == {before: FILE.data, after: FILE.data}
+    assert {one: message.attachments[0].data for one, message in kept.items()} == {
+        before: FILE.data,
+        after: FILE.data,
+    }
 
 
 @pytest.mark.parametrize("databases", ["postgresql"], indirect=True)  # SQLite has one writer
@@ -132,7 +152,10 @@ def test_the_last_two_end_at_the_same_moment(store: Store, database_url: str) ->
     mark(store, ada, bob)
     other = Store(database_url)
     waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
-    with ThreadPoolExecutor(1) as threads, store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with (
+        ThreadPoolExecutor(1) as threads,
+        store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+    ):
         with store.together():
             record(store, ada, to=Status.SENT)
             second = threads.submit(record, other, bob, to=Status.SENT)
@@ -159,7 +182,9 @@ def test_the_file_forgets(store: Store, database_url: str) -> None:
     store.engine.dispose()  # the last connection moves into the file what is in the log beside it
     file = Path(str(make_url(database_url).database))
 
-    assert CANARY.encode() not in b"".join(one.read_bytes() for one in file.parent.glob(f"{file.name}*"))
+    assert CANARY.encode() not in b"".join(
+        one.read_bytes() for one in file.parent.glob(f"{file.name}*")
+    )
 
 
 def test_nothing_is_said_in_passing() -> None:
@@ -167,13 +192,20 @@ def test_nothing_is_said_in_passing() -> None:
     assert CANARY not in repr(secret())
 
 
-# --- by age -----------------------------------------------------------------------------------------------------------
+# --- by age -------------------------------------------------------------------------------------
 
 
 def old(days: float, **changes: Any) -> Message:
     """A mail made so long before `LATER`."""
     created_at = LATER - days * 86400
-    return a_message(**{**CONTENT, "id": f"{id_at(created_at)}{time.monotonic_ns():x}", "created_at": created_at, **changes})
+    return a_message(
+        **{
+            **CONTENT,
+            "id": f"{id_at(created_at)}{time.monotonic_ns():x}",
+            "created_at": created_at,
+            **changes,
+        }
+    )
 
 
 def erase(store: Store, before: float) -> None:
@@ -188,7 +220,11 @@ def test_old_mails_lose_what_they_said(store: Store) -> None:
     waiting = insert(store, message=old(20), due_at=LATER)
     doubtful = bring(store, Status.DOUBTFUL, message=old(20)).mail_id
     with store.engine.begin() as connection:
-        connection.execute(schema.delivery.update().where(schema.delivery.c.status == "sent").values(finished_at=LATER - 86400))
+        connection.execute(
+            schema.delivery.update()
+            .where(schema.delivery.c.status == "sent")
+            .values(finished_at=LATER - 86400)
+        )
 
     erase(store, LATER - 86400 - 1)
     assert len(store.load_messages([*finished, waiting, doubtful])) == 7
@@ -213,14 +249,20 @@ def test_what_is_young_is_not_looked_at(store: Store) -> None:
     assert len(table(store)) == 2
 
 
-# --- when it goes wrong -----------------------------------------------------------------------------------------------
+# --- when it goes wrong -------------------------------------------------------------------------
 
 
-def test_nothing_is_sent_instead_of_what_was_erased(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
+def test_nothing_is_sent_instead_of_what_was_erased(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+) -> None:
     """Should a copy be queued whose mail says nothing any more, it fails, and the others of its batch go out."""
     erased, other = queue(store, "ada@example.com"), queue(store, "bob@example.com")
     with store.engine.begin() as connection:
-        connection.execute(schema.message.update().where(schema.message.c.id == erased).values(erased_at=NOW, text=None))
+        connection.execute(
+            schema.message.update()
+            .where(schema.message.c.id == erased)
+            .values(erased_at=NOW, text=None)
+        )
     make_dispatcher().deliver_batch()
 
     assert (copy_of(store, erased).status, copy_of(store, erased).reply) == (

@@ -15,7 +15,8 @@ from tests.shop import OpenShop, store_of
 
 pytestmark = sqlite_only
 
-#: What clears a screen, names a window, colours (in two bytes and in one), rings, deletes, turns text around, and ends a line.
+#: What clears a screen, names a window, colours (in two bytes and in one), rings, deletes, turns
+#: text around, and ends a line.
 ESCAPES = [
     "\x1b[2J",
     "\x1b]0;mine\x07",
@@ -63,7 +64,9 @@ def printed(app: Flask, *command: str) -> str:
 
 @pytest.mark.parametrize("stage", ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize("code", ["450", "550", "421", "999"])
-def test_a_relay(shop: Flask, relay: RawServer, caplog: pytest.LogCaptureFixture, stage: str, code: str) -> None:
+def test_a_relay(
+    shop: Flask, relay: RawServer, caplog: pytest.LogCaptureFixture, stage: str, code: str
+) -> None:
     """Whatever it says, and whenever: the log, the status of the mail and that of the relay are words."""
     relay.replies[stage] = relay.replies["HELO" if stage == "EHLO" else stage] = reply(code)
     receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
@@ -90,7 +93,13 @@ def test_the_database(shop: Flask) -> None:
     store = store_of(shop)
     deferred = bring(store, Status.TRANSMITTING, message=a_message(subject=HOSTILE))
     record(store, deferred, to=Status.QUEUED, reply=HOSTILE)
-    store.pause_relay(next(iter(shop.extensions["mailer"].settings.relays)).name, failures=0, now=0, until=0, reason=HOSTILE)
+    store.pause_relay(
+        next(iter(shop.extensions["mailer"].settings.relays)).name,
+        failures=0,
+        now=0,
+        until=0,
+        reason=HOSTILE,
+    )
 
     said = printed(shop, "status", deferred.mail_id) + printed(shop, "relays")
 

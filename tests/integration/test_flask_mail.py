@@ -21,7 +21,9 @@ from tests.shop import close, store_of
 def create_app(**config: Any) -> Flask:
     """An application under test: no server of any kind is there."""
     app = Flask("app")
-    app.config.update(TESTING=True, MAILER_DATABASE_URL="sqlite://", MAILER_REDIS_URL="redis://127.0.0.1:1/0")
+    app.config.update(
+        TESTING=True, MAILER_DATABASE_URL="sqlite://", MAILER_REDIS_URL="redis://127.0.0.1:1/0"
+    )
     app.config.update(MAIL_DEFAULT_SENDER="Ada <ada@example.com>", **config)
     return app
 
@@ -48,10 +50,11 @@ def queued(app: Flask) -> int:
     return sum(count for _status, _lane, count, _due in store_of(app).counts())
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- what is said -------------------------------------------------------------------------------
 
 REPORT = Attachment("report.pdf", "application/pdf", b"%PDF", headers={"X-Origin": "tests"})
-NOTES = Attachment("Größe.txt", "text/plain", "Größe: 漢字\n".encode())  # of a text, Flask-Mail makes Latin-1
+# Of a text, Flask-Mail makes Latin-1.
+NOTES = Attachment("Größe.txt", "text/plain", "Größe: 漢字\n".encode())
 LOGO = Attachment("logo.png", "image/png", b"PNG", "inline", {"Content-ID": "<logo>"})
 
 
@@ -66,11 +69,22 @@ LOGO = Attachment("logo.png", "image/png", b"PNG", "inline", {"Content-ID": "<lo
         {"sender": "eve@example.com"},
         {"sender": ("Eve Müller", "eve@example.com")},
         {"sender": '"Müller, Eve" <eve@example.com>'},
-        {"recipients": ["eve@example.com", "Eve <eve2@example.com>", ("Eve Müller", "eve3@example.com")]},
+        {
+            "recipients": [
+                "eve@example.com",
+                "Eve <eve2@example.com>",
+                ("Eve Müller", "eve3@example.com"),
+            ]
+        },
         {"cc": ["eve@example.com", ("Eve", "eve2@example.com")]},
         {"bcc": ["eve@example.com"]},
         {"reply_to": "Eve <eve@example.com>"},
-        {"extra_headers": {"X-Campaign": "november", "List-Unsubscribe": "<https://example.com/u?a=b>"}},
+        {
+            "extra_headers": {
+                "X-Campaign": "november",
+                "List-Unsubscribe": "<https://example.com/u?a=b>",
+            }
+        },
         {"date": 1_000_000_000.0},
         {"charset": "iso-8859-1", "body": "Größe"},
         {"attachments": [REPORT]},
@@ -81,7 +95,15 @@ LOGO = Attachment("logo.png", "image/png", b"PNG", "inline", {"Content-ID": "<lo
 )
 def test_a_mail_says_what_it_said_before(mail: Mail, said: dict[str, Any]) -> None:
     """Feature by feature, as its reader sees it, and to the same recipients."""
-    message = Message(**{"subject": "Hello", "recipients": ["bob@example.com"], "body": "Hello", "date": 1.0, **said})
+    message = Message(
+        **{
+            "subject": "Hello",
+            "recipients": ["bob@example.com"],
+            "body": "Hello",
+            "date": 1.0,
+            **said,
+        }
+    )
 
     with mail.record_messages() as outbox:
         mail.send(message)
@@ -98,8 +120,16 @@ def emails(message: Message) -> set[str]:
 def what_is_read(message: Message) -> dict[str, Any]:
     """What a mail says, however it is written."""
     mail = message_from_bytes(message.as_bytes(), policy=policy.default)
-    people = {name: {str(one) for one in mail[name].addresses} for name in ("From", "To", "Cc", "Reply-To") if name in mail}
-    spoken = {name: value for name, value in mail.items() if name not in people and not name.startswith(("MIME-", "Content-"))}
+    people = {
+        name: {str(one) for one in mail[name].addresses}
+        for name in ("From", "To", "Cc", "Reply-To")
+        if name in mail
+    }
+    spoken = {
+        name: value
+        for name, value in mail.items()
+        if name not in people and not name.startswith(("MIME-", "Content-"))
+    }
     spoken["Date"] = mail["Date"].datetime.timestamp()
     return {**people, **spoken, "parts": sorted(map(part_that_is_read, leaves(mail)))}
 
@@ -113,12 +143,20 @@ def part_that_is_read(part: EmailMessage) -> tuple[str, ...]:
     assert isinstance(content, bytes)
     text = content.decode(part.get_content_charset("latin-1")).replace("\r\n", "\n").rstrip("\n")
     named = [str(part[name]) for name in ("Content-ID", "X-Origin")]
-    return part.get_content_type(), str(part.get_content_disposition()), str(part.get_filename()), text, *named
+    return (
+        part.get_content_type(),
+        str(part.get_content_disposition()),
+        str(part.get_filename()),
+        text,
+        *named,
+    )
 
 
 def test_what_is_for_the_relay_only(mail: Mail) -> None:
     """Options of the SMTP dialogue, and the sender of the envelope."""
-    message = Message("Hello", ["bob@example.com"], mail_options=["RET=HDRS"], rcpt_options=["NOTIFY=NEVER"])
+    message = Message(
+        "Hello", ["bob@example.com"], mail_options=["RET=HDRS"], rcpt_options=["NOTIFY=NEVER"]
+    )
 
     with mail.record_messages() as outbox, mail.connect() as connection:
         connection.send(message, envelope_from="bounces@example.com")
@@ -129,7 +167,7 @@ def test_what_is_for_the_relay_only(mail: Mail) -> None:
     assert sent.envelope_from == "bounces@example.com"
 
 
-# --- the ways to send -------------------------------------------------------------------------------------------------
+# --- the ways to send ---------------------------------------------------------------------------
 
 
 def test_every_way_of_sending_queues(app: Flask, mail: Mail) -> None:
@@ -149,7 +187,12 @@ def test_every_way_of_sending_queues(app: Flask, mail: Mail) -> None:
 @pytest.fixture
 def waiting_app(redis_url: str, sink: Sink) -> Iterator[Flask]:
     """An app in production: its mail waits for a worker, and whoever sends past the queue reaches the sink."""
-    app = create_app(MAIL_SUPPRESS_SEND=False, MAILER_REDIS_URL=redis_url, MAIL_PORT=sink.port, MAIL_ASCII_ATTACHMENTS=True)
+    app = create_app(
+        MAIL_SUPPRESS_SEND=False,
+        MAILER_REDIS_URL=redis_url,
+        MAIL_PORT=sink.port,
+        MAIL_ASCII_ATTACHMENTS=True,
+    )
     Mailer(app)
     yield app
     close(app)
@@ -182,7 +225,12 @@ def test_the_state_in_the_extensions_is_flask_mails(waiting_app: Flask, sink: Si
 
     assert isinstance(state, flask_mail._Mail)
     assert vars(state).keys() >= vars(flask_mail.Mail().init_mail({})).keys()
-    assert (state.server, state.port, state.suppress, state.ascii_attachments) == ("127.0.0.1", sink.port, False, True)
+    assert (state.server, state.port, state.suppress, state.ascii_attachments) == (
+        "127.0.0.1",
+        sink.port,
+        False,
+        True,
+    )
     assert state.default_sender == "Ada <ada@example.com>"
     assert Mail(waiting_app).state is state
 
@@ -195,7 +243,9 @@ def test_the_state_records_messages(app: Flask) -> None:
     assert [message.subject for message in outbox] == ["Hello"]
 
 
-def test_a_plain_flask_mail_beside_it(waiting_app: Flask, sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plain_flask_mail_beside_it(
+    waiting_app: Flask, sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another extension sets up Flask-Mail after Mailer: the queue keeps its place, and the log says what is sent past it."""
     flask_mail.Mail(waiting_app)
     with waiting_app.app_context():
@@ -245,7 +295,7 @@ def test_what_flask_mail_refuses_is_refused(app: Flask, mail: Mail) -> None:
     assert queued(app) == 0
 
 
-# --- the application's own tests --------------------------------------------------------------------------------------
+# --- the application's own tests ----------------------------------------------------------------
 
 
 def test_recorded_messages(mail: Mail) -> None:
@@ -263,9 +313,17 @@ def test_recorded_messages(mail: Mail) -> None:
         )
 
     sent = outbox[0]
-    assert (sent.subject, sent.sender, sent.recipients) == ("Welcome", "Ada <ada@example.com>", ["bob@example.com"])
+    assert (sent.subject, sent.sender, sent.recipients) == (
+        "Welcome",
+        "Ada <ada@example.com>",
+        ["bob@example.com"],
+    )
     assert (sent.body, sent.html) == ("Hello Bob", "<p>Hello Bob</p>")
-    assert (sent.cc, sent.reply_to, sent.extra_headers) == (["Eve <eve@example.com>"], "Help <help@example.com>", {"X-Tag": "1"})
+    assert (sent.cc, sent.reply_to, sent.extra_headers) == (
+        ["Eve <eve@example.com>"],
+        "Help <help@example.com>",
+        {"X-Tag": "1"},
+    )
     assert [(one.filename, one.data) for one in sent.attachments] == [("report.pdf", b"%PDF")]
 
 
@@ -274,7 +332,11 @@ def test_each_recipient_is_a_message_of_its_own(mail: Mail) -> None:
     with mail.record_messages() as outbox:
         mail.send_message("Hello", ["bob@example.com", "eve@example.com"], bcc=["joe@example.com"])
 
-    assert [sent.send_to for sent in outbox] == [{"bob@example.com"}, {"eve@example.com"}, {"joe@example.com"}]
+    assert [sent.send_to for sent in outbox] == [
+        {"bob@example.com"},
+        {"eve@example.com"},
+        {"joe@example.com"},
+    ]
     assert len({sent.msgId for sent in outbox}) == 1
 
 

@@ -42,7 +42,9 @@ with app.app_context():
 def printed(code: str, modules: str) -> set[str]:
     """Run the code in a fresh process, and return the names of these modules in the end."""
     command = [sys.executable, "-c", f"{code}\nprint(json.dumps(sorted({modules})))"]
-    ran = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        command, cwd=PROJECT, check=True, capture_output=True, text=True, timeout=60
+    )
     return set(json.loads(ran.stdout))
 
 

@@ -34,7 +34,7 @@ def addresses(mail: EmailMessage, header: str) -> list[tuple[str, str]]:
     return [(address.display_name, address.addr_spec) for address in found]
 
 
-# --- a template pair --------------------------------------------------------------------------------------------------
+# --- a template pair ----------------------------------------------------------------------------
 
 
 def test_a_mail_is_queued(shop: Flask) -> None:
@@ -43,15 +43,23 @@ def test_a_mail_is_queued(shop: Flask) -> None:
     status = mailer.status(receipt.id)
 
     assert receipt.recipients == ("ada@example.com",)
-    assert (status.id, status.message_id, status.subject) == (receipt.id, receipt.message_id, "Welcome")
-    assert [(one.recipient, one.status, one.attempts) for one in status] == [("ada@example.com", Status.QUEUED, 0)]
+    assert (status.id, status.message_id, status.subject) == (
+        receipt.id,
+        receipt.message_id,
+        "Welcome",
+    )
+    assert [(one.recipient, one.status, one.attempts) for one in status] == [
+        ("ada@example.com", Status.QUEUED, 0)
+    ]
     assert not status.is_finished
     assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
 
 
 def test_what_goes_out(shop: Flask) -> None:
     """Both templates; html escaped and with its CSS inlined, the text as it is."""
-    mail = on_the_wire(shop, send_email("ada@example.com", "Welcome", "welcome", name="Ada & <Bob>"))
+    mail = on_the_wire(
+        shop, send_email("ada@example.com", "Welcome", "welcome", name="Ada & <Bob>")
+    )
     text, html = mail.get_body(["plain"]), mail.get_body(["html"])
 
     assert text is not None
@@ -84,15 +92,26 @@ def test_everything_a_mail_can_have(shop: Flask) -> None:
         bcc=["eve@example.com"],
         reply_to=["billing@example.com", "Boss <boss@example.com>"],
         sender=("Billing", "billing@example.com"),
-        attachments=[Attachment("Größe.pdf", b"%PDF"), Attachment("logo.png", b"PNG", content_id="logo")],
+        attachments=[
+            Attachment("Größe.pdf", b"%PDF"),
+            Attachment("logo.png", b"PNG", content_id="logo"),
+        ],
         headers={"X-Campaign": "november"},
     )
     mail = on_the_wire(shop, receipt)
 
-    assert receipt.recipients == ("ada@example.com", "bob@example.com", "cleo@example.com", "eve@example.com")
+    assert receipt.recipients == (
+        "ada@example.com",
+        "bob@example.com",
+        "cleo@example.com",
+        "eve@example.com",
+    )
     assert addresses(mail, "To") == [("Ada", "ada@example.com"), ("", "bob@example.com")]
     assert addresses(mail, "Cc") == [("Cleo", "cleo@example.com")]
-    assert addresses(mail, "Reply-To") == [("", "billing@example.com"), ("Boss", "boss@example.com")]
+    assert addresses(mail, "Reply-To") == [
+        ("", "billing@example.com"),
+        ("Boss", "boss@example.com"),
+    ]
     assert addresses(mail, "From") == [("Billing", "billing@example.com")]
     assert mail["X-Campaign"] == "november"
     assert "eve@example.com" not in mail.as_string()
@@ -103,15 +122,30 @@ def test_everything_a_mail_can_have(shop: Flask) -> None:
         b"%PDF",
     )
     [image] = [part for part in mail.walk() if part["Content-ID"] == "<logo>"]
-    assert (image.get_content_type(), image.get_content_disposition(), image.get_content()) == ("image/png", "inline", b"PNG")
+    assert (image.get_content_type(), image.get_content_disposition(), image.get_content()) == (
+        "image/png",
+        "inline",
+        b"PNG",
+    )
 
 
 def test_the_same_file_is_stored_once(shop: Flask) -> None:
     """However many mails carry it."""
     for address in ("ada@example.com", "bob@example.com"):
-        send_email(address, "Hello", "only_text", name="you", attachments=[Attachment("terms.pdf", b"%PDF")])
+        send_email(
+            address,
+            "Hello",
+            "only_text",
+            name="you",
+            attachments=[Attachment("terms.pdf", b"%PDF")],
+        )
 
-    assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 2, "mailer_attachment": 2, "mailer_blob": 1}
+    assert rows(shop) == {
+        "mailer_message": 2,
+        "mailer_delivery": 2,
+        "mailer_attachment": 2,
+        "mailer_blob": 1,
+    }
 
 
 @sqlite_only
@@ -119,22 +153,49 @@ def test_the_subject_has_a_prefix(open_shop: OpenShop) -> None:
     """One blank after it, and none where there is no subject."""
     shop = open_shop(MAILER_SUBJECT_PREFIX="[Shop]")
     with shop.app_context():
-        assert stored(shop, send_email("ada@example.com", "Hello", "only_text", name="Ada")).subject == "[Shop] Hello"
-        assert stored(shop, send_email("ada@example.com", "", "only_text", name="Ada")).subject == "[Shop]"
+        assert (
+            stored(shop, send_email("ada@example.com", "Hello", "only_text", name="Ada")).subject
+            == "[Shop] Hello"
+        )
+        assert (
+            stored(shop, send_email("ada@example.com", "", "only_text", name="Ada")).subject
+            == "[Shop]"
+        )
 
 
 def test_names_arrive_as_they_were_given(shop: Flask) -> None:
     """Whatever is in them, in each place where a name can be."""
-    for name in ("Lovelace, Ada", 'Ada "the first" L.', "Zoë 🦊", "ada@example.com", "A\\B", "(Ada); <x>", "=?utf-8?q?x?="):
+    for name in (
+        "Lovelace, Ada",
+        'Ada "the first" L.',
+        "Zoë 🦊",
+        "ada@example.com",
+        "A\\B",
+        "(Ada); <x>",
+        "=?utf-8?q?x?=",
+    ):
         pair = (name, "ada@example.com")
-        mail = on_the_wire(shop, send_email([pair], "Hello", "only_text", cc=[pair], reply_to=[pair], sender=pair, name="Ada"))
+        mail = on_the_wire(
+            shop,
+            send_email(
+                [pair], "Hello", "only_text", cc=[pair], reply_to=[pair], sender=pair, name="Ada"
+            ),
+        )
 
-        assert [addresses(mail, header) for header in ("To", "Cc", "Reply-To", "From")] == [[pair]] * 4
+        assert [addresses(mail, header) for header in ("To", "Cc", "Reply-To", "From")] == [
+            [pair]
+        ] * 4
 
 
 def test_texts_of_a_kind_of_their_own(shop: Flask) -> None:
     """Markup, members of an enumeration: what is a str is taken as its text."""
-    receipt = send_email(Markup("ada@example.com"), Markup("<b>"), "only_text", headers={"X-A": Markup("<i>")}, name="Ada")
+    receipt = send_email(
+        Markup("ada@example.com"),
+        Markup("<b>"),
+        "only_text",
+        headers={"X-A": Markup("<i>")},
+        name="Ada",
+    )
 
     assert mailer.status(receipt.id).subject == "<b>"
     assert stored(shop, receipt).headers == (("X-A", "<i>"),)
@@ -142,7 +203,9 @@ def test_texts_of_a_kind_of_their_own(shop: Flask) -> None:
 
 def test_a_domain_of_another_script(shop: Flask) -> None:
     """It travels in ASCII, as the DNS knows it, also in the Message-ID."""
-    receipt = send_email("ada@bücher.example", "Hello", "only_text", sender="shop@bücher.example", name="Ada")
+    receipt = send_email(
+        "ada@bücher.example", "Hello", "only_text", sender="shop@bücher.example", name="Ada"
+    )
 
     assert receipt.recipients == ("ada@xn--bcher-kva.example",)
     assert deliveries(shop)[0]["domain"] == "xn--bcher-kva.example"
@@ -167,7 +230,9 @@ def test_a_recipient_gets_one_copy(shop: Flask) -> None:
 @sqlite_only
 def test_only_bcc(shop: Flask) -> None:
     """A mail needs one recipient, wherever that is."""
-    mail = on_the_wire(shop, send_email(None, "Hello", "only_text", bcc="eve@example.com", name="Eve"))
+    mail = on_the_wire(
+        shop, send_email(None, "Hello", "only_text", bcc="eve@example.com", name="Eve")
+    )
 
     assert addresses(mail, "To") == []
     assert "eve@example.com" not in mail.as_string()
@@ -197,12 +262,18 @@ def test_lists_of_any_kind(shop: Flask) -> None:
 def test_context_with_the_name_of_an_argument(shop: Flask) -> None:
     """It goes into context={…}; a keyword beside it comes first."""
     shop.jinja_loader.mapping["names.txt"] = "{{ subject }} {{ to }} {{ name }}"  # type: ignore[union-attr]
-    receipt = send_email("ada@example.com", "Hello", "names", context={"subject": "S", "to": "T", "name": "?"}, name="N")
+    receipt = send_email(
+        "ada@example.com",
+        "Hello",
+        "names",
+        context={"subject": "S", "to": "T", "name": "?"},
+        name="N",
+    )
 
     assert stored(shop, receipt).text == "S T N"
 
 
-# --- how it is to travel ----------------------------------------------------------------------------------------------
+# --- how it is to travel ------------------------------------------------------------------------
 
 
 def test_now_is_the_default(shop: Flask) -> None:
@@ -218,16 +289,34 @@ def test_now_is_the_default(shop: Flask) -> None:
 def test_options(shop: Flask) -> None:
     """Words or the members of the enumerations; a time from now, or one with a zone."""
     due, end = datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 2, tzinfo=UTC)
-    options: dict[str, Any] = {"lane": "bulk", "on_doubt": "hold", "send_at": due, "expires_at": end, "sensitive": True}
+    options: dict[str, Any] = {
+        "lane": "bulk",
+        "on_doubt": "hold",
+        "send_at": due,
+        "expires_at": end,
+        "sensitive": True,
+    }
     secret = mailer.enqueue(flask_mail.Message("Hello", ["a@example.com"]), **options)
-    send_email("b@example.com", "Hello", "only_text", name="B", lane=Lane.CRITICAL, on_doubt=OnDoubt.HOLD)
+    send_email(
+        "b@example.com", "Hello", "only_text", name="B", lane=Lane.CRITICAL, on_doubt=OnDoubt.HOLD
+    )
     soon = time() + 3600
     send_email(
-        "c@example.com", "Hello", "only_text", name="C", lane="Bulk", send_at=timedelta(hours=1), expires_at=timedelta(hours=2)
+        "c@example.com",
+        "Hello",
+        "only_text",
+        name="C",
+        lane="Bulk",
+        send_at=timedelta(hours=1),
+        expires_at=timedelta(hours=2),
     )
     bulk, critical, later = deliveries(shop)
 
-    assert (bulk["lane"], bulk["on_doubt"], stored(shop, secret).sensitive) == (Lane.BULK, OnDoubt.HOLD, True)
+    assert (bulk["lane"], bulk["on_doubt"], stored(shop, secret).sensitive) == (
+        Lane.BULK,
+        OnDoubt.HOLD,
+        True,
+    )
     assert (bulk["due_at"], bulk["expires_at"]) == (due.timestamp(), end.timestamp())
     assert (critical["lane"], critical["on_doubt"]) == (Lane.CRITICAL, OnDoubt.HOLD)
     assert soon <= later["due_at"] <= time() + 3600
@@ -237,13 +326,19 @@ def test_options(shop: Flask) -> None:
 def test_a_time_that_is_over_is_now(shop: Flask) -> None:
     """A mail does not go before others, nor is it too old for a retry, because its time was yesterday."""
     before = time()
-    send_email("ada@example.com", "Hello", "only_text", name="Ada", send_at=datetime(2020, 1, 1, tzinfo=UTC))
+    send_email(
+        "ada@example.com",
+        "Hello",
+        "only_text",
+        name="Ada",
+        send_at=datetime(2020, 1, 1, tzinfo=UTC),
+    )
 
     assert deliveries(shop)[0]["due_at"] >= before
     assert deliveries(shop)[0]["queued_at"] >= before
 
 
-# --- what templates are given -----------------------------------------------------------------------------------------
+# --- what templates are given -------------------------------------------------------------------
 
 
 class Base(DeclarativeBase):
@@ -285,7 +380,10 @@ def test_an_object_of_the_applications_database(shop: Flask) -> None:
 def test_links_in_a_request(shop: Flask) -> None:
     """With the host the visitor asked for."""
     with shop.test_request_context(base_url="https://shop.example"):
-        assert stored(shop, send_email("ada@example.com", "Hello", "link")).text == "https://shop.example/orders/7"
+        assert (
+            stored(shop, send_email("ada@example.com", "Hello", "link")).text
+            == "https://shop.example/orders/7"
+        )
 
 
 @sqlite_only
@@ -293,7 +391,10 @@ def test_links_outside_a_request(open_shop: OpenShop) -> None:
     """With SERVER_NAME they work in a script as well."""
     shop = open_shop(SERVER_NAME="shop.example", PREFERRED_URL_SCHEME="https")
     with shop.app_context():
-        assert stored(shop, send_email("ada@example.com", "Hello", "link")).text == "https://shop.example/orders/7"
+        assert (
+            stored(shop, send_email("ada@example.com", "Hello", "link")).text
+            == "https://shop.example/orders/7"
+        )
 
 
 @pytest.fixture
@@ -323,7 +424,7 @@ def test_a_task_of_the_application_sends_mail(open_shop: OpenShop, sink: Sink) -
     assert mail.parsed.get_content().strip() == "http://shop.example/orders/7"
 
 
-# --- messages of Flask-Mail -------------------------------------------------------------------------------------------
+# --- messages of Flask-Mail ---------------------------------------------------------------------
 
 
 def test_a_message_of_flask_mail(shop: Flask) -> None:
@@ -345,7 +446,11 @@ def test_a_message_of_flask_mail(shop: Flask) -> None:
     assert addresses(mail, "Reply-To") == [("", "r@example.com")]
     assert mail["Date"].datetime.timestamp() == 1_000_000_000
     assert mail["X-Campaign"] == "november"
-    contents = {part.get_content_type(): part.get_content() for part in mail.walk() if not part.is_multipart()}
+    contents = {
+        part.get_content_type(): part.get_content()
+        for part in mail.walk()
+        if not part.is_multipart()
+    }
     assert contents["text/html"].strip() == "<p>html</p>"
     assert contents["text/calendar"].strip() == "BEGIN:VCALENDAR"
     assert contents["image/png"] == b"PNG"
@@ -373,7 +478,9 @@ def test_attachments_named_in_ascii(open_shop: OpenShop) -> None:
     with shop.app_context():
         message = flask_mail.Message("Hello", ["ada@example.com"])
         message.attach("Ünïcödé.pdf", data=b"%PDF")
-        assert [one.filename for one in stored(shop, mailer.enqueue(message)).attachments] == ["Unicode.pdf"]
+        assert [one.filename for one in stored(shop, mailer.enqueue(message)).attachments] == [
+            "Unicode.pdf"
+        ]
 
 
 @sqlite_only
@@ -383,7 +490,10 @@ def test_the_drop_in_queues(shop: Flask) -> None:
         mail.send(flask_mail.Message("sent", ["ada@example.com"]))
         mail.send_message("short", ["ada@example.com"])
         with mail.connect() as connection:
-            connection.send(flask_mail.Message("connected", ["ada@example.com"]), envelope_from="Bounces <bounces@example.com>")
+            connection.send(
+                flask_mail.Message("connected", ["ada@example.com"]),
+                envelope_from="Bounces <bounces@example.com>",
+            )
             connection.send_message("both", ["ada@example.com"])
 
     assert rows(shop) == {"mailer_message": 8, "mailer_delivery": 8}
@@ -396,14 +506,16 @@ def test_the_drop_in_queues(shop: Flask) -> None:
     }
 
 
-# --- without sending --------------------------------------------------------------------------------------------------
+# --- without sending ----------------------------------------------------------------------------
 
 
 def test_a_test_of_the_application_sends_nothing(open_shop: OpenShop, sink: Sink) -> None:
     """With TESTING every mail is delivered to nobody, at once and without a broker; Flask-Mail's recorder sees it."""
     shop = open_shop(TESTING=True, MAILER_REDIS_URL="redis://127.0.0.1:1/0")
     with shop.app_context(), Mail(shop).record_messages() as outbox:
-        receipt = send_email(["ada@example.com", "bob@example.com"], "Hello", "only_text", name="you")
+        receipt = send_email(
+            ["ada@example.com", "bob@example.com"], "Hello", "only_text", name="you"
+        )
 
         assert [one.status for one in mailer.status(receipt.id)] == [Status.SENT, Status.SENT]
     assert [(message.subject, message.body, set(message.send_to)) for message in outbox] == [

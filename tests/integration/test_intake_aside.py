@@ -21,7 +21,11 @@ mailer = Mailer()
 def app(tmp_path: Path) -> Iterator[Flask]:
     """An application with nothing but TESTING."""
     app = Flask("shop", instance_path=str(tmp_path / "instance"))
-    app.config.update(TESTING=True, MAIL_DEFAULT_SENDER="shop@example.com", SQLALCHEMY_DATABASE_URI="postgresql://db/shop")
+    app.config.update(
+        TESTING=True,
+        MAIL_DEFAULT_SENDER="shop@example.com",
+        SQLALCHEMY_DATABASE_URI="postgresql://db/shop",
+    )
     mailer.init_app(app)
     with app.app_context():
         yield app
@@ -189,7 +193,9 @@ def test_keys(app: Flask, engine: Engine) -> None:
     assert [receipt.is_new for receipt in (first, again, later)] == [True, False, False]
 
 
-def test_two_transactions_with_the_same_key(app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_transactions_with_the_same_key(
+    app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who commits first has it; nothing is sent twice, and the log names both."""
     engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
     with Session(engine) as one, Session(engine) as other:
@@ -203,7 +209,9 @@ def test_two_transactions_with_the_same_key(app: Flask, tmp_path: Path, caplog: 
     engine.dispose()
 
 
-def test_a_mail_that_can_not_be_queued(app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mail_that_can_not_be_queued(
+    app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever is wrong with Mailer's database, the transaction has ended well: the log has the mail and the reason."""
     engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
     refuse = "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message BEGIN SELECT RAISE(ABORT, 'on strike'); END"
@@ -223,7 +231,11 @@ def test_a_mail_that_can_not_be_queued(app: Flask, tmp_path: Path, caplog: pytes
 def test_memory_that_was_asked_for(tmp_path: Path, engine: Engine) -> None:
     """MAILER_DATABASE_URL=sqlite:// takes any engine as well."""
     app = Flask("shop", instance_path=str(tmp_path / "instance"))
-    app.config.update(MAILER_DATABASE_URL="sqlite://", MAIL_SUPPRESS_SEND=True, MAIL_DEFAULT_SENDER="shop@example.com")
+    app.config.update(
+        MAILER_DATABASE_URL="sqlite://",
+        MAIL_SUPPRESS_SEND=True,
+        MAIL_DEFAULT_SENDER="shop@example.com",
+    )
     mailer.init_app(app)
     with app.app_context():
         with Session(engine) as session:
@@ -251,7 +263,9 @@ def test_two_applications_over_one_engine(app: Flask, engine: Engine) -> None:
 def test_flask_sqlalchemy(tmp_path: Path) -> None:
     """The guide's way: an application with TESTING, `db.session`, and a request that commits."""
     app = Flask("shop", instance_path=str(tmp_path))
-    app.config.update(TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://", MAIL_DEFAULT_SENDER="shop@example.com")
+    app.config.update(
+        TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://", MAIL_DEFAULT_SENDER="shop@example.com"
+    )
     db = SQLAlchemy(app)
     mail = Mail(app)
 

@@ -17,7 +17,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from mailer import Attachment, ConfigurationError, InvalidMail, KeyReused, Mailer, Receipt, send_email
+from mailer import (
+    Attachment,
+    ConfigurationError,
+    InvalidMail,
+    KeyReused,
+    Mailer,
+    Receipt,
+    send_email,
+)
 from mailer.intake import Intake
 from tests.mails import postgresql_only
 from tests.services.databases import sqlite_only
@@ -56,7 +64,12 @@ def engine(shop: Flask, database_url: str) -> Iterator[Engine]:
 
 
 def send(connection: Any, **changes: Any) -> Receipt:
-    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    mail = {
+        "to": "ada@example.com",
+        "subject": "Hello",
+        "template": "only_text",
+        "context": {"name": "Ada"},
+    }
     return send_email(**{**mail, **changes}, connection=connection)
 
 
@@ -74,7 +87,7 @@ def purge_bytes(shop: Flask) -> None:
     store_of(shop).purge_blobs(time.time() + 7200, after="", most=10)
 
 
-# --- commit and rollback ----------------------------------------------------------------------------------------------
+# --- commit and rollback ------------------------------------------------------------------------
 
 
 @contextmanager
@@ -90,7 +103,11 @@ def thread_local(engine: Engine) -> Iterator[scoped_session[Session]]:
     session.remove()
 
 
-WAYS: dict[str, Callable[[Engine], Any]] = {"Session": Session, "Connection": plain, "scoped_session": thread_local}
+WAYS: dict[str, Callable[[Engine], Any]] = {
+    "Session": Session,
+    "Connection": plain,
+    "scoped_session": thread_local,
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -212,7 +229,10 @@ def test_the_other_driver(shop: Flask, engine: Engine, bell: CountingBell) -> No
         session.rollback()
         receipt = send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")])
         session.commit()
-        assert send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")]).id == receipt.id
+        assert (
+            send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")]).id
+            == receipt.id
+        )
     other.dispose()
 
     assert rows(shop) == MAIL | {"mailer_attachment": 1, "mailer_blob": 1}
@@ -241,7 +261,7 @@ def test_a_connection_without_a_pool(shop: Flask, database_url: str, bell: Count
     assert (rows(shop), bell.rings) == (MAIL, 1)
 
 
-# --- savepoints -------------------------------------------------------------------------------------------------------
+# --- savepoints ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -300,11 +320,15 @@ def test_savepoints_in_each_other(shop: Flask, savepoints: Engine, bell: Countin
         session.commit()
 
     assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 2}
-    assert set(mailer.statuses([receipt.id for receipt in kept])) == {receipt.id for receipt in kept}
+    assert set(mailer.statuses([receipt.id for receipt in kept])) == {
+        receipt.id for receipt in kept
+    }
     assert bell.rings == 1
 
 
-def test_a_session_inside_a_transaction(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
+def test_a_session_inside_a_transaction(
+    shop: Flask, savepoints: Engine, bell: CountingBell
+) -> None:
     """As in the tests of many applications: the commit of the session is none as long as the connection's is missing."""
     with savepoints.connect() as connection:
         outermost = connection.begin()
@@ -317,7 +341,7 @@ def test_a_session_inside_a_transaction(shop: Flask, savepoints: Engine, bell: C
     assert (rows(shop), bell.rings) == ({}, 0)
 
 
-# --- Flask-SQLAlchemy -------------------------------------------------------------------------------------------------
+# --- Flask-SQLAlchemy ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -343,7 +367,10 @@ def test_flask_sqlalchemy(shop: Flask, engine: Engine, db: SQLAlchemy, bell: Cou
 
 def test_the_session_of_a_request(open_shop: OpenShop, engine: Engine, database_url: str) -> None:
     """Flask-SQLAlchemy removes it at the end: what was not committed is gone."""
-    shop = open_shop(SQLALCHEMY_DATABASE_URI=driven(database_url), SQLALCHEMY_ENGINE_OPTIONS={"poolclass": NullPool})
+    shop = open_shop(
+        SQLALCHEMY_DATABASE_URI=driven(database_url),
+        SQLALCHEMY_ENGINE_OPTIONS={"poolclass": NullPool},
+    )
     db = SQLAlchemy(shop)
 
     @shop.post("/orders/<word>")
@@ -355,13 +382,15 @@ def test_the_session_of_a_request(open_shop: OpenShop, engine: Engine, database_
         return word
 
     for word, kept in (("forget", {}), ("keep", MAIL)):
-        with ThreadPoolExecutor(1) as thread:  # which is in no context of an app, as a server is not
+        with ThreadPoolExecutor(
+            1
+        ) as thread:  # which is in no context of an app, as a server is not
             thread.submit(shop.test_client().post, f"/orders/{word}").result()
 
         assert rows(shop) == kept
 
 
-# --- with a key -------------------------------------------------------------------------------------------------------
+# --- with a key ---------------------------------------------------------------------------------
 
 
 def test_a_key_in_a_transaction(shop: Flask, engine: Engine, bell: CountingBell) -> None:
@@ -379,7 +408,9 @@ def test_a_key_in_a_transaction(shop: Flask, engine: Engine, bell: CountingBell)
     assert (rows(shop), bell.rings) == (MAIL, 1)
 
 
-def test_a_conflict_leaves_the_transaction_alone(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+def test_a_conflict_leaves_the_transaction_alone(
+    shop: Flask, engine: Engine, bell: CountingBell
+) -> None:
     """Who catches the error goes on, also on PostgreSQL, where a failed statement spoils all that come after it."""
     send(None, idempotency_key="order-1")
     with Session(engine) as session:
@@ -392,7 +423,9 @@ def test_a_conflict_leaves_the_transaction_alone(shop: Flask, engine: Engine, be
     assert (rows(shop), orders(engine)) == ({"mailer_message": 2, "mailer_delivery": 2}, [1])
 
 
-def test_what_is_refused_leaves_the_transaction_alone(shop: Flask, engine: Engine, bell: CountingBell) -> None:
+def test_what_is_refused_leaves_the_transaction_alone(
+    shop: Flask, engine: Engine, bell: CountingBell
+) -> None:
     """Nothing of a mail that raises is in it."""
     with Session(engine) as session:
         order(session)
@@ -442,7 +475,7 @@ def test_an_error_tells_nothing_of_the_mail(shop: Flask, engine: Engine) -> None
             assert "eve@example.com" not in said
 
 
-# --- what is no transaction of ours -----------------------------------------------------------------------------------
+# --- what is no transaction of ours -------------------------------------------------------------
 
 
 def test_another_database(shop: Flask, tmp_path: Path) -> None:
@@ -452,7 +485,10 @@ def test_another_database(shop: Flask, tmp_path: Path) -> None:
         send(session)
     engine.dispose()
 
-    assert f"connection: sqlite:///{tmp_path / 'shop.sqlite3'} does not lead to the tables that Mailer has in" in str(error.value)
+    assert (
+        f"connection: sqlite:///{tmp_path / 'shop.sqlite3'} does not lead to the tables that"
+        " Mailer has in" in str(error.value)
+    )
     assert "set MAILER_DATABASE_URL to" in str(error.value)
     assert rows(shop) == {}
 
@@ -460,7 +496,9 @@ def test_another_database(shop: Flask, tmp_path: Path) -> None:
 @postgresql_only
 def test_another_schema(shop: Flask, database_url: str) -> None:
     """The same database is not enough."""
-    engine = create_engine(driven(database_url), connect_args={"options": "-c search_path=elsewhere"})
+    engine = create_engine(
+        driven(database_url), connect_args={"options": "-c search_path=elsewhere"}
+    )
     with Session(engine) as session, pytest.raises(ConfigurationError, match="the schema"):
         send(session)
     engine.dispose()
@@ -469,7 +507,9 @@ def test_another_schema(shop: Flask, database_url: str) -> None:
 @postgresql_only
 def test_a_schema_of_its_own(open_shop: OpenShop, empty_database_url: str) -> None:
     """Mailer's tables are in another schema than the application's, whose transactions see both."""
-    engine = create_engine(driven(empty_database_url), connect_args={"options": "-c search_path=public,mail"})
+    engine = create_engine(
+        driven(empty_database_url), connect_args={"options": "-c search_path=public,mail"}
+    )
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA mail"))
         connection.execute(text("CREATE TABLE shop_order (number INTEGER PRIMARY KEY)"))
@@ -480,7 +520,11 @@ def test_a_schema_of_its_own(open_shop: OpenShop, empty_database_url: str) -> No
         send(session)
         session.commit()
     with engine.connect() as connection:
-        where = set(connection.execute(text("SELECT schemaname FROM pg_tables WHERE tablename LIKE 'mailer%'")).scalars())
+        where = set(
+            connection.execute(
+                text("SELECT schemaname FROM pg_tables WHERE tablename LIKE 'mailer%'")
+            ).scalars()
+        )
     engine.dispose()
 
     assert where == {"mail"}
@@ -488,7 +532,9 @@ def test_a_schema_of_its_own(open_shop: OpenShop, empty_database_url: str) -> No
 
 
 @sqlite_only
-def test_the_same_file_by_another_name(shop: Flask, database_url: str, tmp_path: Path, bell: CountingBell) -> None:
+def test_the_same_file_by_another_name(
+    shop: Flask, database_url: str, tmp_path: Path, bell: CountingBell
+) -> None:
     """It is the file that counts."""
     other = tmp_path / "link"
     other.symlink_to(Path(database_url.removeprefix("sqlite:///")).parent)
@@ -505,7 +551,10 @@ def test_what_is_no_transaction(shop: Flask, engine: Engine) -> None:
     """An engine, a session that is not made, a connection of the driver: the error says what to give."""
     raw = engine.raw_connection()
     for given in (engine, sessionmaker(engine), raw.driver_connection, "sqlite://", 5):
-        with pytest.raises(InvalidMail, match=f"^connection: {type(given).__name__} is no transaction: give a Session or a"):
+        with pytest.raises(
+            InvalidMail,
+            match=f"^connection: {type(given).__name__} is no transaction: give a Session or a",
+        ):
             send(given)
     raw.close()
     assert rows(shop) == {}
@@ -520,7 +569,7 @@ def test_a_connection_that_commits_by_itself(shop: Flask, engine: Engine) -> Non
     assert rows(shop) == {}
 
 
-# --- without sending --------------------------------------------------------------------------------------------------
+# --- without sending ----------------------------------------------------------------------------
 
 
 def test_a_test_of_the_application(open_shop: OpenShop, engine: Engine) -> None:

@@ -27,7 +27,9 @@ LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 @pytest.fixture
 def engine(shop: Flask, database_url: str) -> Iterator[Engine]:
     """Return the application's own. Who waits for a lock in it fails soon."""
-    engine = create_engine(database_url, poolclass=NullPool, connect_args={"options": "-c lock_timeout=700ms"})
+    engine = create_engine(
+        database_url, poolclass=NullPool, connect_args={"options": "-c lock_timeout=700ms"}
+    )
     yield engine
     engine.dispose()
 
@@ -38,13 +40,19 @@ def impatient(shop: Flask) -> None:
     store_of(shop).check_schema()
     with store_of(shop).engine.begin() as connection:
         connection.exec_driver_sql(
-            "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET lock_timeout = 700'; END $$"
+            "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET lock_timeout ="
+            " 700'; END $$"
         )
     store_of(shop).engine.dispose()
 
 
 def send(connection: Any, *files: Attachment, **options: Any) -> Receipt:
-    given = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    given = {
+        "to": "ada@example.com",
+        "subject": "Hello",
+        "template": "only_text",
+        "context": {"name": "Ada"},
+    }
     return send_email(**{**given, **options}, attachments=files, connection=connection)
 
 
@@ -54,16 +62,26 @@ def files_of(shop: Flask, receipt: Receipt) -> list[bytes]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-def test_a_file_in_an_open_transaction(shop: Flask, engine: Engine, level: str, *, known: bool) -> None:
+def test_a_file_in_an_open_transaction(
+    shop: Flask, engine: Engine, level: str, *, known: bool
+) -> None:
     """Others queue the same file, in transactions and without, at any level of isolation."""
     if known:
         send(None, LOGO, TERMS)
         with store_of(shop).engine.begin() as connection:
             connection.execute(text("UPDATE mailer_blob SET used_at = 0"))
-    with Session(engine.execution_options(isolation_level=level)) as one, Session(engine) as another:
+    with (
+        Session(engine.execution_options(isolation_level=level)) as one,
+        Session(engine) as another,
+    ):
         for session in (one, another):
             session.execute(text("SELECT pg_current_snapshot()"))  # from here on a snapshot is kept
-        receipts = [send(one, LOGO, TERMS), send(another, TERMS, LOGO), send(None, LOGO, TERMS), send(one, TERMS, LOGO)]
+        receipts = [
+            send(one, LOGO, TERMS),
+            send(another, TERMS, LOGO),
+            send(None, LOGO, TERMS),
+            send(one, TERMS, LOGO),
+        ]
         one.commit()
         another.commit()
 
@@ -121,7 +139,9 @@ def test_bytes_of_a_long_transaction_are_kept(shop: Flask, engine: Engine) -> No
     assert files_of(shop, receipt) == [LOGO.data]
 
 
-def test_a_copy_where_no_connection_is_left(shop: Flask, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_where_no_connection_is_left(
+    shop: Flask, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     """A caller's transaction does not depend on a second connection: then it carries new bytes itself, and that is logged."""
     send(None, TERMS)
     store = store_of(shop)
@@ -135,7 +155,10 @@ def test_a_copy_where_no_connection_is_left(shop: Flask, engine: Engine, caplog:
         send(session, TERMS)  # the date of its last use can't be renewed, and no bytes are new
         assert "could not be stored" not in caplog.text
         receipt = send(session, LOGO)
-        assert f"The files of mail {receipt.id} could not be stored beside the caller's transaction" in caplog.text
+        assert (
+            f"The files of mail {receipt.id} could not be stored beside the caller's transaction"
+            in caplog.text
+        )
         session.commit()
     for connection in taken:
         connection.close()
@@ -158,7 +181,9 @@ def test_a_key_in_an_open_transaction(shop: Flask, engine: Engine) -> None:
         first = send(one, idempotency_key="order-1")
         another.execute(text("SET LOCAL lock_timeout = '650ms'"))
         for connection in (another, None):
-            with pytest.raises(KeyInUse, match=r"idempotency_key: 'order-1' .* another transaction") as caught:
+            with pytest.raises(
+                KeyInUse, match=r"idempotency_key: 'order-1' .* another transaction"
+            ) as caught:
                 send(connection, idempotency_key="order-1")
             assert "ada@example.com" not in "".join(format_exception(caught.value))
         other = send(another, idempotency_key="order-2")

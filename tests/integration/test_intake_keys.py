@@ -22,7 +22,12 @@ mailer = Mailer()
 
 def send(key: str | None, **changes: Any) -> Receipt:
     """A mail that says always the same, but for the changes."""
-    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    mail = {
+        "to": "ada@example.com",
+        "subject": "Hello",
+        "template": "only_text",
+        "context": {"name": "Ada"},
+    }
     return send_email(**{**mail, **changes}, idempotency_key=key)
 
 
@@ -75,7 +80,8 @@ def test_the_same_key_with_another_mail(shop: Flask) -> None:
             send("order-42", **changes)
 
         assert str(error.value).startswith(
-            f"idempotency_key: 'order-42' belongs to mail {first.id}, which says something else: give"
+            f"idempotency_key: 'order-42' belongs to mail {first.id}, which says something else:"
+            " give"
         )
     with pytest.raises(KeyReused):
         enqueue("order-42")
@@ -87,8 +93,16 @@ def test_the_same_key_with_another_mail(shop: Flask) -> None:
 def test_every_part_of_a_file_counts(shop: Flask) -> None:
     """Its bytes, and what is said of it."""
     send("a", attachments=[Attachment("a.pdf", b"%PDF")])
-    others = [Attachment("b.pdf", b"%PDF"), Attachment("a.pdf", b"%PDF-1"), Attachment("a.pdf", b"%PDF", "text/csv")]
-    for other in [*others, Attachment("a.pdf", b"%PDF", content_id="a"), Attachment("a.pdf", b"%PDF", headers=(("X-A", "b"),))]:
+    others = [
+        Attachment("b.pdf", b"%PDF"),
+        Attachment("a.pdf", b"%PDF-1"),
+        Attachment("a.pdf", b"%PDF", "text/csv"),
+    ]
+    for other in [
+        *others,
+        Attachment("a.pdf", b"%PDF", content_id="a"),
+        Attachment("a.pdf", b"%PDF", headers=(("X-A", "b"),)),
+    ]:
         with pytest.raises(KeyReused):
             send("a", attachments=[other])
 
@@ -97,7 +111,11 @@ def test_every_part_of_a_file_counts(shop: Flask) -> None:
 def test_every_part_of_a_message_counts(shop: Flask) -> None:
     """That of Flask-Mail has some which `send_email()` has not."""
     enqueue("a")
-    for changes in ({"alts": {"calendar": "BEGIN:"}}, {"mail_options": ["SMTPUTF8"]}, {"rcpt_options": ["NOTIFY=NEVER"]}):
+    for changes in (
+        {"alts": {"calendar": "BEGIN:"}},
+        {"mail_options": ["SMTPUTF8"]},
+        {"rcpt_options": ["NOTIFY=NEVER"]},
+    ):
         with pytest.raises(KeyReused):
             enqueue("a", **changes)
 
@@ -106,7 +124,9 @@ def test_every_part_of_a_message_counts(shop: Flask) -> None:
 def test_how_it_travels_does_not_count(shop: Flask) -> None:
     """The first call has said it; and a Message-ID and a date are new with each message of Flask-Mail."""
     assert send("a") == send("a", lane="bulk", on_doubt="hold")
-    assert enqueue("b", date=1_000_000_000) == enqueue("b", date=1_000_000_001, msgId="<another@example.com>")
+    assert enqueue("b", date=1_000_000_000) == enqueue(
+        "b", date=1_000_000_001, msgId="<another@example.com>"
+    )
 
 
 def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
@@ -128,10 +148,19 @@ def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
         ("k" * 256, "idempotency_key: it has 256 characters: give 1 to 255."),
         (42, "idempotency_key: give a str, not int."),
         (b"a", "idempotency_key: give a str, not bytes."),
-        ("a\nb", r"idempotency_key: 'a\nb' contains '\n': remove line breaks and other control characters."),
+        (
+            "a\nb",
+            r"idempotency_key: 'a\nb' contains '\n': remove line breaks and other control characters.",
+        ),
         ("a\x00", r"idempotency_key: 'a\x00' contains '\x00': remove"),
-        ("order-None", "idempotency_key: 'order-None' has the part None, which other mails would share. If"),
-        *((key, f"idempotency_key: {key!r} has the part None") for key in ("None", "None-1", "a:None:b", "a/None", "a None")),
+        (
+            "order-None",
+            "idempotency_key: 'order-None' has the part None, which other mails would share. If",
+        ),
+        *(
+            (key, f"idempotency_key: {key!r} has the part None")
+            for key in ("None", "None-1", "a:None:b", "a/None", "a None")
+        ),
         *(
             (key, f"idempotency_key: {key!r} has the part None")
             for key in ("user_None_welcome", "v1.None", "a|None", "('a', None)")
@@ -150,7 +179,10 @@ def test_what_is_no_key(shop: Flask, key: Any, words: str) -> None:
     assert rows(shop) == {}
 
 
-@pytest.mark.parametrize("key", ["Nonesuch-1", "order-none", "Nones", "xNone", "None1", "https://example.com//a", "order-"])
+@pytest.mark.parametrize(
+    "key",
+    ["Nonesuch-1", "order-none", "Nones", "xNone", "None1", "https://example.com//a", "order-"],
+)
 @sqlite_only
 def test_what_only_looks_like_no_key(shop: Flask, key: str) -> None:
     """None counts as a part by itself, and an empty part is allowed."""
@@ -164,7 +196,7 @@ def test_a_long_key_in_any_script(shop: Flask) -> None:
     assert send(key) == send(key)
 
 
-# --- at the same time -------------------------------------------------------------------------------------------------
+# --- at the same time ---------------------------------------------------------------------------
 
 CALLS = 50
 
@@ -182,7 +214,12 @@ def test_fifty_threads(shop: Flask) -> None:
         receipts = set(threads.map(call, range(CALLS)))
 
     assert len(receipts) == 1
-    assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1, "mailer_attachment": 1, "mailer_blob": 1}
+    assert rows(shop) == {
+        "mailer_message": 1,
+        "mailer_delivery": 1,
+        "mailer_attachment": 1,
+        "mailer_blob": 1,
+    }
 
 
 def call_often(config: dict[str, str]) -> list[Receipt]:
@@ -201,7 +238,7 @@ def test_several_processes(shop: Flask, config: dict[str, str]) -> None:
     assert rows(shop) == {"mailer_message": CALLS // 5, "mailer_delivery": CALLS // 5}
 
 
-# --- a transaction goes on --------------------------------------------------------------------------------------------
+# --- a transaction goes on ----------------------------------------------------------------------
 
 
 def test_a_conflict_does_no_harm(shop: Flask) -> None:
@@ -224,7 +261,9 @@ def test_a_key_that_is_purged_in_between(shop: Flask, monkeypatch: pytest.Monkey
     mailer.cancel(first.id)
     execute = Transaction.execute
 
-    def purge_before(transaction: Transaction, statement: str, values: Mapping[str, Any]) -> list[Row]:
+    def purge_before(
+        transaction: Transaction, statement: str, values: Mapping[str, Any]
+    ) -> list[Row]:
         if statement == keys.HAS_KEY:
             monkeypatch.undo()
             store_of(shop).purge_finished(LATER * 2, most=100)

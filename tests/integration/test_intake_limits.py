@@ -21,7 +21,12 @@ MB = 1_000_000
 
 def send(**changes: Any) -> Receipt:
     """A mail with which nothing is wrong but the changes."""
-    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    mail = {
+        "to": "ada@example.com",
+        "subject": "Hello",
+        "template": "only_text",
+        "context": {"name": "Ada"},
+    }
     return send_email(**{**mail, **changes})
 
 
@@ -97,17 +102,30 @@ def test_as_much_as_is_allowed(shop: Flask) -> None:
     send(to=readers(1000))
     send(subject="x" * 4000, attachments=[file(24 * MB)])
 
-    assert rows(shop) == {"mailer_message": 2, "mailer_delivery": 1001, "mailer_attachment": 1, "mailer_blob": 1}
+    assert rows(shop) == {
+        "mailer_message": 2,
+        "mailer_delivery": 1001,
+        "mailer_attachment": 1,
+        "mailer_blob": 1,
+    }
 
 
 @sqlite_only
 def test_the_limits_can_be_set(open_shop: OpenShop) -> None:
     """In both directions."""
-    with open_shop(MAILER_MAX_RECIPIENTS="2000", MAILER_MAX_HEADER="5000", MAILER_MAX_SIZE="26000000").app_context():
+    with open_shop(
+        MAILER_MAX_RECIPIENTS="2000", MAILER_MAX_HEADER="5000", MAILER_MAX_SIZE="26000000"
+    ).app_context():
         send(to=readers(2000), subject="x" * 5000, attachments=[file(25 * MB)])
-    with open_shop(MAILER_MAX_RECIPIENTS="1", MAILER_MAX_HEADER="6", MAILER_MAX_SIZE="50").app_context():
+    with open_shop(
+        MAILER_MAX_RECIPIENTS="1", MAILER_MAX_HEADER="6", MAILER_MAX_SIZE="50"
+    ).app_context():
         send(subject="Hello")
-        for changes in ({"to": readers(2)}, {"subject": "Hello, Ada"}, {"context": {"name": "Ada" * 20}}):
+        for changes in (
+            {"to": readers(2)},
+            {"subject": "Hello, Ada"},
+            {"context": {"name": "Ada" * 20}},
+        ):
             with pytest.raises(OverLimit):
                 send(**changes)
 
@@ -136,9 +154,16 @@ def test_what_is_too_large_is_not_read(shop: Flask) -> None:
 @sqlite_only
 def test_an_error_is_short(shop: Flask) -> None:
     """Also when what is wrong with a text is not its length: nobody reads a megabyte in a log."""
-    wrong: dict[str, Any] = {"subject": "\n" * MB, "to": "x" * MB, "headers": {"x\n" * MB: ""}, "tags": ["\n" * MB]}
+    wrong: dict[str, Any] = {
+        "subject": "\n" * MB,
+        "to": "x" * MB,
+        "headers": {"x\n" * MB: ""},
+        "tags": ["\n" * MB],
+    }
     for field, value in wrong.items():
-        with pytest.raises(ValueError, match="^subject: it contains" if field == "subject" else f"^{field}: .*…") as error:
+        with pytest.raises(
+            ValueError, match="^subject: it contains" if field == "subject" else f"^{field}: .*…"
+        ) as error:
             send(**{field: value})
 
         assert len(str(error.value)) < 1500
@@ -173,7 +198,8 @@ def test_no_end(shop: Flask, template: str) -> None:
     gc.collect()  # what earlier tests left: down there, its finalizers would find no room on the stack
 
     with pytest.raises(
-        TemplateError, match=r"^template '\w+\.txt' has no end.*: it includes or calls itself, or a value con"
+        TemplateError,
+        match=r"^template '\w+\.txt' has no end.*: it includes or calls itself, or a value con",
     ) as error:
         send(template=template, context={"tree": [tree], "shown": Shown()})
 

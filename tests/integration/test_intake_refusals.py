@@ -34,7 +34,12 @@ mailer = Mailer()
 
 def send(**changes: Any) -> None:
     """A mail with which nothing is wrong but the changes."""
-    mail = {"to": "ada@example.com", "subject": "Hello", "template": "only_text", "context": {"name": "Ada"}}
+    mail = {
+        "to": "ada@example.com",
+        "subject": "Hello",
+        "template": "only_text",
+        "context": {"name": "Ada"},
+    }
     send_email(**{**mail, **changes})
 
 
@@ -52,13 +57,15 @@ def refusal(call: Callable[..., None], **changes: Any) -> tuple[type[MailerError
     return type(error.value), str(error.value)
 
 
-# --- whatever is wrong with it ----------------------------------------------------------------------------------------
+# --- whatever is wrong with it ------------------------------------------------------------------
 
 GIVE_AN_ADDRESS = "give 'ada@example.com' or 'Ada <ada@example.com>'."
 NOBODY = "The mail has no recipient: give at least one in to, cc or bcc."
 FILE = Attachment("a.pdf", b"%PDF")
 
-NO_OPTION = "there is no such option, and template 'only_text' has no variable of this name: did you mean"
+NO_OPTION = (
+    "there is no such option, and template 'only_text' has no variable of this name: did you mean"
+)
 MISSPELT = "Pass variables for other templates in context={…}."
 
 REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
@@ -156,9 +163,15 @@ REFUSED_MESSAGES: list[tuple[dict[str, Any], type[MailerError], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "refused"), [(send, REFUSED_MAILS), (enqueue, REFUSED_MESSAGES)], ids=["send_email", "enqueue"])
+@pytest.mark.parametrize(
+    ("call", "refused"),
+    [(send, REFUSED_MAILS), (enqueue, REFUSED_MESSAGES)],
+    ids=["send_email", "enqueue"],
+)
 def test_refused_and_nothing_stored(
-    shop: Flask, call: Callable[..., None], refused: list[tuple[dict[str, Any], type[MailerError], str]]
+    shop: Flask,
+    call: Callable[..., None],
+    refused: list[tuple[dict[str, Any], type[MailerError], str]],
 ) -> None:
     """The error names the argument, shows the value, says what to give; and no table has a row."""
     for changes, kind, words in refused:
@@ -170,7 +183,7 @@ def test_refused_and_nothing_stored(
     assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
 
 
-# --- injection --------------------------------------------------------------------------------------------------------
+# --- injection ----------------------------------------------------------------------------------
 
 CALLS = {"send_email": send, "enqueue": enqueue}
 
@@ -190,12 +203,15 @@ def test_no_field_carries_a_second_line(shop: Flask) -> None:
 def test_no_sender_of_a_connection_carries_a_second_line(shop: Flask) -> None:
     """`connection.send(message, envelope_from=…)` reaches MAIL FROM."""
     for text in injected("ada@example.com", "> SIZE=1"):
-        with Mail(shop).connect() as connection, pytest.raises(InvalidAddress, match=r"^envelope_from: "):
+        with (
+            Mail(shop).connect() as connection,
+            pytest.raises(InvalidAddress, match=r"^envelope_from: "),
+        ):
             connection.send(flask_mail.Message("Hello", ["ada@example.com"]), envelope_from=text)
     assert rows(shop) == {}
 
 
-# --- what is missing around it ----------------------------------------------------------------------------------------
+# --- what is missing around it ------------------------------------------------------------------
 
 
 @sqlite_only
@@ -204,7 +220,10 @@ def test_no_sender(open_shop: OpenShop) -> None:
     shop = open_shop(MAIL_DEFAULT_SENDER=None)
     with shop.app_context():
         for call in (send, enqueue):
-            assert refusal(call) == (ConfigurationError, "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.")
+            assert refusal(call) == (
+                ConfigurationError,
+                "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.",
+            )
         assert rows(shop) == {}
         send(sender="ada@example.com")
 
@@ -213,7 +232,9 @@ def test_no_sender(open_shop: OpenShop) -> None:
 def test_what_is_no_message(shop: Flask) -> None:
     """`enqueue()` and `send_email()` are easily mixed up."""
     for given, kind in (("ada@example.com", "str"), (None, "NoneType")):
-        with pytest.raises(InvalidMail, match=f"^message: give a Message of Flask-Mail, not {kind}.$"):
+        with pytest.raises(
+            InvalidMail, match=f"^message: give a Message of Flask-Mail, not {kind}.$"
+        ):
             mailer.enqueue(given)  # type: ignore[arg-type]
 
 
@@ -224,14 +245,20 @@ def test_no_app(open_shop: OpenShop) -> None:
         send()
     with (
         Flask("bare").app_context(),
-        pytest.raises(ConfigurationError, match=r"no Mailer: call Mailer\(\).init_app\(app\) where"),
+        pytest.raises(
+            ConfigurationError, match=r"no Mailer: call Mailer\(\).init_app\(app\) where"
+        ),
     ):
         send()
 
 
 def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_path: Path) -> None:
     """The caller learns that the mail is not queued, and which key names the database."""
-    gone = "postgresql://mailer@127.0.0.1:1/mailer" if database_url.startswith("postgresql") else f"sqlite:///{tmp_path}"
+    gone = (
+        "postgresql://mailer@127.0.0.1:1/mailer"
+        if database_url.startswith("postgresql")
+        else f"sqlite:///{tmp_path}"
+    )
     with open_shop(MAILER_DATABASE_URL=gone).app_context():
         for call in (send, enqueue):
             error, text = refusal(call)
@@ -249,4 +276,7 @@ def test_a_database_without_tables(open_shop: OpenShop, empty_database_url: str)
             send()
             assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
         else:
-            assert refusal(send) == (SchemaMismatch, "The database has no tables of Mailer yet: run 'flask mail migrate'.")
+            assert refusal(send) == (
+                SchemaMismatch,
+                "The database has no tables of Mailer yet: run 'flask mail migrate'.",
+            )

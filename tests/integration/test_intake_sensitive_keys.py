@@ -27,7 +27,13 @@ def shop(open_shop: OpenShop) -> Iterator[Flask]:
 
 
 def send(code: str = "1111", to: str = "ada@example.com", **changes: Any) -> Receipt:
-    return send_email(to, "Your code", "only_text", name=code, **{"idempotency_key": "code-7", "sensitive": True, **changes})
+    return send_email(
+        to,
+        "Your code",
+        "only_text",
+        name=code,
+        **{"idempotency_key": "code-7", "sensitive": True, **changes},
+    )
 
 
 def end(app: Flask, receipt: Receipt, to: Status = Status.CANCELLED) -> None:
@@ -38,7 +44,9 @@ def end(app: Flask, receipt: Receipt, to: Status = Status.CANCELLED) -> None:
 
 def fingerprint_of(app: Flask, receipt: Receipt) -> tuple[str | None, str | None]:
     with store_of(app).engine.connect() as connection:
-        columns = select(message.c.fingerprint, message.c.fingerprint_key).where(message.c.id == receipt.id)
+        columns = select(message.c.fingerprint, message.c.fingerprint_key).where(
+            message.c.id == receipt.id
+        )
         digest, key_id = connection.execute(columns).one()
     return digest, key_id
 
@@ -55,13 +63,20 @@ def test_an_erased_mail_is_recognised(shop: Flask) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"to": "eve@example.com"}, {"code": "2222"}, {"code": "2222", "to": "eve@example.com"}, {"bcc": "eve@example.com"}],
+    [
+        {"to": "eve@example.com"},
+        {"code": "2222"},
+        {"code": "2222", "to": "eve@example.com"},
+        {"bcc": "eve@example.com"},
+    ],
 )
 def test_another_mail_is_refused(shop: Flask, changes: dict[str, str]) -> None:
     """Nobody is told that a mail is on its way which is not: neither before nor after the first mail is erased."""
     first = send()
     for _ in range(2):
-        with pytest.raises(KeyReused, match=rf"'code-7' belongs to mail {first.id}, which says something else"):
+        with pytest.raises(
+            KeyReused, match=rf"'code-7' belongs to mail {first.id}, which says something else"
+        ):
             send(**changes)
         if mailer.status(first.id).erased_at is None:
             end(shop, first)
@@ -110,7 +125,10 @@ def test_the_first_key_signs(open_shop: OpenShop) -> None:
 def test_two_applications_with_different_keys(shop: Flask, open_shop: OpenShop) -> None:
     """They share a database: what one of them has queued is never taken by the other for its own mail."""
     first = send()
-    with open_shop(SECRET_KEY=OTHER).app_context(), pytest.raises(KeyReused, match="MAILER_SECRET_KEYS"):
+    with (
+        open_shop(SECRET_KEY=OTHER).app_context(),
+        pytest.raises(KeyReused, match="MAILER_SECRET_KEYS"),
+    ):
         send(to="eve@example.com")
     assert send() == first
 
@@ -126,7 +144,9 @@ def test_without_a_secret_key(open_shop: OpenShop) -> None:
         end(app, first)
         assert fingerprint_of(app, first) == (None, None)
         for changes in ({}, {"to": "eve@example.com"}):
-            with pytest.raises(KeyReused, match=rf"{first.id}, whose content is erased.*MAILER_SECRET_KEYS"):
+            with pytest.raises(
+                KeyReused, match=rf"{first.id}, whose content is erased.*MAILER_SECRET_KEYS"
+            ):
                 send(**changes)
 
 
@@ -180,7 +200,9 @@ def test_at_the_same_time(shop: Flask) -> None:
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(call, range(10)))
     [recipient] = {answer for answer in answers if answer}
-    assert [answer is not None for answer in answers] == [recipient == f"person{number % 2}@example.com" for number in range(10)]
+    assert [answer is not None for answer in answers] == [
+        recipient == f"person{number % 2}@example.com" for number in range(10)
+    ]
     assert rows(shop) == {"mailer_message": 1, "mailer_delivery": 1}
 
 

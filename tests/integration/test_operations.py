@@ -28,7 +28,7 @@ def found(**conditions: Any) -> list[str]:
     return [mail.id for mail in mailer.mails(**conditions)]
 
 
-# --- search -----------------------------------------------------------------------------------------------------------
+# --- search -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -36,8 +36,16 @@ def three(shop: Flask) -> list[str]:
     """A mail a day: to Ada, to Bob and Eve, to Ada again."""
     return [
         queue(shop, "ada@example.com", at=NOW, tags=("invoice",), subject="Your invoice 100%"),
-        queue(shop, "bob@example.com", "eve@example.org", at=NOW + DAY, subject="Welcome_home, Überraschung!"),
-        queue(shop, "Ada@Example.com", at=NOW + 2 * DAY, tags=("a b", "wörk"), subject="YOUR ORDER"),
+        queue(
+            shop,
+            "bob@example.com",
+            "eve@example.org",
+            at=NOW + DAY,
+            subject="Welcome_home, Überraschung!",
+        ),
+        queue(
+            shop, "Ada@Example.com", at=NOW + 2 * DAY, tags=("a b", "wörk"), subject="YOUR ORDER"
+        ),
     ]
 
 
@@ -146,7 +154,7 @@ def test_the_command(shop: Flask, three: list[str]) -> None:
     assert run_in(shop, "list", "--before", three[1][:12]).output.startswith(three[0])
 
 
-# --- decisions --------------------------------------------------------------------------------------------------------
+# --- decisions ----------------------------------------------------------------------------------
 
 
 def test_one_recipient(shop: Flask, three: list[str]) -> None:
@@ -192,7 +200,7 @@ def test_decisions_about_nothing(shop: Flask) -> None:
         mailer.resolve(mail_id, "queued")
 
 
-# --- pauses -----------------------------------------------------------------------------------------------------------
+# --- pauses -------------------------------------------------------------------------------------
 
 
 def test_a_pause(shop: Flask) -> None:

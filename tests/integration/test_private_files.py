@@ -69,7 +69,11 @@ def test_a_new_sqlite_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_named_by_a_uri_is_private_too(tmp_path: Path) -> None:
     """SQLite's own way to render a file changes nothing."""
-    url = URL.create("sqlite", database=f"file://localhost{tmp_path}/my%20mail/mailer.sqlite3", query={"uri": "true"})
+    url = URL.create(
+        "sqlite",
+        database=f"file://localhost{tmp_path}/my%20mail/mailer.sqlite3",
+        query={"uri": "true"},
+    )
     store = Store(url.render_as_string())
     insert(store)
 
@@ -130,7 +134,9 @@ def test_boxes_and_mails_of_root_can_be_read_by_the_folders_owner(their_folder: 
     box = BlackBox(their_folder / "black-box")._new()
     box.claiming("token")
     box.close()
-    mail_id = Inbox(their_folder / "inbox").add("shop@example.com", ["ada@example.com"], b"Subject: hello\r\n\r\n")
+    mail_id = Inbox(their_folder / "inbox").add(
+        "shop@example.com", ["ada@example.com"], b"Subject: hello\r\n\r\n"
+    )
 
     def look() -> None:
         found: list[str] = []

@@ -37,7 +37,9 @@ def tables(engine: Engine) -> set[str]:
 
 def set_revision(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
-        connection.execute(schema.version.update().values(version_num=revision, readable_from=revision))
+        connection.execute(
+            schema.version.update().values(version_num=revision, readable_from=revision)
+        )
 
 
 @postgresql_only
@@ -46,7 +48,9 @@ def test_two_tenants_in_two_schemas(empty_database_url: str) -> None:
     owner = create_engine(empty_database_url)
     with owner.begin() as connection:
         connection.exec_driver_sql("CREATE SCHEMA tenant_a; CREATE SCHEMA tenant_b")
-    tenants = [Store(f"{empty_database_url}&options=-csearch_path%3Dtenant_{letter}") for letter in "ab"]
+    tenants = [
+        Store(f"{empty_database_url}&options=-csearch_path%3Dtenant_{letter}") for letter in "ab"
+    ]
     for tenant in tenants:
         tenant.migrate()
         tenant.check_schema()
@@ -59,27 +63,41 @@ def test_two_tenants_in_two_schemas(empty_database_url: str) -> None:
         engine.dispose()
 
 
-# --- the tables -------------------------------------------------------------------------------------------------------
+# --- the tables ---------------------------------------------------------------------------------
 
 
 def described(engine: Engine) -> dict[str, Any]:
     """Everything the database knows about our tables, with names and conditions."""
     inspector = inspect(engine)
-    questions = ("columns", "pk_constraint", "foreign_keys", "indexes", "unique_constraints", "check_constraints")
+    questions = (
+        "columns",
+        "pk_constraint",
+        "foreign_keys",
+        "indexes",
+        "unique_constraints",
+        "check_constraints",
+    )
     return {
-        name: {question: readable(getattr(inspector, f"get_{question}")(name)) for question in questions}
+        name: {
+            question: readable(getattr(inspector, f"get_{question}")(name))
+            for question in questions
+        }
         for name in schema.metadata.tables
     }
 
 
 def readable(answer: Any) -> list[str]:
-    return sorted(json.dumps(one, default=str) for one in (answer if isinstance(answer, list) else [answer]))
+    return sorted(
+        json.dumps(one, default=str) for one in (answer if isinstance(answer, list) else [answer])
+    )
 
 
 def test_the_migrations_make_what_the_code_describes(databases: Databases) -> None:
     """Columns, types, keys, CHECKs and the conditions of the indexes are those of `metadata.create_all()`."""
     with ExitStack() as stack:
-        migrated, created = (create_engine(stack.enter_context(databases.empty())) for _ in range(2))
+        migrated, created = (
+            create_engine(stack.enter_context(databases.empty())) for _ in range(2)
+        )
         schema.migrate(migrated)
         schema.complete_metadata().create_all(created)
 
@@ -95,7 +113,12 @@ def test_alembic_sees_no_difference(engine: Engine) -> None:
 
     with engine.connect() as connection:
         options = {"compare_type": True, "version_table": schema.version.name}
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), schema.complete_metadata()) == []
+        assert (
+            compare_metadata(
+                MigrationContext.configure(connection, opts=options), schema.complete_metadata()
+            )
+            == []
+        )
 
 
 def test_the_code_needs_the_newest_migration() -> None:
@@ -107,7 +130,7 @@ def test_the_code_needs_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [schema.REVISION]
 
 
-# --- the way there and back -------------------------------------------------------------------------------------------
+# --- the way there and back ---------------------------------------------------------------------
 
 
 def test_there_and_back_and_there_again(engine: Engine) -> None:
@@ -165,7 +188,7 @@ def test_two_deploys_at_the_same_time(engine: Engine) -> None:
         assert schema.revision_of(connection) == schema.REVISION
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- what does not fit --------------------------------------------------------------------------
 
 
 @postgresql_only
@@ -173,7 +196,9 @@ def test_tables_that_are_missing(empty_database_url: str) -> None:
     """On PostgreSQL somebody decides when they are made; the error says how."""
     store = Store(empty_database_url)
 
-    with pytest.raises(SchemaMismatch, match="has no tables of Mailer yet: run 'flask mail migrate'"):
+    with pytest.raises(
+        SchemaMismatch, match="has no tables of Mailer yet: run 'flask mail migrate'"
+    ):
         insert(store)
     store.migrate()
     insert(store)
@@ -197,13 +222,18 @@ def test_a_new_file_gets_its_tables(empty_database_url: str) -> None:
     ("revision", "cure"),
     [
         ("0000", f"at 0000, this version needs {schema.REVISION}: run 'flask mail migrate'"),
-        ("9999", f"at 9999, this version knows {schema.REVISION} at most: install the newer version"),
+        (
+            "9999",
+            f"at 9999, this version knows {schema.REVISION} at most: install the newer version",
+        ),
     ],
 )
 def test_tables_of_another_version(store: Store, revision: str, cure: str) -> None:
     """They are refused before anything is written, with the command that mends it."""
     with store.engine.begin() as connection:
-        connection.execute(schema.version.update().values(version_num=revision, readable_from=revision))
+        connection.execute(
+            schema.version.update().values(version_num=revision, readable_from=revision)
+        )
 
     for use in (lambda: insert(store), lambda: store.is_due(NOW), store.check_schema):
         with pytest.raises(SchemaMismatch, match=cure):
@@ -223,13 +253,15 @@ def test_a_migration_of_tables_that_are_too_new(store: Store) -> None:
 
 def test_a_migration_to_nowhere(store: Store) -> None:
     """A typing error changes nothing."""
-    with pytest.raises(SchemaMismatch, match=f"There is no migration to '1234'.*The newest is {schema.REVISION}"):
+    with pytest.raises(
+        SchemaMismatch, match=f"There is no migration to '1234'.*The newest is {schema.REVISION}"
+    ):
         store.migrate("1234")
 
     store.check_schema()
 
 
-# --- what the tables refuse -------------------------------------------------------------------------------------------
+# --- what the tables refuse ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,13 +283,18 @@ def test_nonsense_is_refused(shared_store: Store, nonsense: str, name: str) -> N
     """Whatever wrote it: no row can say what can't be."""
     bring(emptied(shared_store), Status.QUEUED)
 
-    with pytest.raises(IntegrityError, match=f"mailer_delivery_{name}"), shared_store.engine.begin() as connection:
+    with (
+        pytest.raises(IntegrityError, match=f"mailer_delivery_{name}"),
+        shared_store.engine.begin() as connection,
+    ):
         connection.execute(text(f"UPDATE mailer_delivery SET {nonsense}"))  # noqa: S608 -- it is written above
 
 
 @pytest.mark.parametrize("on_doubt", OnDoubt)
 @pytest.mark.parametrize("lane", Lane)
-def test_all_that_makes_sense_is_accepted(shared_store: Store, lane: Lane, on_doubt: OnDoubt) -> None:
+def test_all_that_makes_sense_is_accepted(
+    shared_store: Store, lane: Lane, on_doubt: OnDoubt
+) -> None:
     """The CHECKs know every value of the code."""
     for status in Status:
         bring(emptied(shared_store), status, lane=lane, on_doubt=on_doubt)

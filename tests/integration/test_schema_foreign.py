@@ -26,7 +26,9 @@ Migrated = Callable[..., Flask]
 
 
 @pytest.fixture
-def migrated(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migrated]:
+def migrated(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Migrated]:
     """`migrated(**hooks)`: an application with Flask-Migrate in our database, after `flask db migrate` and `upgrade`."""
     # The env.py that Flask-Migrate writes would switch off the loggers of this process.
     monkeypatch.setattr("logging.config.fileConfig", lambda *_: None)
@@ -71,7 +73,8 @@ def with_own_hook(*arguments: Any) -> bool:
     return include_object(*arguments)
 
 
-@pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")  # in the env.py that Flask-Migrate writes
+# In the env.py that Flask-Migrate writes.
+@pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
 @pytest.mark.parametrize(
     "hooks",
     [
@@ -94,9 +97,17 @@ def test_flask_migrate(migrated: Migrated, tmp_path: Path, hooks: dict[str, Any]
 @pytest.mark.parametrize(
     "hooks",
     [
-        pytest.param({"include_name": include_name, "autogenerate_plugins": WITHOUT_OURS}, id="include_name"),
-        pytest.param({"include_object": with_own_hook, "autogenerate_plugins": WITHOUT_OURS}, id="with a hook of its own"),
-        pytest.param({"include_object": include_object, "autogenerate_plugins": WITHOUT_OURS}, id="include_object"),
+        pytest.param(
+            {"include_name": include_name, "autogenerate_plugins": WITHOUT_OURS}, id="include_name"
+        ),
+        pytest.param(
+            {"include_object": with_own_hook, "autogenerate_plugins": WITHOUT_OURS},
+            id="with a hook of its own",
+        ),
+        pytest.param(
+            {"include_object": include_object, "autogenerate_plugins": WITHOUT_OURS},
+            id="include_object",
+        ),
     ],
 )
 def test_hooks(migrated: Migrated, tmp_path: Path, hooks: dict[str, Any]) -> None:
@@ -113,7 +124,9 @@ def test_a_table_of_the_application(engine: Engine) -> None:
     Table("mailer_template", models, Column("id", Integer, primary_key=True))
 
     with engine.connect() as connection:
-        [operation] = produce_migrations(MigrationContext.configure(connection), models).upgrade_ops.ops  # type: ignore[union-attr]
+        [operation] = produce_migrations(
+            MigrationContext.configure(connection), models
+        ).upgrade_ops.ops  # type: ignore[union-attr]
     assert type(operation).__name__ == "CreateTableOp"
 
 
@@ -128,11 +141,18 @@ def drop(store: Store, statements: list[str]) -> None:
             connection.execute(text(statement))
 
 
-USES: list[Callable[[Store], object]] = [insert, Store.counts, lambda store: store.is_due(NOW), Store.migrate]
+USES: list[Callable[[Store], object]] = [
+    insert,
+    Store.counts,
+    lambda store: store.is_due(NOW),
+    Store.migrate,
+]
 
 
 @pytest.mark.parametrize("use", USES)
-def test_all_tables_are_gone(store: Store, database_url: str, use: Callable[[Store], object]) -> None:
+def test_all_tables_are_gone(
+    store: Store, database_url: str, use: Callable[[Store], object]
+) -> None:
     """A process that starts says so, and makes no empty ones, also not in a SQLite file; `migrate` does neither."""
     insert(store)
     drop(store, DROP_ALL)

@@ -47,7 +47,7 @@ def deploy_next(engine: Engine, folder: Path, readable_from: str) -> None:
         command.upgrade(config, "head")
 
 
-# --- old processes beside new tables ----------------------------------------------------------------------------------
+# --- old processes beside new tables ------------------------------------------------------------
 
 
 def test_an_old_process_starts_after_the_next_migration(
@@ -67,13 +67,18 @@ def test_an_old_process_starts_after_the_next_migration(
     close(app)
 
 
-def test_tables_that_it_could_not_work_with(store: Store, database_url: str, tmp_path: Path) -> None:
+def test_tables_that_it_could_not_work_with(
+    store: Store, database_url: str, tmp_path: Path
+) -> None:
     """If the next version says so, an old process does not start, and touches nothing."""
     deploy_next(store.engine, tmp_path, readable_from="0007")
     old = Store(database_url)
 
     for use in (old.counts, old.migrate, lambda: insert(old)):
-        with pytest.raises(SchemaMismatch, match="at 0007, this version knows 0006 at most: install the newer version"):
+        with pytest.raises(
+            SchemaMismatch,
+            match="at 0007, this version knows 0006 at most: install the newer version",
+        ):
             use()
     old.engine.dispose()
 
@@ -87,7 +92,7 @@ def test_only_the_newer_version_knows_the_way_back(store: Store, tmp_path: Path)
             store.migrate(to)
 
 
-# --- migrations that nobody waits for ---------------------------------------------------------------------------------
+# --- migrations that nobody waits for -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -108,7 +113,14 @@ def reader(old_tables: Store) -> Iterator[Engine]:
 
 def waits_for_a_lock(engine: Engine) -> bool:
     with engine.connect() as connection:
-        return bool(connection.scalar(text("SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'")))
+        return bool(
+            connection.scalar(
+                text(
+                    "SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND mode ="
+                    " 'AccessExclusiveLock'"
+                )
+            )
+        )
 
 
 @postgresql_only
@@ -131,14 +143,19 @@ def test_behind_a_long_reader(old_tables: Store, reader: Engine) -> None:
 
 
 @postgresql_only
-def test_a_reader_that_never_ends(old_tables: Store, reader: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_never_ends(
+    old_tables: Store, reader: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After five minutes the error names who has the locks; nothing was changed, and the next call does all of it."""
     monkeypatch.setattr(online, "_LIMIT", 0.0)
     with reader.connect() as report:
         report.execute(text("SELECT * FROM mailer_delivery"))
         pid = report.scalar(text("SELECT pg_backend_pid()"))
 
-        with pytest.raises(StoreUnavailable, match=rf"locked by pid {pid} \(report of mailer, idle in transaction for"):
+        with pytest.raises(
+            StoreUnavailable,
+            match=rf"locked by pid {pid} \(report of mailer, idle in transaction for",
+        ):
             old_tables.migrate()
     with reader.connect() as connection:
         assert schema.revision_of(connection) == "0004"
@@ -178,7 +195,9 @@ def test_a_session_of_another_role(deployer: Store, monkeypatch: pytest.MonkeyPa
     with reporter.connect() as report:
         report.execute(text("SELECT * FROM mailer_delivery"))
         pid = report.scalar(text("SELECT pg_backend_pid()"))
-        with pytest.raises(StoreUnavailable, match=rf"locked by pid {pid} \(unknown of reporter\)\. Wait until"):
+        with pytest.raises(
+            StoreUnavailable, match=rf"locked by pid {pid} \(unknown of reporter\)\. Wait until"
+        ):
             deployer.migrate()
 
         look = online._sessions
@@ -188,7 +207,9 @@ def test_a_session_of_another_role(deployer: Store, monkeypatch: pytest.MonkeyPa
             return look(engine)
 
         monkeypatch.setattr(online, "_sessions", look_once_it_has_ended)
-        with pytest.raises(StoreUnavailable, match="Nobody has a lock on them any more: run 'flask mail") as caught:
+        with pytest.raises(
+            StoreUnavailable, match="Nobody has a lock on them any more: run 'flask mail"
+        ) as caught:
             deployer.migrate()
     assert "pg_terminate_backend" not in str(caught.value)
     reporter.dispose()

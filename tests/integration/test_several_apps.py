@@ -37,7 +37,9 @@ def shops(open_shop: OpenShop, other_database_url: str) -> tuple[Flask, Flask]:
     """Two apps of one factory: each with a database, a prefix and a sender of its own."""
     one = open_shop(MAILER_SUBJECT_PREFIX="[one]", MAIL_DEFAULT_SENDER="one@example.com")
     other = open_shop(
-        MAILER_SUBJECT_PREFIX="[other]", MAIL_DEFAULT_SENDER="other@example.com", MAILER_DATABASE_URL=other_database_url
+        MAILER_SUBJECT_PREFIX="[other]",
+        MAIL_DEFAULT_SENDER="other@example.com",
+        MAILER_DATABASE_URL=other_database_url,
     )
     return one, other
 
@@ -60,8 +62,14 @@ def test_each_app_has_its_own_queue(shops: tuple[Flask, Flask], sink: Sink) -> N
             mailer.status(mine.id)
 
     assert rows(one) == rows(other) == {"mailer_message": 1, "mailer_delivery": 1}
-    assert (stored(one, mine).subject, str(stored(one, mine).sender)) == ("[one] Hello", "one@example.com")
-    assert (stored(other, yours).subject, str(stored(other, yours).sender)) == ("[other] Hello", "other@example.com")
+    assert (stored(one, mine).subject, str(stored(one, mine).sender)) == (
+        "[one] Hello",
+        "one@example.com",
+    )
+    assert (stored(other, yours).subject, str(stored(other, yours).sender)) == (
+        "[other] Hello",
+        "other@example.com",
+    )
 
     deliver(other)
     assert [mail.recipients for mail in sink.messages] == [("bob@example.com",)]
@@ -91,7 +99,9 @@ def test_apps_in_threads(shops: tuple[Flask, Flask]) -> None:
 
     for number, shop in enumerate(shops):
         with shop.app_context(), store_of(shop).engine.connect() as connection:
-            found = connection.exec_driver_sql("SELECT recipient FROM mailer_delivery").scalars().all()
+            found = (
+                connection.exec_driver_sql("SELECT recipient FROM mailer_delivery").scalars().all()
+            )
         assert len(found) == 20
         assert {address[0] for address in found} == {str(number)}
 
@@ -119,7 +129,9 @@ def test_the_connection_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> No
 
 
 @sqlite_only
-def test_the_context_of_another_app_decides_nothing(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_context_of_another_app_decides_nothing(
+    open_shop: OpenShop, caplog: pytest.LogCaptureFixture
+) -> None:
     """A mail is queued once, whatever app is around, with Redis down; its own settings say what its log shows."""
     redis = "redis://user:secret@127.0.0.1:1/0"
     others = [Flask("other"), open_shop(MAILER_LOG_ADDRESSES=True)]
@@ -201,10 +213,22 @@ def test_the_applications_own_celery_is_used(config: dict[str, str]) -> None:
     [
         ("redis://:secret@cache:6380/3", None, "redis://:secret@cache:6380/3"),
         ("redis+socket:///run/redis.sock?virtual_host=2", None, "unix:///run/redis.sock?db=2"),
-        ("rediss://cache/0?ssl_cert_reqs=CERT_REQUIRED", None, "rediss://cache/0?ssl_cert_reqs=required"),
-        ("redis://cache/0", {"ssl_cert_reqs": ssl.CERT_NONE}, "rediss://cache/0?ssl_cert_reqs=none"),
+        (
+            "rediss://cache/0?ssl_cert_reqs=CERT_REQUIRED",
+            None,
+            "rediss://cache/0?ssl_cert_reqs=required",
+        ),
+        (
+            "redis://cache/0",
+            {"ssl_cert_reqs": ssl.CERT_NONE},
+            "rediss://cache/0?ssl_cert_reqs=none",
+        ),
         ("rediss://cache", {"ssl_ca_certs": "/ca.pem"}, "rediss://cache?ssl_ca_certs=%2Fca.pem"),
-        ("rediss://cache?ssl_cert_reqs=none", {"ssl_ca_certs": "/ca.pem"}, "rediss://cache?ssl_cert_reqs=none"),
+        (
+            "rediss://cache?ssl_cert_reqs=none",
+            {"ssl_ca_certs": "/ca.pem"},
+            "rediss://cache?ssl_cert_reqs=none",
+        ),
         (["redis://one/0", "redis://two/0"], {"ssl_cert_reqs": None}, None),
         ("amqp://guest@localhost//", {"ssl_cert_reqs": None}, None),
         (None, None, "redis://127.0.0.1:6379/0"),
@@ -241,7 +265,9 @@ BASE = "postgresql+psycopg://mailer:secret@/mailer?host=/srv/one"
         (f"{BASE}&options=-csearch_path%3Dtenant", False),
     ],
 )
-def test_each_database_has_a_black_box_of_its_own(tmp_path: Path, url: str, is_shared: bool) -> None:
+def test_each_database_has_a_black_box_of_its_own(
+    tmp_path: Path, url: str, is_shared: bool
+) -> None:
     """However its workers log in there; that of workers of an older version is looked into."""
     app = Flask("shop", instance_path=str(tmp_path))
 
@@ -263,7 +289,9 @@ def test_a_refused_app_can_be_mended(tmp_path: Path) -> None:
     """Nothing of a wrong start stays behind: a corrected configuration works."""
     app = Flask("shop", instance_path=str(tmp_path))
     app.config["MAIL_PORT"] = "abc"
-    with pytest.raises(ConfigurationError, match=r"^MAIL_PORT='abc': allowed: a whole number from 1 to 65535"):
+    with pytest.raises(
+        ConfigurationError, match=r"^MAIL_PORT='abc': allowed: a whole number from 1 to 65535"
+    ):
         mailer.init_app(app)
 
     app.config["MAIL_PORT"] = "587"
@@ -271,8 +299,9 @@ def test_a_refused_app_can_be_mended(tmp_path: Path) -> None:
 
 
 def test_nothing_is_set(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new user's first app: SQLite is made in the instance folder, at the first mail and not before."""
-    monkeypatch.setenv("REDIS_URL", redis_url)  # a ring must not reach a broker that happens to run here
+    """A new app gets its SQLite file in the instance folder, at the first mail, not before."""
+    # A ring must not reach a broker that happens to run here.
+    monkeypatch.setenv("REDIS_URL", redis_url)
     folder = tmp_path / "instance"
     app = Flask("shop", instance_path=str(folder))
     app.jinja_loader = DictLoader({"hello.txt": "Hello {{ name }}"})
@@ -280,8 +309,12 @@ def test_nothing_is_set(tmp_path: Path, redis_url: str, monkeypatch: pytest.Monk
     assert not (folder / "mailer.sqlite3").exists()
 
     with app.app_context():
-        receipt = send_email("ada@example.com", "Hello", "hello", sender="shop@example.com", name="Ada")
+        receipt = send_email(
+            "ada@example.com", "Hello", "hello", sender="shop@example.com", name="Ada"
+        )
 
     close(app)
     with closing(sqlite3.connect(folder / "mailer.sqlite3")) as database:
-        assert database.execute("SELECT mail_id, recipient FROM mailer_delivery").fetchall() == [(receipt.id, "ada@example.com")]
+        assert database.execute("SELECT mail_id, recipient FROM mailer_delivery").fetchall() == [
+            (receipt.id, "ada@example.com")
+        ]

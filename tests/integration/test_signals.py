@@ -53,7 +53,7 @@ def deliver(app: Flask) -> None:
     app.extensions["mailer"].outbound.dispatcher.deliver(at_most=60)
 
 
-# --- each change ------------------------------------------------------------------------------------------------------
+# --- each change --------------------------------------------------------------------------------
 
 
 def test_a_mail_that_is_sent(shop: Flask, sink: Sink, heard: list[Event]) -> None:
@@ -114,15 +114,22 @@ def test_a_mail_that_is_cancelled_or_expires(shop: Flask, heard: list[Event]) ->
         transaction.execute("UPDATE mailer_delivery SET expires_at = 1 WHERE status = 'queued'", {})
     chores_of(shop.extensions["mailer"].outbound.dispatcher).sweep()
 
-    assert kinds(heard, shop) == [EventKind.QUEUED, EventKind.CANCELLED, EventKind.QUEUED, EventKind.EXPIRED]
+    assert kinds(heard, shop) == [
+        EventKind.QUEUED,
+        EventKind.CANCELLED,
+        EventKind.QUEUED,
+        EventKind.EXPIRED,
+    ]
     assert [event.mail_id for event in heard] == [cancelled.id] * 2 + [expired.id] * 2
 
 
-# --- only what is committed -------------------------------------------------------------------------------------------
+# --- only what is committed ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("commits", [True, False])
-def test_a_mail_in_the_callers_transaction(shop: Flask, heard: list[Event], database_url: str, *, commits: bool) -> None:
+def test_a_mail_in_the_callers_transaction(
+    shop: Flask, heard: list[Event], database_url: str, *, commits: bool
+) -> None:
     """It is told after the commit, and never after a rollback."""
     engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     with Session(engine) as session:
@@ -142,7 +149,7 @@ def test_a_mail_with_a_key_that_is_taken(shop: Flask, heard: list[Event]) -> Non
     assert kinds(heard, shop) == [EventKind.QUEUED]
 
 
-# --- receivers --------------------------------------------------------------------------------------------------------
+# --- receivers ----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -152,7 +159,9 @@ def connected(signal: NamedSignal, receiver: Callable[..., None]) -> Iterator[No
     signal.disconnect(receiver)
 
 
-def test_a_receiver_that_raises(shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_receiver_that_raises(
+    shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture
+) -> None:
     """It is logged, and the others hear the event."""
 
     def fail(_app: Flask, event: Event) -> None:
@@ -230,7 +239,9 @@ def test_suppressed_mail_is_told_at_once(open_shop: OpenShop, heard: list[Event]
     assert [event.kind for event in heard] == [EventKind.QUEUED, EventKind.SENT]
 
 
-def test_too_many_events(shop: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_events(
+    shop: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Receivers that are too slow lose some, which is logged, and memory stays bounded."""
     monkeypatch.setattr(signals, "_MAX_WAITING", 1)
     goes_on, began = threading.Event(), threading.Event()
@@ -250,7 +261,9 @@ def test_too_many_events(shop: Flask, monkeypatch: pytest.MonkeyPatch, caplog: p
     assert "Events were lost, since receivers of signals are too slow: events=1." in caplog.text
 
 
-def test_a_receiver_that_would_end_its_thread(shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_receiver_that_would_end_its_thread(
+    shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture
+) -> None:
     """It is logged, and the next events are heard all the same."""
 
     def leave(_app: Flask, event: Event) -> None:
@@ -266,7 +279,9 @@ def test_a_receiver_that_would_end_its_thread(shop: Flask, heard: list[Event], c
     assert "Receiver of a signal tried to end its thread: signal=mail_queued" in caplog.text
 
 
-def test_no_thread_can_start(shop: Flask, heard: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_can_start(
+    shop: Flask, heard: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mail is committed, so its caller hears of no error; the event waits for the next one."""
     with monkeypatch.context() as patch:
         patch.setattr(signals, "start_daemon", lambda *_given: None)

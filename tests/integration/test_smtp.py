@@ -25,7 +25,7 @@ def phase_of(stage: Stage) -> Phase:
     return Phase.CONNECT if stage in ("connect", "ehlo", "auth") else Phase(stage)
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- what is said -------------------------------------------------------------------------------
 
 
 def test_a_mail_is_taken(relay_to: MakeRelay, sink: Sink) -> None:
@@ -36,11 +36,16 @@ def test_a_mail_is_taken(relay_to: MakeRelay, sink: Sink) -> None:
 
     assert outcome == Outcome(Verdict.SENT, "250 2.0.0 Ok: queued as 1")
     [received] = sink.messages
-    assert (received.envelope_from, received.recipients) == ("bounces@example.com", ("eve@example.com",))
+    assert (received.envelope_from, received.recipients) == (
+        "bounces@example.com",
+        ("eve@example.com",),
+    )
     assert received.raw == letter.as_bytes()
 
 
-@pytest.mark.parametrize("text", [".", "..", ".first\n.\n..\n", "a\n.", "\n.\n\n", "a\r\n.\r\nQUIT\r\n"])
+@pytest.mark.parametrize(
+    "text", [".", "..", ".first\n.\n..\n", "a\n.", "\n.\n\n", "a\r\n.\r\nQUIT\r\n"]
+)
 def test_dots_at_the_start_of_a_line_arrive(relay_to: MakeRelay, sink: Sink, text: str) -> None:
     """A line that is a single dot does not end the mail early."""
     letter = make_letter(text=text)
@@ -49,7 +54,9 @@ def test_dots_at_the_start_of_a_line_arrive(relay_to: MakeRelay, sink: Sink, tex
     assert sink.messages[0].raw == letter.as_bytes()
 
 
-def test_the_size_is_announced_and_the_options_are_passed_on(relay_to: MakeRelay, answering: Answering) -> None:
+def test_the_size_is_announced_and_the_options_are_passed_on(
+    relay_to: MakeRelay, answering: Answering
+) -> None:
     """A relay with a limit can say no before the bytes are sent."""
     server = answering(EHLO=b"250-relay\r\n250-SIZE 10000\r\n250 DSN\r\n")
     letter = make_letter(mail_options=("RET=HDRS",), rcpt_options=("NOTIFY=NEVER",))
@@ -61,7 +68,9 @@ def test_the_size_is_announced_and_the_options_are_passed_on(relay_to: MakeRelay
     assert b"rcpt to:<bob@example.com> notify=never\r\n" in server.heard
 
 
-def test_a_mail_above_the_limit_of_the_relay_has_failed(relay_to: MakeRelay, answering: Answering) -> None:
+def test_a_mail_above_the_limit_of_the_relay_has_failed(
+    relay_to: MakeRelay, answering: Answering
+) -> None:
     """It would be as large tomorrow, and needs not be sent to find that out."""
     server = answering(EHLO=b"250-relay\r\n250 SIZE 100\r\n")
     letter = make_letter()
@@ -69,18 +78,25 @@ def test_a_mail_above_the_limit_of_the_relay_has_failed(relay_to: MakeRelay, ans
 
     outcome = send(relay_to(server), letter)
 
-    assert outcome == Outcome(Verdict.REFUSED, f"552 5.3.4 the mail has {size} octets, the relay takes 100", Phase.MAIL)
+    assert outcome == Outcome(
+        Verdict.REFUSED, f"552 5.3.4 the mail has {size} octets, the relay takes 100", Phase.MAIL
+    )
     assert [line[:4] for line in server.heard] == [b"ehlo"]
 
 
 @pytest.mark.parametrize("limit", [b"SIZE", b"SIZE 0", b"SIZE 1000000", b"SIZE what"])
 def test_a_relay_without_a_limit(relay_to: MakeRelay, answering: Answering, limit: bytes) -> None:
     """RFC 1870: none, or 0, is no limit."""
-    assert send(relay_to(answering(EHLO=b"250-relay\r\n250 " + limit + b"\r\n"))).verdict is Verdict.SENT
+    assert (
+        send(relay_to(answering(EHLO=b"250-relay\r\n250 " + limit + b"\r\n"))).verdict
+        is Verdict.SENT
+    )
 
 
 @pytest.mark.parametrize(("offer", "said"), [(b"8BITMIME", b" body=8bitmime"), (b"HELP", b"")])
-def test_letters_beyond_ascii_in_the_text(relay_to: MakeRelay, answering: Answering, offer: bytes, said: bytes) -> None:
+def test_letters_beyond_ascii_in_the_text(
+    relay_to: MakeRelay, answering: Answering, offer: bytes, said: bytes
+) -> None:
     """They go as they are to a relay that takes them so, which is told, and encoded to any other."""
     server = answering(EHLO=b"250-relay\r\n250 " + offer + b"\r\n")
 
@@ -90,7 +106,9 @@ def test_letters_beyond_ascii_in_the_text(relay_to: MakeRelay, answering: Answer
 
 
 @pytest.mark.parametrize("options", [("BODY=8BITMIME",), ("size=1",), ("SMTPUTF8",)])
-def test_options_that_are_ours_to_say(relay_to: MakeRelay, answering: Answering, options: tuple[str, ...]) -> None:
+def test_options_that_are_ours_to_say(
+    relay_to: MakeRelay, answering: Answering, options: tuple[str, ...]
+) -> None:
     """Said twice, or untrue, they would make a relay refuse the mail."""
     server = answering(EHLO=b"250-relay\r\n250 8BITMIME\r\n")
 
@@ -98,7 +116,9 @@ def test_options_that_are_ours_to_say(relay_to: MakeRelay, answering: Answering,
     assert b"mail from:<ada@example.com>\r\n" in server.heard
 
 
-def test_a_relay_that_knows_only_helo_gets_plain_smtp(relay_to: MakeRelay, answering: Answering) -> None:
+def test_a_relay_that_knows_only_helo_gets_plain_smtp(
+    relay_to: MakeRelay, answering: Answering
+) -> None:
     """Options are left out where there is no EHLO."""
     server = answering(EHLO=b"500 what?\r\n")
 
@@ -108,7 +128,9 @@ def test_a_relay_that_knows_only_helo_gets_plain_smtp(relay_to: MakeRelay, answe
 
 def test_letters_beyond_ascii_in_an_address_need_smtputf8(relay_to: MakeRelay, sink: Sink) -> None:
     """The relay is told once, also if the caller has asked for it."""
-    letter = make_letter("jürgen@example.com", to=(Address("jürgen@example.com"),), mail_options=("SMTPUTF8",))
+    letter = make_letter(
+        "jürgen@example.com", to=(Address("jürgen@example.com"),), mail_options=("SMTPUTF8",)
+    )
 
     assert send(relay_to(sink), letter).verdict is Verdict.SENT
     assert sink.messages[0].recipients == ("jürgen@example.com",)
@@ -152,7 +174,9 @@ def slipped_past(**attributes: str | list[str]) -> WireMessage:
     ],
     ids=["mail in ascii", "rcpt in ascii", "mail option", "rcpt option", "line", "bracket", "nul"],
 )
-def test_what_can_not_be_said_is_the_fault_of_the_mail(relay_to: MakeRelay, sink: Sink, letter: WireMessage) -> None:
+def test_what_can_not_be_said_is_the_fault_of_the_mail(
+    relay_to: MakeRelay, sink: Sink, letter: WireMessage
+) -> None:
     """It fails alone: the relay is not to blame."""
     relay = relay_to(sink)
 
@@ -160,7 +184,7 @@ def test_what_can_not_be_said_is_the_fault_of_the_mail(relay_to: MakeRelay, sink
     assert send(relay).verdict is Verdict.SENT
 
 
-# --- replies ----------------------------------------------------------------------------------------------------------
+# --- replies ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -186,9 +210,12 @@ def test_what_can_not_be_said_is_the_fault_of_the_mail(relay_to: MakeRelay, sink
         ("dot", "554 5.6.0 spam", Verdict.REFUSED),
     ],
 )
-def test_a_reply_that_is_no_yes(relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str, verdict: Verdict) -> None:
+def test_a_reply_that_is_no_yes(
+    relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str, verdict: Verdict
+) -> None:
     """Its meaning depends on where it comes; its words are kept; the next mail goes out."""
-    sink.faults.add(Fault(stage, reply, times=2 if (stage, reply[0]) == ("ehlo", "5") else 1))  # after EHLO comes HELO
+    # After EHLO comes HELO.
+    sink.faults.add(Fault(stage, reply, times=2 if (stage, reply[0]) == ("ehlo", "5") else 1))
     relay = relay_to(sink)
 
     outcome = send(relay)
@@ -201,7 +228,9 @@ def test_a_reply_that_is_no_yes(relay_to: MakeRelay, sink: Sink, stage: Stage, r
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
 @pytest.mark.parametrize("reply", ["450 4.7.1 not now", "550 5.7.1 never"])
-def test_the_session_goes_on_after_a_mail_that_was_not_taken(relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str) -> None:
+def test_the_session_goes_on_after_a_mail_that_was_not_taken(
+    relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str
+) -> None:
     """A mail's bad luck does not cost the others a connection."""
     sink.faults.add(Fault(stage, reply))
     relay = relay_to(sink)
@@ -236,9 +265,20 @@ def test_a_relay_that_does_not_answer_rset_loses_the_connection_only(
     ],
 )
 @pytest.mark.parametrize(
-    "garbage", [b"what?\r\n", b"\r\n", b"\xff\xfe\x00\n", b"25 ok\r\n", b"2_5 ok\r\n", b"999 ok\r\n", b"-50 ok\r\n"]
+    "garbage",
+    [
+        b"what?\r\n",
+        b"\r\n",
+        b"\xff\xfe\x00\n",
+        b"25 ok\r\n",
+        b"2_5 ok\r\n",
+        b"999 ok\r\n",
+        b"-50 ok\r\n",
+    ],
 )
-def test_garbage_is_no_reply(relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, garbage: bytes) -> None:
+def test_garbage_is_no_reply(
+    relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, garbage: bytes
+) -> None:
     """Who talks so says nothing: neither yes nor no."""
     server = answering(HELO=garbage, **{stage: garbage})
 
@@ -257,8 +297,12 @@ def test_a_very_long_reply_is_cut(relay_to: MakeRelay, answering: Answering) -> 
     assert send(relay).verdict is Verdict.SENT
 
 
-@pytest.mark.parametrize(("stage", "verdict"), [("MAIL", Verdict.UNREACHED), (".", Verdict.DOUBTFUL)])
-def test_a_reply_without_end(relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict) -> None:
+@pytest.mark.parametrize(
+    ("stage", "verdict"), [("MAIL", Verdict.UNREACHED), (".", Verdict.DOUBTFUL)]
+)
+def test_a_reply_without_end(
+    relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict
+) -> None:
     """Nobody reads on until the time-out: it is none, whatever its last line might say."""
     server = answering(**{stage: b"250-and so on\r\n" * 20_000 + b"250 ok\r\n"})
 
@@ -272,10 +316,12 @@ def test_the_words_of_a_reply_are_made_printable(relay_to: MakeRelay, answering:
     """They are stored, and shown: a NUL would lose the outcome, for PostgreSQL refuses it."""
     server = answering(**{".": b"250-2.0.0\t taken\x00\r\n250 2.0.0 as \x1b[31m \xff\xc3\xbc\r\n"})
 
-    assert send(relay_to(server)).reply == "250 2.0.0 taken 2.0.0 as [31m \N{REPLACEMENT CHARACTER}ü"
+    assert (
+        send(relay_to(server)).reply == "250 2.0.0 taken 2.0.0 as [31m \N{REPLACEMENT CHARACTER}ü"
+    )
 
 
-# --- silence ----------------------------------------------------------------------------------------------------------
+# --- silence ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -291,8 +337,13 @@ def test_the_words_of_a_reply_are_made_printable(relay_to: MakeRelay, answering:
     ],
 )
 @pytest.mark.parametrize("action", [HANG, DROP])
-def test_a_relay_that_falls_silent(relay_to: MakeRelay, action: str, stage: Stage, verdict: Verdict) -> None:
-    """Only all bytes and no reply is doubt; before that the relay has no mail. Each phase waits as long as it is told to."""
+def test_a_relay_that_falls_silent(
+    relay_to: MakeRelay, action: str, stage: Stage, verdict: Verdict
+) -> None:
+    """Only all bytes and no reply is doubt; before that the relay has no mail.
+
+    Each phase waits as long as it is told to.
+    """
     key = "MAILER_REPLY_TIMEOUT" if stage == "dot" else "MAILER_COMMAND_TIMEOUT"
     login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"}
     with Sink(credentials=("ada", "secret")) as sink:
@@ -310,14 +361,23 @@ def test_a_relay_that_falls_silent(relay_to: MakeRelay, action: str, stage: Stag
 
 def test_nobody_accepts_the_connection() -> None:
     """Behind a firewall, a relay that is gone says nothing at all."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as first, socket.socket() as second:
-        for other in (first, second):  # they fill the queue of the kernel, which is deaf from now on
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
+        socket.socket() as first,
+        socket.socket() as second,
+    ):
+        for other in (
+            first,
+            second,
+        ):  # they fill the queue of the kernel, which is deaf from now on
             other.setblocking(False)
             other.connect_ex(listener.getsockname())
 
         outcome = send(make_relay(*listener.getsockname(), MAILER_CONNECT_TIMEOUT=SHORT))
 
-    assert outcome == Outcome(Verdict.UNREACHED, "no connection to the relay: TimeoutError: timed out", Phase.CONNECT)
+    assert outcome == Outcome(
+        Verdict.UNREACHED, "no connection to the relay: TimeoutError: timed out", Phase.CONNECT
+    )
 
 
 def test_nobody_listens(relay_to: MakeRelay) -> None:
@@ -342,10 +402,13 @@ def test_a_relay_that_stops_reading(relay_to: MakeRelay, answering: Answering) -
 
 
 @pytest.mark.parametrize(
-    ("stage", "verdict"), [("greeting", Verdict.UNREACHED), ("RCPT", Verdict.DEFERRED), (".", Verdict.DOUBTFUL)]
+    ("stage", "verdict"),
+    [("greeting", Verdict.UNREACHED), ("RCPT", Verdict.DEFERRED), (".", Verdict.DOUBTFUL)],
 )
 @pytest.mark.parametrize("piece", [b"2", b"250-still thinking\r\n"])
-def test_a_reply_that_does_not_end(relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, piece: bytes) -> None:
+def test_a_reply_that_does_not_end(
+    relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, piece: bytes
+) -> None:
     """The time-out is for a whole reply: a relay that drips holds nobody for ever."""
     server = answering(**{stage: repeat(piece)})
     short = dict.fromkeys(TIMEOUTS, SHORT)
@@ -353,7 +416,9 @@ def test_a_reply_that_does_not_end(relay_to: MakeRelay, answering: Answering, st
     assert send(relay_to(server, **short)).verdict is verdict
 
 
-def test_the_dialogue_can_be_watched(relay_to: MakeRelay, sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dialogue_can_be_watched(
+    relay_to: MakeRelay, sink: Sink, capsys: pytest.CaptureFixture[str]
+) -> None:
     """MAIL_DEBUG shows both sides, but neither the mail itself nor, as in the log, whole addresses."""
     send(relay_to(sink, MAIL_DEBUG=True))
 
@@ -363,7 +428,7 @@ def test_the_dialogue_can_be_watched(relay_to: MakeRelay, sink: Sink, capsys: py
     assert "250 2.0.0 Ok: queued as 1" in seen
 
 
-# --- what must not change the outcome ---------------------------------------------------------------------------------
+# --- what must not change the outcome -----------------------------------------------------------
 
 
 def test_the_line_dies_between_the_mail_and_the_reply(relay_to: MakeRelay, sink: Sink) -> None:
@@ -380,11 +445,16 @@ def test_a_reply_that_is_late_is_a_reply(relay_to: MakeRelay, sink: Sink) -> Non
     """Waiting after the last byte is long on purpose: impatience makes duplicates."""
     sink.faults.add(Fault("dot", DELAY, delay=2 * SHORT))
 
-    assert send(relay_to(sink, MAILER_COMMAND_TIMEOUT=SHORT, MAILER_DATA_TIMEOUT=SHORT)).verdict is Verdict.SENT
+    assert (
+        send(relay_to(sink, MAILER_COMMAND_TIMEOUT=SHORT, MAILER_DATA_TIMEOUT=SHORT)).verdict
+        is Verdict.SENT
+    )
 
 
 @pytest.mark.parametrize("action", [HANG, DROP, "421 4.3.2 closing", "500 5.5.1 what?"])
-def test_a_quit_that_fails(relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+def test_a_quit_that_fails(
+    relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
     """The mail stays sent, and hanging up is not held up."""
     monkeypatch.setattr(Session, "courtesy_seconds", SHORT)
     sink.faults.add(Fault("quit", action, times=None))

@@ -29,7 +29,9 @@ both = pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["plain", "p
         ("data", "451 4.7.1 Too many messages in this session"),
     ],
 )
-def test_a_refusal_that_a_new_connection_does_not_repeat(offers: tuple[str, ...], point: Point, reply: str) -> None:
+def test_a_refusal_that_a_new_connection_does_not_repeat(
+    offers: tuple[str, ...], point: Point, reply: str
+) -> None:
     """The mail is begun once more there, and is sent once."""
     with ScriptedRelay(*offers) as server:
         server.faults["m3@example.com", point] = [reply]
@@ -71,7 +73,9 @@ def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Ver
 @both
 @pytest.mark.parametrize("entrance", ["421 4.7.0 too many connections", "554 5.7.1 no", "close"])
 @pytest.mark.parametrize("reply", [NO_DOMAIN, "550 5.7.0 Please open a new session"])
-def test_a_new_connection_that_is_not_let_in(offers: tuple[str, ...], entrance: str, reply: str) -> None:
+def test_a_new_connection_that_is_not_let_in(
+    offers: tuple[str, ...], entrance: str, reply: str
+) -> None:
     """The relay may still count the one before. So the mail is tried later, and the next goes on."""
     with ScriptedRelay(*offers) as server:
         server.faults["m2@example.com", "mail"] = [reply]
@@ -125,7 +129,8 @@ def test_refusals_between_mails_that_are_taken(reply: str, most: int) -> None:
 
 @both
 @pytest.mark.parametrize(
-    ("most", "reply", "refused"), [(10, TOO_MANY, 1), (5, TOO_MANY, 2), (10, "451 4.3.0 something is wrong", 2)]
+    ("most", "reply", "refused"),
+    [(10, TOO_MANY, 1), (5, TOO_MANY, 2), (10, "451 4.3.0 something is wrong", 2)],
 )
 def test_the_limit_is_learnt(offers: tuple[str, ...], most: int, reply: str, refused: int) -> None:
     """Connections are closed in time: at once where the relay says what it limits, else when it happened twice alike."""
@@ -172,10 +177,12 @@ class LimitedRelay(ScriptedRelay):
         return self.reply
 
 
-# --- refused recipients -----------------------------------------------------------------------------------------------
+# --- refused recipients -------------------------------------------------------------------------
 
 
-def refusing(server: ScriptedRelay, point: Point, is_refused: Callable[[int], bool], count: int) -> None:
+def refusing(
+    server: ScriptedRelay, point: Point, is_refused: Callable[[int], bool], count: int
+) -> None:
     for number in filter(is_refused, range(1, count + 1)):
         server.always(f"m{number}@example.com", point, "550 5.1.1 no")
 

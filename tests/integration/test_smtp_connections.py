@@ -24,7 +24,7 @@ def said(server: RawServer, command: bytes) -> int:
     return sum(line.startswith(command) for line in server.heard)
 
 
-# --- warm connections -------------------------------------------------------------------------------------------------
+# --- warm connections ---------------------------------------------------------------------------
 
 
 def test_one_connection_for_many_mails(relay_to: MakeRelay, sink: Sink) -> None:
@@ -63,7 +63,9 @@ def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
 
 
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "."])
-def test_a_relay_that_says_goodbye_and_stays(relay_to: MakeRelay, answering: Answering, stage: str) -> None:
+def test_a_relay_that_says_goodbye_and_stays(
+    relay_to: MakeRelay, answering: Answering, stage: str
+) -> None:
     """After a 421 nothing more is said over this connection."""
     server = answering(**{stage: b"421 4.3.2 closing\r\n"})
     relay = relay_to(server)
@@ -75,7 +77,9 @@ def test_a_relay_that_says_goodbye_and_stays(relay_to: MakeRelay, answering: Ans
     assert said(server, b"ehlo") > greetings
 
 
-def test_a_relay_that_has_hung_up_after_a_refusal(relay_to: MakeRelay, answering: Answering) -> None:
+def test_a_relay_that_has_hung_up_after_a_refusal(
+    relay_to: MakeRelay, answering: Answering
+) -> None:
     """A connection over which no mail has gone yet is as warm as any other."""
     server = answering(RCPT=b"550 5.1.1 no such user\r\n")
     relay = relay_to(server)
@@ -106,7 +110,9 @@ def test_a_relay_that_has_taken_its_leave(relay_to: MakeRelay, answering: Answer
     assert said(server, b"ehlo") == said(server, b"mail") == 2
 
 
-def test_a_connection_that_is_fine_costs_no_question(relay_to: MakeRelay, answering: Answering) -> None:
+def test_a_connection_that_is_fine_costs_no_question(
+    relay_to: MakeRelay, answering: Answering
+) -> None:
     """A look at the socket is enough: no NOOP, no RSET, no second greeting."""
     server = answering()
     relay = relay_to(server)
@@ -143,7 +149,7 @@ def test_hanging_up(relay_to: MakeRelay, answering: Answering) -> None:
     wait_until(lambda: relay._closer is None)
 
 
-# --- a relay that can't be reached ------------------------------------------------------------------------------------
+# --- a relay that can't be reached --------------------------------------------------------------
 
 
 def test_a_warm_connection_is_replaced_once(relay_to: MakeRelay, sink: Sink) -> None:
@@ -166,7 +172,7 @@ def test_a_mail_in_doubt_is_not_sent_again(relay_to: MakeRelay, sink: Sink) -> N
     assert sink.connections == 1
 
 
-# --- threads and processes --------------------------------------------------------------------------------------------
+# --- threads and processes ----------------------------------------------------------------------
 
 
 def test_no_connection_is_lent_twice(relay_to: MakeRelay, sink: Sink) -> None:
@@ -203,7 +209,9 @@ def test_a_connection_is_not_kept_after_an_error(relay_to: MakeRelay, sink: Sink
     assert sink.connections == 2
 
 
-def test_a_copy_of_the_socket_in_another_process_does_not_keep_a_connection_that_was_cut(relay_to: MakeRelay, sink: Sink) -> None:
+def test_a_copy_of_the_socket_in_another_process_does_not_keep_a_connection_that_was_cut(
+    relay_to: MakeRelay, sink: Sink
+) -> None:
     """A relay in the middle of a mail would wait for the rest of it."""
     relay = relay_to(sink)
     with relay.connection() as connection:
@@ -217,7 +225,9 @@ def test_a_copy_of_the_socket_in_another_process_does_not_keep_a_connection_that
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_child_leaves_the_connections_of_its_parent_alone(relay_to: MakeRelay, sink: Sink) -> None:
+def test_a_child_leaves_the_connections_of_its_parent_alone(
+    relay_to: MakeRelay, sink: Sink
+) -> None:
     """Two processes on one connection would mix their mails."""
     relay = relay_to(sink)
     send(relay)

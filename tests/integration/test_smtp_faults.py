@@ -23,7 +23,9 @@ LARGE = "all work and no play\n" * 500_000  # more than the buffers of any kerne
 SENT, DEFERRED, REFUSED = Verdict.SENT, Verdict.DEFERRED, Verdict.REFUSED
 UNREACHED, DOUBTFUL = Verdict.UNREACHED, Verdict.DOUBTFUL
 
-one_at_a_time = pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["plain", "pipelining"])
+one_at_a_time = pytest.mark.parametrize(
+    "offers", [(), ("PIPELINING",)], ids=["plain", "pipelining"]
+)
 in_both_ways = pytest.mark.parametrize("holds_back", [False, True], ids=["at once", "together"])
 
 
@@ -63,7 +65,7 @@ def deliver(relay: Relay, letters: list[WireMessage | None]) -> dict[str, Outcom
     raise AssertionError(f"there is no end of it: {waiting}")
 
 
-# --- one fault, as often as anybody tries ---------------------------------------------------------------------------
+# --- one fault, as often as anybody tries -------------------------------------------------------
 
 
 def first_of(server: ScriptedRelay, letter: WireMessage, **config: Any) -> Outcome:
@@ -89,7 +91,13 @@ def first_of(server: ScriptedRelay, letter: WireMessage, **config: Any) -> Outco
 )
 @pytest.mark.parametrize("action", [CLOSING, LATER, NEVER, *ENDS])
 def test_a_fault_that_stays(
-    offers: tuple[str, ...], holds_back: bool, point: Point, phase: Phase, closing: Verdict, end: Verdict, action: str
+    offers: tuple[str, ...],
+    holds_back: bool,
+    point: Point,
+    phase: Phase,
+    closing: Verdict,
+    end: Verdict,
+    action: str,
 ) -> None:
     """The verdict and the phase are those of the command that the relay can't bear, however many were said at once."""
     verdict = {CLOSING: closing, LATER: DEFERRED, NEVER: REFUSED}.get(action, end)
@@ -97,7 +105,11 @@ def test_a_fault_that_stays(
         verdict = UNREACHED
     with ScriptedRelay(*offers, holds_back=holds_back) as server:
         server.always("" if phase is Phase.CONNECT else "m1@example.com", point, action)
-        timeouts = dict.fromkeys(["MAILER_COMMAND_TIMEOUT", "MAILER_REPLY_TIMEOUT"], SHORT) if action == SILENCE else {}
+        timeouts = (
+            dict.fromkeys(["MAILER_COMMAND_TIMEOUT", "MAILER_REPLY_TIMEOUT"], SHORT)
+            if action == SILENCE
+            else {}
+        )
 
         outcome = first_of(server, letter_of(1), **timeouts)
 
@@ -107,7 +119,8 @@ def test_a_fault_that_stays(
 
 @one_at_a_time
 @pytest.mark.parametrize(
-    ("action", "verdict"), [(CLOSING, DEFERRED), (LATER, DEFERRED), (NEVER, REFUSED), *((end, DEFERRED) for end in ENDS)]
+    ("action", "verdict"),
+    [(CLOSING, DEFERRED), (LATER, DEFERRED), (NEVER, REFUSED), *((end, DEFERRED) for end in ENDS)],
 )
 def test_in_the_middle_of_a_mail(offers: tuple[str, ...], action: str, verdict: Verdict) -> None:
     """There is no doubt without the last byte; and a relay that says why it takes no more is heard."""
@@ -120,13 +133,15 @@ def test_in_the_middle_of_a_mail(offers: tuple[str, ...], action: str, verdict: 
         assert (outcome.reply == action) is action[0].isdigit()
 
 
-# --- one fault, once, between mails that go well --------------------------------------------------------------------
+# --- one fault, once, between mails that go well ------------------------------------------------
 
 
 @in_both_ways
 @pytest.mark.parametrize("point", ["mail", "rcpt", "data"])
 @pytest.mark.parametrize("action", [CLOSING, *ENDS])
-def test_a_relay_that_ends_the_connection_before_a_mail_has_begun(holds_back: bool, point: Point, action: str) -> None:
+def test_a_relay_that_ends_the_connection_before_a_mail_has_begun(
+    holds_back: bool, point: Point, action: str
+) -> None:
     """It costs the mail nothing, and the others neither: it goes out over a new connection."""
     with ScriptedRelay("PIPELINING", holds_back=holds_back) as server:
         server.faults["m2@example.com", point] = [action]
@@ -144,7 +159,9 @@ def test_a_relay_that_ends_the_connection_before_a_mail_has_begun(holds_back: bo
 @one_at_a_time
 @in_both_ways
 @pytest.mark.parametrize("action", [CLOSING, CLOSE, RESET, GARBAGE])
-def test_a_relay_that_hangs_up_after_each_mail(offers: tuple[str, ...], holds_back: bool, action: str) -> None:
+def test_a_relay_that_hangs_up_after_each_mail(
+    offers: tuple[str, ...], holds_back: bool, action: str
+) -> None:
     """What it has acknowledged is sent, and the envelope that rode behind it is said anew."""
     with ScriptedRelay(*offers, holds_back=holds_back) as server:
         for number in range(1, 5):
@@ -160,13 +177,15 @@ def test_a_relay_that_hangs_up_after_each_mail(offers: tuple[str, ...], holds_ba
         assert server.connections == 4
 
 
-# --- any faults -----------------------------------------------------------------------------------------------------
+# --- any faults ---------------------------------------------------------------------------------
 
 
 MAILS = 4
 faults = st.dictionaries(
     st.tuples(st.integers(1, MAILS), st.sampled_from(OF_A_MAIL)),
-    st.lists(st.sampled_from([CLOSING, LATER, NEVER, CLOSE, RESET, GARBAGE]), min_size=1, max_size=2),
+    st.lists(
+        st.sampled_from([CLOSING, LATER, NEVER, CLOSE, RESET, GARBAGE]), min_size=1, max_size=2
+    ),
     max_size=5,
 )
 
@@ -180,7 +199,11 @@ faults = st.dictionaries(
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_faults(
-    faults: dict[tuple[int, Point], list[str]], offers: tuple[str, ...], holds_back: bool, pauses: set[int], most: int | None
+    faults: dict[tuple[int, Point], list[str]],
+    offers: tuple[str, ...],
+    holds_back: bool,
+    pauses: set[int],
+    most: int | None,
 ) -> None:
     """Acknowledged is sent, here and unanswered is in doubt, all else is neither; and no mail is here twice."""
     letters: list[WireMessage | None] = [letter_of(number) for number in range(1, MAILS + 1)]
@@ -196,7 +219,9 @@ def test_any_faults(
 
         received = server.acknowledged + server.unanswered
         assert len(received) == len(set(received))
-        assert {sender for sender, outcome in outcomes.items() if outcome.verdict is SENT} == set(server.acknowledged)
+        assert {sender for sender, outcome in outcomes.items() if outcome.verdict is SENT} == set(
+            server.acknowledged
+        )
         in_doubt = {sender for sender, outcome in outcomes.items() if outcome.verdict is DOUBTFUL}
         # Of a small mail that is cut short, all bytes are on the way before that is known.
         cut_short = {f"m{number}@example.com" for number, point in faults if point == "body"}

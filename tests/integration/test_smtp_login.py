@@ -33,7 +33,7 @@ def outcome_at(server: LoginServer, **config: Any) -> Outcome:
     return outcome
 
 
-# --- mechanisms -------------------------------------------------------------------------------------------------------
+# --- mechanisms ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,26 @@ def test_a_mechanism_that_is_offered_and_does_not_work(tmp_path: Path, reply: st
         assert server.tried == ["CRAM-MD5", "PLAIN at once"]
 
 
-@pytest.mark.parametrize(("user", "password"), [("adá", "gehéim"), ("ada", "two words"), ("ada", "x" * 400)])
-def test_any_name_and_password_can_be_said(answering: Answering, relay_to: MakeRelay, user: str, password: str) -> None:
+@pytest.mark.parametrize(
+    ("user", "password"), [("adá", "gehéim"), ("ada", "two words"), ("ada", "x" * 400)]
+)
+def test_any_name_and_password_can_be_said(
+    answering: Answering, relay_to: MakeRelay, user: str, password: str
+) -> None:
     """RFC 4616: in UTF-8; and a line that would be too long is said in two."""
     server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", AUTH=b"235 welcome\r\n")
     said = base64.b64encode(f"\0{user}\0{password}".encode())
     if len(said) > 500:
         server.replies.update({"AUTH": b"334 \r\n", said.decode().upper(): b"235 welcome\r\n"})
 
-    assert send(relay_to(server, MAIL_USERNAME=user, MAIL_PASSWORD=password)).verdict is Verdict.SENT
+    assert (
+        send(relay_to(server, MAIL_USERNAME=user, MAIL_PASSWORD=password)).verdict is Verdict.SENT
+    )
     assert said.lower() in b"".join(server.heard)
     assert max(map(len, server.heard[:2])) <= 512
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------
 
 
 def test_login(relay_to: MakeRelay) -> None:
@@ -109,8 +115,14 @@ def test_a_wrong_password(tmp_path: Path, offers: list[str], password: str) -> N
         outcome = outcome_at(server, MAIL_PASSWORD=password)
 
         assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
-        assert outcome.reply == "no connection to the relay: 535 5.7.8 Authentication credentials invalid"
-        assert outcome.advice == "MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
+        assert (
+            outcome.reply
+            == "no connection to the relay: 535 5.7.8 Authentication credentials invalid"
+        )
+        assert (
+            outcome.advice
+            == "MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
+        )
         assert len(server.tried) == 1
         assert server.mails == []
 
@@ -146,21 +158,31 @@ def test_a_relay_that_wants_a_login_we_do_not_have(relay_to: MakeRelay) -> None:
 
 
 @pytest.mark.parametrize("stage", ["MAIL", "AUTH"])
-def test_a_relay_that_wants_tls_first(relay_to: MakeRelay, answering: Answering, stage: str) -> None:
+def test_a_relay_that_wants_tls_first(
+    relay_to: MakeRelay, answering: Answering, stage: str
+) -> None:
     """It says so, and so do we, with the key."""
     wanted = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
-    server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", **{"AUTH": b"235 welcome\r\n", stage: wanted})
+    server = answering(
+        EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", **{"AUTH": b"235 welcome\r\n", stage: wanted}
+    )
 
     assert send(relay_to(server, **LOGIN)).advice.startswith("MAIL_USE_TLS: ")
 
 
 @pytest.mark.parametrize(("server", "warnings"), [("127.0.0.1", 0), ("localhost.localdomain", 1)])
 def test_a_password_that_others_can_hear(
-    relay_to: MakeRelay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str, warnings: int
+    relay_to: MakeRelay,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    server: str,
+    warnings: int,
 ) -> None:
     """It is said, as Flask-Mail says it, and the log tells once how to change that; on this machine nobody listens."""
     with Sink(credentials=ADA) as sink, caplog.at_level(logging.WARNING, "mailer.smtp"):
-        monkeypatch.setattr("socket.getaddrinfo", lambda *_: [(2, 1, 6, "", ("127.0.0.1", sink.port))])
+        monkeypatch.setattr(
+            "socket.getaddrinfo", lambda *_: [(2, 1, 6, "", ("127.0.0.1", sink.port))]
+        )
         relay = relay_to(sink, MAIL_SERVER=server, MAIL_MAX_EMAILS=1, **LOGIN)
 
         assert [send(relay).verdict for _ in range(3)] == [Verdict.SENT] * 3

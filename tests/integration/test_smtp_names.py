@@ -34,7 +34,11 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     look_up = socket.getaddrinfo
     monkeypatch.setattr(socket, "getfqdn", ask)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *how: look_up(host, *how) if host == "127.0.0.1" else ask())
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *how: look_up(host, *how) if host == "127.0.0.1" else ask(),
+    )
     names._own_name.cache_clear()
     yield
     end.set()
@@ -43,15 +47,27 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_dns_that_does_not_answer() -> None:
     """We give up first: the real resolver would wait for ten seconds and more, and then say so in its own words."""
-    done = subprocess.run(deaf_dns.command(sys.executable, "-c", _TRY), cwd=PROJECT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        deaf_dns.command(sys.executable, "-c", _TRY),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    assert done.stdout.endswith("TimeoutError: the DNS took too long to find 'smtp.example.com'\n"), done.stderr
+    assert done.stdout.endswith(
+        "TimeoutError: the DNS took too long to find 'smtp.example.com'\n"
+    ), done.stderr
 
 
-@pytest.mark.parametrize("proxy", ["none", "socks5://proxy.example.com:1080", "socks5h://proxy.example.com:1080"])
+@pytest.mark.parametrize(
+    "proxy", ["none", "socks5://proxy.example.com:1080", "socks5h://proxy.example.com:1080"]
+)
 def test_a_resolver_without_end(deaf: None, proxy: str) -> None:
     """Nobody is reached, which costs the mail nothing; the words name the host."""
-    outcome = send(make_relay("smtp.example.com", 25, MAILER_CONNECT_TIMEOUT=SHORT, MAILER_PROXY=proxy))
+    outcome = send(
+        make_relay("smtp.example.com", 25, MAILER_CONNECT_TIMEOUT=SHORT, MAILER_PROXY=proxy)
+    )
 
     assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
     assert "took too long" in outcome.reply

@@ -76,11 +76,13 @@ def outcome_at(server: LoginServer, oauth: Any) -> Outcome:
     return outcome
 
 
-# --- where tokens come from -------------------------------------------------------------------------------------------
+# --- where tokens come from ---------------------------------------------------------------------
 
 
 @both
-def test_a_token_is_fetched_once(endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]) -> None:
+def test_a_token_is_fetched_once(
+    endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
+) -> None:
     """It is good for many logins."""
     client = relay_at(relay, json.dumps(provider(endpoint, tmp_path)), MAIL_MAX_EMAILS=1)
 
@@ -89,27 +91,42 @@ def test_a_token_is_fetched_once(endpoint: TokenServer, relay: LoginServer, tmp_
     assert len(endpoint.asked) == 1
 
 
-def test_what_microsoft_is_asked_for(endpoint: TokenServer, relay: LoginServer, tmp_path: Path) -> None:
+def test_what_microsoft_is_asked_for(
+    endpoint: TokenServer, relay: LoginServer, tmp_path: Path
+) -> None:
     """The client credentials flow, for SMTP."""
     outcome_at(relay, microsoft(endpoint, tmp_path))
 
     [asked] = endpoint.asked
-    assert (asked["grant_type"], asked["scope"]) == ("client_credentials", "https://outlook.office365.com/.default")
-    assert (asked["client_id"], asked["client_secret"]) == ("00000000-0000-0000-0000-00000000000b", "se/cret")
+    assert (asked["grant_type"], asked["scope"]) == (
+        "client_credentials",
+        "https://outlook.office365.com/.default",
+    )
+    assert (asked["client_id"], asked["client_secret"]) == (
+        "00000000-0000-0000-0000-00000000000b",
+        "se/cret",
+    )
 
 
-def test_what_google_is_asked_for(endpoint: TokenServer, relay: LoginServer, tmp_path: Path) -> None:
+def test_what_google_is_asked_for(
+    endpoint: TokenServer, relay: LoginServer, tmp_path: Path
+) -> None:
     """A token for the mailbox of the subject, signed with the key of the service account."""
     outcome_at(relay, google(endpoint, tmp_path))
 
     [asked] = endpoint.asked
     claims = json.loads(base64.urlsafe_b64decode(asked["assertion"].split(".")[1] + "=="))
-    assert (claims["iss"], claims["sub"]) == ("mailer@project.iam.gserviceaccount.com", "ada@example.com")
+    assert (claims["iss"], claims["sub"]) == (
+        "mailer@project.iam.gserviceaccount.com",
+        "ada@example.com",
+    )
     assert claims["scope"] == "https://mail.google.com/"
 
 
 @both
-def test_a_token_that_ends_soon(endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]) -> None:
+def test_a_token_that_ends_soon(
+    endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
+) -> None:
     """It is not used any more: the relay might look at it too late."""
     endpoint.expires_in = 60
     client = relay_at(relay, provider(endpoint, tmp_path), MAIL_MAX_EMAILS=1)
@@ -139,7 +156,9 @@ def test_a_mailbox_that_is_not_ours(
     outcome = outcome_at(relay, provider(endpoint, tmp_path))
 
     assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
-    assert outcome.reply == "no connection to the relay: 535 5.7.8 Authentication credentials invalid"
+    assert (
+        outcome.reply == "no connection to the relay: 535 5.7.8 Authentication credentials invalid"
+    )
     assert outcome.advice.startswith("MAILER_OAUTH: the relay refuses the token")
     assert relay.seen_tokens == ["token 1", "token 2"]
 
@@ -147,9 +166,27 @@ def test_a_mailbox_that_is_not_ours(
 @pytest.mark.parametrize(
     ("provider", "status", "said", "is_ours"),
     [
-        (microsoft, 401, {"error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret."}, True),
-        (google, 400, {"error": "invalid_grant", "error_description": "Invalid email or User ID"}, True),
-        (google, 401, {"error": "unauthorized_client", "error_description": "Client is unauthorized."}, True),
+        (
+            microsoft,
+            401,
+            {
+                "error": "invalid_client",
+                "error_description": "AADSTS7000215: Invalid client secret.",
+            },
+            True,
+        ),
+        (
+            google,
+            400,
+            {"error": "invalid_grant", "error_description": "Invalid email or User ID"},
+            True,
+        ),
+        (
+            google,
+            401,
+            {"error": "unauthorized_client", "error_description": "Client is unauthorized."},
+            True,
+        ),
     ],
 )
 def test_a_provider_that_refuses_us(
@@ -173,7 +210,9 @@ def test_a_provider_that_refuses_us(
     assert relay.tried == []
 
 
-def test_a_tenant_that_there_is_not(endpoint: TokenServer, relay: LoginServer, tmp_path: Path) -> None:
+def test_a_tenant_that_there_is_not(
+    endpoint: TokenServer, relay: LoginServer, tmp_path: Path
+) -> None:
     """That is a mistake too."""
     outcome = outcome_at(relay, {**microsoft(endpoint, tmp_path), "tenant": "nowhere"})
 
@@ -182,7 +221,9 @@ def test_a_tenant_that_there_is_not(endpoint: TokenServer, relay: LoginServer, t
 
 
 @both
-def test_a_provider_that_is_away(endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]) -> None:
+def test_a_provider_that_is_away(
+    endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
+) -> None:
     """The mail waits for it as for a relay; nobody has to change anything."""
     oauth = provider(endpoint, tmp_path)
     with TokenServer(endpoint.socket.context) as gone:  # type: ignore[attr-defined]  # a TLS socket
@@ -190,7 +231,10 @@ def test_a_provider_that_is_away(endpoint: TokenServer, relay: LoginServer, tmp_
     oauth = json.loads(json.dumps(oauth).replace(endpoint.url, away))
     if "service_account_file" in oauth:
         Path(oauth["service_account_file"]).write_text(
-            Path(oauth["service_account_file"]).read_text(encoding="utf-8").replace(endpoint.url, away), encoding="utf-8"
+            Path(oauth["service_account_file"])
+            .read_text(encoding="utf-8")
+            .replace(endpoint.url, away),
+            encoding="utf-8",
         )
 
     outcome = outcome_at(relay, oauth)
@@ -200,7 +244,7 @@ def test_a_provider_that_is_away(endpoint: TokenServer, relay: LoginServer, tmp_
     assert outcome.advice == ""
 
 
-# --- a function -------------------------------------------------------------------------------------------------------
+# --- a function ---------------------------------------------------------------------------------
 
 
 def token_of_a_module() -> str:
@@ -212,7 +256,11 @@ def test_a_function(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -
     """From anywhere: given in the configuration, or named, as in the environment."""
     (tmp_path / "tokens_of_ours.py").write_text("def make():\n    return 'good'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    oauth = {"object": token_of_a_module, "config": {"token": token_of_a_module}, "name": '{"token": "tokens_of_ours:make"}'}[way]
+    oauth = {
+        "object": token_of_a_module,
+        "config": {"token": token_of_a_module},
+        "name": '{"token": "tokens_of_ours:make"}',
+    }[way]
     with LoginServer(tmp_path, "XOAUTH2") as relay:
         assert outcome_at(relay, oauth).verdict is Verdict.SENT
 
@@ -236,7 +284,11 @@ def test_a_function_that_has_no_other_token(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("function", "why"),
-    [(lambda: 1 / 0, "ZeroDivisionError"), (lambda: None, "returned NoneType"), (lambda: "", "returned an empty text")],
+    [
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: None, "returned NoneType"),
+        (lambda: "", "returned an empty text"),
+    ],
 )
 def test_a_function_that_fails(tmp_path: Path, function: Callable[[], Any], why: str) -> None:
     """Whatever it does, the mail waits, and somebody is told."""
@@ -248,10 +300,12 @@ def test_a_function_that_fails(tmp_path: Path, function: Callable[[], Any], why:
     assert outcome.advice.startswith("MAILER_OAUTH: ")
 
 
-# --- how it is said ---------------------------------------------------------------------------------------------------
+# --- how it is said -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("token", "tried"), [("short", "XOAUTH2 at once"), ("long" * 500, "XOAUTH2")])
+@pytest.mark.parametrize(
+    ("token", "tried"), [("short", "XOAUTH2 at once"), ("long" * 500, "XOAUTH2")]
+)
 def test_a_long_token(tmp_path: Path, token: str, tried: str) -> None:
     """RFC 4954: what is longer than a command line goes after it."""
     with LoginServer(tmp_path, "XOAUTH2") as relay:

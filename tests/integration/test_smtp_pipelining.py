@@ -23,7 +23,9 @@ def relay_of(server: ScriptedRelay, **config: Any) -> Relay:
     return make_relay(server.host, server.port, **config)
 
 
-def transmit(server: ScriptedRelay, mails: Iterator[WireMessage | None], **config: Any) -> list[Verdict]:
+def transmit(
+    server: ScriptedRelay, mails: Iterator[WireMessage | None], **config: Any
+) -> list[Verdict]:
     relay = relay_of(server, **config)
     with relay.connection() as connection:
         verdicts = [outcome.verdict for outcome in connection.transmit(mails)]
@@ -31,7 +33,7 @@ def transmit(server: ScriptedRelay, mails: Iterator[WireMessage | None], **confi
     return verdicts
 
 
-# --- round trips ------------------------------------------------------------------------------------------------------
+# --- round trips --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_round_trips(offers: tuple[str, ...], alone: bool, each: int) -> None:
 def test_an_envelope_behind_a_large_mail() -> None:
     """It rides as well behind what no buffer holds."""
     text = "all work and no play\n" * 200_000
-    mails = [make_letter(envelope_from=f"m{number}@example.com", text=text) for number in range(1, 4)]
+    mails = [
+        make_letter(envelope_from=f"m{number}@example.com", text=text) for number in range(1, 4)
+    ]
     with ScriptedRelay("PIPELINING") as server:
         assert transmit(server, iter(mails)) == [Verdict.SENT] * 3
         assert server.acknowledged == [mail.envelope_from for mail in mails]
@@ -102,7 +106,12 @@ def test_a_relay_that_takes_a_recipient_from_nobody() -> None:
 
 @pytest.mark.parametrize(
     ("point", "reply"),
-    [("mail", "250 ok\r\n250 ok"), ("rcpt", "250 ok\r\n250 ok"), ("data", "354 go on\r\n250 taken"), ("mail", "354 go on")],
+    [
+        ("mail", "250 ok\r\n250 ok"),
+        ("rcpt", "250 ok\r\n250 ok"),
+        ("data", "354 go on\r\n250 taken"),
+        ("mail", "354 go on"),
+    ],
 )
 def test_a_relay_that_is_out_of_step(point: str, reply: str) -> None:
     """A reply too many would be taken for that to the next command, and in the end for a mail's: nothing is built on it."""
@@ -113,7 +122,7 @@ def test_a_relay_that_is_out_of_step(point: str, reply: str) -> None:
         assert server.acknowledged == []
 
 
-# --- when mails are asked for ----------------------------------------------------------------------------------------
+# --- when mails are asked for -------------------------------------------------------------------
 
 
 def test_a_mail_is_asked_for_when_the_one_before_it_may_be_said() -> None:
@@ -230,7 +239,9 @@ def test_who_stops_in_the_middle(closes: bool) -> None:
             if closes:
                 outcomes.close()  # type: ignore[attr-defined]
         with relay.connection() as connection:
-            assert connection.send(make_letter(envelope_from="m9@example.com")).verdict is Verdict.SENT
+            assert (
+                connection.send(make_letter(envelope_from="m9@example.com")).verdict is Verdict.SENT
+            )
         relay.hang_up()
 
         assert server.acknowledged == ["m1@example.com", "m9@example.com"]
@@ -240,7 +251,10 @@ def test_who_stops_in_the_middle(closes: bool) -> None:
 def test_nobody_gets_mail() -> None:
     """MAIL_SUPPRESS_SEND: every mail is sent, and nobody is called."""
     with ScriptedRelay() as server:
-        assert transmit(server, iter([*letters(2), None, *letters(1)]), MAIL_SUPPRESS_SEND=True) == [Verdict.SENT] * 3
+        assert (
+            transmit(server, iter([*letters(2), None, *letters(1)]), MAIL_SUPPRESS_SEND=True)
+            == [Verdict.SENT] * 3
+        )
         assert server.connections == 0
 
 
@@ -249,7 +263,11 @@ def test_a_mail_that_can_not_be_said_does_not_ride() -> None:
     first, second, third = letters(3)
     second.recipient = "jürgen@example.com"  # the relay knows no SMTPUTF8
     with ScriptedRelay("PIPELINING") as server:
-        assert transmit(server, iter([first, second, third])) == [Verdict.SENT, Verdict.REFUSED, Verdict.SENT]
+        assert transmit(server, iter([first, second, third])) == [
+            Verdict.SENT,
+            Verdict.REFUSED,
+            Verdict.SENT,
+        ]
         assert server.connections == 1
 
 
@@ -261,5 +279,8 @@ def test_a_relay_that_asks_for_a_pause() -> None:
         with relay.connection() as connection:
             outcomes = [*connection.transmit(iter(letters(3)))]
 
-    assert [(outcome.verdict, outcome.retry_after) for outcome in outcomes] == [(Verdict.SENT, None), (Verdict.UNREACHED, 300.0)]
+    assert [(outcome.verdict, outcome.retry_after) for outcome in outcomes] == [
+        (Verdict.SENT, None),
+        (Verdict.UNREACHED, 300.0),
+    ]
     assert server.connections == 1

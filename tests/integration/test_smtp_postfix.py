@@ -24,7 +24,9 @@ def smtp_sink(folder: Path, *options: str) -> Iterator[int]:
     program = require("Postfix (smtp-sink)", find_program("smtp-sink", also_in=[Path("/usr/sbin")]))
     port = free_port()
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    server = subprocess.Popen([program, *user, "-d", f"{folder}/mail.", *options, f"127.0.0.1:{port}", "100"])
+    server = subprocess.Popen(
+        [program, *user, "-d", f"{folder}/mail.", *options, f"127.0.0.1:{port}", "100"]
+    )
 
     def is_listening() -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
@@ -56,7 +58,10 @@ def received(folder: Path) -> dict[str, bytes]:
 def test_many_mails(tmp_path: Path, options: tuple[str, ...], most: int | None) -> None:
     """Dots, letters beyond ASCII and large mails included, whatever the server offers, and over how many connections."""
     texts = ["Hello\n", ".\n..\n.first\n", "Grüße\n", "all work and no play\n" * 5000]
-    letters = [make_letter(f"m{number}@example.com", text=texts[number % len(texts)]) for number in range(MAILS)]
+    letters = [
+        make_letter(f"m{number}@example.com", text=texts[number % len(texts)])
+        for number in range(MAILS)
+    ]
     with smtp_sink(tmp_path, *options) as port:
         relay = make_relay("127.0.0.1", port, **({"MAIL_MAX_EMAILS": most} if most else {}))
         with relay.connection() as connection:
@@ -65,5 +70,10 @@ def test_many_mails(tmp_path: Path, options: tuple[str, ...], most: int | None) 
 
     assert verdicts == [Verdict.SENT] * MAILS
     in_eight_bits = "-8" not in options
-    sent = {letter.recipient: letter._composed.form(eightbit=in_eight_bits).as_bytes() for letter in letters}
-    assert received(tmp_path) == {recipient: mail.replace(b"\r\n", b"\n") for recipient, mail in sent.items()}
+    sent = {
+        letter.recipient: letter._composed.form(eightbit=in_eight_bits).as_bytes()
+        for letter in letters
+    }
+    assert received(tmp_path) == {
+        recipient: mail.replace(b"\r\n", b"\n") for recipient, mail in sent.items()
+    }

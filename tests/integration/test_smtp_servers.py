@@ -22,12 +22,17 @@ Running = Callable[[Path], AbstractContextManager[MailServer]]
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
     """The server that the test names."""
-    with TemporaryDirectory(prefix="mailer-server-") as folder, request.param(Path(folder)) as server:
+    with (
+        TemporaryDirectory(prefix="mailer-server-") as folder,
+        request.param(Path(folder)) as server,
+    ):
         yield server
 
 
 @pytest.mark.parametrize("server", [running_opensmtpd], indirect=True)
-def test_more_mails_than_a_session_carries(server: MailServer, store: Store, open_dispatcher: OpenDispatcher) -> None:
+def test_more_mails_than_a_session_carries(
+    server: MailServer, store: Store, open_dispatcher: OpenDispatcher
+) -> None:
     """OpenSMTPD takes 100 in one: each is sent at its first attempt, once."""
     recipients = [f"reader{number}@example.com" for number in range(250)]
     queue(store, *recipients)
@@ -42,7 +47,10 @@ def test_more_mails_than_a_session_carries(server: MailServer, store: Store, ope
 
 
 @pytest.mark.parametrize(
-    ("server", "mails"), [(running_exim, 1010), (running_postfix, 120)], indirect=["server"], ids=["exim", "postfix"]
+    ("server", "mails"),
+    [(running_exim, 1010), (running_postfix, 120)],
+    indirect=["server"],
+    ids=["exim", "postfix"],
 )
 def test_more_mails_than_a_connection_carries(server: MailServer, mails: int) -> None:
     """Exim takes 1,000 over one: the others go over the next."""
@@ -66,8 +74,14 @@ def letters(count: int, refused: Callable[[int], bool]) -> list[WireMessage]:
     return [make_letter(f"{name}{number}@example.com") for number, name in enumerate(names)]
 
 
-@pytest.mark.parametrize("refused", [lambda _number: True, lambda number: number % 20 != 19], ids=["all", "all but a few"])
-@pytest.mark.parametrize("server", [running_opensmtpd, running_exim, running_postfix], indirect=True)
+@pytest.mark.parametrize(
+    "refused",
+    [lambda _number: True, lambda number: number % 20 != 19],
+    ids=["all", "all but a few"],
+)
+@pytest.mark.parametrize(
+    "server", [running_opensmtpd, running_exim, running_postfix], indirect=True
+)
 def test_many_refused_recipients(server: MailServer, refused: Callable[[int], bool]) -> None:
     """Each has its own answer, however many errors of a client the server bears."""
     mails = letters(60, refused)
@@ -78,12 +92,19 @@ def test_many_refused_recipients(server: MailServer, refused: Callable[[int], bo
 
     verdicts = [Verdict.REFUSED if refused(number) else Verdict.SENT for number in range(60)]
     assert [outcome.verdict for outcome in outcomes] == verdicts
-    assert all(outcome.reply.startswith("550") for outcome in outcomes if outcome.verdict is Verdict.REFUSED)
+    assert all(
+        outcome.reply.startswith("550")
+        for outcome in outcomes
+        if outcome.verdict is Verdict.REFUSED
+    )
 
 
 @pytest.mark.parametrize("server", [running_postfix], indirect=True)
 def test_a_refused_recipient_is_one_error(server: MailServer) -> None:
-    """DATA would be another one: Postfix hangs up on a client after 20 errors, so it is not said before RCPT has its reply."""
+    """DATA is not said before RCPT has its reply.
+
+    Postfix hangs up on a client after 20 errors, and DATA would be another one.
+    """
     relay = make_relay(server.host, server.port)
     with relay.connection() as connection:
         outcomes = [*connection.transmit(iter(letters(18, lambda _number: True)))]

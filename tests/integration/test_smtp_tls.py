@@ -42,14 +42,20 @@ def secure_sink(certificate: Path, way: str, **changes: Any) -> Iterator[Sink]:
 
 
 def trusting(certificate: Path, way: str, **config: Any) -> dict[str, Any]:
-    return {"MAIL_SERVER": "localhost", way: True, "MAILER_TLS_CA_FILE": str(certificate), **LOGIN, **config}
+    return {
+        "MAIL_SERVER": "localhost",
+        way: True,
+        "MAILER_TLS_CA_FILE": str(certificate),
+        **LOGIN,
+        **config,
+    }
 
 
 def is_turned_away(outcome: Outcome) -> bool:
     return (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
 
 
-# --- what is verified -------------------------------------------------------------------------------------------------
+# --- what is verified ---------------------------------------------------------------------------
 
 
 @both_ways
@@ -75,7 +81,9 @@ def test_an_unknown_authority_is_refused(relay_to: MakeRelay, certificate: Path,
 
 
 @both_ways
-def test_another_authority_is_refused(relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str) -> None:
+def test_another_authority_is_refused(
+    relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str
+) -> None:
     """The advice tells where to look."""
     other = make_certificate(tmp_path / "other.pem", "example.com")
     with secure_sink(certificate, way) as sink:
@@ -83,24 +91,31 @@ def test_another_authority_is_refused(relay_to: MakeRelay, certificate: Path, tm
 
         assert is_turned_away(outcome)
         assert (
-            outcome.advice == f"MAILER_TLS_CA_FILE: none of the authorities in {str(other)!r} has signed the relay's certificate."
+            outcome.advice
+            == f"MAILER_TLS_CA_FILE: none of the authorities in {str(other)!r} has signed the relay's certificate."
         )
 
 
 @both_ways
-def test_a_certificate_for_another_name_is_refused(relay_to: MakeRelay, certificate: Path, way: str) -> None:
+def test_a_certificate_for_another_name_is_refused(
+    relay_to: MakeRelay, certificate: Path, way: str
+) -> None:
     """A valid certificate of somebody else proves nothing."""
     with secure_sink(certificate, way) as sink:
         outcome = send(relay_to(sink, **trusting(certificate, way, MAIL_SERVER="127.0.0.1")))
 
         assert is_turned_away(outcome)
         assert "127.0.0.1" in outcome.reply
-        assert outcome.advice.startswith("MAIL_SERVER: the relay's certificate is not for '127.0.0.1'")
+        assert outcome.advice.startswith(
+            "MAIL_SERVER: the relay's certificate is not for '127.0.0.1'"
+        )
         assert sink.messages == []
 
 
 @both_ways
-def test_a_certificate_that_is_over_is_refused(relay_to: MakeRelay, tmp_path: Path, way: str) -> None:
+def test_a_certificate_that_is_over_is_refused(
+    relay_to: MakeRelay, tmp_path: Path, way: str
+) -> None:
     """Whose turn it is to act is said as well."""
     expired = make_certificate(tmp_path / "expired.pem", days=-1)
     with secure_sink(expired, way) as sink:
@@ -112,7 +127,9 @@ def test_a_certificate_that_is_over_is_refused(relay_to: MakeRelay, tmp_path: Pa
 
 @both_ways
 @pytest.mark.parametrize(("minimum", "is_taken"), [("TLSv1.2", True), ("TLSv1.3", False)])
-def test_the_oldest_version(relay_to: MakeRelay, certificate: Path, way: str, minimum: str, is_taken: bool) -> None:
+def test_the_oldest_version(
+    relay_to: MakeRelay, certificate: Path, way: str, minimum: str, is_taken: bool
+) -> None:
     """MAILER_TLS_MINIMUM: who wants a newer version than the relay has gets no mail out."""
     with secure_sink(certificate, way, maximum_version=ssl.TLSVersion.TLSv1_2) as sink:
         outcome = send(relay_to(sink, **trusting(certificate, way, MAILER_TLS_MINIMUM=minimum)))
@@ -133,7 +150,9 @@ def test_a_relay_that_says_that_its_version_is_older(certificate: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
         threads.submit(shake_hands, listener)
         config = trusting(certificate, "MAIL_USE_SSL", MAILER_TLS_MINIMUM="TLSv1.3")
-        outcome = send(make_relay(**{"host": "localhost", "port": listener.getsockname()[1], **config}))
+        outcome = send(
+            make_relay(**{"host": "localhost", "port": listener.getsockname()[1], **config})
+        )
 
     assert outcome.advice.startswith("MAILER_TLS_MINIMUM: the relay speaks no TLSv1.3")
 
@@ -146,13 +165,17 @@ def test_an_old_relay(relay_to: MakeRelay, certificate: Path, minimum: str, is_t
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with Sink(tls=context, implicit_tls=True, credentials=ADA) as sink:
-        outcome = send(relay_to(sink, **trusting(certificate, "MAIL_USE_SSL", MAILER_TLS_MINIMUM=minimum)))
+        outcome = send(
+            relay_to(sink, **trusting(certificate, "MAIL_USE_SSL", MAILER_TLS_MINIMUM=minimum))
+        )
 
         assert (outcome.verdict is Verdict.SENT) is is_taken
 
 
 @both_ways
-def test_a_relay_that_wants_to_see_a_certificate(relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str) -> None:
+def test_a_relay_that_wants_to_see_a_certificate(
+    relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str
+) -> None:
     """MAILER_TLS_CLIENT_CERT: ours."""
     ours = make_certificate(tmp_path / "ours.pem", "client.example.com")
     context = server_context(certificate)
@@ -162,7 +185,9 @@ def test_a_relay_that_wants_to_see_a_certificate(relay_to: MakeRelay, certificat
         given = trusting(certificate, way)
 
         assert send(relay_to(sink, **given)).verdict is Verdict.UNREACHED
-        assert send(relay_to(sink, **given, MAILER_TLS_CLIENT_CERT=str(ours))).verdict is Verdict.SENT
+        assert (
+            send(relay_to(sink, **given, MAILER_TLS_CLIENT_CERT=str(ours))).verdict is Verdict.SENT
+        )
 
 
 @both_ways
@@ -185,7 +210,7 @@ def test_a_second_connection_shakes_hands_faster(
     assert resumed == [False, True, True]
 
 
-# --- a relay without TLS ----------------------------------------------------------------------------------------------
+# --- a relay without TLS ------------------------------------------------------------------------
 
 
 def test_no_starttls_no_mail(relay_to: MakeRelay, answering: Answering) -> None:
@@ -196,11 +221,15 @@ def test_no_starttls_no_mail(relay_to: MakeRelay, answering: Answering) -> None:
 
     assert is_turned_away(outcome)
     assert "STARTTLS" in outcome.reply
-    assert outcome.advice.startswith(f"MAIL_USE_TLS: the relay offers no STARTTLS on port {server.port}")
+    assert outcome.advice.startswith(
+        f"MAIL_USE_TLS: the relay offers no STARTTLS on port {server.port}"
+    )
     assert [line[:4] for line in server.heard] == [b"ehlo"]
 
 
-@pytest.mark.parametrize("reply", [b"454 4.7.0 not now\r\n", b"what?\r\n", b"220 go on\r\nbut not in TLS\r\n"])
+@pytest.mark.parametrize(
+    "reply", [b"454 4.7.0 not now\r\n", b"what?\r\n", b"220 go on\r\nbut not in TLS\r\n"]
+)
 def test_a_starttls_that_fails(relay_to: MakeRelay, answering: Answering, reply: bytes) -> None:
     """Nor does anything go in clear when it was offered and does not work."""
     server = answering(EHLO=b"250-relay\r\n250 STARTTLS\r\n", STARTTLS=reply)
@@ -217,7 +246,11 @@ def test_words_slipped_in_before_tls_are_found(certificate: Path) -> None:
     def be_in_between(listener: socket.socket) -> None:
         client, _ = listener.accept()
         with client, suppress(OSError):
-            for reply in (b"220 relay\r\n", b"250-relay\r\n250 STARTTLS\r\n", b"220 go on\r\n250-relay\r\n250 AUTH PLAIN\r\n"):
+            for reply in (
+                b"220 relay\r\n",
+                b"250-relay\r\n250 STARTTLS\r\n",
+                b"220 go on\r\n250-relay\r\n250 AUTH PLAIN\r\n",
+            ):
                 client.sendall(reply)
                 client.recv(1000)
             with server_context(certificate).wrap_socket(client, server_side=True) as secure:
@@ -232,7 +265,9 @@ def test_words_slipped_in_before_tls_are_found(certificate: Path) -> None:
     assert "somebody may be intercepting" in outcome.reply
 
 
-def test_what_was_offered_before_tls_counts_for_nothing(relay_to: MakeRelay, certificate: Path) -> None:
+def test_what_was_offered_before_tls_counts_for_nothing(
+    relay_to: MakeRelay, certificate: Path
+) -> None:
     """Anybody may have said it: after the handshake the relay is asked again."""
     with secure_sink(certificate, "MAIL_USE_TLS") as sink:
         relay = relay_to(sink, **trusting(certificate, "MAIL_USE_TLS"))
@@ -243,17 +278,23 @@ def test_what_was_offered_before_tls_counts_for_nothing(relay_to: MakeRelay, cer
             assert connection.host.has_extn("auth")
 
 
-def test_tls_from_the_first_byte_to_a_port_without_it(relay_to: MakeRelay, answering: Answering) -> None:
+def test_tls_from_the_first_byte_to_a_port_without_it(
+    relay_to: MakeRelay, answering: Answering
+) -> None:
     """The usual mistake: MAIL_USE_SSL with port 587 or 25."""
     outcome = send(relay_to(server := answering(), MAIL_USE_SSL=True))
 
     assert is_turned_away(outcome)
-    assert outcome.advice.startswith(f"MAIL_USE_SSL: port {server.port} of the relay does not begin with TLS")
+    assert outcome.advice.startswith(
+        f"MAIL_USE_SSL: port {server.port} of the relay does not begin with TLS"
+    )
 
 
 def test_a_silent_handshake(relay_to: MakeRelay, answering: Answering) -> None:
     """It has a time-out as every other wait."""
-    upgrading = answering(EHLO=b"250-relay\r\n250 STARTTLS\r\n", STARTTLS=chain([b"220 go on\r\n"], repeat(b"")))
+    upgrading = answering(
+        EHLO=b"250-relay\r\n250 STARTTLS\r\n", STARTTLS=chain([b"220 go on\r\n"], repeat(b""))
+    )
     silent = answering(greeting=repeat(b""))
 
     outcomes = [

@@ -25,7 +25,7 @@ def is_turned_away(outcome: Outcome) -> bool:
     return (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
 
 
-# --- proxies ----------------------------------------------------------------------------------------------------------
+# --- proxies ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "http"])
@@ -42,7 +42,9 @@ def test_through_a_proxy(relay_to: MakeRelay, sink: Sink, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["socks5", "http"])
 @pytest.mark.parametrize("password", ["se:cret", "wrong"])
-def test_a_proxy_that_wants_a_login(relay_to: MakeRelay, sink: Sink, scheme: str, password: str) -> None:
+def test_a_proxy_that_wants_a_login(
+    relay_to: MakeRelay, sink: Sink, scheme: str, password: str
+) -> None:
     """It is in the URL, quoted where that is needed; a wrong one is our mistake, and is not shown."""
     with ProxyServer(credentials=("ada", "se:cret")) as proxy:
         said = password.replace(":", "%3A")
@@ -52,16 +54,21 @@ def test_a_proxy_that_wants_a_login(relay_to: MakeRelay, sink: Sink, scheme: str
 
     if password == "wrong":
         assert is_turned_away(outcome)
-        assert outcome.advice.startswith(f"MAILER_PROXY: the proxy 127.0.0.1:{proxy.port} refuses this")
+        assert outcome.advice.startswith(
+            f"MAILER_PROXY: the proxy 127.0.0.1:{proxy.port} refuses this"
+        )
         assert "wrong" not in outcome.reply + outcome.advice
     else:
         assert outcome.verdict is Verdict.SENT
 
 
 @pytest.mark.parametrize(
-    ("scheme", "refusal", "is_ours"), [("socks5", 2, True), ("socks5", 5, False), ("http", 403, True), ("http", 503, False)]
+    ("scheme", "refusal", "is_ours"),
+    [("socks5", 2, True), ("socks5", 5, False), ("http", 403, True), ("http", 503, False)],
 )
-def test_a_proxy_that_does_not_connect_us(relay_to: MakeRelay, sink: Sink, scheme: str, refusal: int, is_ours: bool) -> None:
+def test_a_proxy_that_does_not_connect_us(
+    relay_to: MakeRelay, sink: Sink, scheme: str, refusal: int, is_ours: bool
+) -> None:
     """What it forbids somebody has to change; what it can't reach may be back in a moment."""
     with ProxyServer() as proxy:
         proxy.refusal = refusal
@@ -77,7 +84,13 @@ def test_a_proxy_that_does_not_come_to_an_end(relay_to: MakeRelay, sink: Sink, s
     """The time-out is for the connection as a whole: a proxy that drips holds nobody for ever."""
     with ProxyServer() as proxy:
         proxy.drips = True
-        outcome = send(relay_to(sink, MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}", MAILER_CONNECT_TIMEOUT=SHORT))
+        outcome = send(
+            relay_to(
+                sink,
+                MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}",
+                MAILER_CONNECT_TIMEOUT=SHORT,
+            )
+        )
 
         assert is_turned_away(outcome)
 
@@ -93,11 +106,15 @@ def test_a_proxy_that_is_gone(relay_to: MakeRelay, sink: Sink) -> None:
     assert f"the proxy 127.0.0.1:{proxy.port}: Connection refused" in outcome.reply
 
 
-@pytest.mark.parametrize(("scheme", "is_found"), [("socks5h", True), ("http", True), ("socks5", False)])
+@pytest.mark.parametrize(
+    ("scheme", "is_found"), [("socks5h", True), ("http", True), ("socks5", False)]
+)
 def test_who_asks_the_dns(relay_to: MakeRelay, sink: Sink, scheme: str, is_found: bool) -> None:
     """As curl reads these URLs: with socks5h the proxy does, which may know names that we don't."""
     with ProxyServer() as proxy:
-        relay = relay_to(sink, MAIL_SERVER="relay.internal", MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}")
+        relay = relay_to(
+            sink, MAIL_SERVER="relay.internal", MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}"
+        )
         outcome = send(relay)
         relay.hang_up()
 
@@ -106,7 +123,9 @@ def test_who_asks_the_dns(relay_to: MakeRelay, sink: Sink, scheme: str, is_found
 
 
 def settings_in(environ: dict[str, str], **config: Any) -> Settings:
-    return Settings.load({"MAIL_SERVER": "smtp.example.com", **config}, environ, default_database_url="sqlite://")
+    return Settings.load(
+        {"MAIL_SERVER": "smtp.example.com", **config}, environ, default_database_url="sqlite://"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,20 +135,42 @@ def settings_in(environ: dict[str, str], **config: Any) -> Settings:
         ({"ALL_PROXY": "socks5://proxy:1080"}, {}, "socks5://proxy:1080"),
         ({"all_proxy": "http://proxy:3128"}, {}, "http://proxy:3128"),
         ({"ALL_PROXY": "socks5://proxy:1080"}, {"MAILER_PROXY": "none"}, None),
-        ({"ALL_PROXY": "socks5://proxy:1080"}, {"MAILER_PROXY": "http://other:3128"}, "http://other:3128"),
+        (
+            {"ALL_PROXY": "socks5://proxy:1080"},
+            {"MAILER_PROXY": "http://other:3128"},
+            "http://other:3128",
+        ),
         ({"ALL_PROXY": "socks5://proxy:1080"}, {"MAIL_SERVER": "localhost"}, None),
         ({"ALL_PROXY": "socks5://proxy:1080"}, {"MAIL_SERVER": "127.0.0.2"}, None),
         ({"ALL_PROXY": "socks5://proxy:1080"}, {"MAIL_SERVER": "/run/relay.sock"}, None),
-        ({}, {"MAIL_SERVER": "127.0.0.2", "MAILER_PROXY": "http://other:3128"}, "http://other:3128"),
+        (
+            {},
+            {"MAIL_SERVER": "127.0.0.2", "MAILER_PROXY": "http://other:3128"},
+            "http://other:3128",
+        ),
         ({"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "localhost, example.com"}, {}, None),
         ({"ALL_PROXY": "socks5://proxy:1080", "no_proxy": ".example.com"}, {}, None),
         ({"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "*"}, {}, None),
-        ({"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "ample.com,other.example"}, {}, "socks5://proxy:1080"),
-        ({"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "192.0.2.0/24"}, {"MAIL_SERVER": "192.0.2.7"}, None),
-        ({"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "192.0.2.0/24"}, {"MAIL_SERVER": "192.0.3.7"}, "socks5://proxy:1080"),
+        (
+            {"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "ample.com,other.example"},
+            {},
+            "socks5://proxy:1080",
+        ),
+        (
+            {"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "192.0.2.0/24"},
+            {"MAIL_SERVER": "192.0.2.7"},
+            None,
+        ),
+        (
+            {"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "192.0.2.0/24"},
+            {"MAIL_SERVER": "192.0.3.7"},
+            "socks5://proxy:1080",
+        ),
     ],
 )
-def test_the_proxy_of_the_environment(environ: dict[str, str], config: dict[str, str], used: str | None) -> None:
+def test_the_proxy_of_the_environment(
+    environ: dict[str, str], config: dict[str, str], used: str | None
+) -> None:
     """ALL_PROXY and NO_PROXY count as for other programs, for relays on other machines, if MAILER_PROXY says nothing."""
     settings = settings_in(environ, **config)
     entry = {"name": "first", "MAIL_SERVER": settings.mail_server}
@@ -138,7 +179,9 @@ def test_the_proxy_of_the_environment(environ: dict[str, str], config: dict[str,
     assert settings.proxy_to_use == listed.proxy_to_use == used
 
 
-def test_a_proxy_of_the_environment_that_is_no_good(relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_that_is_no_good(
+    relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was not set for us: the app starts, and is told with the first mail."""
     settings = settings_in({"ALL_PROXY": "gopher://proxy"})
 
@@ -149,7 +192,7 @@ def test_a_proxy_of_the_environment_that_is_no_good(relay_to: MakeRelay, sink: S
     assert outcome.advice.startswith("ALL_PROXY: allowed: socks5://")
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+# --- addresses ----------------------------------------------------------------------------------
 
 
 def test_a_source_address(relay_to: MakeRelay, sink: Sink) -> None:
@@ -172,16 +215,33 @@ def test_a_source_address_that_is_not_ours(relay_to: MakeRelay, sink: Sink) -> N
     assert outcome.advice.startswith("MAILER_SOURCE_ADDRESS: this machine has no such address")
 
 
-def test_a_host_with_an_address_that_is_dead(relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_with_an_address_that_is_dead(
+    relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next one is tried, and the first does not take all the time there is."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, socket.socket() as first, socket.socket() as second:
-        for other in (first, second):  # they fill the queue of the kernel, which is deaf from now on
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as deaf,
+        socket.socket() as first,
+        socket.socket() as second,
+    ):
+        for other in (
+            first,
+            second,
+        ):  # they fill the queue of the kernel, which is deaf from now on
             other.setblocking(False)
             other.connect_ex(deaf.getsockname())
-        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", to) for to in (deaf.getsockname(), ("127.0.0.1", sink.port))]
+        addresses = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", to)
+            for to in (deaf.getsockname(), ("127.0.0.1", sink.port))
+        ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
 
-        assert send(relay_to(sink, MAIL_SERVER="smtp.example.com", MAILER_CONNECT_TIMEOUT=4 * SHORT)).verdict is Verdict.SENT
+        assert (
+            send(
+                relay_to(sink, MAIL_SERVER="smtp.example.com", MAILER_CONNECT_TIMEOUT=4 * SHORT)
+            ).verdict
+            is Verdict.SENT
+        )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +255,9 @@ def test_a_host_with_an_address_that_is_dead(relay_to: MakeRelay, sink: Sink, mo
         (UnicodeError("label too long"), "MAIL_SERVER: 'smtp.example.com' is not a host name"),
     ],
 )
-def test_a_name_that_is_not_found(relay_to: MakeRelay, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str) -> None:
+def test_a_name_that_is_not_found(
+    relay_to: MakeRelay, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
     """One that does not exist is a mistake, a DNS that is away is not."""
 
     def fail(*_: object, **__: object) -> None:
@@ -210,18 +272,22 @@ def test_a_name_that_is_not_found(relay_to: MakeRelay, monkeypatch: pytest.Monke
     assert bool(outcome.advice) is bool(advice)
 
 
-def test_a_port_that_begins_with_tls(relay_to: MakeRelay, answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_begins_with_tls(
+    relay_to: MakeRelay, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody greets there: the usual mistake with port 465."""
     silent = answering(greeting=())
     create = socket.socket.connect
-    monkeypatch.setattr(socket.socket, "connect", lambda sock, _: create(sock, (silent.host, silent.port)))
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda sock, _: create(sock, (silent.host, silent.port))
+    )
 
     outcome = send(make_relay("127.0.0.1", 465, MAILER_COMMAND_TIMEOUT=SHORT))
 
     assert outcome.advice.startswith("MAIL_USE_SSL: port 465 begins with TLS")
 
 
-# --- sockets in the file system, and LMTP -----------------------------------------------------------------------------
+# --- sockets in the file system, and LMTP -------------------------------------------------------
 
 
 def test_a_socket_in_the_file_system(tmp_path: Path) -> None:
@@ -251,7 +317,9 @@ def test_a_socket_that_is_not_there(tmp_path: Path) -> None:
 def test_lmtp(tmp_path: Path) -> None:
     """MAILER_LMTP: to a real server that knows nothing else, with a login."""
     with LoginServer(tmp_path, "PLAIN", protocol=LMTP) as server:
-        relay = make_relay(server.path, 25, MAILER_LMTP=True, MAIL_USERNAME="ada", MAIL_PASSWORD="secret")
+        relay = make_relay(
+            server.path, 25, MAILER_LMTP=True, MAIL_USERNAME="ada", MAIL_PASSWORD="secret"
+        )
 
         assert [send(relay).verdict for _ in range(2)] == [Verdict.SENT] * 2
         relay.hang_up()

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from mailer.smtpd.faults import ACCEPT_AND_DROP, BY_ADDRESS, CLOSE_AFTER_250, DELAY, DROP, HANG, Fault, Stage
+from mailer.smtpd.faults import (
+    ACCEPT_AND_DROP,
+    BY_ADDRESS,
+    CLOSE_AFTER_250,
+    DELAY,
+    DROP,
+    HANG,
+    Fault,
+    Stage,
+)
 from mailer.smtpd.inbox import Inbox
 from mailer.smtpd.server import InboxServer
 
@@ -49,7 +58,11 @@ def test_a_mail_is_kept_as_it_came_over_the_wire(server: InboxServer, inbox: Inb
 
     (received,) = inbox.latest()
     assert (code, text.decode()) == (250, f"2.0.0 Ok: queued as {received.id}")
-    assert (received.envelope_from, received.recipients, received.raw) == ("ada@example.com", ("bob@example.com",), MAIL)
+    assert (received.envelope_from, received.recipients, received.raw) == (
+        "ada@example.com",
+        ("bob@example.com",),
+        MAIL,
+    )
     assert inbox.get(received.id) == received
 
 
@@ -79,7 +92,10 @@ def test_a_reply_on_demand(server: InboxServer, inbox: Inbox, stage: Stage) -> N
     with connect(server) as client:
         for _ in range(2):
             client.rset()
-            with pytest.raises((smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused), match=r"4\.7\.1 try later"):
+            with pytest.raises(
+                (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused),
+                match=r"4\.7\.1 try later",
+            ):
                 client.sendmail("ada@example.com", ["bob@example.com"], MAIL)
         assert inbox.count() == 0
         assert send(client)[0] == 250
@@ -115,7 +131,10 @@ def test_a_421_closes_the_connection(server: InboxServer) -> None:
 def test_drop(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
     """Drop closes the socket instead of answering, at every stage."""
     server.faults.add(Fault(stage, DROP))
-    with pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)), connect(server) as client:
+    with (
+        pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)),
+        connect(server) as client,
+    ):
         send(client)
 
     assert inbox.count() == 0
@@ -137,7 +156,10 @@ def test_hang(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
 def test_accept_and_drop(server: InboxServer, inbox: Inbox) -> None:
     """The mail is taken, but the client never learns: the copy in doubt."""
     server.faults.add(Fault("dot", ACCEPT_AND_DROP))
-    with pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)), connect(server) as client:
+    with (
+        pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)),
+        connect(server) as client,
+    ):
         send(client)
 
     assert inbox.count() == 1
@@ -167,7 +189,9 @@ def test_a_quit_that_fails(server: InboxServer, inbox: Inbox) -> None:
 
 def test_a_fault_for_one_recipient(server: InboxServer) -> None:
     """With a recipient, the fault leaves everybody else alone."""
-    server.faults.add(Fault("rcpt", "550 5.1.1 no such user", recipient="bob@example.com", times=None))
+    server.faults.add(
+        Fault("rcpt", "550 5.1.1 no such user", recipient="bob@example.com", times=None)
+    )
     with connect(server) as client:
         assert send(client, "ada@example.com")[0] == 250
         assert send(client, "bob@example.com")[0] == 550
@@ -192,7 +216,10 @@ def test_auth(inbox: Inbox) -> None:
             client.login("ada", "secret")
             assert send(client)[0] == 250
         server.faults.add(Fault("auth", "454 4.7.0 no directory", times=None))
-        with connect(server) as client, pytest.raises(smtplib.SMTPAuthenticationError, match="no directory"):
+        with (
+            connect(server) as client,
+            pytest.raises(smtplib.SMTPAuthenticationError, match="no directory"),
+        ):
             client.login("ada", "secret")
     with InboxServer(inbox.add) as server, connect(server) as client:
         client.ehlo()
@@ -206,7 +233,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     files = ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files], check=True, capture_output=True
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files],
+        check=True,
+        capture_output=True,
     )
     both = directory / "both.pem"
     both.write_text((directory / "key.pem").read_text() + (directory / "cert.pem").read_text())
@@ -222,7 +251,9 @@ def server_context(certificate: Path) -> ssl.SSLContext:
 def test_starttls(inbox: Inbox, certificate: Path) -> None:
     """STARTTLS is demanded once it is offered, and AUTH comes after it."""
     trusting = ssl.create_default_context(cafile=str(certificate))
-    with InboxServer(inbox.add, tls=server_context(certificate), credentials=("ada", "secret")) as server:
+    with InboxServer(
+        inbox.add, tls=server_context(certificate), credentials=("ada", "secret")
+    ) as server:
         with smtplib.SMTP("localhost", server.port, timeout=5) as client:
             client.ehlo()
             assert client.mail("ada@example.com")[0] == 530
@@ -237,7 +268,12 @@ def test_implicit_tls(inbox: Inbox, certificate: Path) -> None:
     """With implicit TLS the greeting is already encrypted."""
     trusting = ssl.create_default_context(cafile=str(certificate))
     with (
-        InboxServer(inbox.add, tls=server_context(certificate), implicit_tls=True, credentials=("ada", "secret")) as server,
+        InboxServer(
+            inbox.add,
+            tls=server_context(certificate),
+            implicit_tls=True,
+            credentials=("ada", "secret"),
+        ) as server,
         smtplib.SMTP_SSL("localhost", server.port, timeout=5, context=trusting) as client,
     ):
         client.login("ada", "secret")
@@ -247,17 +283,24 @@ def test_implicit_tls(inbox: Inbox, certificate: Path) -> None:
 def test_a_client_that_does_not_trust_the_certificate(inbox: Inbox, certificate: Path) -> None:
     """A failed handshake harms nobody else."""
     with InboxServer(inbox.add, tls=server_context(certificate)) as server:
-        with smtplib.SMTP("localhost", server.port, timeout=5) as client, pytest.raises(ssl.SSLCertVerificationError):
+        with (
+            smtplib.SMTP("localhost", server.port, timeout=5) as client,
+            pytest.raises(ssl.SSLCertVerificationError),
+        ):
             client.starttls(context=ssl.create_default_context())
         with connect(server) as other:
             assert other.noop()[0] == 250
 
 
-def test_a_client_that_does_not_trust_the_certificate_of_implicit_tls(inbox: Inbox, certificate: Path) -> None:
+def test_a_client_that_does_not_trust_the_certificate_of_implicit_tls(
+    inbox: Inbox, certificate: Path
+) -> None:
     """The same when TLS comes first."""
     with InboxServer(inbox.add, tls=server_context(certificate), implicit_tls=True) as server:
         with pytest.raises(ssl.SSLCertVerificationError):
-            smtplib.SMTP_SSL("localhost", server.port, timeout=5, context=ssl.create_default_context())
+            smtplib.SMTP_SSL(
+                "localhost", server.port, timeout=5, context=ssl.create_default_context()
+            )
         trusting = ssl.create_default_context(cafile=str(certificate))
         with smtplib.SMTP_SSL("localhost", server.port, timeout=5, context=trusting) as other:
             assert other.noop()[0] == 250

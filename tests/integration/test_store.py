@@ -46,10 +46,15 @@ def store(shared_store: Store) -> Store:
 def count(store: Store, name: str) -> int:
     """How many rows a table has."""
     with store.engine.connect() as connection:
-        return connection.scalar(select(func.count()).select_from(schema.metadata.tables[f"mailer_{name}"])) or 0
+        return (
+            connection.scalar(
+                select(func.count()).select_from(schema.metadata.tables[f"mailer_{name}"])
+            )
+            or 0
+        )
 
 
-# --- in and out -------------------------------------------------------------------------------------------------------
+# --- in and out ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,9 @@ def count(store: Store, name: str) -> int:
         EVERYTHING,
         a_message(text=None, html="<p>only html</p>"),
         a_message(text="", subject="", to=(), attachments=(Attachment(None, b""),)),
-        a_message(text="ä" * 5_000_000, attachments=(Attachment("big.bin", bytes(range(256)) * 40_000),)),
+        a_message(
+            text="ä" * 5_000_000, attachments=(Attachment("big.bin", bytes(range(256)) * 40_000),)
+        ),
     ],
     ids=["everything", "only html", "empty", "big"],
 )
@@ -71,7 +78,10 @@ def test_a_message_comes_out_as_it_went_in(store: Store, message: Message) -> No
 
 def test_many_messages_at_once(store: Store) -> None:
     """Hundreds of ids are one query; each message gets its own attachments, an unknown id gets nothing."""
-    messages = {one.id: one for one in (a_message(attachments=(LOGO, TERMS)[: number % 3]) for number in range(300))}
+    messages = {
+        one.id: one
+        for one in (a_message(attachments=(LOGO, TERMS)[: number % 3]) for number in range(300))
+    }
     for message in messages.values():
         insert(store, message=message)
 
@@ -81,13 +91,21 @@ def test_many_messages_at_once(store: Store) -> None:
 
 def test_a_delivery_comes_out_as_it_went_in(store: Store) -> None:
     """One for each recipient, with what its mail wants."""
-    mail_id = insert(store, "ada@example.com", "用户@example.com", on_doubt=OnDoubt.HOLD, due_at=NOW - 0.25)
+    mail_id = insert(
+        store, "ada@example.com", "用户@example.com", on_doubt=OnDoubt.HOLD, due_at=NOW - 0.25
+    )
 
     deliveries = claim(store)
 
     assert [one.recipient for one in deliveries] == ["ada@example.com", "用户@example.com"]
     for one in deliveries:
-        assert (one.mail_id, one.on_doubt, one.queued_at, one.attempts, one.doubts) == (mail_id, OnDoubt.HOLD, NOW - 0.25, 1, 0)
+        assert (one.mail_id, one.on_doubt, one.queued_at, one.attempts, one.doubts) == (
+            mail_id,
+            OnDoubt.HOLD,
+            NOW - 0.25,
+            1,
+            0,
+        )
 
 
 def test_all_or_nothing(store: Store) -> None:
@@ -95,7 +113,12 @@ def test_all_or_nothing(store: Store) -> None:
     with pytest.raises(store.engine.dialect.loaded_dbapi.IntegrityError):
         insert(store, "ada@example.com", message=EVERYTHING, lane=9)
 
-    assert [count(store, name) for name in ("message", "blob", "attachment", "delivery")] == [0, 0, 0, 0]
+    assert [count(store, name) for name in ("message", "blob", "attachment", "delivery")] == [
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_an_id_is_taken_once(store: Store) -> None:
@@ -110,7 +133,7 @@ def test_an_id_is_taken_once(store: Store) -> None:
     assert count(store, "delivery") == 1
 
 
-# --- attachments and the purge ----------------------------------------------------------------------------------------
+# --- attachments and the purge ------------------------------------------------------------------
 
 
 def test_attachments_are_stored_once(store: Store) -> None:
@@ -179,14 +202,19 @@ def test_the_purge_takes_small_bites(store: Store) -> None:
     with store.engine.begin() as connection:
         for age, mail_id in enumerate(mails):
             values = {"at": NOW - age, "mail_id": mail_id}
-            connection.execute(text("UPDATE mailer_delivery SET finished_at = :at WHERE mail_id = :mail_id"), values)
+            connection.execute(
+                text("UPDATE mailer_delivery SET finished_at = :at WHERE mail_id = :mail_id"),
+                values,
+            )
 
     assert store.purge_finished(NOW, most=2) == 2
     assert store.statuses(mails).keys() == set(mails[:3])
     assert [store.purge_finished(NOW, most=2) for _ in range(3)] == [2, 1, 0]
 
 
-@pytest.mark.parametrize("resting", [Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING, Status.DOUBTFUL])
+@pytest.mark.parametrize(
+    "resting", [Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING, Status.DOUBTFUL]
+)
 def test_the_purge_leaves_what_is_not_finished(store: Store, resting: Status) -> None:
     """However old it is: it goes out, or it waits for a person."""
     delivery = bring(store, resting)
@@ -223,9 +251,10 @@ def test_a_purged_mail_leaves_nothing(store: Store) -> None:
 
     purge_all(store, LATER)
 
-    assert {name: count(store, name) for name in ("message", "delivery", "attempt", "attachment", "blob")} == dict.fromkeys(
-        ("message", "delivery", "attempt", "attachment", "blob"), 0
-    )
+    assert {
+        name: count(store, name)
+        for name in ("message", "delivery", "attempt", "attachment", "blob")
+    } == dict.fromkeys(("message", "delivery", "attempt", "attachment", "blob"), 0)
 
 
 @pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)  # SQLite has one writer
@@ -233,7 +262,9 @@ def test_a_mail_that_is_being_requeued_is_not_purged(store: Store) -> None:
     """Although the purge still sees it as failed."""
     delivery = bring(store, Status.FAILED)
     with store.engine.begin() as connection:
-        connection.execute(text("UPDATE mailer_delivery SET status = 'queued', due_at = 1, finished_at = NULL"))
+        connection.execute(
+            text("UPDATE mailer_delivery SET status = 'queued', due_at = 1, finished_at = NULL")
+        )
         assert store.purge_finished(NOW, most=10) == 0
 
     assert [one.mail_id for one in claim(store)] == [delivery.mail_id]
@@ -251,7 +282,7 @@ def test_a_mail_without_any_delivery_is_purged(store: Store) -> None:
     assert store.statuses([*orphans, *kept]).keys() == set(kept)
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------
 
 
 def test_the_status_of_a_mail(store: Store) -> None:
@@ -263,7 +294,11 @@ def test_the_status_of_a_mail(store: Store) -> None:
 
     status = store.status(message.id)
 
-    assert (status.id, status.message_id, status.subject) == (message.id, message.message_id, "Grüße 👋")
+    assert (status.id, status.message_id, status.subject) == (
+        message.id,
+        message.message_id,
+        "Grüße 👋",
+    )
     assert status.created_at.timestamp() == NOW
     assert [(one.recipient, one.status, one.lane, one.attempts, one.reply) for one in status] == [
         ("ada@example.com", Status.FAILED, Lane.BULK, 1, "it can't be composed"),
@@ -281,7 +316,9 @@ def test_the_status_of_many_mails(store: Store) -> None:
 
     assert statuses.keys() == set(mails)
     assert all(len(status.deliveries) == 1 for status in statuses.values())
-    assert {mail_id for mail_id, status in statuses.items() if status.deliveries[0].history} == set(failed)
+    assert {mail_id for mail_id, status in statuses.items() if status.deliveries[0].history} == set(
+        failed
+    )
     assert all(statuses[mail_id].is_finished for mail_id in failed)
     assert store.statuses([]) == {}
 
@@ -324,10 +361,12 @@ def test_the_sweep_expires_any_number(store: Store) -> None:
     insert(store, expires_at=NOW + 1)
 
     assert len(store.expire_overdue(NOW)) == 6000
-    assert [one["status"] for one in table(store).values() if one["expires_at"] > NOW] == [Status.QUEUED]
+    assert [one["status"] for one in table(store).values() if one["expires_at"] > NOW] == [
+        Status.QUEUED
+    ]
 
 
-# --- chores -----------------------------------------------------------------------------------------------------------
+# --- chores -------------------------------------------------------------------------------------
 
 
 def test_a_chore_goes_to_one_of_many(store: Store) -> None:

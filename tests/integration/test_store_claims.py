@@ -20,7 +20,7 @@ def store(shared_store: Store) -> Store:
     return emptied(shared_store)
 
 
-# --- order ------------------------------------------------------------------------------------------------------------
+# --- order --------------------------------------------------------------------------------------
 
 
 def test_the_most_urgent_lane_first_and_in_it_what_waits_the_longest(store: Store) -> None:
@@ -54,7 +54,7 @@ def test_recipients_of_one_mail_stay_together(store: Store) -> None:
     assert [one.recipient for _ in range(5) for one in claim(store, 10)] == recipients
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------
 
 
 def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
@@ -81,10 +81,15 @@ def test_a_claim_is_written_down(store: Store) -> None:
 
     assert (claimed.token, claimed.attempts) == ("mine", 1)
     written = row(store, delivery)
-    assert [written[name] for name in ("status", "token", "lease_until", "attempts")] == ["claimed", "mine", NOW + 5, 1]
+    assert [written[name] for name in ("status", "token", "lease_until", "attempts")] == [
+        "claimed",
+        "mine",
+        NOW + 5,
+        1,
+    ]
 
 
-# --- many at once -----------------------------------------------------------------------------------------------------
+# --- many at once -------------------------------------------------------------------------------
 
 
 def claim_everything(store: Store) -> list[int]:
@@ -130,30 +135,39 @@ def test_processes_claim_each_delivery_once(store: Store) -> None:
     assert len(claimed) == 500
 
 
-@pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)  # a writer of SQLite has the whole file
+# A writer of SQLite has the whole file.
+@pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
     ("state", "move"),
     [
         pytest.param(Status.QUEUED, lambda store: {one.id for one in claim(store)}, id="claim"),
-        pytest.param(Status.CLAIMED, lambda store: store.requeue_lapsed_claims(LATER), id="lapsed claims"),
         pytest.param(
-            Status.TRANSMITTING, lambda store: store.doubt_lapsed_transmissions(LATER, resend_at=LATER), id="lapsed transmissions"
+            Status.CLAIMED, lambda store: store.requeue_lapsed_claims(LATER), id="lapsed claims"
+        ),
+        pytest.param(
+            Status.TRANSMITTING,
+            lambda store: store.doubt_lapsed_transmissions(LATER, resend_at=LATER),
+            id="lapsed transmissions",
         ),
         pytest.param(Status.DOUBTFUL, lambda store: store.resend_doubtful(LATER), id="resends"),
     ],
 )
-def test_rows_in_a_frozen_transaction_hold_up_nobody(store: Store, state: Status, move: Callable[[Store], set[int]]) -> None:
+def test_rows_in_a_frozen_transaction_hold_up_nobody(
+    store: Store, state: Status, move: Callable[[Store], set[int]]
+) -> None:
     """The others of their kind are moved meanwhile, and they after it."""
     frozen, free = (bring(store, state).id for _ in range(2))
     with store.engine.connect() as connection:
-        connection.execute(text("SELECT 1 FROM mailer_delivery WHERE id = :id FOR UPDATE"), {"id": frozen})
+        connection.execute(
+            text("SELECT 1 FROM mailer_delivery WHERE id = :id FOR UPDATE"), {"id": frozen}
+        )
         moved = move(store)
 
     assert moved == {free}
     assert move(store) == {frozen}
 
 
-# --- indexes ----------------------------------------------------------------------------------------------------------
+# --- indexes ------------------------------------------------------------------------------------
 
 
 def plan_of(store: Store, ask: Callable[[Store], Any], table: str = "mailer_delivery") -> str:
@@ -207,15 +221,31 @@ DUE, LEASED = "mailer_delivery_due", "mailer_delivery_leased"
         pytest.param(claim, DUE, id="claim"),
         pytest.param(lambda store: store.is_due(NOW), DUE, id="is anything due"),
         pytest.param(lambda store: store.requeue_lapsed_claims(NOW), LEASED, id="lapsed claims"),
-        pytest.param(lambda store: store.doubt_lapsed_transmissions(NOW, resend_at=LATER), LEASED, id="lapsed transmissions"),
-        pytest.param(lambda store: store.resend_doubtful(NOW), "mailer_delivery_doubtful", id="resends"),
-        pytest.param(lambda store: store.expire_overdue(NOW), "mailer_delivery_expiring", id="overdue"),
-        pytest.param(lambda store: store.purge_finished(NOW, most=10), "mailer_delivery_finished", id="purge"),
-        pytest.param(lambda store: next(store.cancel_if_due_before(NOW, now=NOW), None), DUE, id="cancel"),
-        pytest.param(lambda store: store.statuses(["mail"]), "ix_mailer_delivery_mail_id", id="status"),
+        pytest.param(
+            lambda store: store.doubt_lapsed_transmissions(NOW, resend_at=LATER),
+            LEASED,
+            id="lapsed transmissions",
+        ),
+        pytest.param(
+            lambda store: store.resend_doubtful(NOW), "mailer_delivery_doubtful", id="resends"
+        ),
+        pytest.param(
+            lambda store: store.expire_overdue(NOW), "mailer_delivery_expiring", id="overdue"
+        ),
+        pytest.param(
+            lambda store: store.purge_finished(NOW, most=10), "mailer_delivery_finished", id="purge"
+        ),
+        pytest.param(
+            lambda store: next(store.cancel_if_due_before(NOW, now=NOW), None), DUE, id="cancel"
+        ),
+        pytest.param(
+            lambda store: store.statuses(["mail"]), "ix_mailer_delivery_mail_id", id="status"
+        ),
     ],
 )
-def test_no_question_reads_the_whole_queue(store: Store, ask: Callable[[Store], Any], index: str) -> None:
+def test_no_question_reads_the_whole_queue(
+    store: Store, ask: Callable[[Store], Any], index: str
+) -> None:
     """What is asked all the time is answered from an index."""
     store.check_schema()
 
@@ -226,15 +256,23 @@ def test_no_question_reads_the_whole_queue(store: Store, ask: Callable[[Store], 
     assert "Seq Scan on mailer_delivery" not in plan
 
 
-@pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)  # SQLite does not go by numbers
+# SQLite does not go by numbers.
+@pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
     "ask",
     [
         pytest.param(claim, id="claim"),
-        pytest.param(lambda store: store.mark_if_claimed([1, 2], token="mine", now=NOW, lease_until=LATER), id="mark"),
+        pytest.param(
+            lambda store: store.mark_if_claimed([1, 2], token="mine", now=NOW, lease_until=LATER),
+            id="mark",
+        ),
         pytest.param(lambda store: record(store, *HELD, to=Status.SENT), id="record"),
-        pytest.param(lambda store: store.release_if_held({1: None, 2: LATER}, token="mine"), id="release"),
-        pytest.param(lambda store: store.postpone_if_queued({1: LATER, 2: LATER}, now=NOW), id="postpone"),
+        pytest.param(
+            lambda store: store.release_if_held({1: None, 2: LATER}, token="mine"), id="release"
+        ),
+        pytest.param(
+            lambda store: store.postpone_if_queued({1: LATER, 2: LATER}, now=NOW), id="postpone"
+        ),
         pytest.param(lambda store: store.expire_overdue(NOW), id="overdue"),
         pytest.param(lambda store: store.purge_finished(NOW, most=10), id="purge"),
     ],
@@ -245,7 +283,8 @@ def test_a_burst_after_a_silence(store: Store, ask: Callable[[Store], Any]) -> N
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("UPDATE mailer_delivery SET status = 'doubtful', due_at = NULL")
         connection.exec_driver_sql("VACUUM ANALYZE mailer_delivery")
-        # One that is overdue, and one that was finished: what is chosen first is moved in a second step.
+        # One that is overdue, and one that was finished: what is chosen first is moved in a second
+        # step.
         connection.exec_driver_sql("""
             UPDATE mailer_delivery SET status = 'queued', due_at = 1, expires_at = 1
             WHERE id = (SELECT MIN(id) FROM mailer_delivery)

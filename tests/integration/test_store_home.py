@@ -17,7 +17,9 @@ OnMachine = Callable[[str], Store]
 
 
 @pytest.fixture
-def on_machine(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnMachine]:
+def on_machine(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OnMachine]:
     """`on_machine("a")`: a process on this machine opens the database; whatever is called next happens there."""
     with ExitStack() as stack:
 
@@ -44,7 +46,9 @@ def test_a_second_machine(on_machine: OnMachine) -> None:
     insert(first)
     second = on_machine("b")
 
-    with pytest.raises(InUseElsewhere, match=r"MAILER_DATABASE_URL.*in use on another machine.*use PostgreSQL"):
+    with pytest.raises(
+        InUseElsewhere, match=r"MAILER_DATABASE_URL.*in use on another machine.*use PostgreSQL"
+    ):
         second.check_schema()
     with pytest.raises(InUseElsewhere):
         insert(second)
@@ -54,7 +58,9 @@ def test_a_second_machine(on_machine: OnMachine) -> None:
 
 @sqlite_only
 @pytest.mark.parametrize("seconds", [40, -40])
-def test_a_machine_that_is_gone(on_machine: OnMachine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def test_a_machine_that_is_gone(
+    on_machine: OnMachine, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
     """After half a minute another one takes the file over; one whose clock ran ahead does not keep it either."""
     on_machine("a").check_schema()
     pass_time(monkeypatch, seconds)

@@ -28,7 +28,12 @@ def store(shared_store: Store) -> Store:
 def count(store: Store, name: str) -> int:
     """How many rows a table has."""
     with store.engine.connect() as connection:
-        return connection.scalar(select(func.count()).select_from(schema.metadata.tables[f"mailer_{name}"])) or 0
+        return (
+            connection.scalar(
+                select(func.count()).select_from(schema.metadata.tables[f"mailer_{name}"])
+            )
+            or 0
+        )
 
 
 def at_once(*calls: Callable[[], object]) -> None:
@@ -54,19 +59,28 @@ def no_deadlock(store: Store) -> Iterator[None]:
     yield
     store.engine.dispose()  # a session reports its numbers at its end
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        others = text("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        others = text(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <>"
+            " pg_backend_pid()"
+        )
         wait_until(lambda: connection.scalar(others) is None)
         assert connection.scalar(query) == before
 
 
 def end_in_all_ways_at_once(store: Store) -> None:
-    mails = [insert(store, *COPIES, message=a_message(sensitive=True), expires_at=NOW + 60) for _ in range(4)]
+    mails = [
+        insert(store, *COPIES, message=a_message(sensitive=True), expires_at=NOW + 60)
+        for _ in range(4)
+    ]
     held = claim(store, 80)
     mark(store, *held)
     at_once(
         lambda: store.expire_overdue(LATER),
         lambda: list(store.cancel_if_due_before(LATER, now=NOW)),
-        *(partial(store.settle_if_resting, mail_id, Status.CANCELLED, now=NOW) for mail_id in mails),
+        *(
+            partial(store.settle_if_resting, mail_id, Status.CANCELLED, now=NOW)
+            for mail_id in mails
+        ),
         lambda: record(store, *held[:40], to=Status.SENT),
         lambda: record(store, *held[40:], to=Status.SENT),
         lambda: store.erase_finished(LATER, now=LATER, after="", most=100),
@@ -89,11 +103,18 @@ def test_sensitive_mails_that_end_in_all_ways_at_once(store: Store) -> None:
 
 def test_the_sweep_steps_over_a_sensitive_mail_that_is_held(store: Store) -> None:
     """Whoever is frozen in a transaction holds up neither the other mails that expire nor the sweep."""
-    held, free = (insert(store, message=a_message(sensitive=True), expires_at=NOW + 60) for _ in range(2))
+    held, free = (
+        insert(store, message=a_message(sensitive=True), expires_at=NOW + 60) for _ in range(2)
+    )
     with store.engine.connect() as connection:
-        connection.execute(text("SELECT 1 FROM mailer_message WHERE id = :id FOR UPDATE"), {"id": held})
+        connection.execute(
+            text("SELECT 1 FROM mailer_message WHERE id = :id FOR UPDATE"), {"id": held}
+        )
         store.expire_overdue(LATER)
-        assert {mail_id: store.status(mail_id).is_finished for mail_id in (held, free)} == {held: False, free: True}
+        assert {mail_id: store.status(mail_id).is_finished for mail_id in (held, free)} == {
+            held: False,
+            free: True,
+        }
     store.expire_overdue(LATER)
 
     assert store.status(held).erased_at is not None

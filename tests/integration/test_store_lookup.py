@@ -20,7 +20,19 @@ ONE = "019fb1c3a0000000000000000000aaaa"
 NEAR = "019fb1c3a0000000000000000000aab0"
 OTHER = "019fb1c4a0000000000000000000aaaa"
 GARBAGE: list[Any] = [
-    *("", "nope", "019fb1c", "019FB1C3", "019fb1c3%", "019fb1c3' OR 1=1", "\0", "\ud800", "ä" * 10_000, "9" * 30, "0" * 8),
+    *(
+        "",
+        "nope",
+        "019fb1c",
+        "019FB1C3",
+        "019fb1c3%",
+        "019fb1c3' OR 1=1",
+        "\0",
+        "\ud800",
+        "ä" * 10_000,
+        "9" * 30,
+        "0" * 8,
+    ),
     *("1 ", "-1", "…", "…" * 9, None, 1, 1.5, b"019fb1c3", ["019fb1c3"], {}, object()),
 ]
 
@@ -41,7 +53,9 @@ def test_the_beginning_of_an_id_will_do(mails: Flask) -> None:
         assert run_in(mails, "status", beginning).output.startswith(f"{OTHER}  ")
     assert run_in(mails, "cancel", OTHER[:8]).output == "1 moved to cancelled.\n"
     assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "retry", OTHER[:8]))
-    assert "the deliveries of this mail are cancelled" in failure(run_in(mails, "resolve", OTHER[:8], "sent"))
+    assert "the deliveries of this mail are cancelled" in failure(
+        run_in(mails, "resolve", OTHER[:8], "sent")
+    )
     assert run_in(mails, "cancel", ONE[:31]).output == "1 moved to cancelled.\n"
     assert [mailer.status(mail_id).deliveries[0].status for mail_id in (ONE, NEAR, OTHER)] == [
         Status.CANCELLED,
@@ -54,7 +68,12 @@ def test_a_beginning_that_several_have(mails: Flask) -> None:
     """Nothing is shown and nothing is moved, and the error names them."""
     for beginning in (ONE[:8], ONE[:30]):
         said = f"'{beginning}' may be any of these mails: {ONE}, {NEAR}. Give the whole id, or more of it."
-        for arguments in (["status", beginning], ["cancel", beginning], ["retry", beginning], ["resolve", beginning, "sent"]):
+        for arguments in (
+            ["status", beginning],
+            ["cancel", beginning],
+            ["retry", beginning],
+            ["resolve", beginning, "sent"],
+        ):
             assert failure(run_in(mails, *arguments)) == f"Error: {said}\n"
     assert {row["status"] for row in table(store_of(mails)).values()} == {"queued"}
 
@@ -128,9 +147,14 @@ def test_an_unknown_mail_can_not_be_cancelled(shop: Flask) -> None:
 
 def test_a_beginning_is_looked_up_in_the_index(mails: Flask) -> None:
     """A million mails are not read for one."""
-    plan = plan_of(store_of(mails), lambda store: store.find_mail(OTHER[:8]), table="mailer_message")
+    plan = plan_of(
+        store_of(mails), lambda store: store.find_mail(OTHER[:8]), table="mailer_message"
+    )
 
-    assert "(id>? AND id<?)" in plan or f"Index Cond: ((id >= '{OTHER[:8]}'::text) AND (id < '{OTHER[:8]}g'::text))" in plan
+    assert (
+        "(id>? AND id<?)" in plan
+        or f"Index Cond: ((id >= '{OTHER[:8]}'::text) AND (id < '{OTHER[:8]}g'::text))" in plan
+    )
     assert "SCAN mailer_message" not in plan
     assert 'COLLATE "C"' not in plan
 
@@ -150,7 +174,10 @@ def _danish_database(url: str) -> Iterator[str]:
     name = f"{make_url(url).database}_danish"
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'da' LOCALE 'C'")
+        connection.exec_driver_sql(
+            f"CREATE DATABASE {name} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'da' LOCALE"
+            " 'C'"
+        )
         try:
             yield make_url(url).set(database=name).render_as_string(hide_password=False)
         finally:

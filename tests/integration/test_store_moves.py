@@ -101,12 +101,15 @@ def store(shared_store: Store) -> Store:
     return emptied(shared_store)
 
 
-# --- the chart --------------------------------------------------------------------------------------------------------
+# --- the chart ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("source", "target"), list(product(Status, Status)))
 def test_every_pair(store: Store, source: Status, target: Status) -> None:
-    """The methods at an arrow of the chart go its way, and no others. Where there is no arrow, nothing moves."""
+    """The methods at an arrow of the chart go its way, and no others.
+
+    Where there is no arrow, nothing moves.
+    """
     movers = set()
     for name, verb in {**WORKERS, **OTHERS}.items():
         if target in verb.leads_to:
@@ -119,16 +122,20 @@ def test_every_pair(store: Store, source: Status, target: Status) -> None:
     assert bool(movers) == ((source, target) in TRANSITIONS)
 
 
-# --- the token --------------------------------------------------------------------------------------------------------
+# --- the token ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("verb", "source", "target"), HELD)
-def test_a_worker_moves_its_own_only(store: Store, verb: Verb, source: Status, target: Status) -> None:
+def test_a_worker_moves_its_own_only(
+    store: Store, verb: Verb, source: Status, target: Status
+) -> None:
     """A method with somebody else's token moves nothing; with the right one it leaves the neighbours alone."""
     bring(store, source)
     delivery = bring(store, source)
 
-    assert_moved(store, lambda: verb.call(store, replace(delivery, token="another's"), target), [], target)
+    assert_moved(
+        store, lambda: verb.call(store, replace(delivery, token="another's"), target), [], target
+    )
     assert_moved(store, lambda: verb.call(store, delivery, target), [delivery], target)
 
 
@@ -144,15 +151,24 @@ def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Sta
     assert theirs.id == mine.id
     steps: tuple[Callable[[], object], ...] = (
         lambda: None,
-        lambda: store.mark_if_claimed([theirs.id], token=theirs.token, now=LATER, lease_until=LATER + 300),
+        lambda: store.mark_if_claimed(
+            [theirs.id], token=theirs.token, now=LATER, lease_until=LATER + 300
+        ),
         lambda: record(store, theirs, to=Status.DOUBTFUL),
     )
-    for step, found_in in zip(steps, (Status.CLAIMED, Status.TRANSMITTING, Status.DOUBTFUL), strict=True):
+    for step, found_in in zip(
+        steps, (Status.CLAIMED, Status.TRANSMITTING, Status.DOUBTFUL), strict=True
+    ):
         step()
         assert row(store, mine)["status"] == found_in
         assert_moved(store, lambda: mark(store, mine), [], Status.TRANSMITTING)
         assert_moved(store, lambda: record(store, mine, to=target), [], target)
-        assert_moved(store, lambda: store.release_if_held({mine.id: None}, token=mine.token), [], Status.QUEUED)
+        assert_moved(
+            store,
+            lambda: store.release_if_held({mine.id: None}, token=mine.token),
+            [],
+            Status.QUEUED,
+        )
         assert not set_aside(store, mine)
 
 
@@ -161,7 +177,9 @@ def test_a_lease_that_is_over_can_not_be_begun(store: Store) -> None:
     delivery = bring(store, Status.CLAIMED)
 
     assert_moved(store, lambda: mark(store, delivery, now=LEASE), [], Status.TRANSMITTING)
-    assert_moved(store, lambda: mark(store, delivery, now=LEASE - 1), [delivery], Status.TRANSMITTING)
+    assert_moved(
+        store, lambda: mark(store, delivery, now=LEASE - 1), [delivery], Status.TRANSMITTING
+    )
 
 
 def test_a_lease_that_holds_is_nobody_elses(store: Store) -> None:
@@ -170,7 +188,12 @@ def test_a_lease_that_holds_is_nobody_elses(store: Store) -> None:
     bring(store, Status.CLAIMED)
 
     assert_moved(store, lambda: store.requeue_lapsed_claims(LEASE - 1), [], Status.QUEUED)
-    assert_moved(store, lambda: store.doubt_lapsed_transmissions(LEASE - 1, resend_at=LATER), [], Status.DOUBTFUL)
+    assert_moved(
+        store,
+        lambda: store.doubt_lapsed_transmissions(LEASE - 1, resend_at=LATER),
+        [],
+        Status.DOUBTFUL,
+    )
 
 
 def test_some_of_a_slice(store: Store) -> None:
@@ -184,7 +207,7 @@ def test_some_of_a_slice(store: Store) -> None:
     assert_moved(store, lambda: mark(store), [], Status.TRANSMITTING)
 
 
-# --- what a move writes -----------------------------------------------------------------------------------------------
+# --- what a move writes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("held", [Status.CLAIMED, Status.TRANSMITTING])
@@ -231,7 +254,11 @@ def test_what_was_said_is_kept(store: Store) -> None:
     record(store, accepted, to=Status.SENT, reply="250 queued as 7")
 
     [status] = store.status(accepted.mail_id).deliveries
-    assert (status.reply, status.relay, status.history) == ("250 queued as 7", "relay.example.com", ())
+    assert (status.reply, status.relay, status.history) == (
+        "250 queued as 7",
+        "relay.example.com",
+        (),
+    )
     assert status.finished_at is not None
     assert status.finished_at.timestamp() == NOW
     [status] = store.status(refused.mail_id).deliveries
@@ -285,7 +312,12 @@ def test_a_requeued_mail_begins_anew(store: Store) -> None:
     store.settle_if_resting(delivery.mail_id, Status.QUEUED, now=LATER)
 
     after = row(store, delivery)
-    assert (after["attempts"], after["queued_at"], after["due_at"], after["finished_at"]) == (0, LATER, LATER, None)
+    assert (after["attempts"], after["queued_at"], after["due_at"], after["finished_at"]) == (
+        0,
+        LATER,
+        LATER,
+        None,
+    )
 
 
 def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
@@ -295,10 +327,15 @@ def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
     [eve, ada, *rest] = claim(store)
     store.release_if_held(dict.fromkeys(one.id for one in (eve, *rest)), token=ada.token)
 
-    assert_moved(store, lambda: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW), rest, Status.CANCELLED)
+    assert_moved(
+        store,
+        lambda: store.settle_if_resting(mail_id, Status.CANCELLED, now=NOW),
+        rest,
+        Status.CANCELLED,
+    )
 
 
-# --- doubt ------------------------------------------------------------------------------------------------------------
+# --- doubt --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", [Status.SENT, Status.FAILED, Status.QUEUED])
@@ -319,7 +356,12 @@ def test_what_was_never_begun_is_not_in_doubt(store: Store) -> None:
     delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.HOLD)
     store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
 
-    assert_moved(store, lambda: store.release_if_held({delivery.id: None}, token=delivery.token), [delivery], Status.QUEUED)
+    assert_moved(
+        store,
+        lambda: store.release_if_held({delivery.id: None}, token=delivery.token),
+        [delivery],
+        Status.QUEUED,
+    )
 
     [again] = claim(store, now=LATER)
     assert (again.id, again.attempts, again.doubts) == (delivery.id, 1, 0)
@@ -337,7 +379,9 @@ def test_a_doubt_that_was_resent_is_settled_by_nobody_late(store: Store) -> None
 def doubt_by_worker(store: Store, delivery: Delivery) -> set[int]:
     outcome = Outcome(Verdict.DOUBTFUL, "no reply after the end of the mail")
     move = next_move(delivery, outcome, RetryPolicy(doubt_resend_after=900), now=NOW, jitter=0.5)
-    return store.record_if_transmitting([Result(delivery, outcome, move)], now=NOW, relay="relay.example.com")
+    return store.record_if_transmitting(
+        [Result(delivery, outcome, move)], now=NOW, relay="relay.example.com"
+    )
 
 
 def doubt_by_sweep(store: Store, delivery: Delivery) -> set[int]:

@@ -23,12 +23,14 @@ from tests.services.waiting import wait_until
 
 @contextmanager
 def unavailable(reason: str) -> Iterator[None]:
-    with pytest.raises(StoreUnavailable, match=rf"MAILER_DATABASE_URL.*nothing was queued.*{reason}") as caught:
+    with pytest.raises(
+        StoreUnavailable, match=rf"MAILER_DATABASE_URL.*nothing was queued.*{reason}"
+    ) as caught:
         yield
     assert "secret" not in str(caught.value)
 
 
-# --- PostgreSQL -------------------------------------------------------------------------------------------------------
+# --- PostgreSQL ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,9 @@ def test_nobody_listens(url: str, reason: str) -> None:
 @postgresql_only
 def test_there_is_no_such_database(database_url: str) -> None:
     """The server says so."""
-    store = Store(make_url(database_url).set(database="forgotten").render_as_string(hide_password=False))
+    store = Store(
+        make_url(database_url).set(database="forgotten").render_as_string(hide_password=False)
+    )
 
     with unavailable('"forgotten" does not exist'):
         store.is_due(NOW)
@@ -75,7 +79,9 @@ def hang_up(name: str | None) -> str:
 
 
 @postgresql_only
-def test_the_database_goes_away_and_comes_back(store: Store, administer: Callable[[str], None]) -> None:
+def test_the_database_goes_away_and_comes_back(
+    store: Store, administer: Callable[[str], None]
+) -> None:
     """What was queued is there, what could not be queued is not, and nothing needs to be restarted."""
     name = store.engine.url.database
     insert(store, "before@example.com")
@@ -87,11 +93,16 @@ def test_the_database_goes_away_and_comes_back(store: Store, administer: Callabl
     administer(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     insert(store, "after@example.com")
 
-    assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
+    assert [row["recipient"] for row in table(store).values()] == [
+        "before@example.com",
+        "after@example.com",
+    ]
 
 
 @postgresql_only
-def test_a_connection_that_was_lost_unnoticed(store: Store, administer: Callable[[str], None]) -> None:
+def test_a_connection_that_was_lost_unnoticed(
+    store: Store, administer: Callable[[str], None]
+) -> None:
     """The server was restarted while nobody asked it anything: no one sees it."""
     insert(store)
     administer(hang_up(store.engine.url.database))
@@ -102,14 +113,18 @@ def test_a_connection_that_was_lost_unnoticed(store: Store, administer: Callable
 @postgresql_only
 def test_a_server_that_only_reads(store: Store, administer: Callable[[str], None]) -> None:
     """A standby, after its primary has moved on to another machine."""
-    administer(f'ALTER DATABASE "{store.engine.url.database}" SET default_transaction_read_only = on')
+    administer(
+        f'ALTER DATABASE "{store.engine.url.database}" SET default_transaction_read_only = on'
+    )
 
     with unavailable("read-only transaction"):
         insert(store)
 
 
 @postgresql_only
-def test_a_server_that_falls_silent(store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_falls_silent(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody waits without an end; and the connection is not used again, on which the answer may come yet."""
     insert(store, "before@example.com")
     monkeypatch.setattr(postgresql, "_SILENT_SECONDS", 0.3)
@@ -120,13 +135,20 @@ def test_a_server_that_falls_silent(store: Store, database_url: str, monkeypatch
         other.detach()
     insert(store, "after@example.com")
 
-    assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
+    assert [row["recipient"] for row in table(store).values()] == [
+        "before@example.com",
+        "after@example.com",
+    ]
 
 
 @postgresql_only
-def test_a_worker_that_is_frozen_in_a_transaction(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_frozen_in_a_transaction(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server ends the transaction, so that nobody waits for its rows; who wakes up is told that nothing was done."""
-    monkeypatch.setitem(postgresql._OF_THE_SERVER, "options", "-c idle_in_transaction_session_timeout=100ms")
+    monkeypatch.setitem(
+        postgresql._OF_THE_SERVER, "options", "-c idle_in_transaction_session_timeout=100ms"
+    )
     store, other = Store(database_url), create_engine(database_url)
 
     def is_over() -> bool:
@@ -144,7 +166,7 @@ def test_a_worker_that_is_frozen_in_a_transaction(database_url: str, monkeypatch
     store.engine.dispose()
 
 
-# --- a commit without an answer ---------------------------------------------------------------------------------------
+# --- a commit without an answer -----------------------------------------------------------------
 
 
 @postgresql_only
@@ -161,7 +183,10 @@ def test_the_connection_ends_at_each_commit(store: Store) -> None:
     """Nobody can know what became of the mail: that is said, and what to do about it."""
     hang_up_at_commit(store, times=2)
 
-    with pytest.raises(CommitLost, match=r"MAILER_DATABASE_URL.*may be queued.*idempotency_key.*terminating connection"):
+    with pytest.raises(
+        CommitLost,
+        match=r"MAILER_DATABASE_URL.*may be queued.*idempotency_key.*terminating connection",
+    ):
         insert(store)
     insert(store)
 
@@ -181,8 +206,13 @@ def hang_up_at_commit(store: Store, *, times: int) -> None:
 
 
 @postgresql_only
-def test_the_connection_ends_after_the_commit(store: Store, administer: Callable[[str], None]) -> None:
-    """As in a fail-over, while a standby is waited for. The mail is there already: the caller is told that it is queued."""
+def test_the_connection_ends_after_the_commit(
+    store: Store, administer: Callable[[str], None]
+) -> None:
+    """As in a fail-over, while a standby is waited for.
+
+    The mail is there already: the caller is told that it is queued.
+    """
     administer(f'ALTER DATABASE "{store.engine.url.database}" SET synchronous_commit = on')
     administer("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     administer("SELECT pg_reload_conf()")
@@ -228,14 +258,16 @@ def test_two_that_wait_for_each_other(store: Store) -> None:
     assert [row["recipient"] for row in table(store).values()] == ["ada@example.com"]
 
 
-# --- SQLite -----------------------------------------------------------------------------------------------------------
+# --- SQLite -------------------------------------------------------------------------------------
 
 
 def test_the_folder_can_not_be_made(tmp_path: Path) -> None:
     """A wrong setting, said at start-up."""
     (tmp_path / "file").touch()
 
-    with pytest.raises(ConfigurationError, match=r"MAILER_DATABASE_URL.*file/folder.*can't be made"):
+    with pytest.raises(
+        ConfigurationError, match=r"MAILER_DATABASE_URL.*file/folder.*can't be made"
+    ):
         Store(f"sqlite:///{tmp_path}/file/folder/mailer.sqlite3")
 
 
@@ -251,7 +283,9 @@ def test_the_folder_can_not_be_written_to() -> None:
         Path(folder).chmod(0o755)
 
         def queue() -> None:
-            with unavailable(rf"unable to open database file: .*Permission denied: '{folder}/mailer.sqlite3'"):
+            with unavailable(
+                rf"unable to open database file: .*Permission denied: '{folder}/mailer.sqlite3'"
+            ):
                 insert(Store(f"sqlite:///{folder}/mailer.sqlite3"))
 
         as_another_user(queue)
@@ -284,7 +318,9 @@ def test_the_file_is_something_else(tmp_path: Path) -> None:
 
 
 @sqlite_only
-def test_somebody_else_writes_for_too_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_else_writes_for_too_long(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Waiting has an end, and what comes afterwards is not harmed."""
     monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
     store = Store(database_url)
@@ -300,7 +336,9 @@ def test_somebody_else_writes_for_too_long(database_url: str, monkeypatch: pytes
 
 
 @sqlite_only
-def test_a_thread_waits_for_its_turn_for_too_long(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_waits_for_its_turn_for_too_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another thread of the process waits for the file, and this one for it: not twice as long, and not for ever."""
     store.check_schema()
     monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
@@ -383,11 +421,13 @@ def test_the_disk_is_full(store: Store) -> None:
 
 def test_the_log_could_only_be_read_for_a_while(tmp_path: Path) -> None:
     """A connection that was made meanwhile can't write ever after: it is given up with its first failure."""
-    store = Store(f"sqlite:///{tmp_path}/mailer.sqlite3")  # on a disk: not all memory knows what can't be changed
+    # On a disk: not all memory knows what can't be changed.
+    store = Store(f"sqlite:///{tmp_path}/mailer.sqlite3")
     insert(store, "before@example.com")
     file = str(store.engine.url.database)
     with closing(sqlite3.connect(file)) as other, immutable(Path(f"{file}-wal")):
-        other.execute("SELECT 1 FROM mailer_message")  # so that the log stays while the store has no connection
+        # So that the log stays while the store has no connection.
+        other.execute("SELECT 1 FROM mailer_message")
         store.engine.dispose()
         with unavailable("readonly"):
             insert(store, "meanwhile@example.com")
@@ -397,5 +437,8 @@ def test_the_log_could_only_be_read_for_a_while(tmp_path: Path) -> None:
         insert(store, "refused@example.com")
     insert(store, "after@example.com")
 
-    assert [row["recipient"] for row in table(store).values()] == ["before@example.com", "after@example.com"]
+    assert [row["recipient"] for row in table(store).values()] == [
+        "before@example.com",
+        "after@example.com",
+    ]
     store.engine.dispose()

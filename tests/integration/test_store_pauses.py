@@ -8,13 +8,32 @@ import pytest
 
 from mailer.message import Status
 from mailer.store import Store
-from tests.mails import LATER, LEASE, NOW, TOKEN, bring, insert, mark, postgresql_only, record, row, table
+from tests.mails import (
+    LATER,
+    LEASE,
+    NOW,
+    TOKEN,
+    bring,
+    insert,
+    mark,
+    postgresql_only,
+    record,
+    row,
+    table,
+)
 
 RELAY = "relay.example.com:25"
 REST = 10.0
 
 
-def pause(store: Store, *, failures: int = 0, until: float = NOW + REST, reason: str = "421 closed", name: str = RELAY) -> bool:
+def pause(
+    store: Store,
+    *,
+    failures: int = 0,
+    until: float = NOW + REST,
+    reason: str = "421 closed",
+    name: str = RELAY,
+) -> bool:
     return store.pause_relay(name, failures=failures, now=NOW, until=until, reason=reason)
 
 
@@ -24,7 +43,7 @@ def many_times(work: Callable[[], object], count: int = 12) -> list[object]:
         return [one.result() for one in [threads.submit(work) for _ in range(count)]]
 
 
-# --- pauses -----------------------------------------------------------------------------------------------------------
+# --- pauses -------------------------------------------------------------------------------------
 
 
 def test_what_is_known_of_a_pause(store: Store) -> None:
@@ -36,16 +55,28 @@ def test_what_is_known_of_a_pause(store: Store) -> None:
     pauses = store.relay_pauses()
     assert pauses.keys() == {RELAY, "other"}
     one = pauses[RELAY]
-    assert (one.until, one.since, one.failures, one.reason) == (NOW + REST, datetime.fromtimestamp(NOW, UTC), 1, "421 closed")
+    assert (one.until, one.since, one.failures, one.reason) == (
+        NOW + REST,
+        datetime.fromtimestamp(NOW, UTC),
+        1,
+        "421 closed",
+    )
 
 
 def test_it_fails_again(store: Store) -> None:
     """The pause is a longer one, and keeps the date at which it began."""
     pause(store)
-    assert store.pause_relay(RELAY, failures=1, now=NOW + 60, until=NOW + 80, reason="535 wrong password")
+    assert store.pause_relay(
+        RELAY, failures=1, now=NOW + 60, until=NOW + 80, reason="535 wrong password"
+    )
 
     one = store.relay_pauses()[RELAY]
-    assert (one.until, one.since.timestamp(), one.failures, one.reason) == (NOW + 80, NOW, 2, "535 wrong password")
+    assert (one.until, one.since.timestamp(), one.failures, one.reason) == (
+        NOW + 80,
+        NOW,
+        2,
+        "535 wrong password",
+    )
 
 
 def test_a_failure_of_old_changes_nothing(store: Store) -> None:
@@ -68,7 +99,7 @@ def test_workers_that_fail_at_the_same_time(store: Store) -> None:
         assert store.relay_pauses()[RELAY].failures == failures + 1
 
 
-# --- probes -----------------------------------------------------------------------------------------------------------
+# --- probes -------------------------------------------------------------------------------------
 
 
 def test_one_worker_of_all_tries(store: Store) -> None:
@@ -102,7 +133,8 @@ def test_a_probe_is_given_back_by_who_took_it(store: Store) -> None:
     assert not store.move_probe("other", taken_until=now + 80, until=now)
     assert not store.take_probe(RELAY, now=now, until=LATER)
     assert store.move_probe(RELAY, taken_until=now + 80, until=now)
-    assert store.take_probe(RELAY, now=now, until=now + 0.1 + 0.2)  # a number that has no end in binary
+    # A number that has no end in binary.
+    assert store.take_probe(RELAY, now=now, until=now + 0.1 + 0.2)
     assert store.move_probe(RELAY, taken_until=now + 0.1 + 0.2, until=now)
 
 
@@ -117,7 +149,7 @@ def test_it_answers_again(store: Store) -> None:
     assert store.relay_pauses()[RELAY].failures == 1
 
 
-# --- together ---------------------------------------------------------------------------------------------------------
+# --- together -----------------------------------------------------------------------------------
 
 
 def test_together_is_all_or_nothing(store: Store) -> None:

@@ -72,7 +72,9 @@ def test_a_statement_has_its_limit(pooled: Store) -> None:
     """The limit is asked for in each transaction, since no session keeps it."""
     with pooled._write() as transaction:
         limits = transaction.execute(
-            "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')", {}
+            "SELECT current_setting('statement_timeout'),"
+            " current_setting('idle_in_transaction_session_timeout')",
+            {},
         )
     with pooled._look() as transaction:
         after = transaction.execute("SELECT current_setting('statement_timeout')", {})
@@ -93,10 +95,16 @@ def test_there_and_back(pooled: Store) -> None:
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_the_callers_transaction_through_it(pooled: Store, pooled_url: str, *, ends_well: bool) -> None:
+def test_the_callers_transaction_through_it(
+    pooled: Store, pooled_url: str, *, ends_well: bool
+) -> None:
     """The application reaches its database through PgBouncer as well, as PgBouncer's users do."""
     app = Flask("shop")
-    app.config.update(MAILER_DATABASE_URL=pooled_url, MAILER_PGBOUNCER=True, MAIL_DEFAULT_SENDER="shop@example.com")
+    app.config.update(
+        MAILER_DATABASE_URL=pooled_url,
+        MAILER_PGBOUNCER=True,
+        MAIL_DEFAULT_SENDER="shop@example.com",
+    )
     mailer = Mailer(app)
     engine = create_engine(make_url(pooled_url), connect_args={"prepare_threshold": None})
     with app.app_context(), Session(engine) as session:
@@ -132,7 +140,9 @@ def test_without_the_setting_the_error_names_it(pooled: Store, pooled_url: str) 
     """What PgBouncer says of a startup parameter tells nobody what to do."""
     store = Store(pooled_url)
 
-    with pytest.raises(StoreUnavailable, match=r"unsupported startup parameter.*set MAILER_PGBOUNCER to true"):
+    with pytest.raises(
+        StoreUnavailable, match=r"unsupported startup parameter.*set MAILER_PGBOUNCER to true"
+    ):
         insert(store)
 
 
@@ -140,7 +150,10 @@ def test_prepared_statements_of_another_session_name_it_too(pooled: Store) -> No
     """So fails who has told PgBouncer to ignore the startup parameter."""
     errors = (psycopg.errors.DuplicatePreparedStatement(), psycopg.errors.InvalidSqlStatementName())
     for error in errors:
-        with pytest.raises(StoreUnavailable, match="set MAILER_PGBOUNCER to true"), pooled._mapped_errors():
+        with (
+            pytest.raises(StoreUnavailable, match="set MAILER_PGBOUNCER to true"),
+            pooled._mapped_errors(),
+        ):
             raise error
 
 

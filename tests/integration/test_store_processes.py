@@ -60,7 +60,7 @@ def ended_well(pid: int) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-# --- forks ------------------------------------------------------------------------------------------------------------
+# --- forks --------------------------------------------------------------------------------------
 
 
 def fork_while_a_thread_queues(url: str) -> list[bool]:
@@ -114,7 +114,11 @@ def test_forks_that_python_does_not_see(store: Store, database_url: str) -> None
     assert len(recipients(store)) == 2 + 5 * 100
 
 
-def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int], close: Callable[[], object] = lambda: None) -> bool:
+def fork_and_close(
+    url: str,
+    fork: Callable[[Callable[[], object]], int],
+    close: Callable[[], object] = lambda: None,
+) -> bool:
     store = Store(url)
     queue(store, "parent@example.com")
     opened, closed = os.pipe(), os.pipe()
@@ -134,18 +138,26 @@ def fork_and_close(url: str, fork: Callable[[Callable[[], object]], int], close:
 
 
 @sqlite_only
-@pytest.mark.parametrize(("fork", "prefix"), [(forked, ""), (forked_unnoticed, ""), (forked_unnoticed, "file:")])
+@pytest.mark.parametrize(
+    ("fork", "prefix"), [(forked, ""), (forked_unnoticed, ""), (forked_unnoticed, "file:")]
+)
 def test_a_child_outlives_its_parents_connections(
     databases: Databases, fork: Callable[[Callable[[], object]], int], prefix: str
 ) -> None:
     """SQLite deletes its log when the last connection closes: it has to know that of the child, however the file is named."""
     with databases.migrated() as url:
         own = make_url(url)
-        named = own.set(database=f"{prefix}{own.database}", query={"uri": "true"}).render_as_string()
+        named = own.set(
+            database=f"{prefix}{own.database}", query={"uri": "true"}
+        ).render_as_string()
         assert at_once(1, fork_and_close, named, fork) == [True]
         store = Store(url)
 
-        assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+        assert recipients(store) == [
+            "parent@example.com",
+            "before@example.com",
+            "after@example.com",
+        ]
         store.engine.dispose()
 
 
@@ -165,7 +177,11 @@ def test_a_child_of_an_application_with_its_own_connection(databases: Databases)
         assert at_once(1, fork_beside_the_application, url) == [True]
         store = Store(url)
 
-        assert recipients(store) == ["parent@example.com", "before@example.com", "after@example.com"]
+        assert recipients(store) == [
+            "parent@example.com",
+            "before@example.com",
+            "after@example.com",
+        ]
         store.engine.dispose()
 
 
@@ -196,7 +212,7 @@ def test_a_database_in_memory(fork: Callable[[Callable[[], object]], int]) -> No
     store.engine.dispose()
 
 
-# --- the first start --------------------------------------------------------------------------------------------------
+# --- the first start ----------------------------------------------------------------------------
 
 
 def take_the_first_chore(url: str) -> bool:

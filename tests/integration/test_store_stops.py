@@ -9,7 +9,14 @@ import pytest
 from mailer.message import Lane, Status
 from mailer.store import Store
 from tests.mails import LATER, NOW, bring, claim, insert, row, table
-from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, queue
+from tests.services.dispatchers import (
+    Clock,
+    CountingBell,
+    MakeDispatcher,
+    chores_of,
+    copy_of,
+    queue,
+)
 
 
 def test_everything_stands_still(store: Store) -> None:
@@ -58,7 +65,10 @@ def test_a_long_queue_that_stands_still_costs_nothing(store: Store) -> None:
 
 
 def test_what_is_known_of_a_stop(store: Store) -> None:
-    """Since when and why; who stops what is stopped changes the reason only. Relays have pauses of their own."""
+    """Since when and why; who stops what is stopped changes the reason only.
+
+    Relays have pauses of their own.
+    """
     store.pause(now=NOW, reason="first")
     store.pause(now=LATER, reason="second")
     store.pause(Lane.BULK, now=LATER, reason="too early")
@@ -81,7 +91,9 @@ def test_what_is_in_doubt_is_not_queued_again(store: Store) -> None:
     assert store.resend_doubtful(LATER) == {delivery.id}
 
 
-def test_a_sweep_meanwhile(make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell) -> None:
+def test_a_sweep_meanwhile(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell
+) -> None:
     """It rescues and expires, for that sends nothing; it neither rings nor delivers."""
     claimed = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + 30)
@@ -91,11 +103,14 @@ def test_a_sweep_meanwhile(make_dispatcher: MakeDispatcher, store: Store, clock:
     clock.ahead += 60
     chores_of(make_dispatcher()).sweep()
 
-    assert [copy_of(store, one).status for one in (claimed, overdue)] == [Status.QUEUED, Status.EXPIRED]
+    assert [copy_of(store, one).status for one in (claimed, overdue)] == [
+        Status.QUEUED,
+        Status.EXPIRED,
+    ]
     assert bell.rings == 0
 
 
-# --- what would go out ------------------------------------------------------------------------------------------------
+# --- what would go out --------------------------------------------------------------------------
 
 
 def test_the_outlook(store: Store) -> None:
@@ -114,14 +129,19 @@ def test_the_outlook(store: Store) -> None:
     ]
     assert outlook.ages == [(0, 2), (1, 1), (3, 1)]
     assert outlook.domains == [("example.com", 3), ("example.org", 1)]
-    assert [(mail_id, recipient, subject) for mail_id, recipient, _, _, subject in outlook.first] == [
+    assert [
+        (mail_id, recipient, subject) for mail_id, recipient, _, _, subject in outlook.first
+    ] == [
         (young, "young@example.com", "Welcome"),
         (old, "old@example.org", "Welcome"),
     ]
 
 
 def test_what_is_in_doubt_is_as_old_as_its_first_try(store: Store) -> None:
-    """When it is to be sent once more says nothing about when it was due. Without that date it goes nowhere by itself."""
+    """When it is to be sent once more says nothing about when it was due.
+
+    Without that date it goes nowhere by itself.
+    """
     delivery = bring(store, Status.DOUBTFUL)
     assert row(store, delivery)["due_at"] == LATER
     assert store.outlook(now=NOW + 60, most=1).ages == [(1, 1)]
@@ -139,6 +159,8 @@ def test_what_was_due_before_is_cancelled(store: Store, monkeypatch: pytest.Monk
     insert(store, due_at=NOW - 60, lane=Lane.BULK)
     insert(store, due_at=NOW)
 
-    assert [len(bite) for bite in store.cancel_if_due_before(NOW, now=NOW, lanes=[Lane.NORMAL])] == [2, 2, 1]
+    assert [
+        len(bite) for bite in store.cancel_if_due_before(NOW, now=NOW, lanes=[Lane.NORMAL])
+    ] == [2, 2, 1]
     assert len(set(chain.from_iterable(store.cancel_if_due_before(NOW, now=NOW)))) == 1
     assert [one["due_at"] for one in table(store).values() if one["status"] == "queued"] == [NOW]

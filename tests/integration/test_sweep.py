@@ -10,7 +10,15 @@ from mailer.errors import UnknownMail
 from mailer.message import Attachment, Lane, OnDoubt, Status
 from mailer.store import Store
 from tests.mails import a_message, claim, table
-from tests.services.dispatchers import Clock, CountingBell, MakeDispatcher, chores_of, copy_of, outbound_of, queue
+from tests.services.dispatchers import (
+    Clock,
+    CountingBell,
+    MakeDispatcher,
+    chores_of,
+    copy_of,
+    outbound_of,
+    queue,
+)
 from tests.services.sink import Sink
 
 LEASE = 30.0
@@ -21,15 +29,21 @@ def died_on_the_wire(store: Store, clock: Clock, **options: Any) -> str:
     """A mail that a worker has marked and nobody has heard of since."""
     mail_id = queue(store, "ada@example.com", **options)
     [delivery] = claim(store, now=clock.time(), token="dead", lease_until=clock.time() + LEASE)
-    store.mark_if_claimed([delivery.id], token="dead", now=clock.time(), lease_until=clock.time() + LEASE)
+    store.mark_if_claimed(
+        [delivery.id], token="dead", now=clock.time(), lease_until=clock.time() + LEASE
+    )
     return mail_id
 
 
-# --- a clock that is set ----------------------------------------------------------------------------------------------
+# --- a clock that is set ------------------------------------------------------------------------
 
 
 def test_a_clock_that_is_set_back(
-    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    clock: Clock,
+    bell: CountingBell,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was due is due, and somebody is called; what was scheduled for later stays so."""
     monkeypatch.setattr(worker_maintenance, "time", clock)
@@ -45,10 +59,12 @@ def test_a_clock_that_is_set_back(
     assert copy_of(store, scheduled).status is Status.QUEUED
 
 
-# --- rescue -----------------------------------------------------------------------------------------------------------
+# --- rescue -------------------------------------------------------------------------------------
 
 
-def test_a_worker_died_before_it_began(make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell) -> None:
+def test_a_worker_died_before_it_began(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell
+) -> None:
     """When its lease is over its mails go back as if they had never been claimed, and somebody is called."""
     mail_id = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + LEASE)
@@ -65,7 +81,9 @@ def test_a_worker_died_before_it_began(make_dispatcher: MakeDispatcher, store: S
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.SENT, 1)
 
 
-def test_a_worker_died_on_the_wire(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_a_worker_died_on_the_wire(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """Nobody knows whether the mail was taken: it waits for MAILER_DOUBT_RESEND_AFTER, then goes out once more."""
     mail_id = died_on_the_wire(store, clock)
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)
@@ -92,7 +110,9 @@ def test_a_worker_died_on_the_wire(make_dispatcher: MakeDispatcher, store: Store
     assert [mail.message_id for mail in sink.messages] == [store.status(mail_id).message_id]
 
 
-def test_a_second_worker_died_on_the_wire(make_dispatcher: MakeDispatcher, store: Store, clock: Clock) -> None:
+def test_a_second_worker_died_on_the_wire(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock
+) -> None:
     """Twice is enough: a person decides."""
     mail_id = died_on_the_wire(store, clock)
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=1)
@@ -100,13 +120,18 @@ def test_a_second_worker_died_on_the_wire(make_dispatcher: MakeDispatcher, store
         clock.ahead += LEASE + 1
         chores_of(dispatcher).sweep()
     [delivery] = claim(store, now=clock.time(), token="dead too", lease_until=clock.time() + LEASE)
-    store.mark_if_claimed([delivery.id], token="dead too", now=clock.time(), lease_until=clock.time() + LEASE)
+    store.mark_if_claimed(
+        [delivery.id], token="dead too", now=clock.time(), lease_until=clock.time() + LEASE
+    )
 
     for _ in range(3):
         clock.ahead += DAY
         chores_of(dispatcher).sweep()
 
-    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (
+        Status.DOUBTFUL,
+        None,
+    )
 
 
 def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(
@@ -120,10 +145,13 @@ def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(
         clock.ahead += DAY
         chores_of(dispatcher).sweep()
 
-    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (Status.DOUBTFUL, None)
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).due_at) == (
+        Status.DOUBTFUL,
+        None,
+    )
 
 
-# --- due, and overdue -------------------------------------------------------------------------------------------------
+# --- due, and overdue ---------------------------------------------------------------------------
 
 
 def test_somebody_is_called_for_what_is_due_and_only_then(
@@ -141,7 +169,9 @@ def test_somebody_is_called_for_what_is_due_and_only_then(
     assert bell.rings == 1
 
 
-def test_when_nobody_can_be_called_the_sweep_delivers(make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell) -> None:
+def test_when_nobody_can_be_called_the_sweep_delivers(
+    make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell
+) -> None:
     """While the broker is away."""
     bell.works = False
     mail_id = queue(store, "ada@example.com")
@@ -151,7 +181,9 @@ def test_when_nobody_can_be_called_the_sweep_delivers(make_dispatcher: MakeDispa
     assert copy_of(store, mail_id).status is Status.SENT
 
 
-def test_what_comes_too_late_is_not_sent(make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock) -> None:
+def test_what_comes_too_late_is_not_sent(
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
+) -> None:
     """A one-time password of yesterday."""
     mail_id = queue(store, "ada@example.com", expires_at=clock.time() + 600)
     dispatcher = make_dispatcher()
@@ -165,20 +197,32 @@ def test_what_comes_too_late_is_not_sent(make_dispatcher: MakeDispatcher, store:
     assert expired.finished_at is not None
 
 
-# --- what fails -------------------------------------------------------------------------------------------------------
+# --- what fails ---------------------------------------------------------------------------------
 
 
 def failing(*_arguments: object, **_options: object) -> Any:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("step", ["renew_machine_lock", "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"])
+@pytest.mark.parametrize(
+    "step",
+    ["renew_machine_lock", "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"],
+)
 def test_a_step_of_the_sweep_that_fails(
-    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    clock: Clock,
+    bell: CountingBell,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     """The others are taken."""
     bell.works = False
-    claimed, doubtful, overdue = "requeue_lapsed_claims", "doubt_lapsed_transmissions", "expire_overdue"
+    claimed, doubtful, overdue = (
+        "requeue_lapsed_claims",
+        "doubt_lapsed_transmissions",
+        "expire_overdue",
+    )
     mails = {doubtful: died_on_the_wire(store, clock, on_doubt=OnDoubt.HOLD)}
     mails[claimed] = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + LEASE)
@@ -190,12 +234,19 @@ def test_a_step_of_the_sweep_that_fails(
     chores_of(make_dispatcher()).sweep()
 
     assert copy_of(store, due).status is Status.SENT
-    moved = {name for name in mails if copy_of(store, mails[name]).status in (Status.SENT, Status.DOUBTFUL, Status.EXPIRED)}
+    moved = {
+        name
+        for name in mails
+        if copy_of(store, mails[name]).status in (Status.SENT, Status.DOUBTFUL, Status.EXPIRED)
+    }
     assert moved == mails.keys() - {step}
 
 
 def test_a_step_that_fails_is_logged_once(
-    make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Not with every sweep; and so is that it works again."""
     maintenance = chores_of(make_dispatcher())
@@ -212,7 +263,11 @@ def test_a_step_that_fails_is_logged_once(
 
 @pytest.mark.parametrize("step", ["settle", "sweep", "purge"])
 def test_a_chore_that_fails(
-    make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, step: str
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    bell: CountingBell,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     """The others are done."""
     done: list[str] = []
@@ -233,7 +288,8 @@ def test_a_step_of_the_purge_that_fails(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What mails said is erased although none can be deleted, and the next purge tries it all again."""
-    mail_id = queue(store, "ada@example.com", message=a_message(id="0"))  # ids begin with their time
+    # Ids begin with their time.
+    mail_id = queue(store, "ada@example.com", message=a_message(id="0"))
     dispatcher = make_dispatcher(MAILER_KEEP_DAYS=1, MAILER_KEEP_BODIES_DAYS=0.5)
     dispatcher.deliver_batch()
     clock.ahead += 2 * DAY
@@ -246,13 +302,19 @@ def test_a_step_of_the_purge_that_fails(
     assert table(store) == {}
 
 
-# --- the purge --------------------------------------------------------------------------------------------------------
+# --- the purge ----------------------------------------------------------------------------------
 
 
-def test_what_is_finished_is_kept_for_a_while(make_dispatcher: MakeDispatcher, store: Store, clock: Clock) -> None:
+def test_what_is_finished_is_kept_for_a_while(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock
+) -> None:
     """MAILER_KEEP_DAYS; what is not finished stays however old it is."""
     attachment = Attachment("report.pdf", b"report")
-    sent = queue(store, "ada@example.com", message=a_message(created_at=clock.time(), attachments=(attachment,)))
+    sent = queue(
+        store,
+        "ada@example.com",
+        message=a_message(created_at=clock.time(), attachments=(attachment,)),
+    )
     dispatcher = make_dispatcher(MAILER_KEEP_DAYS=30)
     dispatcher.deliver_batch()
     waiting = queue(store, "bob@example.com", due_at=clock.time() + 365 * DAY)
@@ -297,4 +359,8 @@ def test_a_purge_is_interrupted(
     clock.ahead += 2 * DAY
 
     maintenance = chores_of(dispatcher)
-    assert [(maintenance.purge(at_most=0), len(table(store))) for _ in range(3)] == [(False, 1), (False, 0), (True, 0)]
+    assert [(maintenance.purge(at_most=0), len(table(store))) for _ in range(3)] == [
+        (False, 1),
+        (False, 0),
+        (True, 0),
+    ]

@@ -74,7 +74,9 @@ def test_they_are_tasks_of_the_current_celery_app(open_shop: OpenShop) -> None:
             assert task.name in TASKS
 
 
-def test_a_task_delivers_the_mail_of_its_celery_app(open_shop: OpenShop, other_database_url: str) -> None:
+def test_a_task_delivers_the_mail_of_its_celery_app(
+    open_shop: OpenShop, other_database_url: str
+) -> None:
     """Whichever Celery app is current, and no other app's mail."""
     one, other = open_shop(), open_shop(MAILER_DATABASE_URL=other_database_url)
     mine, yours = queue(one), queue(other)
@@ -84,7 +86,9 @@ def test_a_task_delivers_the_mail_of_its_celery_app(open_shop: OpenShop, other_d
     assert (status_of(one, mine), status_of(other, yours)) == (Status.SENT, Status.QUEUED)
 
 
-def test_flask_apps_that_share_a_celery_app(make_shop: MakeShop, celery: Celery[Any], other_database_url: str) -> None:
+def test_flask_apps_that_share_a_celery_app(
+    make_shop: MakeShop, celery: Celery[Any], other_database_url: str
+) -> None:
     """Each task serves them all, and so does a worker's maintenance."""
     shops = make_shop(celery), make_shop(celery, MAILER_DATABASE_URL=other_database_url)
     mails = [queue(shop) for shop in shops]
@@ -103,7 +107,9 @@ def test_a_celery_app_that_no_mailer_knows(open_shop: OpenShop, celery: Celery[A
         run(celery)
 
 
-def test_a_celery_app_is_finalized_when_it_wants_to(make_shop: MakeShop, celery: Celery[Any]) -> None:
+def test_a_celery_app_is_finalized_when_it_wants_to(
+    make_shop: MakeShop, celery: Celery[Any]
+) -> None:
     """Early, so that the tasks are added to it, or late: they have their own options either way."""
     make_shop(celery)
     assert not vars(celery)["finalized"]
@@ -129,7 +135,7 @@ def test_a_call_by_hand(open_shop: OpenShop, name: str) -> None:
     assert "is called with nothing" in _objection(message, celery.tasks)
 
 
-# --- what is built ----------------------------------------------------------------------------------------------------
+# --- what is built ------------------------------------------------------------------------------
 
 
 def test_a_process_that_queues_builds_nothing_that_delivers(open_shop: OpenShop) -> None:

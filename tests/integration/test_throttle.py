@@ -30,13 +30,24 @@ RELAY_KEY = f"relay/{RELAY}"
 SLOTS = f"mailer:tests:throttle:slots/{RELAY_KEY}"
 
 
-def throttle(url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any) -> Throttle:
+def throttle(
+    url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any
+) -> Throttle:
     """What a worker process has: two of them know as little of each other as two processes."""
-    given = {"MAIL_SERVER": "relay.example.com", "MAILER_NAMESPACE": "tests", "MAILER_DOMAIN_LIMITS": domains, **config}
-    return Throttle(Settings.load(given, {}, default_database_url="sqlite:////srv/mailer.sqlite3"), url)
+    given = {
+        "MAIL_SERVER": "relay.example.com",
+        "MAILER_NAMESPACE": "tests",
+        "MAILER_DOMAIN_LIMITS": domains,
+        **config,
+    }
+    return Throttle(
+        Settings.load(given, {}, default_database_url="sqlite:////srv/mailer.sqlite3"), url
+    )
 
 
-def admitted(throttles: Sequence[Throttle], wanted: int = 1000, domain: str = "example.com") -> list[int]:
+def admitted(
+    throttles: Sequence[Throttle], wanted: int = 1000, domain: str = "example.com"
+) -> list[int]:
     return [one.admit(RELAY, domain, wanted).granted for one in throttles]
 
 
@@ -52,7 +63,7 @@ def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_QUIET_SECONDS", 0.0)
 
 
-# --- rates, shared ----------------------------------------------------------------------------------------------------
+# --- rates, shared ------------------------------------------------------------------------------
 
 
 def take_many(url: str, wanted: int) -> int:
@@ -65,7 +76,8 @@ def test_processes_share_a_limit(redis_url: str) -> None:
     granted = at_once(4, take_many, redis_url, 3)
 
     assert sum(granted) <= 100
-    assert sum(granted) + take_many(redis_url, 1000) >= 90  # what one had seen free and another took may be lost
+    # What one had seen free and another took may be lost.
+    assert sum(granted) + take_many(redis_url, 1000) >= 90
     assert take_many(redis_url, 1000) == 0
 
 
@@ -73,7 +85,9 @@ def test_threads_share_a_limit(redis_url: str) -> None:
     """They use one throttle."""
     one = throttle(redis_url, MAILER_RELAY_RATE="100/hour")
     with ThreadPoolExecutor(8) as threads:
-        granted = list(threads.map(lambda _: one.admit(RELAY, "example.com", 1).granted, range(150)))
+        granted = list(
+            threads.map(lambda _: one.admit(RELAY, "example.com", 1).granted, range(150))
+        )
 
     assert sum(granted) + sum(admitted([one])) == 100
 
@@ -89,7 +103,9 @@ one = throttle({redis_url!r}, MAILER_RELAY_RATE="100/hour")
 granted = Pool(20).map(lambda _: one.admit(RELAY, "example.com", 1).granted, range(150))
 print(sum(granted) + sum(admitted([one])))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, check=True, capture_output=True, text=True
+    )
 
     assert done.stdout.split() == ["100"]
 
@@ -152,8 +168,13 @@ def test_other_limits_are_counted_apart(redis_url: str) -> None:
     one = throttle(redis_url, {"*": {"rate": "2/day"}}, MAILER_RELAYS=[first, second])
     same = throttle(redis_url, MAILER_RELAYS=[second])
 
-    assert [one.admit("first", domain, 10).granted for domain in ("example.com", "example.net", "example.org")] == [2, 2, 1]
-    assert [one.admit("second", domain, 10).granted for domain in ("example.com", "example.edu")] == [0, 2]
+    assert [
+        one.admit("first", domain, 10).granted
+        for domain in ("example.com", "example.net", "example.org")
+    ] == [2, 2, 1]
+    assert [
+        one.admit("second", domain, 10).granted for domain in ("example.com", "example.edu")
+    ] == [0, 2]
     assert same.admit("second", "example.com", 10).granted == 3
 
 
@@ -171,12 +192,17 @@ def test_keys_say_whose_they_are_and_end_by_themselves(redis_url: str, client: A
 
 def test_installations_have_limits_of_their_own(redis_url: str) -> None:
     """What shares a Redis and is not the same installation shares no limit."""
-    shops = [throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_NAMESPACE=name) for name in ("one", "other", "one")]
+    shops = [
+        throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_NAMESPACE=name)
+        for name in ("one", "other", "one")
+    ]
 
     assert admitted(shops) == [5, 5, 0]
 
 
-def test_who_is_always_overtaken_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_always_overtaken_is_refused(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rather than looking for ever at what others take."""
     monkeypatch.setattr(shared.Shared, "take", lambda *_: False)
     grant = throttle(redis_url, MAILER_RELAY_RATE="100/hour").admit(RELAY, "example.com", 1)
@@ -185,7 +211,7 @@ def test_who_is_always_overtaken_is_refused(redis_url: str, monkeypatch: pytest.
     assert grant.wait > 0
 
 
-# --- slots, shared ----------------------------------------------------------------------------------------------------
+# --- slots, shared ------------------------------------------------------------------------------
 
 
 def take_a_seat_and_die(url: str) -> bool:
@@ -198,7 +224,9 @@ def test_processes_share_the_seats(redis_url: str, client: Any) -> None:
     assert not take_a_seat_and_die(redis_url)
 
     now = client.time()[0]
-    assert all(now < until <= now + 120 for _taker, until in client.zrange(SLOTS, 0, -1, withscores=True))
+    assert all(
+        now < until <= now + 120 for _taker, until in client.zrange(SLOTS, 0, -1, withscores=True)
+    )
     age(client, 121)
     assert take_a_seat_and_die(redis_url)
 
@@ -208,7 +236,9 @@ def age(client: Any, seconds: int) -> None:
         client.zincrby(SLOTS, -seconds, taker)
 
 
-def test_seats_that_are_used_are_kept(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seats_that_are_used_are_kept(
+    redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also longer than two minutes; those that are given back are free at once."""
     one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
     with one.slots() as slots:
@@ -222,7 +252,9 @@ def test_seats_that_are_used_are_kept(redis_url: str, client: Any, monkeypatch: 
     assert other.slots().take_relay(RELAY)
 
 
-def test_seats_are_kept_while_a_mail_is_slow(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seats_are_kept_while_a_mail_is_slow(
+    redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever holds them waits for a relay meanwhile: that they are used is all that counts, until they are given back."""
     monkeypatch.setattr(renewer, "_EVERY", 0.02)
     one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
@@ -230,14 +262,18 @@ def test_seats_are_kept_while_a_mail_is_slow(redis_url: str, client: Any, monkey
         assert slots.take_relay(RELAY)
         for _ in range(2):
             age(client, 100)
-            wait_until(lambda: client.zrange(SLOTS, 0, -1, withscores=True)[0][1] > client.time()[0] + 100)
+            wait_until(
+                lambda: client.zrange(SLOTS, 0, -1, withscores=True)[0][1] > client.time()[0] + 100
+            )
         client.delete(SLOTS)  # as a Redis does that is started anew
         wait_until(lambda: client.zcard(SLOTS))
         assert not other.slots().take_relay(RELAY)
     assert other.slots().take_relay(RELAY)
 
 
-def test_a_seat_that_is_given_back_is_not_taken_again(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seat_that_is_given_back_is_not_taken_again(
+    redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The keeper has looked at the hand, and comes to Redis after it was emptied."""
     hand, looked, go_on = throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots(), Event(), Event()
     keep_slots = Shared.keep_slots
@@ -261,10 +297,14 @@ def test_a_seat_that_is_given_back_is_not_taken_again(redis_url: str, client: An
     assert client.zcard(SLOTS) == 0
 
 
-def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_seat_is_nobody_elses(
+    redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who comes back after a long freeze does not drive out who is there now, nor takes that slot away at the end."""
     monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
-    frozen, successor, third = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(3))
+    frozen, successor, third = (
+        throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(3)
+    )
     frozen.take_relay(RELAY)
     age(client, 121)
     assert successor.take_relay(RELAY)
@@ -276,10 +316,12 @@ def test_a_lost_seat_is_nobody_elses(redis_url: str, client: Any, monkeypatch: p
     assert not third.take_relay(RELAY)
 
 
-# --- while Redis is away ----------------------------------------------------------------------------------------------
+# --- while Redis is away ------------------------------------------------------------------------
 
 
-def test_what_was_left_is_shared_while_redis_is_down(redis_server: RedisServer, attentive: None) -> None:
+def test_what_was_left_is_shared_while_redis_is_down(
+    redis_server: RedisServer, attentive: None
+) -> None:
     """Four workers have used 40 of 100 mails when Redis dies: each may send 15 more, and then none."""
     workers = [throttle(redis_server.url, MAILER_RELAY_RATE="100/hour") for _ in range(4)]
     assert admitted(workers, 10) == [10, 10, 10, 10]
@@ -290,9 +332,14 @@ def test_what_was_left_is_shared_while_redis_is_down(redis_server: RedisServer, 
     assert admitted(workers) == [0, 0, 0, 0]
 
 
-def test_the_shared_count_goes_on_when_redis_is_back(redis_server: RedisServer, attentive: None) -> None:
+def test_the_shared_count_goes_on_when_redis_is_back(
+    redis_server: RedisServer, attentive: None
+) -> None:
     """Nobody has to be started anew."""
-    workers = [throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1) for _ in range(4)]
+    workers = [
+        throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
+        for _ in range(4)
+    ]
     admitted(workers, 1)
     redis_server.stop()
     admitted(workers)
@@ -303,14 +350,21 @@ def test_the_shared_count_goes_on_when_redis_is_back(redis_server: RedisServer, 
     assert [one.slots().take_relay(RELAY) for one in workers] == [True, False, False, False]
 
 
-def test_mail_flows_without_any_redis(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Workers that were started while it is down keep to the limits as if each were alone. The log says it once."""
+def test_mail_flows_without_any_redis(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers that were started while it is down keep to the limits as if each were alone.
+
+    The log says it once.
+    """
     redis_server.stop()
     one = throttle(redis_server.url, {"gmail.com": {"rate": "5/day", "concurrency": 2}})
 
     assert [*admitted([one, one, one], 3, "gmail.com")] == [3, 2, 0]
     assert [one.slots().take_domain("gmail.com") for _ in range(3)] == [True, True, False]
-    assert [record.levelno for record in caplog.records if record.name == "mailer.throttle"] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if record.name == "mailer.throttle"] == [
+        logging.WARNING
+    ]
     assert "this process keeps to a share of the limits: share=1/1" in caplog.text
 
 
@@ -324,7 +378,9 @@ def test_mail_flows_while_redis_is_full(redis_server: RedisServer) -> None:
     assert one.slots().take_relay(RELAY)
 
 
-def test_a_frozen_redis_costs_one_time_out(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_frozen_redis_costs_one_time_out(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """And not one a mail: it is left alone for a while, also when it answers again."""
     one = throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
     admitted([one], 1)
@@ -341,7 +397,9 @@ def test_a_frozen_redis_costs_one_time_out(redis_server: RedisServer, caplog: py
     assert len([record for record in caplog.records if record.name == "mailer.throttle"]) == 1
 
 
-def test_seats_are_shared_out_while_redis_is_down(redis_server: RedisServer, attentive: None) -> None:
+def test_seats_are_shared_out_while_redis_is_down(
+    redis_server: RedisServer, attentive: None
+) -> None:
     """A fair part for each process, and one at least: mail flows."""
     domains = {"a.com": {"concurrency": 5}, "b.com": {"concurrency": 1}}
     workers = [throttle(redis_server.url, domains, MAILER_RELAY_RATE="100/hour") for _ in range(2)]
@@ -356,7 +414,9 @@ def test_seats_are_shared_out_while_redis_is_down(redis_server: RedisServer, att
         assert hands[2].take_domain("a.com")
 
 
-def test_seats_that_are_given_back_while_redis_is_quiet(redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seats_that_are_given_back_while_redis_is_quiet(
+    redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are free at its next answer, which the keeper asks for; what was taken since is kept."""
     monkeypatch.setattr(renewer, "_EVERY", 0.02)
     one = throttle(redis_url, MAILER_RELAY_CONCURRENCY=2)
@@ -374,7 +434,9 @@ def test_seats_that_are_given_back_while_redis_is_quiet(redis_url: str, client: 
         wait_until(lambda: client.zrange(SLOTS, 0, -1) == [slots._held[RELAY_KEY].holder])
 
 
-def test_seats_outlive_redis(redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seats_outlive_redis(
+    redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that are in use when it comes back, empty, are counted again."""
     monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
     one, other = (throttle(redis_server.url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(2))
@@ -389,7 +451,7 @@ def test_seats_outlive_redis(redis_server: RedisServer, attentive: None, monkeyp
     assert other.take_relay(RELAY)
 
 
-# --- forks ------------------------------------------------------------------------------------------------------------
+# --- forks --------------------------------------------------------------------------------------
 
 
 def test_a_fork_at_any_moment(redis_url: str) -> None:
@@ -420,21 +482,30 @@ def forked(work: Callable[[], bool]) -> int:
     return pid
 
 
-# --- lanes ------------------------------------------------------------------------------------------------------------
+# --- lanes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lane", [Lane.CRITICAL, Lane.BULK])
 def test_a_line_in_redis_is_that_of_a_process(redis_url: str, lane: Lane) -> None:
     """The same bookings come to the same times, whoever keeps the line."""
     kept, line, limit = Shared(redis_url, "shop"), LimitState(), Limit(f"relay/{lane}", (), 1)
-    calls = [(10, False, 0.0), (3, False, 5.0), (2, True, 0.5), (4, True, 0.0), (1, False, 0.0), (100_000, False, 0.0)]
+    calls = [
+        (10, False, 0.0),
+        (3, False, 5.0),
+        (2, True, 0.5),
+        (4, True, 0.0),
+        (1, False, 0.0),
+        (100_000, False, 0.0),
+    ]
     for mails, again, opens in calls:
         first, pace = kept.book(limit, lane, mails, 4.0, opens=opens, again=again, is_refused=True)
         row = line.rebook if again else line.book
         waits = row(mails, lane, 4.0, not_before=1000 + opens, now=1000.0)
         assert first == pytest.approx(waits[0], abs=0.5)
         assert pace == 4.0
-        assert kept.behind(limit, Lane.BULK) == pytest.approx(line.behind(Lane.BULK, 1000.0), abs=0.5)
+        assert kept.behind(limit, Lane.BULK) == pytest.approx(
+            line.behind(Lane.BULK, 1000.0), abs=0.5
+        )
     assert (kept.behind(limit, Lane.CRITICAL) > 0) == (lane is Lane.CRITICAL)
 
     kept.forget(limit, Lane.BULK)

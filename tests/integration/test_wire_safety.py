@@ -51,11 +51,16 @@ def dispatcher_of(app: Flask) -> Dispatcher:
     return dispatcher
 
 
-# --- calls ------------------------------------------------------------------------------------------------------------
+# --- calls --------------------------------------------------------------------------------------
 
 
 def send(**changes: Any) -> Receipt:
-    mail = {"to": "ada@example.com", "subject": "Hello", "template": "body", "context": {"body": "Hello"}}
+    mail = {
+        "to": "ada@example.com",
+        "subject": "Hello",
+        "template": "body",
+        "context": {"body": "Hello"},
+    }
     return send_email(**{**mail, **changes})
 
 
@@ -90,7 +95,7 @@ def attempt(ways: list[tuple[Way, str]]) -> Receipt | None:
         return None
 
 
-# --- what was heard ---------------------------------------------------------------------------------------------------
+# --- what was heard -----------------------------------------------------------------------------
 
 _ENVELOPE = re.compile(
     rb"MAIL FROM:<[^\x00-\x20<>]*>(?: SMTPUTF8| BODY=8BITMIME| SIZE=\d+)*(?P<mail_options>[^\r\n]*)\r\n"
@@ -112,7 +117,9 @@ def assert_harmless(heard: bytes, mails: list[tuple[str, Message]]) -> None:
         assert envelope["mail_options"].decode() == "".join(
             f" {one}" for one in message.mail_options if not one.startswith("SIZE")
         )
-        assert envelope["rcpt_options"].decode() == "".join(f" {one}" for one in message.rcpt_options)
+        assert envelope["rcpt_options"].decode() == "".join(
+            f" {one}" for one in message.rcpt_options
+        )
         mail, end, heard = heard[envelope.end() :].partition(END_OF_MAIL)
         assert end
         assert_one_mail(re.sub(rb"(?m)^\.", b"", mail + b"\r\n"), message)
@@ -122,7 +129,11 @@ def assert_harmless(heard: bytes, mails: list[tuple[str, Message]]) -> None:
 def assert_one_mail(mail: bytes, message: Message) -> None:
     """The headers that it is to have, each once, and as many parts as were given, however they are looked for."""
     head, _, _ = mail.partition(b"\r\n\r\n")
-    names = [line.split(b":")[0].decode() for line in head.split(b"\r\n") if line[:1] not in (b" ", b"\t")]
+    names = [
+        line.split(b":")[0].decode()
+        for line in head.split(b"\r\n")
+        if line[:1] not in (b" ", b"\t")
+    ]
     own = {name for name, _value in message.headers}
     assert sorted(names) == sorted({*names})
     assert {*names} - _OF_A_PART == own | expected(message)
@@ -132,7 +143,9 @@ def assert_one_mail(mail: bytes, message: Message) -> None:
     assert isinstance(parsed, EmailMessage)
     assert parsed.keys() == names
     leaves = [part for part in parsed.walk() if not part.is_multipart()]
-    assert len(leaves) == 1 + (message.html is not None) + len(message.alternatives) + len(message.attachments)
+    assert len(leaves) == 1 + (message.html is not None) + len(message.alternatives) + len(
+        message.attachments
+    )
     of_files = {name for one in message.attachments for name, _value in one.headers}
     for part in parsed.walk():
         assert part is parsed or set(part.keys()) <= _OF_A_PART | of_files
@@ -140,7 +153,11 @@ def assert_one_mail(mail: bytes, message: Message) -> None:
 
 
 def expected(message: Message) -> set[str]:
-    absent = {"Cc": not message.cc, "Reply-To": not message.reply_to, "To": not message.to and bool(message.cc)}
+    absent = {
+        "Cc": not message.cc,
+        "Reply-To": not message.reply_to,
+        "To": not message.to and bool(message.cc),
+    }
     return {name for name in _WRITTEN if not absent.get(name)}
 
 
@@ -160,13 +177,15 @@ def deliver(shop: Flask, recorder: Recorder, receipts: list[Receipt]) -> int:
     return len(arrived)
 
 
-# --- the corpus -------------------------------------------------------------------------------------------------------
+# --- the corpus ---------------------------------------------------------------------------------
 
 
 def test_every_payload_in_every_field(shop: Flask, recorder: Recorder) -> None:
     """Line breaks are refused, disguises arrive as what they are: text."""
     for way in WAYS_IN:
-        receipts = [receipt for payload in PAYLOADS if (receipt := attempt([(way, payload)])) is not None]
+        receipts = [
+            receipt for payload in PAYLOADS if (receipt := attempt([(way, payload)])) is not None
+        ]
         arrived = deliver(shop, recorder, receipts)
         assert arrived == len(receipts) or not recorder.offers, way.name
 
@@ -175,15 +194,32 @@ def test_every_payload_in_every_body(shop: Flask, recorder: Recorder) -> None:
     """No end of a mail inside of it, for no server; NUL and halves of characters are refused."""
     allowed = [text for text in PAYLOADS if "\x00" not in text and "\ud800" not in text]
     for way in BODIES:
-        receipts = [receipt for payload in PAYLOADS if (receipt := attempt([(way, payload)])) is not None]
+        receipts = [
+            receipt for payload in PAYLOADS if (receipt := attempt([(way, payload)])) is not None
+        ]
 
         assert deliver(shop, recorder, receipts) == len(allowed)
 
 
-# --- the fuzzer -------------------------------------------------------------------------------------------------------
+# --- the fuzzer ---------------------------------------------------------------------------------
 
 fragments = st.sampled_from(
-    [*PAYLOADS, *FORBIDDEN, "\r\n.\r\n", ".", "<", ">", "@", '"', "=?", "?=", ";", "ada@example.com", "ä", "🦊"]
+    [
+        *PAYLOADS,
+        *FORBIDDEN,
+        "\r\n.\r\n",
+        ".",
+        "<",
+        ">",
+        "@",
+        '"',
+        "=?",
+        "?=",
+        ";",
+        "ada@example.com",
+        "ä",
+        "🦊",
+    ]
 )
 texts = st.lists(fragments | st.text(max_size=20), max_size=6).map("".join)
 
@@ -192,12 +228,16 @@ def several(ways: list[Way]) -> st.SearchStrategy[list[tuple[Way, str]]]:
     """Up to three texts, in places of the same call."""
     doors = {way.door: [one for one in ways if one.door == way.door] for way in ways}
     return st.sampled_from(sorted(doors)).flatmap(
-        lambda door: st.lists(st.tuples(st.sampled_from(doors[door]), texts), min_size=1, max_size=3)
+        lambda door: st.lists(
+            st.tuples(st.sampled_from(doors[door]), texts), min_size=1, max_size=3
+        )
     )
 
 
 @given(ways=several([*(way for way in WAYS_IN if way.name != "key"), *BODIES]))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_nothing_gets_through(shop: Flask, recorder: Recorder, ways: list[tuple[Way, str]]) -> None:
     """Texts that nobody has thought of, in several fields at once."""
     receipt = attempt(ways)

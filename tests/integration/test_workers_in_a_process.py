@@ -26,7 +26,9 @@ def an_app(config: dict[str, str], *, own_celery: bool) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(config)
     app.extensions["celery"] = Celery(
-        "theirs", broker=config["MAILER_REDIS_URL"].replace("unix://", "redis+socket://"), set_as_current=False
+        "theirs",
+        broker=config["MAILER_REDIS_URL"].replace("unix://", "redis+socket://"),
+        set_as_current=False,
     )
     Mailer(app)
     return app
@@ -34,7 +36,10 @@ def an_app(config: dict[str, str], *, own_celery: bool) -> Flask:
 
 @pytest.mark.parametrize("own_celery", [True, False])
 def test_an_app_that_is_dropped_is_gone(config: dict[str, str], own_celery: bool) -> None:
-    """With its connections. Test suites make one after the other: only the last may stay, which is Celery's default app."""
+    """With its connections.
+
+    Test suites make one after the other: only the last may stay, which is Celery's default app.
+    """
     dropped, pools = [], []
     for _ in range(50):
         app = an_app(config, own_celery=own_celery)
@@ -62,7 +67,9 @@ def test_limits_of_the_application(config: dict[str, str], own_celery: bool) -> 
     with running(celery):
         tasks = [celery.tasks[name] for name in TASKS]
 
-    assert all(task.time_limit > longest < task.soft_time_limit and not task.acks_late for task in tasks)
+    assert all(
+        task.time_limit > longest < task.soft_time_limit and not task.acks_late for task in tasks
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +86,19 @@ def own_logging() -> Iterator[None]:
 
 @contextmanager
 def running(celery: Celery[Any], name: str = "worker") -> Iterator[Any]:
-    with start_worker(celery, pool="solo", hostname=f"{name}@localhost", perform_ping_check=False, shutdown_timeout=30) as worker:
+    with start_worker(
+        celery,
+        pool="solo",
+        hostname=f"{name}@localhost",
+        perform_ping_check=False,
+        shutdown_timeout=30,
+    ) as worker:
         yield worker
 
 
-def test_a_worker_that_stops_leaves_the_others_alone(config: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stops_leaves_the_others_alone(
+    config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is one Celery app's worker, and so it ends the delivery of that one's mail only, until it is started again."""
     hung_up: list[str] = []
     apps = {name: an_app(config, own_celery=True) for name in ("first", "second")}

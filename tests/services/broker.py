@@ -10,12 +10,25 @@ from tests.services.waiting import wait_until
 
 
 class RedisServer:
-    """One server process on a Unix socket in the given folder. It keeps nothing on disk: stopping it loses what it held."""
+    """One server process on a Unix socket in the given folder.
+
+    It keeps nothing on disk: stopping it loses what it held.
+    """
 
     def __init__(self, program: Path, folder: Path) -> None:
         socket = folder / "redis.sock"
         self.url = f"unix://{socket}"
-        self._command = [str(program), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", ""]
+        self._command = [
+            str(program),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(socket),
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+        ]
         self._command += ["--logfile", "redis.log"]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -30,7 +30,10 @@ def token() -> str:
 def forms(secret: str) -> set[str]:
     """As it is, as in a URL, as in a literal, and as base64 has it, wherever in the encoded text it begins."""
     octets = secret.encode()
-    encoded = {_core(base64.b64encode(b"\0" * shift + octets).decode(), shift, len(octets)) for shift in range(3)}
+    encoded = {
+        _core(base64.b64encode(b"\0" * shift + octets).decode(), shift, len(octets))
+        for shift in range(3)
+    }
     return {secret, quote(secret, safe=""), repr(secret)[1:-1], *encoded}
 
 

@@ -27,7 +27,9 @@ def make_certificate(file: Path, name: str = "localhost", *, days: int = 30) -> 
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + secret)
     return file
 

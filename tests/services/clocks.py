@@ -7,10 +7,15 @@ from tests.services.requirement import require
 
 
 class Clock:
-    """A clock of one machine. What is started with its `env` sees it; how fast time passes is left alone."""
+    """A clock of one machine.
+
+    What is started with its `env` sees it; how fast time passes is left alone.
+    """
 
     def __init__(self, file: Path) -> None:
-        library = require("libfaketime", next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None))
+        library = require(
+            "libfaketime", next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+        )
         self._file = file
         self.set(0)
         self.env: Mapping[str, str] = {

@@ -30,12 +30,16 @@ class Databases(Protocol):
         """Give the address of a database with today's schema."""
 
 
-#: A commit waits for the disk, for some milliseconds each; no test cuts the power. Docker gives 64 MB, which is too little.
+#: A commit waits for the disk, for some milliseconds each; no test cuts the power. Docker gives 64
+#: MB, which is too little.
 _MEMORY, _ENOUGH = Path("/dev/shm"), 1_000_000_000  # noqa: S108 -- only a folder of our own inside it is used
 
 
 def fast_folder() -> Path | None:
-    """Return where files are kept in memory, if this machine has room there. Else any temporary folder will do."""
+    """Return where files are kept in memory, if this machine has room there.
+
+    Else any temporary folder will do.
+    """
     if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
         return _MEMORY
     return None
@@ -108,7 +112,10 @@ class PostgresDatabases:
             return connection.execute(_FINGERPRINT).fetchall()
 
     def _is_emptied(self, name: str) -> bool:
-        """Empty the database. Return False if a test left more in it than rows: then nobody else can use it."""
+        """Empty the database.
+
+        Return False if a test left more in it than rows: then nobody else can use it.
+        """
         with suppress(psycopg.Error), self._server.connect(name) as connection:
             connection.execute(_HANG_UP)
             connection.execute(_EMPTY)
@@ -133,7 +140,8 @@ END $$
 
 _CATALOGS = "attrdef attribute collation constraint extension index namespace policy proc rewrite sequence trigger type"
 
-#: A copy of the template has its rows of the catalogs, with the transactions that wrote them: each change has a later one.
+#: A copy of the template has its rows of the catalogs, with the transactions that wrote them: each
+#: change has a later one.
 _FINGERPRINT = "".join(
     f"SELECT '{one}', count(*), max(xmin::text::bigint) FROM pg_{one} UNION ALL "  # noqa: S608 -- names of ours
     for one in _CATALOGS.split()

@@ -1,6 +1,9 @@
-"""A machine whose DNS server takes every question and answers none: `python -m tests.services.deaf_dns COMMAND …`.
+"""A machine whose DNS server takes every question and answers none.
 
-The command runs in namespaces of its own, with a loopback of its own, for which everybody may be root.
+`python -m tests.services.deaf_dns COMMAND …`.
+
+The command runs in namespaces of its own, with a loopback of its own, for which everybody may be
+root.
 """
 
 import fcntl

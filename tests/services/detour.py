@@ -23,7 +23,11 @@ class _Traveller(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         self.server.connected.append(self.request)
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as selector:
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX) as server,
+            selectors.DefaultSelector() as selector,
+        ):
             server.connect(self.server.path)
             ways = {self.request: server, server: self.request}
             for end in ways:

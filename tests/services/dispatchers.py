@@ -18,7 +18,8 @@ from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 
 MakeDispatcher = Callable[..., Dispatcher]  # `make_dispatcher(**config)`, a fixture
-OpenDispatcher = Callable[..., Dispatcher]  # `open_dispatcher(*entries, redis_url=, **config)`, another one
+# `open_dispatcher(*entries, redis_url=, **config)`, another one.
+OpenDispatcher = Callable[..., Dispatcher]
 
 
 class Clock:
@@ -64,17 +65,23 @@ def chores_of(dispatcher: Dispatcher) -> Maintenance:
 
 def outbound_of(dispatcher: Dispatcher, maintenance: Maintenance | None = None) -> Outbound:
     """The outbound side of an app with this dispatcher, for what a worker runs beside its tasks."""
-    outbound = Outbound(Flask("tests"), dispatcher._settings, dispatcher._services.store, dispatcher._bell)
+    outbound = Outbound(
+        Flask("tests"), dispatcher._settings, dispatcher._services.store, dispatcher._bell
+    )
     vars(outbound)["_built"] = Delivery(dispatcher, maintenance or chores_of(dispatcher))
     return outbound
 
 
-def entry(server: Sink | RawServer | ScriptedRelay | MailServer, name: str = "relay", **rules: Any) -> dict[str, Any]:
+def entry(
+    server: Sink | RawServer | ScriptedRelay | MailServer, name: str = "relay", **rules: Any
+) -> dict[str, Any]:
     """What MAILER_RELAYS says of a relay."""
     return {"name": name, "MAIL_SERVER": server.host, "MAIL_PORT": server.port, **rules}
 
 
-def two(first: Sink | RawServer, second: Sink, **of_the_first: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def two(
+    first: Sink | RawServer, second: Sink, **of_the_first: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A relay, and one for when it is down."""
     return entry(first, "first", **of_the_first), entry(second, "second", preference=1)
 
@@ -101,7 +108,9 @@ def states(store: Store) -> dict[str, str]:
     return {row["recipient"].partition("@")[0]: row["status"] for row in table(store).values()}
 
 
-def queue_many(store: Store, count: int, *, domain: str = "example.com", **options: Any) -> list[str]:
+def queue_many(
+    store: Store, count: int, *, domain: str = "example.com", **options: Any
+) -> list[str]:
     """So many mails, each of its own; returns their ids."""
     return [queue(store, f"reader{number}@{domain}", **options) for number in range(count)]
 

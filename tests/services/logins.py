@@ -22,7 +22,11 @@ class LoginServer:
     """Offers these mechanisms; `refusals` are what it says to them instead of looking at the login."""
 
     def __init__(
-        self, folder: Path, *offers: str, refusals: dict[str, str] | None = None, protocol: type[SMTP] = LoginSMTP
+        self,
+        folder: Path,
+        *offers: str,
+        refusals: dict[str, str] | None = None,
+        protocol: type[SMTP] = LoginSMTP,
     ) -> None:
         self.path = str(folder / "relay.sock")
         self.offers = offers
@@ -36,7 +40,12 @@ class LoginServer:
         self._controller.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._controller.stop()
 
 
@@ -55,9 +64,14 @@ class _Controller(UnixSocketController):
             auth_exclude_mechanism=[name for name in _KNOWN if name not in self._server.offers],
         )
 
-    def _authenticate(self, smtp: SMTP, session: Session, envelope: Envelope, mechanism: str, login: Any) -> AuthResult:
+    def _authenticate(
+        self, smtp: SMTP, session: Session, envelope: Envelope, mechanism: str, login: Any
+    ) -> AuthResult:
         assert isinstance(login, LoginPassword)
-        return AuthResult(success=(login.login, login.password) == (USER.encode(), PASSWORD.encode()), handled=False)
+        return AuthResult(
+            success=(login.login, login.password) == (USER.encode(), PASSWORD.encode()),
+            handled=False,
+        )
 
 
 class _Conversation:
@@ -67,7 +81,9 @@ class _Conversation:
         self._server = server
         self._refusals = refusals
 
-    async def handle_AUTH(self, smtp: SMTP, session: Session, envelope: Envelope, args: Sequence[str]) -> Any:
+    async def handle_AUTH(
+        self, smtp: SMTP, session: Session, envelope: Envelope, args: Sequence[str]
+    ) -> Any:
         self._server.tried.append(" ".join([args[0], *(["at once"] if len(args) > 1 else [])]))
         return self._refusals.get(args[0], MISSING)
 
@@ -87,8 +103,14 @@ class _Conversation:
             assert await smtp.challenge_auth('{"status":"401","schemes":"bearer"}') == b""
         return AuthResult(success=success, handled=False)
 
-    async def handle_MAIL(self, smtp: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]) -> Any:
-        return MISSING if session.authenticated or not self._server.offers else "530 5.7.0 Authentication required"
+    async def handle_MAIL(
+        self, smtp: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> Any:
+        return (
+            MISSING
+            if session.authenticated or not self._server.offers
+            else "530 5.7.0 Authentication required"
+        )
 
     async def handle_DATA(self, smtp: SMTP, session: Session, envelope: Envelope) -> str:
         assert envelope.original_content is not None

@@ -1,7 +1,8 @@
 """OpenSMTPD, Exim and Postfix as Debian ships them, each in folders and with accounts of its own.
 
-Their limits are those of their authors. They take mail for any recipient but those whose name begins with "nobody", keep or
-discard it, and send nothing anywhere. Each runs in a mount namespace: what it sees as /var and /run is the test's.
+Their limits are those of their authors. They take mail for any recipient but those whose name
+begins with "nobody", keep or discard it, and send nothing anywhere. Each runs in a mount namespace:
+what it sees as /var and /run is the test's.
 """
 
 import os
@@ -74,7 +75,8 @@ default_transport = discard:
 alias_maps =
 alias_database =
 smtp_dns_support_level = disabled
-# It answers more slowly, a second a reply, from the tenth error on. That is all that is not as shipped.
+# It answers more slowly, a second a reply, from the tenth error on. That is all that is not as
+# shipped.
 smtpd_error_sleep_time = {error_sleep}
 """
 _MASTER_CF = """
@@ -152,7 +154,9 @@ def running_postfix(folder: Path, *, error_sleep: str = "0s") -> Iterator[MailSe
 
 
 def _unpacked(server: str, program: str) -> Path:
-    return require(f"{server} (see .ci/mail-servers)", find_program(str(UNPACKED / "usr/sbin" / program)))
+    return require(
+        f"{server} (see .ci/mail-servers)", find_program(str(UNPACKED / "usr/sbin" / program))
+    )
 
 
 def _make_places(folder: Path, *names: str) -> list[Path]:
@@ -186,7 +190,10 @@ _NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the first process of the namespace, and with it all others there. Exim has no signal of its parent's death left."""
+    """Kill the first process of the namespace, and with it all others there.
+
+    Exim has no signal of its parent's death left.
+    """
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     for child in children.read_text().split() if process.poll() is None else ():
         os.kill(int(child), signal.SIGKILL)

@@ -18,8 +18,17 @@ def program(name: str) -> Path:
 def verified_by_opendkim(mail: bytes, in_dns: Records, folder: Path) -> dict[str, str]:
     """What it says of each signature ("pass" or "fail"), by selector."""
     (folder / "mail.eml").write_bytes(mail)
-    (folder / "dns").write_text("".join(f"{name} {record}\n" for name, record in in_dns.items()), encoding="ascii")
+    (folder / "dns").write_text(
+        "".join(f"{name} {record}\n" for name, record in in_dns.items()), encoding="ascii"
+    )
     (folder / "conf").write_text(f"Mode v\nTestPublicKeys {folder / 'dns'}\n", encoding="utf-8")
-    command: list[str | Path] = [program("opendkim"), "-x", folder / "conf", "-t", folder / "mail.eml", "-vv"]
+    command: list[str | Path] = [
+        program("opendkim"),
+        "-x",
+        folder / "conf",
+        "-t",
+        folder / "mail.eml",
+        "-vv",
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {selector: result for result, selector in _RESULT.findall(said)}

@@ -38,7 +38,9 @@ logfile = {folder}/pgbouncer.log
         if account:
             _give(folder, account["user"], account["group"])
         command = [str(program), str(configuration)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **account)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **account
+        )
         try:
             wait_until(lambda: _answers(folder, str(direct.database)), timeout=30)
             pooled = direct.update_query_dict({"host": str(folder), "port": "6432"})
@@ -49,7 +51,10 @@ logfile = {folder}/pgbouncer.log
 
 
 def _answers(folder: Path, database: str) -> bool:
-    with suppress(psycopg.OperationalError), psycopg.connect(host=str(folder), port=6432, user="mailer", dbname=database):
+    with (
+        suppress(psycopg.OperationalError),
+        psycopg.connect(host=str(folder), port=6432, user="mailer", dbname=database),
+    ):
         return True
     return False
 

@@ -15,10 +15,22 @@ import psycopg
 from tests.services.waiting import wait_until
 
 #: Debian keeps the server's programs off PATH; the newest version comes first.
-DEBIAN_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name))
+DEBIAN_FOLDERS = sorted(
+    Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name)
+)
 
-#: A test database lives for minutes: losing it in a crash of the machine is fine, waiting for the disk is not.
-SETTINGS = ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off", "-c", "listen_addresses="]
+#: A test database lives for minutes: losing it in a crash of the machine is fine, waiting for the
+#: disk is not.
+SETTINGS = [
+    "-c",
+    "fsync=off",
+    "-c",
+    "synchronous_commit=off",
+    "-c",
+    "full_page_writes=off",
+    "-c",
+    "listen_addresses=",
+]
 
 
 class Account(TypedDict, total=False):
@@ -42,29 +54,57 @@ class PostgresServer:
         if self._account:
             os.chown(folder, self._account["user"], self._account["group"])
 
-    # --- its life -----------------------------------------------------------------------------------------------------
+    # --- its life --------------------------------------------------------------------------------
 
     def initialize(self) -> None:
         """Set up an empty cluster."""
-        options = ["--username=mailer", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={self._data}"]
+        options = [
+            "--username=mailer",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            f"--pgdata={self._data}",
+        ]
         self._run("initdb", *options)
 
     def follow(self, primary: "PostgresServer", name: str) -> None:
         """Set up a standby, which the primary knows by this name."""
         source = f"host={primary.folder} user=mailer application_name={name}"
-        self._run("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", f"--pgdata={self._data}", f"--dbname={source}")
+        self._run(
+            "pg_basebackup",
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            f"--pgdata={self._data}",
+            f"--dbname={source}",
+        )
 
     def start(self) -> None:
         """Return when it answers."""
-        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder), *self._settings]
+        command = [
+            str(self._programs / "postgres"),
+            "-D",
+            str(self._data),
+            "-k",
+            str(self.folder),
+            *self._settings,
+        ]
         with (self.folder / "postgres.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True, **self._account
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._account,
             )
         wait_until(self.accepts_connections, timeout=30)
 
     def stop(self, signum: signal.Signals = signal.SIGINT) -> None:
-        """Hang up on everybody, undo what is not committed, and end. With SIGQUIT as in a crash. Stopping twice is no mistake."""
+        """Hang up on everybody, undo what is not committed, and end. With SIGQUIT as in a crash.
+
+        Stopping twice is no mistake.
+        """
         if self._process is not None:
             self.thaw()
             self._process.send_signal(signum)
@@ -102,9 +142,11 @@ class PostgresServer:
 
     def _run(self, program: str, *options: str) -> None:
         command = [str(self._programs / program), *options]
-        subprocess.run(command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **self._account)
+        subprocess.run(
+            command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **self._account
+        )
 
-    # --- its databases ------------------------------------------------------------------------------------------------
+    # --- its databases ---------------------------------------------------------------------------
 
     def url(self, database: str) -> str:
         """SQLAlchemy's address of a database."""
@@ -128,7 +170,9 @@ class PostgresServer:
     def connect(self, database: str) -> psycopg.Connection:
         """Connect to a database as the administrator, who waits for no lock for long."""
         options = "-c lock_timeout=5s"
-        return psycopg.connect(host=str(self.folder), user="mailer", dbname=database, autocommit=True, options=options)
+        return psycopg.connect(
+            host=str(self.folder), user="mailer", dbname=database, autocommit=True, options=options
+        )
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Not "fork": a child would inherit what the test holds open. Not "spawn": each child would import everything anew.
+# Not "fork": a child would inherit what the test holds open. Not "spawn": each child would import
+# everything anew.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["mailer", "tests.mails", "tests.shop"])
 
@@ -17,7 +18,10 @@ def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
     """Call `work(*arguments)`, a function of a module, in this many new processes, and return what each of them returned."""
     together = _processes.Barrier(count)
     ends = [_processes.Pipe(duplex=False) for _ in range(count)]
-    started = [_processes.Process(target=_do, args=(writing, together, work, arguments)) for _reading, writing in ends]
+    started = [
+        _processes.Process(target=_do, args=(writing, together, work, arguments))
+        for _reading, writing in ends
+    ]
     for process in started:
         process.start()
     try:
@@ -32,6 +36,11 @@ def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
             reading.close()
 
 
-def _do(result: "Connection[Any, Any]", together: Barrier, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def _do(
+    result: "Connection[Any, Any]",
+    together: Barrier,
+    work: Callable[..., object],
+    arguments: tuple[object, ...],
+) -> None:
     together.wait()
     result.send(work(*arguments))

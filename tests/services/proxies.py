@@ -18,7 +18,9 @@ class ProxyServer(LocalServer):
     def __init__(self, credentials: tuple[str, str] | None = None) -> None:
         super().__init__(_Client)
         self.credentials = credentials
-        self.refusal = 0  #: what it says instead of connecting: a code of SOCKS5, or a status of HTTP
+        self.refusal = (
+            0  #: what it says instead of connecting: a code of SOCKS5, or a status of HTTP
+        )
         self.drips = False  #: its answer has no end
         self.asked: list[tuple[str, str, int]] = []  # protocol, host and port
         self.clients: list[tuple[str, int]] = []  # the addresses they came from
@@ -56,7 +58,9 @@ class _Client(socketserver.StreamRequestHandler):
             if given != self.server.credentials:
                 raise _Refused
         kind = self._read(4)[3]
-        host = socket.inet_ntoa(self._read(4)) if kind == 1 else self._read(self._read(1)[0]).decode()
+        host = (
+            socket.inet_ntoa(self._read(4)) if kind == 1 else self._read(self._read(1)[0]).decode()
+        )
         relay = self._connect("socks5", host, struct.unpack("!H", self._read(2))[0])
         self._write(b"\x05" + bytes([self.server.refusal]) + b"\0\x01\0\0\0\0\0\0")
         self._pass_on(relay)
@@ -87,7 +91,9 @@ class _Client(socketserver.StreamRequestHandler):
     def _connect(self, protocol: str, host: str, port: int) -> socket.socket:
         self.server.asked.append((protocol, host, port))
         while self.server.drips and not self.server.stopping.wait(0.02):
-            self.wfile.write(b"\x05" if len(self.server.asked) == 1 and protocol == "socks5" else b"H")
+            self.wfile.write(
+                b"\x05" if len(self.server.asked) == 1 and protocol == "socks5" else b"H"
+            )
         return socket.create_connection((_NAMES.get(host, host), port))
 
     def _pass_on(self, relay: socket.socket) -> None:

@@ -1,4 +1,7 @@
-"""Web processes that queue: `python -m tests.services.queueing FIRST COUNT` prints the id of each mail it queued."""
+"""Web processes that queue.
+
+`python -m tests.services.queueing FIRST COUNT` prints the id of each mail it queued.
+"""
 
 import os
 import subprocess
@@ -21,7 +24,9 @@ def queue_from_processes(config: Mapping[str, str], *, processes: int, each: int
     def queue(number: int) -> list[str]:
         command = [sys.executable, "-m", "tests.services.queueing", str(number * each), str(each)]
         environment = {**os.environ, **config}
-        return subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True).stdout.split()
+        return subprocess.run(
+            command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True
+        ).stdout.split()
 
     with ThreadPoolExecutor(processes) as threads:
         return [mail_id for ids in threads.map(queue, range(processes)) for mail_id in ids]
@@ -31,7 +36,9 @@ def main(first: int, count: int) -> None:
     app = create_app({})
     for number in range(first, first + count):
         with app.test_request_context():
-            print(send_email(address(number), f"Mail {number}", "welcome", name=f"reader {number}").id)
+            print(
+                send_email(address(number), f"Mail {number}", "welcome", name=f"reader {number}").id
+            )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,15 @@ class _Conversation(socketserver.BaseRequestHandler):
     def _obey(self, line: bytes) -> None:
         match line[:4].upper():
             case b"EHLO":
-                self._say("\r\n".join(["250-recorder", *(f"250-{offer}" for offer in self.server.offers), "250 HELP"]))
+                self._say(
+                    "\r\n".join(
+                        [
+                            "250-recorder",
+                            *(f"250-{offer}" for offer in self.server.offers),
+                            "250 HELP",
+                        ]
+                    )
+                )
             case b"DATA":
                 self._say("354 go on")
                 self._next(END_OF_MAIL)

@@ -15,7 +15,12 @@ from mailer.settings import Settings
 from mailer.smtp import Relay
 from tests.services.server import LocalServer
 
-TIMEOUTS = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
+TIMEOUTS = (
+    "MAILER_CONNECT_TIMEOUT",
+    "MAILER_COMMAND_TIMEOUT",
+    "MAILER_DATA_TIMEOUT",
+    "MAILER_REPLY_TIMEOUT",
+)
 LONG = 60.0  # a time-out that no test waits for
 SHORT = 0.3  # one that it does
 
@@ -32,8 +37,17 @@ def make_letter(recipient: str = "bob@example.com", **changes: Any) -> WireMessa
     now = time.time()
     mail_id = new_id(now)
     sender = Address("ada@example.com", "Ada")
-    said = {"subject": "Hello", "text": "Hello\n", "html": None, "sender": sender, "to": (Address("bob@example.com"),), **changes}
-    message = Message(id=mail_id, message_id=new_message_id(mail_id, sender), created_at=now, **said)
+    said = {
+        "subject": "Hello",
+        "text": "Hello\n",
+        "html": None,
+        "sender": sender,
+        "to": (Address("bob@example.com"),),
+        **changes,
+    }
+    message = Message(
+        id=mail_id, message_id=new_message_id(mail_id, sender), created_at=now, **said
+    )
     return WireMessage(message, recipient, compose(message))
 
 
@@ -57,14 +71,17 @@ _USUAL: Mapping[str, Reply] = {
 class RawServer(LocalServer):
     """Replies what it was told, whether that is SMTP or not.
 
-    The stages are "greeting", the commands, and "." for the end of a mail. A reply may come in pieces, with a pause after each;
-    no piece at all is silence, and one of which there is no end keeps the server from reading on.
+    The stages are "greeting", the commands, and "." for the end of a mail. A reply may come in
+    pieces, with a pause after each; no piece at all is silence, and one of which there is no end
+    keeps the server from reading on.
     """
 
     def __init__(self, **replies: Reply) -> None:
         super().__init__(_Conversation)
         self.replies = {**_USUAL, **replies}
-        self.heard: list[bytes] = []  # the commands, in lower case: the versions of smtplib differ in it
+        self.heard: list[
+            bytes
+        ] = []  # the commands, in lower case: the versions of smtplib differ in it
         self.mails: list[bytes] = []
 
 

@@ -17,7 +17,11 @@ def require(service: str, program: str | Path | None) -> Path:
 def do_without(service: str) -> NoReturn:
     """Skip the test at home, and fail it in CI, where green means that everything was tried."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{service} is not installed, and CI=true allows no skip: .ci/run installs what is needed.", pytrace=False)
+        pytest.fail(
+            f"{service} is not installed, and CI=true allows no skip: .ci/run installs what is"
+            " needed.",
+            pytrace=False,
+        )
     pytest.skip(f"{service} is not installed.")
 
 

@@ -1,6 +1,7 @@
 """A relay that follows a script, and knows what it really took.
 
-Mails are told apart by their sender, so a fault is for one mail, wherever and however often that comes up.
+Mails are told apart by their sender, so a fault is for one mail, wherever and however often that
+comes up.
 """
 
 import select
@@ -17,10 +18,31 @@ from typing import Literal
 from tests.services.server import LocalServer
 
 Point = Literal[
-    "greeting", "ehlo", "starttls", "handshake", "auth", "rset", "quit", "mail", "rcpt", "data", "body", "dot", "after"
+    "greeting",
+    "ehlo",
+    "starttls",
+    "handshake",
+    "auth",
+    "rset",
+    "quit",
+    "mail",
+    "rcpt",
+    "data",
+    "body",
+    "dot",
+    "after",
 ]
-#: Points of a connection, and of a mail: "body" is when its first line has come, "after" when it has its reply.
-OF_A_CONNECTION: tuple[Point, ...] = ("greeting", "ehlo", "starttls", "handshake", "auth", "rset", "quit")
+#: Points of a connection, and of a mail: "body" is when its first line has come, "after" when it
+#: has its reply.
+OF_A_CONNECTION: tuple[Point, ...] = (
+    "greeting",
+    "ehlo",
+    "starttls",
+    "handshake",
+    "auth",
+    "rset",
+    "quit",
+)
 OF_A_MAIL: tuple[Point, ...] = ("mail", "rcpt", "data", "body", "dot", "after")
 
 #: What may happen at a point: a reply, or one of these.
@@ -53,7 +75,9 @@ class ScriptedRelay(LocalServer):
         self.faults: dict[tuple[str, Point], list[str]] = defaultdict(list)
         self.tls: ssl.SSLContext | None = None  # for STARTTLS, which is offered if "STARTTLS" is
         self.begun: list[str] = []  # the senders of the mails whose envelope was said
-        self.acknowledged: list[str] = []  # the senders of the mails that had a yes to their final dot
+        self.acknowledged: list[
+            str
+        ] = []  # the senders of the mails that had a yes to their final dot
         self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
         self.connections = 0
         self.round_trips = 0  # how often it had to wait for the client
@@ -112,7 +136,15 @@ class _Conversation(socketserver.BaseRequestHandler):
         match command:
             case b"EHLO" | b"HELO" | b"LHLO":
                 if not self._stumbles("ehlo"):
-                    self._say("\r\n".join(["250-relay", *(f"250-{offer}" for offer in self.server.offers), "250 HELP"]))
+                    self._say(
+                        "\r\n".join(
+                            [
+                                "250-relay",
+                                *(f"250-{offer}" for offer in self.server.offers),
+                                "250 HELP",
+                            ]
+                        )
+                    )
             case b"STAR":
                 self._secure()
             case b"AUTH" | b"RSET" | b"QUIT":
@@ -171,7 +203,7 @@ class _Conversation(socketserver.BaseRequestHandler):
         if said.startswith("2"):
             self._stumbles("after")
 
-    # --- what is said -------------------------------------------------------------------------------------------------
+    # --- what is said ----------------------------------------------------------------------------
 
     def _next(self, point: Point) -> str:
         faults = self.server.faults["" if point in OF_A_CONNECTION else self.sender, point]
@@ -198,7 +230,9 @@ class _Conversation(socketserver.BaseRequestHandler):
             case "close":
                 raise _Over
             case "reset":
-                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 self.request.close()
                 raise _Over
             case "silence":

@@ -9,7 +9,10 @@ from typing import Self
 
 
 class LocalServer(socketserver.ThreadingTCPServer):
-    """It runs as long as it is entered. A handler that waits looks at `stopping`, and may put its client into `connected`."""
+    """It runs as long as it is entered.
+
+    A handler that waits looks at `stopping`, and may put its client into `connected`.
+    """
 
     daemon_threads = False
 
@@ -18,13 +21,20 @@ class LocalServer(socketserver.ThreadingTCPServer):
         self.host, self.port = "127.0.0.1", int(self.server_address[1])
         self.stopping = threading.Event()
         self.connected: list[socket.socket] = []
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name=type(self).__name__)
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(0.02,), name=type(self).__name__
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stopping.set()
         self.shutdown()
         self._thread.join()

@@ -12,7 +12,10 @@ from tests.services.waiting import wait_until
 
 
 class Sink(InboxServer):
-    """The inbox of the local stack, kept in memory. It makes mistakes on demand: `sink.faults.add(Fault(…))`."""
+    """The inbox of the local stack, kept in memory. It makes mistakes on demand.
+
+    `sink.faults.add(Fault(…))`.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(self._keep, **options)
@@ -23,7 +26,9 @@ class Sink(InboxServer):
         __tracebackhide__ = True
         with suppress(pytest.fail.Exception):
             wait_until(lambda: len(self.messages) >= count, timeout)
-        assert len(self.messages) >= count, f"waited {timeout:g} s for {count} mails, {len(self.messages)} came"
+        assert len(self.messages) >= count, (
+            f"waited {timeout:g} s for {count} mails, {len(self.messages)} came"
+        )
         return list(self.messages)
 
     def _keep(self, sender: str, recipients: list[str], raw: bytes) -> str:

@@ -23,15 +23,24 @@ class TokenServer(ThreadingHTTPServer):
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.url = f"https://localhost:{self.server_address[1]}"
         self.expires_in = 3600
-        self.refusal: tuple[int, dict[str, str]] | None = None  # a status and what it says instead of a token
+        self.refusal: tuple[int, dict[str, str]] | None = (
+            None  # a status and what it says instead of a token
+        )
         self.asked: list[dict[str, str]] = []  # the forms of the requests for tokens
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="token server")
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(0.02,), name="token server"
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -39,7 +48,11 @@ class TokenServer(ThreadingHTTPServer):
     def service_account(self, file: Path) -> Path:
         """The key of a service account of Google's, whose tokens are fetched here."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         said = {
             "type": "service_account",
             "client_email": "mailer@project.iam.gserviceaccount.com",
@@ -57,7 +70,10 @@ class _Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """What Microsoft's library asks first: where tokens are fetched."""
         tenant = f"{self.server.url}/{TENANT}"
-        endpoints = {"token_endpoint": f"{tenant}/oauth2/v2.0/token", "authorization_endpoint": f"{tenant}/oauth2/v2.0/authorize"}
+        endpoints = {
+            "token_endpoint": f"{tenant}/oauth2/v2.0/token",
+            "authorization_endpoint": f"{tenant}/oauth2/v2.0/authorize",
+        }
         if self.path.startswith(f"/{TENANT}/"):
             self._answer(200, {"issuer": f"{tenant}/v2.0", **endpoints})
         else:
@@ -66,7 +82,11 @@ class _Request(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.server.asked.append({name: values[0] for name, values in form.items()})
-        token = {"access_token": f"token {len(self.server.asked)}", "expires_in": self.server.expires_in, "token_type": "Bearer"}
+        token = {
+            "access_token": f"token {len(self.server.asked)}",
+            "expires_in": self.server.expires_in,
+            "token_type": "Bearer",
+        }
         self._answer(*(self.server.refusal or (200, token)))
 
     def _answer(self, status: int, said: dict[str, Any]) -> None:

@@ -13,14 +13,18 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10) -> T:
-    """Return the condition's value as soon as it is true. Fail when it stays false, saying what was waited for."""
+    """Return the condition's value as soon as it is true.
+
+    Fail when it stays false, saying what was waited for.
+    """
     __tracebackhide__ = True
     began = time.monotonic()
     while not (value := condition()):
         waited = time.monotonic() - began
         if waited > timeout:
             pytest.fail(f"Waited {timeout:g} s; still {value!r}: {_source_of(condition)}")
-        time.sleep(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waited / 20)))  # what is waited for needs the processor
+        # What is waited for needs the processor.
+        time.sleep(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waited / 20)))
     return value
 
 

@@ -35,14 +35,41 @@ class Worker:
         self.log = folder / f"{name}.log"
         self._killed = False
         self._told = False
-        command = [*within, sys.executable, "-m", "celery", "-A", "tests.worker_app", "worker", "--loglevel", loglevel]
-        command += ["--hostname", f"{name}@localhost", "--pool", pool, "--concurrency", str(concurrency)]
-        command += ["--without-mingle", "--without-gossip"]  # they ask other workers for a second; the README's test does not
+        command = [
+            *within,
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "tests.worker_app",
+            "worker",
+            "--loglevel",
+            loglevel,
+        ]
+        command += [
+            "--hostname",
+            f"{name}@localhost",
+            "--pool",
+            pool,
+            "--concurrency",
+            str(concurrency),
+        ]
+        # They ask other workers for a second; the README's test does not.
+        command += [
+            "--without-mingle",
+            "--without-gossip",
+        ]
         command += options
         with self.log.open("wb") as log:
             environment = {**os.environ, **env}
             self.process = subprocess.Popen(
-                command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=PROJECT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     @property
@@ -54,7 +81,10 @@ class Worker:
         assert self.is_running, f"{self.log.stem} ended at once with code {self.process.returncode}"
 
     def stop(self, timeout: float = 60) -> None:
-        """Let it finish what it is doing, as a deploy does: SIGTERM to the main process only. It must end without an error."""
+        """Let it finish what it is doing, as a deploy does: SIGTERM to the main process only.
+
+        It must end without an error.
+        """
         self.tell_to_stop()
         code = self.process.wait(timeout)
         assert code == 0 or self._killed, f"{self.log.stem} ended with code {code}"
@@ -119,11 +149,15 @@ class Fleet:
         return started
 
     def end(self, *, show_logs: bool = True) -> None:
-        """Leave none behind. They are killed: a stop takes Celery two seconds, and tests of their own see to that."""
+        """Leave none behind.
+
+        They are killed: a stop takes Celery two seconds, and tests of their own see to that.
+        """
         for worker in self._workers:
             worker.kill()
             if show_logs:
-                print(f"--- {worker.log.name}\n{worker.log.read_text()}")  # pytest shows it when the test has failed
+                # Pytest shows it when the test has failed.
+                print(f"--- {worker.log.name}\n{worker.log.read_text()}")
 
 
 StartWorkers = Callable[..., list[Worker]]

@@ -1,4 +1,7 @@
-"""Every public call, as an application writes it. Nobody runs this file: mypy checks that each is allowed and what it gives."""
+"""Every public call, as an application writes it.
+
+Nobody runs this file: mypy checks that each is allowed and what it gives.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -36,13 +39,13 @@ from mailer import (
 
 app = Flask(__name__)
 
-# --- set up -----------------------------------------------------------------------------------------------------------
+# --- set up --------------------------------------------------------------------------------------
 
 queue = Mailer()
 queue.init_app(app)
 assert_type(Mailer(app), Mailer)
 
-# --- queue ------------------------------------------------------------------------------------------------------------
+# --- queue ---------------------------------------------------------------------------------------
 
 receipt = queue.send_email("ada@example.com", "Welcome", "mail/welcome")
 assert_type(receipt, Receipt)
@@ -51,7 +54,10 @@ assert_type(receipt.message_id, str)
 assert_type(receipt.recipients, tuple[str, ...])
 assert_type(receipt.is_new, bool)
 assert_type(send_email("ada@example.com", "Welcome", "mail/welcome", user="Ada", count=5), Receipt)
-assert_type(mailer.send_email("ada@example.com", "Welcome", "mail/welcome", context={"subject": "Welcome"}), Receipt)
+assert_type(
+    mailer.send_email("ada@example.com", "Welcome", "mail/welcome", context={"subject": "Welcome"}),
+    Receipt,
+)
 
 
 def recipients() -> Iterator[str]:
@@ -63,7 +69,11 @@ queue.send_email("Ada <ada@example.com>", "Welcome", "mail/welcome")
 queue.send_email(("Ada", "ada@example.com"), "Welcome", "mail/welcome")
 queue.send_email((None, "ada@example.com"), "Welcome", "mail/welcome")
 queue.send_email(Address("ada@example.com", "Ada"), "Welcome", "mail/welcome")
-queue.send_email(["ada@example.com", ("Bob", "bob@example.com"), Address("eve@example.com")], "Welcome", "mail/welcome")
+queue.send_email(
+    ["ada@example.com", ("Bob", "bob@example.com"), Address("eve@example.com")],
+    "Welcome",
+    "mail/welcome",
+)
 queue.send_email({"ada@example.com", "bob@example.com"}, "Welcome", "mail/welcome")
 queue.send_email(recipients(), "Welcome", "mail/welcome")
 queue.send_email(None, "Welcome", "mail/welcome", bcc=["ada@example.com"])
@@ -79,7 +89,13 @@ queue.send_email(
     attachments=[
         Attachment("invoice.pdf", b"%PDF"),
         Attachment("logo.png", b"PNG", content_id="logo"),
-        Attachment("meeting", b"ICS", "text/calendar; method=REQUEST", disposition="attachment", headers=(("X-A", "b"),)),
+        Attachment(
+            "meeting",
+            b"ICS",
+            "text/calendar; method=REQUEST",
+            disposition="attachment",
+            headers=(("X-A", "b"),),
+        ),
         flask_mail.Attachment("notes.txt", "text/plain", "Hello"),
     ],
     headers={"X-Campaign": "november"},
@@ -93,26 +109,44 @@ queue.send_email(
     context={"subject": "a name that an argument has"},
     invoice=object(),
 )
-queue.send_email("ada@example.com", "News", "mail/news", lane=Lane.BULK, on_doubt=OnDoubt.HOLD, tags=("news",))
+queue.send_email(
+    "ada@example.com", "News", "mail/news", lane=Lane.BULK, on_doubt=OnDoubt.HOLD, tags=("news",)
+)
 
-# --- in the application's own transaction -----------------------------------------------------------------------------
+# --- in the application's own transaction --------------------------------------------------------
 
 engine = create_engine("sqlite://")
 db = SQLAlchemy(app)
 with engine.begin() as transaction, Session(engine) as session:
     queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=transaction)
-    queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=session, idempotency_key="welcome-42")
-    queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=scoped_session(sessionmaker(engine)))
+    queue.send_email(
+        "ada@example.com",
+        "Welcome",
+        "mail/welcome",
+        connection=session,
+        idempotency_key="welcome-42",
+    )
+    queue.send_email(
+        "ada@example.com",
+        "Welcome",
+        "mail/welcome",
+        connection=scoped_session(sessionmaker(engine)),
+    )
     queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=db.session)
     queue.enqueue(Message("Welcome"), connection=session, idempotency_key="welcome-42")
 
-# --- messages of Flask-Mail -------------------------------------------------------------------------------------------
+# --- messages of Flask-Mail ----------------------------------------------------------------------
 
 message = Message("Welcome", ["ada@example.com"], "Hello")
 assert_type(message, flask_mail.Message)
 assert_type(queue.enqueue(message), Receipt)
 queue.enqueue(
-    message, lane="bulk", send_at=timedelta(hours=1), expires_at=timedelta(days=1), on_doubt=OnDoubt.RESEND, sensitive=False
+    message,
+    lane="bulk",
+    send_at=timedelta(hours=1),
+    expires_at=timedelta(days=1),
+    on_doubt=OnDoubt.RESEND,
+    sensitive=False,
 )
 
 mail = Mail(app)
@@ -125,7 +159,7 @@ with mail.connect() as connection:
     connection.send(message, envelope_from="bounces@example.com")
 outbox: AbstractContextManager[Any] = mail.record_messages()
 
-# --- what became of it ------------------------------------------------------------------------------------------------
+# --- what became of it ---------------------------------------------------------------------------
 
 status = queue.status(receipt.id)
 assert_type(status, MailStatus)
@@ -163,7 +197,7 @@ for delivery in status:
         assert_type(attempt.at, datetime)
         assert_type(attempt.reply, str)
 
-# --- what can be wrong ------------------------------------------------------------------------------------------------
+# --- what can be wrong ---------------------------------------------------------------------------
 
 try:
     queue.send_email("ada@example.com", "Welcome", "mail/welcome")
@@ -182,7 +216,7 @@ try:
 except UnknownMail as unknown:
     lookup_error: LookupError = unknown
 
-# --- what is no call: mypy says so, as an ignore that is not needed is an error -----------------------------------------
+# --- what is no call: mypy says so, as an ignore that is not needed is an error ------------------
 
 queue.send_email(5, "Welcome", "mail/welcome")  # type: ignore[arg-type]
 queue.send_email("ada@example.com", 5, "mail/welcome")  # type: ignore[arg-type]

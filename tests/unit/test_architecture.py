@@ -1,4 +1,4 @@
-"""The table of modules in docs/architecture.md is the code: CONTRIBUTING sends there whoever adds one."""
+"""The table of modules in docs/architecture.md lists the modules that there are."""
 
 import re
 import tomllib
@@ -18,14 +18,21 @@ def modules_of_the_table() -> list[str]:
 def test_the_table_has_every_module() -> None:
     """Each is there, and is a folder where it says so."""
     package = PROJECT / "mailer"
-    found = [*package.glob("[a-z]*.py"), *(file.parent for file in package.glob("[a-z]*/__init__.py"))]
+    found = [
+        *package.glob("[a-z]*.py"),
+        *(file.parent for file in package.glob("[a-z]*/__init__.py")),
+    ]
 
-    assert sorted(modules_of_the_table()) == sorted(path.stem + "/" * path.is_dir() for path in found)
+    assert sorted(modules_of_the_table()) == sorted(
+        path.stem + "/" * path.is_dir() for path in found
+    )
 
 
 def test_the_table_has_the_order_of_the_contract() -> None:
     """Who may import whom is checked by the contract, and read in the table."""
-    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "importlinter"
+    ]["contracts"]
     [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
 
     assert [module.rstrip("/") for module in modules_of_the_table()] == layers[::-1]

@@ -12,10 +12,27 @@ from bench.figures import Bound, Figure, Reached, Section, at_least, at_most
 from bench.program import Failed, Missing
 from bench.rounds import alternate
 
-OURS = Figure(key="delivered.ours-sqlite", title="ours", value=9000.0, unit="mails/s", samples=[8000.0, 9000.0, 9500.0])
-MISSING = Figure(key="delivered.peer", title="peer & co", value=None, unit="mails/s", why_none="missing: it is not installed")
+OURS = Figure(
+    key="delivered.ours-sqlite",
+    title="ours",
+    value=9000.0,
+    unit="mails/s",
+    samples=[8000.0, 9000.0, 9500.0],
+)
+MISSING = Figure(
+    key="delivered.peer",
+    title="peer & co",
+    value=None,
+    unit="mails/s",
+    why_none="missing: it is not installed",
+)
 SLOW = Figure(
-    key="delivered.slow", title="slow", value=600.0, unit="mails/s", ratio=15.0, bound=at_least(10, aim=20, of_ratio=True)
+    key="delivered.slow",
+    title="slow",
+    value=600.0,
+    unit="mails/s",
+    ratio=15.0,
+    bound=at_least(10, aim=20, of_ratio=True),
 )
 RUN = report.Run(
     taken="2026-01-02 03:04 UTC",
@@ -41,7 +58,9 @@ RUN = report.Run(
         (at_most(20, aim=8), None, Reached.UNKNOWN),
     ],
 )
-def test_a_figure_is_held_against_its_bound(bound: Bound, value: float | None, reached: Reached) -> None:
+def test_a_figure_is_held_against_its_bound(
+    bound: Bound, value: float | None, reached: Reached
+) -> None:
     """Exactly the bound is enough, and what was not measured reached nothing."""
     assert Figure(key="key", title="title", value=value, unit="ms", bound=bound).reached is reached
 
@@ -60,7 +79,14 @@ def test_what_is_missing_is_named(shown: Callable[[report.Run], str]) -> None:
 
 def test_a_missed_bound_is_a_sentence() -> None:
     """With the figure, its value and the bound, whichever side of it is worse; nothing missed is said as well."""
-    few = Figure(key="few", title="few", value=1.0, unit="mails/s", ratio=9.0, bound=at_least(10, aim=20, of_ratio=True))
+    few = Figure(
+        key="few",
+        title="few",
+        value=1.0,
+        unit="mails/s",
+        ratio=9.0,
+        bound=at_least(10, aim=20, of_ratio=True),
+    )
     slow = Figure(key="slow", title="slow", value=21.0, unit="ms", bound=at_most(20, aim=8))
     worse = replace(RUN, sections=[Section("Delivered", "a note", [few, slow])])
 
@@ -76,7 +102,10 @@ def test_each_column_is_explained() -> None:
     """Below the table."""
     legend = report.table(RUN).partition("ratio: Mailer compared")[2]
 
-    assert all(f"{column}:" in f"ratio:{legend}" for column in ("ratio", "measured", "p99", "limit", "goal", "result"))
+    assert all(
+        f"{column}:" in f"ratio:{legend}"
+        for column in ("ratio", "measured", "p99", "limit", "goal", "result")
+    )
 
 
 def test_who_is_missing_or_fails_stops_nobody_else(tmp_path: Path) -> None:
@@ -92,7 +121,12 @@ def test_who_is_missing_or_fails_stops_nobody_else(tmp_path: Path) -> None:
 
         return measure
 
-    rounds = {"a": answer("a"), "b": answer("b", Missing("no b")), "c": answer("c", Failed("c broke")), "d": answer("d")}
+    rounds = {
+        "a": answer("a"),
+        "b": answer("b", Missing("no b")),
+        "c": answer("c", Failed("c broke")),
+        "d": answer("d"),
+    }
     done = alternate("test", rounds, repeats=3)
 
     assert asked == ["a", "b", "c", "d", "d", "a", "a", "d"]

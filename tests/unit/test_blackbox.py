@@ -56,7 +56,7 @@ def settled(black_box: BlackBox, *, was_known: bool) -> list[Remains]:
     return found
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- what it says -------------------------------------------------------------------------------
 
 
 def delivering(box: Box) -> None:
@@ -77,7 +77,10 @@ def test_what_a_thread_had_in_its_hands(black_box: BlackBox) -> None:
     [remains] = found(black_box)
 
     assert remains == Remains(
-        "token", composing="mail2", begun={1: "our relay", 3: "our relay"}, taken={1: "250 2.0.0 queued as 4 F"}
+        "token",
+        composing="mail2",
+        begun={1: "our relay", 3: "our relay"},
+        taken={1: "250 2.0.0 queued as 4 F"},
     )
 
 
@@ -116,7 +119,7 @@ def test_a_note_that_was_cut_off(black_box: BlackBox, folder: Path) -> None:
     assert found(black_box)[0].taken.keys() == {1}
 
 
-# --- who may read it --------------------------------------------------------------------------------------------------
+# --- who may read it ----------------------------------------------------------------------------
 
 
 def test_the_box_of_a_living_process(black_box: BlackBox) -> None:
@@ -146,7 +149,9 @@ def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
 
 
 @pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork])
-def test_a_child_does_not_keep_its_parents_box_locked(black_box: BlackBox, fork: Callable[[], int]) -> None:
+def test_a_child_does_not_keep_its_parents_box_locked(
+    black_box: BlackBox, fork: Callable[[], int]
+) -> None:
     """A worker that was killed may leave a child behind for a while."""
     with suppress(ZeroDivisionError), black_box.box() as box:
         delivering(box)
@@ -162,7 +167,9 @@ def test_a_child_does_not_keep_its_parents_box_locked(black_box: BlackBox, fork:
         os.waitpid(child, 0)
 
 
-def test_a_box_that_somebody_sees_before_it_is_locked(black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_box_that_somebody_sees_before_it_is_locked(
+    black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """He takes it for that of a dead process, and removes it: its owner has another one, that is found."""
     lock = fcntl.flock
     removed: list[list[Path]] = []
@@ -204,7 +211,9 @@ def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
     assert [remains.token for remains in found(black_box)] == ["token"]
 
 
-def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(black_box: BlackBox, folder: Path) -> None:
+def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(
+    black_box: BlackBox, folder: Path
+) -> None:
     """They are settled all the same, and it stays."""
     leave(black_box, delivering)
     [first] = folder.iterdir()
@@ -245,7 +254,7 @@ def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
     assert not [*folder.iterdir()]
 
 
-# --- who is waited for -----------------------------------------------------------------------------------------------
+# --- who is waited for --------------------------------------------------------------------------
 
 
 def test_a_relay_that_keeps_somebody_waiting(black_box: BlackBox, folder: Path) -> None:
@@ -284,7 +293,7 @@ def test_a_relay_that_nobody_waits_for_any_more(black_box: BlackBox, folder: Pat
         assert black_box.waited_for(60) == {"backup"}
 
 
-# --- when it is not believed ------------------------------------------------------------------------------------------
+# --- when it is not believed --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -300,8 +309,13 @@ def rebooted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     blackbox._boot.cache_clear()
 
 
-def test_what_was_noted_before_a_reboot(black_box: BlackBox, folder: Path, rebooted: Callable[[], None]) -> None:
-    """Of what was never synced, any part may be missing. The leases decide, and the box goes when they are over."""
+def test_what_was_noted_before_a_reboot(
+    black_box: BlackBox, folder: Path, rebooted: Callable[[], None]
+) -> None:
+    """Of what was never synced, any part may be missing.
+
+    The leases decide, and the box goes when they are over.
+    """
     leave(black_box, delivering)
     rebooted()
     assert found(black_box) == []
@@ -313,7 +327,9 @@ def test_what_was_noted_before_a_reboot(black_box: BlackBox, folder: Path, reboo
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\n", b"mailer-99 boot token\nbegun 1 relay\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\xff\n", b"mailer-99 boot token\nbegun 1 relay\n"]
+)
 def test_what_is_no_box_of_ours(black_box: BlackBox, folder: Path, content: bytes) -> None:
     """A file of a newer version, or of nobody's, settles nothing."""
     folder.mkdir(parents=True)
@@ -338,7 +354,9 @@ OBSTACLES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_what_is_in_the_way(black_box: BlackBox, folder: Path, obstacle: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_in_the_way(
+    black_box: BlackBox, folder: Path, obstacle: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The boxes beside it are settled, and whoever looks for it reads of it once."""
     folder.mkdir(parents=True)
     OBSTACLES[obstacle](folder / "0")
@@ -352,16 +370,20 @@ def test_what_is_in_the_way(black_box: BlackBox, folder: Path, obstacle: str, ca
     assert caplog.text.count("Black box can't be") == 1
 
 
-# --- disks ------------------------------------------------------------------------------------------------------------
+# --- disks --------------------------------------------------------------------------------------
 
 
 def test_a_full_disk(
-    black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    black_box: BlackBox,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A box that lacks a note would tell that a mail was not begun which was: it goes away as a whole, and mail goes on."""
     with black_box.box() as box:
         box.claiming("token")
-        monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)  # as a file system that is full does
+        # As a file system that is full does.
+        monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)
         box.begun(1, "relay")
         monkeypatch.undo()
         box.taken(1, "250 ok")
@@ -383,7 +405,9 @@ def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert found(black_box) == []
 
 
-def test_a_file_system_without_locks(black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks(
+    black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody can tell who lives: nothing is noted, nothing is settled, and nothing is left behind."""
     leave(black_box, delivering)
 

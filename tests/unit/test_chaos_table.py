@@ -16,7 +16,10 @@ from tests.chaos.scenarios import SCENARIOS
 
 def test_every_scenario_is_in_the_table() -> None:
     """Once, and under a name of its own."""
-    modules = [import_module(f"{scenarios.__name__}.{module.name}") for module in iter_modules(scenarios.__path__)]
+    modules = [
+        import_module(f"{scenarios.__name__}.{module.name}")
+        for module in iter_modules(scenarios.__path__)
+    ]
     written = [scenario.name for module in modules for scenario in module.SCENARIOS]
 
     assert sorted(scenario.name for scenario in SCENARIOS) == sorted(written)
@@ -26,8 +29,22 @@ def test_every_scenario_is_in_the_table() -> None:
 def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
     """In the order of the table, whichever was carried through first; a broken one as well."""
     earlier, later = SCENARIOS[0].name, SCENARIOS[1].name
-    tally = Tally(accepted=1234, refused=0, once=1234, twice=0, in_doubt=0, failed=0, lost=0, waiting=0, uninvited=0)
-    for name, report in ((later, Report(faults=7, tally=tally)), (earlier, Report()), (earlier, Report(broken=["1 lost"]))):
+    tally = Tally(
+        accepted=1234,
+        refused=0,
+        once=1234,
+        twice=0,
+        in_doubt=0,
+        failed=0,
+        lost=0,
+        waiting=0,
+        uninvited=0,
+    )
+    for name, report in (
+        (later, Report(faults=7, tally=tally)),
+        (earlier, Report()),
+        (earlier, Report(broken=["1 lost"])),
+    ):
         keep(Row(name=name, taken="2026-11-25 12:00", seconds=1.0, report=report), tmp_path)
 
     _heading, first, broken, second = (tmp_path / "latest.txt").read_text().splitlines()
@@ -42,8 +59,14 @@ def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
 def test_a_run_of_some_minutes_comes_to_all_scenarios() -> None:
     """The first few of each day, taken together, are the whole table."""
     today = date(2026, 11, 27).toordinal()
-    first = {scenario.name for day in range(len(SCENARIOS)) for scenario in turned(SCENARIOS, today + day)[:4]}
+    first = {
+        scenario.name
+        for day in range(len(SCENARIOS))
+        for scenario in turned(SCENARIOS, today + day)[:4]
+    }
 
     assert first == {scenario.name for scenario in SCENARIOS}
-    assert sorted(one.name for one in turned(SCENARIOS, today)) == sorted(one.name for one in SCENARIOS)
+    assert sorted(one.name for one in turned(SCENARIOS, today)) == sorted(
+        one.name for one in SCENARIOS
+    )
     assert turned([], today) == []

@@ -20,10 +20,14 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVICES: dict[str, dict[str, Any]] = YAML(typ="safe").load(COMPOSE)["services"]
 LONG_RUNNING = sorted(SERVICES.keys() - {"migrate"})
 
-#: What the compose file asks the environment for: ${KEY}, ${KEY:-default}, ${KEY:?message}; with $$ a shell in a container does.
+#: What the compose file asks the environment for: ${KEY}, ${KEY:-default}, ${KEY:?message}; with $$
+#: a shell in a container does.
 ASKED: dict[str, str] = dict(re.findall(r"\$\{([A-Z_]+)(?::?-([^}]*)|:\?[^}]*)?\}", COMPOSE))
 #: What .env.example explains: KEY=value, or #KEY=value.
-EXPLAINED = {key: value.strip("'") for key, value in re.findall(r"^#?([A-Z_]+)=(.*)$", ENV_EXAMPLE, re.MULTILINE)}
+EXPLAINED = {
+    key: value.strip("'")
+    for key, value in re.findall(r"^#?([A-Z_]+)=(.*)$", ENV_EXAMPLE, re.MULTILINE)
+}
 #: What neither Mailer nor app.py reads, but gunicorn, libpq or an image does.
 OF_OTHERS = {
     "FORWARDED_ALLOW_IPS": "127.0.0.1,::1",
@@ -51,7 +55,14 @@ def words(command: list[str]) -> str:
 
 def test_it_fits_the_specification_of_compose() -> None:
     """Docker is not needed to see that."""
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        "docker-compose.yml",
+    ]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert check.returncode == 0, check.stdout + check.stderr
@@ -90,7 +101,9 @@ def test_nobody_uses_the_tables_before_they_are_up_to_date(name: str) -> None:
     """They wait for `flask mail migrate`, which ends."""
     assert words(SERVICES["migrate"]["command"]) == "flask --app app mail migrate"
     assert SERVICES["migrate"]["restart"] == "no"
-    assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert SERVICES[name]["depends_on"]["migrate"] == {
+        "condition": "service_completed_successfully"
+    }
 
 
 @pytest.mark.parametrize("name", sorted(name for name in SERVICES if "ports" in SERVICES[name]))
@@ -101,7 +114,9 @@ def test_other_machines_reach_nothing(name: str) -> None:
 
 def test_every_variable_means_something() -> None:
     """A key that nobody reads, one that is misspelt, would be ignored without a word."""
-    set_for_services = {key for service in SERVICES.values() for key in service.get("environment", {})}
+    set_for_services = {
+        key for service in SERVICES.values() for key in service.get("environment", {})
+    }
 
     assert set_for_services <= keys().keys() | DEFAULTS.keys() | OF_OTHERS.keys()
     assert EXPLAINED.keys() <= keys().keys() | DEFAULTS.keys() | OF_OTHERS.keys() | ASKED.keys()

@@ -16,7 +16,7 @@ def load(**config: Any) -> Settings:
     return Settings.load(config, {}, default_database_url="sqlite://")
 
 
-# --- debug mode -------------------------------------------------------------------------------------------------------
+# --- debug mode ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", [{}, {"MAIL_SERVER": "localhost"}, {"MAIL_SERVER": "127.0.0.1"}])
@@ -47,14 +47,21 @@ def test_a_real_relay_is_refused(name: str) -> None:
 
     assert str(error.value) == (
         f"MAIL_SERVER: the app is in debug mode, and {name} may bring its mail to real people:"
-        " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who may get mail"
-        " ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox at 127.0.0.1:1025 with `flask mail inbox`."
+        " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who"
+        " may get mail"
+        " ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox at"
+        " 127.0.0.1:1025 with `flask mail inbox`."
     )
     load(**RISKY[name])
 
 
 @pytest.mark.parametrize(
-    "said", [{"MAILER_REDIRECT_TO": "me@example.com"}, {"MAILER_ALLOWED_RECIPIENTS": "*"}, {"MAIL_SUPPRESS_SEND": True}]
+    "said",
+    [
+        {"MAILER_REDIRECT_TO": "me@example.com"},
+        {"MAILER_ALLOWED_RECIPIENTS": "*"},
+        {"MAIL_SUPPRESS_SEND": True},
+    ],
 )
 def test_unless_it_is_said_who_gets_mail(said: dict[str, Any]) -> None:
     """Then that holds, and the relay is the developer's choice."""
@@ -71,7 +78,7 @@ def test_the_debug_mode_is_that_of_the_app(monkeypatch: pytest.MonkeyPatch) -> N
         Mailer(app)
 
 
-# --- who gets mail ----------------------------------------------------------------------------------------------------
+# --- who gets mail ------------------------------------------------------------------------------
 
 ME = "me@example.com"
 
@@ -92,9 +99,14 @@ ME = "me@example.com"
         ("example.org", ME, "ada@example.org", "ada@example.org"),
     ],
 )
-def test_who_gets_a_copy(allowed: str, redirect_to: str | None, recipient: str, to: str | None) -> None:
+def test_who_gets_a_copy(
+    allowed: str, redirect_to: str | None, recipient: str, to: str | None
+) -> None:
     """Who is allowed to, else who gets all, else nobody; with neither, who it is for."""
-    settings = load(MAILER_ALLOWED_RECIPIENTS=allowed, **{"MAILER_REDIRECT_TO": redirect_to} if redirect_to else {})
+    settings = load(
+        MAILER_ALLOWED_RECIPIENTS=allowed,
+        **{"MAILER_REDIRECT_TO": redirect_to} if redirect_to else {},
+    )
 
     assert destination(settings, recipient) == to
 
@@ -102,7 +114,11 @@ def test_who_gets_a_copy(allowed: str, redirect_to: str | None, recipient: str, 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("MAILER_ALLOWED_RECIPIENTS", ["ada@"], "MAILER_ALLOWED_RECIPIENTS=['ada@']: 'ada@': allowed: such as 'ada@example.com'"),
+        (
+            "MAILER_ALLOWED_RECIPIENTS",
+            ["ada@"],
+            "MAILER_ALLOWED_RECIPIENTS=['ada@']: 'ada@': allowed: such as 'ada@example.com'",
+        ),
         ("MAILER_ALLOWED_RECIPIENTS", 7, "MAILER_ALLOWED_RECIPIENTS=7: allowed: a list"),
         ("MAILER_REDIRECT_TO", "me", "MAILER_REDIRECT_TO='me': 'me' is not a usable address"),
     ],

@@ -47,7 +47,11 @@ def test_a_given_broker_is_used(key: str) -> None:
 def test_all_mail_goes_to_the_inbox() -> None:
     """Settings of a real relay in the environment are left out: the local stack never mails the world."""
     stack = planned(
-        MAIL_SERVER="smtp.example.com", MAIL_PORT="587", MAIL_USE_TLS="1", MAIL_USERNAME="ada", MAIL_PASSWORD="secret"
+        MAIL_SERVER="smtp.example.com",
+        MAIL_PORT="587",
+        MAIL_USE_TLS="1",
+        MAIL_USERNAME="ada",
+        MAIL_PASSWORD="secret",
     )
     environment = stack.worker.environment
 
@@ -57,7 +61,14 @@ def test_all_mail_goes_to_the_inbox() -> None:
 
 def test_nor_does_it_follow_several_relays() -> None:
     """MAILER_RELAYS goes before MAIL_SERVER, and what says how a relay is reached or logged in to belongs to that relay."""
-    others = ("MAILER_RELAYS", "MAILER_OAUTH", "MAILER_PROXY", "MAILER_LMTP", "MAILER_SOURCE_ADDRESS", "MAILER_TLS_CLIENT_CERT")
+    others = (
+        "MAILER_RELAYS",
+        "MAILER_OAUTH",
+        "MAILER_PROXY",
+        "MAILER_LMTP",
+        "MAILER_SOURCE_ADDRESS",
+        "MAILER_TLS_CLIENT_CERT",
+    )
 
     assert not set(others) & set(planned(**dict.fromkeys(others, "set")).worker.environment)
 

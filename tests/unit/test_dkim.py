@@ -1,6 +1,7 @@
 """What we sign, dkimpy verifies; tests/integration/test_dkim.py asks OpenDKIM as well."""
 
 import re
+from typing import Any
 
 import pytest
 from dkim.canonicalization import Relaxed
@@ -25,15 +26,22 @@ def signer(*keys: DkimKey) -> Signer:
 
 
 def a_mail(sender: str = "ada@example.com", **said: object) -> Message:
-    given = {"subject": "Hello", "text": "Hello\n", "html": None, "to": (Address("bob@example.com"),), **said}
-    return Message(id="1", message_id="<1@example.com>", created_at=NOW, sender=Address(sender, "Ada"), **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "subject": "Hello",
+        "text": "Hello\n",
+        "html": None,
+        "to": (Address("bob@example.com"),),
+        **said,
+    }
+    author = Address(sender, "Ada")
+    return Message(id="1", message_id="<1@example.com>", created_at=NOW, sender=author, **given)
 
 
 def signed(message: Message, *keys: DkimKey) -> bytes:
     return compose(message, signer(*(keys or (RSA, ED25519)))).as_bytes()
 
 
-# --- signatures that are good -----------------------------------------------------------------------------------------
+# --- signatures that are good -------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -79,16 +87,26 @@ def test_a_signed_mail_is_never_encoded_again() -> None:
     assert not letter.is_8bit(eightbit=True)
 
 
-# --- signatures that are broken ---------------------------------------------------------------------------------------
+# --- signatures that are broken -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "more", ["From: eve@example.com", "Subject: Pay", "To: eve@example.com", "Cc: eve@example.com", "Reply-To: e@x.y"]
+    "more",
+    [
+        "From: eve@example.com",
+        "Subject: Pay",
+        "To: eve@example.com",
+        "Cc: eve@example.com",
+        "Reply-To: e@x.y",
+    ],
 )
 def test_nobody_can_add_what_would_be_shown_instead(more: str) -> None:
     """Above or below the one that was signed."""
     mail = signed(a_mail())
-    above, below = f"{more}\r\n".encode() + mail, mail.replace(b"MIME-Version:", f"{more}\r\nMIME-Version:".encode())
+    above, below = (
+        f"{more}\r\n".encode() + mail,
+        mail.replace(b"MIME-Version:", f"{more}\r\nMIME-Version:".encode()),
+    )
 
     assert verified_by_dkimpy(mail, BOTH) == [True, True]
     assert verified_by_dkimpy(above, BOTH) == [False, False]
@@ -96,7 +114,15 @@ def test_nobody_can_add_what_would_be_shown_instead(more: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["List-Unsubscribe", "List-Unsubscribe-Post", "List-Id", "In-Reply-To", "References", "Feedback-ID"]
+    "name",
+    [
+        "List-Unsubscribe",
+        "List-Unsubscribe-Post",
+        "List-Id",
+        "In-Reply-To",
+        "References",
+        "Feedback-ID",
+    ],
 )
 def test_what_programs_act_upon_is_signed(name: str) -> None:
     """A one-click unsubscribe counts only with a signature that covers it (RFC 8058)."""
@@ -133,7 +159,7 @@ def test_headers_of_the_same_name() -> None:
     assert verified_by_dkimpy(mail, BOTH) == [True, True]
 
 
-# --- whose keys sign --------------------------------------------------------------------------------------------------
+# --- whose keys sign ----------------------------------------------------------------------------
 
 
 def selectors(sender: str, *keys: DkimKey) -> list[str]:
@@ -150,7 +176,10 @@ def test_every_key_of_the_domain_signs() -> None:
 
 def test_a_subdomain_is_signed_for_by_the_domain_above() -> None:
     """That is aligned in the eyes of DMARC, as long as nobody asks for `adkim=s`; a key of its own comes first."""
-    above, below = dkim_key("example.com", "above", ed25519_pem()), dkim_key("news.example.com", "below", ed25519_pem())
+    above, below = (
+        dkim_key("example.com", "above", ed25519_pem()),
+        dkim_key("news.example.com", "below", ed25519_pem()),
+    )
 
     assert selectors("ada@shop.example.com", above, below) == ["above"]
     assert selectors("ada@news.example.com", above, below) == ["below"]
@@ -158,7 +187,9 @@ def test_a_subdomain_is_signed_for_by_the_domain_above() -> None:
     assert selectors("ada@NEWS.example.com", above, below) == ["below"]
 
 
-@pytest.mark.parametrize("sender", ["ada@example.org", "ada@example.com.example.org", "ada@notexample.com", "ada@com"])
+@pytest.mark.parametrize(
+    "sender", ["ada@example.org", "ada@example.com.example.org", "ada@notexample.com", "ada@com"]
+)
 def test_nobody_else_is_signed_for(sender: str) -> None:
     """Their mail goes out as if there were no keys."""
     mail = a_mail(sender)
@@ -171,7 +202,7 @@ def test_no_keys() -> None:
     assert make_signer(()) is None
 
 
-# --- the canonical form -----------------------------------------------------------------------------------------------
+# --- the canonical form -------------------------------------------------------------------------
 
 
 @given(bodies | st.text(" \t\r\na."))
@@ -182,11 +213,16 @@ def test_the_canonical_body(text: str) -> None:
     assert relaxed_body(content) == Relaxed.canonicalize_body(content)
 
 
-@given(st.from_regex(r"[A-Za-z-]{1,20}", fullmatch=True), st.lists(st.text(" \tab:ü", min_size=1)).map("\r\n ".join))
+@given(
+    st.from_regex(r"[A-Za-z-]{1,20}", fullmatch=True),
+    st.lists(st.text(" \tab:ü", min_size=1)).map("\r\n ".join),
+)
 def test_the_canonical_header(name: str, value: str) -> None:
     """And so do blanks and folds of a header."""
     line = f"{name}: {value}".encode()
-    [(their_name, their_value)] = Relaxed.canonicalize_headers([(name.encode(), f" {value}\r\n".encode())])
+    [(their_name, their_value)] = Relaxed.canonicalize_headers(
+        [(name.encode(), f" {value}\r\n".encode())]
+    )
 
     assert relaxed_field(line) + b"\r\n" == their_name + b":" + their_value
 
@@ -200,6 +236,8 @@ def test_the_example_of_the_standard() -> None:
 
 def test_dkimpy_is_really_asked() -> None:
     """With the wrong key in the DNS nothing is good."""
-    others = records(dkim_key("example.com", "rsa", rsa_pem()), dkim_key("example.com", "ed", ed25519_pem()))
+    others = records(
+        dkim_key("example.com", "rsa", rsa_pem()), dkim_key("example.com", "ed", ed25519_pem())
+    )
 
     assert verified_by_dkimpy(signed(a_mail()), others) == [False, False]

@@ -35,14 +35,16 @@ def entry(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-# --- what is taken ----------------------------------------------------------------------------------------------------
+# --- what is taken ------------------------------------------------------------------------------
 
 
 def test_a_key_comes_as_a_text_or_in_a_file(tmp_path: Path) -> None:
     """The domain may be written as people write it, with letters of any script."""
     file = tmp_path / "ed.pem"
     file.write_bytes(ED25519.pem)
-    settings = load([entry(), entry(domain="Bücher.example", selector="2026B", key=None, key_file=str(file))])
+    settings = load(
+        [entry(), entry(domain="Bücher.example", selector="2026B", key=None, key_file=str(file))]
+    )
 
     assert [(key.domain, key.selector, key.pem) for key in settings.dkim_keys] == [
         ("example.com", "2026a", RSA.pem),
@@ -63,14 +65,22 @@ def test_the_environment_has_them_as_json(text: str) -> None:
     """However the line ends of the key got into the variable."""
     settings = Settings.load({}, {"MAILER_DKIM_KEYS": text}, default_database_url="sqlite://")
 
-    assert [(str(key), key.pem) for key in settings.dkim_keys] == [("2026a of example.com", RSA.pem)]
+    assert [(str(key), key.pem) for key in settings.dkim_keys] == [
+        ("2026a of example.com", RSA.pem)
+    ]
     assert make_signer(settings.dkim_keys) is not None
 
 
 @pytest.mark.parametrize(
     "pem",
     [RSA.pem, ED25519.pem, rsa_pem(1024), rsa_pem(2048, PrivateFormat.TraditionalOpenSSL)],
-    ids=["RSA", "Ed25519", "short RSA", "the older format"],  # each process of the tests has other keys
+    # Each process of the tests has other keys.
+    ids=[
+        "RSA",
+        "Ed25519",
+        "short RSA",
+        "the older format",
+    ],
 )
 def test_a_key_that_can_sign(pem: bytes) -> None:
     """RSA in both formats that OpenSSL writes, and Ed25519."""
@@ -82,7 +92,7 @@ def test_two_keys_of_one_domain() -> None:
     assert len(load([entry(), entry(selector="2026b"), entry(domain="example.org")]).dkim_keys) == 3
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------
 
 
 A_LIST = 'allowed: a list, in the environment as JSON, such as [{"domain": "example.com", "selector": "2026a", "key_file"'
@@ -96,14 +106,26 @@ A_LIST = 'allowed: a list, in the environment as JSON, such as [{"domain": "exam
         (3, f"=<hidden>: {A_LIST}"),
         (["example.com"], "[0]=<hidden>: allowed: an object."),
         ([entry(), entry(selektor="x")], "[1]['selektor']: unknown key; did you mean selector?"),
-        ([entry(), entry(kee="x")], "[1]['kee']: unknown key; allowed: domain, key, key_file, selector."),
+        (
+            [entry(), entry(kee="x")],
+            "[1]['kee']: unknown key; allowed: domain, key, key_file, selector.",
+        ),
         ([entry(domain=None)], "[0]['domain']: missing; allowed: a text that is not empty."),
         ([entry(key=None)], "[0]=<hidden>: give domain, selector, and either key_file or key."),
-        ([entry(key_file="/x.pem")], "[0]=<hidden>: give domain, selector, and either key_file or key."),
+        (
+            [entry(key_file="/x.pem")],
+            "[0]=<hidden>: give domain, selector, and either key_file or key.",
+        ),
         ([entry(selector=2026)], "[0]['selector']=<hidden>: allowed: a text that is not empty."),
         ([entry(key="")], "[0]['key']=<hidden>: allowed: a text that is not empty."),
-        ([entry(selector="a b")], "[0]['selector']=<hidden>: the selector 'a b' is no name in the DNS"),
-        ([entry(domain="ada@example.com")], "[0]['domain']=<hidden>: 'ada@example.com' is no domain"),
+        (
+            [entry(selector="a b")],
+            "[0]['selector']=<hidden>: the selector 'a b' is no name in the DNS",
+        ),
+        (
+            [entry(domain="ada@example.com")],
+            "[0]['domain']=<hidden>: 'ada@example.com' is no domain",
+        ),
         (
             [entry(domain="example.com; d=other")],
             "[0]['domain']=<hidden>: 'example.com; d=other' is no domain",
@@ -112,7 +134,10 @@ A_LIST = 'allowed: a list, in the environment as JSON, such as [{"domain": "exam
             [entry(key=None, key_file="/nowhere/2026a.pem")],
             "[0]=<hidden>: the file '/nowhere/2026a.pem' can't be read: No such file",
         ),
-        ([entry(key=None, key_file="/")], "[0]=<hidden>: the file '/' can't be read: Is a directory"),
+        (
+            [entry(key=None, key_file="/")],
+            "[0]=<hidden>: the file '/' can't be read: Is a directory",
+        ),
         (
             [entry(key=None, key_file="a\0b")],
             "[0]=<hidden>: the file 'a\\x00b' can't be read: embedded null byte",
@@ -132,15 +157,23 @@ def test_an_entry_that_can_not_be_used(given: Any, words: str) -> None:
 
 
 def encrypted(pem: bytes) -> bytes:
-    return load_pem_private_key(pem, None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    return load_pem_private_key(pem, None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
 
 
 def of_another_kind() -> bytes:
-    return generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return generate_private_key(SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
 
 
 def public(pem: bytes) -> bytes:
-    return load_pem_private_key(pem, None).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return (
+        load_pem_private_key(pem, None)
+        .public_key()
+        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
 
 
 def too_short() -> bytes:
@@ -156,7 +189,9 @@ def too_long() -> bytes:
 def of_primes(p: int, q: int) -> bytes:
     e = 65537
     d = pow(e, -1, (p - 1) * (q - 1))
-    numbers = RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), RSAPublicNumbers(e, p * q))
+    numbers = RSAPrivateNumbers(
+        p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), RSAPublicNumbers(e, p * q)
+    )
     return numbers.private_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -181,14 +216,18 @@ def test_a_key_that_can_not_sign(pem: bytes, reason: str, tmp_path: Path) -> Non
     unusable = DkimKey(domain="example.com", selector="2026a", key_file=str(file))
     with pytest.raises(ConfigurationError, match=re.escape(reason)) as refused:
         make_signer([RSA, unusable])
-    assert str(refused.value).startswith("MAILER_DKIM_KEYS=<hidden>: the key 2026a of example.com can't be used: ")
+    assert str(refused.value).startswith(
+        "MAILER_DKIM_KEYS=<hidden>: the key 2026a of example.com can't be used: "
+    )
 
 
 def test_signing_without_the_package_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says how to install it."""
     monkeypatch.setattr(signer, "find_spec", lambda _name: None)
 
-    with pytest.raises(ConfigurationError, match=re.escape("pip install 'flask-mailer-queue[dkim]'")):
+    with pytest.raises(
+        ConfigurationError, match=re.escape("pip install 'flask-mailer-queue[dkim]'")
+    ):
         make_signer([RSA])
 
 

@@ -9,13 +9,21 @@ from tests.chaos.flatness import Bound, Series
 
 def series(*quarters: float, bound: Bound | None) -> Series:
     """Ten values a quarter."""
-    return Series("Memory", "worker", "MB", bound, [value for quarter in quarters for value in repeat(quarter, 10)])
+    return Series(
+        "Memory",
+        "worker",
+        "MB",
+        bound,
+        [value for quarter in quarters for value in repeat(quarter, 10)],
+    )
 
 
 BOUND = Bound(share=0.1, beside=5)
 
 
-@pytest.mark.parametrize(("last", "is_flat"), [(100, True), (115, True), (115.1, False), (20, True)])
+@pytest.mark.parametrize(
+    ("last", "is_flat"), [(100, True), (115, True), (115.1, False), (20, True)]
+)
 def test_the_last_quarter_is_compared_with_the_second(last: float, is_flat: bool) -> None:
     """It may be above it by what is allowed, and below it as far as it likes; the first quarter does not count."""
     assert series(10, 100, 500, last, bound=BOUND).is_flat is is_flat

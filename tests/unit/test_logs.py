@@ -46,8 +46,16 @@ def test_a_line_and_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     with Flask("tests").app_context():
         shout()
 
-    assert caplog.text.count("1 failed: invalid literal for int() with base 10: 'a***@example.com', b***@example.com") == 2
-    assert caplog.text.count("ValueError: invalid literal for int() with base 10: 'a***@example.com'") == 2
+    assert (
+        caplog.text.count(
+            "1 failed: invalid literal for int() with base 10: 'a***@example.com', b***@example.com"
+        )
+        == 2
+    )
+    assert (
+        caplog.text.count("ValueError: invalid literal for int() with base 10: 'a***@example.com'")
+        == 2
+    )
     assert "ada@" not in caplog.text
 
 

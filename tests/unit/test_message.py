@@ -8,10 +8,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailer.errors import InvalidAddress, InvalidAttachment, InvalidHeader, InvalidMail
-from mailer.message import Address, Attachment, check_body, check_headers, check_text, new_id, new_message_id, parse_addresses
+from mailer.message import (
+    Address,
+    Attachment,
+    check_body,
+    check_headers,
+    check_text,
+    new_id,
+    new_message_id,
+    parse_addresses,
+)
 from tests.injections import FORBIDDEN, injected
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+# --- addresses -----------------------------------------------------------------------------------
 
 ADA = Address("ada@example.com")
 
@@ -92,11 +101,23 @@ def test_several_in_one_text_are_refused(given: str) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [5, b"ada@example.com", object(), ("Ada", 5), (5, "ada@example.com"), [None], [["Ada", "ada@example.com"]], [("Ada",)]],
+    [
+        5,
+        b"ada@example.com",
+        object(),
+        ("Ada", 5),
+        (5, "ada@example.com"),
+        [None],
+        [["Ada", "ada@example.com"]],
+        [("Ada",)],
+    ],
 )
 def test_what_is_no_address_is_refused(given: object) -> None:
     """Another kind of value is an error of ours that says what to give, not a TypeError from the depths."""
-    with pytest.raises(InvalidAddress, match=r"^to: .* is no address: give 'ada@example.com' or 'Ada <ada@example.com>'\.$"):
+    with pytest.raises(
+        InvalidAddress,
+        match=r"^to: .* is no address: give 'ada@example.com' or 'Ada <ada@example.com>'\.$",
+    ):
         parse_addresses(given, field="to")  # type: ignore[arg-type]
 
 
@@ -111,12 +132,22 @@ def test_what_is_no_address_is_refused(given: object) -> None:
         [Address(email) for email in injected("ada@example.com", "")],
         [("Ada", email) for email in injected("ada@example.com", "> RCPT TO:<eve@example.com")],
     ],
-    ids=["plain name", "quoted name", "pair", "object", "address", "object's address", "pair's address"],
+    ids=[
+        "plain name",
+        "quoted name",
+        "pair",
+        "object",
+        "address",
+        "object's address",
+        "pair's address",
+    ],
 )
 def test_no_address_carries_a_second_line(given: list[str | tuple[str, str] | Address]) -> None:
     """Neither a name nor an address may hold a line break, a control character or half of a character."""
     for one in given:
-        with pytest.raises(InvalidAddress, match=r"^to: .*remove line breaks and other control characters"):
+        with pytest.raises(
+            InvalidAddress, match=r"^to: .*remove line breaks and other control characters"
+        ):
             parse_addresses([one], field="to")
 
 
@@ -127,7 +158,9 @@ def test_one_or_many() -> None:
     assert parse_addresses(None, field="to") == ()
     assert parse_addresses("ada@example.com", field="to") == (ADA,)
     assert parse_addresses(ADA, field="to") == (ADA,)
-    assert parse_addresses(("Ada", "ada@example.com"), field="to") == (Address("ada@example.com", "Ada"),)
+    assert parse_addresses(("Ada", "ada@example.com"), field="to") == (
+        Address("ada@example.com", "Ada"),
+    )
     assert parse_addresses((None, "ada@example.com"), field="to") == (ADA,)
     assert parse_addresses(("ada@example.com", "bob@example.com"), field="to") == (ADA, bob)
     assert parse_addresses((ADA, bob), field="to") == (ADA, bob)
@@ -162,7 +195,14 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [" " * 50_000, "<" * 50_000, " <" * 50_000, '"' * 50_000 + "<a@b>", "a" + "\\" * 50_000 + ' <a@b>"']
+    "text",
+    [
+        " " * 50_000,
+        "<" * 50_000,
+        " <" * 50_000,
+        '"' * 50_000 + "<a@b>",
+        "a" + "\\" * 50_000 + ' <a@b>"',
+    ],
 )
 def test_a_long_text_is_refused_as_well(text: str) -> None:
     """The time it takes grows with the text, not with its cube: a visitor can't keep the process busy."""
@@ -170,28 +210,40 @@ def test_a_long_text_is_refused_as_well(text: str) -> None:
         Address.parse(text, field="to")
 
 
-# --- text and headers -------------------------------------------------------------------------------------------------
+# --- text and headers ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", injected())
 def test_a_header_is_one_line(text: str) -> None:
     """The error names the field and shows the character."""
-    with pytest.raises(InvalidHeader, match=r"^subject: .* contains .*: remove line breaks and other control characters\.$"):
+    with pytest.raises(
+        InvalidHeader,
+        match=r"^subject: .* contains .*: remove line breaks and other control characters\.$",
+    ):
         check_text(text, field="subject")
 
 
 @pytest.mark.parametrize(
-    "say", [lambda text: check_text(text, field="subject", quoted=False), lambda text: check_headers({"X-Code": text})]
+    "say",
+    [
+        lambda text: check_text(text, field="subject", quoted=False),
+        lambda text: check_headers({"X-Code": text}),
+    ],
 )
 def test_no_error_quotes_what_a_mail_says(say: Callable[[str], object]) -> None:
     """It may be secret, and errors end in logs and with whoever collects them."""
-    with pytest.raises(InvalidHeader, match=r"^(subject|headers\['X-Code'\]): it contains '\\n': remove line breaks") as caught:
+    with pytest.raises(
+        InvalidHeader,
+        match=r"^(subject|headers\['X-Code'\]): it contains '\\n': remove line breaks",
+    ) as caught:
         say("Your code: 4711\n")
 
     assert "4711" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "Welcome", "Grüße, Zoë 🦊", 'a: b; c="d"', "\u202eabc", "x" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "Welcome", "Grüße, Zoë 🦊", 'a: b; c="d"', "\u202eabc", "x" * 5000]
+)
 def test_any_other_text_may_be_a_header(text: str) -> None:
     """All scripts, all punctuation, any length."""
     assert check_text(text, field="subject") == text
@@ -200,7 +252,9 @@ def test_any_other_text_may_be_a_header(text: str) -> None:
 @pytest.mark.parametrize("value", [None, 5, b"Welcome", ["Welcome"]])
 def test_what_is_no_text_is_refused(value: object) -> None:
     """The error says of which kind the value is."""
-    with pytest.raises(InvalidHeader, match=rf"^subject: give a str, not {type(value).__name__}\.$"):
+    with pytest.raises(
+        InvalidHeader, match=rf"^subject: give a str, not {type(value).__name__}\.$"
+    ):
         check_text(value, field="subject")  # type: ignore[arg-type]
     with pytest.raises(InvalidMail, match=rf"^body: give a str, not {type(value).__name__}\.$"):
         check_body(value, field="body")  # type: ignore[arg-type]
@@ -210,7 +264,9 @@ def test_a_body_has_lines() -> None:
     """All but NUL and halves of characters can be in it."""
     assert check_body("a\r\nb\tc\x0c\u2028", field="body")
     for forbidden in ("\x00", "\ud800"):
-        with pytest.raises(InvalidMail, match=r"^body: the character .* at 1 can't be in a mail: remove it"):
+        with pytest.raises(
+            InvalidMail, match=r"^body: the character .* at 1 can't be in a mail: remove it"
+        ):
             check_body(f"a{forbidden}", field="body")
 
 
@@ -223,14 +279,19 @@ def test_headers_of_ones_own() -> None:
     assert check_headers(None) == ()
 
 
-@pytest.mark.parametrize("name", [*injected("X", "Y: z"), "", "X Y", "X:", "Größe", "X" * 65, "X_Y", 5, None])
+@pytest.mark.parametrize(
+    "name", [*injected("X", "Y: z"), "", "X Y", "X:", "Größe", "X" * 65, "X_Y", 5, None]
+)
 def test_a_bad_header_name_is_refused(name: str) -> None:
     """Letters, digits and hyphens."""
     with pytest.raises(InvalidHeader, match="is no header name: use letters, digits and hyphens"):
         check_headers({name: "value"})
 
 
-@pytest.mark.parametrize("name", "From sender TO cc BCC Reply-To subject date Message-ID Content-Type resent-to Received".split())
+@pytest.mark.parametrize(
+    "name",
+    "From sender TO cc BCC Reply-To subject date Message-ID Content-Type resent-to Received".split(),
+)
 def test_a_header_that_mailer_writes_is_refused(name: str) -> None:
     """A second From or Content-Type would be believed by some and not by others."""
     with pytest.raises(InvalidHeader, match=f"{name}.* is written by Mailer"):
@@ -248,7 +309,7 @@ def test_a_bad_header_value_is_refused() -> None:
         check_headers([("X-Campaign", "value")])  # type: ignore[arg-type]
 
 
-# --- attachments ------------------------------------------------------------------------------------------------------
+# --- attachments --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,7 +329,12 @@ def test_the_type_is_guessed_from_the_name(filename: str | None, content_type: s
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/pdf", "text/csv; charset=utf-8", 'text/calendar; method=REQUEST; name="the meeting.ics"']
+    "content_type",
+    [
+        "application/pdf",
+        "text/csv; charset=utf-8",
+        'text/calendar; method=REQUEST; name="the meeting.ics"',
+    ],
 )
 def test_the_type_may_have_parameters(content_type: str) -> None:
     """As Flask-Mail took it; an invitation needs its method."""
@@ -325,14 +391,20 @@ def test_no_header_of_an_attachment_carries_a_second_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filename", "plain"), [("Größe  1.pdf", "Groe 1.pdf"), ("Ünïcödé.pdf", "Unicode.pdf"), ("日本.pdf", ".pdf"), (None, None)]
+    ("filename", "plain"),
+    [
+        ("Größe  1.pdf", "Groe 1.pdf"),
+        ("Ünïcödé.pdf", "Unicode.pdf"),
+        ("日本.pdf", ".pdf"),
+        (None, None),
+    ],
 )
 def test_an_ascii_name(filename: str | None, plain: str | None) -> None:
     """As Flask-Mail reduces it for MAIL_ASCII_ATTACHMENTS."""
     assert Attachment(filename, b"data").with_ascii_filename().filename == plain
 
 
-# --- ids --------------------------------------------------------------------------------------------------------------
+# --- ids ----------------------------------------------------------------------------------------
 
 
 def test_ids_sort_by_time() -> None:
@@ -346,4 +418,7 @@ def test_ids_sort_by_time() -> None:
 
 def test_the_message_id_is_of_the_senders_domain() -> None:
     """In ASCII, as the header needs it."""
-    assert new_message_id("1a2b", Address.parse("ada@bücher.example", field="sender")) == "<1a2b@xn--bcher-kva.example>"
+    assert (
+        new_message_id("1a2b", Address.parse("ada@bücher.example", field="sender"))
+        == "<1a2b@xn--bcher-kva.example>"
+    )

@@ -24,7 +24,7 @@ def parse(mail: bytes) -> EmailMessage:
     return message_from_bytes(mail, policy=policy.default)
 
 
-# --- what must be true of every mail ----------------------------------------------------------------------------------
+# --- what must be true of every mail ------------------------------------------------------------
 
 
 def the_wire_format(message: Message, mail: bytes, parsed: EmailMessage) -> None:
@@ -40,7 +40,8 @@ def a_part_says_how_it_is_encoded(message: Message, mail: bytes, parsed: EmailMe
     """A part that holds more than ASCII says 8bit, and so does each that holds that part (RFC 2045, 6.4)."""
     for part in parsed.walk():
         declared = str(part["Content-Transfer-Encoding"] or "7bit")
-        holds_more = any(not one.get_payload().isascii() for one in part.walk() if not one.is_multipart())  # type: ignore[union-attr]
+        leaves = [one for one in part.walk() if not one.is_multipart()]
+        holds_more = not all(str(leaf.get_payload()).isascii() for leaf in leaves)
         assert (declared == "8bit") == holds_more
 
 
@@ -50,20 +51,34 @@ def the_headers(message: Message, mail: bytes, parsed: EmailMessage) -> None:
     ours += ["To"] if message.to or not message.cc else []
     ours += ["Cc"] if message.cc else []
     ours += ["Reply-To"] if message.reply_to else []
-    ours += ["Subject", "Message-ID", *(name for name, _ in message.headers), "MIME-Version", "Content-Type"]
+    ours += [
+        "Subject",
+        "Message-ID",
+        *(name for name, _ in message.headers),
+        "MIME-Version",
+        "Content-Type",
+    ]
     assert [name for name in parsed if name != "Content-Transfer-Encoding"] == ours
     assert parsed["Subject"] == message.subject
     assert parsed["Message-ID"] == message.message_id
     assert parsed["Date"].datetime.timestamp() == NOW
-    assert [str(value) for name, value in parsed.items() if name.startswith("X-")] == [value for _, value in message.headers]
+    assert [str(value) for name, value in parsed.items() if name.startswith("X-")] == [
+        value for _, value in message.headers
+    ]
 
 
 def the_addresses(message: Message, mail: bytes, parsed: EmailMessage) -> None:
     """Names in any script, and nothing in a name becomes an address of its own."""
-    # The new parser leaves blanks between the encoded words of a name (https://github.com/python/cpython/issues/128110).
+    # The new parser leaves blanks between the encoded words of a name
+    # (https://github.com/python/cpython/issues/128110).
     parsed_as_of_old = message_from_bytes(mail)
 
-    for header, said in {"From": (message.sender,), "To": message.to, "Cc": message.cc, "Reply-To": message.reply_to}.items():
+    for header, said in {
+        "From": (message.sender,),
+        "To": message.to,
+        "Cc": message.cc,
+        "Reply-To": message.reply_to,
+    }.items():
         found = parsed[header].addresses if parsed[header] is not None else ()
         assert [one.addr_spec for one in found] == [one.email for one in said]
         pairs = getaddresses(parsed_as_of_old.get_all(header, []))
@@ -73,17 +88,27 @@ def the_addresses(message: Message, mail: bytes, parsed: EmailMessage) -> None:
 
 def the_bodies(message: Message, mail: bytes, parsed: EmailMessage) -> None:
     """The same text, but for the line ends, which are CRLF, and the last line, which has one too."""
-    bodies = [(part.get_content_type(), part) for part in parsed.walk() if not part.is_multipart() and not is_file(part)]
+    bodies = [
+        (part.get_content_type(), part)
+        for part in parsed.walk()
+        if not part.is_multipart() and not is_file(part)
+    ]
     said = [("text/plain", message.text), ("text/html", message.html)]
-    said += [(f"text/{kind}" if "/" not in kind else kind.partition(";")[0], text) for kind, text in message.alternatives]
+    said += [
+        (f"text/{kind}" if "/" not in kind else kind.partition(";")[0], text)
+        for kind, text in message.alternatives
+    ]
     assert [kind for kind, _ in bodies] == [kind for kind, text in said if text is not None]
-    assert [in_lines(part.get_content()) for _, part in bodies] == [in_lines(text) for _, text in said if text is not None]
+    assert [in_lines(part.get_content()) for _, part in bodies] == [
+        in_lines(text) for _, text in said if text is not None
+    ]
 
 
 def the_attachments(message: Message, mail: bytes, parsed: EmailMessage) -> None:
     """The same bytes under the same names; inline images are found by their id."""
     sent = [
-        (one.content_type.partition(";")[0], one.filename, one.data, one.content_id, one.headers) for one in message.attachments
+        (one.content_type.partition(";")[0], one.filename, one.data, one.content_id, one.headers)
+        for one in message.attachments
     ]
     assert sorted(map(file_in, filter(is_file, parsed.walk())), key=repr) == sorted(sent, key=repr)
 
@@ -105,7 +130,9 @@ def in_lines(text: str) -> str:
     return found if found.endswith("\n") else found + "\n"
 
 
-def the_same_mail_is_written_in_the_same_way(message: Message, mail: bytes, parsed: EmailMessage) -> None:
+def the_same_mail_is_written_in_the_same_way(
+    message: Message, mail: bytes, parsed: EmailMessage
+) -> None:
     """A retry a day later sends the very bytes of the first try."""
     assert any(mail == written(message, eightbit=eightbit) for eightbit in (False, True))
 
@@ -121,7 +148,13 @@ def what_each_relay_is_told_and_given(message: Message, mail: bytes, parsed: Ema
         mail, wire = written(message, eightbit=eightbit), letter.wire(eightbit)
         assert letter.size(eightbit) == len(mail)
         assert wire.index(b"\r\n.\r\n") == len(wire) - 5
-        assert b"".join(line[1:] if line.startswith(b".") else line for line in wire[:-3].splitlines(keepends=True)) == mail
+        assert (
+            b"".join(
+                line[1:] if line.startswith(b".") else line
+                for line in wire[:-3].splitlines(keepends=True)
+            )
+            == mail
+        )
     assert letter.as_bytes() == written(message, eightbit=False)
 
 
@@ -150,9 +183,16 @@ def test_every_mail(message: Message, eightbit: bool) -> None:
         rule(message, mail, parsed)
 
 
-# --- what only a program writes ---------------------------------------------------------------------------------------
+# --- what only a program writes -----------------------------------------------------------------
 
-LONG = ["word " * 500 + "end", "a" + " " * 2000 + "b", "x" * 2000, '"' * 2000, ("y" * 490 + " " * 390) * 3 + "z", "ü" * 2000]
+LONG = [
+    "word " * 500 + "end",
+    "a" + " " * 2000 + "b",
+    "x" * 2000,
+    '"' * 2000,
+    ("y" * 490 + " " * 390) * 3 + "z",
+    "ü" * 2000,
+]
 
 
 @pytest.mark.parametrize("eightbit", [False, True])
@@ -178,7 +218,10 @@ def test_long_lines(text: str, eightbit: bool) -> None:
     assert max(map(len, mail.split(b"\r\n"))) <= 998
     assert parse(mail)["Subject"] == text
     assert parse(mail)["X-" + "h" * 62] == text
-    assert [one.addr_spec for one in parse(mail)["To"].addresses] == ["eve@example.com", "joe@example.com"]
+    assert [one.addr_spec for one in parse(mail)["To"].addresses] == [
+        "eve@example.com",
+        "joe@example.com",
+    ]
 
 
 @pytest.mark.parametrize("size", range(985, 1000))

@@ -40,7 +40,7 @@ def letter(mail: Message, recipient: str = "bob@example.com") -> WireMessage:
     return WireMessage(mail, recipient, compose(mail))
 
 
-# --- as it can be read ------------------------------------------------------------------------------------------------
+# --- as it can be read --------------------------------------------------------------------------
 
 
 def test_a_plain_mail_can_be_read_as_it_is() -> None:
@@ -63,7 +63,11 @@ def test_the_parts_of_a_mail() -> None:
     """Text and html are alternatives, an inline image belongs to the html, a file to the whole."""
     logo = Attachment("logo.png", b"logo", content_id="logo")
     report = Attachment("report.pdf", b"report")
-    mail = a_mail(html="<img src='cid:logo'>", alternatives=(("calendar", "BEGIN:VCALENDAR"),), attachments=(report, logo))
+    mail = a_mail(
+        html="<img src='cid:logo'>",
+        alternatives=(("calendar", "BEGIN:VCALENDAR"),),
+        attachments=(report, logo),
+    )
 
     assert outline(parsed(mail)) == [
         "multipart/mixed",
@@ -86,7 +90,10 @@ def outline(part: EmailMessage) -> list[Any]:
     [
         ("Ihre Rechnung für November", b"Subject: =?utf-8?q?Ihre_Rechnung_f=C3=BCr_November?="),
         ("ご注文の確認", b"Subject: =?utf-8?b?44GU5rOo5paH44Gu56K66KqN?="),
-        ("=? begins an encoded word in a header", b"Subject: =?utf-8?q?=3D=3F_begins_an_encoded_word_in_a_header?="),
+        (
+            "=? begins an encoded word in a header",
+            b"Subject: =?utf-8?q?=3D=3F_begins_an_encoded_word_in_a_header?=",
+        ),
         (" Hello ", b"Subject: =?utf-8?q?_Hello_?="),
         ("'Hello', (she) said; \"no\"", b"Subject: 'Hello', (she) said; \"no\""),
     ],
@@ -98,19 +105,25 @@ def test_a_subject_is_encoded_where_it_must_be(subject: str, line: bytes) -> Non
 
 def test_encoded_words_fit_their_lines() -> None:
     """RFC 2047: 76 characters, and no character is cut in two."""
-    lines = [line for line in lines_of(a_mail(subject="Ä" * 200 + "漢" * 200)) if b"=?utf-8?" in line]
+    lines = [
+        line for line in lines_of(a_mail(subject="Ä" * 200 + "漢" * 200)) if b"=?utf-8?" in line
+    ]
 
     assert max(map(len, lines)) <= 76
     for line in lines:
         [word] = line.removeprefix(b"Subject:").split()
-        assert "\ufffd" not in str(message_from_bytes(b"Subject: " + word, policy=policy.default)["Subject"])
+        assert "\ufffd" not in str(
+            message_from_bytes(b"Subject: " + word, policy=policy.default)["Subject"]
+        )
 
 
 def test_a_long_link_in_a_header() -> None:
     """Programs look for it, which would not decode it."""
     link = f"<https://example.com/stop?token={'x' * 800}>"
 
-    assert f"List-Unsubscribe: {link}".encode() in lines_of(a_mail(headers=(("List-Unsubscribe", link),)))
+    assert f"List-Unsubscribe: {link}".encode() in lines_of(
+        a_mail(headers=(("List-Unsubscribe", link),))
+    )
 
 
 def test_a_mail_to_hidden_recipients_only() -> None:
@@ -118,19 +131,23 @@ def test_a_mail_to_hidden_recipients_only() -> None:
     assert parsed(a_mail(to=()))["To"] == "undisclosed-recipients:;"
 
 
-# --- types and names of parts -----------------------------------------------------------------------------------------
+# --- types and names of parts -------------------------------------------------------------------
 
 
 def test_an_invitation() -> None:
     """Calendars look for `method`, and the charset is said once: the one it is written in."""
     kind = "text/calendar; method=REQUEST; charset=us-ascii"
 
-    assert b"Content-Type: text/calendar; method=REQUEST; charset=utf-8" in lines_of(a_mail(alternatives=((kind, "BEGIN:"),)))
+    assert b"Content-Type: text/calendar; method=REQUEST; charset=utf-8" in lines_of(
+        a_mail(alternatives=((kind, "BEGIN:"),))
+    )
 
 
 def test_a_type_with_long_parameters() -> None:
     """A line of a header has an end, and what is in quotes stays as it is."""
-    kind = "".join(["application/x-report", *(f';p{number}="{"; x=" * 31}"' for number in range(4))])
+    kind = "".join(
+        ["application/x-report", *(f';p{number}="{"; x=" * 31}"' for number in range(4))]
+    )
     lines = lines_of(a_mail(attachments=(Attachment("report", b"", kind),)))
     [part] = parsed(a_mail(attachments=(Attachment("report", b"", kind),))).iter_attachments()
 
@@ -145,7 +162,7 @@ def test_a_name_of_a_file_that_looks_encoded() -> None:
     )
 
 
-# --- beyond ASCII -----------------------------------------------------------------------------------------------------
+# --- beyond ASCII -------------------------------------------------------------------------------
 
 GERMAN = "Schöne Grüße\n"
 JAPANESE = "ご注文ありがとうございます。\n"
@@ -163,12 +180,16 @@ JAPANESE = "ご注文ありがとうございます。\n"
         ("\x1b[1mHello", "base64", "base64"),
     ],
 )
-def test_a_body_travels_in_the_plainest_way_there_is(text: str, with_8bitmime: str, without: str) -> None:
+def test_a_body_travels_in_the_plainest_way_there_is(
+    text: str, with_8bitmime: str, without: str
+) -> None:
     """What that is depends on the text, and on whether the relay takes octets beyond ASCII."""
     composed = compose(a_mail(text=text))
 
     for eightbit, expected in ((True, with_8bitmime), (False, without)):
-        mail = message_from_bytes(composed.form(eightbit=eightbit).as_bytes(), policy=policy.default)
+        mail = message_from_bytes(
+            composed.form(eightbit=eightbit).as_bytes(), policy=policy.default
+        )
         assert mail["Content-Transfer-Encoding"] == expected
         assert mail.get_content().replace("\r\n", "\n").rstrip("\n") == text.rstrip("\n")
 
@@ -177,7 +198,10 @@ def test_a_body_travels_in_the_plainest_way_there_is(text: str, with_8bitmime: s
 def test_the_bytes_are_made_once_for_all_recipients(text: str) -> None:
     """In each of the two forms; and where they are the same, there is only one."""
     composed = compose(a_mail(text=text))
-    letters = [WireMessage(a_mail(text=text), recipient, composed) for recipient in ("bob@example.com", "eve@example.com")]
+    letters = [
+        WireMessage(a_mail(text=text), recipient, composed)
+        for recipient in ("bob@example.com", "eve@example.com")
+    ]
 
     assert letters[0].wire(eightbit=True) is letters[1].wire(eightbit=True)
     assert letters[0].wire(eightbit=False) is letters[1].wire(eightbit=False)
@@ -211,11 +235,17 @@ def test_a_domain_beyond_ascii_needs_no_smtputf8() -> None:
     mail = letter(a_mail(sender=sender, to=(bob,)), bob.email)
 
     assert not mail.needs_smtputf8
-    assert (mail.envelope_from, mail.recipient) == ("ada@xn--bcher-kva.example", "bob@xn--r8jz45g.example")
-    assert b"From: Ada <ada@xn--bcher-kva.example>\r\nTo: bob@xn--r8jz45g.example\r\n" in mail.as_bytes()
+    assert (mail.envelope_from, mail.recipient) == (
+        "ada@xn--bcher-kva.example",
+        "bob@xn--r8jz45g.example",
+    )
+    assert (
+        b"From: Ada <ada@xn--bcher-kva.example>\r\nTo: bob@xn--r8jz45g.example\r\n"
+        in mail.as_bytes()
+    )
 
 
-# --- as Flask-Mail sees it --------------------------------------------------------------------------------------------
+# --- as Flask-Mail sees it ----------------------------------------------------------------------
 
 
 def test_the_shape_that_flask_mail_knows() -> None:
@@ -243,8 +273,17 @@ def test_the_shape_that_flask_mail_knows() -> None:
         [],
     )
     assert wire.reply_to == '"Joe, the first" <joe@example.com>'
-    assert (wire.send_to, wire.msgId, wire.date, wire.charset) == ({"eve@example.com"}, "<1@example.com>", NOW, None)
-    assert (wire.extra_headers, wire.mail_options, wire.rcpt_options) == ({"X-Tag": "1"}, ["RET=HDRS"], [])
+    assert (wire.send_to, wire.msgId, wire.date, wire.charset) == (
+        {"eve@example.com"},
+        "<1@example.com>",
+        NOW,
+        None,
+    )
+    assert (wire.extra_headers, wire.mail_options, wire.rcpt_options) == (
+        {"X-Tag": "1"},
+        ["RET=HDRS"],
+        [],
+    )
     assert [(one.filename, one.data, one.headers) for one in wire.attachments] == [
         ("report.pdf", b"report", {"X-Origin": "tests"}),
         ("logo.png", b"logo", {"Content-ID": "<logo>"}),
@@ -266,7 +305,10 @@ def test_a_message_is_as_changeable_as_that_of_flask_mail() -> None:
     wire.recipients.append("eve@example.com")
     wire.subject = "Noted"
 
-    assert (wire.recipients, wire.subject) == (["Bob <bob@example.com>", "eve@example.com"], "Noted")
+    assert (wire.recipients, wire.subject) == (
+        ["Bob <bob@example.com>", "eve@example.com"],
+        "Noted",
+    )
 
 
 def test_an_attribute_that_is_not_there() -> None:

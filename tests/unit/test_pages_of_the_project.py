@@ -39,14 +39,23 @@ def test_the_readme_fits_on_a_screen_or_two() -> None:
 
 def test_ci_on_github_is_ci() -> None:
     """One script says what CI does."""
-    assert re.findall(r"- run: (.*)", (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")) == [".ci/run"]
+    assert re.findall(
+        r"- run: (.*)", (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    ) == [".ci/run"]
 
 
 @pytest.mark.parametrize("schema", FORMS)
 def test_the_forms_fit_their_specification(schema: str) -> None:
     """GitHub ignores a form that does not."""
     files = sorted((PROJECT / ".github").glob(FORMS[schema]))
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        schema,
+        *map(str, files),
+    ]
     check = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert files

@@ -41,7 +41,9 @@ policies = st.builds(
 )
 
 
-def a_delivery(attempts: int = 1, doubts: int = 0, queued_at: float = NOW, on_doubt: OnDoubt = OnDoubt.RESEND) -> Delivery:
+def a_delivery(
+    attempts: int = 1, doubts: int = 0, queued_at: float = NOW, on_doubt: OnDoubt = OnDoubt.RESEND
+) -> Delivery:
     return Delivery(
         id=1,
         mail_id="mail",
@@ -76,7 +78,7 @@ def move(
     return next_move(delivery or a_delivery(), outcome, retry, now=NOW, jitter=jitter)
 
 
-# --- the next move ----------------------------------------------------------------------------------------------------
+# --- the next move ------------------------------------------------------------------------------
 
 
 def test_sent_is_sent() -> None:
@@ -92,7 +94,9 @@ def test_refused_is_final() -> None:
 def test_deferred_comes_back_later() -> None:
     """After the back-off, and it counts."""
     assert move(Verdict.DEFERRED, a_delivery(attempts=1)) == Move(to=Status.QUEUED, due_at=NOW + 60)
-    assert move(Verdict.DEFERRED, a_delivery(attempts=2)) == Move(to=Status.QUEUED, due_at=NOW + 180)
+    assert move(Verdict.DEFERRED, a_delivery(attempts=2)) == Move(
+        to=Status.QUEUED, due_at=NOW + 180
+    )
 
 
 def test_deferred_has_failed_when_its_attempts_are_used_up() -> None:
@@ -100,7 +104,9 @@ def test_deferred_has_failed_when_its_attempts_are_used_up() -> None:
     last = move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts))
 
     assert move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts - 1)).to is Status.QUEUED
-    assert last == Move(to=Status.FAILED, reason="given up after 12 tries, see MAILER_RETRY_ATTEMPTS")
+    assert last == Move(
+        to=Status.FAILED, reason="given up after 12 tries, see MAILER_RETRY_ATTEMPTS"
+    )
     assert "1 try," in move(Verdict.DEFERRED, retry=RetryPolicy(max_attempts=1)).reason
 
 
@@ -110,26 +116,44 @@ def test_deferred_has_failed_when_its_next_try_would_be_too_late() -> None:
     too_old = move(Verdict.DEFERRED, a_delivery(queued_at=oldest - 1))
 
     assert move(Verdict.DEFERRED, a_delivery(queued_at=oldest)).to is Status.QUEUED
-    assert too_old == Move(to=Status.FAILED, reason="given up, too old for another try, see MAILER_RETRY_AGE")
+    assert too_old == Move(
+        to=Status.FAILED, reason="given up, too old for another try, see MAILER_RETRY_AGE"
+    )
 
 
 def test_who_names_a_time_is_asked_at_that_time() -> None:
     """Or a little later, so that those who were told the same do not come together; never earlier."""
-    assert move(Verdict.DEFERRED, retry_after=300, jitter=0) == Move(to=Status.QUEUED, due_at=NOW + 300)
-    assert move(Verdict.DEFERRED, retry_after=300, jitter=0.5) == Move(to=Status.QUEUED, due_at=NOW + 330)
+    assert move(Verdict.DEFERRED, retry_after=300, jitter=0) == Move(
+        to=Status.QUEUED, due_at=NOW + 300
+    )
+    assert move(Verdict.DEFERRED, retry_after=300, jitter=0.5) == Move(
+        to=Status.QUEUED, due_at=NOW + 330
+    )
 
 
 def test_a_short_time_does_not_shorten_the_wait() -> None:
     """A relay that says "in 5 seconds" every time would use up all tries in a minute."""
-    assert move(Verdict.DEFERRED, a_delivery(attempts=3), retry_after=5) == Move(to=Status.QUEUED, due_at=NOW + 540)
+    assert move(Verdict.DEFERRED, a_delivery(attempts=3), retry_after=5) == Move(
+        to=Status.QUEUED, due_at=NOW + 540
+    )
 
 
 def test_a_time_beyond_the_mails_age_is_not_waited_for() -> None:
     """It has failed now: nothing would come of the wait."""
-    assert move(Verdict.DEFERRED, a_delivery(queued_at=NOW - RETRY.max_age + 3000), retry_after=3600).to is Status.FAILED
+    assert (
+        move(
+            Verdict.DEFERRED, a_delivery(queued_at=NOW - RETRY.max_age + 3000), retry_after=3600
+        ).to
+        is Status.FAILED
+    )
 
 
-@given(delivery=deliveries, retry=policies, jitter=jitters, retry_after=st.floats(LEAST_ASKED, MOST_ASKED))
+@given(
+    delivery=deliveries,
+    retry=policies,
+    jitter=jitters,
+    retry_after=st.floats(LEAST_ASKED, MOST_ASKED),
+)
 def test_no_time_that_was_asked_for_is_cut_short(
     delivery: Delivery, retry: RetryPolicy, jitter: float, retry_after: float
 ) -> None:
@@ -150,18 +174,27 @@ def test_unreached_costs_no_attempt() -> None:
     """A relay that is down is no fault of the mail: it waits, and the waits are spread."""
     tired = a_delivery(attempts=100)
 
-    assert move(Verdict.UNREACHED, tired, jitter=0) == Move(to=Status.QUEUED, due_at=NOW + 10, counts=False)
-    assert move(Verdict.UNREACHED, tired, jitter=0.5) == Move(to=Status.QUEUED, due_at=NOW + 15, counts=False)
+    assert move(Verdict.UNREACHED, tired, jitter=0) == Move(
+        to=Status.QUEUED, due_at=NOW + 10, counts=False
+    )
+    assert move(Verdict.UNREACHED, tired, jitter=0.5) == Move(
+        to=Status.QUEUED, due_at=NOW + 15, counts=False
+    )
 
 
 def test_unreached_ends_at_its_age() -> None:
-    """A queue that nobody can empty ends in a state that a person can see. A long weekend is not the end."""
+    """A queue that nobody can empty ends in a state that a person can see.
+
+    A long weekend is not the end.
+    """
     since_friday = a_delivery(queued_at=NOW - 4 * 86_400)
     since_last_week = a_delivery(queued_at=NOW - 6 * 86_400)
 
     assert move(Verdict.UNREACHED, since_friday).to is Status.QUEUED
     assert move(Verdict.UNREACHED, since_last_week) == Move(
-        to=Status.FAILED, counts=False, reason="given up, too old for another try, see MAILER_RETRY_AGE"
+        to=Status.FAILED,
+        counts=False,
+        reason="given up, too old for another try, see MAILER_RETRY_AGE",
     )
 
 
@@ -174,13 +207,19 @@ def test_unreached_ends_at_its_age() -> None:
         (OnDoubt.HOLD, 1, None),
     ],
 )
-def test_doubt_is_resent_once_if_the_mail_wants_it(on_doubt: OnDoubt, doubts: int, due_at: float | None) -> None:
+def test_doubt_is_resent_once_if_the_mail_wants_it(
+    on_doubt: OnDoubt, doubts: int, due_at: float | None
+) -> None:
     """Without a time it waits for a person."""
-    assert move(Verdict.DOUBTFUL, a_delivery(doubts=doubts, on_doubt=on_doubt)) == Move(to=Status.DOUBTFUL, due_at=due_at)
+    assert move(Verdict.DOUBTFUL, a_delivery(doubts=doubts, on_doubt=on_doubt)) == Move(
+        to=Status.DOUBTFUL, due_at=due_at
+    )
 
 
 @given(delivery=deliveries, verdict=st.sampled_from(Verdict), retry=policies, jitter=jitters)
-def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, retry: RetryPolicy, jitter: float) -> None:
+def test_every_move_is_one_of_the_chart(
+    delivery: Delivery, verdict: Verdict, retry: RetryPolicy, jitter: float
+) -> None:
     """And what is queued is due some day, what is final never."""
     to, due_at = (made := move(verdict, delivery, retry, jitter)).to, made.due_at
 
@@ -192,7 +231,7 @@ def test_every_move_is_one_of_the_chart(delivery: Delivery, verdict: Verdict, re
         assert due_at is None
 
 
-# --- back-off ---------------------------------------------------------------------------------------------------------
+# --- back-off -----------------------------------------------------------------------------------
 
 
 @given(attempts=st.integers(1, 10_000), retry=policies, jitter=jitters)
@@ -242,16 +281,21 @@ def test_a_relay_that_fails_again_is_left_alone_longer(retry: RetryPolicy, jitte
     assert rests[-1] <= (1 + retry.jitter) * retry.relay_rest_longest
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
+# --- sizes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seconds_per_mail", "size"), [(10, 1), (0.06, 1), (0.05, 1), (0.01, 5), (0.0025, 20), (1e-5, 20)])
+@pytest.mark.parametrize(
+    ("seconds_per_mail", "size"),
+    [(10, 1), (0.06, 1), (0.05, 1), (0.01, 5), (0.0025, 20), (1e-5, 20)],
+)
 def test_a_window_is_twenty_mails_or_fifty_milliseconds(seconds_per_mail: float, size: int) -> None:
     """And never none."""
     assert window_size(seconds_per_mail) == size
 
 
-@pytest.mark.parametrize(("seconds_per_mail", "size"), [(10, 1), (1, 1), (0.5, 2), (0.02, 50), (0.001, 500), (1e-5, 500)])
+@pytest.mark.parametrize(
+    ("seconds_per_mail", "size"), [(10, 1), (1, 1), (0.5, 2), (0.02, 50), (0.001, 500), (1e-5, 500)]
+)
 def test_a_slice_is_what_its_time_allows(seconds_per_mail: float, size: int) -> None:
     """And never none, and never so many that a worker that dies leaves a mountain."""
     assert batch_size(seconds_per_mail, batch_seconds=1.0) == size

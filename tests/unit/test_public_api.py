@@ -14,7 +14,8 @@ from mailer import errors
 
 PROJECT = Path(__file__).parents[2]
 
-#: A promise to everybody who imports from here. To add a name is easy, to take one away breaks somebody's application.
+#: A promise to everybody who imports from here. To add a name is easy, to take one away breaks
+#: somebody's application.
 PUBLIC = set(
     """
     Mail Mailer send_email
@@ -32,10 +33,18 @@ def test_what_is_public() -> None:
     """`__all__` is the promise, each name once and at hand."""
     assert set(mailer.__all__) == PUBLIC
     assert len(mailer.__all__) == len(PUBLIC)
-    assert {name for name in dir(mailer) if not name.startswith("_") and not inspect.ismodule(getattr(mailer, name))} == PUBLIC
+    assert {
+        name
+        for name in dir(mailer)
+        if not name.startswith("_") and not inspect.ismodule(getattr(mailer, name))
+    } == PUBLIC
 
 
-@pytest.mark.parametrize("page", [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))],
+    ids=lambda page: page.name,
+)
 def test_the_documentation_imports_what_is_public(page: Path) -> None:
     """Whoever copies from it gets what it shows."""
     for names in re.findall(r"from mailer import ([\w, ]+)", page.read_text(encoding="utf-8")):
@@ -49,7 +58,12 @@ def test_everything_public_is_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [name for name, _ in inspect.getmembers(mailer.Mailer, inspect.isfunction) if name != "__init__"]
+    "method",
+    [
+        name
+        for name, _ in inspect.getmembers(mailer.Mailer, inspect.isfunction)
+        if name != "__init__"
+    ],
 )
 def test_every_method_is_explained(method: str) -> None:
     """All that `mailer.` completes to."""
@@ -66,7 +80,12 @@ def test_every_error_has_one_ancestor(name: str) -> None:
 
 def test_the_tree_of_errors_is_drawn() -> None:
     """As they derive from each other: the depth in the drawing is the depth of the class."""
-    drawn = {name: len(line) // 4 for line, name in re.findall(r"^([│├└─ ]*)(\w+)(?:  .*)?$", errors.__doc__ or "", re.MULTILINE)}
+    drawn = {
+        name: len(line) // 4
+        for line, name in re.findall(
+            r"^([│├└─ ]*)(\w+)(?:  .*)?$", errors.__doc__ or "", re.MULTILINE
+        )
+    }
 
     assert drawn == {name: kind.mro().index(mailer.MailerError) for name, kind in ERRORS.items()}
 
@@ -108,10 +127,20 @@ for heavy in ("alembic", "psycopg", "aiosmtpd", "devstack"):
 
 
 def test_an_import_does_nothing(tmp_path: Path) -> None:
-    """No connection, no file, no thread, no logging: an application decides about all of them. What is optional is not loaded."""
+    """No connection, no file, no thread, no logging: an application decides about all of them.
+
+    What is optional is not loaded.
+    """
     command = [sys.executable, "-W", "error", "-c", IMPORT]
 
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -124,7 +153,9 @@ def test_types_come_with_it() -> None:
 def test_the_version_is_the_last_release() -> None:
     """CHANGELOG.md says what is in it, and has a place for what comes next above it."""
     headings = re.findall(
-        r"^## \[([^\]]+)\](?: - (\d{4}-\d\d-\d\d))?$", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^## \[([^\]]+)\](?: - (\d{4}-\d\d-\d\d))?$",
+        (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
 
     assert headings[0] == ("Unreleased", "")
@@ -142,6 +173,8 @@ def test_the_changelog_has_its_order() -> None:
 
 def test_the_changelog_says_nothing_twice() -> None:
     """A merge of two branches may leave both versions of an entry."""
-    entries = re.findall(r"^- (.{40})", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    entries = re.findall(
+        r"^- (.{40})", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
 
     assert len(entries) == len(set(entries)) > 0

@@ -62,7 +62,7 @@ def refusal(render: Render) -> Callable[..., str]:
     return refusal
 
 
-# --- a pair, or one of the two ----------------------------------------------------------------------------------------
+# --- a pair, or one of the two ------------------------------------------------------------------
 
 
 def test_both_are_rendered(template: Callable[..., None], render: Render) -> None:
@@ -82,17 +82,24 @@ def test_only_a_text(template: Callable[..., None], render: Render) -> None:
 
 def test_only_html(template: Callable[..., None], render: Render) -> None:
     """Then the text is what can be read in it, with the targets of its links."""
-    template("hello.html", "<h1>Hello {{ name }}</h1><ul><li>one<li>two</ul><a href='https://example.com/a?b=1&amp;c=2'>More</a>")
+    template(
+        "hello.html",
+        "<h1>Hello {{ name }}</h1><ul><li>one<li>two</ul><a"
+        " href='https://example.com/a?b=1&amp;c=2'>More</a>",
+    )
 
     text = render("hello", name="Ada & Bob").text
 
-    assert text.split() == "Hello Ada & Bob * one * two [More](https://example.com/a?b=1&c=2)".split()
+    assert (
+        text.split() == "Hello Ada & Bob * one * two [More](https://example.com/a?b=1&c=2)".split()
+    )
 
 
 def test_neither(refusal: Callable[..., str]) -> None:
     """The error names both files that were looked for."""
     assert refusal("mail/hello") == (
-        "template 'mail/hello': neither 'mail/hello.txt' nor 'mail/hello.html' is in a template folder:"
+        "template 'mail/hello': neither 'mail/hello.txt' nor 'mail/hello.html' is in a template"
+        " folder:"
         " create one of them, and give the name without its ending."
     )
 
@@ -110,7 +117,7 @@ def test_no_template_is_outside_the_folders(name: str, refusal: Callable[..., st
     assert "is in a template folder" in refusal(name)
 
 
-# --- html and text ----------------------------------------------------------------------------------------------------
+# --- html and text ------------------------------------------------------------------------------
 
 
 def test_only_html_is_escaped(template: Callable[..., None], render: Render) -> None:
@@ -118,12 +125,18 @@ def test_only_html_is_escaped(template: Callable[..., None], render: Render) -> 
     template("hello.txt", "{{ name }}")
     template("hello.html", "{{ name }}")
 
-    assert render("hello", name="<b>Ada & Bob</b>") == Bodies("<b>Ada & Bob</b>", "&lt;b&gt;Ada &amp; Bob&lt;/b&gt;")
+    assert render("hello", name="<b>Ada & Bob</b>") == Bodies(
+        "<b>Ada & Bob</b>", "&lt;b&gt;Ada &amp; Bob&lt;/b&gt;"
+    )
 
 
 def test_css_is_inlined(template: Callable[..., None], render: Render) -> None:
     """Rules become attributes; what can't become one stays for those that know it."""
-    template("hello.html", "<style>p { color: red } @media print { p { color: black } } a:hover { color: blue }</style><p>Hello")
+    template(
+        "hello.html",
+        "<style>p { color: red } @media print { p { color: black } } a:hover { color: blue"
+        " }</style><p>Hello",
+    )
 
     html = render("hello").html or ""
 
@@ -145,13 +158,18 @@ def test_no_stylesheet_is_fetched(tmp_path: Path) -> None:
     secret.write_text("p { color: red }")
 
     for href in (secret, secret.as_uri(), "http://127.0.0.1:1/a.css"):
-        html = inline_css(f'<link rel="stylesheet" href="{href}"><style>@import url({href}); a {{ b: c }}</style><p>Hello</p>')
+        html = inline_css(
+            f'<link rel="stylesheet" href="{href}"><style>@import url({href}); a {{ b: c }}</style><p>Hello</p>'
+        )
         assert "red" not in html
 
 
 def test_an_inline_image_survives(template: Callable[..., None], render: Render) -> None:
     """The inliner keeps what it does not know."""
-    template("hello.html", "<style>img { width: 10px }</style><img src='cid:logo'><!--[if mso]>Outlook<![endif]-->")
+    template(
+        "hello.html",
+        "<style>img { width: 10px }</style><img src='cid:logo'><!--[if mso]>Outlook<![endif]-->",
+    )
 
     html = render("hello").html or ""
 
@@ -178,21 +196,28 @@ def test_any_html_has_a_text(html: str) -> None:
     assert text_from_html(html).endswith("\n")
 
 
-# --- what a template can use ------------------------------------------------------------------------------------------
+# --- what a template can use --------------------------------------------------------------------
 
 
-def test_a_template_has_what_the_apps_pages_have(app: Flask, template: Callable[..., None], render: Render) -> None:
+def test_a_template_has_what_the_apps_pages_have(
+    app: Flask, template: Callable[..., None], render: Render
+) -> None:
     """Filters, globals, context processors and `config`; what is passed comes before what a processor adds."""
     app.add_template_filter(str.upper, "shout")
     app.add_template_global(lambda: "global", "greet")
     app.context_processor(lambda: {"shop": "Shop", "name": "nobody"})
     app.config["COLOUR"] = "red"
-    template("hello.txt", "{{ name|shout }} {{ greet() }} {{ shop }} {{ config.COLOUR }} {{ g.get('x') }}")
+    template(
+        "hello.txt",
+        "{{ name|shout }} {{ greet() }} {{ shop }} {{ config.COLOUR }} {{ g.get('x') }}",
+    )
 
     assert render("hello", name="Ada").text == "ADA global Shop red None"
 
 
-def test_filters_that_come_later_are_known(app: Flask, template: Callable[..., None], render: Render) -> None:
+def test_filters_that_come_later_are_known(
+    app: Flask, template: Callable[..., None], render: Render
+) -> None:
     """An app may be completed after its first mail."""
     template("hello.txt", "Hello")
     render("hello")
@@ -202,7 +227,9 @@ def test_filters_that_come_later_are_known(app: Flask, template: Callable[..., N
     assert render("loud").text == "HELLO"
 
 
-def test_the_apps_own_pages_stay_lenient(app: Flask, template: Callable[..., None], render: Render) -> None:
+def test_the_apps_own_pages_stay_lenient(
+    app: Flask, template: Callable[..., None], render: Render
+) -> None:
     """Only a mail is strict about what is missing: the app's pages are none of our business."""
     template("hello.txt", "Hello {{ name }}")
     with pytest.raises(TemplateError):
@@ -213,12 +240,14 @@ def test_the_apps_own_pages_stay_lenient(app: Flask, template: Callable[..., Non
 
 def test_what_may_be_missing_can_be_said(template: Callable[..., None], render: Render) -> None:
     """`default` and `is defined` work as ever."""
-    template("hello.txt", "{{ name|default('friend') }}{% if title is defined %}{{ title }}{% endif %}")
+    template(
+        "hello.txt", "{{ name|default('friend') }}{% if title is defined %}{{ title }}{% endif %}"
+    )
 
     assert render("hello").text == "friend"
 
 
-# --- what is wrong with a template ------------------------------------------------------------------------------------
+# --- what is wrong with a template --------------------------------------------------------------
 
 ADVICE = "correct the name there, or pass the value: a keyword, or context={…}."
 
@@ -230,12 +259,23 @@ def test_a_variable_is_missing(template: Callable[..., None], refusal: Callable[
     template("page.html", "{% if name %}Hello{% endif %}")
     template("list.html", "{% for one in names %}{% endfor %}")
 
-    assert refusal("hello") == f"template 'hello.txt': 'name' is undefined (hello.txt, line 2): {ADVICE}"
-    assert refusal("page") == f"template 'page.html': 'name' is undefined (page.html, line 1): {ADVICE}"
-    assert refusal("list") == f"template 'list.html': 'names' is undefined (list.html, line 1): {ADVICE}"
+    assert (
+        refusal("hello")
+        == f"template 'hello.txt': 'name' is undefined (hello.txt, line 2): {ADVICE}"
+    )
+    assert (
+        refusal("page")
+        == f"template 'page.html': 'name' is undefined (page.html, line 1): {ADVICE}"
+    )
+    assert (
+        refusal("list")
+        == f"template 'list.html': 'names' is undefined (list.html, line 1): {ADVICE}"
+    )
 
 
-def test_an_attribute_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_an_attribute_is_missing(
+    template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """A misspelt name is more likely than a missing value."""
     template("hello.txt", "{{ user.nmae }}")
 
@@ -244,7 +284,9 @@ def test_an_attribute_is_missing(template: Callable[..., None], refusal: Callabl
     )
 
 
-def test_the_place_is_where_it_went_wrong(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_the_place_is_where_it_went_wrong(
+    template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """In the template that the mail's extends, includes or imports."""
     template("base.html", "<p>\n{{ shop }}")
     template("extends.html", "{% extends 'base.html' %}")
@@ -253,29 +295,46 @@ def test_the_place_is_where_it_went_wrong(template: Callable[..., None], refusal
     template("macros.jinja", "{% macro footer() %}\n{{ shop }}{% endmacro %}")
     template("imports.txt", "{% from 'macros.jinja' import footer %}{{ footer() }}")
 
-    assert refusal("extends").startswith("template 'extends.html': 'shop' is undefined (base.html, line 2)")
-    assert refusal("includes").startswith("template 'includes.txt': 'shop' is undefined (footer.txt, line 3)")
-    assert refusal("imports").startswith("template 'imports.txt': 'shop' is undefined (macros.jinja, line 2)")
+    assert refusal("extends").startswith(
+        "template 'extends.html': 'shop' is undefined (base.html, line 2)"
+    )
+    assert refusal("includes").startswith(
+        "template 'includes.txt': 'shop' is undefined (footer.txt, line 3)"
+    )
+    assert refusal("imports").startswith(
+        "template 'imports.txt': 'shop' is undefined (macros.jinja, line 2)"
+    )
 
 
-def test_a_template_that_another_one_uses_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_a_template_that_another_one_uses_is_missing(
+    template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """The error names the one that is missing and the one that asks for it."""
     template("hello.html", "\n{% extends 'bsae.html' %}")
 
-    assert refusal("hello") == "template 'hello.html' uses 'bsae.html', which is in no template folder (hello.html, line 2)."
+    assert (
+        refusal("hello")
+        == "template 'hello.html' uses 'bsae.html', which is in no template folder (hello.html, line 2)."
+    )
 
 
-def test_a_template_can_not_be_read(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_a_template_can_not_be_read(
+    template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """A slip in its syntax, in itself or in one that it uses."""
     template("hello.txt", "Hello\n{% if %}")
     template("outer.txt", "{% include 'hello.txt' %}")
     template("filter.txt", "{{ 1|shout }}")
 
     assert refusal("hello") == (
-        "template 'hello.txt': Expected an expression, got 'end of statement block' (hello.txt, line 2): correct it."
+        "template 'hello.txt': Expected an expression, got 'end of statement block' (hello.txt,"
+        " line 2): correct it."
     )
     assert "(hello.txt, line 2)" in refusal("outer")
-    assert refusal("filter") == "template 'filter.txt': No filter named 'shout'. (filter.txt, line 1): correct it."
+    assert (
+        refusal("filter")
+        == "template 'filter.txt': No filter named 'shout'. (filter.txt, line 1): correct it."
+    )
 
 
 def test_a_template_of_another_encoding(tmp_path: Path, refusal: Callable[..., str]) -> None:
@@ -283,11 +342,14 @@ def test_a_template_of_another_encoding(tmp_path: Path, refusal: Callable[..., s
     (tmp_path / "hello.txt").write_bytes("Grüße".encode("latin-1"))
 
     assert refusal("hello").startswith(
-        "template 'hello.txt' can't be read as UTF-8: 'utf-8' codec can't decode byte 0xfc in position 2"
+        "template 'hello.txt' can't be read as UTF-8: 'utf-8' codec can't decode byte 0xfc in"
+        " position 2"
     )
 
 
-def test_code_that_a_template_calls_fails(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_code_that_a_template_calls_fails(
+    template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """On a value that it can't use; the original error is the cause."""
 
     def fail() -> None:
@@ -349,7 +411,9 @@ PLACES = [
 
 @pytest.mark.parametrize("source", PLACES)
 @pytest.mark.parametrize("error", OF_OTHERS, ids=repr)
-def test_an_error_of_others_passes(error: BaseException, source: str, template: Callable[..., None], render: Render) -> None:
+def test_an_error_of_others_passes(
+    error: BaseException, source: str, template: Callable[..., None], render: Render
+) -> None:
     """It is raised as it is: what a database or the application says is no mistake in a template."""
 
     class Value(Unprintable):
@@ -377,10 +441,14 @@ def test_an_error_of_others_passes(error: BaseException, source: str, template: 
         ("{{ request.path }}", "RuntimeError: Working outside of request context"),
     ],
 )
-def test_an_error_of_a_value(source: str, words: str, template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_an_error_of_a_value(
+    source: str, words: str, template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """The template, or what it was given, is wrong: the error says where."""
     template("hello.txt", source)
-    said = refusal("hello", decimal=Decimal(0), number=Decimal(1), data=b"\xff", request=flask.request)
+    said = refusal(
+        "hello", decimal=Decimal(0), number=Decimal(1), data=b"\xff", request=flask.request
+    )
     assert words in said
     assert "(hello.txt, line 1)" in said
 
@@ -397,14 +465,18 @@ def test_a_template_that_the_disk_does_not_give(template: Callable[..., None], a
         Renderer(app).render("hello", {})
 
 
-def test_a_link_needs_a_server_name(template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_a_link_needs_a_server_name(
+    template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """Outside a request nobody knows the app's address: the error says which key to set."""
     template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
 
     assert "outside an active request without 'SERVER_NAME' configured" in refusal("hello")
 
 
-def test_a_link_to_nowhere(app: Flask, template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_a_link_to_nowhere(
+    app: Flask, template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """A name that no route has is the template's mistake."""
     template("hello.txt", "{{ url_for('nowhere') }}")
 
@@ -431,7 +503,9 @@ def test_a_link_outside_a_request(template: Callable[..., None], tmp_path: Path)
 
 
 @pytest.mark.parametrize("forbidden", ["\x00", "\ud800"])
-def test_what_no_mail_can_hold_is_refused(forbidden: str, template: Callable[..., None], refusal: Callable[..., str]) -> None:
+def test_what_no_mail_can_hold_is_refused(
+    forbidden: str, template: Callable[..., None], refusal: Callable[..., str]
+) -> None:
     """A value from outside may bring it in; the error names the template that shows it."""
     template("hello.txt", "Hello {{ name }}")
     template("page.html", "<style>p { color: red }</style>{{ name }}")
@@ -440,4 +514,6 @@ def test_what_no_mail_can_hold_is_refused(forbidden: str, template: Callable[...
         refusal("hello", name=forbidden)
         == f"template 'hello.txt': the character {forbidden!r} at 6 can't be in a mail: remove it."
     )
-    assert refusal("page", name=forbidden).startswith(f"template 'page.html': the character {forbidden!r} at 31")
+    assert refusal("page", name=forbidden).startswith(
+        f"template 'page.html': the character {forbidden!r} at 31"
+    )

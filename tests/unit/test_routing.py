@@ -30,17 +30,26 @@ def mail_to(domain: str = "example.net", lane: Lane = Lane.NORMAL) -> Delivery:
     return Delivery(recipient=f"bob@{domain}", domain=domain, lane=lane, token="mine", **of_a_claim)
 
 
-def chosen(relays: list[RelaySettings], delivery: Delivery | None = None, sender: str = ADA, dice: float = 0.0) -> str | None:
+def chosen(
+    relays: list[RelaySettings],
+    delivery: Delivery | None = None,
+    sender: str = ADA,
+    dice: float = 0.0,
+) -> str | None:
     relay = choose(relays, delivery or mail_to(), sender, dice)
     return relay.name if relay else None
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules --------------------------------------------------------------------------------------
 
 
 def test_a_relay_without_rules_carries_all_mail() -> None:
     """Whoever says it, wherever it goes, however urgent it is."""
-    assert all(carries(relay(), mail_to(lane=lane), sender) for lane in Lane for sender in (ADA, "", "nobody"))
+    assert all(
+        carries(relay(), mail_to(lane=lane), sender)
+        for lane in Lane
+        for sender in (ADA, "", "nobody")
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,11 @@ def test_a_rule_for_lanes() -> None:
 
 def test_one_rule_of_a_kind_is_enough_and_every_kind_has_to_be_met() -> None:
     """Rules of one kind widen, kinds narrow."""
-    ruled = relay(domains=["example.net", "example.org"], senders=["example.com"], lanes=["critical", "normal"])
+    ruled = relay(
+        domains=["example.net", "example.org"],
+        senders=["example.com"],
+        lanes=["critical", "normal"],
+    )
 
     assert carries(ruled, mail_to("example.org"), ADA)
     assert not carries(ruled, mail_to("example.edu"), ADA)
@@ -107,7 +120,7 @@ def test_senders_are_asked_for_only_where_a_rule_is_about_them() -> None:
     assert routes_by_sender([relay(), relay(senders=["example.com"])])
 
 
-# --- who is first -----------------------------------------------------------------------------------------------------
+# --- who is first -------------------------------------------------------------------------------
 
 
 def test_a_relay_with_rules_comes_before_one_without() -> None:
@@ -122,7 +135,10 @@ def test_a_relay_with_rules_comes_before_one_without() -> None:
 
 def test_preference_comes_before_rules_and_weights() -> None:
     """The lowest is asked first; a relay of a higher one carries only what no other can."""
-    first, second = relay("first", preference=1), relay("second", preference=2, weight=1000, domains=["example.net"])
+    first, second = (
+        relay("first", preference=1),
+        relay("second", preference=2, weight=1000, domains=["example.net"]),
+    )
 
     assert chosen([second, first]) == "first"
     assert chosen([second]) == "second"
@@ -135,10 +151,16 @@ def test_no_relay_at_all() -> None:
 
 
 def test_a_busy_relay_is_not_down() -> None:
-    """Its mail waits for a connection: what is worse is for when it can't be used at all. Its equals may take it."""
+    """Its mail waits for a connection: what is worse is for when it can't be used at all.
+
+    Its equals may take it.
+    """
     first, equal, backup = relays = [relay("first"), relay("equal"), relay("backup", preference=1)]
 
-    assert [choose(relays, mail_to(), ADA, dice, busy={"first"}) for dice in (0.1, 0.9)] == [equal, equal]
+    assert [choose(relays, mail_to(), ADA, dice, busy={"first"}) for dice in (0.1, 0.9)] == [
+        equal,
+        equal,
+    ]
     assert choose(relays, mail_to(), ADA, 0.5, busy={"first", "equal"}) is None
     assert choose([first, backup], mail_to(), ADA, 0.5, busy={"first"}) is None
     assert choose([backup], mail_to(), ADA, 0.5, busy={"first"}) is backup
@@ -155,15 +177,27 @@ def test_shares_follow_the_weights(weights: list[float]) -> None:
         assert abs(shares[str(number)] - throws * weight / sum(weights)) <= 2
 
 
-@given(dice=st.floats(0, 1, exclude_max=True), weights=st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=6))
+@given(
+    dice=st.floats(0, 1, exclude_max=True),
+    weights=st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=6),
+)
 def test_somebody_is_always_chosen(dice: float, weights: list[float]) -> None:
     """However the dice and the sums of floating-point numbers fall."""
-    assert chosen([relay(str(number), weight=weight) for number, weight in enumerate(weights)], dice=dice) is not None
+    assert (
+        chosen(
+            [relay(str(number), weight=weight) for number, weight in enumerate(weights)], dice=dice
+        )
+        is not None
+    )
 
 
 def test_weights_are_for_equals() -> None:
     """A heavy relay gets nothing of what a better one carries."""
-    relays = [relay("heavy", weight=1000), relay("ruled", domains=["example.net"]), relay("better", preference=-1)]
+    relays = [
+        relay("heavy", weight=1000),
+        relay("ruled", domains=["example.net"]),
+        relay("better", preference=-1),
+    ]
 
     assert chosen(relays, dice=0.5) == "better"
     assert chosen(relays[:2], dice=0.5) == "ruled"

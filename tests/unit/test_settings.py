@@ -22,7 +22,9 @@ SECRET = "geheim"
 
 
 def load(environ: Mapping[str, str] | None = None, /, **config: Any) -> Settings:
-    return Settings.load(config, environ or {}, default_database_url="sqlite:////srv/mailer.sqlite3")
+    return Settings.load(
+        config, environ or {}, default_database_url="sqlite:////srv/mailer.sqlite3"
+    )
 
 
 def refusal(environ: Mapping[str, str] | None = None, /, **config: Any) -> str:
@@ -31,7 +33,7 @@ def refusal(environ: Mapping[str, str] | None = None, /, **config: Any) -> str:
     return str(error.value)
 
 
-# --- where a value comes from -----------------------------------------------------------------------------------------
+# --- where a value comes from -------------------------------------------------------------------
 
 
 def test_nothing_has_to_be_set() -> None:
@@ -63,7 +65,10 @@ OWN_WORDS = {
     "MAILER_SOURCE_ADDRESS": ("192.0.2.1", "192.0.2.1"),
     "MAILER_RELAYS": None,  # JSON: see below
     "MAILER_DKIM_KEYS": None,  # JSON: see test_dkim_keys.py
-    "MAILER_ALLOWED_RECIPIENTS": ("Example.com, ada@example.org", ("example.com", "ada@example.org")),
+    "MAILER_ALLOWED_RECIPIENTS": (
+        "Example.com, ada@example.org",
+        ("example.com", "ada@example.org"),
+    ),
     "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
@@ -84,7 +89,16 @@ def test_every_key_can_come_from_the_environment(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "meaning"),
-    [("True", True), ("true", True), ("1", True), ("yes", True), ("on", True), ("False", False), ("0", False), ("off", False)],
+    [
+        ("True", True),
+        ("true", True),
+        ("1", True),
+        ("yes", True),
+        ("on", True),
+        ("False", False),
+        ("0", False),
+        ("off", False),
+    ],
 )
 def test_words_for_yes_and_no(text: str, meaning: bool) -> None:
     """As people write them, in the environment and in the app's config."""
@@ -94,13 +108,22 @@ def test_words_for_yes_and_no(text: str, meaning: bool) -> None:
 
 def test_the_apps_config_comes_first() -> None:
     """What is set in code is not changed from outside."""
-    assert load({"MAIL_SERVER": "from.environment"}, MAIL_SERVER="from.config").mail_server == "from.config"
+    assert (
+        load({"MAIL_SERVER": "from.environment"}, MAIL_SERVER="from.config").mail_server
+        == "from.config"
+    )
     assert load({"MAIL_USE_TLS": "1"}, MAIL_USE_TLS=False).mail_use_tls is False
 
 
 def test_an_empty_variable_is_none() -> None:
     """`MAIL_USERNAME=` in an .env file is as good as no setting; so is None in the app's config, which comes first."""
-    assert load({"MAIL_USERNAME": "", "MAIL_PORT": "", "MAILER_DATABASE_URL": "", "REDIS_URL": ""}, MAIL_PORT=None) == load()
+    assert (
+        load(
+            {"MAIL_USERNAME": "", "MAIL_PORT": "", "MAILER_DATABASE_URL": "", "REDIS_URL": ""},
+            MAIL_PORT=None,
+        )
+        == load()
+    )
     assert load({"MAIL_SERVER": "from.environment"}, MAIL_SERVER=None).mail_server == "127.0.0.1"
 
 
@@ -108,7 +131,10 @@ def test_redis_url_is_read_where_there_is_no_mailer_redis_url() -> None:
     """The name that most platforms give it."""
     assert load({"REDIS_URL": "redis://cache/1"}).redis_url == "redis://cache/1"
     assert load(REDIS_URL="redis://cache/1").redis_url == "redis://cache/1"
-    assert load({"REDIS_URL": "redis://cache/1", "MAILER_REDIS_URL": "redis://cache/2"}).redis_url == "redis://cache/2"
+    assert (
+        load({"REDIS_URL": "redis://cache/1", "MAILER_REDIS_URL": "redis://cache/2"}).redis_url
+        == "redis://cache/2"
+    )
 
 
 def test_a_test_sends_nothing() -> None:
@@ -124,9 +150,15 @@ def test_they_are_frozen() -> None:
         load().mail_port = 26
 
 
-# --- several relays ---------------------------------------------------------------------------------------------------
+# --- several relays -----------------------------------------------------------------------------
 
-FIRST = {"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": "587", "MAIL_USE_TLS": True, "weight": 3}
+FIRST = {
+    "name": "first",
+    "MAIL_SERVER": "smtp.example.com",
+    "MAIL_PORT": "587",
+    "MAIL_USE_TLS": True,
+    "weight": 3,
+}
 SECOND = {
     "MAIL_SERVER": "10.0.0.1",
     "preference": 1,
@@ -141,17 +173,36 @@ def test_several_relays(given: object) -> None:
     """A list in the app's config, JSON in the environment; what an entry leaves out is as for one relay."""
     first, second = load(MAILER_RELAYS=given).relays
 
-    assert (first.name, first.mail_server, first.mail_port, first.mail_use_tls) == ("first", "smtp.example.com", 587, True)
+    assert (first.name, first.mail_server, first.mail_port, first.mail_use_tls) == (
+        "first",
+        "smtp.example.com",
+        587,
+        True,
+    )
     assert (first.weight, first.preference, first.has_rules) == (3, 0, False)
-    assert (second.name, second.mail_port, second.weight, second.preference) == ("10.0.0.1:25", 25, 1, 1)
-    assert (second.domains, second.senders, second.lanes) == (("example.com",), ("ada@example.com",), (Lane.BULK,))
+    assert (second.name, second.mail_port, second.weight, second.preference) == (
+        "10.0.0.1:25",
+        25,
+        1,
+        1,
+    )
+    assert (second.domains, second.senders, second.lanes) == (
+        ("example.com",),
+        ("ada@example.com",),
+        (Lane.BULK,),
+    )
 
 
 def test_one_relay_is_that_of_the_apps_own_keys() -> None:
     """It has a name, too: what its mails and its pause are marked with."""
     [relay] = load(MAIL_SERVER="smtp.example.com", MAIL_PORT=587).relays
 
-    assert (relay.name, relay.preference, relay.weight, relay.has_rules) == ("smtp.example.com:587", 0, 1, False)
+    assert (relay.name, relay.preference, relay.weight, relay.has_rules) == (
+        "smtp.example.com:587",
+        0,
+        1,
+        False,
+    )
 
 
 def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
@@ -165,7 +216,9 @@ def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
     }
     login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": SECRET}
     first, second = load(
-        **app, **login, MAILER_RELAYS=[{"name": "first"}, {"name": "second", "MAILER_COMMAND_TIMEOUT": 8}]
+        **app,
+        **login,
+        MAILER_RELAYS=[{"name": "first"}, {"name": "second", "MAILER_COMMAND_TIMEOUT": 8}],
     ).relays
 
     assert (first.command_timeout, second.command_timeout, second.relay_rate) == (7, 8, "14/second")
@@ -175,7 +228,9 @@ def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
 
 def test_the_relays_of_the_guide() -> None:
     """They are copied, so they must be right."""
-    [line] = re.findall(r"^MAILER_RELAYS='(.*)'$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE)
+    [line] = re.findall(
+        r"^MAILER_RELAYS='(.*)'$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     main, backup, office = load({"MAILER_RELAYS": line}).relays
 
     assert [relay.name for relay in (main, backup, office)] == ["main", "backup", "office"]
@@ -188,37 +243,76 @@ A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
 @pytest.mark.parametrize(
     ("relays", "words"),
     [
-        ("smtp.example.com", f"MAILER_RELAYS=<hidden>: not JSON (line 1, column 1); allowed: {A_LIST}"),
+        (
+            "smtp.example.com",
+            f"MAILER_RELAYS=<hidden>: not JSON (line 1, column 1); allowed: {A_LIST}",
+        ),
         ("[]", f"MAILER_RELAYS=<hidden>: allowed: {A_LIST}"),
         ("{}", f"MAILER_RELAYS=<hidden>: allowed: {A_LIST}"),
         ('["smtp.example.com"]', "MAILER_RELAYS[0]=<hidden>: allowed: an object."),
         ([], f"MAILER_RELAYS=<hidden>: allowed: {A_LIST}"),
-        ([{"MAIL_PORT": "x"}], "MAILER_RELAYS[0]['MAIL_PORT']='x': allowed: a whole number from 1 to 65535."),
+        (
+            [{"MAIL_PORT": "x"}],
+            "MAILER_RELAYS[0]['MAIL_PORT']='x': allowed: a whole number from 1 to 65535.",
+        ),
         ([{}, {"name": ""}], "MAILER_RELAYS[1]['name']='': allowed: a text that is not empty."),
-        ([{"weight": 0}], "MAILER_RELAYS[0]['weight']=0: allowed: a number above 0, 1000000 at most."),
-        ([{"weight": "inf"}], "MAILER_RELAYS[0]['weight']='inf': allowed: a number above 0, 1000000 at most."),
-        ([{"preference": "high"}], "MAILER_RELAYS[0]['preference']='high': allowed: a whole number."),
-        ([{"lanes": ["urgent"]}], "MAILER_RELAYS[0]['lanes']=['urgent']: allowed: a list of 'critical', 'normal' and 'bulk'."),
+        (
+            [{"weight": 0}],
+            "MAILER_RELAYS[0]['weight']=0: allowed: a number above 0, 1000000 at most.",
+        ),
+        (
+            [{"weight": "inf"}],
+            "MAILER_RELAYS[0]['weight']='inf': allowed: a number above 0, 1000000 at most.",
+        ),
+        (
+            [{"preference": "high"}],
+            "MAILER_RELAYS[0]['preference']='high': allowed: a whole number.",
+        ),
+        (
+            [{"lanes": ["urgent"]}],
+            (
+                "MAILER_RELAYS[0]['lanes']=['urgent']: allowed: a list of 'critical', 'normal' and"
+                " 'bulk'."
+            ),
+        ),
         ([{"lanes": "bulk"}], "MAILER_RELAYS[0]['lanes']='bulk': allowed: a list."),
-        ([{"senders": "example.com"}], "MAILER_RELAYS[0]['senders']='example.com': allowed: a list."),
+        (
+            [{"senders": "example.com"}],
+            "MAILER_RELAYS[0]['senders']='example.com': allowed: a list.",
+        ),
         (
             [{"domains": ["*.example.com"]}],
-            "MAILER_RELAYS[0]['domains']=['*.example.com']: '*.example.com': allowed: such as 'example.com',",
+            (
+                "MAILER_RELAYS[0]['domains']=['*.example.com']: '*.example.com': allowed: such as"
+                " 'example.com',"
+            ),
         ),
         (
             [{"domains": ["ada@example.com"]}],
-            "MAILER_RELAYS[0]['domains']=['ada@example.com']: 'ada@example.com': allowed: such as 'example.com',",
+            (
+                "MAILER_RELAYS[0]['domains']=['ada@example.com']: 'ada@example.com': allowed: such as"
+                " 'example.com',"
+            ),
         ),
         (
             [{"senders": ["@example.com"]}],
-            "MAILER_RELAYS[0]['senders']=['@example.com']: '@example.com': allowed: such as 'ada@example.com' or 'example.com',",
+            (
+                "MAILER_RELAYS[0]['senders']=['@example.com']: '@example.com': allowed: such as"
+                " 'ada@example.com' or 'example.com',"
+            ),
         ),
         (
             [{"MAILER_RELAY_RATE": "fast"}],
-            "MAILER_RELAYS[0]['MAILER_RELAY_RATE']='fast': allowed: a rate such as '14/second' or '100/5 minutes',",
+            (
+                "MAILER_RELAYS[0]['MAILER_RELAY_RATE']='fast': allowed: a rate such as '14/second' or"
+                " '100/5 minutes',"
+            ),
         ),
         ([{"nam": "x"}], "MAILER_RELAYS[0]['nam']: unknown key; did you mean name?"),
-        ([{"all_proxy": "x"}], "MAILER_RELAYS[0]['all_proxy']: unknown key; allowed: MAILER_COMMAND_"),
+        (
+            [{"all_proxy": "x"}],
+            "MAILER_RELAYS[0]['all_proxy']: unknown key; allowed: MAILER_COMMAND_",
+        ),
         (
             [{"MAILER_KEEP_DAYS": 1}],
             "MAILER_RELAYS[0]['MAILER_KEEP_DAYS']: unknown key; allowed: MAILER_COMMAND_",
@@ -227,13 +321,25 @@ A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
             [{"name": "first", "MAIL_USE_TLS": 1, "MAIL_USE_SSL": 1}],
             "MAILER_RELAYS[0]=<hidden>: MAIL_USE_TLS and MAIL_USE_SSL: set one of them:",
         ),
-        ([{"name": "a"}, {"name": "a"}], "MAILER_RELAYS=<hidden>: two relays are named a: give each a name of its own."),
-        ([{}, {}], "MAILER_RELAYS=<hidden>: two relays are named 127.0.0.1:25: give each a name of its own."),
+        (
+            [{"name": "a"}, {"name": "a"}],
+            "MAILER_RELAYS=<hidden>: two relays are named a: give each a name of its own.",
+        ),
+        (
+            [{}, {}],
+            (
+                "MAILER_RELAYS=<hidden>: two relays are named 127.0.0.1:25: give each a name of its"
+                " own."
+            ),
+        ),
         (
             [{"name": "a", "domains": ["example.com"]}, {"name": "b", "lanes": ["bulk"]}],
             "MAILER_RELAYS=<hidden>: one relay must take the mail that the rules of no other do:",
         ),
-        ([{"MAIL_PASSWORD": [SECRET]}], "MAILER_RELAYS[0]['MAIL_PASSWORD']=<hidden>: allowed: a text."),
+        (
+            [{"MAIL_PASSWORD": [SECRET]}],
+            "MAILER_RELAYS[0]['MAIL_PASSWORD']=<hidden>: allowed: a text.",
+        ),
     ],
 )
 def test_relays_that_can_not_be_used(relays: object, words: str) -> None:
@@ -251,7 +357,7 @@ def test_a_value_that_relays_inherit_has_one_line() -> None:
     assert error == "MAILER_COMMAND_TIMEOUT='x': allowed: a number above 0, 31536000 at most."
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,7 +396,10 @@ def test_a_wrong_value_is_refused(key: str, value: object, words: str) -> None:
         ("Ada", "'Ada' is not a usable address: An email address must have an @-sign."),
         ("", "'' is not a usable address: An email address must have an @-sign."),
         (("Ada", "ada"), "'ada' is not a usable address: An email address must have an @-sign."),
-        ("Ada\n <ada@example.com>", r"'Ada\n' contains '\n': remove line breaks and other control characters."),
+        (
+            "Ada\n <ada@example.com>",
+            r"'Ada\n' contains '\n': remove line breaks and other control characters.",
+        ),
     ],
 )
 def test_a_sender_nobody_can_be_is_refused(sender: object, words: str) -> None:
@@ -300,18 +409,24 @@ def test_a_sender_nobody_can_be_is_refused(sender: object, words: str) -> None:
 
 def test_a_sender_may_be_a_pair() -> None:
     """As with Flask-Mail."""
-    assert load(MAIL_DEFAULT_SENDER=("Ada", "ada@example.com")).mail_default_sender == ("Ada", "ada@example.com")
+    assert load(MAIL_DEFAULT_SENDER=("Ada", "ada@example.com")).mail_default_sender == (
+        "Ada",
+        "ada@example.com",
+    )
 
 
 def test_a_prefix_of_two_lines_is_refused() -> None:
     """It would make every mail invalid."""
-    assert refusal(MAILER_SUBJECT_PREFIX="[shop]\n").startswith(r"MAILER_SUBJECT_PREFIX='[shop]\n': '[shop]\n' contains '\n'")
+    assert refusal(MAILER_SUBJECT_PREFIX="[shop]\n").startswith(
+        r"MAILER_SUBJECT_PREFIX='[shop]\n': '[shop]\n' contains '\n'"
+    )
 
 
 def test_two_kinds_of_tls_are_refused() -> None:
     """One of them is a mistake, and nobody can say which."""
     assert refusal(MAIL_USE_TLS="1", MAIL_USE_SSL="1") == (
-        "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS from the start on 465."
+        "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS from"
+        " the start on 465."
     )
 
 
@@ -323,7 +438,7 @@ def test_each_wrong_value_has_a_line() -> None:
     ]
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------------
+# --- secrets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -362,11 +477,17 @@ def test_no_secret_is_shown_by_accident() -> None:
     assert settings.mail_password == SECRET
 
 
-# --- addresses of services --------------------------------------------------------------------------------------------
+# --- addresses of services ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite:////srv/mailer.sqlite3", "sqlite://", "postgresql://db/mailer", "postgresql+psycopg2://db/mailer"]
+    "url",
+    [
+        "sqlite:////srv/mailer.sqlite3",
+        "sqlite://",
+        "postgresql://db/mailer",
+        "postgresql+psycopg2://db/mailer",
+    ],
 )
 def test_databases(url: str) -> None:
     """SQLite and PostgreSQL; the driver is ours to choose."""
@@ -375,26 +496,39 @@ def test_databases(url: str) -> None:
 
 def test_the_old_name_of_postgresql() -> None:
     """Some platforms still hand it out."""
-    assert load(MAILER_DATABASE_URL="postgres://u:p@db/mailer").database_url == "postgresql://u:p@db/mailer"
+    assert (
+        load(MAILER_DATABASE_URL="postgres://u:p@db/mailer").database_url
+        == "postgresql://u:p@db/mailer"
+    )
 
 
 @pytest.mark.parametrize(
     "url",
-    ["mysql://db/mailer", "sqlite+aiosqlite:///file", "/srv/mailer.sqlite3", "sqlite", f"postgresql://ada:{SECRET}/mailer"],
+    [
+        "mysql://db/mailer",
+        "sqlite+aiosqlite:///file",
+        "/srv/mailer.sqlite3",
+        "sqlite",
+        f"postgresql://ada:{SECRET}/mailer",
+    ],
 )
 def test_other_databases_are_refused(url: str) -> None:
     """The error shows how the two are written, nothing of what was given: without a host, the password is taken for a port."""
     assert refusal(MAILER_DATABASE_URL=url) == (
-        "MAILER_DATABASE_URL=<hidden>: allowed: sqlite:////path/to/file or postgresql://user:password@host/name."
+        "MAILER_DATABASE_URL=<hidden>: allowed: sqlite:////path/to/file or"
+        " postgresql://user:password@host/name."
     )
 
 
 def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra: who has not installed it reads how to."""
-    monkeypatch.setattr("mailer.settings.find_spec", lambda name: None if name == "psycopg" else find_spec(name))
+    monkeypatch.setattr(
+        "mailer.settings.find_spec", lambda name: None if name == "psycopg" else find_spec(name)
+    )
 
     assert refusal(MAILER_DATABASE_URL="postgresql://db/mailer") == (
-        "MAILER_DATABASE_URL=<hidden>: PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'."
+        "MAILER_DATABASE_URL=<hidden>: PostgreSQL needs one more package: pip install"
+        " 'flask-mailer-queue[postgres]'."
     )
 
 
@@ -404,7 +538,11 @@ def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         ("redis://cache:6379/1", "redis://cache:6379/1", "redis://cache:6379/1"),
         ("rediss://cache", "rediss://cache", "rediss://cache"),
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock", "unix:///run/redis.sock"),
-        ("redis+socket:///run/redis.sock", "redis+socket:///run/redis.sock", "unix:///run/redis.sock"),
+        (
+            "redis+socket:///run/redis.sock",
+            "redis+socket:///run/redis.sock",
+            "unix:///run/redis.sock",
+        ),
         ("sentinel://a:26379;sentinel://b:26379", "sentinel://a:26379;sentinel://b:26379", None),
         ("amqp://guest@rabbit//", "amqp://guest@rabbit//", None),
     ],
@@ -418,7 +556,14 @@ def test_brokers(url: str, for_celery: str, for_redis: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:6379", "cache", "redis://cache:port", "redis://cache:99999", "redis://c?socket_timeout=x"]
+    "url",
+    [
+        "localhost:6379",
+        "cache",
+        "redis://cache:port",
+        "redis://cache:99999",
+        "redis://c?socket_timeout=x",
+    ],
 )
 def test_a_broker_nobody_can_reach_is_refused(url: str) -> None:
     """The error shows how it is written, and that it may be REDIS_URL that is wrong."""
@@ -437,9 +582,15 @@ def test_an_authority_of_ones_own(tmp_path: Path) -> None:
     bad.write_text("no certificate")
 
     assert load(MAILER_TLS_CA_FILE=str(good)).tls_ca_file == str(good)
-    for path, why in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory"), (bad, "no certificate")):
+    for path, why in (
+        (tmp_path / "missing", "No such file"),
+        (tmp_path, "Is a directory"),
+        (bad, "no certificate"),
+    ):
         assert why in refusal(MAILER_TLS_CA_FILE=str(path))
-        assert refusal(MAILER_TLS_CA_FILE=str(path)).startswith(f"MAILER_TLS_CA_FILE='{path}': allowed: the path of a PEM file")
+        assert refusal(MAILER_TLS_CA_FILE=str(path)).startswith(
+            f"MAILER_TLS_CA_FILE='{path}': allowed: the path of a PEM file"
+        )
 
 
 @pytest.mark.parametrize(
@@ -447,7 +598,10 @@ def test_an_authority_of_ones_own(tmp_path: Path) -> None:
     [
         ({}, ()),
         ({"SECRET_KEY": ""}, ()),
-        ({"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": [b"old", "older"]}, (b"new", b"old", b"older")),
+        (
+            {"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": [b"old", "older"]},
+            (b"new", b"old", b"older"),
+        ),
         ({"SECRET_KEY": "flask's", "MAILER_SECRET_KEYS": ["a, b", b"c"]}, (b"a, b", b"c")),
     ],
 )
@@ -459,7 +613,10 @@ def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> Non
 @pytest.mark.parametrize(
     ("url", "is_same"),
     [
-        ("postgresql+psycopg://worker:secret@DB/shop?sslmode=require&application_name=worker", True),
+        (
+            "postgresql+psycopg://worker:secret@DB/shop?sslmode=require&application_name=worker",
+            True,
+        ),
         ("postgresql://db:5432/shop", True),
         ("postgres:///shop?host=db", True),
         ("postgresql://web@db/blog", False),
@@ -481,23 +638,40 @@ def test_the_name_of_an_installation(url: str, is_same: bool) -> None:
 
 def test_no_options_through_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pooler leaves the schema out, and mail would be in another one."""
-    with pytest.raises(ConfigurationError, match=r"MAILER_PGBOUNCER: .*'-csearch_path=blog'.* ALTER ROLE"):
-        load(MAILER_DATABASE_URL="postgresql://web@db/shop?options=-csearch_path%3Dblog", MAILER_PGBOUNCER=True)
+    with pytest.raises(
+        ConfigurationError, match=r"MAILER_PGBOUNCER: .*'-csearch_path=blog'.* ALTER ROLE"
+    ):
+        load(
+            MAILER_DATABASE_URL="postgresql://web@db/shop?options=-csearch_path%3Dblog",
+            MAILER_PGBOUNCER=True,
+        )
     monkeypatch.setenv("PGOPTIONS", "-c search_path=blog")
     with pytest.raises(ConfigurationError, match="PGOPTIONS"):
         load(MAILER_DATABASE_URL="postgresql://web@db/shop", MAILER_PGBOUNCER=True)
     load(MAILER_DATABASE_URL="sqlite:////srv/shop.sqlite3", MAILER_PGBOUNCER=True)
 
 
-def test_the_name_of_an_installation_with_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_an_installation_with_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is that of the file, by whatever path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
-    urls = ["sqlite:///shop.db", f"sqlite:///{tmp_path}/shop.db", f"sqlite:///{tmp_path}/link/shop.db"]
-    urls += [f"sqlite:///file:{tmp_path}/shop.db?uri=true", f"sqlite:///file://{tmp_path}/shop.db?uri=true&mode=rw"]
+    urls = [
+        "sqlite:///shop.db",
+        f"sqlite:///{tmp_path}/shop.db",
+        f"sqlite:///{tmp_path}/link/shop.db",
+    ]
+    urls += [
+        f"sqlite:///file:{tmp_path}/shop.db?uri=true",
+        f"sqlite:///file://{tmp_path}/shop.db?uri=true&mode=rw",
+    ]
 
     assert len({load(MAILER_DATABASE_URL=url).installation for url in urls}) == 1
-    assert load(MAILER_DATABASE_URL="sqlite:///blog.db").installation != load(MAILER_DATABASE_URL=urls[0]).installation
+    assert (
+        load(MAILER_DATABASE_URL="sqlite:///blog.db").installation
+        != load(MAILER_DATABASE_URL=urls[0]).installation
+    )
 
 
 @pytest.mark.parametrize("name", ["my shop", "shop:1", "Laden\n", "x" * 65])
@@ -506,14 +680,16 @@ def test_a_namespace_that_is_no_name(name: str) -> None:
     assert refusal(MAILER_NAMESPACE=name).startswith("MAILER_NAMESPACE=")
 
 
-# --- the page about them ----------------------------------------------------------------------------------------------
+# --- the page about them ------------------------------------------------------------------------
 
 
 def test_the_page_of_the_documentation_is_up_to_date() -> None:
     """docs/settings.md is what the settings say of themselves."""
     script = run_path(str(DOCS / "settings_table.py"))
 
-    assert (DOCS / "settings.md").read_text(encoding="utf-8") == script["page"](), "run: python -m docs.settings_table"
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == script["page"](), (
+        "run: python -m docs.settings_table"
+    )
 
 
 @pytest.mark.parametrize("key", keys())

@@ -35,10 +35,12 @@ def refusal(**config: Any) -> str:
 
 def without(monkeypatch: pytest.MonkeyPatch, module: ModuleType, package: str) -> None:
     """As if the package were not installed."""
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(
+        module, "find_spec", lambda name: None if name == package else find_spec(name)
+    )
 
 
-# --- the way ----------------------------------------------------------------------------------------------------------
+# --- the way ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,9 @@ def without(monkeypatch: pytest.MonkeyPatch, module: ModuleType, package: str) -
 )
 def test_a_proxy_that_is_none(url: str) -> None:
     """The text tells what one looks like, and hides what may hold a password."""
-    assert refusal(MAILER_PROXY=url).startswith("MAILER_PROXY=<hidden>: allowed: socks5://user:password@host:1080")
+    assert refusal(MAILER_PROXY=url).startswith(
+        "MAILER_PROXY=<hidden>: allowed: socks5://user:password@host:1080"
+    )
 
 
 def test_a_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +73,9 @@ def test_a_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("address", ["localhost", "192.0.2", "192.0.2.1:25"])
 def test_a_source_address_that_is_none(address: str) -> None:
     """Names may have several addresses."""
-    assert refusal(MAILER_SOURCE_ADDRESS=address).startswith(f"MAILER_SOURCE_ADDRESS='{address}': allowed: an IP address")
+    assert refusal(MAILER_SOURCE_ADDRESS=address).startswith(
+        f"MAILER_SOURCE_ADDRESS='{address}': allowed: an IP address"
+    )
 
 
 @pytest.mark.parametrize("key", ["MAIL_USE_TLS", "MAIL_USE_SSL"])
@@ -84,13 +90,15 @@ def test_the_name_of_a_relay() -> None:
     assert load(MAIL_SERVER="smtp.example.com", MAIL_PORT=587).name == "smtp.example.com:587"
 
 
-# --- TLS --------------------------------------------------------------------------------------------------------------
+# --- TLS ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["TLSv1.4", "1.2", "SSLv3", ""])
 def test_a_version_of_tls_that_is_none(version: str) -> None:
     """The text lists those there are."""
-    assert refusal(MAILER_TLS_MINIMUM=version).endswith("allowed: TLSv1, TLSv1.1, TLSv1.2, TLSv1.3.")
+    assert refusal(MAILER_TLS_MINIMUM=version).endswith(
+        "allowed: TLSv1, TLSv1.1, TLSv1.2, TLSv1.3."
+    )
 
 
 def test_a_certificate_of_ours(tmp_path: Path) -> None:
@@ -101,16 +109,21 @@ def test_a_certificate_of_ours(tmp_path: Path) -> None:
 
     assert load(MAILER_TLS_CLIENT_CERT=str(file)).tls_client_certificate == str(file)
     for wrong in (certificate_only, tmp_path / "missing.pem"):
-        assert "a PEM file with a certificate and its key" in refusal(MAILER_TLS_CLIENT_CERT=str(wrong))
+        assert "a PEM file with a certificate and its key" in refusal(
+            MAILER_TLS_CLIENT_CERT=str(wrong)
+        )
 
 
-# --- OAuth ------------------------------------------------------------------------------------------------------------
+# --- OAuth --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def account(tmp_path: Path) -> str:
     file = tmp_path / "account.json"
-    file.write_text(json.dumps({"client_email": "a@b", "private_key": SECRET, "token_uri": "https://c"}), encoding="utf-8")
+    file.write_text(
+        json.dumps({"client_email": "a@b", "private_key": SECRET, "token_uri": "https://c"}),
+        encoding="utf-8",
+    )
     return str(file)
 
 
@@ -118,8 +131,12 @@ def test_where_tokens_come_from(account: str) -> None:
     """As an object in the configuration, as JSON in the environment, or as a function."""
     given = {"provider": "google", "service_account_file": account}
 
-    assert load(**TLS, MAILER_OAUTH=MICROSOFT).oauth == MicrosoftLogin(tenant="t", client_id="c", client_secret=SECRET)
-    assert load(**TLS, MAILER_OAUTH=json.dumps(given)).oauth == GoogleLogin(service_account_file=account)
+    assert load(**TLS, MAILER_OAUTH=MICROSOFT).oauth == MicrosoftLogin(
+        tenant="t", client_id="c", client_secret=SECRET
+    )
+    assert load(**TLS, MAILER_OAUTH=json.dumps(given)).oauth == GoogleLogin(
+        service_account_file=account
+    )
     assert load(**TLS, MAILER_OAUTH={**given, "subject": "ada@example.com"}).oauth == GoogleLogin(
         service_account_file=account, subject="ada@example.com"
     )
@@ -128,10 +145,14 @@ def test_where_tokens_come_from(account: str) -> None:
         == load(**TLS, MAILER_OAUTH={"token": make_token}).oauth
         == TokenFunction(token=make_token)
     )
-    assert load(**TLS, MAILER_OAUTH={"token": "json:dumps"}).oauth == TokenFunction(token="json:dumps")
+    assert load(**TLS, MAILER_OAUTH={"token": "json:dumps"}).oauth == TokenFunction(
+        token="json:dumps"
+    )
 
 
-FORMS = 'allowed: an object, in the environment as JSON, such as {"provider": "microsoft", "tenant": '
+FORMS = (
+    'allowed: an object, in the environment as JSON, such as {"provider": "microsoft", "tenant": '
+)
 
 
 @pytest.mark.parametrize(
@@ -142,15 +163,24 @@ FORMS = 'allowed: an object, in the environment as JSON, such as {"provider": "m
         (7, f"=<hidden>: {FORMS}"),
         ({"provider": "gmail", "client_secret": SECRET}, f"=<hidden>: {FORMS}"),
         ({"provider": [SECRET]}, f"=<hidden>: {FORMS}"),
-        ({**MICROSOFT, "secret": SECRET}, "['secret']: unknown key; allowed: authority, client_id,"),
-        ({**MICROSOFT, "client_sicret": SECRET}, "['client_sicret']: unknown key; did you mean client_s"),
+        (
+            {**MICROSOFT, "secret": SECRET},
+            "['secret']: unknown key; allowed: authority, client_id,",
+        ),
+        (
+            {**MICROSOFT, "client_sicret": SECRET},
+            "['client_sicret']: unknown key; did you mean client_s",
+        ),
         (
             {"provider": "microsoft", "tenant": "t", "client_secret": SECRET},
             "['client_id']: missing; allowed: a text that is not empty",
         ),
         ({**MICROSOFT, "tenant": ""}, "['tenant']=<hidden>: allowed: a text that is not empty"),
         ({**MICROSOFT, "scope": 7}, "['scope']=<hidden>: allowed: a text that is not empty"),
-        ({"provider": "google"}, "['service_account_file']: missing; allowed: a text that is not empty"),
+        (
+            {"provider": "google"},
+            "['service_account_file']: missing; allowed: a text that is not empty",
+        ),
         (
             {"provider": "google", "service_account_file": "/missing.json"},
             "['service_account_file']=<hidden>: '/missing.json' can't be read: No such file",
@@ -162,7 +192,10 @@ FORMS = 'allowed: an object, in the environment as JSON, such as {"provider": "m
         ({}, "['token']: missing; allowed: a text"),
         ({"token": ""}, "['token']=<hidden>: give a function, or the module and the name of one"),
         ({"token": "json"}, "['token']=<hidden>: there is no 'json'"),
-        ({"token": "missing.module:function"}, "['token']=<hidden>: there is no 'missing.module:function'"),
+        (
+            {"token": "missing.module:function"},
+            "['token']=<hidden>: there is no 'missing.module:function'",
+        ),
         ({"token": "json:not a name"}, "['token']=<hidden>: there is no"),
     ],
 )
@@ -176,7 +209,10 @@ def test_an_oauth_that_is_no_good(given: Any, words: str) -> None:
     [
         ({"MAIL_PASSWORD": SECRET}, "MAILER_OAUTH and MAIL_PASSWORD: set one of them"),
         ({"MAIL_USERNAME": None}, "MAILER_OAUTH: set MAIL_USERNAME too"),
-        ({"MAIL_USE_TLS": False}, "MAILER_OAUTH: anybody can use an intercepted token: set MAIL_USE_TLS"),
+        (
+            {"MAIL_USE_TLS": False},
+            "MAILER_OAUTH: anybody can use an intercepted token: set MAIL_USE_TLS",
+        ),
     ],
 )
 def test_what_goes_with_oauth(config: dict[str, Any], words: str) -> None:
@@ -186,7 +222,10 @@ def test_what_goes_with_oauth(config: dict[str, Any], words: str) -> None:
 
 def test_oauth_needs_packages(monkeypatch: pytest.MonkeyPatch, account: str) -> None:
     """They are named at start-up, as a command; a function needs none."""
-    for package, given in {"msal": MICROSOFT, "requests": {"provider": "google", "service_account_file": account}}.items():
+    for package, given in {
+        "msal": MICROSOFT,
+        "requests": {"provider": "google", "service_account_file": account},
+    }.items():
         without(monkeypatch, oauth, package)
         assert "pip install 'flask-mailer-queue[oauth]'" in refusal(**TLS, MAILER_OAUTH=given)
     assert load(**TLS, MAILER_OAUTH=make_token).oauth == TokenFunction(token=make_token)
@@ -203,6 +242,8 @@ def test_secrets_do_not_show() -> None:
 def test_what_relays_share() -> None:
     """The network is the same for all of them, logins are each one's own."""
     first = {"name": "first", "MAIL_SERVER": "smtp.example.com"}
-    [relay] = load(**TLS, MAILER_OAUTH=MICROSOFT, MAILER_PROXY="http://proxy:3128", MAILER_RELAYS=[first]).relays
+    [relay] = load(
+        **TLS, MAILER_OAUTH=MICROSOFT, MAILER_PROXY="http://proxy:3128", MAILER_RELAYS=[first]
+    ).relays
 
     assert (relay.oauth, relay.mail_username, relay.proxy) == (None, None, "http://proxy:3128")

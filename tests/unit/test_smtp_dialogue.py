@@ -90,7 +90,10 @@ def test_doubt_begins_with_the_last_byte(
 
 def test_a_reply_that_came_before_the_mail() -> None:
     """A yes to what was not said is none; a no is one."""
-    for said, verdict in {b"250 taken\r\n": Verdict.DEFERRED, b"554 5.7.1 never\r\n": Verdict.REFUSED}.items():
+    for said, verdict in {
+        b"250 taken\r\n": Verdict.DEFERRED,
+        b"554 5.7.1 never\r\n": Verdict.REFUSED,
+    }.items():
         session = Session("relay", command_timeout=60, is_lmtp=False)
         session.sock = cast(socket.socket, ShortSocket(10**9, 10**9, b"354 go on\r\n" + said))
         dialogue = Dialogue(session, Settings.load({}, {}, default_database_url="sqlite://"))

@@ -9,7 +9,9 @@ from mailer.mime import WireMessage, compose
 from mailer.smtp.envelope import Offers, envelope_of
 from tests.mails import a_message
 
-OFFERS = Offers(extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, max_octets=0)
+OFFERS = Offers(
+    extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, max_octets=0
+)
 #: What ends a line or an address, or stands for the end of one somewhere.
 BREAKS = ["\r\n", "\n", "\r", "\x00", " ", "\t", "\x0b", "\x0c", "\x1b", "\x7f"]
 HIDDEN = "RCPT TO:<eve@example.com>"
@@ -19,7 +21,10 @@ def commands(*, recipient: str = "bob@example.com", **options: Any) -> bytes | O
     """Of a mail that came from the database, where no check of ours has seen it."""
     message = a_message(sender=Address("ada@example.com"))
     letter = WireMessage(message, recipient, compose(message))
-    letter.mail_options, letter.rcpt_options = options.get("mail_options", []), options.get("rcpt_options", [])
+    letter.mail_options, letter.rcpt_options = (
+        options.get("mail_options", []),
+        options.get("rcpt_options", []),
+    )
     return envelope_of(letter, OFFERS)
 
 

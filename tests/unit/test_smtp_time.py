@@ -1,4 +1,7 @@
-"""The slowest relay there can be, each of whose answers comes in the last moment. The clock is the test's."""
+"""The slowest relay there can be, each of whose answers comes in the last moment.
+
+The clock is the test's.
+"""
 
 from collections.abc import Iterator
 
@@ -33,9 +36,15 @@ class SlowRelay:
         self._replies = list(replies)
         for module in (session, opening):
             monkeypatch.setattr(module, "time", self)
-        monkeypatch.setattr(SessionOpener, "_connect", lambda way: self._connected(way._settings.connect_timeout))
+        monkeypatch.setattr(
+            SessionOpener, "_connect", lambda way: self._connected(way._settings.connect_timeout)
+        )
         monkeypatch.setattr(Session, "receive_reply", lambda _, seconds: self._reply(seconds))
-        monkeypatch.setattr(Session, "send_bytes", lambda _, data, seconds, more=b"", **_what: self._take(data + more, seconds))
+        monkeypatch.setattr(
+            Session,
+            "send_bytes",
+            lambda _, data, seconds, more=b"", **_what: self._take(data + more, seconds),
+        )
 
     def monotonic(self) -> float:
         return self.now
@@ -67,7 +76,14 @@ class _Line:
 
 def test_the_way_in_has_a_time_out_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many steps it has."""
-    steps = [b"220 relay", b"250 relay\nAUTH LOGIN", b"334 VXNlcm5hbWU6", b"334 UGFzc3dvcmQ6", b"334 TW9yZTo=", b"535 no"]
+    steps = [
+        b"220 relay",
+        b"250 relay\nAUTH LOGIN",
+        b"334 VXNlcm5hbWU6",
+        b"334 UGFzc3dvcmQ6",
+        b"334 TW9yZTo=",
+        b"535 no",
+    ]
     relay = make_relay("127.0.0.1", 25, **TIMEOUTS)
     clock = SlowRelay(monkeypatch, *steps)
 
@@ -80,7 +96,20 @@ def test_the_way_in_has_a_time_out_as_a_whole(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("mails", "replies"),
     [
-        (2, [*_WAY_IN, *_ENVELOPE, b"250 taken", b"250 ok", b"250 ok", _SILENCE, *_WAY_IN, *_ENVELOPE, b"250 taken"]),
+        (
+            2,
+            [
+                *_WAY_IN,
+                *_ENVELOPE,
+                b"250 taken",
+                b"250 ok",
+                b"250 ok",
+                _SILENCE,
+                *_WAY_IN,
+                *_ENVELOPE,
+                b"250 taken",
+            ],
+        ),
         (1, [*_WAY_IN, b"250 ok", b"250 ok", _SILENCE, *_WAY_IN, *_ENVELOPE, b"250 taken"]),
     ],
     ids=["its envelope rides", "there is no connection"],

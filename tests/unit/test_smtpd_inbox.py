@@ -21,7 +21,10 @@ def test_what_goes_in_comes_out(inbox: Inbox) -> None:
     received = inbox.get(mail_id)
 
     assert received is not None
-    assert (received.envelope_from, received.recipients) == ("ada@example.com", ("bob@example.com", "eve@example.com"))
+    assert (received.envelope_from, received.recipients) == (
+        "ada@example.com",
+        ("bob@example.com", "eve@example.com"),
+    )
     assert received.raw == RAW
     assert (received.subject, received.message_id) == ("Grüße", "<1@example.com>")
     assert received.parsed is received.parsed
@@ -64,7 +67,9 @@ def test_a_mail_that_is_being_written_is_not_there_yet(inbox: Inbox) -> None:
     assert inbox.count() == len(inbox.latest()) == 1
 
 
-@pytest.mark.parametrize("mail_id", ["", "nonsense", "../secret", "20261120T120000000000-00000000/../../secret"])
+@pytest.mark.parametrize(
+    "mail_id", ["", "nonsense", "../secret", "20261120T120000000000-00000000/../../secret"]
+)
 def test_an_id_is_no_path(inbox: Inbox, mail_id: str) -> None:
     """Ids come from URLs: one that is none finds nothing, wherever it points."""
     inbox.directory.mkdir()

@@ -14,13 +14,35 @@ from tests.chaos.scenario import Report
 from tests.chaos.soak_page import Soak, publish, table
 from tests.chaos.watch import Watch
 
-TALLY = Tally(accepted=12_345, refused=1, once=12_343, twice=1, in_doubt=2, failed=0, lost=0, waiting=0, uninvited=0)
+TALLY = Tally(
+    accepted=12_345,
+    refused=1,
+    once=12_343,
+    twice=1,
+    in_doubt=2,
+    failed=0,
+    lost=0,
+    waiting=0,
+    uninvited=0,
+)
 
 
 def soak(*, growth: float = 0, broken: tuple[str, ...] = ()) -> Soak:
     moments = [6.0 * number for number in range(40)]
-    memory = Series("Memory", "worker", "MB", Bound(share=0.03, beside=1), [100 + growth * moment for moment in moments])
-    redis = Series("Connections", "to Redis", "", Bound(share=0, beside=2), [None if 7 < at < 9 else 5.0 for at in range(40)])
+    memory = Series(
+        "Memory",
+        "worker",
+        "MB",
+        Bound(share=0.03, beside=1),
+        [100 + growth * moment for moment in moments],
+    )
+    redis = Series(
+        "Connections",
+        "to Redis",
+        "",
+        Bound(share=0, beside=2),
+        [None if 7 < at < 9 else 5.0 for at in range(40)],
+    )
     mails = Series("Mails", "taken by the relay", "a second", None, [None, *range(39)])
     watch: Any = SimpleNamespace(moments=moments, series=[memory, redis, mails])
     report = Report(faults=7, tally=TALLY, broken=list(broken))
@@ -30,10 +52,15 @@ def soak(*, growth: float = 0, broken: tuple[str, ...] = ()) -> Soak:
 def test_a_run_that_kept_everything() -> None:
     """Flat, and nothing lost."""
     assert soak().is_kept
-    assert "In 4 minutes on SQLite, with 7 faults, 12,345 mails were accepted: 12,343 sent once, 1 twice," in table(soak())
+    assert (
+        "In 4 minutes on SQLite, with 7 faults, 12,345 mails were accepted: 12,343 sent once, 1"
+        " twice," in table(soak())
+    )
 
 
-@pytest.mark.parametrize(("run", "says"), [(soak(growth=1), " no\n"), (soak(broken=("3 lost",)), "BROKEN: 3 lost")])
+@pytest.mark.parametrize(
+    ("run", "says"), [(soak(growth=1), " no\n"), (soak(broken=("3 lost",)), "BROKEN: 3 lost")]
+)
 def test_a_run_that_did_not(run: Soak, says: str) -> None:
     """It is told, and counts as failed: what grows, and what was not kept."""
     assert not run.is_kept

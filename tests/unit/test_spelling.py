@@ -31,8 +31,23 @@ NEAR_KEYS = {
 }
 #: Of an application, or of another extension.
 OTHER_KEYS = [
-    *("MAIL_FROM", "MAIL_ROOT", "MAIL_PASSWORD2", "MAIL_SUBJECT_PREFIX", "MAIL_BACKEND", "EMAIL_SERVER", "MAILGUN_PORT"),
-    *("MAILS_PER_PAGE", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI", "MAILER_INBOX_DIR", "ADMIN_MAIL", "MAIL_SENDER"),
+    *(
+        "MAIL_FROM",
+        "MAIL_ROOT",
+        "MAIL_PASSWORD2",
+        "MAIL_SUBJECT_PREFIX",
+        "MAIL_BACKEND",
+        "EMAIL_SERVER",
+        "MAILGUN_PORT",
+    ),
+    *(
+        "MAILS_PER_PAGE",
+        "SECRET_KEY",
+        "SQLALCHEMY_DATABASE_URI",
+        "MAILER_INBOX_DIR",
+        "ADMIN_MAIL",
+        "MAIL_SENDER",
+    ),
 ]
 
 
@@ -43,7 +58,10 @@ def load(config: dict[Any, Any], environ: dict[str, str] | None = None) -> Setti
 @pytest.mark.parametrize(("wrong", "meant"), NEAR_KEYS.items())
 def test_a_near_miss_of_a_key_is_refused(wrong: str, meant: str) -> None:
     """The application does not start with a setting that nothing reads, and the error names the right one."""
-    with pytest.raises(ConfigurationError, match=rf"^{wrong}: there is no such key: did you mean .*\b{meant}\b.*\? If "):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"^{wrong}: there is no such key: did you mean .*\b{meant}\b.*\? If ",
+    ):
         load({wrong: 3})
 
 
@@ -54,7 +72,10 @@ def test_an_application_may_have_several_servers(caplog: pytest.LogCaptureFixtur
         f"Unknown key in the app's configuration is ignored: key={key}S: did you mean {key}?"
         for key in ("MAIL_PORT", "MAIL_SERVER", "MAIL_USERNAME")
     ]
-    with pytest.raises(ConfigurationError, match=r"did you mean MAILER_RELAY_RATE\? If it is your own, give it another name\.$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"did you mean MAILER_RELAY_RATE\? If it is your own, give it another name\.$",
+    ):
         load({"MAILER_RELAY_RATES": []})
 
 
@@ -67,7 +88,11 @@ def test_each_misspelt_key_is_named() -> None:
 
 def test_no_key_is_a_near_miss_of_another(caplog: pytest.LogCaptureFixture) -> None:
     """Each key is known, and so are those of applications and of other extensions."""
-    check_keys(dict.fromkeys([*keys(), *OTHER_KEYS], "x"), dict.fromkeys([*keys(), *OTHER_KEYS], "x"), keys())
+    check_keys(
+        dict.fromkeys([*keys(), *OTHER_KEYS], "x"),
+        dict.fromkeys([*keys(), *OTHER_KEYS], "x"),
+        keys(),
+    )
     assert caplog.messages == []
 
 
@@ -76,16 +101,30 @@ def test_an_unknown_key_is_warned_about(caplog: pytest.LogCaptureFixture) -> Non
     load({"MAILER_MAX_ATTEMPTS": 3, "MAILER_COLOUR": "blue"})
     assert caplog.messages == [
         "Unknown key in the app's configuration is ignored: key=MAILER_COLOUR",
-        "Unknown key in the app's configuration is ignored: key=MAILER_MAX_ATTEMPTS: did you mean MAILER_RETRY_ATTEMPTS?",
+        (
+            "Unknown key in the app's configuration is ignored: key=MAILER_MAX_ATTEMPTS: did you mean"
+            " MAILER_RETRY_ATTEMPTS?"
+        ),
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 def test_the_environment_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     """It has the variables of other programs; of those only what looks like a mistake is told."""
-    load({}, {"MAILER_RETRY_ATEMPTS": "3", "MAILER_COLOUR": "blue", "MAIL": "/var/mail/ada", "MAIL_PROT": ""})
+    load(
+        {},
+        {
+            "MAILER_RETRY_ATEMPTS": "3",
+            "MAILER_COLOUR": "blue",
+            "MAIL": "/var/mail/ada",
+            "MAIL_PROT": "",
+        },
+    )
     assert caplog.messages == [
-        "Unknown environment variable is ignored: key=MAILER_RETRY_ATEMPTS: did you mean MAILER_RETRY_ATTEMPTS?"
+        (
+            "Unknown environment variable is ignored: key=MAILER_RETRY_ATEMPTS: did you mean"
+            " MAILER_RETRY_ATTEMPTS?"
+        )
     ]
 
 
@@ -96,7 +135,7 @@ def test_a_misspelt_key_of_a_relay() -> None:
         load({"MAILER_RELAYS": [{"MAIL_SEVER": "smtp.example.com"}]})
 
 
-# --- keywords of send_email() -----------------------------------------------------------------------------------------
+# --- keywords of send_email() -------------------------------------------------------------------
 
 TEMPLATES = {
     "plain.txt": "Hello {{ name }}",
@@ -132,17 +171,51 @@ def check() -> Check:
 @pytest.mark.parametrize(
     ("keyword", "meant"),
     [
-        *[("idempotancy_key", "idempotency_key"), ("idempotencyKey", "idempotency_key"), ("idempotency", "idempotency_key")],
-        *[("attachment", "attachments"), ("atachments", "attachments"), ("body", "template"), ("html_body", "template")],
-        *[("msg", "template"), ("recipients", "to"), ("To", "to"), ("from_", "sender"), ("from", "sender"), ("CC", "cc")],
-        *[("replyto", "reply_to"), ("reply_too", "reply_to"), ("tag", "tags"), ("lnae", "lane"), ("lanes", "lane")],
-        *[("sensitve", "sensitive"), ("expire_at", "expires_at"), ("sent_at", "send_at"), ("on_doubts", "on_doubt")],
-        *[("conection", "connection"), ("sendr", "sender"), ("header", "headers"), ("contxt", "context")],
+        *[
+            ("idempotancy_key", "idempotency_key"),
+            ("idempotencyKey", "idempotency_key"),
+            ("idempotency", "idempotency_key"),
+        ],
+        *[
+            ("attachment", "attachments"),
+            ("atachments", "attachments"),
+            ("body", "template"),
+            ("html_body", "template"),
+        ],
+        *[
+            ("msg", "template"),
+            ("recipients", "to"),
+            ("To", "to"),
+            ("from_", "sender"),
+            ("from", "sender"),
+            ("CC", "cc"),
+        ],
+        *[
+            ("replyto", "reply_to"),
+            ("reply_too", "reply_to"),
+            ("tag", "tags"),
+            ("lnae", "lane"),
+            ("lanes", "lane"),
+        ],
+        *[
+            ("sensitve", "sensitive"),
+            ("expire_at", "expires_at"),
+            ("sent_at", "send_at"),
+            ("on_doubts", "on_doubt"),
+        ],
+        *[
+            ("conection", "connection"),
+            ("sendr", "sender"),
+            ("header", "headers"),
+            ("contxt", "context"),
+        ],
     ],
 )
 def test_a_near_miss_of_an_option_is_refused(check: Check, keyword: str, meant: str) -> None:
     """A template that does not use it would swallow it, and the mail would go out without."""
-    with pytest.raises(InvalidMail, match=rf"^{keyword}: there is no such option.*'plain'.* did you mean {meant}\?"):
+    with pytest.raises(
+        InvalidMail, match=rf"^{keyword}: there is no such option.*'plain'.* did you mean {meant}\?"
+    ):
         check("plain", "name", keyword)
 
 
@@ -155,7 +228,12 @@ def test_words_of_their_own(check: Check) -> None:
 @pytest.mark.parametrize(
     ("template", "keyword"),
     [
-        *[("uses", "body"), ("uses", "attachment"), ("html_only", "recipients"), ("html_only", "recipient")],
+        *[
+            ("uses", "body"),
+            ("uses", "attachment"),
+            ("html_only", "recipients"),
+            ("html_only", "recipient"),
+        ],
         *[("extends", "body"), ("includes", "body"), ("imports", "body"), ("default", "body")],
     ],
 )

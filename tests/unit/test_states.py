@@ -33,7 +33,11 @@ def test_each_arrow_is_named_by_methods_of_the_store() -> None:
 
 def test_each_method_that_moves_is_at_an_arrow() -> None:
     """The first line of its docstring shows an arrow, so the chart has one for it."""
-    moving = {name for name, method in getmembers(Store, isfunction) if re.match(r"\w[\w ,()]+ -> \w", method.__doc__ or "")}
+    moving = {
+        name
+        for name, method in getmembers(Store, isfunction)
+        if re.match(r"\w[\w ,()]+ -> \w", method.__doc__ or "")
+    }
 
     assert moving | {"settle_if_resting"} == set.union(*drawn().values())
 

@@ -24,12 +24,16 @@ _LINT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["ruff"][
 def test_each_promise_has_a_test() -> None:
     """What SECURITY.md names as the guard of a promise exists."""
     promises = [
-        line for line in SECURITY.partition("## What stops the rest")[2].splitlines() if re.match(r"\| (?!promise)\w", line)
+        line
+        for line in SECURITY.partition("## What stops the rest")[2].splitlines()
+        if re.match(r"\| (?!promise)\w", line)
     ]
     guards = re.findall(r"`(tests/[^`]+)`", SECURITY)
 
     assert len(promises) > 20
-    assert [promise for promise in promises if not re.search(r"\| `tests/[^|]+` \|$", promise)] == []
+    assert [
+        promise for promise in promises if not re.search(r"\| `tests/[^|]+` \|$", promise)
+    ] == []
     assert [guard for guard in guards if not (PROJECT / guard).is_file()] == []
 
 
@@ -59,17 +63,31 @@ def test_each_package_of_a_lock_has_hashes(lock: Path) -> None:
 
 def test_all_rules_of_the_linter_are_on() -> None:
     """Those of bandit too; whatever is ignored has its reason on the same line."""
-    ignored = re.search(r"^ignore = \[\n(.*?)^\]", (PROJECT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    ignored = re.search(
+        r"^ignore = \[\n(.*?)^\]",
+        (PROJECT / "pyproject.toml").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
 
     assert _LINT["select"] == ["ALL"]
     assert ignored
-    assert [line for line in ignored[1].splitlines() if not re.fullmatch(r'    "\w+", +# .+', line)] == []
+    assert [
+        line for line in ignored[1].splitlines() if not re.fullmatch(r'    "\w+", +# .+', line)
+    ] == []
 
 
 def test_an_exception_has_its_reason() -> None:
     """A rule about safety that is not kept at one place says why, there."""
-    files = [*PROJECT.glob("*.py"), *python_files("mailer", "devstack", "tests", "bench", "docs", "requirements")]
-    exceptions = [line for file in files for line in file.read_text().splitlines() if re.search(r"# noqa: [\w, ]*\bS\d+", line)]
+    files = [
+        *PROJECT.glob("*.py"),
+        *python_files("mailer", "devstack", "tests", "bench", "docs", "requirements"),
+    ]
+    exceptions = [
+        line
+        for file in files
+        for line in file.read_text().splitlines()
+        if re.search(r"# noqa: [\w, ]*\bS\d+", line)
+    ]
 
     assert exceptions
     assert [line for line in exceptions if not re.search(r"# noqa: [A-Z0-9, ]+ --? \S", line)] == []

@@ -47,7 +47,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def settings(**config: Any) -> Settings:
-    return Settings.load({"MAIL_SERVER": "relay.example.com", **config}, {}, default_database_url="sqlite:////srv/mailer.sqlite3")
+    return Settings.load(
+        {"MAIL_SERVER": "relay.example.com", **config},
+        {},
+        default_database_url="sqlite:////srv/mailer.sqlite3",
+    )
 
 
 RELAY = "relay.example.com:25"
@@ -62,7 +66,7 @@ def booked(one: Throttle, domain: str, count: int) -> list[float]:
     return one.book(RELAY, domain, count, Lane.NORMAL, seconds_per_mail=0.02)
 
 
-# --- shares -----------------------------------------------------------------------------------------------------------
+# --- shares -------------------------------------------------------------------------------------
 
 
 @given(rate=rates, processes=processes)
@@ -72,7 +76,11 @@ def test_all_shares_are_no_more_than_the_rate_and_not_much_less(rate: Any, proce
 
     assert share.amount >= 1
     assert share.period >= rate.get_expiry()
-    assert 0.5 < processes * share.amount / share.period / (rate.amount / rate.get_expiry()) <= 1 + 1e-9
+    assert (
+        0.5
+        < processes * share.amount / share.period / (rate.amount / rate.get_expiry())
+        <= 1 + 1e-9
+    )
     assert share.is_stretched == (processes > rate.amount)
 
 
@@ -86,8 +94,14 @@ def test_some_shares() -> None:
 shares = st.builds(Share, st.integers(1, 1000), st.floats(0.5, 1e5), st.booleans())
 
 
-@given(share=shares, start=times, asked=st.lists(st.tuples(st.floats(0, 0.7), st.integers(1, 400)), max_size=60))
-def test_no_window_lets_more_through_than_its_share(share: Share, start: float, asked: list[tuple[float, int]]) -> None:
+@given(
+    share=shares,
+    start=times,
+    asked=st.lists(st.tuples(st.floats(0, 0.7), st.integers(1, 400)), max_size=60),
+)
+def test_no_window_lets_more_through_than_its_share(
+    share: Share, start: float, asked: list[tuple[float, int]]
+) -> None:
     """In any time that is as long as its period, however it is asked."""
     window, now, taken = Window(), start, []
     for part_of_period, wanted in asked:
@@ -97,7 +111,10 @@ def test_no_window_lets_more_through_than_its_share(share: Share, start: float, 
         taken.append((now, granted))
 
     for last, _granted in taken:
-        assert sum(granted for when, granted in taken if last - share.period < when <= last) <= share.amount
+        assert (
+            sum(granted for when, granted in taken if last - share.period < when <= last)
+            <= share.amount
+        )
 
 
 @given(share=shares, start=times, asked=st.lists(st.floats(0, 0.7), max_size=60))
@@ -125,7 +142,9 @@ def test_a_window_remembers_little(share: Share, start: float, count: int) -> No
 
 
 @given(rate=rates, processes=processes, used=st.floats(0, 1))
-def test_what_is_left_is_shared_when_redis_goes_away(rate: Any, processes: int, used: float) -> None:
+def test_what_is_left_is_shared_when_redis_goes_away(
+    rate: Any, processes: int, used: float
+) -> None:
     """All together begin with no more than what was left."""
     share = Share.of(rate, processes)
     if share.is_stretched:
@@ -147,11 +166,13 @@ def test_those_with_less_than_a_mail_take_turns(jitter: float) -> None:
     assert window.opens_in(share, 0.0) == pytest.approx(100 * (1 - jitter))
 
 
-# --- due times --------------------------------------------------------------------------------------------------------
+# --- due times ----------------------------------------------------------------------------------
 
 
 @given(count=st.integers(1, 300), lane=lanes, pace=paces, now=times, full_for=st.floats(-1e4, 1e4))
-def test_those_who_wait_come_back_one_after_the_other(count: int, lane: Lane, pace: float, now: float, full_for: float) -> None:
+def test_those_who_wait_come_back_one_after_the_other(
+    count: int, lane: Lane, pace: float, now: float, full_for: float
+) -> None:
     """At the pace of the limit, not before it opens, and after a quarter of an hour at the latest."""
     waits = LimitState().book(count, lane, pace, not_before=now + full_for, now=now)
 
@@ -166,9 +187,15 @@ def test_those_who_wait_come_back_one_after_the_other(count: int, lane: Lane, pa
 def test_bites_do_not_land_on_each_other(counts: list[int], pace: float, now: float) -> None:
     """Several calls book the same times as one call for all of them."""
     line, at_once = LimitState(), LimitState()
-    bites = [wait for count in counts for wait in line.book(count, Lane.NORMAL, pace, not_before=0.0, now=now)]
+    bites = [
+        wait
+        for count in counts
+        for wait in line.book(count, Lane.NORMAL, pace, not_before=0.0, now=now)
+    ]
 
-    assert bites == pytest.approx(at_once.book(sum(counts), Lane.NORMAL, pace, not_before=0.0, now=now), abs=1e-3)
+    assert bites == pytest.approx(
+        at_once.book(sum(counts), Lane.NORMAL, pace, not_before=0.0, now=now), abs=1e-3
+    )
 
 
 def test_the_row_is_behind_those_who_still_wait() -> None:
@@ -204,7 +231,11 @@ def test_new_mail_is_behind_what_is_as_urgent_or_more() -> None:
     line = LimitState()
     line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
 
-    assert [line.behind(lane, 0.0) > 0 for lane in (Lane.CRITICAL, Lane.NORMAL, Lane.BULK)] == [False, True, True]
+    assert [line.behind(lane, 0.0) > 0 for lane in (Lane.CRITICAL, Lane.NORMAL, Lane.BULK)] == [
+        False,
+        True,
+        True,
+    ]
     line.forget(Lane.BULK)
     assert line.behind(Lane.BULK, 0.0) == 0.0
 
@@ -224,12 +255,17 @@ def test_what_is_too_far_away_comes_back_for_a_new_look() -> None:
 
     assert waits[:900] == pytest.approx(range(1, 901))
     assert set(waits[900:]) == {LONGEST_WAIT}
-    assert line.book(2, Lane.BULK, 1.0, not_before=0.0, now=1.0) == pytest.approx([LONGEST_WAIT, LONGEST_WAIT])
+    assert line.book(2, Lane.BULK, 1.0, not_before=0.0, now=1.0) == pytest.approx(
+        [LONGEST_WAIT, LONGEST_WAIT]
+    )
 
 
 def test_the_tighter_limit_says_when(clock: Clock) -> None:
     """That of the relay, or that of the domain."""
-    both = throttle({"gmail.com": {"rate": "2/second"}, "example.com": {"rate": "20/second"}}, MAILER_RELAY_RATE="10/second")
+    both = throttle(
+        {"gmail.com": {"rate": "2/second"}, "example.com": {"rate": "20/second"}},
+        MAILER_RELAY_RATE="10/second",
+    )
 
     assert booked(both, "gmail.com", 3) == pytest.approx([0.5, 1.0, 1.5])
     assert booked(both, "example.com", 3) == pytest.approx([0.1, 0.2, 0.3])
@@ -241,7 +277,9 @@ def test_a_limit_of_connections_has_the_pace_they_have(clock: Clock) -> None:
     """Two connections, a tenth of a second a mail."""
     slots = throttle({"gmail.com": {"concurrency": 2}})
 
-    assert slots.book(RELAY, "gmail.com", 3, Lane.NORMAL, seconds_per_mail=0.1) == pytest.approx([0.05, 0.1, 0.15])
+    assert slots.book(RELAY, "gmail.com", 3, Lane.NORMAL, seconds_per_mail=0.1) == pytest.approx(
+        [0.05, 0.1, 0.15]
+    )
 
 
 def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
@@ -254,7 +292,7 @@ def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
     assert booked(one, "example.com", 2) == pytest.approx([60.0, 61.0])
 
 
-# --- which limits -----------------------------------------------------------------------------------------------------
+# --- which limits -------------------------------------------------------------------------------
 
 
 def test_without_limits_nothing_is_counted() -> None:
@@ -347,14 +385,21 @@ def test_domains_are_forgotten(clock: Clock) -> None:
     assert len(one._local._states) <= 2 * module._MANY_STATES
 
 
-# --- how they are written ---------------------------------------------------------------------------------------------
+# --- how they are written -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", ["14/second", "100 per 5 minutes", "1/day", "14/second; 50000/day", "1000000/month"])
+@pytest.mark.parametrize(
+    "rate", ["14/second", "100 per 5 minutes", "1/day", "14/second; 50000/day", "1000000/month"]
+)
 def test_a_rate(rate: str) -> None:
     """As the library `limits` writes it."""
     assert settings(MAILER_RELAY_RATE=rate).relay_rate == rate
-    assert settings(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}}).domain_limits["example.com"].rate == rate
+    assert (
+        settings(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}})
+        .domain_limits["example.com"]
+        .rate
+        == rate
+    )
 
 
 RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count: '14/second; 50000/day'"
@@ -369,14 +414,20 @@ RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count
         ("-1/second", f"allowed: {RATE}."),
         ("1.5/second", f"allowed: {RATE}."),
         ("0/second", "0 mails: allowed: from 1 to 1000000, in a second or a longer time."),
-        ("14/second; 1000001/day", "1000001 mails: allowed: from 1 to 1000000, in a second or a longer time."),
+        (
+            "14/second; 1000001/day",
+            "1000001 mails: allowed: from 1 to 1000000, in a second or a longer time.",
+        ),
     ],
 )
 def test_a_rate_nobody_can_keep_is_refused(rate: str, words: str) -> None:
     """When the app starts, not when the first mail is sent."""
     assert refusal(MAILER_RELAY_RATE=rate) == f"MAILER_RELAY_RATE={rate!r}: {words}"
     place = "MAILER_DOMAIN_LIMITS['example.com']['rate']"
-    assert refusal(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}}) == f"{place}={rate!r}: {words}"
+    assert (
+        refusal(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}})
+        == f"{place}={rate!r}: {words}"
+    )
 
 
 def refusal(**config: Any) -> str:
@@ -389,7 +440,10 @@ def test_the_rate_of_an_entry_is_checked_too() -> None:
     """The error says which relay."""
     relays = [{"name": "first"}, {"name": "second", "MAILER_RELAY_RATE": "fast"}]
 
-    assert refusal(MAILER_RELAYS=relays) == f"MAILER_RELAYS[1]['MAILER_RELAY_RATE']='fast': allowed: {RATE}."
+    assert (
+        refusal(MAILER_RELAYS=relays)
+        == f"MAILER_RELAYS[1]['MAILER_RELAY_RATE']='fast': allowed: {RATE}."
+    )
 
 
 OBJECT = (
@@ -414,7 +468,10 @@ DOMAIN = "give one such as 'gmail.com', or '*' for each that is not named"
         ),
         ({"a.com": "1/day"}, "['a.com']='1/day': allowed: an object"),
         ({"a.com": {"rates": "1/day"}}, "['a.com']['rates']: unknown key; did you mean rate?"),
-        ({"a.com": {"speed": "1/day"}}, "['a.com']['speed']: unknown key; allowed: concurrency, rate"),
+        (
+            {"a.com": {"speed": "1/day"}},
+            "['a.com']['speed']: unknown key; allowed: concurrency, rate",
+        ),
         ({"a.com": {"rate": 5}}, f"['a.com']['rate']=5: allowed: {RATE}"),
         *(
             (
@@ -432,4 +489,7 @@ def test_limits_of_domains_that_make_no_sense_are_refused(given: object, words: 
 
 def test_a_domain_is_kept_as_deliveries_have_it() -> None:
     """In small letters, in ASCII."""
-    assert set(settings(MAILER_DOMAIN_LIMITS='{"BÜCHER.example": {}, "*": {}}').domain_limits) == {"xn--bcher-kva.example", "*"}
+    assert set(settings(MAILER_DOMAIN_LIMITS='{"BÜCHER.example": {}, "*": {}}').domain_limits) == {
+        "xn--bcher-kva.example",
+        "*",
+    }

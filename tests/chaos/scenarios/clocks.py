@@ -31,7 +31,10 @@ def jump(folder: Path, size: Size, *, seconds: float) -> Report:
 
 
 def apart(folder: Path, size: Size) -> Report:
-    """One of two machines is half a minute ahead. No mail goes twice, and none goes earlier than by that."""
+    """One of two machines is half a minute ahead.
+
+    No mail goes twice, and none goes earlier than by that.
+    """
     report, ahead = Report(faults=1), Clock(folder / "clock")
     with running_site(folder, "postgresql") as site:
         ahead.set(_APART)
@@ -49,10 +52,17 @@ def apart(folder: Path, size: Size) -> Report:
 def _seconds_early(site: Site, sender: Sender, delay: float) -> list[float]:
     """Of each mail, by the true clock, which is the sender's and the relay's."""
     created, taken = site.statuses(), site.sink.times()
-    return [created[call.mail_id].created_at.timestamp() + delay - taken[call.message_id] for call in sender.calls()]
+    return [
+        created[call.mail_id].created_at.timestamp() + delay - taken[call.message_id]
+        for call in sender.calls()
+    ]
 
 
 SCENARIOS = [
-    *named("the clock jumps an hour", forwards=partial(jump, seconds=_HOUR), backwards=partial(jump, seconds=-_HOUR)),
+    *named(
+        "the clock jumps an hour",
+        forwards=partial(jump, seconds=_HOUR),
+        backwards=partial(jump, seconds=-_HOUR),
+    ),
     Scenario("two machines' clocks are 30 s apart", apart),
 ]

@@ -50,7 +50,9 @@ def forged(folder: Path, size: Size, *, pool: str) -> Report:
         report.tally = site.tally()
         report.expect(worker.is_running, "the worker ended")
         report.expect(not proof.exists(), "code of the forger has run")
-        report.expect(_refused(worker) == report.faults, f"{report.faults} forged, {_refused(worker)} refused")
+        report.expect(
+            _refused(worker) == report.faults, f"{report.faults} forged, {_refused(worker)} refused"
+        )
         log = worker.log.read_text()
         report.expect("\x1b" not in log, "the log has an escape sequence of the forger")
         report.expect(max(map(len, log.splitlines())) < _LONGEST_LINE, "the log is flooded")
@@ -82,7 +84,11 @@ def _forgeries(ring: dict[str, Any], proof: Path, megabytes: int) -> Iterator[by
     def body(*said: Any) -> str:
         return base64.b64encode(json.dumps(said).encode()).decode()
 
-    def changed(headers: dict[str, Any] | None = None, properties: dict[str, Any] | None = None, **changes: Any) -> str:
+    def changed(
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> str:
         forged = {**ring, **changes}
         forged["headers"] = {**ring["headers"], **(headers or {})}
         forged["properties"] = {**ring["properties"], **(properties or {})}
@@ -98,10 +104,14 @@ def _forgeries(ring: dict[str, Any], proof: Path, megabytes: int) -> Iterator[by
         "immutable": False,
     }
     pickled = base64.b64encode(pickle.dumps(([_Bomb(proof)], {}, nothing))).decode()
-    as_pickle: dict[str, Any] = {"content-type": "application/x-python-serialize", "content-encoding": "binary"}
+    as_pickle: dict[str, Any] = {
+        "content-type": "application/x-python-serialize",
+        "content-encoding": "binary",
+    }
     yield changed(body=pickled, **as_pickle)  # pickle
     yield changed(body=pickled)  # pickle that says it is JSON
-    yield changed({"task": "os.system"}, body=body(["touch", str(proof)], {}, nothing))  # unknown task
+    # Unknown task.
+    yield changed({"task": "os.system"}, body=body(["touch", str(proof)], {}, nothing))
     yield changed({"task": huge})  # unknown task with a long name
     yield changed({"task": "\x1b]0;owned\x07"})  # a task with escapes in its name
     yield changed({"id": "\x1b[2J"})  # an id with escapes
@@ -130,4 +140,8 @@ def _forgeries(ring: dict[str, Any], proof: Path, megabytes: int) -> Iterator[by
     yield huge  # huge nonsense
 
 
-SCENARIOS = [*named("Forged into Redis", **{pool: partial(forged, pool=pool) for pool in ("prefork", "threads")})]
+SCENARIOS = [
+    *named(
+        "Forged into Redis", **{pool: partial(forged, pool=pool) for pool in ("prefork", "threads")}
+    )
+]

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mailer import Mailer, Status, send_email
 from tests.chaos.scenario import Report, Scenario, Size, named
@@ -14,7 +15,8 @@ from tests.services.script import HOLD, Point, ScriptedRelay
 from tests.services.waiting import wait_until
 from tests.services.worker import Worker
 
-# Longer than any lease. Who is frozen can't tell an hour from a second, so the clock jumps while it is.
+# Longer than any lease. Who is frozen can't tell an hour from a second, so the clock jumps while it
+# is.
 _AN_HOUR = 3600.0
 #: Where the relay makes a worker wait, and what that worker has in its hands then.
 _MOMENTS: dict[str, Point] = {
@@ -29,12 +31,22 @@ def at_each_moment(folder: Path, size: Size) -> Report:
     report, mails = Report(), dict[str, str]()
     with running_site(folder) as site, ScriptedRelay() as relay:
         clock = Clock(folder / "clock")
-        site.config |= {**clock.env, "MAIL_PORT": str(relay.port), "MAILER_CLAIM_LEASE": "60", "MAILER_DOUBT_RESEND_AFTER": "1"}
+        site.config |= {
+            **clock.env,
+            "MAIL_PORT": str(relay.port),
+            "MAILER_CLAIM_LEASE": "60",
+            "MAILER_DOUBT_RESEND_AFTER": "1",
+        }
         for number in range(1, size.pick(1, 10) + 1):
-            frozen = [_frozen_worker(site, relay, f"{point}{number}@example.com", point, mails) for point in _MOMENTS.values()]
+            frozen = [
+                _frozen_worker(site, relay, f"{point}{number}@example.com", point, mails)
+                for point in _MOMENTS.values()
+            ]
             clock.set(number * _AN_HOUR)
             successor = site.start_worker()
-            wait_until(lambda: set(_statuses(site, mails)) <= {Status.SENT, Status.DOUBTFUL}, timeout=60)
+            wait_until(
+                lambda: set(_statuses(site, mails)) <= {Status.SENT, Status.DOUBTFUL}, timeout=60
+            )
             successor.stop()
             for worker in frozen:
                 worker.thaw()
@@ -45,15 +57,25 @@ def at_each_moment(folder: Path, size: Size) -> Report:
         copies, statuses = Counter(relay.acknowledged), _statuses(site, mails)
     report.remarks.append(f"frozen {', '.join(_MOMENTS)}")
     for sender, status in zip(mails, statuses, strict=True):
-        report.expect((copies[sender], status) == (1, Status.SENT), f"{sender}: {copies[sender]} copies, {status}")
+        report.expect(
+            (copies[sender], status) == (1, Status.SENT),
+            f"{sender}: {copies[sender]} copies, {status}",
+        )
     return report
 
 
-def _frozen_worker(site: Site, relay: ScriptedRelay, sender: str, point: Point, mails: dict[str, str]) -> Worker:
-    """It has a mail from this sender in its hands, at the moment when the relay makes it wait. `mails` are sender and id."""
+def _frozen_worker(
+    site: Site, relay: ScriptedRelay, sender: str, point: Point, mails: dict[str, str]
+) -> Worker:
+    """It has a mail from this sender in its hands, at the moment when the relay makes it wait.
+
+    `mails` are sender and id.
+    """
     worker = site.start_worker(concurrency=1)
     held = relay.held
-    if point == "dot":  # one that may not be sent twice is marked alone: the next one is only claimed
+    if (
+        point == "dot"
+    ):  # one that may not be sent twice is marked alone: the next one is only claimed
         relay.faults[f"ahead-{sender}", "dot"] = [HOLD]
         mails[f"ahead-{sender}"] = _queue(site, f"ahead-{sender}", on_doubt="hold")
     else:
@@ -64,9 +86,11 @@ def _frozen_worker(site: Site, relay: ScriptedRelay, sender: str, point: Point, 
     return worker
 
 
-def _queue(site: Site, sender: str, **options: str) -> str:
+def _queue(site: Site, sender: str, **options: Any) -> str:
     with site.app().test_request_context():
-        return send_email("reader@example.org", "Chaos", "welcome", name="reader", sender=sender, **options).id  # type: ignore[arg-type]
+        return send_email(
+            "reader@example.org", "Chaos", "welcome", name="reader", sender=sender, **options
+        ).id
 
 
 def _statuses(site: Site, mails: dict[str, str]) -> list[Status]:
@@ -78,7 +102,8 @@ def _statuses(site: Site, mails: dict[str, str]) -> list[Status]:
 def at_random(folder: Path, size: Size, *, pool: str) -> Report:
     """Under load, one of two workers with whatever it has in its hands, until after its leases.
 
-    Not with SQLite: who is frozen in the middle of a transaction keeps out all others, which are on the same machine.
+    Not with SQLite: who is frozen in the middle of a transaction keeps out all others, which are on
+    the same machine.
     """
     report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses victims
     with running_site(folder, "postgresql") as site:
@@ -99,7 +124,8 @@ def at_random(folder: Path, size: Size, *, pool: str) -> Report:
             sender.stop()
         site.settle()
         report.tally = site.tally()
-    # When it wakes up, it knows what it never began; and what it had sent, the relay has answered by then.
+    # When it wakes up, it knows what it never began; and what it had sent, the relay has answered
+    # by then.
     report.expect_nothing_lost()
     return report
 

@@ -15,7 +15,7 @@ from tests.chaos.scenario import Report, Scenario, Size, named
 from tests.chaos.site import Database, Sender, Site, running_site
 from tests.services.waiting import wait_until
 
-# --- one key, many callers --------------------------------------------------------------------------------------------
+# --- one key, many callers -----------------------------------------------------------------------
 
 
 def keys(folder: Path, size: Size, *, database: Database) -> Report:
@@ -44,7 +44,9 @@ def keys(folder: Path, size: Size, *, database: Database) -> Report:
     report.remarks.append(f"{sum(len(sender.calls()) for sender in site.senders)} calls")
     report.expect_nothing_lost()
     report.expect(tally.refused == 0, f"{tally.refused} calls raised")
-    report.expect(tally.uninvited == 0, f"{tally.uninvited} mails arrived that nobody has a receipt of")
+    report.expect(
+        tally.uninvited == 0, f"{tally.uninvited} mails arrived that nobody has a receipt of"
+    )
     report.expect(len(received) == mails, f"{len(received)} mails were called for, not {mails}")
     report.expect(all(len(ids) == 1 for ids in received.values()), "one key has given several ids")
     report.expect(set(copies.values()) == {1}, "a recipient got several mails")
@@ -55,7 +57,7 @@ def _wait_for_calls(sender: Sender) -> None:
     wait_until(sender.calls, timeout=300)  # fifty processes take their time to start
 
 
-# --- one transaction with an order ------------------------------------------------------------------------------------
+# --- one transaction with an order --------------------------------------------------------------
 
 
 def transactions(folder: Path, size: Size, *, database: Database) -> Report:
@@ -79,9 +81,13 @@ def transactions(folder: Path, size: Size, *, database: Database) -> Report:
         engine.dispose()
     report.remarks.append(f"{len(orders)} orders, {len(dropped)} rolled back")
     report.expect_nothing_lost()
-    report.expect(bool(dropped) and not dropped & set(copies), "what was rolled back has sent a mail, or nothing was")
     report.expect(
-        set(copies) == set(orders), f"{len(set(copies) ^ set(orders))} mails without their order, or the other way round"
+        bool(dropped) and not dropped & set(copies),
+        "what was rolled back has sent a mail, or nothing was",
+    )
+    report.expect(
+        set(copies) == set(orders),
+        f"{len(set(copies) ^ set(orders))} mails without their order, or the other way round",
     )
     report.expect(set(copies.values()) == {1}, "an order has sent several mails")
     return report
@@ -91,7 +97,9 @@ def _with_orders(site: Site) -> Engine:
     """The application's own table, beside those of Mailer."""
     with site.app().app_context():
         site.app().extensions["mailer"].store.check_schema()
-    engine = create_engine(site.config["MAILER_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"))
+    engine = create_engine(
+        site.config["MAILER_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
+    )
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE chaos_order (recipient TEXT PRIMARY KEY)"))
     return engine
@@ -102,9 +110,10 @@ def _orders(engine: Engine) -> list[str]:
         return list(connection.scalars(text("SELECT recipient FROM chaos_order")))
 
 
-# --- mail that can't be sent ------------------------------------------------------------------------------------------
+# --- mail that can't be sent --------------------------------------------------------------------
 
-#: Whose mail is spoilt how: the file of `spoilt` is gone, that of `changed` another, and `unreadable` has headers that are none.
+#: Whose mail is spoilt how: the file of `spoilt` is gone, that of `changed` another, and
+#: `unreadable` has headers that are none.
 _SPOILING = """
 DELETE FROM mailer_blob WHERE length(data) = 1001;
 UPDATE mailer_blob SET data = x'00' WHERE length(data) = 1002;
@@ -136,12 +145,16 @@ def poison(folder: Path, size: Size) -> Report:
         began = time.monotonic()
         site.start_worker()
         site.settle(timeout=600)
-        report.remarks.append(f"all was done {time.monotonic() - began:.1f} s after the worker was started")
+        report.remarks.append(
+            f"all was done {time.monotonic() - began:.1f} s after the worker was started"
+        )
         report.tally = tally = site.tally()
         mails, raised = site.mails(), refused(site)
     report.expect_nothing_lost()
     report.expect(not raised, f"calls raised: {raised}")
-    report.expect(tally.failed == report.faults, f"{tally.failed} failed, {report.faults} were spoilt")
+    report.expect(
+        tally.failed == report.faults, f"{tally.failed} failed, {report.faults} were spoilt"
+    )
     report.expect(tally.once == tally.accepted - report.faults, "a healthy mail did not go out")
     for mail in mails:
         _expect_reason(report, mail)
@@ -159,7 +172,8 @@ def _expect_reason(report: Report, mail: MailStatus) -> None:
     reason = _REASONS.get(delivery.recipient.partition("-")[0])
     ended_well = delivery.status is (Status.SENT if reason is None else Status.FAILED)
     report.expect(
-        ended_well and (reason or "") in (delivery.reply or ""), f"{delivery.recipient}: {delivery.status}, {delivery.reply}"
+        ended_well and (reason or "") in (delivery.reply or ""),
+        f"{delivery.recipient}: {delivery.status}, {delivery.reply}",
     )
 
 

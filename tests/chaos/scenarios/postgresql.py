@@ -8,16 +8,24 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.flow import count_up, let_mail_flow, note_resumption, wait_for_a_refusal, wait_for_flow
+from tests.chaos.flow import (
+    count_up,
+    let_mail_flow,
+    note_resumption,
+    wait_for_a_refusal,
+    wait_for_flow,
+)
 from tests.chaos.scenario import Report, Scenario, Size, named
 from tests.chaos.site import Site, find_initdb, migrated, site_on
 from tests.services.postgres import PostgresServer, postgres_folder
 from tests.services.waiting import wait_until
 
-#: What a crash of the server leaves is what was committed; only the machine itself does not crash here.
+#: What a crash of the server leaves is what was committed; only the machine itself does not crash
+#: here.
 _SETTINGS = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "listen_addresses="]
 _HANG_UP = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mailer'"
-# A server that is silent for 20 s is given up; the connection before and the one after are opened within 5 s.
+# A server that is silent for 20 s is given up; the connection before and the one after are opened
+# within 5 s.
 _LONGEST_CALL = 26.0
 
 
@@ -27,7 +35,10 @@ class Pair:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         programs = find_initdb().parent
-        self._servers = [PostgresServer(programs, stack.enter_context(postgres_folder()), _SETTINGS) for _ in range(2)]
+        self._servers = [
+            PostgresServer(programs, stack.enter_context(postgres_folder()), _SETTINGS)
+            for _ in range(2)
+        ]
         for server in self._servers:
             stack.callback(server.stop, signal.SIGQUIT)
         primary, standby = self._servers
@@ -38,7 +49,9 @@ class Pair:
         standby.start()
         primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
         primary.execute("SELECT pg_reload_conf()")
-        wait_until(lambda: primary.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"))
+        wait_until(
+            lambda: primary.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
+        )
         folders = ",".join(str(server.folder) for server in self._servers)
         self.url = f"postgresql://mailer@/mailer?host={folders}&target_session_attrs=read-write"
 
@@ -89,7 +102,9 @@ def freeze(folder: Path, size: Size) -> Report:
             note_resumption(site, report)
     longest = max(call.seconds for call in site.calls())
     report.remarks.append(f"the longest call took {longest:.1f} s")
-    report.expect(longest < _LONGEST_CALL, f"a call took {longest:.1f} s, {_LONGEST_CALL:.0f} at most")
+    report.expect(
+        longest < _LONGEST_CALL, f"a call took {longest:.1f} s, {_LONGEST_CALL:.0f} at most"
+    )
     return report
 
 
@@ -132,7 +147,9 @@ def _site(folder: Path) -> Iterator[tuple[Site, PostgresServer, Report]]:
     """At the end everything is counted."""
     report = Report()
     with ExitStack() as stack:
-        server = PostgresServer(find_initdb().parent, stack.enter_context(postgres_folder()), _SETTINGS)
+        server = PostgresServer(
+            find_initdb().parent, stack.enter_context(postgres_folder()), _SETTINGS
+        )
         stack.callback(server.stop, signal.SIGQUIT)
         server.initialize()
         server.start()

@@ -18,12 +18,15 @@ from tests.services.worker import Worker
 
 Fault = Callable[[Site], AbstractContextManager[None]]
 
-# What a request is promised, in seconds: if Redis refuses, if it says nothing, and from then on; and when mail flows again.
+# What a request is promised, in seconds: if Redis refuses, if it says nothing, and from then on;
+# and when mail flows again.
 _REFUSED, _SILENT, _THEN = 0.2, 2.2, 0.02
 _RESUMES_WITHIN = 15.0
 
 
-def outage(folder: Path, size: Size, *, fault: Fault, longest_call: float, calls: int = 100) -> Report:
+def outage(
+    folder: Path, size: Size, *, fault: Fault, longest_call: float, calls: int = 100
+) -> Report:
     """It is away for so many calls, while both pools have a worker."""
     with running_site(folder) as site:
         return _outage(site, size, partial(fault, site), longest_call, size.pick(calls, 1000))
@@ -56,7 +59,13 @@ def absent_at_boot(folder: Path, size: Size) -> Report:
     return report
 
 
-def _outage(site: Site, size: Size, fault: Callable[[], AbstractContextManager[None]], longest_call: float, calls: int) -> Report:
+def _outage(
+    site: Site,
+    size: Size,
+    fault: Callable[[], AbstractContextManager[None]],
+    longest_call: float,
+    calls: int,
+) -> Report:
     report = Report()
     workers = [site.start_worker(pool, 2) for pool in ("prefork", "threads")]
     sender = site.start_sender(pause=0.02)
@@ -91,9 +100,14 @@ def _wait_for_flow(report: Report, site: Site, workers: Sequence[Worker]) -> Non
     heard = [_rings(worker) for worker in workers]
     wait_until(lambda: site.sink.count() > taken, timeout=60)
     flows = time.monotonic() - started
-    wait_until(lambda: all(_rings(worker) > before for worker, before in zip(workers, heard, strict=True)), timeout=60)
+    wait_until(
+        lambda: all(_rings(worker) > before for worker, before in zip(workers, heard, strict=True)),
+        timeout=60,
+    )
     resumed = time.monotonic() - started
-    report.remarks.append(f"resumed after {flows:.1f} s, all workers heard rings after {resumed:.1f} s")
+    report.remarks.append(
+        f"resumed after {flows:.1f} s, all workers heard rings after {resumed:.1f} s"
+    )
     report.expect(resumed <= _RESUMES_WITHIN, f"resumed after {resumed:.1f} s")
 
 
@@ -101,14 +115,27 @@ def _rings(worker: Worker) -> int:
     return worker.log.read_text().count("Task mailer.send_email[")
 
 
-def _check_calls(report: Report, calls: Sequence[Call], usual: Sequence[Call], longest: float) -> None:
-    """The first one may wait for a time-out, and no other. What a busy machine takes with Redis is no fault of Redis."""
+def _check_calls(
+    report: Report, calls: Sequence[Call], usual: Sequence[Call], longest: float
+) -> None:
+    """The first one may wait for a time-out, and no other.
+
+    What a busy machine takes with Redis is no fault of Redis.
+    """
     seconds = sorted(call.seconds for call in calls)
     median, machine = statistics.median(seconds), sorted(call.seconds for call in usual)
     added = median - statistics.median(machine)
-    report.remarks.append(f"calls: longest {seconds[-1]:.3f} s, next {seconds[-2]:.3f} s, median {1000 * median:.1f} ms")
-    report.expect(seconds[-1] - machine[-1] <= longest, f"a call took {seconds[-1]:.2f} s, {longest:g} at most")
-    report.expect(added <= _THEN, f"then calls took {1000 * median:.0f} ms, {1000 * _THEN:g} at most")
+    report.remarks.append(
+        f"calls: longest {seconds[-1]:.3f} s, next {seconds[-2]:.3f} s, median {1000 * median:.1f}"
+        " ms"
+    )
+    report.expect(
+        seconds[-1] - machine[-1] <= longest,
+        f"a call took {seconds[-1]:.2f} s, {longest:g} at most",
+    )
+    report.expect(
+        added <= _THEN, f"then calls took {1000 * median:.0f} ms, {1000 * _THEN:g} at most"
+    )
     report.expect(seconds[-2] < 1, f"more than one call waited for Redis: {seconds[-2]:.2f} s")
     report.expect(not any(call.error for call in calls), "a call raised")
 
@@ -121,7 +148,7 @@ def _end(report: Report, site: Site, workers: Sequence[Worker]) -> None:
     report.expect_nothing_lost()
 
 
-# --- the faults -------------------------------------------------------------------------------------------------------
+# --- the faults ---------------------------------------------------------------------------------
 
 
 @contextmanager

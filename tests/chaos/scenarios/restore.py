@@ -32,7 +32,8 @@ def restore(folder: Path, size: Size, *, database: Database) -> Report:
         worker = site.start_worker()
         site.start_sender(count=count).wait()  # of these mails the backup knows nothing
         site.settle(timeout=300)
-        wait_until(lambda: _state(site, on_the_wire) is Status.SENT, timeout=60)  # it was in doubt, and went out once more
+        # It was in doubt, and went out once more.
+        wait_until(lambda: _state(site, on_the_wire) is Status.SENT, timeout=60)
         worker.stop()
         disaster = datetime.now(UTC)
         sent = site.sink.count()
@@ -42,19 +43,35 @@ def restore(folder: Path, size: Size, *, database: Database) -> Report:
         site.start_sender(count=count).wait()
         wait_until(lambda: _state(site, on_the_wire) is Status.DOUBTFUL, timeout=60)
 
-        report.expect(site.sink.count() == sent, f"{site.sink.count() - sent} were sent while everything was paused")
+        report.expect(
+            site.sink.count() == sent,
+            f"{site.sink.count() - sent} were sent while everything was paused",
+        )
         outlook = _flask_mail(site, "due")
-        for line in ("restored from a backup", f"queued {2 * count + 1}", "doubtful 1", f"example.com {2 * count + 2}"):
+        for line in (
+            "restored from a backup",
+            f"queued {2 * count + 1}",
+            "doubtful 1",
+            f"example.com {2 * count + 2}",
+        ):
             report.expect(line in outlook, f"`flask mail due` does not say {line!r}: {outlook}")
         report.remarks.append(_flask_mail(site, "cancel", "--due-before", disaster.isoformat()))
         report.remarks.append(_flask_mail(site, "resume"))
         site.settle(timeout=300)
         report.tally = site.tally()
         states = [_state(site, mail_id) for mail_id in (tomorrow, on_the_wire)]
-        report.expect(states == [Status.QUEUED, Status.DOUBTFUL], f"the mail of tomorrow, and the one on the wire, are {states}")
+        report.expect(
+            states == [Status.QUEUED, Status.DOUBTFUL],
+            f"the mail of tomorrow, and the one on the wire, are {states}",
+        )
     report.expect_nothing_lost()
-    report.expect(report.tally.once == 3 * count, f"{report.tally.once} arrived once, and not {3 * count}")
-    report.expect(report.tally.uninvited == 1, f"the mail that was on the wire arrived {report.tally.uninvited} times")
+    report.expect(
+        report.tally.once == 3 * count, f"{report.tally.once} arrived once, and not {3 * count}"
+    )
+    report.expect(
+        report.tally.uninvited == 1,
+        f"the mail that was on the wire arrived {report.tally.uninvited} times",
+    )
     return report
 
 
@@ -62,8 +79,12 @@ def _queue_more(app: Flask) -> tuple[str, str]:
     """One for tomorrow, and one that a worker has on the wire while the backup is made."""
     mailer, store, now = Mailer(), _store(app), time.time()
     with app.app_context():
-        tomorrow = mailer.send_email("tomorrow@example.com", "Chaos", "welcome", name="T", send_at=timedelta(days=1))
-        on_the_wire = mailer.send_email("wire@example.com", "Chaos", "welcome", name="W", lane="critical")
+        tomorrow = mailer.send_email(
+            "tomorrow@example.com", "Chaos", "welcome", name="T", send_at=timedelta(days=1)
+        )
+        on_the_wire = mailer.send_email(
+            "wire@example.com", "Chaos", "welcome", name="W", lane="critical"
+        )
     [delivery] = store.claim_due(1, token="then", now=now + 1, lease_until=now + 2)
     store.mark_if_claimed([delivery.id], token="then", now=now, lease_until=now + 2)
     return tomorrow.id, on_the_wire.id
@@ -79,9 +100,20 @@ def _back_up(site: Site) -> Callable[[], None]:
             source.backup(target)
         return partial(_copy_back, copy, file)
     dump = require("PostgreSQL", find_program("pg_dump", also_in=DEBIAN_FOLDERS))
-    where = ["--host", str(url.query["host"]), "--username", "mailer", "--dbname", str(url.database), "--file", str(copy)]
+    where = [
+        "--host",
+        str(url.query["host"]),
+        "--username",
+        "mailer",
+        "--dbname",
+        str(url.database),
+        "--file",
+        str(copy),
+    ]
     subprocess.run([str(dump), *where, "--clean"], check=True)
-    return partial(_load, [str(dump.with_name("psql")), *where, "--quiet", "--set", "ON_ERROR_STOP=1"])
+    return partial(
+        _load, [str(dump.with_name("psql")), *where, "--quiet", "--set", "ON_ERROR_STOP=1"]
+    )
 
 
 def _load(command: Sequence[str]) -> None:

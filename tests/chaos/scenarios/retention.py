@@ -38,16 +38,24 @@ def purge(folder: Path, size: Size, *, database: Database) -> Report:
         wait_until(beside.calls, timeout=60)
         began = time.monotonic()
         with store.engine.begin() as connection:
-            connection.execute(schema.chore.update().values(due_at=0).where(schema.chore.c.name == PURGE))
+            connection.execute(
+                schema.chore.update().values(due_at=0).where(schema.chore.c.name == PURGE)
+            )
         wait_until(lambda: _is_purged(store.engine), timeout=1800)
         took = time.monotonic() - began
         beside.stop()
         site.settle()
         report.tally = site.tally()
-        report.remarks.append(f"{count} in {took:.1f} s; alone {_figures(site, alone)}; beside it {_figures(site, beside)}")
+        report.remarks.append(
+            f"{count} in {took:.1f} s; alone {_figures(site, alone)}; beside it"
+            f" {_figures(site, beside)}"
+        )
         calls = [call.seconds for call in beside.calls()]
     report.expect_nothing_lost()
-    report.expect(statistics.median(calls) < 0.05, f"half of the calls took more than {statistics.median(calls):.3f} s")
+    report.expect(
+        statistics.median(calls) < 0.05,
+        f"half of the calls took more than {statistics.median(calls):.3f} s",
+    )
     report.expect(max(calls) < 2, f"a call took {max(calls):.1f} s")
     return report
 
@@ -55,24 +63,61 @@ def purge(folder: Path, size: Size, *, database: Database) -> Report:
 def _fill(engine: Engine, count: int, finished_at: float) -> None:
     """As many mails as were sent then."""
     nothing: list[str] = []
-    mail = {"created_at": finished_at, "sender": "shop@example.com", "subject": "Old", "text": "x" * 500, "html": "x" * 500}
-    mail |= dict.fromkeys(("to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"), nothing)
-    copy = {"recipient": "ada@example.com", "domain": "example.com", "status": "sent", "lane": 1, "on_doubt": "resend"}
-    copy |= {"queued_at": finished_at, "finished_at": finished_at, "attempts": 1, "doubts": 0, "reply": "250 ok"}
+    mail = {
+        "created_at": finished_at,
+        "sender": "shop@example.com",
+        "subject": "Old",
+        "text": "x" * 500,
+        "html": "x" * 500,
+    }
+    mail |= dict.fromkeys(
+        ("to", "cc", "reply_to", "headers", "alternatives", "tags", "mail_options", "rcpt_options"),
+        nothing,
+    )
+    copy = {
+        "recipient": "ada@example.com",
+        "domain": "example.com",
+        "status": "sent",
+        "lane": 1,
+        "on_doubt": "resend",
+    }
+    copy |= {
+        "queued_at": finished_at,
+        "finished_at": finished_at,
+        "attempts": 1,
+        "doubts": 0,
+        "reply": "250 ok",
+    }
     for start in range(0, count, _AT_ONCE):
-        ids = [f"{id_at(finished_at)}{number:020x}" for number in range(start, min(start + _AT_ONCE, count))]
+        ids = [
+            f"{id_at(finished_at)}{number:020x}"
+            for number in range(start, min(start + _AT_ONCE, count))
+        ]
         with engine.begin() as connection:
-            connection.execute(schema.message.insert(), [{**mail, "id": one, "message_id": f"<{one}@x>"} for one in ids])
+            connection.execute(
+                schema.message.insert(),
+                [{**mail, "id": one, "message_id": f"<{one}@x>"} for one in ids],
+            )
             connection.execute(schema.delivery.insert(), [{**copy, "mail_id": one} for one in ids])
 
 
 def _is_purged(engine: Engine) -> bool:
     """Asked so that the indexes have the answer: what looks must not be what holds up."""
     recent = time.time() - 5 * _DAY
-    record = select(schema.delivery.c.id).where(schema.delivery.c.finished_at < recent - 25 * _DAY).limit(1)
-    body = select(schema.message.c.id).where(schema.message.c.erased_at.is_(None), schema.message.c.id < id_at(recent)).limit(1)
+    record = (
+        select(schema.delivery.c.id)
+        .where(schema.delivery.c.finished_at < recent - 25 * _DAY)
+        .limit(1)
+    )
+    body = (
+        select(schema.message.c.id)
+        .where(schema.message.c.erased_at.is_(None), schema.message.c.id < id_at(recent))
+        .limit(1)
+    )
     with engine.connect() as connection:
-        return connection.execute(record).first() is None and connection.execute(body).first() is None
+        return (
+            connection.execute(record).first() is None and connection.execute(body).first() is None
+        )
 
 
 def _figures(site: Site, sender: Sender) -> str:
@@ -83,14 +128,21 @@ def _figures(site: Site, sender: Sender) -> str:
 
 def _spread(seconds: list[float]) -> str:
     hundredths = statistics.quantiles(seconds, n=100, method="inclusive")
-    return "/".join(f"{1000 * value:.0f}" for value in (hundredths[49], hundredths[98], max(seconds)))
+    return "/".join(
+        f"{1000 * value:.0f}" for value in (hundredths[49], hundredths[98], max(seconds))
+    )
 
 
 def _waits(app: Flask, calls: list[Call]) -> list[float]:
     """How long each mail took from its queueing until it was sent."""
     with app.app_context():
         mails = Mailer().statuses([call.mail_id for call in calls]).values()
-    return [(one.finished_at - mail.created_at).total_seconds() for mail in mails for one in mail if one.finished_at]
+    return [
+        (one.finished_at - mail.created_at).total_seconds()
+        for mail in mails
+        for one in mail
+        if one.finished_at
+    ]
 
 
 SCENARIOS = named(

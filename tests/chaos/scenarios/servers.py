@@ -28,7 +28,9 @@ def many(running_server: Running, folder: Path, size: Size) -> Report:
         began = time.time()
         site.start_worker("prefork", concurrency=2)
         site.settle(timeout=300)
-        report.remarks.append(f"{mails} mails in {time.time() - began:.1f} s, its workers' start included")
+        report.remarks.append(
+            f"{mails} mails in {time.time() - began:.1f} s, its workers' start included"
+        )
         wait_until(lambda: len(server.recipients()) >= mails)
         _expect_first_attempts(report, site, server)
     report.expect_nothing_lost()
@@ -41,9 +43,13 @@ def _expect_first_attempts(report: Report, site: Site, server: MailServer) -> No
     message_ids = {call.recipient: call.message_id for call in calls}
     report.tally = tally(calls, site.statuses(), [message_ids[recipient] for recipient in taken])
     copies = [copy for mail in site.mails() for copy in mail]
-    at_first = sum(copy.status is Status.SENT and copy.attempts == 1 and not copy.history for copy in copies)
+    at_first = sum(
+        copy.status is Status.SENT and copy.attempts == 1 and not copy.history for copy in copies
+    )
     report.remarks.append(f"{len(taken)} in the server's log, {at_first} sent at the first attempt")
-    report.expect(at_first == len(calls), f"{len(calls) - at_first} were not sent at the first attempt")
+    report.expect(
+        at_first == len(calls), f"{len(calls) - at_first} were not sent at the first attempt"
+    )
 
 
 SCENARIOS = [

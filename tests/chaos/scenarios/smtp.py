@@ -18,12 +18,26 @@ from tests.chaos.scenario import Report, Scenario, Size
 from tests.chaos.site import Sink, Site, running_site
 from tests.services.certificates import make_certificate, server_context
 from tests.services.clocks import Clock
-from tests.services.script import CLOSE, ENDLESS, GARBAGE, OF_A_CONNECTION, RESET, SILENCE, Point, ScriptedRelay
+from tests.services.script import (
+    CLOSE,
+    ENDLESS,
+    GARBAGE,
+    OF_A_CONNECTION,
+    RESET,
+    SILENCE,
+    Point,
+    ScriptedRelay,
+)
 from tests.services.waiting import wait_until
 
 # Of each phase. The relay is on this machine, and slow only where it is told to be.
 TIME_OUT = 3.0
-_TIME_OUTS = ("MAILER_CONNECT_TIMEOUT", "MAILER_COMMAND_TIMEOUT", "MAILER_DATA_TIMEOUT", "MAILER_REPLY_TIMEOUT")
+_TIME_OUTS = (
+    "MAILER_CONNECT_TIMEOUT",
+    "MAILER_COMMAND_TIMEOUT",
+    "MAILER_DATA_TIMEOUT",
+    "MAILER_REPLY_TIMEOUT",
+)
 CLOSING, LATER, NEVER = "421 4.3.2 closing", "451 4.3.0 later", "554 5.7.1 never"
 UNKNOWN_USER = "550 5.1.1 no such user"
 HUGE = "x" * (64 << 20)
@@ -50,7 +64,10 @@ class Fault:
 
     @property
     def sender(self) -> str:
-        return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower()) + "@example.com"
+        return (
+            "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())
+            + "@example.com"
+        )
 
     @property
     def ends(self) -> list[Status]:
@@ -59,14 +76,32 @@ class Fault:
         return [first, *[Status.SENT] * (self.copies - 1)]
 
 
-def _faults_at(point: Point, phase: Phase, *, closing: Verdict, silent: Verdict, words: str = "") -> Iterator[Fault]:
+def _faults_at(
+    point: Point, phase: Phase, *, closing: Verdict, silent: Verdict, words: str = ""
+) -> Iterator[Fault]:
     """The same at each phase."""
     at_connect = phase is Phase.CONNECT
     offers = {"starttls": TLS, "handshake": TLS, "auth": ("AUTH PLAIN",)}.get(point, ())
     if point != "handshake":
         yield Fault(f"421 at {point}", point, CLOSING, closing, phase, CLOSING, offers)
-        yield Fault(f"4xx at {point}", point, LATER, UNREACHED if at_connect else DEFERRED, phase, LATER, offers)
-        yield Fault(f"5xx at {point}", point, NEVER, UNREACHED if at_connect else REFUSED, phase, NEVER, offers)
+        yield Fault(
+            f"4xx at {point}",
+            point,
+            LATER,
+            UNREACHED if at_connect else DEFERRED,
+            phase,
+            LATER,
+            offers,
+        )
+        yield Fault(
+            f"5xx at {point}",
+            point,
+            NEVER,
+            UNREACHED if at_connect else REFUSED,
+            phase,
+            NEVER,
+            offers,
+        )
         yield Fault(f"endless reply at {point}", point, ENDLESS, silent, phase, words, offers)
     for action in (CLOSE, SILENCE, GARBAGE) if at_connect else (CLOSE, RESET, SILENCE, GARBAGE):
         yield Fault(f"{action} at {point}", point, action, silent, phase, words, offers)
@@ -78,13 +113,44 @@ FAULTS = [
     *_faults_at("starttls", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
     *_faults_at("handshake", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
     *_faults_at("auth", Phase.CONNECT, closing=UNREACHED, silent=UNREACHED),
-    *_faults_at("mail", Phase.MAIL, closing=UNREACHED, silent=UNREACHED, words="connection lost at MAIL"),
-    *_faults_at("rcpt", Phase.RCPT, closing=DEFERRED, silent=DEFERRED, words="connection lost at RCPT"),
-    *_faults_at("data", Phase.DATA, closing=DEFERRED, silent=DEFERRED, words="connection lost before the end of the mail"),
-    *_faults_at("dot", Phase.DOT, closing=DEFERRED, silent=DOUBTFUL, words="no reply after the end of the mail"),
-    Fault("STARTTLS stripped", "ehlo", "250-relay\r\n250 HELP", UNREACHED, Phase.CONNECT, "offers no STARTTLS", TLS),
+    *_faults_at(
+        "mail", Phase.MAIL, closing=UNREACHED, silent=UNREACHED, words="connection lost at MAIL"
+    ),
+    *_faults_at(
+        "rcpt", Phase.RCPT, closing=DEFERRED, silent=DEFERRED, words="connection lost at RCPT"
+    ),
+    *_faults_at(
+        "data",
+        Phase.DATA,
+        closing=DEFERRED,
+        silent=DEFERRED,
+        words="connection lost before the end of the mail",
+    ),
+    *_faults_at(
+        "dot",
+        Phase.DOT,
+        closing=DEFERRED,
+        silent=DOUBTFUL,
+        words="no reply after the end of the mail",
+    ),
     Fault(
-        "certificate of another name", "handshake", "", UNREACHED, Phase.CONNECT, "certificate", TLS, name_of_host="example.net"
+        "STARTTLS stripped",
+        "ehlo",
+        "250-relay\r\n250 HELP",
+        UNREACHED,
+        Phase.CONNECT,
+        "offers no STARTTLS",
+        TLS,
+    ),
+    Fault(
+        "certificate of another name",
+        "handshake",
+        "",
+        UNREACHED,
+        Phase.CONNECT,
+        "certificate",
+        TLS,
+        name_of_host="example.net",
     ),
     Fault("64 MB banner", "greeting", f"220 {HUGE}", SENT),
     Fault("64 MB reply to the dot", "dot", f"250 {HUGE}", SENT),
@@ -93,13 +159,53 @@ FAULTS = [
     Fault("421 after 250", "after", CLOSING, SENT),
     Fault("garbage after 250", "after", GARBAGE, SENT),
     Fault("QUIT hangs", "quit", SILENCE, SENT),
-    Fault("421 at RSET", "rset", CLOSING, REFUSED, Phase.RCPT, UNKNOWN_USER, copies=3, before={"rcpt": UNKNOWN_USER}),
-    Fault("silence at RSET", "rset", SILENCE, REFUSED, Phase.RCPT, UNKNOWN_USER, copies=3, before={"rcpt": UNKNOWN_USER}),
-    Fault("one of many refused", "ehlo", "", REFUSED, Phase.RCPT, UNKNOWN_USER, copies=5, before={"rcpt": UNKNOWN_USER}),
     Fault(
-        "greylisting", "rcpt", "450 4.2.0 Greylisted, try again in 6 seconds", DEFERRED, Phase.RCPT, "Greylisted", least_wait=6
+        "421 at RSET",
+        "rset",
+        CLOSING,
+        REFUSED,
+        Phase.RCPT,
+        UNKNOWN_USER,
+        copies=3,
+        before={"rcpt": UNKNOWN_USER},
     ),
-    Fault("rate limit spelled 550", "rcpt", "550 5.4.5 Daily user sending limit exceeded", DEFERRED, Phase.RCPT, "5.4.5"),
+    Fault(
+        "silence at RSET",
+        "rset",
+        SILENCE,
+        REFUSED,
+        Phase.RCPT,
+        UNKNOWN_USER,
+        copies=3,
+        before={"rcpt": UNKNOWN_USER},
+    ),
+    Fault(
+        "one of many refused",
+        "ehlo",
+        "",
+        REFUSED,
+        Phase.RCPT,
+        UNKNOWN_USER,
+        copies=5,
+        before={"rcpt": UNKNOWN_USER},
+    ),
+    Fault(
+        "greylisting",
+        "rcpt",
+        "450 4.2.0 Greylisted, try again in 6 seconds",
+        DEFERRED,
+        Phase.RCPT,
+        "Greylisted",
+        least_wait=6,
+    ),
+    Fault(
+        "rate limit spelled 550",
+        "rcpt",
+        "550 5.4.5 Daily user sending limit exceeded",
+        DEFERRED,
+        Phase.RCPT,
+        "5.4.5",
+    ),
 ]
 
 
@@ -125,7 +231,11 @@ class BrokenRelay(ScriptedRelay):
 
     def entry(self) -> dict[str, object]:
         """What MAILER_RELAYS says of it."""
-        login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"} if self.fault.point == "auth" else {}
+        login = (
+            {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"}
+            if self.fault.point == "auth"
+            else {}
+        )
         tls = {"MAIL_USE_TLS": True} if self.fault.offers == TLS else {}
         where = {"name": self.fault.name, "MAIL_SERVER": "localhost", "MAIL_PORT": self.port}
         return {**where, "senders": [self.fault.sender], **tls, **login}
@@ -178,15 +288,23 @@ def every_fault(folder: Path, size: Size) -> Report:
 
 @contextmanager
 def _broken_relays(folder: Path, faults: Sequence[Fault]) -> Iterator[list[BrokenRelay]]:
-    certificates = {name: make_certificate(folder / f"{name}.pem", name) for name in ("localhost", "example.net")}
+    certificates = {
+        name: make_certificate(folder / f"{name}.pem", name)
+        for name in ("localhost", "example.net")
+    }
     with ExitStack() as stack:
         yield [stack.enter_context(BrokenRelay(fault, certificates)) for fault in faults]
 
 
 def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> dict[str, str]:
-    """Mail goes to the broken relays by its sender, all else to the one that is well. A batch is one mail: none waits for it."""
+    """Mail goes to the broken relays by its sender, all else to the one that is well.
+
+    A batch is one mail: none waits for it.
+    """
     authorities = folder / "authorities.pem"
-    authorities.write_bytes(b"".join((folder / f"{name}.pem").read_bytes() for name in ("localhost", "example.net")))
+    authorities.write_bytes(
+        b"".join((folder / f"{name}.pem").read_bytes() for name in ("localhost", "example.net"))
+    )
     well = {"name": "well", "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": site.sink.port}
     return {
         "MAILER_RELAYS": json.dumps([well, *(relay.entry() for relay in relays)]),
@@ -203,7 +321,7 @@ def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> d
     }
 
 
-# --- what was promised ------------------------------------------------------------------------------------------------
+# --- what was promised --------------------------------------------------------------------------
 
 
 def _queued(site: Site, fault: Fault) -> Call:
@@ -236,15 +354,22 @@ def _expect_verdicts(report: Report, site: Site, cases: Sequence[Case]) -> None:
             report.expect(not tries, f"{fault.name}: {tries}")
         elif tries:
             found = tries[0]
-            as_promised = (found.verdict, found.phase) == (fault.verdict, fault.phase) and fault.words in found.reply
-            report.expect(as_promised, f"{fault.name}: {found.verdict} at {found.phase}: {found.reply}")
+            as_promised = (found.verdict, found.phase) == (
+                fault.verdict,
+                fault.phase,
+            ) and fault.words in found.reply
+            report.expect(
+                as_promised, f"{fault.name}: {found.verdict} at {found.phase}: {found.reply}"
+            )
 
 
 def _expect_flow(report: Report, site: Site, *, since: float, longest: float) -> None:
     """Mail of the relay that is well does not wait any longer for those that are broken."""
     moments = [since, *(moment for moment in site.sink.moments() if moment > since), time.time()]
     found = max(later - earlier for earlier, later in pairwise(moments))
-    report.remarks.append(f"the longest time without a mail of the relay that is well: {found:.1f} s")
+    report.remarks.append(
+        f"the longest time without a mail of the relay that is well: {found:.1f} s"
+    )
     report.expect(found < longest, f"other relays' mail stood still for {found:.1f} s")
 
 
@@ -256,7 +381,10 @@ def _expect_ends(report: Report, site: Site, cases: Sequence[Case]) -> None:
         for copy in copies:
             # A relay that can't be used costs no attempt, however often it was tried.
             deferred = sum(attempt.verdict is DEFERRED for attempt in copy.history)
-            report.expect(copy.attempts == 1 + deferred, f"{fault.name}: {copy.attempts} attempts, {deferred} deferred")
+            report.expect(
+                copy.attempts == 1 + deferred,
+                f"{fault.name}: {copy.attempts} attempts, {deferred} deferred",
+            )
         waited = _wait_of(copies[0])
         report.expect(waited >= fault.least_wait, f"{fault.name}: asked again after {waited:.1f} s")
 
@@ -268,27 +396,37 @@ def _wait_of(copy: DeliveryStatus) -> float:
 
 
 def _expect_patience(report: Report, relays: Sequence[BrokenRelay]) -> None:
-    """The relay sees how long it was waited for. Of a loaded machine's many tries the shortest tells what was meant."""
+    """The relay sees how long it was waited for.
+
+    Of a loaded machine's many tries the shortest tells what was meant.
+    """
     waits = {relay.fault.name: min(relay.waited_for) for relay in relays if relay.waited_for}
-    report.remarks.append(f"{len(waits)} silences were waited for, {max(waits.values()):.1f} s at most")
+    report.remarks.append(
+        f"{len(waits)} silences were waited for, {max(waits.values()):.1f} s at most"
+    )
     for name, seconds in waits.items():
         report.expect(seconds < TIME_OUT + 0.5, f"{name}: a slot was held for {seconds:.1f} s")
 
 
-def _expect_copies(report: Report, site: Site, relays: Sequence[BrokenRelay], cases: Sequence[Case]) -> None:
+def _expect_copies(
+    report: Report, site: Site, relays: Sequence[BrokenRelay], cases: Sequence[Case]
+) -> None:
     """What was sent arrived once, at its relay or at the other; what is in doubt once at most; what was refused not at all."""
     elsewhere = Counter(site.sink.taken())
     for relay in relays:
         own = [case for case in cases if case.relay is relay]
         ends = Counter(end for case in own for end in case.fault.ends)
-        copies = len(relay.acknowledged + relay.unanswered) + sum(elsewhere[case.call.message_id] for case in own)
+        copies = len(relay.acknowledged + relay.unanswered) + sum(
+            elsewhere[case.call.message_id] for case in own
+        )
         least, most = ends[Status.SENT], ends[Status.SENT] + ends[Status.DOUBTFUL]
         report.expect(
-            least <= copies <= most, f"{relay.fault.name}: {copies} copies arrived, {least} sent, {most - least} in doubt"
+            least <= copies <= most,
+            f"{relay.fault.name}: {copies} copies arrived, {least} sent, {most - least} in doubt",
         )
 
 
-# --- the only relay is away -------------------------------------------------------------------------------------------
+# --- the only relay is away ---------------------------------------------------------------------
 
 
 def away(folder: Path, size: Size) -> Report:
@@ -331,7 +469,14 @@ def _sit_out(site: Site, clock: Clock, seconds: float) -> list[float]:
 
 
 def _rests_until(store: Store, failures: int) -> float:
-    return next((pause.until or 0.0 for pause in store.relay_pauses().values() if pause.failures == failures), 0.0)
+    return next(
+        (
+            pause.until or 0.0
+            for pause in store.relay_pauses().values()
+            if pause.failures == failures
+        ),
+        0.0,
+    )
 
 
 def _start(sink: Sink) -> None:
@@ -354,7 +499,7 @@ def _expect_given_up(report: Report, site: Site, clock: Clock) -> None:
     report.expect("too old for another try" in (failed.reply or ""), f"given up: {failed.reply}")
 
 
-# --- all slots of a worker ---------------------------------------------------------------------------------------------
+# --- all slots of a worker ----------------------------------------------------------------------
 
 
 #: After ten seconds without an answer, the sweep takes it that all slots are stuck.

@@ -11,7 +11,14 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tests.chaos.flow import count_up, let_mail_flow, note_resumption, refused, wait_for_a_refusal, wait_for_flow
+from tests.chaos.flow import (
+    count_up,
+    let_mail_flow,
+    note_resumption,
+    refused,
+    wait_for_a_refusal,
+    wait_for_flow,
+)
 from tests.chaos.scenario import Report, Scenario, Size
 from tests.chaos.site import Site, running_site, site_on
 from tests.services.mounts import immutable, small_disk
@@ -26,7 +33,9 @@ def crowd(folder: Path, size: Size) -> Report:
         let_mail_flow(site, workers=2, senders=_WRITERS, pause=0)
         began = [len(sender.calls()) for sender in site.senders]
         time.sleep(size.pick(2, 120))
-        counts = [len(sender.calls()) - before for sender, before in zip(site.senders, began, strict=True)]
+        counts = [
+            len(sender.calls()) - before for sender, before in zip(site.senders, began, strict=True)
+        ]
         report.faults = _WRITERS
     report.remarks.append(f"calls of a writer: {min(counts)} to {max(counts)}; {_times(site)}")
     report.expect(not refused(site), f"{len(refused(site))} calls were refused")
@@ -35,11 +44,16 @@ def crowd(folder: Path, size: Size) -> Report:
 
 
 def locked(folder: Path, size: Size, *, seconds: float, refuses: bool) -> Report:
-    """A foreign program holds the lock. For ten seconds nobody hears of it; after that, each caller gets one clear error."""
+    """A foreign program holds the lock.
+
+    For ten seconds nobody hears of it; after that, each caller gets one clear error.
+    """
     with _site(folder) as (site, report):
         let_mail_flow(site, senders=3)
         for _ in range(size.pick(1, 10)):
-            with closing(sqlite3.connect(folder / "mailer.sqlite3", isolation_level=None, timeout=10)) as other:
+            with closing(
+                sqlite3.connect(folder / "mailer.sqlite3", isolation_level=None, timeout=10)
+            ) as other:
                 other.execute("BEGIN IMMEDIATE")
                 time.sleep(seconds)
                 other.execute("COMMIT")
@@ -52,7 +66,10 @@ def locked(folder: Path, size: Size, *, seconds: float, refuses: bool) -> Report
 
 def disk_full(folder: Path, size: Size) -> Report:
     """Something fills the disk; later it is cleared up."""
-    with small_disk(folder, "16m") as disk, site_on(f"sqlite:///{disk / 'mailer.sqlite3'}", folder) as site:
+    with (
+        small_disk(folder, "16m") as disk,
+        site_on(f"sqlite:///{disk / 'mailer.sqlite3'}", folder) as site,
+    ):
         report = Report()
         let_mail_flow(site)
         for _ in range(size.pick(2, 20)):
@@ -73,7 +90,8 @@ def read_only(folder: Path, size: Size) -> Report:
         let_mail_flow(site)
         for _ in range(size.pick(2, 20)):
             wait_for_flow(site)
-            # Not the -shm: to who writes into what it has mapped, Linux says so with a signal that ends the process.
+            # Not the -shm: to who writes into what it has mapped, Linux says so with a signal that
+            # ends the process.
             with immutable(folder, folder / "mailer.sqlite3", folder / "mailer.sqlite3-wal"):
                 report.faults += 1
                 wait_for_a_refusal(site)
@@ -82,7 +100,10 @@ def read_only(folder: Path, size: Size) -> Report:
 
 
 def second_machine(folder: Path, size: Size) -> Report:
-    """The file lies on a disk that two machines share. The second one's worker and application are refused."""
+    """The file lies on a disk that two machines share.
+
+    The second one's worker and application are refused.
+    """
     with _site(folder) as (site, report):
         let_mail_flow(site, pause=0.2)
         for _ in range(size.pick(1, 5)):
@@ -92,7 +113,8 @@ def second_machine(folder: Path, size: Size) -> Report:
             ):
                 said = _on_another_machine(site, folder, program)
                 report.expect(
-                    "in use on another machine" in said and "use PostgreSQL" in said, f"{program[1]} said: {said[-500:]}"
+                    "in use on another machine" in said and "use PostgreSQL" in said,
+                    f"{program[1]} said: {said[-500:]}",
                 )
             report.faults += 1
             wait_for_flow(site)
@@ -106,11 +128,19 @@ def _on_another_machine(site: Site, folder: Path, program: list[str]) -> str:
     there = f'mount --bind {boot_id} /proc/sys/kernel/random/boot_id && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", there, "sh", sys.executable, *program]
     environment = {**os.environ, **site.config, "FLASK_APP": "tests.application:create_app({})"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     return done.stdout + done.stderr if done.returncode else "nothing, and did it"
 
 
-# --- what it takes ----------------------------------------------------------------------------------------------------
+# --- what it takes ------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -33,7 +33,8 @@ def stop(folder: Path, size: Size, *, pool: str) -> Report:
             site.sink.freeze()
             wait_until(lambda: _held(site, "transmitting"))
             _WAYS[way](worker)
-            time.sleep(size.pick(1, 5))  # the relay is slow: whatever is ended by a signal has ended by now
+            # The relay is slow: whatever is ended by a signal has ended by now.
+            time.sleep(size.pick(1, 5))
             site.sink.thaw()
             _expect_clean_end(report, site, worker, way)
             report.faults += 1
@@ -90,7 +91,7 @@ def rolling_restart(folder: Path, size: Size, *, pool: str) -> Report:
     return report
 
 
-# --- the ways ---------------------------------------------------------------------------------------------------------
+# --- the ways -----------------------------------------------------------------------------------
 
 
 def _send(*signals: signal.Signals, to_group: bool = False) -> Callable[[Worker], None]:
@@ -98,10 +99,14 @@ def _send(*signals: signal.Signals, to_group: bool = False) -> Callable[[Worker]
 
     def tell(worker: Worker) -> None:
         for number, signum in enumerate(signals):
-            wait_until(lambda number=number: worker.log.read_text().count("shutdown (MainProcess)") >= number)  # type: ignore[misc]
+            wait_until(partial(_has_begun_to_stop, worker, number))
             worker.signal(signum, to_group=to_group)
 
     return tell
+
+
+def _has_begun_to_stop(worker: Worker, times: int) -> bool:
+    return worker.log.read_text().count("shutdown (MainProcess)") >= times
 
 
 def _docker_stop(worker: Worker) -> None:
@@ -130,7 +135,7 @@ _WAYS = {
 _SHORT_WAYS = ["SIGTERM to the group", "Ctrl-C twice", "SIGQUIT", "docker stop"]
 
 
-# --- what is seen -----------------------------------------------------------------------------------------------------
+# --- what is seen -------------------------------------------------------------------------------
 
 
 def _wait_for_flow(site: Site) -> None:
@@ -142,7 +147,10 @@ def _expect_clean_end(report: Report, site: Site, worker: Worker, way: str) -> N
     started = time.monotonic()
     worker.process.wait(40)
     seconds = time.monotonic() - started
-    report.remarks.append(f"{way}: ended with code {worker.process.returncode}, {seconds:.1f} s after the relay's reply")
+    report.remarks.append(
+        f"{way}: ended with code {worker.process.returncode}, {seconds:.1f} s after the relay's"
+        " reply"
+    )
     report.expect(seconds < _LONGEST_STOP, f"{way}: it took {seconds:.0f} s to end")
     for status in ("claimed", "transmitting"):
         if held := _held(site, status):
@@ -159,6 +167,9 @@ _POOLS = ("prefork", "threads")
 
 SCENARIOS = [
     *named("Workers are told to stop", **{pool: partial(stop, pool=pool) for pool in _POOLS}),
-    *named("Workers are told to stop while Redis is frozen", **{pool: partial(stop_without_redis, pool=pool) for pool in _POOLS}),
+    *named(
+        "Workers are told to stop while Redis is frozen",
+        **{pool: partial(stop_without_redis, pool=pool) for pool in _POOLS},
+    ),
     *named("Rolling restart", **{pool: partial(rolling_restart, pool=pool) for pool in _POOLS}),
 ]

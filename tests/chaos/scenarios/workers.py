@@ -44,19 +44,33 @@ def poison(folder: Path, size: Size) -> Report:
     """Mails that kill whoever composes them fail alone, after as many deaths as they have attempts."""
     report = Report(faults=size.pick(2, 20))
     with running_site(folder) as site:
-        site.config |= {"MAILER_RETRY_ATTEMPTS": "3", "MAILER_RETRY_FIRST": "0.5", "MAILER_RETRY_FACTOR": "1"}
+        site.config |= {
+            "MAILER_RETRY_ATTEMPTS": "3",
+            "MAILER_RETRY_FIRST": "0.5",
+            "MAILER_RETRY_FACTOR": "1",
+        }
         site.start_worker("prefork", 2, env={deadly.TAKEN_IF: "1"})
         site.start_sender(name=deadly.NAME, count=report.faults).wait()
         site.start_sender(count=size.pick(100, 2000)).wait(timeout=600)
         site.settle()
         report.tally = site.tally()
         reasons = {
-            delivery.reply or "" for mail in site.mails() for delivery in mail.deliveries if delivery.status is Status.FAILED
+            delivery.reply or ""
+            for mail in site.mails()
+            for delivery in mail.deliveries
+            if delivery.status is Status.FAILED
         }
     report.expect_nothing_lost()
-    report.expect(report.tally.failed == report.faults, f"{report.tally.failed} failed, {report.faults} are poison")
-    report.expect(report.tally.once == report.tally.accepted - report.faults, "a healthy mail did not go out")
-    report.expect(all("died while it composed" in reason for reason in reasons), f"the reasons are {reasons}")
+    report.expect(
+        report.tally.failed == report.faults,
+        f"{report.tally.failed} failed, {report.faults} are poison",
+    )
+    report.expect(
+        report.tally.once == report.tally.accepted - report.faults, "a healthy mail did not go out"
+    )
+    report.expect(
+        all("died while it composed" in reason for reason in reasons), f"the reasons are {reasons}"
+    )
     return report
 
 
@@ -77,6 +91,8 @@ def _kill_a_child(worker: Worker, dice: random.Random) -> bool:
 SCENARIOS = [
     Scenario("kill -9 of workers, prefork", partial(kill, pool="prefork")),
     Scenario("kill -9 of workers, threads", partial(kill, pool="threads")),
-    Scenario("kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold")),
+    Scenario(
+        "kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold")
+    ),
     Scenario("a mail that kills whoever composes it", poison),
 ]
