@@ -1,4 +1,4 @@
-"""An application that used Flask-Mail: the same calls, the same mails, the same tests of its own."""
+"""An application that used Flask-Mail keeps its calls, its mails and its own tests."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.shop import close, store_of
 
 
 def create_app(**config: Any) -> Flask:
-    """An application under test: no server of any kind is there."""
+    """Return an application under test, for which no server is there."""
     app = Flask("app")
     app.config.update(
         TESTING=True, MAILER_DATABASE_URL="sqlite://", MAILER_REDIS_URL="redis://127.0.0.1:1/0"
@@ -39,21 +39,21 @@ def app() -> Iterator[Flask]:
 
 @pytest.fixture
 def mail(app: Flask) -> Mail:
-    """Made without the app, as in the factory pattern."""
+    """Return a `Mail` that was made without the app, as in the factory pattern."""
     mail = Mail()
     mail.init_app(app)
     return mail
 
 
 def queued(app: Flask) -> int:
-    """How many copies were ever accepted."""
+    """Return the number of deliveries that were ever accepted."""
     return sum(count for _status, _lane, count, _due in store_of(app).counts())
 
 
-# --- what is said -------------------------------------------------------------------------------
+# --- content ------------------------------------------------------------------------------------
 
 REPORT = Attachment("report.pdf", "application/pdf", b"%PDF", headers={"X-Origin": "tests"})
-# Of a text, Flask-Mail makes Latin-1.
+# As bytes, since Flask-Mail encodes a str as Latin-1.
 NOTES = Attachment("Größe.txt", "text/plain", "Größe: 漢字\n".encode())
 LOGO = Attachment("logo.png", "image/png", b"PNG", "inline", {"Content-ID": "<logo>"})
 
@@ -94,7 +94,7 @@ LOGO = Attachment("logo.png", "image/png", b"PNG", "inline", {"Content-ID": "<lo
     ids=",".join,
 )
 def test_a_mail_says_what_it_said_before(mail: Mail, said: dict[str, Any]) -> None:
-    """Feature by feature, as its reader sees it, and to the same recipients."""
+    """Each feature of Flask-Mail gives the same content to the same recipients."""
     message = Message(
         **{
             "subject": "Hello",
@@ -113,12 +113,12 @@ def test_a_mail_says_what_it_said_before(mail: Mail, said: dict[str, Any]) -> No
 
 
 def emails(message: Message) -> set[str]:
-    """The envelope recipients, as Flask-Mail makes them out."""
+    """Return the envelope recipients as Flask-Mail works them out."""
     return {parseaddr(one)[1] for one in flask_mail.sanitize_addresses(message.send_to)}
 
 
 def what_is_read(message: Message) -> dict[str, Any]:
-    """What a mail says, however it is written."""
+    """Return the content of a mail, whatever its encoding."""
     mail = message_from_bytes(message.as_bytes(), policy=policy.default)
     people = {
         name: {str(one) for one in mail[name].addresses}
@@ -153,7 +153,7 @@ def part_that_is_read(part: EmailMessage) -> tuple[str, ...]:
 
 
 def test_what_is_for_the_relay_only(mail: Mail) -> None:
-    """Options of the SMTP dialogue, and the sender of the envelope."""
+    """SMTP options and the sender of the envelope are kept."""
     message = Message(
         "Hello", ["bob@example.com"], mail_options=["RET=HDRS"], rcpt_options=["NOTIFY=NEVER"]
     )
@@ -167,11 +167,11 @@ def test_what_is_for_the_relay_only(mail: Mail) -> None:
     assert sent.envelope_from == "bounces@example.com"
 
 
-# --- the ways to send ---------------------------------------------------------------------------
+# --- ways of sending ----------------------------------------------------------------------------
 
 
 def test_every_way_of_sending_queues(app: Flask, mail: Mail) -> None:
-    """None of them talks to the relay."""
+    """Every way of sending queues the mail."""
     message = Message("Hello", ["bob@example.com"])
 
     mail.send(message)
@@ -186,7 +186,7 @@ def test_every_way_of_sending_queues(app: Flask, mail: Mail) -> None:
 
 @pytest.fixture
 def waiting_app(redis_url: str, sink: Sink) -> Iterator[Flask]:
-    """An app in production: its mail waits for a worker, and whoever sends past the queue reaches the sink."""
+    """Yield an app in production, whose mail waits unless it goes past the queue to the sink."""
     app = create_app(
         MAIL_SUPPRESS_SEND=False,
         MAILER_REDIS_URL=redis_url,
@@ -199,7 +199,7 @@ def waiting_app(redis_url: str, sink: Sink) -> Iterator[Flask]:
 
 
 def test_what_other_extensions_send_is_queued(waiting_app: Flask, sink: Sink) -> None:
-    """Flask-Security and others send through the object in `app.extensions`: these are its words, and further ways."""
+    """Mail sent through `app.extensions["mail"]`, as Flask-Security does, is queued."""
     with waiting_app.app_context():
         # As in flask_security/mail_util.py
         msg = Message("Welcome", sender=("Ada", "ada@example.com"), recipients=["bob@example.com"])
@@ -220,7 +220,7 @@ def test_what_other_extensions_send_is_queued(waiting_app: Flask, sink: Sink) ->
 
 
 def test_the_state_in_the_extensions_is_flask_mails(waiting_app: Flask, sink: Sink) -> None:
-    """All that code reads of it is there, checked as Mailer has it; and what reads it through `Mail` sees the same."""
+    """`app.extensions["mail"]` has Flask-Mail's attributes with the values that Mailer checked."""
     state = waiting_app.extensions["mail"]
 
     assert isinstance(state, flask_mail._Mail)
@@ -236,7 +236,7 @@ def test_the_state_in_the_extensions_is_flask_mails(waiting_app: Flask, sink: Si
 
 
 def test_the_state_records_messages(app: Flask) -> None:
-    """With `record_messages`, as a `Mail` does."""
+    """`app.extensions["mail"]` has `record_messages`, as a `Mail` does."""
     with app.extensions["mail"].record_messages() as outbox:
         app.extensions["mail"].send_message("Hello", ["bob@example.com"])
 
@@ -246,7 +246,7 @@ def test_the_state_records_messages(app: Flask) -> None:
 def test_a_plain_flask_mail_beside_it(
     waiting_app: Flask, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another extension sets up Flask-Mail after Mailer: the queue keeps its place, and the log says what is sent past it."""
+    """Flask-Mail set up after Mailer does not replace the queue, and a warning is logged."""
     flask_mail.Mail(waiting_app)
     with waiting_app.app_context():
         current_app.extensions["mail"].send(Message("Hello", ["bob@example.com"]))
@@ -258,7 +258,7 @@ def test_a_plain_flask_mail_beside_it(
 
 
 def test_a_plain_flask_mail_before_it(caplog: pytest.LogCaptureFixture) -> None:
-    """It goes on sending past the queue, and the log says so when Mailer is set up."""
+    """Flask-Mail set up before Mailer sends past the queue, and a warning is logged."""
     app = create_app()
     flask_mail.Mail(app)
     Mailer(app)
@@ -267,14 +267,14 @@ def test_a_plain_flask_mail_before_it(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_a_test_puts_in_its_place_stays(app: Flask) -> None:
-    """An application's tests may have an object of their own there."""
+    """An object that a test puts into `app.extensions["mail"]` stays there."""
     app.extensions["mail"] = own = object()
     with app.app_context():
         assert app.extensions["mail"] is own
 
 
 def test_the_drop_in_uses_the_mailer_that_is_there(app: Flask, mail: Mail) -> None:
-    """Whoever was first made the queue; all others share it."""
+    """All `Mail` and `Mailer` objects of an app share one queue."""
     mail.send_message("Hello", ["bob@example.com"])
     Mailer().enqueue(Message("Hello", ["bob@example.com"]))
 
@@ -282,7 +282,7 @@ def test_the_drop_in_uses_the_mailer_that_is_there(app: Flask, mail: Mail) -> No
 
 
 def test_what_flask_mail_refuses_is_refused(app: Flask, mail: Mail) -> None:
-    """A line break in a header, no recipient: at the call, and nothing is queued."""
+    """A line break in a header, or no recipient, is refused and nothing is queued."""
     for message in (
         Message("Hello\nBcc: eve@example.com", ["bob@example.com"]),
         Message("Hello", ["bob@example.com\nBcc: eve@example.com"]),
@@ -299,7 +299,7 @@ def test_what_flask_mail_refuses_is_refused(app: Flask, mail: Mail) -> None:
 
 
 def test_recorded_messages(mail: Mail) -> None:
-    """What tests of applications look at is what the application said."""
+    """Recorded messages have the values that the application gave."""
     with mail.record_messages() as outbox:
         mail.send_message(
             "Welcome",
@@ -328,7 +328,7 @@ def test_recorded_messages(mail: Mail) -> None:
 
 
 def test_each_recipient_is_a_message_of_its_own(mail: Mail) -> None:
-    """The one difference: a copy is sent, and signalled, for each recipient."""
+    """Unlike with Flask-Mail, a copy is sent and signalled for each recipient."""
     with mail.record_messages() as outbox:
         mail.send_message("Hello", ["bob@example.com", "eve@example.com"], bcc=["joe@example.com"])
 
@@ -341,7 +341,7 @@ def test_each_recipient_is_a_message_of_its_own(mail: Mail) -> None:
 
 
 def test_the_signal(app: Flask, mail: Mail) -> None:
-    """`email_dispatched` is sent by the app."""
+    """`email_dispatched` is sent with the app as its sender."""
     heard = []
 
     def hear(sender: Flask, message: Message) -> None:
@@ -354,7 +354,7 @@ def test_the_signal(app: Flask, mail: Mail) -> None:
 
 
 def test_a_test_needs_no_server_and_no_worker(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
-    """With TESTING a mail is delivered to nobody, at once, and nothing is said about a broker that is not there."""
+    """With TESTING, mail goes to nobody at once, without a warning about a missing broker."""
     with caplog.at_level(logging.WARNING):
         receipt = Mailer().enqueue(Message("Hello", ["bob@example.com"]))
 
@@ -364,7 +364,7 @@ def test_a_test_needs_no_server_and_no_worker(app: Flask, caplog: pytest.LogCapt
 
 
 def test_a_receiver_that_sends_another_mail(app: Flask, mail: Mail) -> None:
-    """A mail out of a delivery is delivered too, after it, and not in the middle of it."""
+    """A mail sent by a receiver of the signal is delivered after the present one."""
     order: list[str] = []
 
     def hear(sender: Flask, message: Message) -> None:
@@ -379,7 +379,7 @@ def test_a_receiver_that_sends_another_mail(app: Flask, mail: Mail) -> None:
 
 
 def test_sending_can_be_suppressed_without_testing(sink: Sink) -> None:
-    """MAIL_SUPPRESS_SEND, for a staging system that must not write to anybody."""
+    """MAIL_SUPPRESS_SEND without TESTING delivers to nobody, as on a staging system."""
     app = create_app(TESTING=False, MAIL_SUPPRESS_SEND=True, MAIL_PORT=sink.port)
     mail = Mail(app)
 
@@ -391,7 +391,7 @@ def test_sending_can_be_suppressed_without_testing(sink: Sink) -> None:
 
 
 def test_a_test_can_have_the_queue_as_it_is(redis_url: str) -> None:
-    """With MAIL_SUPPRESS_SEND=False a mail waits for a worker, also under TESTING."""
+    """With MAIL_SUPPRESS_SEND=False, mail waits for a worker even under TESTING."""
     app = create_app(MAIL_SUPPRESS_SEND=False, MAILER_REDIS_URL=redis_url)
     Mail(app)
 

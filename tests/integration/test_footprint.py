@@ -1,4 +1,4 @@
-"""The modules that a process loads: each costs memory, and time at its start or in its first request."""
+"""The modules that a process loads: each costs memory and time."""
 
 import json
 import re
@@ -14,11 +14,13 @@ from tests.services.databases import sqlite_only
 from tests.services.sink import Sink
 from tests.services.worker import PROJECT, READY, StartWorker
 
-#: For some mails, some settings, or the other database.
+#: Modules for some mails, some settings, or the other database.
 SELDOM = "alembic css_inline inscriptis limits lxml psycopg sqlalchemy.dialects.postgresql".split()
-#: For workers.
-OUTBOUND = "celery.worker.consumer mailer.blackbox mailer.celery.heartbeat mailer.delivery mailer.smtp".split()
-#: For processes that have an app.
+#: Modules for workers.
+OUTBOUND = (
+    "celery.worker.consumer mailer.blackbox mailer.celery.heartbeat mailer.delivery mailer.smtp"
+).split()
+#: Modules for processes with an app.
 OF_AN_APP = "celery kombu mailer.celery redis".split()
 
 MAKE = """
@@ -40,7 +42,7 @@ with app.app_context():
 
 
 def printed(code: str, modules: str) -> set[str]:
-    """Run the code in a fresh process, and return the names of these modules in the end."""
+    """Run `code` in a new process and return the names in `modules`, an expression."""
     command = [sys.executable, "-c", f"{code}\nprint(json.dumps(sorted({modules})))"]
     ran = subprocess.run(
         command, cwd=PROJECT, check=True, capture_output=True, text=True, timeout=60
@@ -49,7 +51,7 @@ def printed(code: str, modules: str) -> set[str]:
 
 
 def test_an_import() -> None:
-    """It loads neither Celery nor the client of Redis, and nothing that few processes need."""
+    """`import mailer` loads neither Celery nor Redis, nor modules that few processes need."""
     loaded = printed("import json, sys\nimport mailer", "sys.modules")
 
     assert loaded.intersection(SELDOM + OUTBOUND + OF_AN_APP) == set()
@@ -57,7 +59,7 @@ def test_an_import() -> None:
 
 @sqlite_only
 def test_a_process_that_queues(config: dict[str, str]) -> None:
-    """It loads nothing that delivers."""
+    """A process that queues loads no module that delivers."""
     loaded = printed(MAKE.format(config=config) + QUEUE, "sys.modules")
 
     assert loaded.intersection(SELDOM + OUTBOUND + OF_AN_APP) == set(OF_AN_APP)
@@ -65,7 +67,7 @@ def test_a_process_that_queues(config: dict[str, str]) -> None:
 
 @sqlite_only
 def test_the_first_request(config: dict[str, str]) -> None:
-    """It does not wait for the imports of a ring: they come when the app is made."""
+    """The first request imports nothing for the bell, since making the app did."""
     late = printed(MAKE.format(config=config) + QUEUE, "set(sys.modules) - made")
 
     assert late.intersection(["celery.app.amqp", "kombu.transport.redis", "redis"]) == set()
@@ -73,7 +75,7 @@ def test_the_first_request(config: dict[str, str]) -> None:
 
 @sqlite_only
 def test_a_worker(start_worker: StartWorker, make_app: Callable[..., Flask], sink: Sink) -> None:
-    """It has what delivers before its pool forks, so that the processes share it, and no more."""
+    """A worker loads the modules that deliver before its pool forks, and no rare ones."""
     worker = start_worker(pool="prefork", concurrency=1, env={"PYTHONPROFILEIMPORTTIME": "1"})
     with make_app().app_context():
         Mailer().enqueue(flask_mail.Message("Hello", ["ada@example.com"], "Hello"))
@@ -85,5 +87,5 @@ def test_a_worker(start_worker: StartWorker, make_app: Callable[..., Flask], sin
 
 
 def imported(log: str) -> set[str]:
-    """Return the modules that Python says to have imported."""
+    """Return the modules that Python logged as imported."""
     return set(re.findall(r"^import time:.*\| +([\w.]+)$", log, re.MULTILINE))

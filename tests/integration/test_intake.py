@@ -1,4 +1,4 @@
-"""What an application queues is what will be sent: on both databases, as a new user would write it."""
+"""A queued mail is sent as the application gave it, with both databases."""
 
 import logging
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def addresses(mail: EmailMessage, header: str) -> list[tuple[str, str]]:
 
 
 def test_a_mail_is_queued(shop: Flask) -> None:
-    """The receipt names it, and from then on its status can be asked for."""
+    """The receipt names the queued mail, whose status can be asked for at once."""
     receipt = mailer.send_email("Ada <ada@example.com>", "Welcome", "welcome", name="Ada")
     status = mailer.status(receipt.id)
 
@@ -56,7 +56,7 @@ def test_a_mail_is_queued(shop: Flask) -> None:
 
 
 def test_what_goes_out(shop: Flask) -> None:
-    """Both templates; html escaped and with its CSS inlined, the text as it is."""
+    """Both templates are sent: HTML escaped and with inlined CSS, the text as it is."""
     mail = on_the_wire(
         shop, send_email("ada@example.com", "Welcome", "welcome", name="Ada & <Bob>")
     )
@@ -73,7 +73,7 @@ def test_what_goes_out(shop: Flask) -> None:
 
 @sqlite_only
 def test_only_one_template(shop: Flask) -> None:
-    """A text alone stays alone; html alone gets the text that can be read in it."""
+    """A text alone stays alone; HTML alone gets a text made from it."""
     only_text = stored(shop, send_email("ada@example.com", "Hello", "only_text", name="Ada"))
     only_html = stored(shop, send_email("ada@example.com", "Hello", "only_html", name="Ada"))
 
@@ -83,7 +83,7 @@ def test_only_one_template(shop: Flask) -> None:
 
 
 def test_everything_a_mail_can_have(shop: Flask) -> None:
-    """All of it arrives where it belongs, and nobody sees who is in bcc."""
+    """Each field of a mail arrives in its place, and nobody sees the recipients in Bcc."""
     receipt = send_email(
         ["Ada <ada@example.com>", "bob@example.com"],
         "Your invoice",
@@ -130,7 +130,7 @@ def test_everything_a_mail_can_have(shop: Flask) -> None:
 
 
 def test_the_same_file_is_stored_once(shop: Flask) -> None:
-    """However many mails carry it."""
+    """A file that several mails carry is stored once."""
     for address in ("ada@example.com", "bob@example.com"):
         send_email(
             address,
@@ -150,21 +150,16 @@ def test_the_same_file_is_stored_once(shop: Flask) -> None:
 
 @sqlite_only
 def test_the_subject_has_a_prefix(open_shop: OpenShop) -> None:
-    """One blank after it, and none where there is no subject."""
+    """The subject prefix is followed by one space, or by none if the subject is empty."""
     shop = open_shop(MAILER_SUBJECT_PREFIX="[Shop]")
     with shop.app_context():
-        assert (
-            stored(shop, send_email("ada@example.com", "Hello", "only_text", name="Ada")).subject
-            == "[Shop] Hello"
-        )
-        assert (
-            stored(shop, send_email("ada@example.com", "", "only_text", name="Ada")).subject
-            == "[Shop]"
-        )
+        for subject, prefixed in (("Hello", "[Shop] Hello"), ("", "[Shop]")):
+            receipt = send_email("ada@example.com", subject, "only_text", name="Ada")
+            assert stored(shop, receipt).subject == prefixed
 
 
 def test_names_arrive_as_they_were_given(shop: Flask) -> None:
-    """Whatever is in them, in each place where a name can be."""
+    """Any name arrives unchanged in each address field."""
     for name in (
         "Lovelace, Ada",
         'Ada "the first" L.',
@@ -188,7 +183,7 @@ def test_names_arrive_as_they_were_given(shop: Flask) -> None:
 
 
 def test_texts_of_a_kind_of_their_own(shop: Flask) -> None:
-    """Markup, members of an enumeration: what is a str is taken as its text."""
+    """A subclass of str, such as Markup, is taken as its text."""
     receipt = send_email(
         Markup("ada@example.com"),
         Markup("<b>"),
@@ -202,7 +197,7 @@ def test_texts_of_a_kind_of_their_own(shop: Flask) -> None:
 
 
 def test_a_domain_of_another_script(shop: Flask) -> None:
-    """It travels in ASCII, as the DNS knows it, also in the Message-ID."""
+    """An international domain is sent in ASCII, also in the Message-ID."""
     receipt = send_email(
         "ada@bücher.example", "Hello", "only_text", sender="shop@bücher.example", name="Ada"
     )
@@ -213,7 +208,7 @@ def test_a_domain_of_another_script(shop: Flask) -> None:
 
 
 def test_a_recipient_gets_one_copy(shop: Flask) -> None:
-    """However often, and with whatever names, somebody is in to, cc and bcc."""
+    """A recipient in several fields, or with several names, gets one copy."""
     receipt = send_email(
         ["ada@example.com", "Ada <ada@EXAMPLE.com>"],
         "Hello",
@@ -229,7 +224,7 @@ def test_a_recipient_gets_one_copy(shop: Flask) -> None:
 
 @sqlite_only
 def test_only_bcc(shop: Flask) -> None:
-    """A mail needs one recipient, wherever that is."""
+    """A mail may have its only recipient in Bcc."""
     mail = on_the_wire(
         shop, send_email(None, "Hello", "only_text", bcc="eve@example.com", name="Eve")
     )
@@ -240,7 +235,7 @@ def test_only_bcc(shop: Flask) -> None:
 
 @sqlite_only
 def test_lists_of_any_kind(shop: Flask) -> None:
-    """Generators, sets, None: whatever can be gone through once."""
+    """Each list may be any iterable, or None."""
     receipt = send_email(
         (f"{name}@example.com" for name in ("ada", "bob")),
         "Hello",
@@ -260,7 +255,7 @@ def test_lists_of_any_kind(shop: Flask) -> None:
 
 @sqlite_only
 def test_context_with_the_name_of_an_argument(shop: Flask) -> None:
-    """It goes into context={…}; a keyword beside it comes first."""
+    """A variable named like an argument goes into `context`; keywords come before it."""
     shop.jinja_loader.mapping["names.txt"] = "{{ subject }} {{ to }} {{ name }}"  # type: ignore[union-attr]
     receipt = send_email(
         "ada@example.com",
@@ -273,11 +268,11 @@ def test_context_with_the_name_of_an_argument(shop: Flask) -> None:
     assert stored(shop, receipt).text == "S T N"
 
 
-# --- how it is to travel ------------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------------------
 
 
 def test_now_is_the_default(shop: Flask) -> None:
-    """Due at once, on the normal lane, sent once more in doubt, for ever."""
+    """By default a mail is due now, in the normal lane, resent in doubt, and never expires."""
     before = time()
     send_email("ada@example.com", "Hello", "only_text", name="Ada")
     [row] = deliveries(shop)
@@ -287,7 +282,7 @@ def test_now_is_the_default(shop: Flask) -> None:
 
 
 def test_options(shop: Flask) -> None:
-    """Words or the members of the enumerations; a time from now, or one with a zone."""
+    """Options are words or enum members, and times are relative or have a time zone."""
     due, end = datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 2, tzinfo=UTC)
     options: dict[str, Any] = {
         "lane": "bulk",
@@ -324,7 +319,7 @@ def test_options(shop: Flask) -> None:
 
 
 def test_a_time_that_is_over_is_now(shop: Flask) -> None:
-    """A mail does not go before others, nor is it too old for a retry, because its time was yesterday."""
+    """A time in the past counts as now: the mail goes before no other and can be retried."""
     before = time()
     send_email(
         "ada@example.com",
@@ -338,7 +333,7 @@ def test_a_time_that_is_over_is_now(shop: Flask) -> None:
     assert deliveries(shop)[0]["queued_at"] >= before
 
 
-# --- what templates are given -------------------------------------------------------------------
+# --- templates and tasks ------------------------------------------------------------------------
 
 
 class Base(DeclarativeBase):
@@ -360,7 +355,7 @@ class User(Base):
 
 @sqlite_only
 def test_an_object_of_the_applications_database(shop: Flask) -> None:
-    """It is rendered in the request: what a template asks for is loaded then, and workers need no such object."""
+    """Templates are rendered in the request, where objects of its session can load lazily."""
     shop.jinja_loader.mapping["team.txt"] = "{{ user.team.name }}"  # type: ignore[union-attr]
     engine = create_engine("sqlite://")
     Base.metadata.create_all(engine)
@@ -378,28 +373,24 @@ def test_an_object_of_the_applications_database(shop: Flask) -> None:
 
 @sqlite_only
 def test_links_in_a_request(shop: Flask) -> None:
-    """With the host the visitor asked for."""
+    """Links in a request have the host that the visitor asked for."""
     with shop.test_request_context(base_url="https://shop.example"):
-        assert (
-            stored(shop, send_email("ada@example.com", "Hello", "link")).text
-            == "https://shop.example/orders/7"
-        )
+        receipt = send_email("ada@example.com", "Hello", "link")
+        assert stored(shop, receipt).text == "https://shop.example/orders/7"
 
 
 @sqlite_only
 def test_links_outside_a_request(open_shop: OpenShop) -> None:
-    """With SERVER_NAME they work in a script as well."""
+    """Links outside of a request have the host of SERVER_NAME."""
     shop = open_shop(SERVER_NAME="shop.example", PREFERRED_URL_SCHEME="https")
     with shop.app_context():
-        assert (
-            stored(shop, send_email("ada@example.com", "Hello", "link")).text
-            == "https://shop.example/orders/7"
-        )
+        receipt = send_email("ada@example.com", "Hello", "link")
+        assert stored(shop, receipt).text == "https://shop.example/orders/7"
 
 
 @pytest.fixture
 def logs_as_before() -> Iterator[None]:
-    """A worker in this process sets the level of the root logger: the tests that come later want theirs back."""
+    """Restore the level of the root logger, which a worker in this process sets."""
     level = logging.getLogger().level
     yield
     logging.getLogger().setLevel(level)
@@ -408,7 +399,7 @@ def logs_as_before() -> Iterator[None]:
 @sqlite_only
 @pytest.mark.usefixtures("logs_as_before")
 def test_a_task_of_the_application_sends_mail(open_shop: OpenShop, sink: Sink) -> None:
-    """The worker that runs it has the app's context: links work, and the mail goes out."""
+    """A task runs in the app's context: its mail has links and goes out."""
     shop = open_shop(SERVER_NAME="shop.example")
     celery = shop.extensions["celery"]
 
@@ -428,13 +419,22 @@ def test_a_task_of_the_application_sends_mail(open_shop: OpenShop, sink: Sink) -
 
 
 def test_a_message_of_flask_mail(shop: Flask) -> None:
-    """Everything it can hold arrives as Flask-Mail would have sent it."""
+    """Each field of a Flask-Mail message arrives as Flask-Mail would have sent it."""
     message = flask_mail.Message(
-        "Hello", ["Ada <ada@example.com>"], "text", "<p>html</p>", {"calendar; method=REQUEST": "BEGIN:VCALENDAR"},
-        sender=("Lovelace, Ada", "ada@example.com"), cc=["bob@example.com"], bcc=["eve@example.com"], reply_to="r@example.com",
-        date=1_000_000_000, extra_headers={"X-Campaign": "november"},
-        mail_options=["BODY=8BITMIME"], rcpt_options=["NOTIFY=SUCCESS,FAILURE", "ORCPT=rfc822;ada+b@example.com"],
-    )  # fmt: skip
+        "Hello",
+        ["Ada <ada@example.com>"],
+        "text",
+        "<p>html</p>",
+        {"calendar; method=REQUEST": "BEGIN:VCALENDAR"},
+        sender=("Lovelace, Ada", "ada@example.com"),
+        cc=["bob@example.com"],
+        bcc=["eve@example.com"],
+        reply_to="r@example.com",
+        date=1_000_000_000,
+        extra_headers={"X-Campaign": "november"},
+        mail_options=["BODY=8BITMIME"],
+        rcpt_options=["NOTIFY=SUCCESS,FAILURE", "ORCPT=rfc822;ada+b@example.com"],
+    )
     message.attach("notes.txt", "text/plain; charset=utf-8", "Größe", headers={"X-A": "b"})
     message.attach("logo.png", "image/png", b"PNG", "inline", headers={"Content-ID": "<logo>"})
     receipt = mailer.enqueue(message)
@@ -464,7 +464,7 @@ def test_a_message_of_flask_mail(shop: Flask) -> None:
 
 @sqlite_only
 def test_a_message_of_html_gets_a_text(shop: Flask) -> None:
-    """Nothing else of it is changed: no prefix, no inlining."""
+    """A message of HTML alone gets a text and is otherwise unchanged."""
     html = "<style>p { color: red }</style><p>Hello</p>"
     mail = stored(shop, mailer.enqueue(flask_mail.Message("Hello", ["ada@example.com"], html=html)))
 
@@ -473,7 +473,7 @@ def test_a_message_of_html_gets_a_text(shop: Flask) -> None:
 
 @sqlite_only
 def test_attachments_named_in_ascii(open_shop: OpenShop) -> None:
-    """As with Flask-Mail, by MAIL_ASCII_ATTACHMENTS."""
+    """MAIL_ASCII_ATTACHMENTS makes filenames ASCII, as with Flask-Mail."""
     shop = open_shop(MAIL_ASCII_ATTACHMENTS="1")
     with shop.app_context():
         message = flask_mail.Message("Hello", ["ada@example.com"])
@@ -485,7 +485,7 @@ def test_attachments_named_in_ascii(open_shop: OpenShop) -> None:
 
 @sqlite_only
 def test_the_drop_in_queues(shop: Flask) -> None:
-    """`mail.send(message)`, a message over a connection, and the shortcuts: what an application has already goes on working."""
+    """`Mail` queues by each way that Flask-Mail has: messages, connections and shortcuts."""
     for mail in (Mail(), Mail(shop)):
         mail.send(flask_mail.Message("sent", ["ada@example.com"]))
         mail.send_message("short", ["ada@example.com"])
@@ -506,11 +506,11 @@ def test_the_drop_in_queues(shop: Flask) -> None:
     }
 
 
-# --- without sending ----------------------------------------------------------------------------
+# --- under test ---------------------------------------------------------------------------------
 
 
 def test_a_test_of_the_application_sends_nothing(open_shop: OpenShop, sink: Sink) -> None:
-    """With TESTING every mail is delivered to nobody, at once and without a broker; Flask-Mail's recorder sees it."""
+    """With TESTING, mail goes to nobody at once, needs no broker, and can be recorded."""
     shop = open_shop(TESTING=True, MAILER_REDIS_URL="redis://127.0.0.1:1/0")
     with shop.app_context(), Mail(shop).record_messages() as outbox:
         receipt = send_email(

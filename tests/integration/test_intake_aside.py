@@ -1,4 +1,4 @@
-"""An application under test: mail in memory, and `connection=` of the application's own database, whichever that is."""
+"""An application under test: mail in memory, and `connection=` of any database."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ mailer = Mailer()
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
-    """An application with nothing but TESTING."""
+    """Yield an application with TESTING, and assert that it wrote nothing to the disk."""
     app = Flask("shop", instance_path=str(tmp_path / "instance"))
     app.config.update(
         TESTING=True,
@@ -34,7 +34,7 @@ def app(tmp_path: Path) -> Iterator[Flask]:
 
 @pytest.fixture(params=["a file", "memory", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """The application's own database, without any table of Mailer."""
+    """Yield an engine of the application's own database, without tables of Mailer."""
     match request.param:
         case "a file":
             engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
@@ -71,7 +71,7 @@ def order(host: Session, number: int = 1) -> None:
 
 
 def test_a_commit(app: Flask, engine: Engine) -> None:
-    """The mail appears with the commit, is delivered to nobody, and is recorded."""
+    """The mail appears with the commit, goes to nobody, and is recorded."""
     with Mail(app).record_messages() as outbox, Session(engine) as session:
         order(session)
         receipt = queue(session)
@@ -86,7 +86,7 @@ def test_a_commit(app: Flask, engine: Engine) -> None:
 
 
 def test_a_rollback(app: Flask, engine: Engine) -> None:
-    """The mail vanishes, also when the session just ends, and the next transaction knows nothing of it."""
+    """A rollback or closed session drops its mail, and the next transaction has none of it."""
     with Mail(app).record_messages() as outbox:
         with Session(engine) as session:
             first = queue(session)
@@ -105,7 +105,7 @@ def test_a_rollback(app: Flask, engine: Engine) -> None:
 
 
 def test_a_commit_that_fails(app: Flask, engine: Engine) -> None:
-    """What the application was told is true of its mail as well."""
+    """A transaction that fails drops its mail."""
     with Session(engine) as session:
         order(session)
         session.commit()
@@ -145,7 +145,7 @@ def test_savepoints(app: Flask, engine: Engine) -> None:
 
 
 def test_a_savepoint_that_is_older_than_the_first_mail(app: Flask, engine: Engine) -> None:
-    """It takes all mail with it."""
+    """The rollback of a savepoint older than the first mail drops all mail."""
     with Session(engine) as session:
         session.execute(text("SELECT 1"))
         savepoint = session.begin_nested()
@@ -157,7 +157,7 @@ def test_a_savepoint_that_is_older_than_the_first_mail(app: Flask, engine: Engin
 
 
 def test_a_connection_that_is_kept(app: Flask, engine: Engine) -> None:
-    """After its commit the mail is there for who asks, and for the next transaction."""
+    """On a connection that is kept, each commit queues the mail of its transaction."""
     with engine.connect() as connection:
         first = queue(connection)
         connection.commit()
@@ -171,14 +171,14 @@ def test_a_connection_that_is_kept(app: Flask, engine: Engine) -> None:
 
 
 def test_a_block(app: Flask, engine: Engine) -> None:
-    """`with engine.begin()` commits at its end."""
+    """`with engine.begin()` queues its mail at the end."""
     with engine.begin() as connection:
         receipts = [queue(connection) for _ in range(3)]
     assert all(map(is_queued, receipts))
 
 
 def test_keys(app: Flask, engine: Engine) -> None:
-    """One mail for each key: of this transaction, of those before it, and of two at the same time."""
+    """A key makes one mail, in one transaction and in later ones."""
     with Session(engine) as session:
         first = queue(session, idempotency_key="order-1")
         again = queue(session, idempotency_key="order-1")
@@ -196,7 +196,7 @@ def test_keys(app: Flask, engine: Engine) -> None:
 def test_two_transactions_with_the_same_key(
     app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who commits first has it; nothing is sent twice, and the log names both."""
+    """Of two transactions with one key, the first to commit has the mail; the log names both."""
     engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
     with Session(engine) as one, Session(engine) as other:
         first, second = (queue(session, idempotency_key="order-1") for session in (one, other))
@@ -212,10 +212,13 @@ def test_two_transactions_with_the_same_key(
 def test_a_mail_that_can_not_be_queued(
     app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong with Mailer's database, the transaction has ended well: the log has the mail and the reason."""
+    """A mail that can't be queued after the commit is logged with the reason; nothing is raised."""
     engine = create_engine(f"sqlite:///{tmp_path}/shop.sqlite3")
-    refuse = "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message BEGIN SELECT RAISE(ABORT, 'on strike'); END"
-    mailer.statuses([])  # the tables are there
+    refuse = (
+        "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message"
+        " BEGIN SELECT RAISE(ABORT, 'on strike'); END"
+    )
+    mailer.statuses([])  # creates the tables
     with app.extensions["mailer"].store.engine.begin() as connection:
         connection.execute(text(refuse))
     with Session(engine) as session:
@@ -229,7 +232,7 @@ def test_a_mail_that_can_not_be_queued(
 
 
 def test_memory_that_was_asked_for(tmp_path: Path, engine: Engine) -> None:
-    """MAILER_DATABASE_URL=sqlite:// takes any engine as well."""
+    """MAILER_DATABASE_URL=sqlite:// takes a connection of any engine."""
     app = Flask("shop", instance_path=str(tmp_path / "instance"))
     app.config.update(
         MAILER_DATABASE_URL="sqlite://",
@@ -245,7 +248,7 @@ def test_memory_that_was_asked_for(tmp_path: Path, engine: Engine) -> None:
 
 
 def test_two_applications_over_one_engine(app: Flask, engine: Engine) -> None:
-    """Each gets its own mail at the commit of the transaction that both are part of."""
+    """Two applications in one transaction each get their own mail at its commit."""
     other = Flask("bakery")
     other.config.update(TESTING=True, MAIL_DEFAULT_SENDER="bakery@example.com")
     mailer.init_app(other)
@@ -261,7 +264,7 @@ def test_two_applications_over_one_engine(app: Flask, engine: Engine) -> None:
 
 
 def test_flask_sqlalchemy(tmp_path: Path) -> None:
-    """The guide's way: an application with TESTING, `db.session`, and a request that commits."""
+    """With TESTING, mail over `db.session` appears at the commit of a request, as in the guide."""
     app = Flask("shop", instance_path=str(tmp_path))
     app.config.update(
         TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://", MAIL_DEFAULT_SENDER="shop@example.com"

@@ -1,4 +1,4 @@
-"""A mail in the application's own transaction: committed with it, or never there."""
+"""Mail in the application's own transaction is committed with it, or never exists."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ MAIL = {"mailer_message": 1, "mailer_delivery": 1}
 
 @pytest.fixture
 def bell(shop: Flask) -> CountingBell:
-    """In place of that of the shop."""
+    """Replace the bell of the shop by one that counts."""
     bell = CountingBell()
     intake: Intake = shop.extensions["mailer"].intake
     intake._bell = bell
@@ -48,13 +48,13 @@ def bell(shop: Flask) -> CountingBell:
 
 
 def driven(url: str) -> str:
-    """The application chooses its driver."""
+    """Return the URL with a driver, which the application chooses."""
     return url.replace("postgresql://", "postgresql+psycopg://")
 
 
 @pytest.fixture
 def engine(shop: Flask, database_url: str) -> Iterator[Engine]:
-    """The application's own, with a table of its own, beside those of Mailer."""
+    """Yield the application's own engine, with a table beside those of Mailer."""
     assert rows(shop) == {}
     engine = create_engine(driven(database_url))
     with engine.begin() as connection:
@@ -83,7 +83,7 @@ def orders(engine: Engine) -> list[int]:
 
 
 def purge_bytes(shop: Flask) -> None:
-    """As the hourly purge does it: on PostgreSQL, bytes of files are written before the caller's transaction goes on."""
+    """Purge unused files, which PostgreSQL stores before the caller's transaction ends."""
     store_of(shop).purge_blobs(time.time() + 7200, after="", most=10)
 
 
@@ -112,7 +112,7 @@ WAYS: dict[str, Callable[[Engine], Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_commit(shop: Flask, engine: Engine, bell: CountingBell, way: str) -> None:
-    """Order and mail are there together; before, there is neither, and nobody was called."""
+    """Order and mail appear together at the commit, which rings the bell."""
     with WAYS[way](engine) as host:
         order(host)
         receipt = send(host)
@@ -128,7 +128,7 @@ def test_a_commit(shop: Flask, engine: Engine, bell: CountingBell, way: str) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_rollback(shop: Flask, engine: Engine, bell: CountingBell, way: str) -> None:
-    """Neither has ever existed; the connection is as good as any for what comes next."""
+    """A rollback leaves neither order nor mail, and the connection stays usable."""
     with WAYS[way](engine) as host:
         order(host)
         receipt = send(host, attachments=[Attachment("a.pdf", b"%PDF")])
@@ -144,7 +144,7 @@ def test_a_rollback(shop: Flask, engine: Engine, bell: CountingBell, way: str) -
 
 
 def test_an_application_that_dies(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """An error that leaves the block, or a session that is closed, is a rollback."""
+    """An exception out of the block, or a session that is closed, rolls the mail back."""
     with suppress(ZeroDivisionError), engine.begin() as connection:
         send(connection)
         raise ZeroDivisionError
@@ -156,7 +156,7 @@ def test_an_application_that_dies(shop: Flask, engine: Engine, bell: CountingBel
 
 
 def test_a_statement_that_fails(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """What takes back the order takes back its mail."""
+    """The rollback after a failed statement takes back the mail as well."""
     with Session(engine) as session:
         order(session)
         session.commit()
@@ -170,10 +170,10 @@ def test_a_statement_that_fails(shop: Flask, engine: Engine, bell: CountingBell)
 
 @postgresql_only
 def test_a_commit_that_fails(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """A constraint that is looked at in the end: nobody is called for a mail that is not there."""
-    deferred = "CREATE TABLE shop_item (number INTEGER REFERENCES shop_order DEFERRABLE INITIALLY DEFERRED)"
+    """A commit that fails, as at a deferred constraint, queues no mail and rings no bell."""
+    constraint = "REFERENCES shop_order DEFERRABLE INITIALLY DEFERRED"
     with engine.connect() as connection:
-        connection.execute(text(deferred))
+        connection.execute(text(f"CREATE TABLE shop_item (number INTEGER {constraint})"))
         connection.commit()
         send(connection)
         connection.execute(text("INSERT INTO shop_item VALUES (1)"))
@@ -185,7 +185,7 @@ def test_a_commit_that_fails(shop: Flask, engine: Engine, bell: CountingBell) ->
 
 
 def test_the_mail_comes_first(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """It begins the transaction, if nothing has yet."""
+    """A mail begins the transaction if no statement has."""
     with engine.connect() as connection:
         send(connection)
         order(connection)
@@ -195,7 +195,7 @@ def test_the_mail_comes_first(shop: Flask, engine: Engine, bell: CountingBell) -
 
 
 def test_a_block_with_its_own_commit(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """`engine.begin()` and `session.begin()`."""
+    """`engine.begin()` and `session.begin()` queue their mail at the end."""
     with engine.begin() as connection:
         send(connection)
     with Session(engine) as session, session.begin():
@@ -206,7 +206,7 @@ def test_a_block_with_its_own_commit(shop: Flask, engine: Engine, bell: Counting
 
 
 def test_a_kept_connection(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """Commit after commit: the ring comes with whatever the connection does next."""
+    """On a connection that is kept, each commit rings, at the next statement at the latest."""
     with engine.connect() as connection:
         for number in range(3):
             send(connection)
@@ -220,19 +220,17 @@ def test_a_kept_connection(shop: Flask, engine: Engine, bell: CountingBell) -> N
 
 @postgresql_only
 def test_the_other_driver(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """The application may use psycopg2, the default of SQLAlchemy 2.0: a commit, a rollback, a key, and a file."""
+    """An engine with psycopg2, the default of SQLAlchemy 2.0, works with keys and files."""
     if find_spec("psycopg2") is None:
         do_without("psycopg2")
     other = create_engine(engine.url.set(drivername="postgresql+psycopg2"))
+    options = {"idempotency_key": "one", "attachments": [Attachment("a.pdf", b"%PDF")]}
     with Session(other) as session:
         send(session)
         session.rollback()
-        receipt = send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")])
+        receipt = send(session, **options)
         session.commit()
-        assert (
-            send(session, idempotency_key="one", attachments=[Attachment("a.pdf", b"%PDF")]).id
-            == receipt.id
-        )
+        assert send(session, **options).id == receipt.id
     other.dispose()
 
     assert rows(shop) == MAIL | {"mailer_attachment": 1, "mailer_blob": 1}
@@ -241,7 +239,7 @@ def test_the_other_driver(shop: Flask, engine: Engine, bell: CountingBell) -> No
 
 
 def test_many_mails_are_one_ring(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """As there is one commit; a mail for later is none."""
+    """A commit of many mails rings once."""
     with Session(engine) as session:
         for _ in range(3):
             send(session)
@@ -252,7 +250,7 @@ def test_many_mails_are_one_ring(shop: Flask, engine: Engine, bell: CountingBell
 
 
 def test_a_connection_without_a_pool(shop: Flask, database_url: str, bell: CountingBell) -> None:
-    """It is closed after each use."""
+    """A connection without a pool, closed after each use, queues and rings all the same."""
     engine = create_engine(driven(database_url), poolclass=NullPool)
     with Session(engine) as session:
         send(session)
@@ -266,7 +264,7 @@ def test_a_connection_without_a_pool(shop: Flask, database_url: str, bell: Count
 
 @pytest.fixture
 def savepoints(engine: Engine) -> Engine:
-    """With SQLite they work only where the application has taken BEGIN over from the driver, as SQLAlchemy recommends it."""
+    """Make savepoints work on SQLite, as SQLAlchemy advises: the engine begins, not the driver."""
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -282,7 +280,7 @@ def savepoints(engine: Engine) -> Engine:
 
 
 def test_a_released_savepoint(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
-    """It waits for the commit of the whole."""
+    """A released savepoint waits for the commit of its transaction."""
     with Session(savepoints) as session:
         with session.begin_nested():
             send(session)
@@ -293,7 +291,7 @@ def test_a_released_savepoint(shop: Flask, savepoints: Engine, bell: CountingBel
 
 
 def test_a_savepoint_rolled_back(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
-    """Its mail has never existed, and nobody is called for it."""
+    """A savepoint that is rolled back leaves no mail and rings no bell."""
     with Session(savepoints) as session:
         order(session)
         with suppress(ZeroDivisionError), session.begin_nested():
@@ -305,7 +303,7 @@ def test_a_savepoint_rolled_back(shop: Flask, savepoints: Engine, bell: Counting
 
 
 def test_savepoints_in_each_other(shop: Flask, savepoints: Engine, bell: CountingBell) -> None:
-    """What is left at the commit goes out, and nothing else."""
+    """Of nested savepoints, exactly the mail that is left at the commit is queued."""
     with Session(savepoints) as session:
         kept = [send(session)]
         with session.begin_nested():
@@ -329,7 +327,7 @@ def test_savepoints_in_each_other(shop: Flask, savepoints: Engine, bell: Countin
 def test_a_session_inside_a_transaction(
     shop: Flask, savepoints: Engine, bell: CountingBell
 ) -> None:
-    """As in the tests of many applications: the commit of the session is none as long as the connection's is missing."""
+    """A session's commit queues nothing before that of the transaction around it."""
     with savepoints.connect() as connection:
         outermost = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
@@ -352,7 +350,7 @@ def db(shop: Flask, engine: Engine, database_url: str) -> SQLAlchemy:
 
 
 def test_flask_sqlalchemy(shop: Flask, engine: Engine, db: SQLAlchemy, bell: CountingBell) -> None:
-    """`connection=db.session`, for a commit, a rollback and a savepoint."""
+    """`connection=db.session` obeys its commits, rollbacks and savepoints."""
     order(db.session)
     send(db.session)
     db.session.rollback()
@@ -366,7 +364,7 @@ def test_flask_sqlalchemy(shop: Flask, engine: Engine, db: SQLAlchemy, bell: Cou
 
 
 def test_the_session_of_a_request(open_shop: OpenShop, engine: Engine, database_url: str) -> None:
-    """Flask-SQLAlchemy removes it at the end: what was not committed is gone."""
+    """Mail that a request does not commit is dropped with its session."""
     shop = open_shop(
         SQLALCHEMY_DATABASE_URI=driven(database_url),
         SQLALCHEMY_ENGINE_OPTIONS={"poolclass": NullPool},
@@ -382,19 +380,17 @@ def test_the_session_of_a_request(open_shop: OpenShop, engine: Engine, database_
         return word
 
     for word, kept in (("forget", {}), ("keep", MAIL)):
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # which is in no context of an app, as a server is not
+        with ThreadPoolExecutor(1) as thread:  # in no context of an app, as in a server
             thread.submit(shop.test_client().post, f"/orders/{word}").result()
 
         assert rows(shop) == kept
 
 
-# --- with a key ---------------------------------------------------------------------------------
+# --- idempotency keys ---------------------------------------------------------------------------
 
 
 def test_a_key_in_a_transaction(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """Rolled back, the key is free; committed, it has its mail, inside and outside of a transaction."""
+    """A key is free after a rollback, and belongs to its mail after the commit."""
     with Session(engine) as session:
         send(session, idempotency_key="order-1")
         session.rollback()
@@ -411,7 +407,7 @@ def test_a_key_in_a_transaction(shop: Flask, engine: Engine, bell: CountingBell)
 def test_a_conflict_leaves_the_transaction_alone(
     shop: Flask, engine: Engine, bell: CountingBell
 ) -> None:
-    """Who catches the error goes on, also on PostgreSQL, where a failed statement spoils all that come after it."""
+    """A caught conflict of keys leaves the transaction usable, also with PostgreSQL."""
     send(None, idempotency_key="order-1")
     with Session(engine) as session:
         order(session)
@@ -426,7 +422,7 @@ def test_a_conflict_leaves_the_transaction_alone(
 def test_what_is_refused_leaves_the_transaction_alone(
     shop: Flask, engine: Engine, bell: CountingBell
 ) -> None:
-    """Nothing of a mail that raises is in it."""
+    """A mail that is refused leaves nothing in the transaction."""
     with Session(engine) as session:
         order(session)
         with pytest.raises(InvalidMail):
@@ -437,7 +433,7 @@ def test_what_is_refused_leaves_the_transaction_alone(
 
 
 def test_half_a_mail_is_none(shop: Flask, engine: Engine, bell: CountingBell) -> None:
-    """A failure in its middle, a time limit for example, takes back what was written of it and nothing more."""
+    """A failure while a mail is written takes back that mail and nothing else."""
 
     def interrupt(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
         if "INTO mailer_delivery" in statement:
@@ -454,13 +450,18 @@ def test_half_a_mail_is_none(shop: Flask, engine: Engine, bell: CountingBell) ->
 
 
 REFUSALS = {
-    "sqlite": "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message BEGIN SELECT RAISE(ABORT, 'refused'); END",
-    "postgresql": "ALTER TABLE mailer_message ADD CONSTRAINT refused CHECK (subject = '') NOT VALID",
+    "sqlite": (
+        "CREATE TRIGGER refuse BEFORE INSERT ON mailer_message"
+        " BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    ),
+    "postgresql": (
+        "ALTER TABLE mailer_message ADD CONSTRAINT refused CHECK (subject = '') NOT VALID"
+    ),
 }
 
 
 def test_an_error_tells_nothing_of_the_mail(shop: Flask, engine: Engine) -> None:
-    """Applications log errors: neither parameters nor the row that PostgreSQL shows are in one, nor in its causes."""
+    """Errors, which applications log, and their causes show no values and no row of the mail."""
     secret = {"to": "eve@example.com", "subject": "Your code is 4711", "sensitive": True}
     with engine.connect() as connection:
         send(connection)
@@ -475,11 +476,11 @@ def test_an_error_tells_nothing_of_the_mail(shop: Flask, engine: Engine) -> None
             assert "eve@example.com" not in said
 
 
-# --- what is no transaction of ours -------------------------------------------------------------
+# --- connections that are refused ---------------------------------------------------------------
 
 
 def test_another_database(shop: Flask, tmp_path: Path) -> None:
-    """The mail would not be where the workers look: the error names both and the key, and no password."""
+    """A connection to another database is refused: the error names both and the setting."""
     engine = create_engine(f"sqlite:///{tmp_path / 'shop.sqlite3'}")
     with Session(engine) as session, pytest.raises(ConfigurationError) as error:
         send(session)
@@ -495,7 +496,7 @@ def test_another_database(shop: Flask, tmp_path: Path) -> None:
 
 @postgresql_only
 def test_another_schema(shop: Flask, database_url: str) -> None:
-    """The same database is not enough."""
+    """A connection to another schema of the same database is refused."""
     engine = create_engine(
         driven(database_url), connect_args={"options": "-c search_path=elsewhere"}
     )
@@ -506,7 +507,7 @@ def test_another_schema(shop: Flask, database_url: str) -> None:
 
 @postgresql_only
 def test_a_schema_of_its_own(open_shop: OpenShop, empty_database_url: str) -> None:
-    """Mailer's tables are in another schema than the application's, whose transactions see both."""
+    """Mailer's tables may be in another schema, if the caller's connection sees it."""
     engine = create_engine(
         driven(empty_database_url), connect_args={"options": "-c search_path=public,mail"}
     )
@@ -535,7 +536,7 @@ def test_a_schema_of_its_own(open_shop: OpenShop, empty_database_url: str) -> No
 def test_the_same_file_by_another_name(
     shop: Flask, database_url: str, tmp_path: Path, bell: CountingBell
 ) -> None:
-    """It is the file that counts."""
+    """A connection to the same SQLite file by another path is accepted."""
     other = tmp_path / "link"
     other.symlink_to(Path(database_url.removeprefix("sqlite:///")).parent)
     engine = create_engine(f"sqlite:///{other}/mailer.sqlite3")
@@ -548,7 +549,7 @@ def test_the_same_file_by_another_name(
 
 
 def test_what_is_no_transaction(shop: Flask, engine: Engine) -> None:
-    """An engine, a session that is not made, a connection of the driver: the error says what to give."""
+    """Anything but a Session or a Connection is refused, and the error names these."""
     raw = engine.raw_connection()
     for given in (engine, sessionmaker(engine), raw.driver_connection, "sqlite://", 5):
         with pytest.raises(
@@ -562,18 +563,18 @@ def test_what_is_no_transaction(shop: Flask, engine: Engine) -> None:
 
 @postgresql_only
 def test_a_connection_that_commits_by_itself(shop: Flask, engine: Engine) -> None:
-    """Then there is nothing to wait for."""
+    """A connection in AUTOCOMMIT is refused, since it has no commit to wait for."""
     connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     with connection, pytest.raises(InvalidMail, match=r"^connection: it is in AUTOCOMMIT"):
         send(connection)
     assert rows(shop) == {}
 
 
-# --- without sending ----------------------------------------------------------------------------
+# --- under test ---------------------------------------------------------------------------------
 
 
 def test_a_test_of_the_application(open_shop: OpenShop, engine: Engine) -> None:
-    """With TESTING the mail is delivered to nobody at the commit, and not before."""
+    """With TESTING, mail in a transaction goes to nobody at the commit."""
     shop = open_shop(TESTING=True)
     with shop.app_context(), Session(engine) as session:
         receipt = send(session)

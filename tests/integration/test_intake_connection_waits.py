@@ -1,4 +1,4 @@
-"""An open transaction of one caller, and all others: nobody waits for it."""
+"""Nobody waits for the open transaction of another caller."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 @pytest.fixture
 def engine(shop: Flask, database_url: str) -> Iterator[Engine]:
-    """Return the application's own. Who waits for a lock in it fails soon."""
+    """Yield the application's own engine, where a wait for a lock soon fails."""
     engine = create_engine(
         database_url, poolclass=NullPool, connect_args={"options": "-c lock_timeout=700ms"}
     )
@@ -36,7 +36,7 @@ def engine(shop: Flask, database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def impatient(shop: Flask) -> None:
-    """Make whoever waits for a lock of somebody else fail soon, in connections of Mailer's own as well."""
+    """Make a wait for a lock soon fail in Mailer's own connections, too."""
     store_of(shop).check_schema()
     with store_of(shop).engine.begin() as connection:
         connection.exec_driver_sql(
@@ -65,7 +65,7 @@ def files_of(shop: Flask, receipt: Receipt) -> list[bytes]:
 def test_a_file_in_an_open_transaction(
     shop: Flask, engine: Engine, level: str, *, known: bool
 ) -> None:
-    """Others queue the same file, in transactions and without, at any level of isolation."""
+    """A file in an open transaction can be queued by others, at any level of isolation."""
     if known:
         send(None, LOGO, TERMS)
         with store_of(shop).engine.begin() as connection:
@@ -75,7 +75,7 @@ def test_a_file_in_an_open_transaction(
         Session(engine) as another,
     ):
         for session in (one, another):
-            session.execute(text("SELECT pg_current_snapshot()"))  # from here on a snapshot is kept
+            session.execute(text("SELECT pg_current_snapshot()"))  # keeps a snapshot from here on
         receipts = [
             send(one, LOGO, TERMS),
             send(another, TERMS, LOGO),
@@ -94,7 +94,7 @@ def test_a_file_in_an_open_transaction(
 
 
 def test_a_commit_that_could_not_be_serialized(shop: Flask, engine: Engine) -> None:
-    """It is an error, as it is without Mailer: nobody believes that an order and its mail are there which are not."""
+    """A serialization failure is raised as without Mailer, and that transaction's mail is gone."""
     theirs = engine.execution_options(isolation_level="SERIALIZABLE")
     with Session(theirs) as one, Session(theirs) as another:
         for session in (one, another):
@@ -107,14 +107,15 @@ def test_a_commit_that_could_not_be_serialized(shop: Flask, engine: Engine) -> N
                 kept.append(receipt.id)
             except OperationalError as error:
                 session.rollback()
-                assert "could not serialize" in str(error)  # noqa: PT017 -- one of the two, PostgreSQL chooses
+                # PostgreSQL chooses which of the two fails.
+                assert "could not serialize" in str(error)  # noqa: PT017
 
     assert len(kept) < 2
     assert set(mailer.statuses([receipt.id for receipt in receipts])) == set(kept)
 
 
 def test_many_open_transactions(shop: Flask, engine: Engine) -> None:
-    """More than Mailer has connections: other mail passes by."""
+    """More open transactions than Mailer has connections hold up no other mail."""
     sessions = [Session(engine) for _ in range(20)]
     for session in sessions:
         send(session, LOGO)
@@ -128,7 +129,7 @@ def test_many_open_transactions(shop: Flask, engine: Engine) -> None:
 
 
 def test_bytes_of_a_long_transaction_are_kept(shop: Flask, engine: Engine) -> None:
-    """The purge does not know its mail yet, and steps over the bytes that it relies on without a wait."""
+    """The purge keeps the files of an open transaction and does not wait for it."""
     store = store_of(shop)
     with Session(engine) as session:
         receipt = send(session, LOGO)
@@ -142,17 +143,17 @@ def test_bytes_of_a_long_transaction_are_kept(shop: Flask, engine: Engine) -> No
 def test_a_copy_where_no_connection_is_left(
     shop: Flask, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A caller's transaction does not depend on a second connection: then it carries new bytes itself, and that is logged."""
+    """With no connection left, new files go into the caller's transaction, and that is logged."""
     send(None, TERMS)
     store = store_of(shop)
     with store.engine.begin() as connection:
         connection.execute(text("UPDATE mailer_blob SET used_at = 0"))
-    close(shop)  # and nobody looks for workers for a minute, which would take a connection
+    close(shop)  # the check for workers, which takes a connection, is over for a minute
     store.engine.pool._timeout = 0.01  # type: ignore[attr-defined]
     with Session(engine) as session:
-        send(session)  # the database is known
+        send(session)  # checks the database once
         taken = [store.engine.connect() for _ in range(15)]
-        send(session, TERMS)  # the date of its last use can't be renewed, and no bytes are new
+        send(session, TERMS)  # known bytes; the date of their last use stays old
         assert "could not be stored" not in caplog.text
         receipt = send(session, LOGO)
         assert (
@@ -167,7 +168,7 @@ def test_a_copy_where_no_connection_is_left(
 
 
 def test_a_sensitive_file_leaves_nothing(shop: Flask, engine: Engine) -> None:
-    """Rolled back, its bytes have never been in the database."""
+    """A sensitive file in a transaction that is rolled back is nowhere in the database."""
     with Session(engine) as session:
         send(session, LOGO, sensitive=True)
         session.rollback()
@@ -176,7 +177,7 @@ def test_a_sensitive_file_leaves_nothing(shop: Flask, engine: Engine) -> None:
 
 
 def test_a_key_in_an_open_transaction(shop: Flask, engine: Engine) -> None:
-    """Others with the same key are told soon, in a transaction of theirs, which goes on as it was, and without one."""
+    """A key in another's open transaction soon raises KeyInUse, and the own transaction goes on."""
     with Session(engine) as one, Session(engine) as another:
         first = send(one, idempotency_key="order-1")
         another.execute(text("SET LOCAL lock_timeout = '650ms'"))
@@ -197,7 +198,7 @@ def test_a_key_in_an_open_transaction(shop: Flask, engine: Engine) -> None:
 
 
 def test_a_key_that_is_committed_meanwhile(shop: Flask, engine: Engine) -> None:
-    """Who waited has the mail of the one who was first."""
+    """A call that waited for a key returns the receipt of the mail that has it."""
     waits = text("SELECT 1 FROM pg_locks WHERE NOT granted")
     with ThreadPoolExecutor(1) as threads, Session(engine) as one:
         first = send(one, idempotency_key="order-1")

@@ -1,4 +1,4 @@
-"""One key, one mail: however often, and from wherever, the call is made."""
+"""An idempotency key makes one mail, however often and from wherever it is used."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ mailer = Mailer()
 
 
 def send(key: str | None, **changes: Any) -> Receipt:
-    """A mail that says always the same, but for the changes."""
+    """Queue a mail that is always the same, except for the changes."""
     mail = {
         "to": "ada@example.com",
         "subject": "Hello",
@@ -39,7 +39,7 @@ def enqueue(key: str, **changes: Any) -> Receipt:
 
 
 def test_the_same_call_again(shop: Flask) -> None:
-    """There is one mail, and everybody gets its receipt; by either way in."""
+    """A repeated call of `send_email` or `enqueue` makes no mail and returns the first receipt."""
     for call in (send, enqueue):
         first = call(call.__name__)
 
@@ -50,7 +50,7 @@ def test_the_same_call_again(shop: Flask) -> None:
 
 
 def test_without_a_key_each_call_is_a_mail(shop: Flask) -> None:
-    """And so it is with a key of its own."""
+    """Each call without a key, or with another key, makes a mail."""
     assert len({receipt.id for receipt in (send(None), send(None), send("a"), send("b"))}) == 4
 
 
@@ -73,7 +73,7 @@ OTHER_MAILS: list[dict[str, Any]] = [
 
 
 def test_the_same_key_with_another_mail(shop: Flask) -> None:
-    """Whatever is different is refused: the error names the key and the mail that has it, and says what to do."""
+    """Another mail with a used key is refused: the error names key, first mail and remedy."""
     first = send("order-42")
     for changes in OTHER_MAILS:
         with pytest.raises(KeyReused) as error:
@@ -91,7 +91,7 @@ def test_the_same_key_with_another_mail(shop: Flask) -> None:
 
 @sqlite_only
 def test_every_part_of_a_file_counts(shop: Flask) -> None:
-    """Its bytes, and what is said of it."""
+    """A difference in any part of an attachment is another mail."""
     send("a", attachments=[Attachment("a.pdf", b"%PDF")])
     others = [
         Attachment("b.pdf", b"%PDF"),
@@ -109,7 +109,7 @@ def test_every_part_of_a_file_counts(shop: Flask) -> None:
 
 @sqlite_only
 def test_every_part_of_a_message_counts(shop: Flask) -> None:
-    """That of Flask-Mail has some which `send_email()` has not."""
+    """A difference in parts that only Flask-Mail's messages have is another mail."""
     enqueue("a")
     for changes in (
         {"alts": {"calendar": "BEGIN:"}},
@@ -122,7 +122,7 @@ def test_every_part_of_a_message_counts(shop: Flask) -> None:
 
 @sqlite_only
 def test_how_it_travels_does_not_count(shop: Flask) -> None:
-    """The first call has said it; and a Message-ID and a date are new with each message of Flask-Mail."""
+    """Another lane, doubt policy, Message-ID or date is not another mail."""
     assert send("a") == send("a", lane="bulk", on_doubt="hold")
     assert enqueue("b", date=1_000_000_000) == enqueue(
         "b", date=1_000_000_001, msgId="<another@example.com>"
@@ -130,7 +130,7 @@ def test_how_it_travels_does_not_count(shop: Flask) -> None:
 
 
 def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
-    """Whatever became of the mail; when that is purged, the key is free."""
+    """A key belongs to its mail in any state, and is free when that is purged."""
     first, store = send("a"), store_of(shop)
     mailer.cancel(first.id)
 
@@ -150,7 +150,10 @@ def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
         (b"a", "idempotency_key: give a str, not bytes."),
         (
             "a\nb",
-            r"idempotency_key: 'a\nb' contains '\n': remove line breaks and other control characters.",
+            (
+                r"idempotency_key: 'a\nb' contains '\n': remove line breaks and other control"
+                " characters."
+            ),
         ),
         ("a\x00", r"idempotency_key: 'a\x00' contains '\x00': remove"),
         (
@@ -170,7 +173,7 @@ def test_a_key_is_kept_with_its_mail(shop: Flask) -> None:
 )
 @sqlite_only
 def test_what_is_no_key(shop: Flask, key: Any, words: str) -> None:
-    """It is refused at the call, and nothing is stored."""
+    """An invalid key is refused at the call, and nothing is stored."""
     for call in (send, enqueue):
         with pytest.raises(InvalidMail) as error:
             call(key)
@@ -185,12 +188,12 @@ def test_what_is_no_key(shop: Flask, key: Any, words: str) -> None:
 )
 @sqlite_only
 def test_what_only_looks_like_no_key(shop: Flask, key: str) -> None:
-    """None counts as a part by itself, and an empty part is allowed."""
+    """A key is refused for None as a part, but not within a word; empty parts are allowed."""
     assert send(key).is_new
 
 
 def test_a_long_key_in_any_script(shop: Flask) -> None:
-    """255 characters of four bytes each fit into the index."""
+    """A key of 255 characters with four bytes each fits into the index."""
     key = "🦊" * 255
 
     assert send(key) == send(key)
@@ -202,7 +205,7 @@ CALLS = 50
 
 
 def test_fifty_threads(shop: Flask) -> None:
-    """One mail, one receipt, no error: nor for the mail that comes with files."""
+    """Fifty threads with one key make one mail with one receipt, also with files."""
     together = Barrier(CALLS)
 
     def call(_number: int) -> Receipt:
@@ -231,18 +234,18 @@ def call_often(config: dict[str, str]) -> list[Receipt]:
 
 
 def test_several_processes(shop: Flask, config: dict[str, str]) -> None:
-    """All of them want the same ten mails, in the same order."""
+    """Several processes with the same keys make one mail for each key."""
     receipts = at_once(5, call_often, config)
 
     assert all(one == receipts[0] for one in receipts)
     assert rows(shop) == {"mailer_message": CALLS // 5, "mailer_delivery": CALLS // 5}
 
 
-# --- a transaction goes on ----------------------------------------------------------------------
+# --- after a conflict ---------------------------------------------------------------------------
 
 
 def test_a_conflict_does_no_harm(shop: Flask) -> None:
-    """What the same process does next works, the delivery of the first mail among it."""
+    """After a conflict of keys, the same process can deliver the first mail."""
     first = send("a")
     with pytest.raises(KeyReused):
         send("a", subject="Other")
@@ -256,7 +259,7 @@ def test_a_conflict_does_no_harm(shop: Flask) -> None:
 
 @postgresql_only
 def test_a_key_that_is_purged_in_between(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the conflict and before the look at who has the key: then the mail is queued after all."""
+    """A mail is queued if the one with its key is purged right after the conflict."""
     first = send("a")
     mailer.cancel(first.id)
     execute = Transaction.execute

@@ -1,4 +1,4 @@
-"""What is too much for one mail is refused at the call, by a limit that can be set and is named."""
+"""A mail beyond a limit is refused at the call; each limit is a setting that the error names."""
 
 import gc
 import tracemalloc
@@ -20,7 +20,7 @@ MB = 1_000_000
 
 
 def send(**changes: Any) -> Receipt:
-    """A mail with which nothing is wrong but the changes."""
+    """Queue a mail that is valid, except for the changes."""
     mail = {
         "to": "ada@example.com",
         "subject": "Hello",
@@ -31,7 +31,7 @@ def send(**changes: Any) -> Receipt:
 
 
 def enqueue(**changes: Any) -> Receipt:
-    """A message of Flask-Mail with which nothing is wrong but the changes."""
+    """Queue a Flask-Mail message that is valid, except for the changes."""
     message = flask_mail.Message("Hello", ["ada@example.com"], "text")
     for name, value in changes.items():
         setattr(message, name, value)
@@ -55,22 +55,46 @@ TOO_MUCH: list[tuple[Any, dict[str, Any], str]] = [
     (send, {"cc": readers(1001)}, f"cc: more than 1000 {RECIPIENTS}"),
     (send, {"bcc": set(readers(1001))}, f"bcc: more than 1000 {RECIPIENTS}"),
     (send, {"reply_to": readers(1001)}, f"reply_to: more than 1000 {RECIPIENTS}"),
-    (send, {"to": (f"reader{number}@example.com" for number in count())}, f"to: more than 1000 {RECIPIENTS}"),
-    (send, {"bcc": readers(1000)}, "to, cc, bcc: 1001 recipients, MAILER_MAX_RECIPIENTS allows 1000 in one mail."),
+    (
+        send,
+        {"to": (f"reader{number}@example.com" for number in count())},
+        f"to: more than 1000 {RECIPIENTS}",
+    ),
+    (
+        send,
+        {"bcc": readers(1000)},
+        "to, cc, bcc: 1001 recipients, MAILER_MAX_RECIPIENTS allows 1000 in one mail.",
+    ),
     (send, {"subject": "x" * MB}, f"subject: 1000000 characters, {HEADER}"),
     (send, {"sender": ("x" * MB, "ada@example.com")}, f"sender: 1000000 characters, {HEADER}"),
     (send, {"to": [("x" * MB, "ada@example.com")]}, f"to: 1000000 characters, {HEADER}"),
     (send, {"cc": [("x" * MB, "ada@example.com")]}, f"cc: 1000000 characters, {HEADER}"),
     (send, {"reply_to": ("x" * MB, "ada@example.com")}, f"reply_to: 1000000 characters, {HEADER}"),
-    (send, {"headers": {"X-Campaign": "x" * MB}}, f"headers['X-Campaign']: 1000000 characters, {HEADER}"),
-    (send, {"attachments": [file(1, "x" * MB)]}, f"attachment: filename: 1000000 characters, {HEADER}"),
+    (
+        send,
+        {"headers": {"X-Campaign": "x" * MB}},
+        f"headers['X-Campaign']: 1000000 characters, {HEADER}",
+    ),
+    (
+        send,
+        {"attachments": [file(1, "x" * MB)]},
+        f"attachment: filename: 1000000 characters, {HEADER}",
+    ),
     (
         send,
         {"attachments": [Attachment("a.pdf", b"", headers=(("X-A", "x" * MB),))]},
         f"attachment 'a.pdf': X-A: 1000000 characters, {HEADER}",
     ),
-    (send, {"attachments": [file(100 * MB)]}, f"attachment 'a.pdf': with it the mail has 100000000 bytes, {SIZE}"),
-    (send, {"attachments": [file(20 * MB), file(6 * MB, "b")]}, f"attachment 'b': with it the mail has 26000000 bytes, {SIZE}"),
+    (
+        send,
+        {"attachments": [file(100 * MB)]},
+        f"attachment 'a.pdf': with it the mail has 100000000 bytes, {SIZE}",
+    ),
+    (
+        send,
+        {"attachments": [file(20 * MB), file(6 * MB, "b")]},
+        f"attachment 'b': with it the mail has 26000000 bytes, {SIZE}",
+    ),
     (send, {"attachments": [file(25 * MB)]}, f"The mail has 25000014 bytes, {SIZE}"),
     (send, {"context": {"name": "ä" * 13 * MB}}, f"The mail has 26000011 bytes, {SIZE}"),
     (enqueue, {"recipients": readers(10_000)}, f"recipients: more than 1000 {RECIPIENTS}"),
@@ -82,12 +106,12 @@ TOO_MUCH: list[tuple[Any, dict[str, Any], str]] = [
         {"attachments": [flask_mail.Attachment("a.csv", "text/csv", "x" * 26 * MB)]},
         f"attachment 'a.csv': with it the mail has 26000000 bytes, {SIZE}",
     ),
-]  # fmt: skip
+]
 
 
 @sqlite_only
 def test_too_much_for_one_mail(shop: Flask) -> None:
-    """The error names the field, how much it is, the setting and what that allows; nothing is stored."""
+    """The error names the field, its size, the setting and the limit, and nothing is stored."""
     for call, changes, words in TOO_MUCH:
         with pytest.raises(OverLimit) as error:
             call(**changes)
@@ -98,7 +122,7 @@ def test_too_much_for_one_mail(shop: Flask) -> None:
 
 
 def test_as_much_as_is_allowed(shop: Flask) -> None:
-    """The limit itself is within it."""
+    """A mail that just reaches the limits is accepted."""
     send(to=readers(1000))
     send(subject="x" * 4000, attachments=[file(24 * MB)])
 
@@ -112,7 +136,7 @@ def test_as_much_as_is_allowed(shop: Flask) -> None:
 
 @sqlite_only
 def test_the_limits_can_be_set(open_shop: OpenShop) -> None:
-    """In both directions."""
+    """The limits can be raised and lowered."""
     with open_shop(
         MAILER_MAX_RECIPIENTS="2000", MAILER_MAX_HEADER="5000", MAILER_MAX_SIZE="26000000"
     ).app_context():
@@ -132,7 +156,7 @@ def test_the_limits_can_be_set(open_shop: OpenShop) -> None:
 
 @sqlite_only
 def test_what_is_too_large_is_not_read(shop: Flask) -> None:
-    """Nothing is copied or encoded of a file that is refused, and no more files are asked for."""
+    """A file that is too large is not copied, and no more files are asked for."""
     large = flask_mail.Attachment("a.csv", "text/csv", "x" * 100 * MB)
     asked: list[int] = []
 
@@ -153,7 +177,7 @@ def test_what_is_too_large_is_not_read(shop: Flask) -> None:
 
 @sqlite_only
 def test_an_error_is_short(shop: Flask) -> None:
-    """Also when what is wrong with a text is not its length: nobody reads a megabyte in a log."""
+    """An error is short, however long the value that it shows."""
     wrong: dict[str, Any] = {
         "subject": "\n" * MB,
         "to": "x" * MB,
@@ -176,13 +200,17 @@ ENDLESS = {
     "back.txt": "{% include 'there.txt' %}",
     "parent.txt": "{% extends 'parent.txt' %}",
     "macro.txt": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-    "tree.txt": "{% for one in tree recursive %}{{ loop(one.children) }}{{ loop(one.children) }}{% endfor %}",
+    "tree.txt": (
+        "{% for one in tree recursive %}"
+        "{{ loop(one.children) }}{{ loop(one.children) }}"
+        "{% endfor %}"
+    ),
     "shown.txt": "{{ shown }}",
 }
 
 
 class Shown:
-    """It contains itself."""
+    """A value whose repr has no end."""
 
     def __repr__(self) -> str:
         return repr(self)
@@ -191,11 +219,11 @@ class Shown:
 @sqlite_only
 @pytest.mark.parametrize("template", sorted({name.removesuffix(".txt") for name in ENDLESS}))
 def test_no_end(shop: Flask, template: str) -> None:
-    """Templates that include or call themselves, and values that contain themselves: the error says so, and what stopped it."""
+    """Endless templates and values are refused, and the error names the recursion limit."""
     shop.jinja_loader.mapping.update(ENDLESS)  # type: ignore[union-attr]
     tree: dict[str, Any] = {}
     tree["children"] = [tree, tree]
-    gc.collect()  # what earlier tests left: down there, its finalizers would find no room on the stack
+    gc.collect()  # else finalizers of earlier tests' objects would find no room on the full stack
 
     with pytest.raises(
         TemplateError,
@@ -209,7 +237,7 @@ def test_no_end(shop: Flask, template: str) -> None:
 
 @sqlite_only
 def test_a_value_that_contains_itself(shop: Flask) -> None:
-    """It is no error, where Python can show it."""
+    """A value that contains itself is accepted if Python can show it."""
     context: dict[str, Any] = {}
     context["name"] = context
 

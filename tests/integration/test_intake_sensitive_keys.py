@@ -1,4 +1,4 @@
-"""The idempotency keys of sensitive mail: what it said is erased, and still nobody gets another mail's receipt."""
+"""The idempotency key of a sensitive mail works even when the mail's content is erased."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ def send(code: str = "1111", to: str = "ada@example.com", **changes: Any) -> Rec
 
 
 def end(app: Flask, receipt: Receipt, to: Status = Status.CANCELLED) -> None:
-    """Bring a mail to a final state, which erases what it said."""
+    """Bring a mail to a final state, which erases its content."""
     store_of(app).settle_if_resting(receipt.id, to, now=LATER)
     assert mailer.status(receipt.id).erased_at is not None
 
@@ -52,7 +52,7 @@ def fingerprint_of(app: Flask, receipt: Receipt) -> tuple[str | None, str | None
 
 
 def test_an_erased_mail_is_recognised(shop: Flask) -> None:
-    """The same call returns the receipt of the first one, before and after what it said is erased."""
+    """The same call returns the first receipt, before and after the mail is erased."""
     first = send()
     assert send() == first
     end(shop, first)
@@ -71,7 +71,7 @@ def test_an_erased_mail_is_recognised(shop: Flask) -> None:
     ],
 )
 def test_another_mail_is_refused(shop: Flask, changes: dict[str, str]) -> None:
-    """Nobody is told that a mail is on its way which is not: neither before nor after the first mail is erased."""
+    """Another mail with the key is refused, before and after the first mail is erased."""
     first = send()
     for _ in range(2):
         with pytest.raises(
@@ -84,7 +84,7 @@ def test_another_mail_is_refused(shop: Flask, changes: dict[str, str]) -> None:
 
 
 def test_what_is_kept_tells_nothing(shop: Flask, open_shop: OpenShop) -> None:
-    """The fingerprint of the same mail is another one with another key."""
+    """The fingerprint depends on the secret key, which its id does not show."""
     with open_shop(SECRET_KEY=OTHER).app_context():
         other = send(idempotency_key="code-8")
     digest, key_id = fingerprint_of(shop, send())
@@ -94,7 +94,7 @@ def test_what_is_kept_tells_nothing(shop: Flask, open_shop: OpenShop) -> None:
 
 
 def test_keys_are_rotated(open_shop: OpenShop) -> None:
-    """A mail that was queued with the former key is recognised while that is among the fallbacks, and not after."""
+    """A mail queued with a former secret key is recognised while that key is a fallback."""
     before = open_shop(SECRET_KEY=OLD)
     with before.app_context():
         first = send()
@@ -115,7 +115,7 @@ def test_keys_are_rotated(open_shop: OpenShop) -> None:
 
 
 def test_the_first_key_signs(open_shop: OpenShop) -> None:
-    """What is queued during a rotation is recognised when the former key is gone."""
+    """A mail queued during a rotation is recognised when the former secret key is gone."""
     with open_shop(MAILER_SECRET_KEYS=[NEW, OLD]).app_context():
         first = send()
     with open_shop(MAILER_SECRET_KEYS=[NEW]).app_context():
@@ -123,7 +123,7 @@ def test_the_first_key_signs(open_shop: OpenShop) -> None:
 
 
 def test_two_applications_with_different_keys(shop: Flask, open_shop: OpenShop) -> None:
-    """They share a database: what one of them has queued is never taken by the other for its own mail."""
+    """Applications with different secret keys never take each other's mail for their own."""
     first = send()
     with (
         open_shop(SECRET_KEY=OTHER).app_context(),
@@ -134,7 +134,7 @@ def test_two_applications_with_different_keys(shop: Flask, open_shop: OpenShop) 
 
 
 def test_without_a_secret_key(open_shop: OpenShop) -> None:
-    """Calls are recognised until what the mail said is erased; from then on the error names the missing setting."""
+    """Without a secret key, mail is recognised until erased; then the error names the setting."""
     app = open_shop(SECRET_KEY=None)
     with app.app_context():
         first = send()
@@ -151,7 +151,7 @@ def test_without_a_secret_key(open_shop: OpenShop) -> None:
 
 
 def test_a_mail_of_an_older_version(shop: Flask, open_shop: OpenShop) -> None:
-    """Its fingerprint is not keyed: it is compared until the mail is erased, and does not outlast that."""
+    """The unkeyed fingerprint of an older version is compared, and deleted at the erasure."""
     with open_shop(SECRET_KEY=None).app_context():
         first = send()
     assert fingerprint_of(shop, first)[1] is None
@@ -165,7 +165,7 @@ def test_a_mail_of_an_older_version(shop: Flask, open_shop: OpenShop) -> None:
 
 
 def test_the_key_is_free_when_the_mail_is_purged(shop: Flask) -> None:
-    """Then the next call queues a mail."""
+    """A key is free for another mail when its mail is purged."""
     first = send()
     end(shop, first)
     store_of(shop).purge_finished(LATER * 2, most=100)
@@ -175,7 +175,7 @@ def test_the_key_is_free_when_the_mail_is_purged(shop: Flask) -> None:
 
 
 def test_old_mail_that_is_not_sensitive(shop: Flask) -> None:
-    """MAILER_KEEP_BODIES_DAYS takes what it said and leaves its fingerprint."""
+    """An ordinary mail keeps its fingerprint when its content is erased by age."""
     first = send(sensitive=False)
     store_of(shop).settle_if_resting(first.id, Status.CANCELLED, now=LATER)
     store_of(shop).erase_finished(LATER * 2, now=LATER, after="", most=10)
@@ -186,7 +186,7 @@ def test_old_mail_that_is_not_sensitive(shop: Flask) -> None:
 
 
 def test_at_the_same_time(shop: Flask) -> None:
-    """Two mails for one key: one is queued, and every other call with the other mail is refused."""
+    """Of two mails with one key at the same time, one is queued and the other is refused."""
     together = Barrier(10)
 
     def call(number: int) -> str | None:
@@ -207,7 +207,7 @@ def test_at_the_same_time(shop: Flask) -> None:
 
 
 def test_in_a_transaction_of_the_application(shop: Flask, config: dict[str, str]) -> None:
-    """An erased mail is recognised there as well."""
+    """An erased mail is recognised in a transaction of the application, too."""
     first = send()
     end(shop, first)
     engine = create_engine(config["MAILER_DATABASE_URL"])
@@ -220,7 +220,7 @@ def test_in_a_transaction_of_the_application(shop: Flask, config: dict[str, str]
 
 @sqlite_only
 def test_a_keyed_fingerprint_that_an_older_version_erased(shop: Flask) -> None:
-    """While both versions run, the older one leaves the id of the key alone: that proves nothing."""
+    """The id of a secret key without its fingerprint, left by an older version, proves nothing."""
     first = send()
     end(shop, first)
     with store_of(shop).engine.begin() as connection:
