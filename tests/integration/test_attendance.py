@@ -1,4 +1,4 @@
-"""Whether anybody delivers is said to those who queue: in their log, by `flask mail queue`, and to a health check."""
+"""Missing workers are reported to callers, by `flask mail queue` and in the health check."""
 
 import ctypes
 import logging
@@ -58,12 +58,12 @@ def worker(name: str = "one", seen_at: float = NOW) -> Worker:
     ],
 )
 def test_how_long_nobody_was_there(seconds: float | None, words: str) -> None:
-    """It is rounded down, and never said in less than two of a unit."""
+    """A silence is rounded down, in the largest unit that it contains at least twice."""
     assert silence(None if seconds is None else NOW - seconds, NOW) == f"no worker has {words}"
 
 
 def test_mail_that_nobody_delivers(store: Store) -> None:
-    """Mails are counted, not their copies, and only what is due; a worker that was seen a moment ago is there."""
+    """The warning counts due mails, not deliveries, and ends while a worker was just seen."""
     insert(store, "ada@example.com", "bob@example.com", due_at=NOW - 1)
     insert(store, lane=Lane.BULK, due_at=NOW + 900)
     assert absence(store, NOW) == "1 mail is due and no worker has ever been seen."
@@ -79,7 +79,7 @@ def test_mail_that_nobody_delivers(store: Store) -> None:
 
 
 def test_nothing_is_due(store: Store) -> None:
-    """Then nobody is missed; nor is anybody for mail that a person has paused."""
+    """No worker is missed while no mail is due or delivery is paused."""
     assert absence(store, NOW) is None
 
     insert(store, due_at=NOW - 1)
@@ -88,7 +88,7 @@ def test_nothing_is_due(store: Store) -> None:
 
 
 def test_a_worker_that_has_stopped(store: Store) -> None:
-    """Its row is gone; the time of its last sweep is known all the same."""
+    """A stopped worker leaves no row, but the time of its last sweep stays known."""
     insert(store, due_at=NOW - 1)
     store.beat(worker())
     assert [one.pid for one in store.present_workers(NOW, silent=60)] == [7]
@@ -100,7 +100,7 @@ def test_a_worker_that_has_stopped(store: Store) -> None:
 
 
 def test_a_clock_that_was_ahead(store: Store) -> None:
-    """What it wrote is not believed, and goes with the next heartbeat; so do workers that were killed long ago."""
+    """A heartbeat from the future is ignored; the next one deletes it and those of dead workers."""
     insert(store, due_at=NOW - 1)
     store.beat(worker("ahead", NOW + 86400))
     assert absence(store, NOW) == "1 mail is due and no worker has ever been seen."
@@ -111,7 +111,7 @@ def test_a_clock_that_was_ahead(store: Store) -> None:
 
 
 def test_more_than_anybody_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million mails are not counted in a web process."""
+    """Due mail is counted up to a limit, since a web process does the counting."""
     monkeypatch.setattr("mailer.store.workers.MAX_COUNTED", 3)
     for _ in range(4):
         insert(store, due_at=NOW - 1)
@@ -119,7 +119,7 @@ def test_more_than_anybody_counts(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert absence(store, NOW) == "3 or more mails are due and no worker has ever been seen."
 
 
-# --- who queues ---------------------------------------------------------------------------------
+# --- processes that queue -----------------------------------------------------------------------
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -133,7 +133,7 @@ def queue(app: Flask, **options: Any) -> None:
 
 @sqlite_only
 def test_the_log_of_who_queues(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
-    """It says so, and what to do."""
+    """A process that queues mail while no worker is there logs that, and the remedy."""
     queue(open_shop())
 
     [said] = wait_until(lambda: warned(caplog))
@@ -145,7 +145,7 @@ def test_the_log_of_who_queues(open_shop: OpenShop, caplog: pytest.LogCaptureFix
 
 @sqlite_only
 def test_mail_of_a_transaction(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
-    """It is looked after when it is committed, and not in that transaction."""
+    """Mail in the caller's transaction is looked at after the commit, outside of it."""
     app = open_shop()
     with app.app_context(), store_of(app).engine.connect() as connection:
         queue(app, connection=connection)
@@ -156,7 +156,7 @@ def test_mail_of_a_transaction(open_shop: OpenShop, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork])
 def test_a_child_looks_whoever_looked_at_the_moment_of_its_fork(fork: Callable[[], int]) -> None:
-    """A lock that a thread of the parent holds for a moment would be held for ever."""
+    """A forked child does not inherit a lock that a thread of its parent held."""
     watch = Watch(Store("sqlite://"), lambda: None, shown=False)
     with watch._lock:
         if not (child := fork()):
@@ -170,7 +170,7 @@ def test_a_child_looks_whoever_looked_at_the_moment_of_its_fork(fork: Callable[[
 
 
 def test_a_test_of_an_application_hears_nothing() -> None:
-    """With MAIL_SUPPRESS_SEND nobody has to be there, and nobody looks."""
+    """With MAIL_SUPPRESS_SEND no worker is needed, and none is looked for."""
     app = Flask("app")
     app.config.update(
         TESTING=True, MAILER_DATABASE_URL="sqlite://", MAIL_DEFAULT_SENDER="ada@example.com"
@@ -182,7 +182,7 @@ def test_a_test_of_an_application_hears_nothing() -> None:
 
 
 class Starting:
-    """What Celery names as the sender when a worker starts."""
+    """The sender that Celery names when a worker starts."""
 
     def __init__(self, app: Celery[Any]) -> None:
         self.app = app
@@ -190,7 +190,7 @@ class Starting:
 
 @sqlite_only
 def test_a_celery_app_that_came_late(open_shop: OpenShop, caplog: pytest.LogCaptureFixture) -> None:
-    """Its workers deliver nothing: who queues is told, and so is the worker when it starts."""
+    """A Celery app that is set too late delivers nothing: callers and its workers log that."""
     app = open_shop()
     late: Celery[Any] = Celery("late", broker="memory://", set_as_current=False)
     app.extensions["celery"] = late
@@ -216,7 +216,7 @@ def test_a_worker_tells_when_it_delivered_last(
     replies: dict[str, bytes],
     is_told: bool,
 ) -> None:
-    """The main process of a pool knows it of its children, also of one that was killed since; a refusal is no delivery."""
+    """A worker reports the last delivery of its children, even killed ones; a refusal is none."""
     server = answering(**replies)
     dispatcher = make_dispatcher(MAIL_SERVER=server.host, MAIL_PORT=server.port)
     heartbeat = Heartbeat(outbound_of(dispatcher))
@@ -235,7 +235,7 @@ def test_a_worker_tells_when_it_delivered_last(
 
 
 def deliver_in_a_child(dispatcher: Dispatcher) -> None:
-    """It is killed when it has delivered."""
+    """Deliver one batch in a child process, which is then killed."""
     if not (child := os.fork()):
         try:
             dispatcher.deliver_batch()
@@ -247,7 +247,7 @@ def deliver_in_a_child(dispatcher: Dispatcher) -> None:
 def test_a_heart_goes_on_beating(
     make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever becomes of the database, its thread lives, and the worker with it."""
+    """The heartbeat thread survives a database that is away."""
     url = "postgresql://mailer:secret@127.0.0.1:1/mailer"
     outbound = outbound_of(make_dispatcher())
     outbound.store = Store(url)

@@ -1,4 +1,4 @@
-"""The bell, with a real Redis: who hears it, and what becomes of a ring that nobody can hear."""
+"""The bell with a real Redis: which rings are sent, and what follows if nobody answers."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def bell(open_shop: Callable[..., Flask], redis_server: RedisServer) -> CeleryBe
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let so many seconds pass for the bell."""
+    """Return a function that lets a number of seconds pass for the bell."""
     now = [time.monotonic()]
     monkeypatch.setattr("mailer.celery.bell.time", SimpleNamespace(monotonic=lambda: now[0]))
 
@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None:
-    """Enqueuers add none to it; the sweep does, as it may have been lost."""
+    """Callers add no ring to a pending one; the sweep does, as that one may be lost."""
     assert [bell.ring(), bell.ring()] == [True, True]
     assert client.llen("mailer-tests") == 1
 
@@ -53,7 +53,7 @@ def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None
 
 
 def test_a_ring_brings_no_limits_of_its_own(bell: CeleryBell, client: redis.Redis) -> None:
-    """Not even those of our tasks, which Celery adds where it knows them: a worker refuses what brings any."""
+    """A ring carries no time limits, not even those of our tasks: workers refuse any."""
     celery = bell._celery
     celery.finalize()
     assert celery.tasks["mailer.send_email"].time_limit
@@ -67,7 +67,7 @@ def test_a_ring_brings_no_limits_of_its_own(bell: CeleryBell, client: redis.Redi
 def test_rings_that_nobody_answers(
     bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool
 ) -> None:
-    """After ten seconds the sweep is told so, and delivers by itself; the queue of rings does not grow meanwhile."""
+    """After ten seconds without an answer, the sweep learns of it and adds no more rings."""
     bell.ring(urge=True)
     client.set("mailer:tests:ring", 1, px=left)
 
@@ -78,7 +78,7 @@ def test_rings_that_nobody_answers(
 def test_rings_that_somebody_else_took(
     bell: CeleryBell, client: redis.Redis, clock: Callable[[float], None]
 ) -> None:
-    """A worker that is new rings first, however long the rings before went unanswered; and so it does every ten seconds."""
+    """A new worker rings first, however long others went unanswered, and every ten seconds."""
     client.set("mailer:tests:ring", 1, px=49_000)
 
     heard = [bell.ring(urge=True), bell.ring(urge=True)]
@@ -90,7 +90,7 @@ def test_rings_that_somebody_else_took(
 
 
 def test_a_flag_that_never_ends(bell: CeleryBell, client: redis.Redis) -> None:
-    """Somebody else has set it: the sweep rings, and the answer takes it down."""
+    """A flag without an expiry does not keep the sweep from ringing; the answer removes it."""
     client.set("mailer:tests:ring", 1)
 
     assert bell.ring(urge=True)
@@ -101,14 +101,14 @@ def test_a_flag_that_never_ends(bell: CeleryBell, client: redis.Redis) -> None:
 
 
 def test_nothing_in_redis_fails_a_call(bell: CeleryBell, client: redis.Redis) -> None:
-    """The mail is stored when it rings: an exception would say that it is not."""
+    """A ring that fails raises nothing, since the mail is already stored."""
     client.set("mailer-tests", "no list")
 
     assert not bell.ring()
 
 
 def test_it_is_found_again(bell: CeleryBell, redis_server: RedisServer) -> None:
-    """By the process itself, without a call that waits for it."""
+    """A process rings again once Redis is back, with no call waiting for it."""
     redis_server.stop()
     assert not bell.ring()
 

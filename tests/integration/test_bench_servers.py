@@ -1,4 +1,4 @@
-"""The servers at which the bench counts: a mail is one, in whatever session and packet it came."""
+"""The servers of the bench count each mail once, in any session and any packet."""
 
 import smtplib
 import socket
@@ -14,7 +14,7 @@ LETTER = b"Subject: hello\r\n\r\nhello\r\n.. a line with dots\r\n"
 
 
 def test_the_sink_counts_every_mail(tmp_path: Path) -> None:
-    """However many sessions they come in, and however fast."""
+    """The sink counts every mail, in many sessions and however fast."""
     requirement.require(
         "Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")])
     )
@@ -33,7 +33,7 @@ def test_the_sink_counts_every_mail(tmp_path: Path) -> None:
 
 
 def test_the_relay_far_away_counts_every_mail(tmp_path: Path) -> None:
-    """It speaks SMTP with the standard library."""
+    """The distant relay counts every mail that the standard library's client sends."""
     with running_relay(tmp_path) as relay:
         for _ in range(3):
             send_one(relay)
@@ -42,7 +42,7 @@ def test_the_relay_far_away_counts_every_mail(tmp_path: Path) -> None:
 
 
 def test_the_relay_far_away_answers_what_came_in_one_packet(tmp_path: Path) -> None:
-    """In the order in which it was asked, with the next mail's commands behind the final dot."""
+    """The distant relay answers pipelined commands in order, also those behind a final dot."""
     with (
         running_relay(tmp_path) as relay,
         socket.create_connection((relay.host, relay.port)) as connection,

@@ -1,4 +1,4 @@
-"""A worker's connection to the broker, when that goes away at a bad moment."""
+"""A worker's connection to the broker, lost at a bad moment."""
 
 from contextlib import suppress
 from typing import Any
@@ -13,7 +13,7 @@ from tests.services.broker import RedisServer
 
 
 def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
-    """A worker with a task in hand, which has asked for the next one, can give up the connection when the broker is gone."""
+    """A worker with a task in hand that waits for the next can give up a lost connection."""
     connection, _consumer, _messages = consuming(redis_server)
     connection.Consumer([Queue("control")], channel=connection.channel()).consume()
     with suppress(TimeoutError):
@@ -23,11 +23,11 @@ def test_a_lost_connection_ends_no_worker(redis_server: RedisServer) -> None:
     with suppress(*connection.connection_errors):
         connection.collect()
 
-    connection.close()  # as Celery does, which ends for any error that is not one of the connection
+    connection.close()  # as Celery does: any error but a connection error ends it
 
 
 def test_an_acknowledgement_that_comes_too_late_ends_no_worker(redis_server: RedisServer) -> None:
-    """A task was begun over a connection that is gone by now: what can't be said any more is an error of the connection."""
+    """Acknowledging over a lost connection raises an error of the connection, and no other."""
     connection, _consumer, [message] = consuming(redis_server)
     channel: Any = message.channel
     message.ack()
@@ -38,7 +38,7 @@ def test_an_acknowledgement_that_comes_too_late_ends_no_worker(redis_server: Red
 
 
 def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> None:
-    """A worker that is stopped in good order leaves the task that it had not begun to others."""
+    """A worker that stops in good order returns a task it has not begun to the queue."""
     connection, _consumer, _messages = consuming(redis_server)
     connection.close()
 
@@ -48,7 +48,7 @@ def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> Non
 
 
 def test_a_lost_connection_is_let_go(redis_server: RedisServer) -> None:
-    """A worker that loses its connection again and again looks after the last one only, and is no larger for it."""
+    """A worker drops the callbacks and timers of lost connections, so it does not grow."""
     hub, worker = Hub(), Mock(PatientConsumer, controller=Mock(), leave_lost=lambda: None)
     kept = []
 
@@ -65,9 +65,9 @@ def test_a_lost_connection_is_let_go(redis_server: RedisServer) -> None:
 def consuming(
     server: RedisServer, *, publish: bool = True, worker: Mock | None = None
 ) -> tuple[Connection, Consumer, list[Message]]:
-    """A connection with a task that is not acknowledged."""
+    """Return a connection, its consumer and its tasks, which are not acknowledged."""
     connection = Connection(server.url.replace("unix://", "redis+socket://"))
-    worker = worker or Mock(PatientConsumer, controller=Mock())  # nothing is refused here
+    worker = worker or Mock(PatientConsumer, controller=Mock())  # refuses nothing
     reached: Any = connection
     reached.transport_cls = careful_transport(connection.get_transport_cls(), worker)
     queue = Queue("tasks")

@@ -31,7 +31,7 @@ Flasks = Callable[..., Result]
 
 @pytest.fixture
 def flask_mail(shop: Flask) -> Flasks:
-    """`flask_mail("status", mail_id)`: the command in this process."""
+    """Return a function that runs `flask mail …` in this process."""
     return lambda *arguments: run_in(shop, *arguments)
 
 
@@ -40,23 +40,23 @@ def run_in(app: Flask, *arguments: str) -> Result:
 
 
 def failure(result: Result) -> str:
-    """What it says when it fails: a sentence, never a traceback."""
+    """Return the error that a failed command prints, which must be no traceback."""
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
     assert result.stdout == ""
     return result.stderr
 
 
-# --- looking ------------------------------------------------------------------------------------
+# --- queue and status ---------------------------------------------------------------------------
 
 
 def test_an_empty_queue(flask_mail: Flasks) -> None:
-    """Nothing is said in words, not by silence."""
+    """An empty queue is reported in words, not by silence."""
     assert flask_mail("queue").output == "No mail yet.\n"
 
 
 def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
-    """A line a lane and state, the most urgent first; what waits with the time it waits for."""
+    """The queue has a line for each lane and state, urgent lanes first, with the first due time."""
     store = store_of(shop)
     bring(store, Status.SENT, lane=Lane.CRITICAL)
     insert(store, "ada@example.com", "bob@example.com", lane=Lane.BULK, due_at=LATER)
@@ -71,7 +71,7 @@ def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
 
 
 def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
-    """Or that nobody does, while mail is due."""
+    """`queue` shows the workers and the last delivery, or warns that no worker is there."""
     store, now = store_of(shop), time.time()
     insert(store, due_at=now - 1)
     assert flask_mail("queue").output.startswith(
@@ -95,7 +95,7 @@ def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
 
 
 def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
-    """A line a recipient, with the relay's own words; what went wrong before is below it."""
+    """The status has a line for each recipient with the relay's reply, and each failed attempt."""
     store = store_of(shop)
     mail_id = insert(store, "ada@example.com", "bob@example.com")
     ada, bob = claim(store)
@@ -108,18 +108,17 @@ def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
     assert result.exit_code == 0
     assert head == f"{mail_id}  2027-01-15 08:00:00 UTC  Welcome"
     assert line_of_ada.startswith("  ada@example.com  queued  2027-01-16 08:00:00 UTC  attempts 1")
-    assert (
-        trial
-        == "    2027-01-15 08:00:00 UTC  deferred at dot, relay.example.com: 450 4.2.1 mailbox busy"
+    assert trial == (
+        "    2027-01-15 08:00:00 UTC  deferred at dot, relay.example.com: 450 4.2.1 mailbox busy"
     )
-    assert (
-        line_of_bob
-        == "  bob@example.com  sent  2027-01-15 08:00:00 UTC  attempts 1  relay.example.com: 250 2.0.0 queued as 7"
+    assert line_of_bob == (
+        "  bob@example.com  sent  2027-01-15 08:00:00 UTC  attempts 1"
+        "  relay.example.com: 250 2.0.0 queued as 7"
     )
 
 
 def test_the_status_tells_no_next_try_in_the_past(shop: Flask, flask_mail: Flasks) -> None:
-    """What a worker has in its hands is being tried; what has been due waits for a worker."""
+    """The status shows no attempt in the past, but mail as due now or being tried now."""
     store = store_of(shop)
     waits = insert(store, "ada@example.com", due_at=LATER)
     due = insert(store, "ada@example.com", due_at=time.time() - 60)
@@ -132,7 +131,7 @@ def test_the_status_tells_no_next_try_in_the_past(shop: Flask, flask_mail: Flask
     assert "transmitting  being tried now  attempts 1" in flask_mail("status", due).output
 
 
-# --- deciding -----------------------------------------------------------------------------------
+# --- cancel, retry, resolve ---------------------------------------------------------------------
 
 
 DECISIONS = [
@@ -145,19 +144,19 @@ DECISIONS = [
 
 
 def test_a_person_moves_a_mail(shop: Flask, flask_mail: Flasks) -> None:
-    """Along the state chart, and the command says how many went."""
+    """Each command moves deliveries along the state chart and prints how many moved."""
     for state, [name, *verdict], to in DECISIONS:
         delivery = bring(store_of(shop), state)
         result = flask_mail(name, delivery.mail_id, *verdict)
 
         assert (result.exit_code, result.output) == (0, f"1 moved to {to}.\n")
         assert table(store_of(shop))[delivery.id]["status"] == to
-        # Out of the way of the next.
+        # Finish it, so that the next command does not meet it.
         store_of(shop).settle_if_resting(delivery.mail_id, Status.CANCELLED, now=LATER)
 
 
 def test_only_what_can_be_moved_is(shop: Flask, flask_mail: Flasks) -> None:
-    """Of a mail with many recipients, those that wait are cancelled; what is out is out."""
+    """`cancel` moves only the deliveries that wait; those already sent stay sent."""
     store = store_of(shop)
     mail_id = insert(store, "ada@example.com", "bob@example.com", "eve@example.com")
     [first] = claim(store, most=1)
@@ -174,7 +173,7 @@ def test_only_what_can_be_moved_is(shop: Flask, flask_mail: Flasks) -> None:
 
 @sqlite_only
 def test_nothing_to_move_is_a_failure(shop: Flask, flask_mail: Flasks) -> None:
-    """A script must notice that what it asked for did not happen; a person reads why."""
+    """A command that moves nothing fails, for scripts, and prints why, for people."""
     sent = bring(store_of(shop), Status.SENT).mail_id
     claimed = bring(store_of(shop), Status.CLAIMED).mail_id
 
@@ -192,7 +191,7 @@ def test_nothing_to_move_is_a_failure(shop: Flask, flask_mail: Flasks) -> None:
 
 @sqlite_only
 def test_an_unknown_id(flask_mail: Flasks) -> None:
-    """It may have been purged, or it is another installation's."""
+    """The error for an unknown id names both reasons: never queued here, or purged."""
     for arguments in (
         ["status", "nope"],
         ["cancel", "nope"],
@@ -206,7 +205,7 @@ def test_an_unknown_id(flask_mail: Flasks) -> None:
 
 @sqlite_only
 def test_a_wrong_call(flask_mail: Flasks) -> None:
-    """Click says what is allowed, and exits with 2."""
+    """A wrong call exits with 2 and prints the arguments that are allowed."""
     unknown_verdict, no_id = flask_mail("resolve", "nope", "lost"), flask_mail("status")
 
     assert (unknown_verdict.exit_code, no_id.exit_code) == (2, 2)
@@ -216,25 +215,12 @@ def test_a_wrong_call(flask_mail: Flasks) -> None:
 
 @sqlite_only
 def test_every_command_is_explained(flask_mail: Flasks) -> None:
-    """`flask mail --help` is where an operator begins."""
+    """`flask mail --help` explains every command."""
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
-    assert [line.split()[0] for line in lines] == [
-        *(
-            "cancel",
-            "due",
-            "inbox",
-            "list",
-            "migrate",
-            "pause",
-            "queue",
-            "relays",
-            "resolve",
-            "resume",
-            "retry",
-            "status",
-        )
-    ]
+    assert [line.split()[0] for line in lines] == (
+        "cancel due inbox list migrate pause queue relays resolve resume retry status".split()
+    )
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -242,7 +228,7 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
 
 
 def test_everything_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
-    """Each says what it did; while it lasts, who looks at the queue is told."""
+    """`pause` and `resume` print their effect; `queue` and `due` show a pause meanwhile."""
     store = store_of(shop)
     bring(store, Status.CLAIMED)
     insert(store)
@@ -260,7 +246,7 @@ def test_everything_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> No
 
 
 def test_a_lane_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
-    """It alone, and who holds mail of another lane does not matter."""
+    """Pausing a lane affects no other, and counts no mail of other lanes in workers' hands."""
     bring(store_of(shop), Status.CLAIMED)
     assert flask_mail("pause", "--lane", "bulk").output == "The lane bulk is paused.\n"
     assert store_of(shop).list_pauses().keys() == {Lane.BULK}
@@ -269,7 +255,7 @@ def test_a_lane_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
 
 
 def test_what_would_go_out(shop: Flask, flask_mail: Flasks) -> None:
-    """By lane, age and domain, and the first mails; what a sensitive one is about is not shown."""
+    """`due` counts mail by lane, age and domain, and lists the first without secret subjects."""
     assert flask_mail("due").output == "Nothing would go out.\n"
     old = insert(store_of(shop), "ada@example.com", due_at=NOW - 60)
     secret = insert(
@@ -304,7 +290,7 @@ def test_what_would_go_out(shop: Flask, flask_mail: Flasks) -> None:
 
 
 def test_what_was_due_is_cancelled(shop: Flask, flask_mail: Flasks) -> None:
-    """All of it, or that of a lane; what is in doubt waits for a person from then on."""
+    """`cancel --due-before` cancels due mail, also of one lane; mail in doubt is not resent."""
     store = store_of(shop)
     bring(store, Status.DOUBTFUL)
     insert(store, "ada@example.com", "bob@example.com", due_at=NOW - 60)
@@ -327,20 +313,18 @@ def test_what_was_due_is_cancelled(shop: Flask, flask_mail: Flasks) -> None:
 
 @sqlite_only
 def test_one_mail_or_many(flask_mail: Flasks) -> None:
-    """Never both, never neither; and a time is a time."""
+    """`cancel` takes either an id or a valid time, never both and never neither."""
     for arguments in ([], ["mail", "--due-before", "2027-01-15"]):
         result = flask_mail("cancel", *arguments)
-        assert (result.exit_code, "Give the id of a mail, or --due-before." in result.stderr) == (
-            2,
-            True,
-        )
+        assert result.exit_code == 2
+        assert "Give the id of a mail, or --due-before." in result.stderr
     assert "'yesterday' is no time: give one such as '2026-11-25 10:00' (UTC)." in flask_mail(
         "cancel", "--due-before", "yesterday"
     ).stderr.replace("\n", " ")
 
 
 def test_what_was_erased_is_not_requeued(shop: Flask, flask_mail: Flasks) -> None:
-    """There is nothing left to send, and the command says since when."""
+    """Mail with erased content is not requeued, and the error gives the time of erasure."""
     mail_id = bring(store_of(shop), Status.FAILED, message=a_message(sensitive=True)).mail_id
 
     assert failure(flask_mail("retry", mail_id)) == (
@@ -348,9 +332,9 @@ def test_what_was_erased_is_not_requeued(shop: Flask, flask_mail: Flasks) -> Non
         " Queue it anew.\n"
     )
     head = flask_mail("status", mail_id).output.splitlines()[0]
-    assert (
-        head
-        == f"{mail_id}  2027-01-15 08:00:00 UTC  (sensitive)  what it said was erased at 2027-01-15 08:00:00 UTC"
+    assert head == (
+        f"{mail_id}  2027-01-15 08:00:00 UTC  (sensitive)"
+        "  what it said was erased at 2027-01-15 08:00:00 UTC"
     )
 
 
@@ -372,7 +356,7 @@ SECOND = {
 
 
 def test_the_relays(open_shop: OpenShop) -> None:
-    """Each with what it is for, and how it is doing: what the relay said, and what to do about it."""
+    """`relays` shows the rules and state of each relay, its last reply and how to fix a fault."""
     shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
     advice = (
         "535 5.7.8 no MAIL_USERNAME and MAIL_PASSWORD: the relay refuses this login: correct it."
@@ -399,7 +383,7 @@ def test_the_relays(open_shop: OpenShop) -> None:
 
 
 def test_the_only_relay(shop: Flask, flask_mail: Flasks, sink: Sink) -> None:
-    """Without MAILER_RELAYS its name is where it is."""
+    """Without MAILER_RELAYS, a relay is named by its host and port."""
     name = f"{sink.host}:{sink.port}"
     assert (
         flask_mail("relays").output == f"{name}  {name}  all mail; preference 0; weight 1\n  open\n"
@@ -411,7 +395,7 @@ def test_the_only_relay(shop: Flask, flask_mail: Flasks, sink: Sink) -> None:
 
 
 def test_a_pause_is_ended(open_shop: OpenShop) -> None:
-    """Of that relay and no other; where there is none, nothing is wrong."""
+    """`resume` ends the pause of one relay only, and succeeds if there is none."""
     shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
     for name in ("first", "second"):
         store_of(shop).pause_relay(name, failures=0, now=NOW, until=LATER, reason="421 closed")
@@ -424,7 +408,7 @@ def test_a_pause_is_ended(open_shop: OpenShop) -> None:
 
 @sqlite_only
 def test_an_unknown_relay(open_shop: OpenShop) -> None:
-    """The error names those that there are."""
+    """The error for an unknown relay names those that exist."""
     shop = open_shop(MAILER_RELAYS=[FIRST, SECOND])
 
     assert (
@@ -437,7 +421,7 @@ def test_an_unknown_relay(open_shop: OpenShop) -> None:
 
 
 def set_revision(url: str, revision: str) -> None:
-    """Make the tables those of another version, which no other one can work with."""
+    """Set the tables to the revision of another, incompatible version."""
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(version.update().values(version_num=revision, readable_from=revision))
@@ -445,7 +429,7 @@ def set_revision(url: str, revision: str) -> None:
 
 
 def test_migrate(open_shop: OpenShop, empty_database_url: str) -> None:
-    """An empty database gets the tables; a second time changes nothing."""
+    """`migrate` creates the tables in an empty database; a second run changes nothing."""
     shop = open_shop(MAILER_DATABASE_URL=empty_database_url)
 
     for _ in range(2):
@@ -455,7 +439,7 @@ def test_migrate(open_shop: OpenShop, empty_database_url: str) -> None:
 
 
 def test_migrate_keeps_mails(shop: Flask, flask_mail: Flasks) -> None:
-    """What is queued stays queued."""
+    """`migrate` keeps the queued mail."""
     insert(store_of(shop))
 
     assert flask_mail("migrate").exit_code == 0
@@ -463,7 +447,7 @@ def test_migrate_keeps_mails(shop: Flask, flask_mail: Flasks) -> None:
 
 
 def test_migrate_to_a_revision(flask_mail: Flasks) -> None:
-    """Back to nothing and to the newest by its name; an unknown name changes nothing."""
+    """`migrate --to` takes a revision or `base`; an unknown revision changes nothing."""
     assert (
         flask_mail("migrate", "--to", REVISION).output
         == f"The tables of Mailer are at {REVISION}.\n"
@@ -475,7 +459,7 @@ def test_migrate_to_a_revision(flask_mail: Flasks) -> None:
 
 
 def test_tables_of_another_version(open_shop: OpenShop, database_url: str) -> None:
-    """Each command says which revision was found, which is known, and what mends it."""
+    """With tables of another version, each command names both revisions and the remedy."""
     for revision, remedy in (
         ("0000", "run 'flask mail migrate'"),
         ("9999", "install the newer version"),
@@ -490,14 +474,14 @@ def test_tables_of_another_version(open_shop: OpenShop, database_url: str) -> No
 
 
 def test_tables_of_a_newer_version_are_not_migrated(open_shop: OpenShop, database_url: str) -> None:
-    """This code does not know the way back."""
+    """Tables of a newer version are refused, as this version has no way back from them."""
     set_revision(database_url, "9999")
 
     assert "The tables of Mailer are at 9999" in failure(run_in(open_shop(), "migrate"))
 
 
 def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_path: Path) -> None:
-    """The key that names it, what the driver says, and no password."""
+    """The error for a database that is away names its setting and shows no password."""
     gone = (
         "postgresql://mailer:geheim@127.0.0.1:1/mailer"
         if database_url.startswith("postgresql")
@@ -511,21 +495,15 @@ def test_a_database_that_is_away(open_shop: OpenShop, database_url: str, tmp_pat
         assert "geheim" not in error
 
 
-# --- for real -----------------------------------------------------------------------------------
+# --- real processes -----------------------------------------------------------------------------
 
 
 def flask(
     config: Mapping[str, str], *arguments: str, typed: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The command of a deployment, configured by the environment."""
-    command = [
-        sys.executable,
-        "-m",
-        "flask",
-        "--app",
-        "tests.application:create_app({})",
-        *arguments,
-    ]
+    """Run `flask` as a deployment does, configured by the environment."""
+    application = "tests.application:create_app({})"
+    command = [sys.executable, "-m", "flask", "--app", application, *arguments]
     environment = {**os.environ, **config}
     return subprocess.run(
         command,
@@ -541,7 +519,7 @@ def flask(
 
 @pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 def test_a_deployment(config: dict[str, str], empty_database_url: str, open_shop: OpenShop) -> None:
-    """Migrate, queue a mail in `flask shell`, look at it: as an operator does it, in a process each."""
+    """`migrate`, a mail queued in `flask shell`, and `status` work in separate processes."""
     config["MAILER_DATABASE_URL"] = empty_database_url
 
     migrated = flask(config, "mail", "migrate")
@@ -550,11 +528,8 @@ def test_a_deployment(config: dict[str, str], empty_database_url: str, open_shop
         "The tables of Mailer are up to date.\n",
     ), migrated.stderr
 
-    shell = flask(
-        config,
-        "shell",
-        typed="from mailer import send_email\nsend_email('ada@example.com', 'Hi', 'welcome', name='Ada').id\n",
-    )
+    call = "send_email('ada@example.com', 'Hi', 'welcome', name='Ada')"
+    shell = flask(config, "shell", typed=f"from mailer import send_email\n{call}.id\n")
     assert shell.returncode == 0, shell.stderr
     [mail_id] = {row["mail_id"] for row in table(store_of(open_shop())).values()}
     assert mail_id in shell.stdout
@@ -566,7 +541,7 @@ def test_a_deployment(config: dict[str, str], empty_database_url: str, open_shop
 
 @sqlite_only
 def test_a_failure_of_the_real_command(config: dict[str, str]) -> None:
-    """Its exit code is for scripts, its words are on stderr."""
+    """A failing command exits with an error code and prints its message to stderr."""
     unknown = flask(config, "mail", "status", "nope")
     wrong = flask({**config, "MAIL_PORT": "abc"}, "mail", "queue")
 
@@ -581,7 +556,7 @@ def test_a_failure_of_the_real_command(config: dict[str, str]) -> None:
 
 @sqlite_only
 def test_a_command_of_the_application_sends_mail(shop: Flask) -> None:
-    """Any command of Flask has the app's context."""
+    """Any Flask command of the application can queue mail."""
 
     @shop.cli.command("greet")
     def greet() -> None:
@@ -609,7 +584,7 @@ def test_a_command_of_the_application_sends_mail(shop: Flask) -> None:
     ],
 )
 def test_the_database_is_away(open_shop: OpenShop, command: str) -> None:
-    """Each command says so in one line, which has the key and not the password."""
+    """Each command fails with one line that names the setting and hides the password."""
     app = open_shop(
         MAILER_DATABASE_URL="postgresql://mailer:secret@127.0.0.1:1/mailer",
         MAIL_SERVER="127.0.0.1",

@@ -1,4 +1,4 @@
-"""Which database keeps the mail of an app, and that nobody forgets mail in another one."""
+"""The database that keeps the mail of an app, and warnings about mail left in another."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ def open_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "OpenApp":
 
 
 class OpenApp:
-    """Makes apps that have one instance folder."""
+    """A factory of apps that share one instance folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ def database_of(app: Flask) -> URL:
 
 
 def test_the_database_of_the_application(open_app: OpenApp) -> None:
-    """An application on PostgreSQL has its mail there; each driver of its own leads to the same database."""
+    """An application on PostgreSQL has its mail there, whatever driver its URL names."""
     for driver in ("postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
         url = database_of(open_app(SQLALCHEMY_DATABASE_URI=f"{driver}://shop:geheim@db/shop"))
 
@@ -52,14 +52,14 @@ def test_the_database_of_the_application(open_app: OpenApp) -> None:
 
 @pytest.mark.parametrize("own", ["sqlite:///shop.db", "mysql://db/shop", None, "nonsense"])
 def test_a_file_in_the_instance_folder(open_app: OpenApp, own: str | None) -> None:
-    """Any other application has its mail in a SQLite file of Mailer's own."""
+    """Any other application has its mail in an SQLite file in the instance folder."""
     url = database_of(open_app(SQLALCHEMY_DATABASE_URI=own))
 
     assert url.database == str(open_app.folder / "mailer.sqlite3")
 
 
 def test_the_own_setting_comes_first(open_app: OpenApp) -> None:
-    """MAILER_DATABASE_URL is the place, whatever the application uses."""
+    """MAILER_DATABASE_URL comes before the application's own database."""
     app = open_app(
         SQLALCHEMY_DATABASE_URI="postgresql://db/shop", MAILER_DATABASE_URL="postgresql://db/mail"
     )
@@ -71,7 +71,7 @@ def test_the_own_setting_comes_first(open_app: OpenApp) -> None:
     "url", ["sqlite:///shop.db", "sqlite:///file:shop.db?uri=true", "sqlite:///data/../shop.db"]
 )
 def test_a_relative_path(open_app: OpenApp, url: str) -> None:
-    """The same URL is the same file for Mailer and for Flask-SQLAlchemy: in the instance folder."""
+    """A relative path is the same file for Mailer and for Flask-SQLAlchemy."""
     (open_app.folder / "data").mkdir(parents=True)
     app = open_app(MAILER_DATABASE_URL=url, SQLALCHEMY_DATABASE_URI=url)
     insert(store_of(app))
@@ -101,7 +101,7 @@ def test_a_relative_path(open_app: OpenApp, url: str) -> None:
 def test_the_file_that_a_url_names(
     name: str, query: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the one that SQLite opens; none if that keeps it in memory."""
+    """The file read from a URL is the one that SQLite opens, or none for one in memory."""
     monkeypatch.chdir(tmp_path)
     url = URL.create("sqlite", database=name.format(folder=tmp_path), query=query)
     engine = create_engine(url, poolclass=NullPool)
@@ -118,7 +118,7 @@ def test_the_file_that_a_url_names(
     "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"]
 )
 def test_in_memory(open_app: OpenApp, url: str) -> None:
-    """It has no path, so no file is made."""
+    """A database in memory creates no file and no folder."""
     app = open_app(MAILER_DATABASE_URL=url)
     insert(store_of(app))
 
@@ -127,7 +127,7 @@ def test_in_memory(open_app: OpenApp, url: str) -> None:
 
 
 def test_the_choice_is_logged(open_app: OpenApp, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, at start, with the setting that made it, and without the password."""
+    """The choice is logged once at start, with its setting and without the password."""
     with caplog.at_level(logging.INFO, "mailer"):
         open_app(SQLALCHEMY_DATABASE_URI="postgresql://shop:geheim@db/shop?sslpassword=geheim")
 
@@ -140,7 +140,7 @@ def test_the_choice_is_logged(open_app: OpenApp, caplog: pytest.LogCaptureFixtur
 
 
 def test_mail_in_the_other_place(open_app: OpenApp, caplog: pytest.LogCaptureFixture) -> None:
-    """Unfinished mail in the SQLite file is warned about when the app has moved to PostgreSQL; a file without any is not."""
+    """Unfinished mail in the SQLite file is warned about once the app uses PostgreSQL."""
     insert(store := store_of(open_app()))
     caplog.clear()
 
@@ -168,7 +168,7 @@ def test_mail_in_the_working_directory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A relative path was relative to the working directory in earlier versions: mail that is there is warned about."""
+    """Unfinished mail in the working directory, its place in older versions, is warned about."""
     monkeypatch.chdir(tmp_path)
     old = Store(f"sqlite:///{tmp_path}/shop.db")
     insert(old)
@@ -180,14 +180,14 @@ def test_mail_in_the_working_directory(
 
 
 def test_a_place_that_can_not_be_looked_at(tmp_path: Path) -> None:
-    """Nobody who may not read it has mail there: the app starts."""
+    """An app starts even if it may not read the place where old mail could be."""
     tmp_path.chmod(0o700)
 
     as_another_user(lambda: warn_of_leftover(tmp_path / "mailer.sqlite3", "sqlite://"))
 
 
 def test_a_url_object(open_app: OpenApp) -> None:
-    """Both settings take what `sqlalchemy.make_url` returns, as Flask-SQLAlchemy does."""
+    """Both settings take a URL object of SQLAlchemy, as Flask-SQLAlchemy does."""
     url = make_url("postgresql://shop:geheim@db/shop")
 
     assert database_of(open_app(SQLALCHEMY_DATABASE_URI=url)).password == "geheim"
@@ -195,6 +195,6 @@ def test_a_url_object(open_app: OpenApp) -> None:
 
 
 def test_what_is_no_database(open_app: OpenApp) -> None:
-    """A URL that cannot be used is refused, and is not shown: it may have a password."""
+    """A URL that cannot be used is refused and not shown, since it may have a password."""
     with pytest.raises(ConfigurationError, match="MAILER_DATABASE_URL=<hidden>: allowed"):
         open_app(MAILER_DATABASE_URL="mysql://shop:geheim@db/shop")

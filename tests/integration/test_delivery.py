@@ -1,4 +1,4 @@
-"""A batch of what is due, delivered for real: what the rows say afterwards, whatever happened on the way."""
+"""A batch of due mail is delivered for real, and its rows tell what happened."""
 
 import time
 from collections.abc import Collection
@@ -29,11 +29,11 @@ from tests.services.dispatchers import (
 )
 from tests.services.sink import Sink
 
-# --- what comes of a mail ------------------------------------------------------------------------
+# --- outcomes of a mail -------------------------------------------------------------------------
 
 
 def test_a_mail_the_relay_takes(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
-    """It is sent, with the relay's words, and that is all there is to know."""
+    """An accepted mail is sent, with the relay's reply and an empty history."""
     mail_id = queue(store, "ada@example.com")
 
     assert make_dispatcher().deliver_batch().claimed == 1
@@ -48,7 +48,7 @@ def test_a_mail_the_relay_takes(make_dispatcher: MakeDispatcher, store: Store, s
 def test_a_mail_the_relay_defers(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """It is tried again, not at once, and its history keeps the relay's words."""
+    """A deferred mail is tried again after a wait, and its history keeps the relay's reply."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("rcpt", "450 4.2.0 not now"))
     dispatcher = make_dispatcher()
@@ -63,7 +63,7 @@ def test_a_mail_the_relay_defers(
         "450 4.2.0 not now",
     )
     assert deferred.due_at is not None
-    # A minute, spread by a fifth.
+    # A minute, with a jitter of a fifth.
     assert before + 48 <= deferred.due_at.timestamp() <= clock.time() + 72
     [attempt] = deferred.history
     assert (attempt.verdict, attempt.phase, attempt.reply) == (
@@ -83,7 +83,7 @@ def test_a_mail_the_relay_defers(
 def test_each_wait_is_longer_than_the_one_before(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """A relay that is in trouble is not troubled more; and once the tries are used up, the mail has failed."""
+    """Each wait is longer than the one before, and the last attempt makes the mail failed."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("dot", "451 4.3.0 disk full", times=None))
     dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=4)
@@ -108,7 +108,7 @@ def test_each_wait_is_longer_than_the_one_before(
 def test_a_mail_the_relay_refuses(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """It has failed, and is left alone."""
+    """A refused mail has failed and is not tried again."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("rcpt", "550 5.1.1 no such user"))
     dispatcher = make_dispatcher()
@@ -129,7 +129,7 @@ def test_a_mail_the_relay_refuses(
 def test_a_relay_that_can_not_be_reached(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock, bell: CountingBell
 ) -> None:
-    """No mail pays for it with a try, the batch goes back, and this process leaves the relay alone for a while."""
+    """An unreachable relay costs no mail an attempt, and is left alone for a while."""
     queue_each(store, "ada", "bob", "eve")
     sink.faults.add(Fault("connect", DROP))
     dispatcher = make_dispatcher(MAILER_RELAY_REST=0.5)
@@ -150,7 +150,7 @@ def test_a_relay_that_can_not_be_reached(
 def test_one_bad_mail_does_not_stop_the_others(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """Whatever the relay holds against one mail, the rest of its window goes out."""
+    """The relay's objection to one mail does not stop the rest of its window."""
     queue_each(store, "refused", "deferred", "dropped", "closed", "cut", "fine")
     sink.faults.add(
         Fault("rcpt", "550 5.1.1 no such user", recipient="refused@example.com"),
@@ -179,7 +179,7 @@ def test_one_bad_mail_does_not_stop_the_others(
 def test_a_mail_that_makes_the_relay_hang_up_does_not_go_on_for_ever(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """That counts as a try: one mail must not keep a relay from all others."""
+    """A mail on which the relay hangs up uses an attempt each time, and so fails in the end."""
     mail_id = queue(store, "poison@example.com")
     sink.faults.add(Fault("data", DROP, times=None))
     dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=3)
@@ -194,7 +194,7 @@ def test_a_mail_that_makes_the_relay_hang_up_does_not_go_on_for_ever(
 def test_a_mail_that_can_not_be_composed_fails_alone(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For all its recipients, at once and with the reason."""
+    """A mail that can't be composed fails at once for all recipients, with the reason."""
     broken = queue(store, "broken@example.com", "too@example.com")
     queue_each(store, "fine")
     monkeypatch.setattr(
@@ -231,7 +231,7 @@ def test_a_mail_that_can_not_be_composed_fails_alone(
 def test_a_mail_whose_rows_are_spoilt_fails_alone(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, spoilt: UpdateBase, reason: str
 ) -> None:
-    """At once, and with the reason: it does not go out without its file, and it stops none of those beside it."""
+    """A mail with damaged rows fails at once with the reason, and stops no other mail."""
     message = a_message(
         subject="spoilt",
         to=(Address("spoilt@example.com"),),
@@ -245,7 +245,7 @@ def test_a_mail_whose_rows_are_spoilt_fails_alone(
         connection.execute(
             text("ROLLBACK" if is_sqlite else "SET LOCAL session_replication_role = replica")
         )
-        if is_sqlite:  # foreign keys are not looked at
+        if is_sqlite:  # else foreign keys would be enforced
             connection.execute(text("PRAGMA foreign_keys = OFF"))
         connection.execute(spoilt)
         if not is_sqlite:
@@ -264,7 +264,7 @@ def test_a_mail_whose_rows_are_spoilt_fails_alone(
 def test_every_recipient_gets_the_same_bytes(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """One transaction with one recipient each; who was hidden stays hidden from the others, and from the bytes."""
+    """Each recipient gets the same bytes in its own SMTP transaction, without a trace of Bcc."""
     message = a_message(
         to=(Address("ada@example.com"), Address("bob@example.com")),
         cc=(Address("eve@example.com"),),
@@ -298,7 +298,7 @@ def test_every_recipient_gets_the_same_bytes(
 def test_a_mail_in_doubt(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """It waits, is sent once more with the same Message-ID, and a second doubt is for a person to settle."""
+    """A mail in doubt is resent once with its Message-ID; a second doubt is for a person."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP, times=2))
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)
@@ -325,7 +325,7 @@ def test_a_mail_in_doubt(
 def test_a_mail_in_doubt_that_must_not_go_out_twice(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """A person decides, at once and for ever."""
+    """A mail in doubt with `OnDoubt.HOLD` is never resent without a person's decision."""
     mail_id = queue(store, "ada@example.com", on_doubt=OnDoubt.HOLD)
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
     dispatcher = make_dispatcher()
@@ -344,7 +344,7 @@ def test_a_mail_in_doubt_that_must_not_go_out_twice(
 def test_doubt_about_one_mail_is_none_about_the_next(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """What was marked and not begun goes back as if it had never been claimed."""
+    """Mail that was marked but not begun goes back without an attempt, and is sent later."""
     queue_each(store, "ada", "bob", "eve")
     sink.faults.add(Fault("dot", DROP))
     dispatcher = make_dispatcher()
@@ -362,7 +362,7 @@ def test_doubt_about_one_mail_is_none_about_the_next(
 def test_mails_are_marked_and_recorded_in_windows(
     make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that must not go out twice is alone in its window: no other mail delays the record of it."""
+    """A mail that must not go out twice has a window alone, so that no other delays its record."""
     queue_each(store, "a", "b")
     queue_each(store, "c", on_doubt=OnDoubt.HOLD)
     queue_each(store, "d", "e", "f")
@@ -396,10 +396,10 @@ def test_mails_are_marked_and_recorded_in_windows(
     assert set(states(store).values()) == {"sent"}
 
 
-def test_a_slice_ends_in_time(
+def test_a_batch_ends_in_time(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, bell: CountingBell
 ) -> None:
-    """When it takes longer than was thought, the rest goes back, and somebody is called for it."""
+    """A batch that takes too long gives back the rest and rings the bell for it."""
     queue_each(store, *(f"reader{number}" for number in range(30)))
     sink.faults.add(Fault("dot", DELAY, delay=0.3))
     dispatcher = make_dispatcher(MAILER_BATCH_SECONDS=0.2)
@@ -411,10 +411,10 @@ def test_a_slice_ends_in_time(
     assert bell.rings == 1
 
 
-def test_a_slow_claim_does_not_eat_up_the_slice(
+def test_a_slow_claim_does_not_eat_up_the_batch(
     make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A busy database must not make workers claim and give back for ever."""
+    """The time of a claim is no part of the batch, else a busy database would stop delivery."""
     queue_each(store, "ada")
     claim_due = store.claim_due
 
@@ -427,10 +427,10 @@ def test_a_slow_claim_does_not_eat_up_the_slice(
     assert make_dispatcher(MAILER_BATCH_SECONDS=0.1).deliver_batch().claimed == 1
 
 
-def test_a_full_slice_calls_somebody_to_join_in(
+def test_a_full_batch_calls_somebody_to_join_in(
     make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell
 ) -> None:
-    """There is probably more; a batch that is not full calls nobody."""
+    """A full batch rings the bell, since more mail is probably due; another does not."""
     queue_each(store, "ada", "bob")
     dispatcher = make_dispatcher(windows_of=1, MAILER_BATCH_SECONDS=0.05)  # a batch of one
 
@@ -443,7 +443,7 @@ def test_a_full_slice_calls_somebody_to_join_in(
 def test_many_threads_deliver_each_mail_once(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """They share a dispatcher and its warm connections, and nothing else."""
+    """Threads that share a dispatcher and its connections deliver each mail once."""
     names = [f"reader{number}" for number in range(60)]
     queue_each(store, *names)
     dispatcher = make_dispatcher(windows_of=2, MAILER_BATCH_SECONDS=0.1)

@@ -1,4 +1,4 @@
-"""The breaker of a relay that can't be used: how long it is left alone, who tries it again, and what is said about it."""
+"""The breaker of a relay that fails: how long it rests, who probes it, what is logged."""
 
 import logging
 import socket
@@ -40,7 +40,7 @@ DOWN = "421 4.3.2 closed for the night"
 LOGIN = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "wrong"}
 
 
-# --- and comes back -----------------------------------------------------------------------------
+# --- a relay rests and comes back ---------------------------------------------------------------
 
 
 def test_it_comes_back(
@@ -51,7 +51,7 @@ def test_it_comes_back(
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Then the pause is gone, for all workers, and mail flows as before."""
+    """A relay that answers again loses its pause for all workers, and gets mail as before."""
     sink.faults.add(Fault("connect", DOWN))
     one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
     queue_many(store, 4)
@@ -77,7 +77,7 @@ def test_the_database_goes_away_before_a_relay_is_tried(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The mail that was to try it is given back at once, and has lost no attempt."""
+    """A mail whose probe fails for lack of a database goes back without an attempt."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"))
     queue(store, "ada@example.com")
@@ -95,7 +95,7 @@ def test_the_database_goes_away_before_a_relay_is_tried(
 
 
 @pytest.mark.parametrize("at", ["first", "second"])
-def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
+def test_a_batch_ends_in_an_error_before_a_relay_is_tried(
     store: Store,
     open_dispatcher: OpenDispatcher,
     sink: Sink,
@@ -104,7 +104,7 @@ def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
     monkeypatch: pytest.MonkeyPatch,
     at: str,
 ) -> None:
-    """At that relay, or at one before it: another worker may try it at once."""
+    """When a batch fails before its probe of a relay, another worker can probe it at once."""
     sink.faults.add(Fault("connect", DOWN))
     one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
     queue_many(store, 2)
@@ -130,7 +130,7 @@ def test_a_slice_ends_in_an_error_before_a_relay_is_tried(
 def test_the_only_relay_comes_back(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """One mail tries it, the others follow at once."""
+    """One mail probes the only relay, and the others follow at once."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"))
     queue_many(store, 10)
@@ -147,7 +147,7 @@ def test_the_only_relay_comes_back(
 def test_it_is_left_alone_longer_each_time(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """Twice as long, from MAILER_RELAY_REST up to MAILER_RELAY_REST_LONGEST, and mails pay nothing for the tries."""
+    """Each rest is twice the last, up to MAILER_RELAY_REST_LONGEST, at no attempt of a mail."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("connect", DOWN, times=None))
     dispatcher = open_dispatcher(
@@ -172,7 +172,7 @@ def test_it_is_left_alone_longer_each_time(
 def test_it_says_when_to_come_back(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """Then that counts, if it is longer, and within reason."""
+    """The time that a relay asks for counts if it is longer, up to the longest rest."""
     queue(store, "ada@example.com")
     dispatcher = open_dispatcher(
         entry(sink, "first"), MAILER_RELAY_REST=REST, MAILER_RELAY_REST_LONGEST=300
@@ -190,10 +190,7 @@ def test_it_says_when_to_come_back(
 def test_a_relay_that_takes_mails_and_says_nothing(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """One mail in doubt may be that mail's own fault.
-
-    With the second in a row, no more are brought into doubt.
-    """
+    """A relay is paused at the second silence in a row: the first may be the mail's own fault."""
     sink.faults.add(Fault("dot", DROP, times=3))
     dispatcher = open_dispatcher(*two(sink, backup))
     queue_many(store, 30)
@@ -221,7 +218,7 @@ def test_a_relay_that_takes_mails_and_says_nothing(
 def test_a_mail_that_makes_a_relay_fall_silent(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink
 ) -> None:
-    """It alone is in doubt: the relay stays in use, whatever number of such mails come, with others between them."""
+    """Mail that silences a relay is in doubt alone, and the relay stays in use for others."""
     dispatcher = open_dispatcher(entry(sink, "first"))
     sink.faults.add(Fault("dot", DROP, recipient="poison@example.com", times=None))
     for number in range(5):
@@ -234,7 +231,7 @@ def test_a_mail_that_makes_a_relay_fall_silent(
     assert store.relay_pauses() == {}
 
 
-# --- it drops the line in the middle of every mail ----------------------------------------------
+# --- a relay that hangs up on every mail --------------------------------------------------------
 
 CUTS = pytest.mark.parametrize("stage", ["rcpt", "data"])
 
@@ -243,10 +240,7 @@ CUTS = pytest.mark.parametrize("stage", ["rcpt", "data"])
 def test_a_relay_that_hangs_up_on_every_mail(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, stage: Stage
 ) -> None:
-    """One may be that mail's own fault.
-
-    With the second the relay is to blame: it is paused, and no other mail pays for it.
-    """
+    """A relay that hangs up on two mails in a row is paused, and only the first mail pays."""
     sink.faults.add(Fault(stage, DROP, times=None))
     dispatcher = open_dispatcher(*two(sink, backup))
     queue_many(store, 30)
@@ -264,7 +258,7 @@ def test_a_relay_that_hangs_up_on_every_mail(
 def test_its_mail_waits(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock, stage: Stage
 ) -> None:
-    """However long that lasts, where there is no other relay: tries of the relay are no tries of the mails."""
+    """Mail waits for its only relay however long; probes cost no mail an attempt."""
     sink.faults.add(Fault(stage, DROP, times=None))
     dispatcher = open_dispatcher(
         entry(sink, "first"), MAILER_RETRY_ATTEMPTS=3, MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1
@@ -290,7 +284,7 @@ def test_its_mail_waits(
 def test_a_mail_that_it_can_not_bear_does_not_keep_it_paused(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """The relay is tried with another mail the next time; the one that nobody else pays for uses up its own attempts."""
+    """The next probe takes another mail, so a mail that breaks the relay can't keep it paused."""
     sink.faults.add(Fault("rcpt", DROP, recipient="poison@example.com", times=None))
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_ATTEMPTS=1)
@@ -310,7 +304,7 @@ def test_a_mail_that_it_can_not_bear_does_not_keep_it_paused(
 def test_the_same_mail_again_is_no_proof(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """It may be that mail each time."""
+    """A relay that fails with the same mail each time is not paused."""
     sink.faults.add(Fault("rcpt", DROP, times=None))
     dispatcher = open_dispatcher(entry(sink, "first"), MAILER_RETRY_FIRST=1, MAILER_RETRY_LONGEST=1)
     mail_id = queue(store, "ada@example.com")
@@ -322,7 +316,7 @@ def test_the_same_mail_again_is_no_proof(
     assert copy_of(store, mail_id).attempts == 4
 
 
-# --- one try at a time --------------------------------------------------------------------------
+# --- one probe at a time ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", [DOWN, DROP, HANG])
@@ -334,7 +328,7 @@ def test_one_worker_tries_it_at_a_time(
     clock: Clock,
     action: str,
 ) -> None:
-    """However many look at the same moment, on however many machines, and however long the try takes."""
+    """One worker at a time probes a relay, however many want to and however long it takes."""
     config = {"MAILER_COMMAND_TIMEOUT": SHORT}
     dispatchers = [open_dispatcher(*two(sink, backup, **config)) for _ in range(3)]
     sink.faults.add(Fault("connect", action, times=None))
@@ -356,7 +350,7 @@ def test_one_worker_tries_it_at_a_time(
 def test_a_try_that_has_to_wait_begins_anew(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """Mail over other relays goes out before it, however slow they are; another worker that has begun meanwhile goes on alone."""
+    """A probe waits for mail over other relays, and is left to a worker that probes meanwhile."""
     sink.faults.add(Fault("connect", DOWN))
     relays = entry(sink, "first"), entry(backup, "second", domains=["example.com"])
     one, other = (open_dispatcher(*relays) for _ in range(2))
@@ -384,7 +378,7 @@ def test_a_try_that_has_to_wait_begins_anew(
 def test_its_mail_does_not_wait_for_the_longest_try(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """What other workers meet while it is tried is due again soon: it may answer long before that try would time out."""
+    """Mail found during a probe is due soon, not only after the longest probe."""
     with ScriptedRelay() as first:
         first.faults["", "greeting"] = [DOWN, HOLD]
         relays = entry(first, "first"), entry(sink, "second", senders=["example.net"])
@@ -413,7 +407,7 @@ def test_its_mail_does_not_wait_for_the_longest_try(
 def test_workers_that_fail_together_count_as_one(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink
 ) -> None:
-    """Each had a batch of its own when it went down."""
+    """Workers that fail at the same time count as one failure of the relay."""
     sink.faults.add(Fault("connect", HANG, times=None))
     dispatchers = [
         open_dispatcher(entry(sink, "first"), MAILER_BATCH_SECONDS=0.1) for _ in range(4)
@@ -433,14 +427,14 @@ def test_workers_that_fail_together_count_as_one(
 def test_a_worker_dies_while_it_tries(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """Somebody else may, a while later."""
+    """When a worker dies during its probe, another one probes the relay a while later."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"))
     queue(store, "ada@example.com")
     deliver_all(dispatcher)
     wait_out(clock, store)
     now = clock.time()
-    assert store.take_probe("first", now=now, until=now + 80)  # and is not heard of again
+    assert store.take_probe("first", now=now, until=now + 80)  # by a worker that then dies
 
     deliver_all(dispatcher)
     assert sink.messages == []
@@ -457,7 +451,7 @@ def test_a_mail_that_comes_to_nothing_is_no_try(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The relay was not asked, so the next mail may ask it."""
+    """A mail that fails before it reaches the relay is no probe, so the next mail probes."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(entry(sink, "first"))
     queue(store, "ada@example.com", lane=Lane.BULK)
@@ -480,7 +474,7 @@ def test_a_mail_that_comes_to_nothing_is_no_try(
 def test_no_mail_that_is_for_others_uses_up_the_try(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """Else a relay for few mails would never be found again beside one that is busy."""
+    """Mail for other relays does not use up the probe of a relay that gets few mails."""
     special = {"domains": ["example.net"]}
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(
@@ -507,7 +501,7 @@ def test_no_mail_that_is_for_others_uses_up_the_try(
 def test_it_is_tried_with_the_least_urgent_mail(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """A login code does not wait for the time-out of a relay that is known to be down."""
+    """The least urgent mail probes a relay, so that no login code waits for a time-out."""
     sink.faults.add(Fault("connect", DOWN, times=2))
     dispatcher = open_dispatcher(*two(sink, backup))
     queue(store, "ada@example.com")
@@ -530,7 +524,7 @@ def test_it_is_tried_when_the_others_have_gone_out(
     answering: Callable[..., RawServer],
     clock: Clock,
 ) -> None:
-    """Such a try may last as long as its time-outs, and no mail of the batch waits for it."""
+    """The probe comes after the other mail of its batch, which waits for none of its time-outs."""
     gone_out: list[int] = []
 
     def greeting() -> Iterator[bytes]:
@@ -550,7 +544,7 @@ def test_it_is_tried_when_the_others_have_gone_out(
     assert gone_out == [0, 1 + 8]
 
 
-# --- what it says -------------------------------------------------------------------------------
+# --- log lines ----------------------------------------------------------------------------------
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -564,10 +558,7 @@ def test_a_mistake_is_shouted_once(
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With what to do about it; neither with every mail nor with every try.
-
-    Another mistake is another shout.
-    """
+    """Each mistake in the settings is logged once with its remedy, not for every mail or probe."""
     server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN LOGIN\r\n", AUTH=b"535 5.7.8 no\r\n")
     dispatchers = [open_dispatcher(entry(server, "first", **LOGIN)) for _ in range(2)]
     queue_many(store, 30)
@@ -599,7 +590,7 @@ def test_an_unknown_host_is_shouted_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the name that the DNS does not know."""
+    """A host that the DNS does not know is logged once, by name."""
 
     def nobody(*_: object) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -622,7 +613,7 @@ def test_a_mistake_after_an_outage_is_shouted(
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The relay came back with other passwords: what was shouted about the outage does not tell that."""
+    """A mistake in the settings is logged even if an outage of the relay was logged before."""
     server = answering(greeting=b"421 4.3.2 down\r\n")
     dispatcher = open_dispatcher(entry(server, "first", **LOGIN))
     queue(store, "ada@example.com")

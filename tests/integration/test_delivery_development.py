@@ -1,4 +1,4 @@
-"""Who gets mail outside production: decided when a copy is about to go, whatever has been queued before."""
+"""Outside production the recipient is decided at delivery, whatever was queued before."""
 
 from email import message_from_bytes
 
@@ -13,7 +13,7 @@ from tests.services.sink import Sink
 
 
 def test_only_those_on_the_list(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
-    """Mail to others has failed, with the key that says so, and can be requeued when the list is another one."""
+    """Mail to others than MAILER_ALLOWED_RECIPIENTS fails, and its reply names the setting."""
     ada, bob = queue(store, "ada@example.com"), queue(store, "bob@example.org")
     deliver_all(make_dispatcher(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
 
@@ -28,7 +28,7 @@ def test_only_those_on_the_list(make_dispatcher: MakeDispatcher, store: Store, s
 def test_the_log_names_mail_and_delivery(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line about a delivery has the id of its mail, which `flask mail status` takes, and its number."""
+    """A log line on a delivery has its number and the mail id that `flask mail status` takes."""
     stranger, refused = queue(store, "bob@example.org"), queue(store, "eve@example.com")
     sink.faults.add(Fault("rcpt", "550 5.1.1 nobody", recipient="eve@example.com"))
     deliver_all(make_dispatcher(MAILER_ALLOWED_RECIPIENTS=["example.com"]))
@@ -46,7 +46,7 @@ def test_the_log_names_mail_and_delivery(
 
 
 def test_everything_to_me(make_dispatcher: MakeDispatcher, store: Store, sink: Sink) -> None:
-    """Each copy of a mail, as it would have been, with the name of who it was for in a header."""
+    """MAILER_REDIRECT_TO gets each copy unchanged, with its own recipient in a header."""
     message = a_message(to=(Address("ada@example.com"),), cc=(Address("bob@example.com"),))
     queue(store, "ada@example.com", "bob@example.com", "hidden@example.com", message=message)
     deliver_all(make_dispatcher(MAILER_REDIRECT_TO="me@example.net"))
@@ -65,7 +65,7 @@ def test_everything_to_me(make_dispatcher: MakeDispatcher, store: Store, sink: S
 def test_everything_but_theirs_to_me(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """With both, who is on the list gets their own mail, as it is."""
+    """With both settings, recipients on the list get their own mail unchanged."""
     queue(store, "ada@example.com", "bob@example.org")
     deliver_all(
         make_dispatcher(

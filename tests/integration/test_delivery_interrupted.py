@@ -1,4 +1,4 @@
-"""A worker, or its database, that goes away in the middle of a batch: what was begun has one end."""
+"""When a worker or the database fails in a batch, each mail that was begun has one outcome."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from tests.mails import claim, table
 from tests.services.dispatchers import Clock, MakeDispatcher, chores_of, queue_each, states
 from tests.services.sink import Sink
 
-# --- what happens to a worker --------------------------------------------------------------------
+# --- interrupted workers ------------------------------------------------------------------------
 
 
 def test_a_worker_that_lost_its_claim_sends_nothing(
@@ -26,7 +26,7 @@ def test_a_worker_that_lost_its_claim_sends_nothing(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While it was frozen, another one took over."""
+    """A worker that was frozen sends no mail that another one has claimed meanwhile."""
     queue_each(store, "ada", "bob")
     load_messages = store.load_messages
 
@@ -52,7 +52,7 @@ def test_a_worker_that_was_frozen_after_the_mark_sends_nothing(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the time it got an answer, its lease would be over; nobody was told that it began, so the mail goes back."""
+    """A marked mail is given back unsent if its lease would end before the relay's reply."""
     queue_each(store, "ada")
     mark = store.mark_if_claimed
 
@@ -76,7 +76,7 @@ def test_a_worker_that_is_interrupted(
     monkeypatch: pytest.MonkeyPatch,
     failure: type[BaseException],
 ) -> None:
-    """What it knows is recorded, what it had not begun goes back, and only the mail on the wire is in doubt."""
+    """An interruption leaves the mail on the wire in doubt; others are recorded or given back."""
     queue_each(store, "ada", "bob", "eve", "joe")
     transmit = RelayConnection.transmit
 
@@ -97,7 +97,7 @@ def test_a_worker_that_is_interrupted(
 
 
 def test_a_receiver_that_is_interrupted(make_dispatcher: MakeDispatcher, store: Store) -> None:
-    """The mail that it hears of was taken, so that is recorded."""
+    """An accepted mail is recorded even if a receiver of its signal is interrupted."""
     queue_each(store, "ada", "bob")
 
     def interrupted(_app: Flask, **_values: Any) -> None:
@@ -119,7 +119,7 @@ def test_an_outcome_waits_for_the_database(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is a fact by then: the mail was sent, and is not sent again because somebody restarted PostgreSQL."""
+    """An outcome waits for the database to be back, so that a sent mail is not sent again."""
     queue_each(store, "ada", "bob")
     failures = iter(range(3))
     record = store.record_if_transmitting
@@ -141,10 +141,7 @@ def test_an_outcome_waits_for_the_database(
 def test_a_database_that_does_not_come_back(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker does not wait for ever.
-
-    What it sent is in doubt then, for nobody has written that down.
-    """
+    """A worker waits for the database a limited time; then the mail it sent is in doubt."""
     queue_each(store, "ada")
 
     def away(results: Collection[Result], **values: Any) -> set[int]:
@@ -166,7 +163,7 @@ def test_a_database_that_does_not_come_back(
 def test_a_commit_without_an_answer(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mails that are marked all the same are not left marked, to be in doubt for nothing: they are given back, and go out."""
+    """Mail whose mark was committed without an answer is given back and sent, not in doubt."""
     queue_each(store, "ada", "bob")
     mark, lost = store.mark_if_claimed, iter([True])
 

@@ -1,4 +1,4 @@
-"""A relay that became slow: what has expired is not sent, and urgent mail gets its turn."""
+"""When a relay is slow, expired mail is not sent and urgent mail goes first."""
 
 import threading
 import time
@@ -31,12 +31,12 @@ def slow() -> Iterator[ScriptedRelay]:
 
 
 def at(relay: ScriptedRelay) -> dict[str, object]:
-    """What MAILER_RELAYS says of it."""
+    """Return the entry of the relay for MAILER_RELAYS."""
     return {"name": "slow", "MAIL_SERVER": relay.host, "MAIL_PORT": relay.port}
 
 
 def queue_from(store: Store, sender: str, **options: object) -> str:
-    """A mail by whose sender the relay tells it from others."""
+    """Queue a mail with a sender of its own, which tells it from others at the relay."""
     return queue(
         store,
         f"to-{sender}@example.com",
@@ -49,7 +49,7 @@ def queue_from(store: Store, sender: str, **options: object) -> str:
 def test_a_mail_that_expires_while_the_relay_is_slow(
     open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock, point: str
 ) -> None:
-    """It is not begun, neither when it waits in the window nor when its envelope was said already."""
+    """A mail that expires in its window is not sent, not even after its envelope."""
     first = queue_from(store, "first")
     code = queue_from(store, "code", expires_at=time.time() + 60)
     later = queue_from(store, "later", expires_at=time.time() + 60)
@@ -81,7 +81,7 @@ def test_a_worker_that_is_frozen_between_two_windows(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The lease of the mail in flight is not renewed with that of the next window: it is not begun any more."""
+    """The mark of the next window does not renew the lease of a mail in flight."""
     first, second = queue_from(store, "first"), queue_from(store, "second")
     dispatcher = open_dispatcher(at(slow))
     its_store = dispatcher._services.store
@@ -92,9 +92,8 @@ def test_a_worker_that_is_frozen_between_two_windows(
         return load_messages(mail_ids)
 
     monkeypatch.setattr(its_store, "load_messages", freeze)
-    dispatcher._router.states[
-        "slow"
-    ].pace.seconds_per_mail = 1.0  # so that each window has one mail
+    # So that each window has one mail.
+    dispatcher._router.states["slow"].pace.seconds_per_mail = 1.0
 
     dispatcher.deliver_batch()
 
@@ -105,10 +104,10 @@ def test_a_worker_that_is_frozen_between_two_windows(
     ]
 
 
-def test_a_slice_that_takes_too_long(
+def test_a_batch_that_takes_too_long(
     open_dispatcher: OpenDispatcher, store: Store, slow: ScriptedRelay, clock: Clock
 ) -> None:
-    """It gives back what it has not begun, and the next one begins with what is urgent."""
+    """A batch that takes too long gives back the rest, and the next one begins with urgent mail."""
     for number in range(4):
         queue_from(store, f"mail{number}")
     slow.faults["mail0@example.com", "dot"].append(HOLD)
@@ -132,7 +131,7 @@ def test_a_slice_that_takes_too_long(
 def test_a_mail_in_doubt_that_has_expired(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """It is not sent once more: it is of no use any more."""
+    """A mail in doubt that has expired is not resent."""
     mail_id = queue(store, "ada@example.com", expires_at=time.time() + 60)
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)

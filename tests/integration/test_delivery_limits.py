@@ -1,4 +1,4 @@
-"""Limits, and how long a batch lasts: what goes out in which batch, and when the rest comes back."""
+"""Limits and the length of a batch: which mail goes out, and when the rest is due again."""
 
 import os
 import time
@@ -46,7 +46,7 @@ A_FEW_BATCHES = 6
 def queue_heap(
     store: Store, count: int, *, domain: str, lane: Lane = Lane.NORMAL, due_at: float
 ) -> None:
-    """So many deliveries of one mail, as a newsletter has them, faster than `insert_mail`."""
+    """Insert `count` deliveries of one mail, as in a newsletter, faster than `insert_mail`."""
     mail_id = queue(store, f"first@{domain}", message=a_message(), lane=lane, due_at=due_at)
     others = [column for column in schema.delivery.c if column.name not in ("id", "recipient")]
     another = select(literal("reader") + cast(schema.delivery.c.id, String) + f"@{domain}", *others)
@@ -61,7 +61,7 @@ def queue_heap(
 
 
 def waits(store: Store, clock: Clock, lane: Lane | None = None) -> list[float]:
-    """In how many seconds each of those that are queued is due."""
+    """Return the seconds until each queued delivery is due, sorted."""
     return sorted(
         row["due_at"] - clock.time()
         for row in table(store).values()
@@ -86,7 +86,7 @@ def test_mail_is_counted_once_at_a_limit(
     redis_url: str,
     question: str,
 ) -> None:
-    """Also when the database is away at that moment, while the mail before it is on the wire; and none is forgotten."""
+    """A mail counts once towards a limit, even if the database is away at that moment."""
     with ScriptedRelay("PIPELINING") as relay:
         dispatcher = open_dispatcher(
             {
@@ -97,9 +97,8 @@ def test_mail_is_counted_once_at_a_limit(
             },
             redis_url=redis_url,
         )
-        dispatcher._router.states[
-            "relay"
-        ].pace.seconds_per_mail = 1.0  # so that each window has one mail
+        # So that each window has one mail.
+        dispatcher._router.states["relay"].pace.seconds_per_mail = 1.0
         queue_each(store, "ada", "bob", "eve", "joe")
         ask, troubles = getattr(dispatcher._services.store, question), naturals(1)
 
@@ -109,7 +108,7 @@ def test_mail_is_counted_once_at_a_limit(
             return ask(*given, **values)
 
         monkeypatch.setattr(dispatcher._services.store, question, away)
-        # So that it is asked who waits.
+        # So that `is_waiting` is called.
         monkeypatch.setattr(dispatcher._services.throttle, "behind", lambda *_given: 1.0)
 
         deliver_all(dispatcher)
@@ -120,7 +119,7 @@ def test_mail_is_counted_once_at_a_limit(
 def test_workers_share_the_rate_of_a_relay(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """All together send no more than it says; the rest comes back later, not all at once, and has lost no attempt."""
+    """Workers share the rate of a relay; the rest is due later, spread out, at no attempt."""
     dispatchers = [
         open_dispatcher(entry(sink, MAILER_RELAY_RATE="5/hour"), redis_url=redis_url)
         for _ in range(2)
@@ -142,7 +141,7 @@ def test_workers_share_the_rate_of_a_relay(
 def test_what_waits_for_a_rate_comes_back_one_by_one(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """At the pace of the rate, so that it is claimed when it can go, and not all of it each time."""
+    """Mail that waits for a rate is due again one by one, at the pace of the rate."""
     queue_many(store, 30)
 
     deliver_all(open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/minute"), redis_url=redis_url))
@@ -155,7 +154,7 @@ def test_what_waits_for_a_rate_comes_back_one_by_one(
 def test_workers_share_the_rate_of_a_domain(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """And mail to other domains knows nothing of it."""
+    """Workers share the rate of a domain, and mail to other domains is not held up."""
     limits = {"gmail.com": {"rate": "5/hour"}}
     dispatchers = [
         open_dispatcher(entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits)
@@ -175,7 +174,7 @@ def test_workers_share_the_rate_of_a_domain(
 def test_each_relay_has_its_rate(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str
 ) -> None:
-    """Mail that is not for the one that is full goes on."""
+    """A relay that is at its rate does not hold up mail for another one."""
     full = entry(sink, "full", MAILER_RELAY_RATE="5/hour", domains=["example.net"])
     dispatcher = open_dispatcher(full, entry(sink, "free"), redis_url=redis_url)
     queue_many(store, 30, domain="example.net")
@@ -189,7 +188,7 @@ def test_each_relay_has_its_rate(
 def test_limits_hold_while_redis_is_away(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_server: RedisServer
 ) -> None:
-    """Each process keeps to its share of them."""
+    """While Redis is away, each process keeps to its share of a limit."""
     dispatchers = [
         open_dispatcher(
             entry(sink, MAILER_RELAY_RATE="10/hour"),
@@ -202,7 +201,7 @@ def test_limits_hold_while_redis_is_away(
     for dispatcher in dispatchers:
         dispatcher._services.throttle._local.announced_at = 0.0
         dispatcher.deliver_batch()
-    dispatchers[0]._services.throttle._local.processes = 2  # as it hears ten seconds later
+    dispatchers[0]._services.throttle._local.processes = 2  # as Redis tells it ten seconds later
     redis_server.stop()
     queue_many(store, 40)
 
@@ -215,7 +214,7 @@ def test_limits_hold_while_redis_is_away(
 def test_what_waited_goes_when_it_is_its_turn(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str
 ) -> None:
-    """The limit is open again by then, and nothing is forgotten."""
+    """Mail that waited for a limit is sent at its turn, and none is forgotten."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
     queue_many(store, 25)
     dispatcher.deliver_batch()
@@ -229,7 +228,7 @@ def test_what_waited_goes_when_it_is_its_turn(
     assert {(row["status"], row["attempts"]) for row in table(store).values()} == {("sent", 1)}
 
 
-# --- first come, first served -------------------------------------------------------------------
+# --- the order of mail at a limit ---------------------------------------------------------------
 
 
 def deliver_beside_new_mail(
@@ -241,9 +240,10 @@ def deliver_beside_new_mail(
     lane: Lane = Lane.NORMAL,
     new_lane: Lane = Lane.NORMAL,
 ) -> int:
-    """Queue a heap, and new mail until all of the heap is sent; return how many of it a new one has overtaken.
+    """Queue old mail, then new mail until all old is sent; return how many old ones came late.
 
-    Not how many new ones have overtaken: while a worker that holds the last one stands still, that grows with each second.
+    A mail came late if a new one was sent before it. The new ones that were early are not counted:
+    their number grows with each second in which a worker with the last old mail stands still.
     """
     for number in range(old):
         queue(store, f"old{number}@example.com", lane=lane)
@@ -277,23 +277,22 @@ def deliver_beside_new_mail(
 def test_new_mail_is_behind_what_waits_at_a_limit(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, limited: str
 ) -> None:
-    """With two workers that share it: at most a window of each worker is mixed up at the end of the line."""
+    """New mail stays behind mail that waits at a limit, but for one window of each worker."""
     of_relay = {"MAILER_RELAY_RATE": "20/second"} if limited == "relay" else {}
     of_domain = {} if of_relay else {"MAILER_DOMAIN_LIMITS": {"example.com": {"rate": "20/second"}}}
     dispatchers = [
         open_dispatcher(entry(sink, **of_relay), redis_url=redis_url, **of_domain) for _ in range(2)
     ]
 
-    assert (
-        deliver_beside_new_mail(store, sink, dispatchers, old=100) <= len(dispatchers) * MAX_WINDOW
-    )
+    late = deliver_beside_new_mail(store, sink, dispatchers, old=100)
+    assert late <= len(dispatchers) * MAX_WINDOW
 
 
 @sqlite_only
 def test_the_line_is_kept_without_redis(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink
 ) -> None:
-    """Each process keeps its own."""
+    """Without Redis, each process keeps the order of mail that waits at a limit."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="20/second"), redis_url=None)
 
     assert deliver_beside_new_mail(store, sink, [dispatcher], old=60) <= MAX_WINDOW
@@ -302,7 +301,7 @@ def test_the_line_is_kept_without_redis(
 def test_less_urgent_mail_is_behind_what_waits(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """New bulk mail takes no place from normal mail that waits; new critical mail is put behind nobody."""
+    """New bulk mail goes behind normal mail that waits; new critical mail goes behind none."""
     dispatchers = [
         open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
         for _ in range(2)
@@ -320,7 +319,7 @@ def test_less_urgent_mail_is_behind_what_waits(
 
 
 def _is_open(dispatcher: Dispatcher) -> bool:
-    """Whether the limit would let some mail through."""
+    """Return whether the limit has room for some mail."""
     throttle = dispatcher._services.throttle
     limit = throttle.of_relay("relay")
     assert limit
@@ -331,7 +330,7 @@ def _is_open(dispatcher: Dispatcher) -> bool:
 def test_a_line_of_cancelled_mail_stops_nobody(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """The limit is not left idle for mail that does not come any more."""
+    """A limit is not left unused for waiting mail that was cancelled."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_RATE="10/second"), redis_url=redis_url)
     queue_many(store, 200)
     dispatcher.deliver_batch()
@@ -345,15 +344,15 @@ def test_a_line_of_cancelled_mail_stops_nobody(
     assert states(store)["new"] == "sent"
 
 
-# --- nobody is held up --------------------------------------------------------------------------
+# --- a backlog holds up no other mail -----------------------------------------------------------
 
 
 def test_a_heap_at_a_limit_holds_up_nobody(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """100,000 mails of a domain that is full are due before ten others: these go out within a few batches."""
+    """100,000 mails of a domain at its limit hold up other mail for a few batches only."""
     limits = {"gmail.com": {"rate": "5/hour"}}
-    # However busy this machine is: what a batch gets done is not limited by its time.
+    # So long that the size of a batch does not depend on how busy the machine is.
     dispatcher = open_dispatcher(
         entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS=limits, MAILER_BATCH_SECONDS=60
     )
@@ -372,7 +371,7 @@ def test_a_heap_at_a_limit_holds_up_nobody(
 def test_two_heaps_at_their_limits_hold_up_nobody(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """Also behind each other, and in a lane that comes first."""
+    """Several domains at their limits hold up no other mail, not even from a lane before it."""
     dispatcher = open_dispatcher(
         entry(sink),
         redis_url=redis_url,
@@ -396,7 +395,7 @@ def test_two_heaps_at_their_limits_hold_up_nobody(
 def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(
     open_dispatcher: OpenDispatcher, sink: Sink
 ) -> None:
-    """A pool may replace a child while the chores of its parent deliver."""
+    """A forked child does not inherit a lock that a thread of its parent held."""
     dispatcher = open_dispatcher(entry(sink))
     with dispatcher._head._lock:
         if not (child := os.fork()):
@@ -408,7 +407,7 @@ def test_a_child_makes_way_whoever_did_at_the_moment_of_its_fork(
 def test_a_heap_costs_no_mail_of_it_an_attempt(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """And every one of them is still there, due within a quarter of an hour."""
+    """Mail at a limit is kept, uses no attempt, and is due within a quarter of an hour."""
     dispatcher = open_dispatcher(
         entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "20/second"}}
     )
@@ -426,7 +425,7 @@ def test_a_heap_costs_no_mail_of_it_an_attempt(
 def test_many_threads_book_each_place_once(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """Else the line would be eight times as long as it has to be, and most of the limit would be left unused."""
+    """Threads reserve one place in the rate for each mail, so that no part stays unused."""
     config = {"redis_url": redis_url, "MAILER_DOMAIN_LIMITS": {"gmail.com": {"concurrency": 1}}}
     dispatcher = open_dispatcher(entry(sink), **config)
     queue_heap(store, 4000, domain="gmail.com", due_at=clock.time() - 3600)
@@ -436,17 +435,16 @@ def test_many_threads_book_each_place_once(
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda _: dispatcher.deliver_batch(), range(8)))
 
-    # A batch that had its mails booked while they were moved may have a place too many for each.
+    # A batch whose mails were moved while it reserved places may have one too many for each.
     places = 4000 + 8 * 50
-    assert (
-        waits(store, clock)[-1] <= places * dispatcher._router.states["relay"].pace.seconds_per_mail
-    )
+    pace = dispatcher._router.states["relay"].pace
+    assert waits(store, clock)[-1] <= places * pace.seconds_per_mail
 
 
 def test_urgent_mail_is_not_booked_behind_bulk_mail(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str, clock: Clock
 ) -> None:
-    """Of the same domain: it comes back as soon as the limit opens."""
+    """Urgent mail is due when the limit opens, not behind bulk mail of the same domain."""
     dispatcher = open_dispatcher(
         entry(sink), redis_url=redis_url, MAILER_DOMAIN_LIMITS={"gmail.com": {"rate": "5/minute"}}
     )
@@ -467,7 +465,7 @@ def test_urgent_mail_is_not_booked_behind_bulk_mail(
 
 
 class BusySink(Sink):
-    """It knows how many connections it had at the same time, and how many mails."""
+    """A sink that knows how many connections are open, and the most while a mail came."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -485,7 +483,7 @@ class BusySink(Sink):
 def test_workers_share_the_connections_of_a_relay(
     store: Store, open_dispatcher: OpenDispatcher, redis_url: str
 ) -> None:
-    """No more at a time than it allows, and none stays warm behind the backs of the others."""
+    """Workers share the connections that a relay allows, and keep none open when idle."""
     with BusySink() as sink:
         sink.faults.add(Fault("data", DELAY, delay=0.02, times=None))
         dispatchers = [
@@ -518,14 +516,13 @@ def test_a_busy_relay_is_not_waited_for(
     bell: CountingBell,
     clock: Clock,
 ) -> None:
-    """Who gets no connection claims nothing, calls nobody, and goes."""
+    """A worker that gets no connection claims nothing and rings nobody."""
     dispatcher = open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)
     queue_many(store, 60)
     before = table(store)
 
-    with open_dispatcher(
-        entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url
-    )._services.throttle.slots() as slots:
+    other = open_dispatcher(entry(sink, MAILER_RELAY_CONCURRENCY=1), redis_url=redis_url)
+    with other._services.throttle.slots() as slots:
         assert slots.take_relay("relay")
         deliver_all(dispatcher)
         assert (table(store), bell.rings, sink.connections) == (before, 0, 0)
@@ -542,19 +539,17 @@ def test_mail_for_a_busy_relay_does_not_go_round_in_circles(
     bell: CountingBell,
     clock: Clock,
 ) -> None:
-    """A worker that can do nothing for what is due stops, and leaves it as it was to the one who can."""
-    busy, backup = (
+    """A worker that can deliver nothing of the due mail stops and leaves the rows unchanged."""
+    relays = (
         entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1),
+        entry(sink, "other", domains=["example.net"]),
         entry(sink, "backup", preference=1),
     )
-    other = entry(sink, "other", domains=["example.net"])
-    dispatcher = open_dispatcher(busy, other, backup, redis_url=redis_url)
+    dispatcher, other = (open_dispatcher(*relays, redis_url=redis_url) for _ in range(2))
     queue_many(store, 200)
     before = table(store)
 
-    with open_dispatcher(
-        busy, other, backup, redis_url=redis_url
-    )._services.throttle.slots() as slots:
+    with other._services.throttle.slots() as slots:
         assert slots.take_relay("busy")
         deliver_all(dispatcher)
 
@@ -574,7 +569,7 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
     moved_at_once: int,
 ) -> None:
-    """However much of it is due before the mail of an idle relay; and it is due again a moment later."""
+    """Mail for a busy relay does not hold up an idle one, and is due again a moment later."""
     monkeypatch.setattr(clearing, "MOVED_AT_ONCE", moved_at_once)
     relays = (
         entry(sink, "busy", MAILER_RELAY_CONCURRENCY=1),
@@ -596,14 +591,14 @@ def test_mail_for_a_busy_relay_holds_up_nobody(
 
 @pytest.mark.parametrize("its_turn", [Lane.CRITICAL, Lane.BULK, None])
 @pytest.mark.parametrize("limited", ["relay", "domain"])
-def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
+def test_who_waits_for_a_relay_holds_no_slot_elsewhere(
     store: Store,
     open_dispatcher: OpenDispatcher,
     redis_url: str,
     limited: str,
     its_turn: Lane | None,
 ) -> None:
-    """Neither before nor after it has mail for another relay, nor without any: others use that one, and the domain, meanwhile."""
+    """A worker that waits for one relay keeps no slot of other relays or domains from others."""
     of_relay = {"MAILER_RELAY_CONCURRENCY": 1} if limited == "relay" else {}
     of_domain = {} if of_relay else {"MAILER_DOMAIN_LIMITS": {"gmail.com": {"concurrency": 1}}}
     with ScriptedRelay() as slow, BusySink() as sink:
@@ -616,7 +611,7 @@ def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
         if its_turn is not None:
             queue(store, "its@gmail.com", lane=its_turn)
         with ThreadPoolExecutor(1) as threads:
-            slice_ = threads.submit(waiting.deliver_batch)
+            batch = threads.submit(waiting.deliver_batch)
             try:
                 wait_until(lambda: slow.held)
                 queue(store, "other@gmail.com")
@@ -624,15 +619,15 @@ def test_who_waits_for_a_relay_holds_no_seat_elsewhere(
                 assert states(store)["other"] == "sent"
             finally:
                 slow.go_on()
-            slice_.result()
+            batch.result()
         assert set(states(store).values()) == {"sent"}
         assert sink.most == 1 or limited == "domain"
 
 
-def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
+def test_a_slot_that_is_gone_meanwhile_is_not_waited_for(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, redis_url: str
 ) -> None:
-    """The mail goes back as it was."""
+    """A worker does not wait for a slot that was taken meanwhile; its mail goes back unchanged."""
     with ScriptedRelay() as slow:
         slow.faults["mailer@example.com", "dot"] = [HOLD]
         relays = (
@@ -643,26 +638,23 @@ def test_a_seat_that_is_gone_meanwhile_is_not_waited_for(
         queue(store, "ada@slow.example")
         bulk = queue(store, "bulk@example.com", lane=Lane.BULK)
         with other._services.throttle.slots() as slots, ThreadPoolExecutor(1) as threads:
-            slice_ = threads.submit(dispatcher.deliver_batch)
+            batch = threads.submit(dispatcher.deliver_batch)
             try:
                 wait_until(lambda: slow.held)
                 assert slots.take_relay("free")
             finally:
                 slow.go_on()
-            slice_.result()
-            assert (
-                copy_of(store, bulk).status,
-                copy_of(store, bulk).attempts,
-                sink.connections,
-            ) == (Status.QUEUED, 0, 0)
+            batch.result()
+            copy = copy_of(store, bulk)
+            assert (copy.status, copy.attempts, sink.connections) == (Status.QUEUED, 0, 0)
         deliver_all(dispatcher)
     assert received(sink) == ["bulk@example.com"]
 
 
-def test_workers_share_the_seats_of_a_domain(
+def test_workers_share_the_slots_of_a_domain(
     store: Store, open_dispatcher: OpenDispatcher, redis_url: str, clock: Clock
 ) -> None:
-    """One worker at a time sends to it; the mail of the others waits for its turn, and mail to other domains goes on."""
+    """One worker at a time sends to a domain with one slot; other domains are not held up."""
     limits: Mapping[str, object] = {"gmail.com": {"concurrency": 1}}
     with BusySink() as sink:
         dispatchers = [
@@ -677,7 +669,7 @@ def test_workers_share_the_seats_of_a_domain(
             deliver_all(dispatchers[1])
 
         assert (sent_to(sink, "gmail.com"), sent_to(sink, "example.com")) == (0, 10)
-        assert waits(store, clock)[0] > 0.5  # they do not come back twenty times a second
+        assert waits(store, clock)[0] > 0.5  # not twenty times a second
         clock.ahead += 60
         deliver_all(dispatchers[1])
         assert sent_to(sink, "gmail.com") == 10
@@ -686,7 +678,7 @@ def test_workers_share_the_seats_of_a_domain(
 # --- batches ------------------------------------------------------------------------------------
 
 
-def sizes_of_slices(dispatcher: Dispatcher, sink: Sink, most: int) -> list[int]:
+def sizes_of_batches(dispatcher: Dispatcher, sink: Sink, most: int) -> list[int]:
     sizes = []
     for _ in range(most):
         before = len(sink.messages)
@@ -699,7 +691,7 @@ def sizes_of_slices(dispatcher: Dispatcher, sink: Sink, most: int) -> list[int]:
     ("seconds_per_mail", "size"),
     [(0.3, range(2, 5)), (0.1, range(8, 12)), (5.0, range(1, 2)), (0.005, range(120, 221))],
 )
-def test_a_slice_lasts_about_a_second(
+def test_a_batch_lasts_about_a_second(
     store: Store,
     open_dispatcher: OpenDispatcher,
     sink: Sink,
@@ -708,12 +700,12 @@ def test_a_slice_lasts_about_a_second(
     seconds_per_mail: float,
     size: range,
 ) -> None:
-    """However fast the relay is: the dispatcher learns it."""
+    """A batch lasts about a second, as the dispatcher learns how fast the relay is."""
     monkeypatch.setattr(clock, "monotonic", lambda: seconds_per_mail * len(sink.messages))
     dispatcher = open_dispatcher(entry(sink))
     queue_heap(store, 1500, domain="example.com", due_at=time.time())
 
-    *_, last = sizes_of_slices(dispatcher, sink, 10)
+    *_, last = sizes_of_batches(dispatcher, sink, 10)
 
     assert last in size
 
@@ -722,22 +714,22 @@ def test_a_slice_lasts_about_a_second(
 def test_a_relay_that_takes_its_time(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink
 ) -> None:
-    """Measured for real: 300 ms a mail make batches of three."""
+    """A relay that takes 300 ms for a mail gets batches of three."""
     sink.faults.add(Fault("dot", DELAY, delay=0.3, times=None))
     dispatcher = open_dispatcher(entry(sink))
     queue_many(store, 60)
 
-    sizes = sizes_of_slices(dispatcher, sink, 6)
+    sizes = sizes_of_batches(dispatcher, sink, 6)
 
     assert sizes[0] <= 8
     assert 1 <= sizes[-1] <= 3
     assert {row["status"] for row in table(store).values()} == {"sent", "queued"}
 
 
-def test_urgent_mail_is_in_the_next_slice(
+def test_urgent_mail_is_in_the_next_batch(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
 ) -> None:
-    """However much bulk mail was there before it."""
+    """Urgent mail is first in the next batch, however much bulk mail waits."""
     dispatcher = open_dispatcher(entry(sink))
     queue_heap(store, 1000, domain="example.com", lane=Lane.BULK, due_at=clock.time() - 3600)
     take = sink.accept
@@ -766,7 +758,7 @@ def test_a_relay_that_is_away_says_nothing_of_speed(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A time-out of a minute does not make the batches small that follow it."""
+    """The time-out of an unreachable relay does not make later batches smaller."""
     sink.faults.add(Fault("connect", "421 4.3.2 closed"))
     dispatcher = open_dispatcher(entry(sink, "first"), entry(sink, "second", preference=1))
     monkeypatch.setattr(clock, "monotonic", lambda: 60.0 * sink.connections)

@@ -1,4 +1,4 @@
-"""How much a process holds of the mails it sends."""
+"""The memory that a process uses for the mails in its hands stays within a limit."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,14 +31,14 @@ def queue_large(store: Store, count: int, size: int | None = SIZE) -> None:
 
 @contextmanager
 def context_of(dispatcher: Dispatcher, budget: ByteBudget) -> Iterator[ThreadContext]:
-    """What a thread of the dispatcher has, with another budget."""
+    """Open a thread's context of the dispatcher, with another budget."""
     with dispatcher._thread_context() as context:
         yield replace(context, budget=budget)
 
 
 @pytest.fixture
 def most_held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The bytes held at each moment at which a mail is composed."""
+    """Collect the bytes that are held each time before a mail is composed."""
     held: list[int] = []
     make_room = Preparer.make_room
 
@@ -59,7 +59,7 @@ def test_large_mails_are_composed_one_by_one(
     most_held: list[int],
     size: int | None,
 ) -> None:
-    """A window is as small as the bound demands, whether the size was stored or has to be asked for."""
+    """A window is small enough for the limit, whether the size was stored or is looked up."""
     queue_large(store, 6, size)
     dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_BATCH_SECONDS=60)
 
@@ -73,7 +73,7 @@ def test_large_mails_are_composed_one_by_one(
 def test_a_mail_larger_than_the_bound_goes_alone(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int]
 ) -> None:
-    """It is not kept from going; small mails beside it go as always."""
+    """A mail larger than the limit is sent all the same, as are small mails beside it."""
     queue_large(store, 3)
     queue_each(store, "ada", "bob")
     dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=SIZE, MAILER_BATCH_SECONDS=60)
@@ -88,7 +88,7 @@ def test_a_mail_larger_than_the_bound_goes_alone(
 def test_threads_share_the_bound(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int], clock: Clock
 ) -> None:
-    """A thread that finds no room gives its mail back without a try, and nobody waits for anybody."""
+    """A thread without room gives its mail back without an attempt, and does not wait."""
     queue_large(store, 12)
     dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=5 * SIZE, MAILER_BATCH_SECONDS=60)
 
@@ -105,7 +105,7 @@ def test_threads_share_the_bound(
 
 
 def test_room_that_is_waited_for_is_left_to_the_first() -> None:
-    """A large mail gets its turn though others would always fill the room; small ones are not kept waiting by it."""
+    """Room is kept for the large mail that asked for it first; small mails still get theirs."""
     budget = ByteBudget(6400)
     assert budget.take(3000, "other")
     assert not budget.take(6000, "large")
@@ -120,7 +120,7 @@ def test_room_that_is_waited_for_is_left_to_the_first() -> None:
 
 
 def test_a_stream_of_small_mails_leaves_room_for_the_first() -> None:
-    """Each alone does not matter; all together would keep it waiting for ever."""
+    """A stream of small mails does not keep a large mail waiting for ever."""
     budget = ByteBudget(6400)
     for number in range(64):
         assert budget.take(100, f"small{number}")
@@ -128,7 +128,7 @@ def test_a_stream_of_small_mails_leaves_room_for_the_first() -> None:
 
     while not budget.take(3200, "large"):
         budget.give_back(100)
-        budget.take(100, "one more")  # as somebody always does
+        budget.take(100, "one more")  # so that the room is always full
 
     assert budget.held <= 6400
 
@@ -136,7 +136,7 @@ def test_a_stream_of_small_mails_leaves_room_for_the_first() -> None:
 def test_recipients_share_what_was_composed(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, most_held: list[int]
 ) -> None:
-    """One mail to many takes the room of one."""
+    """A mail to many recipients takes the room of one."""
     message = a_message(attachments=(Attachment("a.bin", bytes(SIZE)),))
     queue(store, *(f"to{number}@example.com" for number in range(30)), message=message, size=SIZE)
     dispatcher = make_dispatcher(MAILER_MAX_BYTES_IN_FLIGHT=10 * SIZE, MAILER_BATCH_SECONDS=60)
@@ -151,7 +151,7 @@ def test_recipients_share_what_was_composed(
 def test_a_redirected_copy_has_its_room_for_itself(
     make_dispatcher: MakeDispatcher, store: Store
 ) -> None:
-    """It is another mail for each recipient, so the room goes with it, though a copy follows."""
+    """A redirected copy differs for each recipient, so its room is freed when it is done."""
     queue(store, "ada@example.com", "bob@example.com", size=SIZE)
     ada, bob = claim(store)
     dispatcher, budget = make_dispatcher(MAILER_REDIRECT_TO="me@example.net"), ByteBudget(10 * SIZE)
@@ -170,7 +170,7 @@ def test_a_redirected_copy_has_its_room_for_itself(
 def test_mails_that_have_to_be_prepared_again_are_counted_once(
     make_dispatcher: MakeDispatcher, store: Store
 ) -> None:
-    """The database went away while one of them was set aside: the room still goes with the last."""
+    """A mail that is prepared again after a database error frees all its room in the end."""
     queue(store, "ada@example.com", "bob@example.net")
     deliveries, budget, away = claim(store), ByteBudget(1 << 30), iter([StoreUnavailable("gone")])
 

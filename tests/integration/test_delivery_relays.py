@@ -1,4 +1,4 @@
-"""Several relays: which mail goes where, and what happens to it when one of them is down."""
+"""Several relays: which mail goes over which, and what happens when one is down."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ def test_mail_takes_the_next_relay(
     break_it: Break,
     reason: str,
 ) -> None:
-    """Whatever is wrong with the first; no mail pays for it with an attempt, and the pause tells what it was."""
+    """When a relay fails, mail takes the next at no attempt, and the pause keeps the reason."""
     queue_many(store, 8)
     first, second = two(sink, backup, **break_it(sink))
 
@@ -103,14 +103,14 @@ def test_mail_takes_the_next_relay(
     pause = pause_of(store)
     assert pause.failures == 1
     assert reason in pause.reason
-    # One mail found it out.
+    # Only one mail met the fault.
     assert sum(len(store.status(row["mail_id"]).deliveries[0].history) for row in rows) == 1
 
 
 def test_a_mail_tells_of_the_relay_it_could_not_take(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
 ) -> None:
-    """Its history has the try, which was no attempt."""
+    """A failed relay is in the history of the mail, and counts as no attempt."""
     mail_id = queue(store, "ada@example.com")
     sink.faults.add(Fault("connect", DOWN, times=None))
 
@@ -126,7 +126,7 @@ def test_a_mail_tells_of_the_relay_it_could_not_take(
 def test_other_workers_leave_it_alone(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
 ) -> None:
-    """They have never tried it themselves: what one has found out, all know."""
+    """A relay that failed for one worker is left alone by all."""
     sink.faults.add(Fault("connect", DOWN, times=None))
     one, other = (open_dispatcher(*two(sink, backup)) for _ in range(2))
     queue(store, "ada@example.com")
@@ -142,7 +142,7 @@ def test_other_workers_leave_it_alone(
 def test_it_fails_in_the_middle(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
 ) -> None:
-    """What it has taken is sent, and is not sent again; the rest takes the other one."""
+    """When a relay fails in a batch, mail it took stays sent and the rest takes the other one."""
     queue_many(store, 12)
     take = sink.accept
 
@@ -168,7 +168,7 @@ def test_both_are_down(
     clock: Clock,
     bell: CountingBell,
 ) -> None:
-    """Mail waits, untouched, and nobody is busy with it."""
+    """While all relays are down, mail waits unchanged and no worker is kept busy."""
     mails = queue_many(store, 10)
     for server in (sink, backup):
         server.faults.add(Fault("connect", DOWN, times=None))
@@ -192,7 +192,7 @@ def test_nothing_is_claimed_while_the_only_relay_is_paused(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The batch goes back as it was, but for the one mail that found it out, and then the table rests, too."""
+    """While the only relay is paused, no mail is claimed; only the first one tried has changed."""
     queue_many(store, 10)
     before = {number: row["due_at"] for number, row in table(store).items()}
     sink.faults.add(Fault("connect", DROP, times=None))
@@ -216,7 +216,7 @@ def test_nothing_is_claimed_while_the_only_relay_is_paused(
 def test_each_relay_gets_its_mail(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink
 ) -> None:
-    """By who says it, to whom, and how urgent it is; what is for none of them goes over the relay without rules."""
+    """A relay gets the mail of its senders, domains and lanes; one without rules gets the rest."""
     names = ("boss", "corp", "bulk", "rest")
     rules: list[dict[str, Any]] = [
         {"senders": ["boss@example.com"]},
@@ -246,7 +246,7 @@ def test_each_relay_gets_its_mail(
 def test_relays_share_by_weight(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink
 ) -> None:
-    """About three to one, and each mail goes over one of them."""
+    """Relays share mail by weight, and each mail goes over one of them."""
     queue_many(store, 200)
 
     deliver_all(open_dispatcher(entry(sink, "heavy", weight=3), entry(backup, "light", weight=1)))
@@ -262,7 +262,7 @@ def test_relays_share_by_weight(
 def test_what_only_a_paused_relay_takes_waits_for_it(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """Until the pause ends, out of the way of what others take; and it costs no attempt."""
+    """Mail for a paused relay waits for it, uses no attempt and holds up no other mail."""
     sink.faults.add(Fault("connect", DOWN))
     dispatcher = open_dispatcher(
         entry(sink, "first"), entry(backup, "second", domains=["example.net"])
@@ -291,10 +291,7 @@ def test_much_mail_for_a_paused_relay_is_in_nobodys_way(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is moved in heaps, not batch by batch.
-
-    By sender, which is the rule that takes most to look up.
-    """
+    """Much mail for a paused relay is moved in bulk, even by sender, the costliest rule."""
     monkeypatch.setattr(clearing, "MOVED_AT_ONCE", 100)
     sink.faults.add(Fault("connect", DOWN, times=None))
     dispatcher = open_dispatcher(
@@ -319,7 +316,7 @@ def test_much_mail_for_a_paused_relay_is_in_nobodys_way(
 def test_lanes_of_a_paused_relay_are_left_alone(
     store: Store, open_dispatcher: OpenDispatcher, sink: Sink, backup: Sink, clock: Clock
 ) -> None:
-    """They are not even claimed by those who could do nothing for them."""
+    """Mail in lanes that only a paused relay takes is not even claimed."""
     sink.faults.add(Fault("connect", DOWN, times=None))
     dispatcher = open_dispatcher(entry(sink, "first"), entry(backup, "second", lanes=["bulk"]))
     queue(store, "ada@example.com", lane=Lane.CRITICAL)
@@ -342,8 +339,8 @@ def test_a_slow_relay_takes_no_time_from_the_next_one(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of each batch each relay gets something done, however long the one before it took."""
-    # Each mail takes it that long.
+    """Each relay sends some mail of each batch, however long the relay before it took."""
+    # Each mail takes the slow relay 100 seconds.
     monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + 100.0 * len(sink.messages))
     dispatcher = open_dispatcher(
         entry(sink, "slow", domains=["example.net"]), entry(backup, "fast")
@@ -359,7 +356,7 @@ def test_a_slow_relay_takes_no_time_from_the_next_one(
     assert len(backup.messages) == 5
 
 
-# --- whatever happens ---------------------------------------------------------------------------
+# --- all faults at once -------------------------------------------------------------------------
 
 TROUBLE = [
     *(Fault("connect", action, times=3) for action in (DROP, DOWN)),
@@ -379,7 +376,7 @@ def test_nothing_is_lost_and_nothing_is_sent_twice(
     redis_url: str,
     clock: Clock,
 ) -> None:
-    """Several workers, two relays with all that can be wrong with them short of doubt, rules and limits, and much mail."""
+    """Under all faults short of doubt, several workers send every mail exactly once."""
     sink.faults.add(*TROUBLE)
     backup.faults.add(*reversed(TROUBLE))
     first = entry(sink, "first", MAILER_RELAY_CONCURRENCY=2, senders=["example.com"])
@@ -403,7 +400,7 @@ def test_nothing_is_lost_and_nothing_is_sent_twice(
         chores_of(dispatcher).sweep()
         deliver_all(dispatcher)
 
-    for _ in range(240):  # how many it takes depends on how far each batch gets
+    for _ in range(240):  # more than enough rounds, whatever each batch gets done
         with ThreadPoolExecutor(6) as threads:
             list(threads.map(work, dispatchers * 3))
         if {row["status"] for row in table(store).values()} == {"sent"}:

@@ -1,4 +1,4 @@
-"""What a dead worker had in its hands is settled by whoever finds its black box."""
+"""The mail of a dead worker is settled from its black box."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ from tests.services.sink import Sink
 def deliver_and_die(
     dispatcher: Dispatcher, in_the_child: Callable[[], object] = lambda: None
 ) -> None:
-    """In a process of its own, which is killed by what it does; if it is not, the test has failed."""
+    """Deliver in a child process, and assert that a signal has killed it."""
     if not (child := os.fork()):
         try:
             in_the_child()
             dispatcher.deliver(at_most=60)
         finally:
-            os._exit(1)  # whatever happens, there is but one pytest
+            os._exit(1)  # so that pytest goes on in the parent only
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "it was not killed"
 
@@ -53,13 +53,13 @@ def states(store: Store) -> list[str]:
     return [row["status"] for row in table(store).values()]
 
 
-# --- what was on the wire -----------------------------------------------------------------------
+# --- a worker that died -------------------------------------------------------------------------
 
 
 def test_what_the_relay_took_before_its_worker_died(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """It is sent, in the relay's own words: the box has them, though the database heard nothing of it."""
+    """Mail that was accepted before its worker died is sent, with the reply in the black box."""
     queue_many(store, 3)
     dispatcher = make_dispatcher()
 
@@ -79,10 +79,7 @@ def test_what_was_on_the_wire(
     monkeypatch: pytest.MonkeyPatch,
     on_doubt: OnDoubt,
 ) -> None:
-    """It is in doubt at once, and only it: nobody waits for its lease.
-
-    What it had not begun goes back, at no cost.
-    """
+    """Only the mail on the wire is in doubt, at once; the rest goes back without an attempt."""
     first, *others = queue_many(store, 3, on_doubt=on_doubt)
     monkeypatch.setattr(share.Share, "_finish", killing)
 
@@ -99,7 +96,7 @@ def test_what_was_on_the_wire(
 def test_what_was_claimed_and_not_begun(
     make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It can be claimed again at once, as if it never had been."""
+    """Mail that was claimed and not begun goes back at once without an attempt."""
     mail_id = queue(store, "ada@example.com")
     monkeypatch.setattr(share.Share, "__init__", killing)
 
@@ -113,7 +110,7 @@ def test_what_was_claimed_and_not_begun(
 def test_a_box_that_comes_too_late(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, sink: Sink
 ) -> None:
-    """The lease was over before the box was found: a mail that is in doubt by then is sent all the same, and only once."""
+    """A black box found after the lease ended turns the doubtful mail into a sent one."""
     queue(store, "ada@example.com")
     deliver_and_die(make_dispatcher(), lambda: setattr(store, "record_if_transmitting", killing))
     clock.ahead = 7200
@@ -131,7 +128,7 @@ def test_a_box_that_comes_too_late(
 def test_a_worker_that_dies_while_a_receiver_works(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """What the relay took is noted before a receiver of `email_dispatched` hears of it."""
+    """Acceptance is noted before a receiver of `email_dispatched` is called."""
     queue_many(store, 2)
     with email_dispatched.connected_to(killing):
         deliver_and_die(make_dispatcher())
@@ -145,7 +142,7 @@ def test_a_worker_that_dies_while_a_receiver_works(
 def test_a_box_that_another_installation_finds_first(
     make_dispatcher: MakeDispatcher, store: Store, black_box: BlackBox, tmp_path: Path
 ) -> None:
-    """It knows nothing of what is in it, and leaves it to the one whose mail it is."""
+    """Another installation that finds a black box leaves it to the owner of the mail."""
     queue(store, "ada@example.com")
     dispatcher = make_dispatcher()
     deliver_and_die(dispatcher, lambda: setattr(store, "record_if_transmitting", killing))
@@ -171,7 +168,7 @@ def test_a_database_that_is_away_at_the_moment_of_the_250(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sent stays sent: when the database is back, the worker reads in its own box what it could not record."""
+    """Mail sent while the database is away is recorded later, from the worker's black box."""
     queue_many(store, 2)
 
     def away(_results: Collection[Result], **_values: Any) -> set[int]:
@@ -198,7 +195,7 @@ def test_a_database_that_is_away_at_the_moment_of_the_250(
 def test_a_mail_that_kills_its_workers(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each death while it is composed is a try of this mail, and of no other; after the last it has failed, with the reason."""
+    """A mail that kills its worker uses an attempt each time and then fails, with the reason."""
     poison = queue(store, message=a_message(subject="poison"))
     healthy = queue(store, "bob@example.com")
     monkeypatch.setattr(preparing, "compose", _deadly)
@@ -228,7 +225,7 @@ def _deadly(message: Message, signer: Signer | None) -> Composed:
 def test_a_database_that_goes_away_while_a_mail_is_composed(
     make_dispatcher: MakeDispatcher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It kills nobody, so the mail that happened to be in hand pays no attempt for it, and does not fail."""
+    """A database that goes away costs the mail in hand no attempt."""
     mail_id = queue(store, "ada@example.com")
     dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=1)
 
@@ -261,7 +258,7 @@ def test_a_worker_that_wakes_up_between_the_envelope_and_the_mail(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It says nothing of a mail that may be somebody else's by now: the relay waits for its first byte in vain."""
+    """A worker whose lease ended after the envelope sends no byte of the mail."""
     mail_id = queue(store, "ada@example.com")
     dispatcher = make_dispatcher()
     may_begin = share.Share._may_begin

@@ -1,4 +1,4 @@
-"""Trouble that is not the mail's: memory, files, keys, time limits. The mail is tried again."""
+"""Mail is tried again after failures that are not its own: memory, files, keys, time limits."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -26,7 +26,7 @@ TROUBLE = [
 
 
 def in_trouble(mail_id: str, error: Exception) -> Callable[[Message, Signer | None], Composed]:
-    """A `compose` that fails for one mail."""
+    """Return a `compose` that fails for one mail."""
 
     def write(message: Message, signer: Signer | None) -> Composed:
         if message.id == mail_id:
@@ -45,7 +45,7 @@ def test_trouble_while_a_mail_is_composed(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    """It counts as a try with an entry in the history; the mail is sent later, and failed with the last try."""
+    """A failure to compose uses an attempt and is kept in the history; the last fails the mail."""
     mail_id = queue(store, "ada@example.com", "bob@example.com")
     queue_each(store, "fine")
     dispatcher = make_dispatcher(MAILER_RETRY_ATTEMPTS=2)
@@ -81,7 +81,7 @@ def test_trouble_while_mails_are_loaded(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    """Each is tried alone, and only the one that can't be loaded is put off."""
+    """When mails can't be loaded together, each is loaded alone and only the bad one deferred."""
     queue_each(store, "before")
     mail_id = queue(store, "ada@example.com")
     queue_each(store, "after")
@@ -104,7 +104,7 @@ def test_trouble_while_mails_are_loaded(
 def test_too_little_memory_to_read_a_row(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not taken for a row that somebody has spoilt."""
+    """A lack of memory is not taken for a damaged row."""
     mail_id = queue(store, "ada@example.com")
 
     def too_little(*_row: Any) -> Message:
@@ -120,7 +120,7 @@ def test_too_little_memory_to_read_a_row(
 def test_a_key_that_can_not_sign(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the library of cryptography raises, the mail is not to blame."""
+    """A key that can't sign defers the mail, whatever the cryptographic library raises."""
 
     def fail(data: bytes) -> bytes:
         raise ValueError("Digest too large for key size.")
@@ -139,10 +139,7 @@ def test_a_key_that_can_not_sign(
 def test_a_soft_time_limit_while_a_mail_is_composed(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the batch.
-
-    The mail that was composed has used up a try, the others are as if never claimed.
-    """
+    """A soft time limit ends the batch, and only the mail being composed uses an attempt."""
     queue_each(store, "ada")
     mail_id = queue(store, "slow@example.com")
     queue_each(store, "eve")
@@ -164,7 +161,7 @@ def test_a_soft_time_limit_while_a_mail_is_composed(
 def test_a_soft_time_limit_before_a_mail_is_begun(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is given back and not in doubt: the relay has not heard a byte of it."""
+    """A soft time limit before a mail's first byte gives it back, without doubt."""
     queue_each(store, "ada", "bob")
     with monkeypatch.context() as patch:
         patch.setattr(share.Share, "_may_begin", _interrupt)
@@ -175,14 +172,14 @@ def test_a_soft_time_limit_before_a_mail_is_begun(
     assert [row["attempts"] for row in table(store).values()] == [0, 0]
 
 
-def _interrupt(_round: share.Share) -> bool:
+def _interrupt(_share: share.Share) -> bool:
     raise SoftTimeLimitExceeded
 
 
 def test_too_little_memory_to_write_a_mail_for_this_relay(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mail that has to be written anew for a relay without 8BITMIME is put off, and stops no other."""
+    """A mail that can't be rewritten for a relay is deferred, and stops no other."""
     mail_id = queue(store, "ada@example.com", message=a_message(subject="large"))
     queue_each(store, "bob")
     write = envelope._envelope_of

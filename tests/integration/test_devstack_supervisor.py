@@ -16,7 +16,7 @@ from devstack.processes import Ledger, Process, start_time
 from devstack.supervisor import Interrupts, Part, PartFailed, StopRequested, Supervisor
 from tests.services.waiting import wait_until
 
-# Writes its name to the file `order` when it is asked to stop.
+# A part that writes its name to the file `order` when it is asked to stop.
 OBEDIENT = """
     import pathlib, signal, sys
     name = sys.argv[1]
@@ -38,12 +38,14 @@ STUBBORN = """
     while True:
         signal.pause()
 """
-# Starts a helper in its own group that would note a SIGTERM, tells its pid, and leaves it behind
-# when it stops.
+# A part that starts a helper in its own group, writes down its pid, and leaves it behind when it
+# stops. The helper would note a SIGTERM.
 WITH_HELPER = """
     import pathlib, signal, subprocess, sys
-    helper = "import pathlib, signal; signal.signal(15, lambda *_: pathlib.Path('helper-was-signalled').touch());" \\
-        "pathlib.Path('helper-is-ready').touch();\\nwhile True: signal.pause()"
+    helper = "import pathlib, signal\\n" \\
+        "signal.signal(15, lambda *_: pathlib.Path('helper-was-signalled').touch())\\n" \\
+        "pathlib.Path('helper-is-ready').touch()\\n" \\
+        "while True: signal.pause()"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     process = subprocess.Popen([sys.executable, "-c", helper])
     while not pathlib.Path("helper-is-ready").exists():
@@ -58,7 +60,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Scene:
-    """A supervisor in an empty folder, and what it said."""
+    """A supervisor in an empty folder, with its output."""
 
     def __init__(self, folder: Path, interrupts: Interrupts) -> None:
         self.folder = folder
@@ -67,14 +69,14 @@ class Scene:
         self.supervisor = Supervisor(Console(self.out, ["one", "two"]), self.ledger, interrupts)
 
     def part(self, name: str, script: str, **limits: float) -> Part:
-        """A part that is ready when the file of its name exists."""
+        """Return a part that is ready when the file of its name exists."""
         command = (sys.executable, "-c", dedent(script), name)
         return Part(name, command, os.environ, (self.folder / name).exists, **limits)
 
 
 @pytest.fixture
 def interrupts() -> Iterator[Interrupts]:
-    """As in a terminal, also where the tests themselves are a background job, which ignores some signals."""
+    """Handle signals as in a terminal, even if the tests are a background job that ignores some."""
     ignored = [number for number in STOPS if signal.getsignal(number) is signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, signal.SIG_DFL)
@@ -99,7 +101,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_parts_are_started_and_stopped_one_after_the_other(scene: Scene) -> None:
-    """The last started is stopped first; each log line has its part's name; nothing stays in the ledger."""
+    """The last part started stops first; log lines name their part; the ledger ends empty."""
     scene.supervisor.start(scene.part("one", OBEDIENT))
     scene.supervisor.start(scene.part("two", OBEDIENT))
     noted = scene.ledger.left_behind()
@@ -122,7 +124,7 @@ def test_parts_are_started_and_stopped_one_after_the_other(scene: Scene) -> None
 
 
 def test_a_part_that_does_not_stop_is_killed(scene: Scene) -> None:
-    """After its grace, and the caller learns of it."""
+    """A part that does not stop within its grace is killed, and `stop` returns False."""
     scene.supervisor.start(scene.part("one", STUBBORN, grace=0.1))
 
     assert not scene.supervisor.stop()
@@ -131,7 +133,7 @@ def test_a_part_that_does_not_stop_is_killed(scene: Scene) -> None:
 
 
 def test_whoever_insists_does_not_wait(scene: Scene, interrupts: Interrupts) -> None:
-    """The second Ctrl-C kills."""
+    """A second request to stop kills the parts without a wait."""
     scene.supervisor.start(scene.part("one", STUBBORN, grace=60))
     interrupts.insisted = True
 
@@ -141,7 +143,7 @@ def test_whoever_insists_does_not_wait(scene: Scene, interrupts: Interrupts) -> 
 
 
 def test_only_the_main_process_is_asked(scene: Scene) -> None:
-    """Helpers are the business of their part; those it leaves behind are killed."""
+    """Only the main process of a part is asked to stop; helpers left behind are killed."""
     scene.supervisor.start(scene.part("one", WITH_HELPER))
     wait_until((scene.folder / "one").read_text)
     helper = int((scene.folder / "one").read_text())
@@ -154,7 +156,7 @@ def test_only_the_main_process_is_asked(scene: Scene) -> None:
 
 
 def test_a_part_that_ends_by_itself(scene: Scene) -> None:
-    """It is named, with its exit code, after its last words."""
+    """A part that ends by itself is an error with name and exit code, after its last output."""
     scene.supervisor.start(scene.part("one", OBEDIENT))
 
     with pytest.raises(PartFailed, match=r"two ended by itself \(exit code 3\)"):
@@ -164,7 +166,7 @@ def test_a_part_that_ends_by_itself(scene: Scene) -> None:
 
 
 def test_a_part_that_is_killed(scene: Scene) -> None:
-    """While the stack runs, somebody notices."""
+    """A part that is killed while the stack runs is an error with the signal's name."""
     scene.supervisor.start(scene.part("one", OBEDIENT))
     (process,) = scene.ledger.left_behind()
     process.kill()
@@ -174,14 +176,14 @@ def test_a_part_that_is_killed(scene: Scene) -> None:
 
 
 def test_a_part_that_never_gets_ready(scene: Scene) -> None:
-    """Waiting has an end."""
+    """A part that does not get ready in time is an error."""
     with pytest.raises(PartFailed, match="one did not get ready within 0 s"):
         scene.supervisor.start(scene.part("one", "import signal; signal.pause()", start_limit=0.1))
 
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_request_to_stop(scene: Scene, interrupts: Interrupts, number: signal.Signals) -> None:
-    """It is heard while the parts run; the same signal many times at once is one request."""
+    """A signal stops the running stack, and several at once count as one request."""
     scene.supervisor.start(scene.part("one", OBEDIENT))
     for _ in range(3):
         signal.raise_signal(number)
@@ -192,7 +194,7 @@ def test_a_request_to_stop(scene: Scene, interrupts: Interrupts, number: signal.
 
 
 def test_what_an_interrupted_run_left_behind_is_stopped(scene: Scene) -> None:
-    """The next run finds it in the ledger, whatever became of the runner."""
+    """The next run finds the processes of an interrupted run in the ledger and stops them."""
     leftover = subprocess.Popen(
         [sys.executable, "-c", dedent(OBEDIENT), "one"],
         start_new_session=True,
@@ -211,7 +213,7 @@ def test_what_an_interrupted_run_left_behind_is_stopped(scene: Scene) -> None:
 
 
 def test_a_process_that_is_not_ours_is_left_alone(scene: Scene) -> None:
-    """Its pid was ours once; its start time says that it is another process."""
+    """A process with a pid of the ledger but another start time is left alone."""
     with subprocess.Popen(
         [sys.executable, "-c", dedent(OBEDIENT), "one"],
         start_new_session=True,
@@ -231,15 +233,17 @@ def test_a_process_that_is_not_ours_is_left_alone(scene: Scene) -> None:
     reason="only Linux tells a child that its parent died; elsewhere the ledger does",
 )
 def test_a_killed_runner_takes_its_parts_along(scene: Scene) -> None:
-    """SIGKILL leaves the runner no time; the kernel asks the parts to stop."""
+    """When the runner is killed, the kernel asks its parts to stop."""
     runner = """
         import os, sys
         from pathlib import Path
         from devstack.console import Console
         from devstack.processes import Ledger
         from devstack.supervisor import Interrupts, Part, Supervisor
-        part = Part("one", (sys.executable, "-c", sys.argv[1], "one"), os.environ, Path("one").exists)
-        supervisor = Supervisor(Console(sys.stdout, ["one"]), Ledger(Path("ledger.json")), Interrupts())
+        command = sys.executable, "-c", sys.argv[1], "one"
+        part = Part("one", command, os.environ, Path("one").exists)
+        ledger = Ledger(Path("ledger.json"))
+        supervisor = Supervisor(Console(sys.stdout, ["one"]), ledger, Interrupts())
         supervisor.start(part)
         supervisor.watch()
     """

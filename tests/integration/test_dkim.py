@@ -1,4 +1,4 @@
-"""What an app signs, others verify: OpenDKIM, which many mail servers use, and dkimpy."""
+"""Signed mail is verified by OpenDKIM, which many mail servers use, and by dkimpy."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.signing import ED25519, RSA, dkim_key, records, verified_by_dkimpy
 
 NOW = 1_790_000_000.0
 
-# --- an app --------------------------------------------------------------------------------------
+# --- an app -------------------------------------------------------------------------------------
 
 
 def create_app(**config: Any) -> Flask:
@@ -38,7 +38,7 @@ def create_app(**config: Any) -> Flask:
 
 
 def test_an_app_signs_what_its_own_senders_say(tmp_path: Path) -> None:
-    """The keys are all that has to be set."""
+    """MAILER_DKIM_KEYS alone makes an app sign mail of these domains, and no other."""
     file = tmp_path / "rsa.pem"
     file.write_bytes(RSA.pem)
     app = create_app(
@@ -57,7 +57,7 @@ def test_an_app_signs_what_its_own_senders_say(tmp_path: Path) -> None:
 
 
 def test_an_app_does_not_start_with_a_key_that_can_not_sign() -> None:
-    """Better than mail that nobody trusts."""
+    """An app does not start with a key that can't sign."""
     with pytest.raises(ConfigurationError, match="no private key in PEM"):
         create_app(
             MAILER_DKIM_KEYS=[{"domain": "example.com", "selector": "2026a", "key": "nonsense"}]
@@ -95,7 +95,7 @@ def a_mail(sender: str = "ada@example.com") -> Message:
 )
 @given(mails)
 def test_every_mail(tmp_path: Path, message: Message) -> None:
-    """Whatever is in it, and with each algorithm."""
+    """Every mail verifies with each algorithm, whatever its content."""
     keys = [dkim_key(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
 
     assert verified_by_opendkim(signed(message, *keys), records(*keys), tmp_path) == {
@@ -105,14 +105,14 @@ def test_every_mail(tmp_path: Path, message: Message) -> None:
 
 
 def test_a_sender_of_a_subdomain(tmp_path: Path) -> None:
-    """The domain above signs for it."""
+    """The key of the domain above signs for a sender in a subdomain."""
     mail = signed(a_mail("ada@news.example.com"), RSA)
 
     assert verified_by_opendkim(mail, records(RSA), tmp_path) == {"rsa": "pass"}
 
 
 def test_a_mail_that_was_changed(tmp_path: Path) -> None:
-    """It shows; so does an unsubscribe link that is not ours."""
+    """Another body, another unsubscribe link or a second From breaks the signatures."""
     mail = signed(a_mail(), RSA, ED25519)
 
     for changed in (
@@ -126,21 +126,9 @@ def test_a_mail_that_was_changed(tmp_path: Path) -> None:
 
 
 def test_a_key_that_opendkim_made(tmp_path: Path) -> None:
-    """Its tool writes the key and the record for the DNS; both are taken as they are."""
-    subprocess.run(
-        [
-            program("opendkim-genkey"),
-            "-b",
-            "2048",
-            "-d",
-            "example.com",
-            "-s",
-            "made",
-            "-D",
-            tmp_path,
-        ],
-        check=True,
-    )
+    """A key and a DNS record made by OpenDKIM's tool are usable as they are."""
+    options = "-b 2048 -d example.com -s made -D".split()
+    subprocess.run([program("opendkim-genkey"), *options, tmp_path], check=True)
     key = dkim_key("example.com", "made", (tmp_path / "made.private").read_bytes())
     record = "".join(re.findall(r'"([^"]*)"', (tmp_path / "made.txt").read_text(encoding="ascii")))
 

@@ -1,4 +1,4 @@
-"""What is sensitive ends with the last of its deliveries; what is old loses what it said."""
+"""Sensitive mail is erased with its last delivery, other mail when it is old."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def secret(**changes: Any) -> Message:
 
 
 def said(store: Store, mail_id: str) -> str:
-    """All that the database has of a mail, deliveries apart."""
+    """Return all that the database has of a mail, except its deliveries."""
     with store.engine.connect() as connection:
         mails = connection.execute(
             select(schema.message).where(schema.message.c.id == mail_id)
@@ -48,7 +48,7 @@ def said(store: Store, mail_id: str) -> str:
 
 
 def was_erased(store: Store, mail_id: str) -> bool:
-    """All of it or nothing, and the date says so."""
+    """Return whether a mail is erased; assert that no part of its content tells otherwise."""
     erased_at = store.status(mail_id).erased_at
     assert (CANARY in said(store, mail_id)) == (erased_at is None)
     return erased_at is not None
@@ -88,7 +88,7 @@ ENDS: dict[str, Callable[[Store, str], object]] = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_every_end_of_a_sensitive_mail(store: Store, end: str) -> None:
-    """Whatever it is: nothing of what the mail said is left, and it can still be listed."""
+    """Each final state erases the content of a sensitive mail, which can still be listed."""
     mail_id = insert(store, message=secret(), expires_at=NOW + 3600)
     assert not was_erased(store, mail_id)
 
@@ -106,7 +106,7 @@ def test_every_end_of_a_sensitive_mail(store: Store, end: str) -> None:
 
 
 def test_the_last_copy_counts(store: Store) -> None:
-    """As long as one may still be sent, all that it takes is there; in doubt, it may."""
+    """Content is kept while one delivery may still be sent; one in doubt may."""
     mail_id = insert(
         store, "ada@example.com", "bob@example.com", "cid@example.com", message=secret()
     )
@@ -125,12 +125,12 @@ def test_the_last_copy_counts(store: Store) -> None:
 
 
 def test_an_ordinary_mail_is_kept(store: Store) -> None:
-    """Until it is purged."""
+    """The content of an ordinary mail is kept when the mail is finished."""
     assert not was_erased(store, bring(store, Status.SENT, message=a_message(**CONTENT)).mail_id)
 
 
 def test_another_mail_with_the_same_file(store: Store) -> None:
-    """It keeps its own, whichever of the two came first."""
+    """Another mail with the same file keeps it, whichever of the two came first."""
     before, mail_id, after = (
         insert(store, message=message)
         for message in (a_message(attachments=(FILE,)), secret(), a_message(attachments=(FILE,)))
@@ -146,7 +146,7 @@ def test_another_mail_with_the_same_file(store: Store) -> None:
 
 @pytest.mark.parametrize("databases", ["postgresql"], indirect=True)  # SQLite has one writer
 def test_the_last_two_end_at_the_same_moment(store: Store, database_url: str) -> None:
-    """Neither sees that the other one is final, unless the second waits for the first."""
+    """Content is erased even if the last two deliveries end in transactions at the same time."""
     mail_id = insert(store, "ada@example.com", "bob@example.com", message=secret())
     ada, bob = claim(store)
     mark(store, ada, bob)
@@ -167,7 +167,7 @@ def test_the_last_two_end_at_the_same_moment(store: Store, database_url: str) ->
 
 
 def test_what_was_erased_is_not_queued_again(store: Store) -> None:
-    """There is nothing left to send."""
+    """An erased mail is not requeued, since nothing is left to send."""
     delivery = bring(store, Status.FAILED, message=secret())
     kept = bring(store, Status.FAILED, message=a_message())
 
@@ -177,9 +177,9 @@ def test_what_was_erased_is_not_queued_again(store: Store) -> None:
 
 @sqlite_only
 def test_the_file_forgets(store: Store, database_url: str) -> None:
-    """What was erased is not left in free pages, where whoever has the file could read it."""
+    """Erased content is not left in free pages of the SQLite file."""
     bring(store, Status.SENT, message=secret(text=CANARY * 2000))
-    store.engine.dispose()  # the last connection moves into the file what is in the log beside it
+    store.engine.dispose()  # the last connection writes the log beside the file into it
     file = Path(str(make_url(database_url).database))
 
     assert CANARY.encode() not in b"".join(
@@ -188,15 +188,15 @@ def test_the_file_forgets(store: Store, database_url: str) -> None:
 
 
 def test_nothing_is_said_in_passing() -> None:
-    """Who prints a mail, in a log or in the report of an error, prints nothing of what it says."""
+    """The repr of a sensitive mail shows no content."""
     assert CANARY not in repr(secret())
 
 
-# --- by age -------------------------------------------------------------------------------------
+# --- erasure by age -----------------------------------------------------------------------------
 
 
 def old(days: float, **changes: Any) -> Message:
-    """A mail made so long before `LATER`."""
+    """Return a mail that was made so many days before `LATER`."""
     created_at = LATER - days * 86400
     return a_message(
         **{
@@ -215,7 +215,7 @@ def erase(store: Store, before: float) -> None:
 
 
 def test_old_mails_lose_what_they_said(store: Store) -> None:
-    """Those that are finished since then, in bites; subject and headers stay with the record."""
+    """Mail that was finished long ago loses its content in small steps, but not its subject."""
     finished = [bring(store, Status.SENT, message=old(8 + number)).mail_id for number in range(5)]
     waiting = insert(store, message=old(20), due_at=LATER)
     doubtful = bring(store, Status.DOUBTFUL, message=old(20)).mail_id
@@ -238,7 +238,7 @@ def test_old_mails_lose_what_they_said(store: Store) -> None:
 
 
 def test_what_is_young_is_not_looked_at(store: Store) -> None:
-    """The index of what is kept is in the order of the ids, and these begin with the time."""
+    """Young mail is not read, as the index is sorted by id, and ids begin with the time."""
     young = bring(store, Status.SENT, message=old(1)).mail_id
     bring(store, Status.SENT, message=old(3))
 
@@ -249,13 +249,13 @@ def test_what_is_young_is_not_looked_at(store: Store) -> None:
     assert len(table(store)) == 2
 
 
-# --- when it goes wrong -------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------
 
 
 def test_nothing_is_sent_instead_of_what_was_erased(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink
 ) -> None:
-    """Should a copy be queued whose mail says nothing any more, it fails, and the others of its batch go out."""
+    """A queued delivery of an erased mail fails, and the others of its batch go out."""
     erased, other = queue(store, "ada@example.com"), queue(store, "bob@example.com")
     with store.engine.begin() as connection:
         connection.execute(
@@ -283,7 +283,7 @@ def test_what_cannot_be_composed(
     *,
     sensitive: bool,
 ) -> None:
-    """An error may quote what the mail says: that of a sensitive one is told by its name only, in the log and to operators."""
+    """An error may quote the mail, so for a sensitive one only the type of the error is shown."""
 
     def quote(*_arguments: object) -> None:
         raise ValueError(CANARY)

@@ -1,4 +1,4 @@
-"""What others say reaches people as words: no terminal obeys it, and no line of a log is theirs."""
+"""Text from outside reaches terminals and logs without escape sequences or forged lines."""
 
 from collections.abc import Iterator
 
@@ -15,8 +15,8 @@ from tests.shop import OpenShop, store_of
 
 pytestmark = sqlite_only
 
-#: What clears a screen, names a window, colours (in two bytes and in one), rings, deletes, turns
-#: text around, and ends a line.
+#: These clear a screen, name a window, colour (in two bytes and in one), ring, delete, turn text
+#: around, and end a line.
 ESCAPES = [
     "\x1b[2J",
     "\x1b]0;mine\x07",
@@ -49,7 +49,7 @@ def shop(open_shop: OpenShop, relay: RawServer) -> Iterator[Flask]:
 
 
 def assert_harmless(text: str) -> None:
-    """Letters, and the ends of lines."""
+    """Assert that a text has only printable characters and line ends, and no forged line."""
     assert [letter for letter in text if not letter.isprintable() and letter != "\n"] == []
     assert not any(line.startswith("INFO all is well") for line in text.split("\n"))
 
@@ -67,19 +67,19 @@ def printed(app: Flask, *command: str) -> str:
 def test_a_relay(
     shop: Flask, relay: RawServer, caplog: pytest.LogCaptureFixture, stage: str, code: str
 ) -> None:
-    """Whatever it says, and whenever: the log, the status of the mail and that of the relay are words."""
+    """No reply of a relay, at any stage, brings escapes into the log or the commands' output."""
     relay.replies[stage] = relay.replies["HELO" if stage == "EHLO" else stage] = reply(code)
     receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
 
     shop.extensions["mailer"].outbound.dispatcher.deliver_batch()
 
     said = caplog.text + printed(shop, "status", receipt.id) + printed(shop, "relays")
-    assert "31ma" in said  # it was there to be shown
+    assert "31ma" in said  # the rest of an escape sequence, so the reply was shown
     assert_harmless(said)
 
 
 def test_a_subject(shop: Flask) -> None:
-    """Turning text around is allowed in a subject, for those whose letters go that way; the terminal shows the rest as it is."""
+    """A subject may have bidirectional controls, as some scripts need; a terminal gets none."""
     receipt = send_email("ada@example.com", "Invoice \u202efdp.exe", "only_text", name="Ada")
 
     said = printed(shop, "status", receipt.id)
@@ -89,7 +89,7 @@ def test_a_subject(shop: Flask) -> None:
 
 
 def test_the_database(shop: Flask) -> None:
-    """Whoever could write to it can't write to the terminal of who looks."""
+    """No text in the database brings escapes to the terminal of an operator."""
     store = store_of(shop)
     deferred = bring(store, Status.TRANSMITTING, message=a_message(subject=HOSTILE))
     record(store, deferred, to=Status.QUEUED, reply=HOSTILE)
@@ -108,7 +108,7 @@ def test_the_database(shop: Flask) -> None:
 
 
 def test_a_mail_that_can_not_be_composed(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason that is kept may have the mail's own words in it."""
+    """The reason why a mail can't be composed may quote it, and is kept without escapes."""
 
     def refuse(*_mail: object) -> None:
         raise ValueError(HOSTILE)
@@ -125,7 +125,7 @@ def test_a_mail_that_can_not_be_composed(shop: Flask, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("escape", [*ESCAPES, "\r", "\n"])
 def test_an_id_and_a_relay_that_do_not_exist(shop: Flask, escape: str) -> None:
-    """The error repeats them, with what is no letter written out."""
+    """An error that repeats an unknown id or relay shows no escapes."""
     for command in ("status", "resume"):
         said = printed(shop, command, f"a{escape}b")
         assert "a" in said
