@@ -1,4 +1,4 @@
-"""The table of modules in docs/architecture.md lists the modules that there are."""
+"""The table of modules in docs/architecture.md matches the code."""
 
 import re
 import tomllib
@@ -9,14 +9,14 @@ TABLE = re.compile(r"^\| module \| .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 
 
 def modules_of_the_table() -> list[str]:
-    """Return the names from the top to the bottom. That of a folder ends with a slash."""
+    """Return the names in the table from top to bottom; a folder's ends with a slash."""
     found = TABLE.search((PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8"))
     assert found is not None
     return re.findall(r"^\| `([\w/]+)` \|", found[1], re.MULTILINE)
 
 
 def test_the_table_has_every_module() -> None:
-    """Each is there, and is a folder where it says so."""
+    """The table lists each module, and marks the folders."""
     package = PROJECT / "mailer"
     found = [
         *package.glob("[a-z]*.py"),
@@ -29,7 +29,7 @@ def test_the_table_has_every_module() -> None:
 
 
 def test_the_table_has_the_order_of_the_contract() -> None:
-    """Who may import whom is checked by the contract, and read in the table."""
+    """The table has the order of the layers contract in pyproject.toml."""
     contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
         "importlinter"
     ]["contracts"]

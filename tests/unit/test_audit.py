@@ -1,4 +1,4 @@
-"""What `make audit` makes of what pip-audit prints, and the list of findings that are lived with."""
+"""The verdict of `make audit` on pip-audit's output and on the list of accepted findings."""
 
 import json
 from datetime import date
@@ -29,14 +29,14 @@ CLEAN_ANSWER = Answer(frozenset(), frozenset())
 
 
 def test_each_reason_is_for_something_that_is_locked() -> None:
-    """An entry of accepted.toml is well-formed, and goes when its version does."""
+    """Each entry of accepted.toml is for a version that is still locked."""
     locked = set().union(*map(pinned, LOCKS))
 
     assert {(one.package, one.version) for one in read_accepted(ACCEPTED.read_text())} <= locked
 
 
 def test_each_lock_is_audited() -> None:
-    """Whatever is installed by hash is looked up; a lock without hashes would not be safe to install."""
+    """Each lock file is audited, and has hashes for all its packages."""
     assert {lock.name for lock in LOCKS} == {
         "audit.txt",
         "deploy.txt",
@@ -51,7 +51,7 @@ def test_each_lock_is_audited() -> None:
 
 
 def test_nothing_is_found() -> None:
-    """Then all is well."""
+    """Without findings the audit passes."""
     assert judge([CLEAN_ANSWER], []) == (
         ["No vulnerability is known that has no reason to be accepted."],
         CLEAN,
@@ -59,7 +59,7 @@ def test_nothing_is_found() -> None:
 
 
 def test_a_finding() -> None:
-    """It is named with the version that has no such fault, if there is one."""
+    """A finding is listed with the version that fixes it, if there is one, and fails the audit."""
     fixed = Finding("flask", "3.1.0", "PYSEC-2026-2", ("3.1.1",))
     lines, code = judge(
         [Answer(frozenset([FAULT]), frozenset()), Answer(frozenset([FAULT, fixed]), frozenset())],
@@ -74,7 +74,7 @@ def test_a_finding() -> None:
 
 
 def test_a_finding_with_a_reason() -> None:
-    """It is shown with the reason, and stops nobody."""
+    """An accepted finding is listed with its reason, and does not fail the audit."""
     lines, code = judge([Answer(frozenset([FAULT]), frozenset())], [ENTRY])
 
     assert (
@@ -85,7 +85,7 @@ def test_a_finding_with_a_reason() -> None:
 
 
 def test_a_reason_without_a_finding() -> None:
-    """It has to go: the next finding of that name must not hide behind it."""
+    """An entry whose finding is gone fails the audit, so that it is removed."""
     lines, code = judge([CLEAN_ANSWER], [ENTRY])
 
     assert (
@@ -105,7 +105,7 @@ def test_a_reason_without_a_finding() -> None:
     ids=["it failed", "it skipped everything and called that clean"],
 )
 def test_a_database_that_is_out_of_reach(printed: str) -> None:
-    """That is no all-clear, and no finding either."""
+    """If no database of vulnerabilities answers, the audit says that nothing was audited."""
     lines, code = judge([read_answer(printed, NAMES)], [ENTRY])
 
     assert (
@@ -116,7 +116,7 @@ def test_a_database_that_is_out_of_reach(printed: str) -> None:
 
 
 def test_what_was_found_counts_though_something_is_unknown() -> None:
-    """A finding is a finding."""
+    """A finding fails the audit even if other packages could not be audited."""
     known = {
         "name": "redis",
         "version": "6.4.0",
@@ -131,12 +131,15 @@ def test_what_was_found_counts_though_something_is_unknown() -> None:
     "entry",
     [
         'id = "X"',
-        'id = "X"\npackage = "a"\nversion = "1"\nlooked_at = "yesterday"\nreason = "It is in a command that nobody calls."',
+        (
+            'id = "X"\npackage = "a"\nversion = "1"\nlooked_at = "yesterday"\n'
+            'reason = "It is in a command that nobody calls."'
+        ),
         'id = "X"\npackage = "a"\nversion = "1"\nlooked_at = 2026-11-25\nreason = "later"',
     ],
     ids=["incomplete", "no date", "no reason"],
 )
 def test_an_entry_that_says_too_little_is_refused(entry: str) -> None:
-    """Who accepts a finding says of what, when and why."""
+    """An entry of accepted.toml needs a package, a version, a date and a reason."""
     with pytest.raises(ValueError, match=r"accepted\.toml"):
         read_accepted(f"[[finding]]\n{entry}\n")

@@ -1,4 +1,4 @@
-"""What `make bench` came to is told honestly, and docs/benchmarks.md shows the run that is kept."""
+"""The report of `make bench`, and docs/benchmarks.md, which shows the latest kept run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,24 +61,24 @@ RUN = report.Run(
 def test_a_figure_is_held_against_its_bound(
     bound: Bound, value: float | None, reached: Reached
 ) -> None:
-    """Exactly the bound is enough, and what was not measured reached nothing."""
+    """A value equal to its bound is enough, and a value that was not measured is unknown."""
     assert Figure(key="key", title="title", value=value, unit="ms", bound=bound).reached is reached
 
 
 def test_a_bound_of_the_ratio_looks_at_the_ratio() -> None:
-    """Not at the value beside it."""
+    """A bound on the ratio is compared with the ratio, not with the value."""
     assert SLOW.reached is Reached.AT_LEAST
 
 
 @pytest.mark.parametrize("shown", [report.table, lambda run: chart.draw(run.sections)])
 def test_what_is_missing_is_named(shown: Callable[[report.Run], str]) -> None:
-    """A peer that is not installed has its line in the table and in the chart."""
+    """A peer that is not installed appears in the table and in the chart."""
     assert "peer" in shown(RUN)
     assert "missing" in shown(RUN)
 
 
 def test_a_missed_bound_is_a_sentence() -> None:
-    """With the figure, its value and the bound, whichever side of it is worse; nothing missed is said as well."""
+    """Each missed bound is a sentence with the figure, its value and the bound."""
     few = Figure(
         key="few",
         title="few",
@@ -99,7 +99,7 @@ def test_a_missed_bound_is_a_sentence() -> None:
 
 
 def test_each_column_is_explained() -> None:
-    """Below the table."""
+    """A legend below the table explains each column."""
     legend = report.table(RUN).partition("ratio: Mailer compared")[2]
 
     assert all(
@@ -109,7 +109,7 @@ def test_each_column_is_explained() -> None:
 
 
 def test_who_is_missing_or_fails_stops_nobody_else(tmp_path: Path) -> None:
-    """They are asked once, in alternating order, and their reason is kept."""
+    """A peer that fails is not measured again, its reason is kept, and the others go on."""
     asked: list[str] = []
 
     def answer(name: str, error: Exception | None = None) -> Callable[[Path], str]:
@@ -136,7 +136,7 @@ def test_who_is_missing_or_fails_stops_nobody_else(tmp_path: Path) -> None:
 
 
 def test_a_run_survives_being_kept() -> None:
-    """JSON loses nothing that the table shows."""
+    """A run that is stored as JSON and read again gives the same table."""
     kept = report.Run.from_json(RUN.to_json())
 
     assert report.table(kept) == report.table(RUN)
@@ -144,7 +144,7 @@ def test_a_run_survives_being_kept() -> None:
 
 
 def test_the_chart_is_an_image_for_light_and_dark_pages() -> None:
-    """A browser reads it, and it has colours for both."""
+    """The chart is a valid SVG with colours for light and dark pages."""
     drawn = chart.draw(RUN.sections)
 
     assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 -- we have just drawn it
@@ -153,7 +153,7 @@ def test_the_chart_is_an_image_for_light_and_dark_pages() -> None:
 
 
 def test_the_page_shows_the_run_that_is_kept() -> None:
-    """Table and chart are of `bench/results/latest.json`, which `make bench` writes together with them."""
+    """The table and chart in the documentation are those of `bench/results/latest.json`."""
     run = report.Run.from_json((report.RESULTS / "latest.json").read_text(encoding="utf-8"))
     page = report.PAGE.read_text(encoding="utf-8")
 
@@ -164,6 +164,6 @@ def test_the_page_shows_the_run_that_is_kept() -> None:
 
 
 def test_a_page_without_its_marks_is_refused() -> None:
-    """Rather than written over."""
+    """A page without the marks around the table is an error, and is not overwritten."""
     with pytest.raises(ValueError, match=r"benchmarks\.md: the marks"):
         report.with_table("no marks", RUN)

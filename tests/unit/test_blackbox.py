@@ -1,4 +1,4 @@
-"""The black box: who may read it, what it says, and when it is not believed."""
+"""The black box: its notes, who may settle them, and when they are not trusted."""
 
 import ctypes
 import errno
@@ -35,7 +35,7 @@ def black_box(folder: Path) -> BlackBox:
 
 
 def leave(black_box: BlackBox, write: Write) -> None:
-    """A thread that delivers writes, and comes to an end it did not want."""
+    """Write notes as a thread does that delivers, and end it with an exception."""
     with suppress(ZeroDivisionError), black_box.box() as box:
         write(box)
         raise ZeroDivisionError
@@ -71,7 +71,7 @@ def delivering(box: Box) -> None:
 
 
 def test_what_a_thread_had_in_its_hands(black_box: BlackBox) -> None:
-    """What the relay took is told from what it refused, and from what was on the wire; so is the mail being composed."""
+    """The notes tell which mails were taken, in flight or being composed."""
     leave(black_box, delivering)
 
     [remains] = found(black_box)
@@ -85,7 +85,7 @@ def test_what_a_thread_had_in_its_hands(black_box: BlackBox) -> None:
 
 
 def test_a_mail_that_is_composed_is_not_suspected(black_box: BlackBox) -> None:
-    """Whatever kills the process later is no fault of it."""
+    """A mail that is already composed is not blamed for the death of its process."""
 
     def composed(box: Box) -> None:
         box.claiming("token")
@@ -98,7 +98,7 @@ def test_a_mail_that_is_composed_is_not_suspected(black_box: BlackBox) -> None:
 
 
 def test_a_new_claim_means_that_the_one_before_is_settled(black_box: BlackBox) -> None:
-    """Only the last one's notes are there."""
+    """A new claim discards the notes of the one before."""
 
     def twice(box: Box) -> None:
         delivering(box)
@@ -110,7 +110,7 @@ def test_a_new_claim_means_that_the_one_before_is_settled(black_box: BlackBox) -
 
 
 def test_a_note_that_was_cut_off(black_box: BlackBox, folder: Path) -> None:
-    """It is not read: what follows it was never done."""
+    """A note that was cut off is ignored, since its step was not taken."""
     leave(black_box, delivering)
     [path] = folder.iterdir()
     with path.open("a") as box:
@@ -123,7 +123,7 @@ def test_a_note_that_was_cut_off(black_box: BlackBox, folder: Path) -> None:
 
 
 def test_the_box_of_a_living_process(black_box: BlackBox) -> None:
-    """Nobody touches what somebody still has in his hands."""
+    """The box of a process that is alive is left alone."""
     with black_box.box() as box:
         delivering(box)
 
@@ -132,7 +132,7 @@ def test_the_box_of_a_living_process(black_box: BlackBox) -> None:
 
 
 def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
-    """It is open to all once the process is gone, even though nothing of it was closed."""
+    """The box of a killed process can be settled."""
     read, write = os.pipe()
     if not (child := os.fork()):
         with black_box.box() as box:
@@ -152,7 +152,7 @@ def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
 def test_a_child_does_not_keep_its_parents_box_locked(
     black_box: BlackBox, fork: Callable[[], int]
 ) -> None:
-    """A worker that was killed may leave a child behind for a while."""
+    """The box of a killed process can be settled while its forked child is alive."""
     with suppress(ZeroDivisionError), black_box.box() as box:
         delivering(box)
         if not (child := fork()):
@@ -170,7 +170,7 @@ def test_a_child_does_not_keep_its_parents_box_locked(
 def test_a_box_that_somebody_sees_before_it_is_locked(
     black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """He takes it for that of a dead process, and removes it: its owner has another one, that is found."""
+    """A box removed by another process before its owner locked it is replaced by its owner."""
     lock = fcntl.flock
     removed: list[list[Path]] = []
 
@@ -188,7 +188,7 @@ def test_a_box_that_somebody_sees_before_it_is_locked(
 
 
 def test_it_is_settled_once(black_box: BlackBox, folder: Path) -> None:
-    """The box goes when it is settled, and so does one whose thread came to a good end."""
+    """A box is removed once it is settled, or once its thread has ended without an error."""
     leave(black_box, delivering)
     with black_box.box() as box:
         delivering(box)
@@ -199,7 +199,7 @@ def test_it_is_settled_once(black_box: BlackBox, folder: Path) -> None:
 
 
 def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
-    """It stays for the next one who looks."""
+    """A box whose settling failed stays for the next attempt."""
 
     def unable(_remains: Remains) -> bool:
         raise ZeroDivisionError
@@ -214,7 +214,7 @@ def test_what_can_t_be_settled_now(black_box: BlackBox) -> None:
 def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(
     black_box: BlackBox, folder: Path
 ) -> None:
-    """They are settled all the same, and it stays."""
+    """A box that cannot be settled does not prevent settling the others."""
     leave(black_box, delivering)
     [first] = folder.iterdir()
     first.rename(folder / "0")  # it is looked at first
@@ -235,7 +235,7 @@ def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(
 
 
 def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
-    """It may be another installation's, and stays until no lease and no doubt can depend on it."""
+    """A box with an unknown token, perhaps another installation's, is kept for a limited time."""
     black_box = BlackBox(folder, kept=60)
     leave(black_box, delivering)
     [path] = folder.iterdir()
@@ -258,7 +258,7 @@ def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
 
 
 def test_a_relay_that_keeps_somebody_waiting(black_box: BlackBox, folder: Path) -> None:
-    """It is the one that was called last, if nothing has been noted for a while."""
+    """A process without notes for a while is waiting for the relay it called last."""
     with black_box.box() as box:
         box.claiming("token")
         box.calling("first")
@@ -277,7 +277,7 @@ def test_a_relay_that_keeps_somebody_waiting(black_box: BlackBox, folder: Path) 
 
 
 def test_a_relay_that_nobody_waits_for_any_more(black_box: BlackBox, folder: Path) -> None:
-    """A process that died calling a relay, by a power cut or otherwise, is no reason to leave that relay alone."""
+    """A process that died while calling a relay does not count as waiting for it."""
 
     def calling(box: Box) -> None:
         box.claiming("token")
@@ -298,7 +298,7 @@ def test_a_relay_that_nobody_waits_for_any_more(black_box: BlackBox, folder: Pat
 
 @pytest.fixture
 def rebooted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """The machine starts anew."""
+    """Yield a function that simulates a reboot of the machine."""
 
     def reboot() -> None:
         (tmp_path / "boot_id").write_text("another\n")
@@ -312,9 +312,9 @@ def rebooted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 def test_what_was_noted_before_a_reboot(
     black_box: BlackBox, folder: Path, rebooted: Callable[[], None]
 ) -> None:
-    """Of what was never synced, any part may be missing.
+    """A box from before a reboot is not trusted, and is removed when all its leases are over.
 
-    The leases decide, and the box goes when they are over.
+    Its file was never synced, so any part of it may be missing.
     """
     leave(black_box, delivering)
     rebooted()
@@ -331,7 +331,7 @@ def test_what_was_noted_before_a_reboot(
     "content", [b"", b"\n", b"\xff\n", b"mailer-99 boot token\nbegun 1 relay\n"]
 )
 def test_what_is_no_box_of_ours(black_box: BlackBox, folder: Path, content: bytes) -> None:
-    """A file of a newer version, or of nobody's, settles nothing."""
+    """A file of an unknown format settles nothing."""
     folder.mkdir(parents=True)
     (folder / "0123").write_bytes(content)
 
@@ -357,7 +357,7 @@ OBSTACLES: dict[str, Callable[[Path], object]] = {
 def test_what_is_in_the_way(
     black_box: BlackBox, folder: Path, obstacle: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The boxes beside it are settled, and whoever looks for it reads of it once."""
+    """Anything in the folder that is no box is left there, logged once, and stops no other box."""
     folder.mkdir(parents=True)
     OBSTACLES[obstacle](folder / "0")
     leave(black_box, delivering)
@@ -379,7 +379,7 @@ def test_a_full_disk(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A box that lacks a note would tell that a mail was not begun which was: it goes away as a whole, and mail goes on."""
+    """A box that misses a note because the disk is full is removed, and delivery goes on."""
     with black_box.box() as box:
         box.claiming("token")
         # As a file system that is full does.
@@ -393,7 +393,7 @@ def test_a_full_disk(
 
 
 def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Mail goes out all the same, and it is said once which key to look at."""
+    """If the folder cannot be made, delivery goes on, and the log names MAILER_BLACK_BOX once."""
     (tmp_path / "file").touch()
     black_box = BlackBox(tmp_path / "file" / "black-box")
 
@@ -408,7 +408,7 @@ def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_file_system_without_locks(
     black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can tell who lives: nothing is noted, nothing is settled, and nothing is left behind."""
+    """On a file system without locks, nothing is noted, settled or left behind."""
     leave(black_box, delivering)
 
     def refuse(_file: int, _operation: int) -> None:
@@ -424,7 +424,7 @@ def test_a_file_system_without_locks(
 
 
 def test_a_disk_that_recovers(black_box: BlackBox, folder: Path) -> None:
-    """As soon as a box can be kept, it is."""
+    """Notes are written again once the disk has recovered."""
     folder.parent.mkdir()
     folder.touch()
     leave(black_box, delivering)
@@ -436,7 +436,7 @@ def test_a_disk_that_recovers(black_box: BlackBox, folder: Path) -> None:
 
 
 def test_a_disk_that_can_only_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing there is settled or noted, which is said once; afterwards it is as if nothing had been."""
+    """A read-only disk is logged once; nothing there is noted or settled until it is writable."""
     with small_disk(tmp_path, "1m") as disk:
         black_box = BlackBox(disk)
         leave(black_box, delivering)
@@ -451,7 +451,7 @@ def test_a_disk_that_can_only_be_read(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_files_that_nobody_can_change(black_box: BlackBox, folder: Path) -> None:
-    """A box that can't be removed is empty, and one that can't be written ends no delivery."""
+    """A box that cannot be removed is emptied, and one that cannot be written stops no delivery."""
     with black_box.box() as box:
         delivering(box)
         with immutable(folder):
@@ -462,7 +462,7 @@ def test_files_that_nobody_can_change(black_box: BlackBox, folder: Path) -> None
 
 
 def test_the_folder_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
-    """Mail goes out without a box, dead processes there are left alone, and this is said once."""
+    """Another user's folder is logged once; delivery goes on without a box."""
     with TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         folder = Path(name, "black-box")
@@ -482,7 +482,7 @@ def test_the_folder_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_file_of_another_user() -> None:
-    """It is left alone, and those beside it are settled."""
+    """Another user's box is left alone, and the others are settled."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
@@ -497,7 +497,7 @@ def test_the_file_of_another_user() -> None:
 
 
 def test_nobody_else_may_read_it(black_box: BlackBox, folder: Path) -> None:
-    """The words of relays are in it, and so are addresses."""
+    """A box is private, since replies of relays in it contain addresses."""
     leave(black_box, delivering)
 
     [path] = folder.iterdir()

@@ -1,4 +1,4 @@
-"""The table of `make chaos`: no row of it is forgotten, and what the long forms came to is kept."""
+"""The table of `make chaos` has every scenario, with its latest result."""
 
 from datetime import date
 from importlib import import_module
@@ -15,7 +15,7 @@ from tests.chaos.scenarios import SCENARIOS
 
 
 def test_every_scenario_is_in_the_table() -> None:
-    """Once, and under a name of its own."""
+    """Each scenario is in the table once, under a unique name."""
     modules = [
         import_module(f"{scenarios.__name__}.{module.name}")
         for module in iter_modules(scenarios.__path__)
@@ -27,7 +27,7 @@ def test_every_scenario_is_in_the_table() -> None:
 
 
 def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
-    """In the order of the table, whichever was carried through first; a broken one as well."""
+    """The latest result of each scenario is kept, in the order of the table, failures included."""
     earlier, later = SCENARIOS[0].name, SCENARIOS[1].name
     tally = Tally(
         accepted=1234,
@@ -57,7 +57,7 @@ def test_the_newest_of_each_scenario_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_run_of_some_minutes_comes_to_all_scenarios() -> None:
-    """The first few of each day, taken together, are the whole table."""
+    """Daily runs of a few scenarios cover the whole table in turn."""
     today = date(2026, 11, 27).toordinal()
     first = {
         scenario.name

@@ -1,4 +1,4 @@
-"""The rules that `docker-compose.yml`, `.env.example` and `Dockerfile` keep."""
+"""The rules that `docker-compose.yml`, `.env.example` and `Dockerfile` follow."""
 
 import re
 import subprocess
@@ -20,15 +20,15 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVICES: dict[str, dict[str, Any]] = YAML(typ="safe").load(COMPOSE)["services"]
 LONG_RUNNING = sorted(SERVICES.keys() - {"migrate"})
 
-#: What the compose file asks the environment for: ${KEY}, ${KEY:-default}, ${KEY:?message}; with $$
-#: a shell in a container does.
+#: The variables that the compose file takes from the environment: ${KEY}, ${KEY:-default},
+#: ${KEY:?message}. One with $$ is for a shell in a container.
 ASKED: dict[str, str] = dict(re.findall(r"\$\{([A-Z_]+)(?::?-([^}]*)|:\?[^}]*)?\}", COMPOSE))
-#: What .env.example explains: KEY=value, or #KEY=value.
+#: The variables that .env.example explains: KEY=value, or #KEY=value.
 EXPLAINED = {
     key: value.strip("'")
     for key, value in re.findall(r"^#?([A-Z_]+)=(.*)$", ENV_EXAMPLE, re.MULTILINE)
 }
-#: What neither Mailer nor app.py reads, but gunicorn, libpq or an image does.
+#: Variables that gunicorn, libpq or an image reads, with their defaults.
 OF_OTHERS = {
     "FORWARDED_ALLOW_IPS": "127.0.0.1,::1",
     "LANG": "",
@@ -54,7 +54,7 @@ def words(command: list[str]) -> str:
 
 
 def test_it_fits_the_specification_of_compose() -> None:
-    """Docker is not needed to see that."""
+    """The compose file is valid against its published schema."""
     command = [
         sys.executable,
         "-m",
@@ -69,12 +69,12 @@ def test_it_fits_the_specification_of_compose() -> None:
 
 
 def test_a_worker_has_the_time_to_finish_its_mail() -> None:
-    """A worker that is killed while it waits for the relay's reply leaves a mail in doubt."""
+    """A worker has time to finish its mail when it is stopped, so that none is left in doubt."""
     assert seconds(SERVICES["worker"]["stop_grace_period"]) > default_settings().longest_try
 
 
 def test_only_the_main_process_of_a_worker_gets_the_signal() -> None:
-    """No shell is in between that would keep it, and docker-init passes it on to its only child."""
+    """The stop signal reaches the worker's main process, with no shell in between."""
     worker = SERVICES["worker"]
 
     assert worker["init"] is True
@@ -82,7 +82,7 @@ def test_only_the_main_process_of_a_worker_gets_the_signal() -> None:
 
 
 def test_redis_never_throws_away_what_it_was_told() -> None:
-    """An eviction policy could take the list of calls itself; the append-only file brings it back after a restart."""
+    """Redis evicts nothing and keeps an append-only file, so that it loses no rings."""
     command = words(SERVICES["redis"]["command"])
 
     assert "--maxmemory-policy noeviction" in command
@@ -91,14 +91,14 @@ def test_redis_never_throws_away_what_it_was_told() -> None:
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
 def test_what_runs_for_long_is_watched_and_comes_back(name: str) -> None:
-    """One can see whether it works, and a crash or a reboot does not end it."""
+    """Each long-running service has a health check and restarts after a crash."""
     assert SERVICES[name]["healthcheck"]["test"]
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
 @pytest.mark.parametrize("name", ["web", "worker"])
 def test_nobody_uses_the_tables_before_they_are_up_to_date(name: str) -> None:
-    """They wait for `flask mail migrate`, which ends."""
+    """Web and worker start only after `flask mail migrate` has succeeded."""
     assert words(SERVICES["migrate"]["command"]) == "flask --app app mail migrate"
     assert SERVICES["migrate"]["restart"] == "no"
     assert SERVICES[name]["depends_on"]["migrate"] == {
@@ -108,12 +108,12 @@ def test_nobody_uses_the_tables_before_they_are_up_to_date(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in SERVICES if "ports" in SERVICES[name]))
 def test_other_machines_reach_nothing(name: str) -> None:
-    """Whoever opens a port to the world does so on purpose."""
+    """Ports are published on 127.0.0.1 only."""
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
 
 
 def test_every_variable_means_something() -> None:
-    """A key that nobody reads, one that is misspelt, would be ignored without a word."""
+    """Each variable is one that Mailer, app.py or an image reads."""
     set_for_services = {
         key for service in SERVICES.values() for key in service.get("environment", {})
     }
@@ -123,13 +123,13 @@ def test_every_variable_means_something() -> None:
 
 
 def test_every_variable_is_explained() -> None:
-    """What the compose file asks for is in .env.example."""
+    """Each variable that the compose file uses is in .env.example."""
     assert ASKED.keys() <= EXPLAINED.keys()
 
 
 @pytest.mark.parametrize("key", sorted(EXPLAINED))
 def test_the_example_shows_what_holds_without_it(key: str) -> None:
-    """The compose file's default comes first, then app.py's and Mailer's."""
+    """.env.example shows the default of each variable."""
     settings = {name: getattr(default_settings(), field) for name, field in keys().items()}
     default = ({**settings, **OF_OTHERS, **DEFAULTS, **ASKED})[key]
 
@@ -137,7 +137,7 @@ def test_the_example_shows_what_holds_without_it(key: str) -> None:
 
 
 def test_the_image_does_not_run_as_root() -> None:
-    """The last word is a number: orchestrators that refuse root can't look up a name."""
+    """The image's user is a number other than 0, for orchestrators that refuse root."""
     users = re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)
 
     assert users

@@ -1,4 +1,4 @@
-"""Outside production nothing reaches a real person by accident."""
+"""Outside production, no mail reaches a real person by accident."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def load(**config: Any) -> Settings:
 
 @pytest.mark.parametrize("server", [{}, {"MAIL_SERVER": "localhost"}, {"MAIL_SERVER": "127.0.0.1"}])
 def test_the_default_is_the_local_inbox(server: dict[str, str]) -> None:
-    """In debug mode only: there port 25 may belong to a mail server that knows the way out."""
+    """In debug mode, and only there, the default relay is the local inbox."""
     settings = load(DEBUG=True, **server)
 
     assert (settings.is_local, settings.mail_port) == (True, 1025)
@@ -41,16 +41,15 @@ RISKY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RISKY)
 def test_a_real_relay_is_refused(name: str) -> None:
-    """When the app starts, with all ways out of it."""
+    """In debug mode, a real relay is an error at start that names the ways to allow it."""
     with pytest.raises(ConfigurationError) as error:
         load(DEBUG=True, **RISKY[name])
 
     assert str(error.value) == (
         f"MAIL_SERVER: the app is in debug mode, and {name} may bring its mail to real people:"
         " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who"
-        " may get mail"
-        " ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox at"
-        " 127.0.0.1:1025 with `flask mail inbox`."
+        " may get mail ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox"
+        " at 127.0.0.1:1025 with `flask mail inbox`."
     )
     load(**RISKY[name])
 
@@ -64,12 +63,12 @@ def test_a_real_relay_is_refused(name: str) -> None:
     ],
 )
 def test_unless_it_is_said_who_gets_mail(said: dict[str, Any]) -> None:
-    """Then that holds, and the relay is the developer's choice."""
+    """In debug mode, a real relay is allowed once the recipients are restricted."""
     assert load(DEBUG=True, **REAL, **said).name == "smtp.example.com:587"
 
 
 def test_the_debug_mode_is_that_of_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`flask --debug` and FLASK_DEBUG set it before the app is made."""
+    """The debug mode is that of the Flask app."""
     monkeypatch.setenv("FLASK_DEBUG", "1")
     app = Flask("tests")
     app.config.from_mapping({"MAILER_DATABASE_URL": "sqlite://", **REAL})
@@ -102,7 +101,7 @@ ME = "me@example.com"
 def test_who_gets_a_copy(
     allowed: str, redirect_to: str | None, recipient: str, to: str | None
 ) -> None:
-    """Who is allowed to, else who gets all, else nobody; with neither, who it is for."""
+    """A recipient who is not allowed is replaced by MAILER_REDIRECT_TO, or gets no mail."""
     settings = load(
         MAILER_ALLOWED_RECIPIENTS=allowed,
         **{"MAILER_REDIRECT_TO": redirect_to} if redirect_to else {},
@@ -124,7 +123,7 @@ def test_who_gets_a_copy(
     ],
 )
 def test_what_nobody_would_ever_meet(key: str, value: object, says: str) -> None:
-    """A mistake in these keys would be found out by somebody who gets mail."""
+    """A mistake in the keys that restrict recipients is an error at start."""
     with pytest.raises(ConfigurationError) as error:
         load(**{key: value})
 

@@ -1,4 +1,4 @@
-"""The one terminal of the local stack."""
+"""The console of the local stack, which shows all its parts in one terminal."""
 
 from io import StringIO
 
@@ -13,7 +13,7 @@ class Terminal(StringIO):
 
 
 def test_each_line_carries_the_name_of_its_part() -> None:
-    """Names are padded, so that the logs line up."""
+    """Each line begins with the name of its part, padded to line up."""
     out = StringIO()
     console = Console(out, ["web", "worker"])
 
@@ -25,7 +25,7 @@ def test_each_line_carries_the_name_of_its_part() -> None:
 
 
 def test_colours_only_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file gets plain text, and so does a person who set NO_COLOR."""
+    """Colours are used on a terminal only, and not if NO_COLOR is set."""
     terminal, plain = Terminal(), Terminal()
     monkeypatch.delenv("NO_COLOR", raising=False)
     Console(terminal, ["web"]).show("web", "hello")
@@ -37,7 +37,7 @@ def test_colours_only_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_part_prints_is_shown_and_not_obeyed() -> None:
-    """A part logs what came to it over the network: escapes, line ends and what turns text around are written out."""
+    """Control and bidirectional characters in a part's output are printed as escapes."""
     out = StringIO()
     Console(out, ["inbox"]).show("inbox", "a\tb \x1b[2J \x9b1m \r \x07 \u202e ü")
 
@@ -45,7 +45,7 @@ def test_what_a_part_prints_is_shown_and_not_obeyed() -> None:
 
 
 def test_a_reader_that_went_away_is_no_error() -> None:
-    """`make run | head` must not stop the parts."""
+    """A closed output (`make run | head`) does not stop the parts."""
 
     class Gone(StringIO):
         def write(self, text: str) -> int:

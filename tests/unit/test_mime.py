@@ -1,4 +1,4 @@
-"""Whatever is said arrives as it was said: what `compose()` writes, the parser of the standard library reads."""
+"""MIME: the standard library's parser reads exactly what `compose()` was given."""
 
 import re
 from email import message_from_bytes, policy
@@ -28,7 +28,7 @@ def parse(mail: bytes) -> EmailMessage:
 
 
 def the_wire_format(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """Lines end in CRLF and have at most 998 octets; nobody in between may need to repair anything."""
+    """Assert that lines end in CRLF and have at most 998 octets."""
     assert mail.endswith(b"\r\n")
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)", mail)
     assert max(map(len, mail.split(b"\r\n"))) <= 998
@@ -37,7 +37,7 @@ def the_wire_format(message: Message, mail: bytes, parsed: EmailMessage) -> None
 
 
 def a_part_says_how_it_is_encoded(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """A part that holds more than ASCII says 8bit, and so does each that holds that part (RFC 2045, 6.4)."""
+    """Assert that a part declares 8bit exactly if it has non-ASCII content (RFC 2045, 6.4)."""
     for part in parsed.walk():
         declared = str(part["Content-Transfer-Encoding"] or "7bit")
         leaves = [one for one in part.walk() if not one.is_multipart()]
@@ -46,7 +46,7 @@ def a_part_says_how_it_is_encoded(message: Message, mail: bytes, parsed: EmailMe
 
 
 def the_headers(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """The same names and values, in order, and no other: Bcc least of all."""
+    """Assert that all headers arrive unchanged and in order, and no others (such as Bcc)."""
     ours = ["Date", "From"]
     ours += ["To"] if message.to or not message.cc else []
     ours += ["Cc"] if message.cc else []
@@ -68,7 +68,7 @@ def the_headers(message: Message, mail: bytes, parsed: EmailMessage) -> None:
 
 
 def the_addresses(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """Names in any script, and nothing in a name becomes an address of its own."""
+    """Assert that addresses and their names arrive unchanged."""
     # The new parser leaves blanks between the encoded words of a name
     # (https://github.com/python/cpython/issues/128110).
     parsed_as_of_old = message_from_bytes(mail)
@@ -87,7 +87,7 @@ def the_addresses(message: Message, mail: bytes, parsed: EmailMessage) -> None:
 
 
 def the_bodies(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """The same text, but for the line ends, which are CRLF, and the last line, which has one too."""
+    """Assert that the bodies arrive unchanged but for their line ends."""
     bodies = [
         (part.get_content_type(), part)
         for part in parsed.walk()
@@ -105,7 +105,7 @@ def the_bodies(message: Message, mail: bytes, parsed: EmailMessage) -> None:
 
 
 def the_attachments(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """The same bytes under the same names; inline images are found by their id."""
+    """Assert that attachments arrive with the same bytes, names and ids."""
     sent = [
         (one.content_type.partition(";")[0], one.filename, one.data, one.content_id, one.headers)
         for one in message.attachments
@@ -125,7 +125,7 @@ def is_file(part: EmailMessage) -> bool:
 
 
 def in_lines(text: str) -> str:
-    """With line ends as they are in Python, the last line's too."""
+    """Return the text with Python's line ends, and one at its end."""
     found = re.sub(r"\r\n|\r", "\n", text)
     return found if found.endswith("\n") else found + "\n"
 
@@ -133,12 +133,12 @@ def in_lines(text: str) -> str:
 def the_same_mail_is_written_in_the_same_way(
     message: Message, mail: bytes, parsed: EmailMessage
 ) -> None:
-    """A retry a day later sends the very bytes of the first try."""
+    """Assert that composing the mail again gives the same bytes."""
     assert any(mail == written(message, eightbit=eightbit) for eightbit in (False, True))
 
 
 def what_each_relay_is_told_and_given(message: Message, mail: bytes, parsed: EmailMessage) -> None:
-    """One without 8BITMIME gets ASCII; SIZE counts no more than the mail itself; the dot that ends it is the only one alone."""
+    """Assert that each relay gets a form it can take, its exact size, and escaped dots."""
     letter = WireMessage(message, "bob@example.com", compose(message))
 
     assert letter.wire(eightbit=False).isascii()
@@ -173,9 +173,9 @@ RULES = [
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mails, st.booleans())
 def test_every_mail(message: Message, eightbit: bool) -> None:
-    """Each rule holds for each mail, as a relay with 8BITMIME gets it and as one without.
+    """Each rule holds for any mail, in its 8-bit and its 7-bit form.
 
-    One test for all rules: to generate a mail takes longer than to check it.
+    The rules share one test because generating a mail takes longer than checking it.
     """
     mail = written(message, eightbit=eightbit)
     parsed = parse(mail)
@@ -198,7 +198,7 @@ LONG = [
 @pytest.mark.parametrize("eightbit", [False, True])
 @pytest.mark.parametrize("text", LONG, ids=lambda text: repr(text[:2]))
 def test_long_lines(text: str, eightbit: bool) -> None:
-    """They always find a way."""
+    """Very long lines in headers, names and bodies are folded and arrive unchanged."""
     people = (Address("eve@example.com", text), Address("joe@example.com", text))
     file = Attachment(text, b"", headers=(("X-" + "h" * 62, text),))
     message = Message(
@@ -226,7 +226,7 @@ def test_long_lines(text: str, eightbit: bool) -> None:
 
 @pytest.mark.parametrize("size", range(985, 1000))
 def test_a_line_of_text_just_as_long_as_it_may_be(size: int) -> None:
-    """On both sides of the limit, at the start of a text and behind other lines."""
+    """Lines just below and above the limit of 998 octets arrive unchanged."""
     text = "a" * size + "\nshort\n" + "b" * size
     message = Message(
         id="1",

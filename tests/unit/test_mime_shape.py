@@ -1,4 +1,4 @@
-"""What a mail looks like, as a relay and as Flask-Mail see it."""
+"""The shape of a mail, for a relay and for code that expects a Flask-Mail message."""
 
 import socket
 from email import message_from_bytes, policy
@@ -15,7 +15,7 @@ NOW = 1_790_000_000.0
 
 
 def a_mail(**said: Any) -> Message:
-    """To Bob from Ada, and what else is said."""
+    """Return a mail from Ada to Bob with these changes."""
     bob = Address("bob@example.com", "Bob")
     given = {
         "sender": Address("ada@example.com", "Ada"),
@@ -44,7 +44,7 @@ def letter(mail: Message, recipient: str = "bob@example.com") -> WireMessage:
 
 
 def test_a_plain_mail_can_be_read_as_it_is() -> None:
-    """Nothing is encoded that need not be."""
+    """A plain mail is written without any encoding."""
     assert compose(a_mail(text="Dear Bob,\n.\nyours, Ada")).as_bytes() == (
         b"Date: Mon, 21 Sep 2026 14:13:20 +0000\r\n"
         b"From: Ada <ada@example.com>\r\n"
@@ -60,7 +60,7 @@ def test_a_plain_mail_can_be_read_as_it_is() -> None:
 
 
 def test_the_parts_of_a_mail() -> None:
-    """Text and html are alternatives, an inline image belongs to the html, a file to the whole."""
+    """Text and HTML are alternatives; inline images belong to the HTML, files to the mail."""
     logo = Attachment("logo.png", b"logo", content_id="logo")
     report = Attachment("report.pdf", b"report")
     mail = a_mail(
@@ -99,12 +99,12 @@ def outline(part: EmailMessage) -> list[Any]:
     ],
 )
 def test_a_subject_is_encoded_where_it_must_be(subject: str, line: bytes) -> None:
-    """So that most of it can still be read, if most of it is ASCII, and so that it is short, if not."""
+    """A subject is encoded only if it must be, in the more readable or shorter encoding."""
     assert lines_of(a_mail(subject=subject))[3] == line
 
 
 def test_encoded_words_fit_their_lines() -> None:
-    """RFC 2047: 76 characters, and no character is cut in two."""
+    """Encoded words have at most 76 characters, and split no character (RFC 2047)."""
     lines = [
         line for line in lines_of(a_mail(subject="Ä" * 200 + "漢" * 200)) if b"=?utf-8?" in line
     ]
@@ -118,7 +118,7 @@ def test_encoded_words_fit_their_lines() -> None:
 
 
 def test_a_long_link_in_a_header() -> None:
-    """Programs look for it, which would not decode it."""
+    """A long link in a header is not encoded, since programs read it."""
     link = f"<https://example.com/stop?token={'x' * 800}>"
 
     assert f"List-Unsubscribe: {link}".encode() in lines_of(
@@ -127,7 +127,7 @@ def test_a_long_link_in_a_header() -> None:
 
 
 def test_a_mail_to_hidden_recipients_only() -> None:
-    """It has a To header all the same, or a relay would write one, with the hidden recipient in it."""
+    """A mail with hidden recipients only has a To header, so that no relay adds one."""
     assert parsed(a_mail(to=()))["To"] == "undisclosed-recipients:;"
 
 
@@ -135,7 +135,7 @@ def test_a_mail_to_hidden_recipients_only() -> None:
 
 
 def test_an_invitation() -> None:
-    """Calendars look for `method`, and the charset is said once: the one it is written in."""
+    """An invitation keeps its `method`, and has the charset in which it is written."""
     kind = "text/calendar; method=REQUEST; charset=us-ascii"
 
     assert b"Content-Type: text/calendar; method=REQUEST; charset=utf-8" in lines_of(
@@ -144,7 +144,7 @@ def test_an_invitation() -> None:
 
 
 def test_a_type_with_long_parameters() -> None:
-    """A line of a header has an end, and what is in quotes stays as it is."""
+    """Long parameters of a type are folded, and quoted ones stay unchanged."""
     kind = "".join(
         ["application/x-report", *(f';p{number}="{"; x=" * 31}"' for number in range(4))]
     )
@@ -156,7 +156,7 @@ def test_a_type_with_long_parameters() -> None:
 
 
 def test_a_name_of_a_file_that_looks_encoded() -> None:
-    """Many readers decode it although nothing in quotes is encoded: so it is written in the way of which there is one reading."""
+    """A file name that looks like an encoded word is written in the RFC 2231 form."""
     assert b"Content-Disposition: attachment; filename*=utf-8''%3D%3FQ%3F%3D" in lines_of(
         a_mail(attachments=(Attachment("=?Q?=", b"", "image/png"),))
     )
@@ -183,7 +183,7 @@ JAPANESE = "ご注文ありがとうございます。\n"
 def test_a_body_travels_in_the_plainest_way_there_is(
     text: str, with_8bitmime: str, without: str
 ) -> None:
-    """What that is depends on the text, and on whether the relay takes octets beyond ASCII."""
+    """A body's encoding is the simplest that its text and the relay allow."""
     composed = compose(a_mail(text=text))
 
     for eightbit, expected in ((True, with_8bitmime), (False, without)):
@@ -196,7 +196,7 @@ def test_a_body_travels_in_the_plainest_way_there_is(
 
 @pytest.mark.parametrize("text", ["Hello", GERMAN])
 def test_the_bytes_are_made_once_for_all_recipients(text: str) -> None:
-    """In each of the two forms; and where they are the same, there is only one."""
+    """All recipients of a mail share its bytes, in each of its forms."""
     composed = compose(a_mail(text=text))
     letters = [
         WireMessage(a_mail(text=text), recipient, composed)
@@ -209,7 +209,7 @@ def test_the_bytes_are_made_once_for_all_recipients(text: str) -> None:
 
 
 def test_dots_at_the_start_of_lines_are_doubled_once() -> None:
-    """Or a relay would take one away, or take the mail to be over."""
+    """Dots at the start of lines are doubled on the wire, and only there."""
     mail = letter(a_mail(text=".\n..\nend\n.end"))
 
     assert mail.wire(eightbit=True).endswith(b"\r\n\r\n..\r\n...\r\nend\r\n..end\r\n.\r\n")
@@ -217,7 +217,7 @@ def test_dots_at_the_start_of_lines_are_doubled_once() -> None:
 
 
 def test_an_address_beyond_ascii_stays_as_it_is() -> None:
-    """RFC 6532; the relay is asked for SMTPUTF8 then, and only then."""
+    """A non-ASCII address stays as it is (RFC 6532), and only it needs SMTPUTF8."""
     mail = a_mail(to=(Address("jürgen@example.com", "Jürgen"),))
     plain = a_mail(to=(Address("juergen@example.com", "Jürgen"),), subject="Grüße", text="Grüße")
 
@@ -230,7 +230,7 @@ def test_an_address_beyond_ascii_stays_as_it_is() -> None:
 
 
 def test_a_domain_beyond_ascii_needs_no_smtputf8() -> None:
-    """It has a form in ASCII, in which every relay knows it."""
+    """A non-ASCII domain is written in ASCII, and needs no SMTPUTF8."""
     [sender, bob] = parse_addresses(["Ada <ada@bücher.example>", "bob@例え.example"], field="to")
     mail = letter(a_mail(sender=sender, to=(bob,)), bob.email)
 
@@ -249,7 +249,7 @@ def test_a_domain_beyond_ascii_needs_no_smtputf8() -> None:
 
 
 def test_the_shape_that_flask_mail_knows() -> None:
-    """Who listens to `email_dispatched` finds a message, for the one recipient it went to."""
+    """Receivers of `email_dispatched` get a Flask-Mail message with all its attributes."""
     report = Attachment("report.pdf", b"report", headers=(("X-Origin", "tests"),))
     logo = Attachment("logo.png", b"logo", content_id="logo")
     mail = a_mail(
@@ -293,14 +293,14 @@ def test_the_shape_that_flask_mail_knows() -> None:
 
 
 def test_flask_mail_would_set_nothing_else() -> None:
-    """Whatever attribute of its messages somebody asks for, ours has it."""
+    """A message on the wire has each attribute of a Flask-Mail message."""
     attributes = vars(flask_mail.Message("Hello", sender="ada@example.com"))
 
     assert [name for name in attributes if not hasattr(letter(a_mail()), name)] == []
 
 
 def test_a_message_is_as_changeable_as_that_of_flask_mail() -> None:
-    """A receiver may note something on it; what was made for one is not made again."""
+    """A receiver may change attributes of the message."""
     wire = letter(a_mail())
     wire.recipients.append("eve@example.com")
     wire.subject = "Noted"
@@ -312,14 +312,14 @@ def test_a_message_is_as_changeable_as_that_of_flask_mail() -> None:
 
 
 def test_an_attribute_that_is_not_there() -> None:
-    """It is missed as of any object."""
+    """An unknown attribute raises AttributeError."""
     with pytest.raises(AttributeError, match="nonsense"):
         letter(a_mail()).nonsense  # noqa: B018
     assert not hasattr(letter(a_mail()), "nonsense")
 
 
 def test_a_delivery_asks_no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flask-Mail looks up this machine's name for every message; where DNS is slow that takes seconds, for each recipient."""
+    """Making a message looks up no host name, which Flask-Mail does for each message."""
 
     def refuse(*_arguments: object) -> str:
         raise AssertionError("the DNS was asked")

@@ -24,7 +24,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    """To a file of the repository, and to a heading that is on it."""
+    """Each link on a page leads to an existing file and heading."""
     for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
@@ -33,12 +33,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_readme_fits_on_a_screen_or_two() -> None:
-    """Details belong to docs/."""
+    """The README stays below 600 words."""
     assert len((PROJECT / "README.md").read_text(encoding="utf-8").split()) < 600
 
 
 def test_ci_on_github_is_ci() -> None:
-    """One script says what CI does."""
+    """The GitHub workflow runs `.ci/run` and nothing else."""
     assert re.findall(
         r"- run: (.*)", (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     ) == [".ci/run"]
@@ -46,7 +46,7 @@ def test_ci_on_github_is_ci() -> None:
 
 @pytest.mark.parametrize("schema", FORMS)
 def test_the_forms_fit_their_specification(schema: str) -> None:
-    """GitHub ignores a form that does not."""
+    """The workflow and the issue forms are valid, as GitHub ignores invalid ones."""
     files = sorted((PROJECT / ".github").glob(FORMS[schema]))
     command = [
         sys.executable,

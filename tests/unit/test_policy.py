@@ -1,4 +1,4 @@
-"""What is decided about a mail: pure, with the clock and the jitter passed in."""
+"""The policy's decisions about a mail, with the clock and the jitter passed in."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -82,17 +82,17 @@ def move(
 
 
 def test_sent_is_sent() -> None:
-    """There is nothing left to do."""
+    """A sent delivery is final."""
     assert move(Verdict.SENT) == Move(to=Status.SENT)
 
 
 def test_refused_is_final() -> None:
-    """However few attempts were made."""
+    """A refused delivery has failed, however few attempts were made."""
     assert move(Verdict.REFUSED) == Move(to=Status.FAILED)
 
 
 def test_deferred_comes_back_later() -> None:
-    """After the back-off, and it counts."""
+    """A deferred delivery is queued again after the back-off."""
     assert move(Verdict.DEFERRED, a_delivery(attempts=1)) == Move(to=Status.QUEUED, due_at=NOW + 60)
     assert move(Verdict.DEFERRED, a_delivery(attempts=2)) == Move(
         to=Status.QUEUED, due_at=NOW + 180
@@ -100,7 +100,7 @@ def test_deferred_comes_back_later() -> None:
 
 
 def test_deferred_has_failed_when_its_attempts_are_used_up() -> None:
-    """The last attempt is the one with the number of the limit; and it says so, as the reply alone would not tell."""
+    """A delivery deferred at its last attempt has failed, and the reason names the setting."""
     last = move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts))
 
     assert move(Verdict.DEFERRED, a_delivery(attempts=RETRY.max_attempts - 1)).to is Status.QUEUED
@@ -111,7 +111,7 @@ def test_deferred_has_failed_when_its_attempts_are_used_up() -> None:
 
 
 def test_deferred_has_failed_when_its_next_try_would_be_too_late() -> None:
-    """Its age counts from when it was to be sent, not from when it was written."""
+    """A deferred delivery whose next attempt would exceed its maximum age has failed."""
     oldest = NOW + 60 - RETRY.max_age
     too_old = move(Verdict.DEFERRED, a_delivery(queued_at=oldest - 1))
 
@@ -122,7 +122,7 @@ def test_deferred_has_failed_when_its_next_try_would_be_too_late() -> None:
 
 
 def test_who_names_a_time_is_asked_at_that_time() -> None:
-    """Or a little later, so that those who were told the same do not come together; never earlier."""
+    """If the relay names a time, the next attempt is then or a little later, never earlier."""
     assert move(Verdict.DEFERRED, retry_after=300, jitter=0) == Move(
         to=Status.QUEUED, due_at=NOW + 300
     )
@@ -132,14 +132,14 @@ def test_who_names_a_time_is_asked_at_that_time() -> None:
 
 
 def test_a_short_time_does_not_shorten_the_wait() -> None:
-    """A relay that says "in 5 seconds" every time would use up all tries in a minute."""
+    """A time named by the relay never shortens the back-off."""
     assert move(Verdict.DEFERRED, a_delivery(attempts=3), retry_after=5) == Move(
         to=Status.QUEUED, due_at=NOW + 540
     )
 
 
 def test_a_time_beyond_the_mails_age_is_not_waited_for() -> None:
-    """It has failed now: nothing would come of the wait."""
+    """A delivery told to wait beyond its maximum age has failed at once."""
     assert (
         move(
             Verdict.DEFERRED, a_delivery(queued_at=NOW - RETRY.max_age + 3000), retry_after=3600
@@ -157,7 +157,7 @@ def test_a_time_beyond_the_mails_age_is_not_waited_for() -> None:
 def test_no_time_that_was_asked_for_is_cut_short(
     delivery: Delivery, retry: RetryPolicy, jitter: float, retry_after: float
 ) -> None:
-    """Whatever the configuration; and no mail waits beyond its age."""
+    """With any configuration, a named time is respected and the maximum age is kept."""
     made = move(Verdict.DEFERRED, delivery, retry, jitter, retry_after)
 
     if made.to is Status.QUEUED:
@@ -171,7 +171,7 @@ def test_no_time_that_was_asked_for_is_cut_short(
 
 
 def test_unreached_costs_no_attempt() -> None:
-    """A relay that is down is no fault of the mail: it waits, and the waits are spread."""
+    """A relay that cannot be reached costs no attempt, and the waits are spread."""
     tired = a_delivery(attempts=100)
 
     assert move(Verdict.UNREACHED, tired, jitter=0) == Move(
@@ -183,10 +183,7 @@ def test_unreached_costs_no_attempt() -> None:
 
 
 def test_unreached_ends_at_its_age() -> None:
-    """A queue that nobody can empty ends in a state that a person can see.
-
-    A long weekend is not the end.
-    """
+    """A mail that reaches no relay has failed at its maximum age, which outlasts a long weekend."""
     since_friday = a_delivery(queued_at=NOW - 4 * 86_400)
     since_last_week = a_delivery(queued_at=NOW - 6 * 86_400)
 
@@ -210,7 +207,7 @@ def test_unreached_ends_at_its_age() -> None:
 def test_doubt_is_resent_once_if_the_mail_wants_it(
     on_doubt: OnDoubt, doubts: int, due_at: float | None
 ) -> None:
-    """Without a time it waits for a person."""
+    """A delivery in doubt is resent once with `on_doubt="resend"`, else it waits for a person."""
     assert move(Verdict.DOUBTFUL, a_delivery(doubts=doubts, on_doubt=on_doubt)) == Move(
         to=Status.DOUBTFUL, due_at=due_at
     )
@@ -220,7 +217,7 @@ def test_doubt_is_resent_once_if_the_mail_wants_it(
 def test_every_move_is_one_of_the_chart(
     delivery: Delivery, verdict: Verdict, retry: RetryPolicy, jitter: float
 ) -> None:
-    """And what is queued is due some day, what is final never."""
+    """Each decision is a transition of the state chart; only queued mail has a due time."""
     to, due_at = (made := move(verdict, delivery, retry, jitter)).to, made.due_at
 
     assert (Status.TRANSMITTING, to) in TRANSITIONS
@@ -236,7 +233,7 @@ def test_every_move_is_one_of_the_chart(
 
 @given(attempts=st.integers(1, 10_000), retry=policies, jitter=jitters)
 def test_the_wait_has_bounds(attempts: int, retry: RetryPolicy, jitter: float) -> None:
-    """Around the first wait at least and the longest at most, spread by the jitter to either side."""
+    """A wait lies between the first and the longest one, spread by the jitter."""
     wait = backoff(attempts, retry, jitter)
     middle = backoff(attempts, replace(retry, jitter=0.0), jitter)
 
@@ -246,7 +243,7 @@ def test_the_wait_has_bounds(attempts: int, retry: RetryPolicy, jitter: float) -
 
 @given(retry=policies, jitter=jitters)
 def test_no_wait_is_shorter_than_the_one_before(retry: RetryPolicy, jitter: float) -> None:
-    """With the same jitter."""
+    """With the same jitter, no wait is shorter than the one before."""
     waits = [backoff(attempts, retry, jitter) for attempts in range(1, 60)]
 
     assert all(one <= next_one for one, next_one in pairwise(waits))
@@ -254,7 +251,7 @@ def test_no_wait_is_shorter_than_the_one_before(retry: RetryPolicy, jitter: floa
 
 @given(attempts=st.integers(1, 50), jitter=st.lists(jitters, min_size=2, max_size=2, unique=True))
 def test_jitter_spreads_the_waits(attempts: int, jitter: list[float]) -> None:
-    """Thousand mails that were deferred together do not come back together; unless that is what is configured."""
+    """Jitter spreads the waits of mails that were deferred together."""
     low, high = (backoff(attempts, RETRY, one) for one in sorted(jitter))
     still = RetryPolicy(jitter=0.0)
 
@@ -263,7 +260,7 @@ def test_jitter_spreads_the_waits(attempts: int, jitter: list[float]) -> None:
 
 
 def test_the_waits_by_default() -> None:
-    """A minute, three, nine, … four hours: twelve tries in about a day, more than a relay's bad afternoon."""
+    """The default waits grow from a minute to four hours, and span about a day."""
     waits = [round(backoff(attempts, RETRY, 0.5)) for attempts in range(1, RETRY.max_attempts)]
 
     assert waits[:6] == [60, 180, 540, 1620, 4860, 14400]
@@ -273,7 +270,7 @@ def test_the_waits_by_default() -> None:
 
 @given(retry=policies, jitter=jitters)
 def test_a_relay_that_fails_again_is_left_alone_longer(retry: RetryPolicy, jitter: float) -> None:
-    """Twice as long each time, up to the longest rest, so that it is found again soon after it is repaired."""
+    """The pause of a relay doubles with each failure, up to a limit."""
     rests = [rest(failures, retry, jitter) for failures in range(60)]
 
     assert rests[0] >= min(retry.relay_rest, retry.relay_rest_longest)
@@ -289,7 +286,7 @@ def test_a_relay_that_fails_again_is_left_alone_longer(retry: RetryPolicy, jitte
     [(10, 1), (0.06, 1), (0.05, 1), (0.01, 5), (0.0025, 20), (1e-5, 20)],
 )
 def test_a_window_is_twenty_mails_or_fifty_milliseconds(seconds_per_mail: float, size: int) -> None:
-    """And never none."""
+    """A window holds at most 20 mails or 50 milliseconds of work, and at least one mail."""
     assert window_size(seconds_per_mail) == size
 
 
@@ -297,20 +294,20 @@ def test_a_window_is_twenty_mails_or_fifty_milliseconds(seconds_per_mail: float,
     ("seconds_per_mail", "size"), [(10, 1), (1, 1), (0.5, 2), (0.02, 50), (0.001, 500), (1e-5, 500)]
 )
 def test_a_slice_is_what_its_time_allows(seconds_per_mail: float, size: int) -> None:
-    """And never none, and never so many that a worker that dies leaves a mountain."""
+    """A batch is as large as its time allows, from 1 to 500 mails."""
     assert batch_size(seconds_per_mail, batch_seconds=1.0) == size
 
 
 @given(seconds_per_mail=st.floats(1e-5, 1e4), batch_seconds=st.floats(1e-3, 1e4))
 def test_sizes_have_bounds(seconds_per_mail: float, batch_seconds: float) -> None:
-    """Whatever was measured, and whatever was configured."""
+    """Windows and batches stay within their bounds for any measured or configured values."""
     assert 1 <= window_size(seconds_per_mail) <= MAX_WINDOW
     assert 1 <= batch_size(seconds_per_mail, batch_seconds) <= MAX_BATCH
 
 
 @given(before=st.floats(1e-5, 1e3), measured=st.floats(0, 1e3))
 def test_the_average_follows_what_is_measured(before: float, measured: float) -> None:
-    """It lies between what was believed and what was seen, and never at zero: sizes are divided by it."""
+    """The average lies between its old value and the measured one, and never reaches zero."""
     after = smoothed(before, measured)
 
     assert after >= 1e-5
@@ -318,7 +315,7 @@ def test_the_average_follows_what_is_measured(before: float, measured: float) ->
 
 
 def test_a_relay_that_became_slow_is_noticed_soon() -> None:
-    """Three windows after it takes a hundred times as long, windows are small."""
+    """Three windows after a relay became slow, its windows are small."""
     seconds_per_mail = 0.001
     for _ in range(3):
         seconds_per_mail = smoothed(seconds_per_mail, 0.1)

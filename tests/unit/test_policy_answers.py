@@ -1,4 +1,4 @@
-"""What relays say, in their own words, and what it means."""
+"""The meaning of relays' replies, by their codes and their words."""
 
 import pytest
 from hypothesis import example, given
@@ -19,13 +19,11 @@ Reply = tuple[Phase, int, str]
 
 phases = st.sampled_from(Phase)
 codes = st.integers(-1, 999)
-# Words of real replies in any order, so that what is tried is not all noise.
+# Words of real replies in any order, so that not all input is noise.
 words = st.sampled_from(
     "250 550 2.0.0 4.7.1 5.7.1 5.1.1 5.2.2 (#5.7.1) ok queued sent greylisted try again later in"
-    " for 5 300 99999999 0 minutes"
-    " seconds days rate limit exceeded too many messages mailbox full relay access denied"
-    " authentication required client host"
-    " starttls".split()
+    " for 5 300 99999999 0 minutes seconds days rate limit exceeded too many messages mailbox full"
+    " relay access denied authentication required client host starttls".split()
 )
 texts = st.one_of(
     st.text(),
@@ -41,15 +39,8 @@ texts = st.one_of(
     ("code", "connect", "mail", "rcpt", "data", "dot"),
     [
         (250, UNREACHED, DEFERRED, DEFERRED, DEFERRED, SENT),
-        # It is closing; at MAIL this can't be about the mail.
-        (
-            421,
-            UNREACHED,
-            UNREACHED,
-            DEFERRED,
-            DEFERRED,
-            DEFERRED,
-        ),
+        # The relay is closing; at MAIL this cannot be about the mail.
+        (421, UNREACHED, UNREACHED, DEFERRED, DEFERRED, DEFERRED),
         (450, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
         (451, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
         (452, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
@@ -60,24 +51,10 @@ texts = st.one_of(
         (538, UNREACHED, UNREACHED, DEFERRED, DEFERRED, DEFERRED),
         (550, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
         # At RCPT an old way to say "too many recipients".
-        (
-            552,
-            UNREACHED,
-            REFUSED,
-            DEFERRED,
-            REFUSED,
-            REFUSED,
-        ),
+        (552, UNREACHED, REFUSED, DEFERRED, REFUSED, REFUSED),
         (553, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
-        # As a greeting: it does not want to talk to us.
-        (
-            554,
-            UNREACHED,
-            REFUSED,
-            REFUSED,
-            REFUSED,
-            REFUSED,
-        ),
+        # As a greeting: the relay refuses the connection.
+        (554, UNREACHED, REFUSED, REFUSED, REFUSED, REFUSED),
         (354, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
         (600, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
         (-1, UNREACHED, DEFERRED, DEFERRED, DEFERRED, DEFERRED),
@@ -86,7 +63,7 @@ texts = st.one_of(
 def test_what_a_code_means(
     code: int, connect: Verdict, mail: Verdict, rcpt: Verdict, data: Verdict, dot: Verdict
 ) -> None:
-    """By how far the dialogue had come."""
+    """The meaning of a code without words depends on the phase of the dialogue."""
     assert [classify(phase, code, "").verdict for phase in Phase] == [
         connect,
         mail,
@@ -101,7 +78,7 @@ def test_what_a_code_means(
 
 @pytest.mark.parametrize("status", ["5.2.2", "5.3.1", "5.4.5", "5.5.3"])
 def test_codes_that_can_only_be_passing(status: str) -> None:
-    """RFC 3463 means them so, whatever the first digit: mailbox full, disk full, congestion, too many recipients."""
+    """Enhanced codes that name a temporary trouble defer a mail, even with a 5xx (RFC 3463)."""
     assert [classify(phase, 554, f"{status} no").verdict for phase in Phase] == [
         UNREACHED,
         *[DEFERRED] * 4,
@@ -110,7 +87,7 @@ def test_codes_that_can_only_be_passing(status: str) -> None:
 
 @pytest.mark.parametrize("status", ["5.7.8", "5.7.10", "5.7.11", "5.7.12", "5.7.57"])
 def test_codes_about_our_login(status: str) -> None:
-    """RFC 5248, and Exchange."""
+    """Enhanced codes about our login blame the relay's configuration, not the mail (RFC 5248)."""
     assert [classify(phase, 550, f"{status} no").verdict for phase in Phase] == [
         UNREACHED,
         UNREACHED,
@@ -120,7 +97,7 @@ def test_codes_about_our_login(status: str) -> None:
 
 @pytest.mark.parametrize("status", ["5.2.3", "5.3.4"])
 def test_codes_for_what_is_too_big(status: str) -> None:
-    """Final, though it be called a limit."""
+    """A mail that is too big is refused, even if the reply mentions a limit."""
     assert classify(MAIL, 552, f"{status} limit exceeded") == Answer(REFUSED)
 
 
@@ -169,7 +146,7 @@ def test_codes_for_what_is_too_big(status: str) -> None:
     ],
 )
 def test_the_enhanced_code_comes_first(reply: Reply, verdict: Verdict) -> None:
-    """It is more precise than the class, where the two contradict each other."""
+    """The enhanced code counts where the basic code contradicts it."""
     assert classify(*reply) == Answer(verdict)
 
 
@@ -191,8 +168,8 @@ def test_the_enhanced_code_comes_first(reply: Reply, verdict: Verdict) -> None:
                 RCPT,
                 550,
                 (
-                    "5.2.1 The user you are trying to contact is receiving mail at a rate that\n5.2.1"
-                    " prevents additional messages"
+                    "5.2.1 The user you are trying to contact is receiving mail at a rate that\n"
+                    "5.2.1 prevents additional messages"
                 ),
             ),
             id="Gmail, a recipient",
@@ -228,8 +205,8 @@ def test_the_enhanced_code_comes_first(reply: Reply, verdict: Verdict) -> None:
                 DOT,
                 550,
                 (
-                    "Domain example.com has exceeded the max emails per hour (500/500 (100%)) allowed."
-                    " Message discarded."
+                    "Domain example.com has exceeded the max emails per hour (500/500 (100%))"
+                    " allowed. Message discarded."
                 ),
             ),
             id="cPanel",
@@ -239,8 +216,8 @@ def test_the_enhanced_code_comes_first(reply: Reply, verdict: Verdict) -> None:
                 RCPT,
                 550,
                 (
-                    "Domain example.com has exceeded the max defers and failures per hour (5/5 (100%))"
-                    " allowed."
+                    "Domain example.com has exceeded the max defers and failures per hour"
+                    " (5/5 (100%)) allowed."
                 ),
             ),
             id="cPanel, failures",
@@ -279,7 +256,7 @@ def test_the_enhanced_code_comes_first(reply: Reply, verdict: Verdict) -> None:
     ],
 )
 def test_a_limit_is_no_refusal(reply: Reply) -> None:
-    """Said with a 5xx all the same: the mail goes out when the limit allows it."""
+    """A sending limit defers a mail, even with a 5xx."""
     assert classify(*reply) == Answer(DEFERRED)
 
 
@@ -305,7 +282,7 @@ def test_a_limit_is_no_refusal(reply: Reply) -> None:
     ],
 )
 def test_a_full_mailbox_may_be_tidied_up(reply: Reply) -> None:
-    """RFC 3463 has 2.2 and 3.1 for passing troubles."""
+    """A full mailbox defers a mail."""
     assert classify(*reply) == Answer(DEFERRED)
 
 
@@ -321,8 +298,8 @@ def test_a_full_mailbox_may_be_tidied_up(reply: Reply) -> None:
                 RCPT,
                 550,
                 (
-                    "5.1.1 The email account that you tried to reach does not exist. Please try\n5.1.1"
-                    " double-checking"
+                    "5.1.1 The email account that you tried to reach does not exist. Please try\n"
+                    "5.1.1 double-checking"
                 ),
             ),
             id="Gmail",
@@ -396,7 +373,7 @@ def test_a_full_mailbox_may_be_tidied_up(reply: Reply) -> None:
     ],
 )
 def test_what_is_the_mails_own(reply: Reply) -> None:
-    """No such user, too big, no right to this sender, spam: the same mail will not be taken later."""
+    """Unknown users, spam, size and forbidden senders refuse a mail."""
     assert classify(*reply) == Answer(REFUSED)
 
 
@@ -472,16 +449,16 @@ ABOUT_US = [
 
 @pytest.mark.parametrize(("code", "text"), ABOUT_US)
 def test_what_is_about_us_fails_no_mail(code: int, text: str) -> None:
-    """Before the recipient is named it is about the relay and us.
+    """A reply about our login or TLS fails no mail.
 
-    Later it may be about this recipient, and others go through.
+    At MAIL it means the relay; later it may mean this recipient only, so the mail is deferred.
     """
     assert classify(MAIL, code, text) == Answer(UNREACHED)
     assert [classify(phase, code, text) for phase in (RCPT, DATA, DOT)] == [Answer(DEFERRED)] * 3
 
 
 def test_an_address_in_a_reply_is_not_read() -> None:
-    """Its owner chose it: nobody shall close a relay, or have a mail tried for a day, by the name of a mailbox."""
+    """An address in a reply does not change its meaning, since strangers choose addresses."""
     for mailbox in ("starttls", "greylisted", "throttled", "try-again-in-5-minutes"):
         for text in (
             f"5.1.8 <{mailbox}@example.com>: no such domain",
@@ -578,7 +555,7 @@ def test_an_address_in_a_reply_is_not_read() -> None:
     ],
 )
 def test_the_time_that_is_asked_for(reply: Reply, retry_after: float | None) -> None:
-    """In the usual spellings; whoever names a time wants to be asked again, with whatever code."""
+    """A time that a reply names is read in its usual spellings, and defers a mail with any code."""
     expected = UNREACHED if reply[0] in (CONNECT, MAIL) else DEFERRED
 
     assert classify(*reply) == Answer(expected, retry_after)
@@ -609,7 +586,7 @@ def test_the_time_that_is_asked_for(reply: Reply, retry_after: float | None) -> 
     ],
 )
 def test_greylisting_takes_five_minutes(reply: Reply) -> None:
-    """As its programs have it by default: a try that comes sooner is for nothing."""
+    """Greylisting without a time means five minutes."""
     assert classify(*reply) == Answer(DEFERRED, GREYLISTED_FOR)
 
 
@@ -678,7 +655,7 @@ def test_greylisting_takes_five_minutes(reply: Reply) -> None:
     ],
 )
 def test_what_passes(reply: Reply) -> None:
-    """A 4xx that names no time is met by the back-off."""
+    """A 4xx that names no time defers a mail by the back-off."""
     assert classify(*reply) == Answer(DEFERRED)
 
 
@@ -687,10 +664,7 @@ def test_what_passes(reply: Reply) -> None:
 
 @given(phase=phases, code=codes, text=texts)
 def test_a_mail_is_sent_by_one_reply_only(phase: Phase, code: int, text: str) -> None:
-    """A 2xx to the final dot, whatever its words.
-
-    And no reply at all is a doubt: a doubt is a silence.
-    """
+    """Only a 2xx to the final dot means that a mail was sent, and no reply means a doubt."""
     answer = classify(phase, code, text)
 
     assert (answer == Answer(SENT)) == (phase is DOT and 200 <= code < 300)
@@ -699,7 +673,7 @@ def test_a_mail_is_sent_by_one_reply_only(phase: Phase, code: int, text: str) ->
 
 @given(code=codes, text=texts)
 def test_nothing_at_the_connection_is_held_against_a_mail(code: int, text: str) -> None:
-    """The relay has not heard of it yet."""
+    """No reply before MAIL is held against a mail."""
     assert classify(CONNECT, code, text).verdict is UNREACHED
 
 
@@ -709,7 +683,7 @@ def test_nothing_at_the_connection_is_held_against_a_mail(code: int, text: str) 
     text=texts,
 )
 def test_no_words_about_one_recipient_close_a_relay(phase: Phase, code: int, text: str) -> None:
-    """One mailbox in the world that answers oddly must not stop the mail of everybody else."""
+    """No reply after MAIL makes the relay count as unreached, whatever its words."""
     assert classify(phase, code, text).verdict is not UNREACHED
 
 
@@ -719,7 +693,7 @@ def test_no_words_about_one_recipient_close_a_relay(phase: Phase, code: int, tex
 @example(phase=RCPT, code=451, text="try again in ٣ minutes")
 @example(phase=RCPT, code=554, text="<" * 5000 + "@" * 5000)
 def test_what_is_asked_for_is_within_reason(phase: Phase, code: int, text: str) -> None:
-    """No relay makes a mail come back at once, or in a month; and a final answer asks for nothing."""
+    """A time that a reply names is bounded, and a final reply names none."""
     answer = classify(phase, code, text)
 
     assert answer.retry_after is None or LEAST_ASKED <= answer.retry_after <= MOST_ASKED

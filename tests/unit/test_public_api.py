@@ -1,4 +1,4 @@
-"""The front door: what `from mailer import …` gives, and what an import does not do."""
+"""The public API: the names that `from mailer import …` gives, and the cost of an import."""
 
 import inspect
 import re
@@ -14,14 +14,14 @@ from mailer import errors
 
 PROJECT = Path(__file__).parents[2]
 
-#: A promise to everybody who imports from here. To add a name is easy, to take one away breaks
-#: somebody's application.
+#: The public names. To add one is easy; to remove one breaks applications.
 PUBLIC = set(
     """
     Mail Mailer send_email
     Address Attachment Lane Message OnDoubt
     DeliveryStatus MailStatus Receipt Status
-    CommitLost ConfigurationError InUseElsewhere InvalidAddress InvalidAttachment InvalidHeader InvalidMail
+    CommitLost ConfigurationError InUseElsewhere
+    InvalidAddress InvalidAttachment InvalidHeader InvalidMail
     KeyInUse KeyReused MailerError OverLimit
     SchemaMismatch SigningFailed StoreError StoreUnavailable TemplateError UnknownMail
 """.split()
@@ -30,7 +30,7 @@ ERRORS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(k
 
 
 def test_what_is_public() -> None:
-    """`__all__` is the promise, each name once and at hand."""
+    """`__all__` and `dir()` list the public names, and no others."""
     assert set(mailer.__all__) == PUBLIC
     assert len(mailer.__all__) == len(PUBLIC)
     assert {
@@ -46,14 +46,14 @@ def test_what_is_public() -> None:
     ids=lambda page: page.name,
 )
 def test_the_documentation_imports_what_is_public(page: Path) -> None:
-    """Whoever copies from it gets what it shows."""
+    """The documentation imports public names only."""
     for names in re.findall(r"from mailer import ([\w, ]+)", page.read_text(encoding="utf-8")):
         assert set(names.replace(" ", "").split(",")) <= PUBLIC
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_everything_public_is_explained(name: str) -> None:
-    """By a docstring of its own: editors show it."""
+    """Each public name has a docstring."""
     assert inspect.getdoc(getattr(mailer, name))
 
 
@@ -66,20 +66,20 @@ def test_everything_public_is_explained(name: str) -> None:
     ],
 )
 def test_every_method_is_explained(method: str) -> None:
-    """All that `mailer.` completes to."""
+    """Each method of Mailer has a docstring."""
     assert getattr(mailer.Mailer, method).__doc__
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS))
 def test_every_error_has_one_ancestor(name: str) -> None:
-    """`except MailerError` catches them all; each is explained and can be imported from the front door."""
+    """Each error derives from MailerError, has a docstring and is public."""
     assert issubclass(ERRORS[name], mailer.MailerError)
     assert vars(ERRORS[name])["__doc__"]
     assert getattr(mailer, name) is ERRORS[name]
 
 
 def test_the_tree_of_errors_is_drawn() -> None:
-    """As they derive from each other: the depth in the drawing is the depth of the class."""
+    """The tree in the docstring of `mailer.errors` matches the classes."""
     drawn = {
         name: len(line) // 4
         for line, name in re.findall(
@@ -91,13 +91,13 @@ def test_the_tree_of_errors_is_drawn() -> None:
 
 
 def test_errors_are_what_python_calls_them() -> None:
-    """Code that knows nothing of Mailer can tell a wrong value and a missing key from the rest."""
+    """InvalidMail is a ValueError, and UnknownMail a LookupError."""
     assert issubclass(mailer.InvalidMail, ValueError)
     assert issubclass(mailer.UnknownMail, LookupError)
 
 
 def test_message_is_flask_mails() -> None:
-    """One kind of message: what an application has already is taken."""
+    """`mailer.Message` is Flask-Mail's, and `Mail` derives from Flask-Mail's."""
     assert mailer.Message is flask_mail.Message
     assert issubclass(mailer.Mail, flask_mail.Mail)
 
@@ -127,9 +127,9 @@ for heavy in ("alembic", "psycopg", "aiosmtpd", "devstack"):
 
 
 def test_an_import_does_nothing(tmp_path: Path) -> None:
-    """No connection, no file, no thread, no logging: an application decides about all of them.
+    """`import mailer` connects to nothing, starts no thread, and touches no file or log handler.
 
-    What is optional is not loaded.
+    Optional packages are not loaded.
     """
     command = [sys.executable, "-W", "error", "-c", IMPORT]
 
@@ -146,12 +146,12 @@ def test_an_import_does_nothing(tmp_path: Path) -> None:
 
 
 def test_types_come_with_it() -> None:
-    """Type checkers look for the marker."""
+    """The package has a `py.typed` marker for type checkers."""
     assert (PROJECT / "mailer" / "py.typed").exists()
 
 
 def test_the_version_is_the_last_release() -> None:
-    """CHANGELOG.md says what is in it, and has a place for what comes next above it."""
+    """CHANGELOG.md has a section for the current version, and one above it for the next."""
     headings = re.findall(
         r"^## \[([^\]]+)\](?: - (\d{4}-\d\d-\d\d))?$",
         (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -164,7 +164,7 @@ def test_the_version_is_the_last_release() -> None:
 
 
 def test_the_changelog_has_its_order() -> None:
-    """Within a release, from what nobody should miss to the rest."""
+    """The sections of each release in CHANGELOG.md have a fixed order."""
     order = ["Security", "Removed", "Deprecated", "Added", "Changed", "Fixed"]
     for release in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         sections = re.findall(r"^### (\w+)$", release, re.MULTILINE)
@@ -172,7 +172,7 @@ def test_the_changelog_has_its_order() -> None:
 
 
 def test_the_changelog_says_nothing_twice() -> None:
-    """A merge of two branches may leave both versions of an entry."""
+    """No entry is twice in CHANGELOG.md."""
     entries = re.findall(
         r"^- (.{40})", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""Templates become text and html; whatever is wrong with one is said with its name, its line and what to do."""
+"""Rendering templates to text and HTML, and the errors of templates."""
 
 import errno
 import sqlite3
@@ -34,7 +34,7 @@ def app(tmp_path: Path) -> Iterator[Flask]:
 
 @pytest.fixture
 def template(tmp_path: Path) -> Callable[..., None]:
-    """`template("mail/hello.txt", "Hello {{ name }}")` writes it into the app's template folder."""
+    """Return `template(name, source)`, which writes a file into the app's template folder."""
 
     def write(name: str, source: str) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,14 @@ def template(tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def render(app: Flask) -> Render:
-    """`render("mail/hello", name="Ada")`: the bodies."""
+    """Return `render(name, **context)`, which returns the bodies."""
     renderer = Renderer(app)
     return lambda name, /, **context: renderer.render(name, context)
 
 
 @pytest.fixture
 def refusal(render: Render) -> Callable[..., str]:
-    """`refusal("mail/hello")`: the words of the error."""
+    """Return `refusal(name, **context)`, which returns the text of the error."""
 
     def refusal(name: str, /, **context: Any) -> str:
         with pytest.raises(TemplateError) as error:
@@ -66,7 +66,7 @@ def refusal(render: Render) -> Callable[..., str]:
 
 
 def test_both_are_rendered(template: Callable[..., None], render: Render) -> None:
-    """The name comes without its ending."""
+    """A template's name without its ending stands for the text and the HTML version."""
     template("mail/hello.txt", "Hello {{ name }}")
     template("mail/hello.html", "<p>Hello <b>{{ name }}</b></p>")
 
@@ -74,14 +74,14 @@ def test_both_are_rendered(template: Callable[..., None], render: Render) -> Non
 
 
 def test_only_a_text(template: Callable[..., None], render: Render) -> None:
-    """Then the mail has no html."""
+    """With a text template only, the mail has no HTML."""
     template("hello.txt", "Hello {{ name }}")
 
     assert render("hello", name="Ada") == Bodies("Hello Ada", None)
 
 
 def test_only_html(template: Callable[..., None], render: Render) -> None:
-    """Then the text is what can be read in it, with the targets of its links."""
+    """With an HTML template only, the text is made from it, with the targets of its links."""
     template(
         "hello.html",
         "<h1>Hello {{ name }}</h1><ul><li>one<li>two</ul><a"
@@ -96,16 +96,15 @@ def test_only_html(template: Callable[..., None], render: Render) -> None:
 
 
 def test_neither(refusal: Callable[..., str]) -> None:
-    """The error names both files that were looked for."""
+    """The error for a missing template names both files that were looked for."""
     assert refusal("mail/hello") == (
         "template 'mail/hello': neither 'mail/hello.txt' nor 'mail/hello.html' is in a template"
-        " folder:"
-        " create one of them, and give the name without its ending."
+        " folder: create one of them, and give the name without its ending."
     )
 
 
 def test_a_name_with_its_ending(template: Callable[..., None], refusal: Callable[..., str]) -> None:
-    """The most likely mistake is answered."""
+    """The error for a name with an ending says to leave it out."""
     template("hello.html", "Hello")
 
     assert refusal("hello.html").endswith("give the name without its ending.")
@@ -113,7 +112,7 @@ def test_a_name_with_its_ending(template: Callable[..., None], refusal: Callable
 
 @pytest.mark.parametrize("name", ["../hello", "/etc/passwd", "", None, 5])
 def test_no_template_is_outside_the_folders(name: str, refusal: Callable[..., str]) -> None:
-    """Names are Jinja's, not paths."""
+    """A template's name cannot point outside the template folders."""
     assert "is in a template folder" in refusal(name)
 
 
@@ -121,7 +120,7 @@ def test_no_template_is_outside_the_folders(name: str, refusal: Callable[..., st
 
 
 def test_only_html_is_escaped(template: Callable[..., None], render: Render) -> None:
-    """A name with a tag in it is shown in html, and stands in the text as it is."""
+    """Values are escaped in HTML, and not in text."""
     template("hello.txt", "{{ name }}")
     template("hello.html", "{{ name }}")
 
@@ -131,7 +130,7 @@ def test_only_html_is_escaped(template: Callable[..., None], render: Render) -> 
 
 
 def test_css_is_inlined(template: Callable[..., None], render: Render) -> None:
-    """Rules become attributes; what can't become one stays for those that know it."""
+    """CSS rules become style attributes; rules that cannot stay as they are."""
     template(
         "hello.html",
         "<style>p { color: red } @media print { p { color: black } } a:hover { color: blue"
@@ -146,26 +145,27 @@ def test_css_is_inlined(template: Callable[..., None], render: Render) -> None:
 
 
 def test_html_without_css_is_left_alone(template: Callable[..., None], render: Render) -> None:
-    """Not a byte is changed where there is nothing to do."""
+    """HTML without CSS stays unchanged to the byte."""
     template("hello.html", "<p class=a>Hello<br>&nbsp;&copy; <img src='cid:logo'>")
 
     assert render("hello").html == "<p class=a>Hello<br>&nbsp;&copy; <img src='cid:logo'>"
 
 
 def test_no_stylesheet_is_fetched(tmp_path: Path) -> None:
-    """Neither from the network nor from this machine: a link in a mail must not read a file."""
+    """No stylesheet is fetched, neither from the network nor from a file."""
     secret = tmp_path / "secret.css"
     secret.write_text("p { color: red }")
 
     for href in (secret, secret.as_uri(), "http://127.0.0.1:1/a.css"):
         html = inline_css(
-            f'<link rel="stylesheet" href="{href}"><style>@import url({href}); a {{ b: c }}</style><p>Hello</p>'
+            f'<link rel="stylesheet" href="{href}">'
+            f"<style>@import url({href}); a {{ b: c }}</style><p>Hello</p>"
         )
         assert "red" not in html
 
 
 def test_an_inline_image_survives(template: Callable[..., None], render: Render) -> None:
-    """The inliner keeps what it does not know."""
+    """Inlining CSS keeps inline images and conditional comments."""
     template(
         "hello.html",
         "<style>img { width: 10px }</style><img src='cid:logo'><!--[if mso]>Outlook<![endif]-->",
@@ -178,7 +178,7 @@ def test_an_inline_image_survives(template: Callable[..., None], render: Render)
 
 
 def test_a_bottomless_document_ends_no_process() -> None:
-    """Thousands of tags in each other are left as they are: the inliner would overflow the stack."""
+    """HTML nested too deeply is left as it is, since inlining would overflow the stack."""
     html = "<style>p { color: red }</style>" + "<div>" * 100_000
 
     assert inline_css(html) == html
@@ -192,7 +192,7 @@ def test_a_bottomless_document_ends_no_process() -> None:
 @example("\ufeff<!doctype html>")
 @example("<table><td rowspan=99999999 colspan=99999999>Hello")
 def test_any_html_has_a_text(html: str) -> None:
-    """However broken it is; the text ends with a line."""
+    """Any HTML, however broken, gives a text that ends with a line break."""
     assert text_from_html(html).endswith("\n")
 
 
@@ -202,7 +202,7 @@ def test_any_html_has_a_text(html: str) -> None:
 def test_a_template_has_what_the_apps_pages_have(
     app: Flask, template: Callable[..., None], render: Render
 ) -> None:
-    """Filters, globals, context processors and `config`; what is passed comes before what a processor adds."""
+    """Templates have the app's filters, globals and context processors; passed values win."""
     app.add_template_filter(str.upper, "shout")
     app.add_template_global(lambda: "global", "greet")
     app.context_processor(lambda: {"shop": "Shop", "name": "nobody"})
@@ -218,7 +218,7 @@ def test_a_template_has_what_the_apps_pages_have(
 def test_filters_that_come_later_are_known(
     app: Flask, template: Callable[..., None], render: Render
 ) -> None:
-    """An app may be completed after its first mail."""
+    """A filter that is added after the first mail is available."""
     template("hello.txt", "Hello")
     render("hello")
     app.jinja_env.filters["shout"] = str.upper
@@ -230,7 +230,7 @@ def test_filters_that_come_later_are_known(
 def test_the_apps_own_pages_stay_lenient(
     app: Flask, template: Callable[..., None], render: Render
 ) -> None:
-    """Only a mail is strict about what is missing: the app's pages are none of our business."""
+    """An undefined variable is an error in a mail, but not in the app's own pages."""
     template("hello.txt", "Hello {{ name }}")
     with pytest.raises(TemplateError):
         render("hello")
@@ -239,7 +239,7 @@ def test_the_apps_own_pages_stay_lenient(
 
 
 def test_what_may_be_missing_can_be_said(template: Callable[..., None], render: Render) -> None:
-    """`default` and `is defined` work as ever."""
+    """`default` and `is defined` work for variables that may be missing."""
     template(
         "hello.txt", "{{ name|default('friend') }}{% if title is defined %}{{ title }}{% endif %}"
     )
@@ -253,7 +253,7 @@ ADVICE = "correct the name there, or pass the value: a keyword, or context={…}
 
 
 def test_a_variable_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:
-    """In either of the two, whatever is done with it: printed, tested, looped over."""
+    """An undefined variable that is printed, tested or looped over is an error with its line."""
     template("hello.txt", "Hello\n{{ name }}")
     template("page.txt", "Hello")
     template("page.html", "{% if name %}Hello{% endif %}")
@@ -276,7 +276,7 @@ def test_a_variable_is_missing(template: Callable[..., None], refusal: Callable[
 def test_an_attribute_is_missing(
     template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """A misspelt name is more likely than a missing value."""
+    """An undefined attribute is an error with its name and line."""
     template("hello.txt", "{{ user.nmae }}")
 
     assert refusal("hello", user={"name": "Ada"}) == (
@@ -287,7 +287,7 @@ def test_an_attribute_is_missing(
 def test_the_place_is_where_it_went_wrong(
     template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """In the template that the mail's extends, includes or imports."""
+    """The error names the place in the extended, included or imported template."""
     template("base.html", "<p>\n{{ shop }}")
     template("extends.html", "{% extends 'base.html' %}")
     template("footer.txt", "\n\n{{ shop }}")
@@ -309,19 +309,19 @@ def test_the_place_is_where_it_went_wrong(
 def test_a_template_that_another_one_uses_is_missing(
     template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """The error names the one that is missing and the one that asks for it."""
+    """The error names the missing template and the one that uses it."""
     template("hello.html", "\n{% extends 'bsae.html' %}")
 
-    assert (
-        refusal("hello")
-        == "template 'hello.html' uses 'bsae.html', which is in no template folder (hello.html, line 2)."
+    assert refusal("hello") == (
+        "template 'hello.html' uses 'bsae.html', which is in no template folder"
+        " (hello.html, line 2)."
     )
 
 
 def test_a_template_can_not_be_read(
     template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """A slip in its syntax, in itself or in one that it uses."""
+    """A syntax error is reported with its template and line, in included templates too."""
     template("hello.txt", "Hello\n{% if %}")
     template("outer.txt", "{% include 'hello.txt' %}")
     template("filter.txt", "{{ 1|shout }}")
@@ -338,7 +338,7 @@ def test_a_template_can_not_be_read(
 
 
 def test_a_template_of_another_encoding(tmp_path: Path, refusal: Callable[..., str]) -> None:
-    """Jinja reads UTF-8 only."""
+    """A template that is not UTF-8 is an error that says so."""
     (tmp_path / "hello.txt").write_bytes("Grüße".encode("latin-1"))
 
     assert refusal("hello").startswith(
@@ -350,7 +350,7 @@ def test_a_template_of_another_encoding(tmp_path: Path, refusal: Callable[..., s
 def test_code_that_a_template_calls_fails(
     template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """On a value that it can't use; the original error is the cause."""
+    """An exception of a function that a template calls is reported with its line."""
 
     def fail() -> None:
         raise LookupError("no such order")
@@ -367,7 +367,7 @@ class OutOfStock(LookupError):
 
 
 class Unprintable:
-    """A value that asks a database when it is written out."""
+    """A value that queries a database when it is printed, and fails."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -382,7 +382,7 @@ class Unprintable:
         raise self._error
 
 
-#: What a template only happens to meet.
+#: Errors that are not the template's fault.
 OF_OTHERS = [
     OperationalError("SELECT 1", {}, Exception("the server is away")),
     DetachedInstanceError("not bound to a Session"),
@@ -414,7 +414,7 @@ PLACES = [
 def test_an_error_of_others_passes(
     error: BaseException, source: str, template: Callable[..., None], render: Render
 ) -> None:
-    """It is raised as it is: what a database or the application says is no mistake in a template."""
+    """Exceptions of the database, system or application pass through a template unchanged."""
 
     class Value(Unprintable):
         def __call__(self) -> None:
@@ -444,7 +444,7 @@ def test_an_error_of_others_passes(
 def test_an_error_of_a_value(
     source: str, words: str, template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """The template, or what it was given, is wrong: the error says where."""
+    """A wrong use of a value is reported with the template and its line."""
     template("hello.txt", source)
     said = refusal(
         "hello", decimal=Decimal(0), number=Decimal(1), data=b"\xff", request=flask.request
@@ -454,7 +454,7 @@ def test_an_error_of_a_value(
 
 
 def test_a_template_that_the_disk_does_not_give(template: Callable[..., None], app: Flask) -> None:
-    """A broken disk is not the caller's mistake."""
+    """A disk error while reading a template passes unchanged."""
 
     class Broken(DictLoader):
         def get_source(self, *_arguments: object) -> NoReturn:
@@ -468,7 +468,7 @@ def test_a_template_that_the_disk_does_not_give(template: Callable[..., None], a
 def test_a_link_needs_a_server_name(
     template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """Outside a request nobody knows the app's address: the error says which key to set."""
+    """A link outside a request without SERVER_NAME is an error that names the key."""
     template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
 
     assert "outside an active request without 'SERVER_NAME' configured" in refusal("hello")
@@ -477,7 +477,7 @@ def test_a_link_needs_a_server_name(
 def test_a_link_to_nowhere(
     app: Flask, template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """A name that no route has is the template's mistake."""
+    """A link to an unknown endpoint is an error of the template."""
     template("hello.txt", "{{ url_for('nowhere') }}")
 
     with app.test_request_context():
@@ -485,7 +485,7 @@ def test_a_link_to_nowhere(
 
 
 def test_a_link_in_a_request(app: Flask, template: Callable[..., None], render: Render) -> None:
-    """The visitor's address is the app's."""
+    """A link in a request has the request's host."""
     template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
 
     with app.test_request_context(base_url="https://shop.example"):
@@ -493,7 +493,7 @@ def test_a_link_in_a_request(app: Flask, template: Callable[..., None], render: 
 
 
 def test_a_link_outside_a_request(template: Callable[..., None], tmp_path: Path) -> None:
-    """With SERVER_NAME it is known everywhere."""
+    """A link outside a request has the host of SERVER_NAME."""
     template("hello.txt", "{{ url_for('static', filename='a.css', _external=True) }}")
     app = Flask("shop", template_folder=tmp_path)
     app.config.update(SERVER_NAME="shop.example", PREFERRED_URL_SCHEME="https")
@@ -506,7 +506,7 @@ def test_a_link_outside_a_request(template: Callable[..., None], tmp_path: Path)
 def test_what_no_mail_can_hold_is_refused(
     forbidden: str, template: Callable[..., None], refusal: Callable[..., str]
 ) -> None:
-    """A value from outside may bring it in; the error names the template that shows it."""
+    """A character that no mail can hold is refused, with the name of the template."""
     template("hello.txt", "Hello {{ name }}")
     template("page.html", "<style>p { color: red }</style>{{ name }}")
 

@@ -1,4 +1,4 @@
-"""Which relay carries a mail: rules, preference, weights."""
+"""Routing: the choice of a relay by rules, preference and weight."""
 
 from collections import Counter
 from typing import Any
@@ -44,7 +44,7 @@ def chosen(
 
 
 def test_a_relay_without_rules_carries_all_mail() -> None:
-    """Whoever says it, wherever it goes, however urgent it is."""
+    """A relay without rules carries all mail."""
     assert all(
         carries(relay(), mail_to(lane=lane), sender)
         for lane in Lane
@@ -69,7 +69,7 @@ def test_a_relay_without_rules_carries_all_mail() -> None:
     ],
 )
 def test_a_rule_for_recipients(rule: str, domain: str, carried: bool) -> None:
-    """A domain stands for its subdomains, and for nothing that only ends like it."""
+    """A rule for a recipient domain includes its subdomains, and no other domains."""
     assert carries(relay(domains=[rule]), mail_to(domain), ADA) is carried
 
 
@@ -89,19 +89,19 @@ def test_a_rule_for_recipients(rule: str, domain: str, carried: bool) -> None:
     ],
 )
 def test_a_rule_for_senders(rule: str, sender: str, carried: bool) -> None:
-    """An address is that address; a domain is every address in it and in its subdomains."""
+    """A rule for senders is an address, or a domain with its subdomains."""
     assert carries(relay(senders=[rule]), mail_to(), sender) is carried
 
 
 def test_a_rule_for_lanes() -> None:
-    """Such as a relay of its own for bulk mail."""
+    """A rule for lanes limits a relay to these lanes."""
     only_bulk = relay(lanes=["bulk"])
 
     assert [lane for lane in Lane if carries(only_bulk, mail_to(lane=lane), ADA)] == [Lane.BULK]
 
 
 def test_one_rule_of_a_kind_is_enough_and_every_kind_has_to_be_met() -> None:
-    """Rules of one kind widen, kinds narrow."""
+    """A mail has to meet one rule of each kind that a relay has."""
     ruled = relay(
         domains=["example.net", "example.org"],
         senders=["example.com"],
@@ -115,7 +115,7 @@ def test_one_rule_of_a_kind_is_enough_and_every_kind_has_to_be_met() -> None:
 
 
 def test_senders_are_asked_for_only_where_a_rule_is_about_them() -> None:
-    """It takes a query."""
+    """Senders are loaded only if a relay has a rule for them, since that takes a query."""
     assert not routes_by_sender([relay(), relay(domains=["example.com"], lanes=["bulk"])])
     assert routes_by_sender([relay(), relay(senders=["example.com"])])
 
@@ -124,7 +124,7 @@ def test_senders_are_asked_for_only_where_a_rule_is_about_them() -> None:
 
 
 def test_a_relay_with_rules_comes_before_one_without() -> None:
-    """In whatever order they are written: else the one that carries everything would leave nothing to it."""
+    """A relay with rules comes before one without, in whatever order they are listed."""
     plain, ruled = relay("plain"), relay("ruled", domains=["example.net"])
 
     for relays in ([plain, ruled], [ruled, plain]):
@@ -134,7 +134,7 @@ def test_a_relay_with_rules_comes_before_one_without() -> None:
 
 
 def test_preference_comes_before_rules_and_weights() -> None:
-    """The lowest is asked first; a relay of a higher one carries only what no other can."""
+    """The lowest preference comes first, before rules and weights."""
     first, second = (
         relay("first", preference=1),
         relay("second", preference=2, weight=1000, domains=["example.net"]),
@@ -146,14 +146,14 @@ def test_preference_comes_before_rules_and_weights() -> None:
 
 
 def test_no_relay_at_all() -> None:
-    """Then the mail waits."""
+    """Without a relay, none is chosen."""
     assert chosen([]) is None
 
 
 def test_a_busy_relay_is_not_down() -> None:
-    """Its mail waits for a connection: what is worse is for when it can't be used at all.
+    """Mail of a busy relay goes to its equals, or waits, but not to a backup.
 
-    Its equals may take it.
+    A backup is for when the relay cannot be used at all.
     """
     first, equal, backup = relays = [relay("first"), relay("equal"), relay("backup", preference=1)]
 
@@ -168,7 +168,7 @@ def test_a_busy_relay_is_not_down() -> None:
 
 @given(weights=st.lists(st.floats(0.01, 1000), min_size=1, max_size=6))
 def test_shares_follow_the_weights(weights: list[float]) -> None:
-    """Equals share the mail as their weights are, whatever these add up to."""
+    """Equal relays share the mail in proportion to their weights."""
     relays = [relay(str(number), weight=weight) for number, weight in enumerate(weights)]
     throws = 500
     shares = Counter(chosen(relays, dice=number / throws) for number in range(throws))
@@ -182,7 +182,7 @@ def test_shares_follow_the_weights(weights: list[float]) -> None:
     weights=st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=6),
 )
 def test_somebody_is_always_chosen(dice: float, weights: list[float]) -> None:
-    """However the dice and the sums of floating-point numbers fall."""
+    """A relay is always chosen, whatever the random number and the rounding of the weights."""
     assert (
         chosen(
             [relay(str(number), weight=weight) for number, weight in enumerate(weights)], dice=dice
@@ -192,7 +192,7 @@ def test_somebody_is_always_chosen(dice: float, weights: list[float]) -> None:
 
 
 def test_weights_are_for_equals() -> None:
-    """A heavy relay gets nothing of what a better one carries."""
+    """Weights matter only among relays of the same preference and with equal rules."""
     relays = [
         relay("heavy", weight=1000),
         relay("ruled", domains=["example.net"]),

@@ -1,4 +1,4 @@
-"""Which refusals may be about the connection, by their own words."""
+"""Replies that may be about a connection's limit, by their words."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from mailer.policy import is_session_limit
     ],
 )
 def test_words_about_the_connection(reply: str) -> None:
-    """The mail is worth another connection, be it a 5xx."""
+    """A reply about a connection's limit is worth a new connection, even a 5xx."""
     assert is_session_limit(Phase.MAIL, reply)
 
 
@@ -38,5 +38,5 @@ def test_words_about_the_connection(reply: str) -> None:
     ],
 )
 def test_words_about_the_mail(reply: str) -> None:
-    """Nor do addresses speak for the relay, which strangers choose."""
+    """A reply about the mail is no connection limit, even if an address contains such words."""
     assert not is_session_limit(Phase.RCPT, reply)

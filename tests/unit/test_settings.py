@@ -1,4 +1,4 @@
-"""The settings: read from the app or the environment, checked once, and refused in words that say what to do."""
+"""Settings: read from the app or the environment, checked once, and refused with advice."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def refusal(environ: Mapping[str, str] | None = None, /, **config: Any) -> str:
 
 
 def test_nothing_has_to_be_set() -> None:
-    """With no setting at all: a relay and a broker on this machine, and SQLite where the app keeps its data."""
+    """The defaults are a relay and a Redis on this machine, and SQLite."""
     settings = load()
 
     assert (settings.mail_server, settings.mail_port) == ("127.0.0.1", 25)
@@ -46,7 +46,7 @@ def test_nothing_has_to_be_set() -> None:
     assert not settings.mail_suppress_send
 
 
-#: For each kind of key: a text as an environment has it, and what it means.
+#: For each kind of key, a text as in the environment, and its value.
 WORDS = {
     "a text": ("value", "value"),
     "a text that is not empty": ("value", "value"),
@@ -78,7 +78,7 @@ OWN_WORDS = {
 
 @pytest.mark.parametrize("key", keys())
 def test_every_key_can_come_from_the_environment(key: str) -> None:
-    """A text means what it says: "True" is true, "7" is a number."""
+    """Each key can be set in the environment, as text."""
     text_and_value = OWN_WORDS.get(key, WORDS.get(allowed(Settings, key), ("7", 7)))
     if text_and_value is None:
         return
@@ -101,13 +101,13 @@ def test_every_key_can_come_from_the_environment(key: str) -> None:
     ],
 )
 def test_words_for_yes_and_no(text: str, meaning: bool) -> None:
-    """As people write them, in the environment and in the app's config."""
+    """Booleans can be written in the usual ways."""
     assert load({"MAIL_USE_TLS": text}).mail_use_tls is meaning
     assert load(MAIL_USE_TLS=text).mail_use_tls is meaning
 
 
 def test_the_apps_config_comes_first() -> None:
-    """What is set in code is not changed from outside."""
+    """The app's config comes before the environment."""
     assert (
         load({"MAIL_SERVER": "from.environment"}, MAIL_SERVER="from.config").mail_server
         == "from.config"
@@ -116,7 +116,7 @@ def test_the_apps_config_comes_first() -> None:
 
 
 def test_an_empty_variable_is_none() -> None:
-    """`MAIL_USERNAME=` in an .env file is as good as no setting; so is None in the app's config, which comes first."""
+    """An empty variable, or None in the app's config, means the default."""
     assert (
         load(
             {"MAIL_USERNAME": "", "MAIL_PORT": "", "MAILER_DATABASE_URL": "", "REDIS_URL": ""},
@@ -128,7 +128,7 @@ def test_an_empty_variable_is_none() -> None:
 
 
 def test_redis_url_is_read_where_there_is_no_mailer_redis_url() -> None:
-    """The name that most platforms give it."""
+    """REDIS_URL is used if MAILER_REDIS_URL is not set."""
     assert load({"REDIS_URL": "redis://cache/1"}).redis_url == "redis://cache/1"
     assert load(REDIS_URL="redis://cache/1").redis_url == "redis://cache/1"
     assert (
@@ -138,14 +138,14 @@ def test_redis_url_is_read_where_there_is_no_mailer_redis_url() -> None:
 
 
 def test_a_test_sends_nothing() -> None:
-    """As with Flask-Mail: TESTING suppresses, unless MAIL_SUPPRESS_SEND says otherwise."""
+    """TESTING suppresses sending unless MAIL_SUPPRESS_SEND says otherwise, as in Flask-Mail."""
     assert load(TESTING=True).mail_suppress_send
     assert not load(TESTING=True, MAIL_SUPPRESS_SEND=False).mail_suppress_send
     assert not load({"MAIL_SUPPRESS_SEND": "False"}, TESTING=True).mail_suppress_send
 
 
 def test_they_are_frozen() -> None:
-    """Checked once, and not changed behind the back of who was given them."""
+    """Settings cannot be changed once they are loaded."""
     with pytest.raises(ValueError, match="frozen"):
         load().mail_port = 26
 
@@ -170,7 +170,7 @@ SECOND = {
 
 @pytest.mark.parametrize("given", [[FIRST, SECOND], (FIRST, SECOND), json.dumps([FIRST, SECOND])])
 def test_several_relays(given: object) -> None:
-    """A list in the app's config, JSON in the environment; what an entry leaves out is as for one relay."""
+    """MAILER_RELAYS is a list or JSON, and a missing key has its usual default."""
     first, second = load(MAILER_RELAYS=given).relays
 
     assert (first.name, first.mail_server, first.mail_port, first.mail_use_tls) == (
@@ -194,7 +194,7 @@ def test_several_relays(given: object) -> None:
 
 
 def test_one_relay_is_that_of_the_apps_own_keys() -> None:
-    """It has a name, too: what its mails and its pause are marked with."""
+    """Without MAILER_RELAYS there is one relay, named by its host and port."""
     [relay] = load(MAIL_SERVER="smtp.example.com", MAIL_PORT=587).relays
 
     assert (relay.name, relay.preference, relay.weight, relay.has_rules) == (
@@ -206,7 +206,7 @@ def test_one_relay_is_that_of_the_apps_own_keys() -> None:
 
 
 def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
-    """How long to wait goes for all; who and where a relay is, and what it is logged in to with, for itself only."""
+    """Relays inherit time-outs and limits from the app, but neither its server nor its login."""
     app = {
         "MAILER_COMMAND_TIMEOUT": 7,
         "MAILER_RELAY_RATE": "14/second",
@@ -227,7 +227,7 @@ def test_relays_share_the_keys_of_the_app_but_no_login() -> None:
 
 
 def test_the_relays_of_the_guide() -> None:
-    """They are copied, so they must be right."""
+    """The example of MAILER_RELAYS in the guide is valid."""
     [line] = re.findall(
         r"^MAILER_RELAYS='(.*)'$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -290,8 +290,8 @@ A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
         (
             [{"domains": ["ada@example.com"]}],
             (
-                "MAILER_RELAYS[0]['domains']=['ada@example.com']: 'ada@example.com': allowed: such as"
-                " 'example.com',"
+                "MAILER_RELAYS[0]['domains']=['ada@example.com']: 'ada@example.com':"
+                " allowed: such as 'example.com',"
             ),
         ),
         (
@@ -304,8 +304,8 @@ A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
         (
             [{"MAILER_RELAY_RATE": "fast"}],
             (
-                "MAILER_RELAYS[0]['MAILER_RELAY_RATE']='fast': allowed: a rate such as '14/second' or"
-                " '100/5 minutes',"
+                "MAILER_RELAYS[0]['MAILER_RELAY_RATE']='fast':"
+                " allowed: a rate such as '14/second' or '100/5 minutes',"
             ),
         ),
         ([{"nam": "x"}], "MAILER_RELAYS[0]['nam']: unknown key; did you mean name?"),
@@ -343,7 +343,7 @@ A_LIST = "a list that is not empty, in the environment as JSON, such as [{"
     ],
 )
 def test_relays_that_can_not_be_used(relays: object, words: str) -> None:
-    """Each error says in which entry, what, and what is allowed, and shows no password."""
+    """The error for a bad relay names the entry and what is allowed, and shows no password."""
     error = refusal(MAILER_RELAYS=relays)
 
     assert error.startswith(words)
@@ -351,7 +351,7 @@ def test_relays_that_can_not_be_used(relays: object, words: str) -> None:
 
 
 def test_a_value_that_relays_inherit_has_one_line() -> None:
-    """It is wrong in one place, however many relays start from it."""
+    """A wrong value that several relays inherit is reported once."""
     error = refusal(MAILER_COMMAND_TIMEOUT="x", MAILER_RELAYS=[{"name": "a"}, {"name": "b"}])
 
     assert error == "MAILER_COMMAND_TIMEOUT='x': allowed: a number above 0, 31536000 at most."
@@ -386,7 +386,7 @@ def test_a_value_that_relays_inherit_has_one_line() -> None:
     ],
 )
 def test_a_wrong_value_is_refused(key: str, value: object, words: str) -> None:
-    """With the key, the value, and what is allowed, in plain words."""
+    """The error for a wrong value gives the key, the value and what is allowed."""
     assert refusal(**{key: value}) == f"{key}={value!r}: allowed: {words}."
 
 
@@ -403,12 +403,12 @@ def test_a_wrong_value_is_refused(key: str, value: object, words: str) -> None:
     ],
 )
 def test_a_sender_nobody_can_be_is_refused(sender: object, words: str) -> None:
-    """At start-up, not at the first mail."""
+    """A bad MAIL_DEFAULT_SENDER is refused at start-up."""
     assert refusal(MAIL_DEFAULT_SENDER=sender) == f"MAIL_DEFAULT_SENDER={sender!r}: {words}"
 
 
 def test_a_sender_may_be_a_pair() -> None:
-    """As with Flask-Mail."""
+    """MAIL_DEFAULT_SENDER may be a pair, as in Flask-Mail."""
     assert load(MAIL_DEFAULT_SENDER=("Ada", "ada@example.com")).mail_default_sender == (
         "Ada",
         "ada@example.com",
@@ -416,14 +416,14 @@ def test_a_sender_may_be_a_pair() -> None:
 
 
 def test_a_prefix_of_two_lines_is_refused() -> None:
-    """It would make every mail invalid."""
+    """A MAILER_SUBJECT_PREFIX with a line break is refused."""
     assert refusal(MAILER_SUBJECT_PREFIX="[shop]\n").startswith(
         r"MAILER_SUBJECT_PREFIX='[shop]\n': '[shop]\n' contains '\n'"
     )
 
 
 def test_two_kinds_of_tls_are_refused() -> None:
-    """One of them is a mistake, and nobody can say which."""
+    """MAIL_USE_TLS and MAIL_USE_SSL together are refused."""
     assert refusal(MAIL_USE_TLS="1", MAIL_USE_SSL="1") == (
         "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS from"
         " the start on 465."
@@ -431,7 +431,7 @@ def test_two_kinds_of_tls_are_refused() -> None:
 
 
 def test_each_wrong_value_has_a_line() -> None:
-    """So that a deployment is mended in one go."""
+    """All wrong values are reported at once, one on each line."""
     assert refusal(MAIL_PORT="x", MAIL_USE_TLS="maybe").splitlines() == [
         "MAIL_PORT='x': allowed: a whole number from 1 to 65535.",
         "MAIL_USE_TLS='maybe': allowed: true or false.",
@@ -456,7 +456,7 @@ def test_each_wrong_value_has_a_line() -> None:
     ],
 )
 def test_an_error_shows_no_secret(key: str, value: object) -> None:
-    """Errors of a start-up are printed, logged and pasted into tickets."""
+    """No error shows a secret, since errors are logged and shared."""
     with pytest.raises(ConfigurationError, match="<hidden>: allowed") as error:
         load(**{key: value})
 
@@ -465,7 +465,7 @@ def test_an_error_shows_no_secret(key: str, value: object) -> None:
 
 
 def test_no_secret_is_shown_by_accident() -> None:
-    """Neither in a log nor on a page for debugging."""
+    """The repr of the settings shows no secret."""
     settings = load(
         MAIL_PASSWORD=SECRET,
         MAILER_DATABASE_URL=f"postgresql://u:{SECRET}@db/x",
@@ -490,12 +490,12 @@ def test_no_secret_is_shown_by_accident() -> None:
     ],
 )
 def test_databases(url: str) -> None:
-    """SQLite and PostgreSQL; the driver is ours to choose."""
+    """SQLite and PostgreSQL URLs are accepted."""
     assert load(MAILER_DATABASE_URL=url).database_url == url
 
 
 def test_the_old_name_of_postgresql() -> None:
-    """Some platforms still hand it out."""
+    """`postgres://` is accepted, since some platforms still provide it."""
     assert (
         load(MAILER_DATABASE_URL="postgres://u:p@db/mailer").database_url
         == "postgresql://u:p@db/mailer"
@@ -513,7 +513,7 @@ def test_the_old_name_of_postgresql() -> None:
     ],
 )
 def test_other_databases_are_refused(url: str) -> None:
-    """The error shows how the two are written, nothing of what was given: without a host, the password is taken for a port."""
+    """Other databases are refused; the error hides the value, which may hold a password."""
     assert refusal(MAILER_DATABASE_URL=url) == (
         "MAILER_DATABASE_URL=<hidden>: allowed: sqlite:////path/to/file or"
         " postgresql://user:password@host/name."
@@ -521,7 +521,7 @@ def test_other_databases_are_refused(url: str) -> None:
 
 
 def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra: who has not installed it reads how to."""
+    """If the PostgreSQL driver is missing, the error tells how to install it."""
     monkeypatch.setattr(
         "mailer.settings.find_spec", lambda name: None if name == "psycopg" else find_spec(name)
     )
@@ -548,7 +548,7 @@ def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_brokers(url: str, for_celery: str, for_redis: str | None) -> None:
-    """Celery and Redis' own client render a socket differently; where the broker is another one there is no shared flag."""
+    """A broker's URL is rendered for Celery and for Redis; other brokers have no Redis URL."""
     settings = load(MAILER_REDIS_URL=url)
 
     assert settings.broker_url == for_celery
@@ -566,7 +566,7 @@ def test_brokers(url: str, for_celery: str, for_redis: str | None) -> None:
     ],
 )
 def test_a_broker_nobody_can_reach_is_refused(url: str) -> None:
-    """The error shows how it is written, and that it may be REDIS_URL that is wrong."""
+    """The error for a bad broker URL shows the form of one, and hides the value."""
     for key in ("MAILER_REDIS_URL", "REDIS_URL"):
         assert refusal(**{key: url}) == (
             "MAILER_REDIS_URL=<hidden>: allowed, as in REDIS_URL:"
@@ -575,7 +575,7 @@ def test_a_broker_nobody_can_reach_is_refused(url: str) -> None:
 
 
 def test_an_authority_of_ones_own(tmp_path: Path) -> None:
-    """A PEM file with a certificate; anything else is refused before a mail depends on it."""
+    """MAILER_TLS_CA_FILE must be a PEM file with a certificate, checked at start-up."""
     good, bad = tmp_path / "ca.pem", tmp_path / "bad.pem"
     request = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=ours"]
     run([*request, "-keyout", tmp_path / "key.pem", "-out", good], check=True, capture_output=True)
@@ -606,7 +606,7 @@ def test_an_authority_of_ones_own(tmp_path: Path) -> None:
     ],
 )
 def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> None:
-    """They are those of Flask, unless Mailer has its own."""
+    """The secret keys are Flask's unless MAILER_SECRET_KEYS is set."""
     assert load(**config).secret_keys == expected
 
 
@@ -629,7 +629,7 @@ def test_secret_keys(config: dict[str, Any], expected: tuple[bytes, ...]) -> Non
     ],
 )
 def test_the_name_of_an_installation(url: str, is_same: bool) -> None:
-    """It is that of the database, however it is reached: not of who logs in, nor of how."""
+    """An installation's name depends on the database only, not on how it is reached."""
     name = load(MAILER_DATABASE_URL="postgresql://web:word@db/shop").installation
 
     assert (load(MAILER_DATABASE_URL=url).installation == name) is is_same
@@ -637,7 +637,7 @@ def test_the_name_of_an_installation(url: str, is_same: bool) -> None:
 
 
 def test_no_options_through_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pooler leaves the schema out, and mail would be in another one."""
+    """MAILER_PGBOUNCER with session options is refused, since a pooler ignores them."""
     with pytest.raises(
         ConfigurationError, match=r"MAILER_PGBOUNCER: .*'-csearch_path=blog'.* ALTER ROLE"
     ):
@@ -654,7 +654,7 @@ def test_no_options_through_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_name_of_an_installation_with_sqlite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is that of the file, by whatever path."""
+    """An installation's name with SQLite depends on the file, whatever path leads to it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     urls = [
@@ -676,7 +676,7 @@ def test_the_name_of_an_installation_with_sqlite(
 
 @pytest.mark.parametrize("name", ["my shop", "shop:1", "Laden\n", "x" * 65])
 def test_a_namespace_that_is_no_name(name: str) -> None:
-    """It is part of keys and of the name of a queue."""
+    """A MAILER_NAMESPACE that cannot be part of a key is refused."""
     assert refusal(MAILER_NAMESPACE=name).startswith("MAILER_NAMESPACE=")
 
 
@@ -684,7 +684,7 @@ def test_a_namespace_that_is_no_name(name: str) -> None:
 
 
 def test_the_page_of_the_documentation_is_up_to_date() -> None:
-    """docs/settings.md is what the settings say of themselves."""
+    """docs/settings.md is what the settings generate."""
     script = run_path(str(DOCS / "settings_table.py"))
 
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == script["page"](), (
@@ -694,7 +694,7 @@ def test_the_page_of_the_documentation_is_up_to_date() -> None:
 
 @pytest.mark.parametrize("key", keys())
 def test_every_setting_is_described(key: str) -> None:
-    """By a sentence, as the page is made of them; a key is render_sql as its field, or shorter by our name."""
+    """Each setting has a description that is a sentence, and a key that matches its field."""
     name = keys()[key]
     description = Settings.model_fields[name].description
 

@@ -1,4 +1,4 @@
-"""What is said of one relay: what is wrong with it is found at start-up, and told without its secrets."""
+"""A relay's settings: mistakes are found at start-up, and reported without secrets."""
 
 import json
 from importlib.util import find_spec
@@ -34,13 +34,13 @@ def refusal(**config: Any) -> str:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: ModuleType, package: str) -> None:
-    """As if the package were not installed."""
+    """Hide the package from the module, as if it were not installed."""
     monkeypatch.setattr(
         module, "find_spec", lambda name: None if name == package else find_spec(name)
     )
 
 
-# --- the way ------------------------------------------------------------------------------------
+# --- the route ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def without(monkeypatch: pytest.MonkeyPatch, module: ModuleType, package: str) -
     ],
 )
 def test_a_proxy_that_is_none(url: str) -> None:
-    """The text tells what one looks like, and hides what may hold a password."""
+    """The error for a bad MAILER_PROXY shows the form of one, and hides the value."""
     assert refusal(MAILER_PROXY=url).startswith(
         "MAILER_PROXY=<hidden>: allowed: socks5://user:password@host:1080"
     )
 
 
 def test_a_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named at start-up, as a command."""
+    """If the package for SOCKS is missing, the error tells how to install it."""
     without(monkeypatch, proxy, "python_socks")
 
     assert "pip install 'flask-mailer-queue[socks]'" in refusal(MAILER_PROXY="socks5://proxy:1080")
@@ -72,7 +72,7 @@ def test_a_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("address", ["localhost", "192.0.2", "192.0.2.1:25"])
 def test_a_source_address_that_is_none(address: str) -> None:
-    """Names may have several addresses."""
+    """MAILER_SOURCE_ADDRESS must be an IP address, since a name may have several."""
     assert refusal(MAILER_SOURCE_ADDRESS=address).startswith(
         f"MAILER_SOURCE_ADDRESS='{address}': allowed: an IP address"
     )
@@ -80,12 +80,12 @@ def test_a_source_address_that_is_none(address: str) -> None:
 
 @pytest.mark.parametrize("key", ["MAIL_USE_TLS", "MAIL_USE_SSL"])
 def test_a_socket_has_no_certificate(key: str) -> None:
-    """There is no name that it could be for."""
+    """TLS over a Unix socket is refused, since there is no name to verify."""
     assert "MAIL_SERVER is a socket" in refusal(MAIL_SERVER="/run/relay.sock", **{key: True})
 
 
 def test_the_name_of_a_relay() -> None:
-    """A socket has no port."""
+    """A relay is named by its host and port, or by the path of its socket."""
     assert load(MAIL_SERVER="/run/relay.sock").name == "/run/relay.sock"
     assert load(MAIL_SERVER="smtp.example.com", MAIL_PORT=587).name == "smtp.example.com:587"
 
@@ -95,14 +95,14 @@ def test_the_name_of_a_relay() -> None:
 
 @pytest.mark.parametrize("version", ["TLSv1.4", "1.2", "SSLv3", ""])
 def test_a_version_of_tls_that_is_none(version: str) -> None:
-    """The text lists those there are."""
+    """The error for an unknown TLS version lists those that are allowed."""
     assert refusal(MAILER_TLS_MINIMUM=version).endswith(
         "allowed: TLSv1, TLSv1.1, TLSv1.2, TLSv1.3."
     )
 
 
 def test_a_certificate_of_ours(tmp_path: Path) -> None:
-    """It needs its key in the same file; a key with a password is not asked about at a terminal."""
+    """MAILER_TLS_CLIENT_CERT must be a PEM file with a certificate and its key."""
     file = make_certificate(tmp_path / "ours.pem")
     certificate_only = tmp_path / "certificate.pem"
     certificate_only.write_bytes(file.read_bytes().partition(b"-----BEGIN PRIVATE KEY")[0])
@@ -128,7 +128,7 @@ def account(tmp_path: Path) -> str:
 
 
 def test_where_tokens_come_from(account: str) -> None:
-    """As an object in the configuration, as JSON in the environment, or as a function."""
+    """MAILER_OAUTH is an object, JSON, or a function."""
     given = {"provider": "google", "service_account_file": account}
 
     assert load(**TLS, MAILER_OAUTH=MICROSOFT).oauth == MicrosoftLogin(
@@ -200,7 +200,7 @@ FORMS = (
     ],
 )
 def test_an_oauth_that_is_no_good(given: Any, words: str) -> None:
-    """The text names the part that is wrong, and no secret."""
+    """The error for a bad MAILER_OAUTH names the wrong part, and shows no secret."""
     assert refusal(**TLS, MAILER_OAUTH=given).startswith(f"MAILER_OAUTH{words}")
 
 
@@ -216,12 +216,12 @@ def test_an_oauth_that_is_no_good(given: Any, words: str) -> None:
     ],
 )
 def test_what_goes_with_oauth(config: dict[str, Any], words: str) -> None:
-    """A mailbox and TLS, and no password."""
+    """MAILER_OAUTH needs MAIL_USERNAME and TLS, and excludes MAIL_PASSWORD."""
     assert words in refusal(**{**TLS, "MAILER_OAUTH": MICROSOFT, **config})
 
 
 def test_oauth_needs_packages(monkeypatch: pytest.MonkeyPatch, account: str) -> None:
-    """They are named at start-up, as a command; a function needs none."""
+    """If packages for OAuth are missing, the error tells how to install them."""
     for package, given in {
         "msal": MICROSOFT,
         "requests": {"provider": "google", "service_account_file": account},
@@ -232,7 +232,7 @@ def test_oauth_needs_packages(monkeypatch: pytest.MonkeyPatch, account: str) -> 
 
 
 def test_secrets_do_not_show() -> None:
-    """Not in a log, and not in a traceback."""
+    """The repr of the settings shows no secret of OAuth or of a proxy."""
     settings = load(**TLS, MAILER_OAUTH=MICROSOFT, MAILER_PROXY=f"socks5://ada:{SECRET}@proxy:1080")
 
     assert SECRET not in repr(settings)
@@ -240,7 +240,7 @@ def test_secrets_do_not_show() -> None:
 
 
 def test_what_relays_share() -> None:
-    """The network is the same for all of them, logins are each one's own."""
+    """Relays inherit the proxy from the app, but not its login."""
     first = {"name": "first", "MAIL_SERVER": "smtp.example.com"}
     [relay] = load(
         **TLS, MAILER_OAUTH=MICROSOFT, MAILER_PROXY="http://proxy:3128", MAILER_RELAYS=[first]

@@ -1,4 +1,4 @@
-"""How far a mail came, to the byte: a socket that takes so much and no more."""
+"""The end of a mail, to the byte, over a socket that takes a limited number of bytes."""
 
 import socket
 from typing import cast
@@ -16,7 +16,7 @@ NEXT = b"MAIL FROM:<ada@example.com>\r\nRCPT TO:<eve@example.com>\r\nDATA\r\n"
 
 
 class ShortSocket:
-    """Takes `most` bytes in pieces, then the connection is lost; what the relay had said by then can still be read."""
+    """A socket that loses its connection after `most` bytes, with a reply left to be read."""
 
     def __init__(self, most: int, piece: int, said: bytes) -> None:
         self.left = most
@@ -60,7 +60,7 @@ def outcome_of(body: bytes, rides: bytes, *, taken: int, piece: int, said: bytes
         (1, b"", Verdict.DEFERRED, Phase.DATA),
         (1, b"552 5.3.4 too big\r\n", Verdict.REFUSED, Phase.DATA),
         (1, b"421 4.3.2 closing\r\n", Verdict.DEFERRED, Phase.DATA),
-        (1, b"250 taken\r\n", Verdict.DEFERRED, Phase.DATA),  # it can't have been
+        (1, b"250 taken\r\n", Verdict.DEFERRED, Phase.DATA),  # impossible before the last byte
         (1, b"354 go on\r\n", Verdict.DEFERRED, Phase.DATA),
         (1, b"what?\r\n", Verdict.DEFERRED, Phase.DATA),
         (0, b"", Verdict.DOUBTFUL, Phase.DOT),
@@ -74,7 +74,7 @@ def outcome_of(body: bytes, rides: bytes, *, taken: int, piece: int, said: bytes
 def test_doubt_begins_with_the_last_byte(
     body: bytes, rides: bytes, piece: int, missing: int, said: bytes, verdict: Verdict, phase: Phase
 ) -> None:
-    """One less, and the relay has no mail; what it said is its answer if it can be one."""
+    """A mail is in doubt only after its last byte; before it, a negative reply counts."""
     if len(body) - missing > len(body + rides):
         return
     outcome = outcome_of(body, rides, taken=len(body) - missing, piece=piece, said=said)
@@ -89,7 +89,7 @@ def test_doubt_begins_with_the_last_byte(
 
 
 def test_a_reply_that_came_before_the_mail() -> None:
-    """A yes to what was not said is none; a no is one."""
+    """Before the mail was sent, a negative reply counts and a positive one does not."""
     for said, verdict in {
         b"250 taken\r\n": Verdict.DEFERRED,
         b"554 5.7.1 never\r\n": Verdict.REFUSED,

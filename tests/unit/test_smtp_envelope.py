@@ -1,4 +1,4 @@
-"""The commands that hand a mail over: three lines, whatever was stored."""
+"""The envelope: always three commands, whatever the stored mail contains."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from tests.mails import a_message
 OFFERS = Offers(
     extended=True, pipelining=True, eightbit=True, smtputf8=True, size=False, max_octets=0
 )
-#: What ends a line or an address, or stands for the end of one somewhere.
+#: Characters that some server takes for the end of a line or an address.
 BREAKS = ["\r\n", "\n", "\r", "\x00", " ", "\t", "\x0b", "\x0c", "\x1b", "\x7f"]
 HIDDEN = "RCPT TO:<eve@example.com>"
 
 
 def commands(*, recipient: str = "bob@example.com", **options: Any) -> bytes | Outcome:
-    """Of a mail that came from the database, where no check of ours has seen it."""
+    """Return the envelope of a stored mail, which no check has seen."""
     message = a_message(sender=Address("ada@example.com"))
     letter = WireMessage(message, recipient, compose(message))
     letter.mail_options, letter.rcpt_options = (
@@ -29,7 +29,7 @@ def commands(*, recipient: str = "bob@example.com", **options: Any) -> bytes | O
 
 
 def test_three_lines() -> None:
-    """The usual case."""
+    """An envelope is MAIL, RCPT and DATA."""
     assert commands(rcpt_options=["NOTIFY=NEVER"]) == (
         b"MAIL FROM:<ada@example.com>\r\nRCPT TO:<bob@example.com> NOTIFY=NEVER\r\nDATA\r\n"
     )
@@ -37,7 +37,7 @@ def test_three_lines() -> None:
 
 @pytest.mark.parametrize("end", [*BREAKS, "<", ">"])
 def test_no_recipient_holds_a_command(end: str) -> None:
-    """It is refused before anything is said."""
+    """A recipient that could end its line or its brackets is refused."""
     refused = commands(recipient=f"bob@example.com{end}{HIDDEN}")
 
     assert isinstance(refused, Outcome)
@@ -47,7 +47,7 @@ def test_no_recipient_holds_a_command(end: str) -> None:
 @pytest.mark.parametrize("end", BREAKS)
 @pytest.mark.parametrize("kind", ["mail_options", "rcpt_options"])
 def test_no_option_holds_a_command(kind: str, end: str) -> None:
-    """Nor does one of these."""
+    """An option that could end its line is refused."""
     options: dict[str, Any] = {kind: [f"NOTIFY=NEVER{end}{HIDDEN}"]}
     refused = commands(**options)
 

@@ -1,7 +1,4 @@
-"""The slowest relay there can be, each of whose answers comes in the last moment.
-
-The clock is the test's.
-"""
+"""The longest delivery: a relay whose replies all come at the last moment, on a virtual clock."""
 
 from collections.abc import Iterator
 
@@ -29,7 +26,7 @@ TIMEOUTS = {
 
 
 class SlowRelay:
-    """Its time-outs are those of the settings."""
+    """A relay that uses up each time-out before it replies, and the clock that shows it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *replies: bytes) -> None:
         self.now = 0.0
@@ -65,7 +62,7 @@ class SlowRelay:
 
 
 class _Line:
-    """A socket over which nothing goes."""
+    """A socket without data."""
 
     def shutdown(self, _how: int) -> None:
         pass
@@ -75,7 +72,7 @@ class _Line:
 
 
 def test_the_way_in_has_a_time_out_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many steps it has."""
+    """Opening a connection has a time-out as a whole, however many steps it takes."""
     steps = [
         b"220 relay",
         b"250 relay\nAUTH LOGIN",
@@ -117,7 +114,7 @@ def test_the_way_in_has_a_time_out_as_a_whole(monkeypatch: pytest.MonkeyPatch) -
 def test_the_lease_of_a_mail_outlasts_the_slowest_relay(
     monkeypatch: pytest.MonkeyPatch, mails: int, replies: list[bytes]
 ) -> None:
-    """From the moment the mail is asked for: with the mail before it, a relay that falls silent, and a new connection."""
+    """A lease outlasts the slowest delivery, from taking the mail to its outcome."""
     relay = make_relay("127.0.0.1", 25, **TIMEOUTS)
     clock = SlowRelay(monkeypatch, *replies)
     asked_at = 0.0

@@ -1,4 +1,4 @@
-"""The files of the inbox."""
+"""The inbox's files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def inbox(tmp_path: Path) -> Inbox:
 
 
 def test_what_goes_in_comes_out(inbox: Inbox) -> None:
-    """Envelope and bytes are the same after the way over the disk, and the mail can be read."""
+    """A mail is read with the same envelope and bytes, and with its decoded subject."""
     mail_id = inbox.add("ada@example.com", ["bob@example.com", "eve@example.com"], RAW)
 
     received = inbox.get(mail_id)
@@ -31,7 +31,7 @@ def test_what_goes_in_comes_out(inbox: Inbox) -> None:
 
 
 def test_a_mail_without_headers_has_no_subject(inbox: Inbox) -> None:
-    """Whatever came over the wire can be shown."""
+    """A mail without headers can be shown."""
     received = inbox.get(inbox.add("", ["bob@example.com"], b"\r\nhello\r\n"))
 
     assert received is not None
@@ -39,20 +39,20 @@ def test_a_mail_without_headers_has_no_subject(inbox: Inbox) -> None:
 
 
 def test_the_newest_come_first(inbox: Inbox) -> None:
-    """`latest` is what a person looks for."""
+    """`latest()` returns the newest mails first."""
     ids = [inbox.add("ada@example.com", ["bob@example.com"], RAW) for _ in range(3)]
 
     assert [mail.id for mail in inbox.latest(2)] == [ids[2], ids[1]]
 
 
 def test_an_empty_inbox(inbox: Inbox) -> None:
-    """Nothing received is no error, also before the folder exists."""
+    """An inbox without mail, or without a folder, is empty and no error."""
     assert (inbox.latest(), inbox.count()) == ([], 0)
     inbox.clear()
 
 
 def test_clear(inbox: Inbox) -> None:
-    """Afterwards it is as new."""
+    """`clear()` removes all mails."""
     mail_id = inbox.add("ada@example.com", ["bob@example.com"], RAW)
     inbox.clear()
 
@@ -60,7 +60,7 @@ def test_clear(inbox: Inbox) -> None:
 
 
 def test_a_mail_that_is_being_written_is_not_there_yet(inbox: Inbox) -> None:
-    """A reader sees whole mails only."""
+    """A mail that is only partly written is not listed."""
     inbox.add("ada@example.com", ["bob@example.com"], RAW)
     (inbox.directory / "20261120T120000000000-00000000.part").write_bytes(b"{")
 
@@ -71,7 +71,7 @@ def test_a_mail_that_is_being_written_is_not_there_yet(inbox: Inbox) -> None:
     "mail_id", ["", "nonsense", "../secret", "20261120T120000000000-00000000/../../secret"]
 )
 def test_an_id_is_no_path(inbox: Inbox, mail_id: str) -> None:
-    """Ids come from URLs: one that is none finds nothing, wherever it points."""
+    """An id that is none, even one with a path, finds nothing."""
     inbox.directory.mkdir()
     (inbox.directory.parent / "secret.mail").write_bytes(b"{}\n")
 

@@ -1,4 +1,4 @@
-"""What a soak writes: a table, a page, and a plot for each kind of figure."""
+"""The report of a soak: a table, a page, and a plot for each kind of figure."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def soak(*, growth: float = 0, broken: tuple[str, ...] = ()) -> Soak:
 
 
 def test_a_run_that_kept_everything() -> None:
-    """Flat, and nothing lost."""
+    """A run with flat figures and nothing lost passes."""
     assert soak().is_kept
     assert (
         "In 4 minutes on SQLite, with 7 faults, 12,345 mails were accepted: 12,343 sent once, 1"
@@ -62,13 +62,13 @@ def test_a_run_that_kept_everything() -> None:
     ("run", "says"), [(soak(growth=1), " no\n"), (soak(broken=("3 lost",)), "BROKEN: 3 lost")]
 )
 def test_a_run_that_did_not(run: Soak, says: str) -> None:
-    """It is told, and counts as failed: what grows, and what was not kept."""
+    """A run with a growing figure or a lost mail fails, and the table says why."""
     assert not run.is_kept
     assert says in table(run)
 
 
 def test_the_page_and_its_plots(tmp_path: Path) -> None:
-    """Each figure has a row, each kind a plot, and a plot has a gap where nothing could be read."""
+    """The page has a row for each figure, and plots with gaps where values are missing."""
     publish(soak(), tmp_path)
 
     page = (tmp_path / "soak.md").read_text()

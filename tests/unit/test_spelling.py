@@ -1,4 +1,4 @@
-"""Misspelt keys and keywords are refused; words of their own are not."""
+"""Misspelt keys and keywords are refused; other unknown words are not."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,7 @@ NEAR_KEYS = {
     "MAIL_USER_NAME": "MAIL_USERNAME",
     "MAIL_DEFAULT_SENDR": "MAIL_DEFAULT_SENDER",
 }
-#: Of an application, or of another extension.
+#: Keys of applications and of other extensions.
 OTHER_KEYS = [
     *(
         "MAIL_FROM",
@@ -57,7 +57,7 @@ def load(config: dict[Any, Any], environ: dict[str, str] | None = None) -> Setti
 
 @pytest.mark.parametrize(("wrong", "meant"), NEAR_KEYS.items())
 def test_a_near_miss_of_a_key_is_refused(wrong: str, meant: str) -> None:
-    """The application does not start with a setting that nothing reads, and the error names the right one."""
+    """A misspelt key in the app's config is an error that names the right one."""
     with pytest.raises(
         ConfigurationError,
         match=rf"^{wrong}: there is no such key: did you mean .*\b{meant}\b.*\? If ",
@@ -66,7 +66,7 @@ def test_a_near_miss_of_a_key_is_refused(wrong: str, meant: str) -> None:
 
 
 def test_an_application_may_have_several_servers(caplog: pytest.LogCaptureFixture) -> None:
-    """Plurals of Flask-Mail's keys are warned about: the application starts, as it did with Flask-Mail."""
+    """Plurals of Flask-Mail's keys are only warned about, since applications may have them."""
     load({"MAIL_SERVERS": [], "MAIL_PORTS": [], "MAIL_USERNAMES": []})
     assert caplog.messages == [
         f"Unknown key in the app's configuration is ignored: key={key}S: did you mean {key}?"
@@ -80,14 +80,14 @@ def test_an_application_may_have_several_servers(caplog: pytest.LogCaptureFixtur
 
 
 def test_each_misspelt_key_is_named() -> None:
-    """All at once, and not one at each start."""
+    """All misspelt keys are reported at once."""
     with pytest.raises(ConfigurationError) as error:
         load({"MAILER_RETRY_ATEMPTS": 3, "MAIL_PROT": 25})
     assert len(str(error.value).splitlines()) == 2
 
 
 def test_no_key_is_a_near_miss_of_another(caplog: pytest.LogCaptureFixture) -> None:
-    """Each key is known, and so are those of applications and of other extensions."""
+    """No key of Mailer or of another extension counts as misspelt."""
     check_keys(
         dict.fromkeys([*keys(), *OTHER_KEYS], "x"),
         dict.fromkeys([*keys(), *OTHER_KEYS], "x"),
@@ -97,20 +97,20 @@ def test_no_key_is_a_near_miss_of_another(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_an_unknown_key_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    """Once at start, with what it may have been meant to be."""
+    """An unknown key in the app's config is logged, with a suggestion if there is one."""
     load({"MAILER_MAX_ATTEMPTS": 3, "MAILER_COLOUR": "blue"})
     assert caplog.messages == [
         "Unknown key in the app's configuration is ignored: key=MAILER_COLOUR",
         (
-            "Unknown key in the app's configuration is ignored: key=MAILER_MAX_ATTEMPTS: did you mean"
-            " MAILER_RETRY_ATTEMPTS?"
+            "Unknown key in the app's configuration is ignored: key=MAILER_MAX_ATTEMPTS:"
+            " did you mean MAILER_RETRY_ATTEMPTS?"
         ),
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 def test_the_environment_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    """It has the variables of other programs; of those only what looks like a mistake is told."""
+    """A misspelt variable is only logged, since the environment is shared."""
     load(
         {},
         {
@@ -129,7 +129,7 @@ def test_the_environment_is_only_warned_about(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_misspelt_key_of_a_relay() -> None:
-    """The entries of MAILER_RELAYS were strict before; now they say which key was meant."""
+    """The error for a misspelt key in MAILER_RELAYS suggests the right one."""
     words = r"MAILER_RELAYS\[0\]\['MAIL_SEVER'\]: unknown key; did you mean MAIL_SERVER\?"
     with pytest.raises(ConfigurationError, match=words):
         load({"MAILER_RELAYS": [{"MAIL_SEVER": "smtp.example.com"}]})
@@ -159,7 +159,7 @@ Check = Callable[..., None]
 
 @pytest.fixture
 def check() -> Check:
-    """`check("template", "keyword", …)`: as a call of `send_email()` does it."""
+    """Return `check(template, *keywords)`, which checks keywords as `send_email()` does."""
     app = Flask("shop")
     app.jinja_loader = DictLoader(TEMPLATES)
     app.jinja_env.globals["everything"] = pass_context(lambda context: str(context.get_all()))
@@ -212,7 +212,7 @@ def check() -> Check:
     ],
 )
 def test_a_near_miss_of_an_option_is_refused(check: Check, keyword: str, meant: str) -> None:
-    """A template that does not use it would swallow it, and the mail would go out without."""
+    """A misspelt option of `send_email()` is refused if the template does not use it."""
     with pytest.raises(
         InvalidMail, match=rf"^{keyword}: there is no such option.*'plain'.* did you mean {meant}\?"
     ):
@@ -220,8 +220,11 @@ def test_a_near_miss_of_an_option_is_refused(check: Check, keyword: str, meant: 
 
 
 def test_words_of_their_own(check: Check) -> None:
-    """What is no near miss may be given to a template that does not use it, as many calls share their values."""
-    words = "user order invoice lang line date page render gender vendor object url token code name link year items no ok x"
+    """Other keywords that a template does not use are allowed, as calls share values."""
+    words = (
+        "user order invoice lang line date page render gender vendor object"
+        " url token code name link year items no ok x"
+    )
     check("plain", *words.split())
 
 
@@ -238,7 +241,7 @@ def test_words_of_their_own(check: Check) -> None:
     ],
 )
 def test_what_a_template_uses_is_its_own(check: Check, template: str, keyword: str) -> None:
-    """Whatever it is called: there, in a template that it extends, includes or imports, or in one of the pair alone."""
+    """A keyword is allowed if the template, or one that it uses, reads it."""
     check(template, keyword)
     check(template, keyword)
     with pytest.raises(InvalidMail):
@@ -247,19 +250,19 @@ def test_what_a_template_uses_is_its_own(check: Check, template: str, keyword: s
 
 @pytest.mark.parametrize("template", ["dynamic", "context", "context_filter", "broken", "nowhere"])
 def test_what_a_template_may_use_is_let_through(check: Check, template: str) -> None:
-    """Nobody can know what it uses, or rendering it has something else to say."""
+    """Any keyword is allowed if the template's variables cannot be determined."""
     check(template, "body", "idempotancy_key")
 
 
 @pytest.mark.parametrize("template", ["endless", "maps"])
 def test_what_can_be_known(check: Check, template: str) -> None:
-    """Filters of Jinja that are given the context look at nothing in it; a template that includes itself is read once."""
+    """A template's variables are known despite built-in filters and recursive includes."""
     with pytest.raises(InvalidMail):
         check(template, "body")
 
 
 class ClearedSet(set[object]):
-    """A set that another thread clears at the worst moment."""
+    """A set that is cleared right after each addition, as if by another thread."""
 
     def add(self, element: object) -> None:
         super().add(element)
@@ -267,7 +270,7 @@ class ClearedSet(set[object]):
 
 
 def test_what_another_thread_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A good call stays one while another thread empties what was remembered of templates."""
+    """Checking keywords works while another thread clears the cache of variables."""
     app = Flask("shop")
     app.jinja_loader = DictLoader(TEMPLATES)
     renderer = Renderer(app)
@@ -277,7 +280,7 @@ def test_what_another_thread_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_template_is_read_once(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is called like an option costs the next mails nothing."""
+    """A template's variables are read once."""
     check("uses", "body")
     monkeypatch.setattr(DictLoader, "get_source", None)
     check("uses", "body")

@@ -1,4 +1,4 @@
-"""The state chart is kept in the code, in the schema and in the documentation: they agree."""
+"""The state chart is the same in the code, the schema and the documentation."""
 
 import re
 from inspect import getmembers, isfunction
@@ -10,7 +10,7 @@ from tests.chart import PAGE, drawn
 
 
 def check(name: str) -> str:
-    """The condition of a CHECK of the table of deliveries."""
+    """Return the condition of a CHECK of the table of deliveries."""
     [found] = [one for one in schema.delivery.constraints if one.name == f"mailer_delivery_{name}"]
     return str(found.sqltext)  # type: ignore[attr-defined]  # only a CHECK has such a name
 
@@ -20,19 +20,19 @@ def states_in(text: str) -> set[str]:
 
 
 def test_the_page_draws_the_transitions() -> None:
-    """Each arrow of the chart is a transition, and the other way round."""
+    """The chart in the documentation draws exactly the transitions of the code."""
     assert drawn().keys() == TRANSITIONS
 
 
 def test_each_arrow_is_named_by_methods_of_the_store() -> None:
-    """Who renames a method renames it in the chart."""
+    """Each arrow of the chart names existing methods of the store."""
     for verbs in drawn().values():
         assert verbs
         assert all(callable(getattr(Store, verb)) for verb in verbs)
 
 
 def test_each_method_that_moves_is_at_an_arrow() -> None:
-    """The first line of its docstring shows an arrow, so the chart has one for it."""
+    """Each method of the store whose docstring shows an arrow is in the chart."""
     moving = {
         name
         for name, method in getmembers(Store, isfunction)
@@ -43,14 +43,14 @@ def test_each_method_that_moves_is_at_an_arrow() -> None:
 
 
 def test_the_table_of_the_page_has_every_state() -> None:
-    """In the order of the code."""
+    """The table in the documentation has each state."""
     rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
 
     assert sorted(rows) == sorted(Status)
 
 
 def test_the_schema_knows_the_states() -> None:
-    """The CHECKs name all of them, the final ones, and those in a worker's hands."""
+    """The CHECKs of the schema list the same states as the code."""
     assert states_in(check("status_is_known")) == set(Status)
     assert states_in(check("finished_if_and_only_if_final")) == FINAL
     assert states_in(check("held_by_somebody")) == {Status.CLAIMED, Status.TRANSMITTING}
@@ -58,14 +58,14 @@ def test_the_schema_knows_the_states() -> None:
 
 
 def test_what_is_final_is_left_by_people_only() -> None:
-    """No worker and no sweep moves what is finished."""
+    """Only a person's decision moves a delivery out of a final state."""
     for (source, _target), verbs in drawn().items():
         if source.is_final:
             assert verbs == {"settle_if_resting"}
 
 
 def test_every_state_can_be_reached() -> None:
-    """From `queued`, where each delivery begins."""
+    """Each state can be reached from `queued`."""
     reached = {Status.QUEUED}
     while more := {target for source, target in TRANSITIONS if source in reached} - reached:
         reached |= more

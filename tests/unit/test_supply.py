@@ -1,4 +1,4 @@
-"""What the product is made of, and what SECURITY.md says of it."""
+"""The supply chain: locked packages, linter rules and the promises of SECURITY.md."""
 
 import re
 import tomllib
@@ -11,7 +11,7 @@ from tests.sources import python_files
 
 PROJECT = Path(__file__).parents[2]
 SECURITY = (PROJECT / "SECURITY.md").read_text()
-#: What may install packages.
+#: Files that may contain commands to install packages.
 INSTALLERS = [
     *(PROJECT / name for name in ("Dockerfile", "Makefile", "docker-compose.yml", ".ci/run")),
     *python_files("bench", "devstack", "mailer"),
@@ -22,7 +22,7 @@ _LINT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["ruff"][
 
 
 def test_each_promise_has_a_test() -> None:
-    """What SECURITY.md names as the guard of a promise exists."""
+    """Each promise in SECURITY.md names an existing test."""
     promises = [
         line
         for line in SECURITY.partition("## What stops the rest")[2].splitlines()
@@ -38,14 +38,14 @@ def test_each_promise_has_a_test() -> None:
 
 
 def test_the_readme_leads_there() -> None:
-    """Who looks for it finds it, and the page's own links lead somewhere."""
+    """The README links to SECURITY.md, whose own links lead to existing files."""
     assert "(SECURITY.md)" in (PROJECT / "README.md").read_text()
     for link in re.findall(r"\]\(([^)#]+)", SECURITY):
         assert (PROJECT / link).is_file(), link
 
 
 def test_what_is_installed_has_a_hash() -> None:
-    """Nothing is installed that is not as it was when it was locked."""
+    """Each command that installs packages requires hashes."""
     lines = [line for file in INSTALLERS for line in file.read_text().splitlines()]
     commands = [line for line in lines if _INSTALLS.search(line)]
 
@@ -55,14 +55,14 @@ def test_what_is_installed_has_a_hash() -> None:
 
 @pytest.mark.parametrize("lock", [*LOCKS, LOWEST], ids=lambda lock: lock.name)
 def test_each_package_of_a_lock_has_hashes(lock: Path) -> None:
-    """One that has none could be anything."""
+    """Each package in a lock file has hashes."""
     text = lock.read_text().replace(" \\\n", "\n")
 
     assert len(_PINNED.findall(text)) == len(re.findall("^[^ #\n]", text, re.MULTILINE)) > 0
 
 
 def test_all_rules_of_the_linter_are_on() -> None:
-    """Those of bandit too; whatever is ignored has its reason on the same line."""
+    """All rules of the linter are on, and each ignored one has a reason on its line."""
     ignored = re.search(
         r"^ignore = \[\n(.*?)^\]",
         (PROJECT / "pyproject.toml").read_text(),
@@ -77,7 +77,7 @@ def test_all_rules_of_the_linter_are_on() -> None:
 
 
 def test_an_exception_has_its_reason() -> None:
-    """A rule about safety that is not kept at one place says why, there."""
+    """Each exception from a security rule has a reason on its line."""
     files = [
         *PROJECT.glob("*.py"),
         *python_files("mailer", "devstack", "tests", "bench", "docs", "requirements"),
@@ -95,7 +95,7 @@ def test_an_exception_has_its_reason() -> None:
 
 @pytest.mark.parametrize("environment", [".peers", "peers"])
 def test_only_our_own_files_are_read(tmp_path: Path, environment: str) -> None:
-    """A virtual environment inside the checkout, such as the one that `make bench` sets up, has rules of its own."""
+    """Virtual environments inside the checkout are not checked."""
     ours = tmp_path / "bench" / "parts" / "mail.py"
     theirs = tmp_path / "bench" / environment / "lib" / "theirs.py"
     for file in (ours, theirs):

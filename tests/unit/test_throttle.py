@@ -1,4 +1,4 @@
-"""The arithmetic of limits: what a process may send by itself, and when those come back that have to wait."""
+"""The arithmetic of limits: shares of a process, and due times of mail that has to wait."""
 
 import json
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ RELAY = "relay.example.com:25"
 
 
 def throttle(domains: Mapping[str, object] | None = None, **config: Any) -> Throttle:
-    """One that is alone: there is no Redis."""
+    """Return a throttle without Redis."""
     return Throttle(settings(MAILER_DOMAIN_LIMITS=json.dumps(domains or {}), **config), None)
 
 
@@ -71,7 +71,7 @@ def booked(one: Throttle, domain: str, count: int) -> list[float]:
 
 @given(rate=rates, processes=processes)
 def test_all_shares_are_no_more_than_the_rate_and_not_much_less(rate: Any, processes: int) -> None:
-    """In its own time if there is a mail for each process; else each has one mail, in a time so much longer."""
+    """All shares together are at most the rate and not much less, in a longer time if needed."""
     share = Share.of(rate, processes)
 
     assert share.amount >= 1
@@ -85,7 +85,7 @@ def test_all_shares_are_no_more_than_the_rate_and_not_much_less(rate: Any, proce
 
 
 def test_some_shares() -> None:
-    """Of 14 mails a second, four processes send three each, and 28 one each in two seconds."""
+    """Shares of a rate are whole mails, in a longer time if there are more processes than mails."""
     assert Share.of(parse("14/second"), 1) == Share(14, 1.0, is_stretched=False)
     assert Share.of(parse("14/second"), 4) == Share(3, 1.0, is_stretched=False)
     assert Share.of(parse("14/second"), 28) == Share(1, 2.0, is_stretched=True)
@@ -102,7 +102,7 @@ shares = st.builds(Share, st.integers(1, 1000), st.floats(0.5, 1e5), st.booleans
 def test_no_window_lets_more_through_than_its_share(
     share: Share, start: float, asked: list[tuple[float, int]]
 ) -> None:
-    """In any time that is as long as its period, however it is asked."""
+    """No span as long as the period lets more mails through than the share."""
     window, now, taken = Window(), start, []
     for part_of_period, wanted in asked:
         now += part_of_period * share.period
@@ -119,7 +119,7 @@ def test_no_window_lets_more_through_than_its_share(
 
 @given(share=shares, start=times, asked=st.lists(st.floats(0, 0.7), max_size=60))
 def test_a_window_opens_when_it_says(share: Share, start: float, asked: list[float]) -> None:
-    """Who was refused and comes back then gets something; and nobody waits longer than a period and a little."""
+    """A window lets mail through at the time it named, at most little more than a period later."""
     window, now = Window(), start
     for part_of_period in asked:
         now += part_of_period * share.period
@@ -133,7 +133,7 @@ def test_a_window_opens_when_it_says(share: Share, start: float, asked: list[flo
 
 @given(share=shares, start=times, count=st.integers(1, 2000))
 def test_a_window_remembers_little(share: Share, start: float, count: int) -> None:
-    """About a hundred numbers, however many mails go out one by one."""
+    """A window keeps about a hundred numbers, however many mails are sent."""
     window = Window()
     for number in range(count):
         window.take(1, share, start + number * share.period / count)
@@ -145,7 +145,7 @@ def test_a_window_remembers_little(share: Share, start: float, count: int) -> No
 def test_what_is_left_is_shared_when_redis_goes_away(
     rate: Any, processes: int, used: float
 ) -> None:
-    """All together begin with no more than what was left."""
+    """When Redis goes away, all processes together start with no more than what was left."""
     share = Share.of(rate, processes)
     if share.is_stretched:
         return
@@ -158,7 +158,7 @@ def test_what_is_left_is_shared_when_redis_goes_away(
 
 @given(jitter=jitter)
 def test_those_with_less_than_a_mail_take_turns(jitter: float) -> None:
-    """Else all hundred would send the one mail a second in the same second."""
+    """Processes that share less than one mail each start at different times."""
     share = Share.of(parse("1/second"), 100)
     window = Window()
     window.learn(1.0, share, 0.0, jitter)
@@ -173,7 +173,7 @@ def test_those_with_less_than_a_mail_take_turns(jitter: float) -> None:
 def test_those_who_wait_come_back_one_after_the_other(
     count: int, lane: Lane, pace: float, now: float, full_for: float
 ) -> None:
-    """At the pace of the limit, not before it opens, and after a quarter of an hour at the latest."""
+    """Waiting mails come back at the limit's pace, within a quarter of an hour."""
     waits = LimitState().book(count, lane, pace, not_before=now + full_for, now=now)
 
     assert len(waits) == count
@@ -185,7 +185,7 @@ def test_those_who_wait_come_back_one_after_the_other(
 
 @given(counts=st.lists(st.integers(1, 100), min_size=2, max_size=5), pace=paces, now=times)
 def test_bites_do_not_land_on_each_other(counts: list[int], pace: float, now: float) -> None:
-    """Several calls book the same times as one call for all of them."""
+    """Several bookings get the same times as one booking of all mails."""
     line, at_once = LimitState(), LimitState()
     bites = [
         wait
@@ -199,7 +199,7 @@ def test_bites_do_not_land_on_each_other(counts: list[int], pace: float, now: fl
 
 
 def test_the_row_is_behind_those_who_still_wait() -> None:
-    """Later calls see the time that has passed."""
+    """A later booking takes the time that has passed into account."""
     line = LimitState()
     line.book(100, Lane.NORMAL, 10.0, not_before=0.0, now=0.0)
 
@@ -208,7 +208,7 @@ def test_the_row_is_behind_those_who_still_wait() -> None:
 
 
 def test_urgent_mail_is_not_booked_behind_bulk_mail() -> None:
-    """Each lane has a row of its own."""
+    """Each lane is booked separately, so urgent mail does not wait behind bulk mail."""
     line = LimitState()
     line.book(100_000, Lane.BULK, 20.0, not_before=0.0, now=0.0)
 
@@ -216,7 +216,7 @@ def test_urgent_mail_is_not_booked_behind_bulk_mail() -> None:
 
 
 def test_who_came_at_its_time_is_not_put_behind_newer_mail() -> None:
-    """It comes back when the limit opens, and newer mail is booked behind it."""
+    """Mail that waited once comes back before newer mail."""
     line = LimitState()
     line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
 
@@ -227,7 +227,7 @@ def test_who_came_at_its_time_is_not_put_behind_newer_mail() -> None:
 
 
 def test_new_mail_is_behind_what_is_as_urgent_or_more() -> None:
-    """Not behind what is less urgent."""
+    """New mail waits behind mail of its own lane and of more urgent ones only."""
     line = LimitState()
     line.book(10, Lane.NORMAL, 5.0, not_before=0.0, now=0.0)
 
@@ -241,7 +241,7 @@ def test_new_mail_is_behind_what_is_as_urgent_or_more() -> None:
 
 
 def test_the_rate_that_is_full_says_how_fast_a_line_is(clock: Clock) -> None:
-    """A rate of a day that is far from used up says nothing of a busy second."""
+    """The pace is that of the rate that is used up, not of the others."""
     one = throttle(MAILER_RELAY_RATE="10/second; 100/day")
     assert one.admit(RELAY, "", 12).granted == 10
 
@@ -249,7 +249,7 @@ def test_the_rate_that_is_full_says_how_fast_a_line_is(clock: Clock) -> None:
 
 
 def test_what_is_too_far_away_comes_back_for_a_new_look() -> None:
-    """And the row is not longer for it: who comes later finds the same room."""
+    """Mail that would wait too long is booked at the longest wait, and takes no place."""
     line = LimitState()
     waits = line.book(100_000, Lane.BULK, 1.0, not_before=0.0, now=0.0)
 
@@ -261,7 +261,7 @@ def test_what_is_too_far_away_comes_back_for_a_new_look() -> None:
 
 
 def test_the_tighter_limit_says_when(clock: Clock) -> None:
-    """That of the relay, or that of the domain."""
+    """The tighter limit sets the pace, be it the relay's or the domain's."""
     both = throttle(
         {"gmail.com": {"rate": "2/second"}, "example.com": {"rate": "20/second"}},
         MAILER_RELAY_RATE="10/second",
@@ -274,7 +274,7 @@ def test_the_tighter_limit_says_when(clock: Clock) -> None:
 
 
 def test_a_limit_of_connections_has_the_pace_they_have(clock: Clock) -> None:
-    """Two connections, a tenth of a second a mail."""
+    """A limit of connections sets a pace by their number and the seconds per mail."""
     slots = throttle({"gmail.com": {"concurrency": 2}})
 
     assert slots.book(RELAY, "gmail.com", 3, Lane.NORMAL, seconds_per_mail=0.1) == pytest.approx(
@@ -283,7 +283,7 @@ def test_a_limit_of_connections_has_the_pace_they_have(clock: Clock) -> None:
 
 
 def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
-    """As the one who was refused was told."""
+    """No mail is booked before the time that was named to the refused one."""
     one = throttle(MAILER_RELAY_RATE="60/minute")
     grant = one.admit(RELAY, "example.com", 100)
 
@@ -296,7 +296,7 @@ def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
 
 
 def test_without_limits_nothing_is_counted() -> None:
-    """The dispatcher need not ask, and may."""
+    """Without limits, all mail is admitted and nothing is counted."""
     free = throttle()
 
     assert not free.limits_anything
@@ -307,12 +307,12 @@ def test_without_limits_nothing_is_counted() -> None:
 
 
 def test_mail_that_is_delivered_to_nobody_is_not_limited() -> None:
-    """In the tests of an application, every mail is delivered at once."""
+    """With MAIL_SUPPRESS_SEND, no limits apply."""
     assert not throttle({"*": {"rate": "1/day"}}, MAIL_SUPPRESS_SEND=True).limits_anything
 
 
 def test_exactly_the_domain_that_is_named() -> None:
-    """Whatever the case; its subdomains are domains of their own."""
+    """A domain's limit applies in any case, and not to its subdomains."""
     one = throttle({"Gmail.com": {"rate": "1/day"}})
 
     assert one.admit(RELAY, "gmail.COM", 5).granted == 1
@@ -321,7 +321,7 @@ def test_exactly_the_domain_that_is_named() -> None:
 
 
 def test_each_domain_that_is_not_named_counts_for_itself() -> None:
-    """The star is a limit of each, not of all together; an empty entry frees a domain of it."""
+    """The limit of `*` applies to each other domain by itself; an empty entry lifts it."""
     one = throttle({"*": {"rate": "2/day"}, "example.com": {}})
 
     assert one.admit(RELAY, "example.org", 5).granted == 2
@@ -331,7 +331,7 @@ def test_each_domain_that_is_not_named_counts_for_itself() -> None:
 
 
 def test_a_domain_at_its_limit_takes_nothing_of_the_relay() -> None:
-    """So it never holds up another."""
+    """A domain at its limit uses up none of the relay's limit."""
     one = throttle({"gmail.com": {"rate": "1/day"}}, MAILER_RELAY_RATE="10/day")
 
     assert [one.admit(RELAY, "gmail.com", 100).granted for _ in range(100)] == [1] + 99 * [0]
@@ -339,7 +339,7 @@ def test_a_domain_at_its_limit_takes_nothing_of_the_relay() -> None:
 
 
 def test_several_rates_all_count(clock: Clock) -> None:
-    """So many in a second, and so many in a day."""
+    """All rates of a limit apply."""
     one = throttle(MAILER_RELAY_RATE="2/second; 5/day")
     granted = []
     for _ in range(5):
@@ -350,7 +350,7 @@ def test_several_rates_all_count(clock: Clock) -> None:
 
 
 def test_each_relay_has_its_own_limits() -> None:
-    """Those of its entry, else those of the app."""
+    """A relay's limits are those of its entry, else those of the app."""
     relays = [{"name": "first", "MAILER_RELAY_RATE": "1/day"}, {"name": "second"}]
     one = throttle(MAILER_RELAY_RATE="3/day", MAILER_RELAYS=relays)
 
@@ -359,7 +359,7 @@ def test_each_relay_has_its_own_limits() -> None:
 
 
 def test_seats_are_held_and_given_back() -> None:
-    """One hand holds a slot once, however often it reaches for it."""
+    """A holder takes one slot of each limit, however often it asks, and releases it."""
     one = throttle({"gmail.com": {"concurrency": 2}}, MAILER_RELAY_CONCURRENCY=1)
     with one.slots() as slots, one.slots() as others, one.slots() as more:
         assert slots.take_relay(RELAY)
@@ -375,7 +375,7 @@ def test_seats_are_held_and_given_back() -> None:
 
 
 def test_domains_are_forgotten(clock: Clock) -> None:
-    """A worker that runs for a year does not remember each domain it ever sent to."""
+    """The number of remembered domains is bounded."""
     one = throttle({"*": {"rate": "1/second"}})
     for number in range(10_000):
         one.admit(RELAY, f"example{number}.com", 2)
@@ -392,7 +392,7 @@ def test_domains_are_forgotten(clock: Clock) -> None:
     "rate", ["14/second", "100 per 5 minutes", "1/day", "14/second; 50000/day", "1000000/month"]
 )
 def test_a_rate(rate: str) -> None:
-    """As the library `limits` writes it."""
+    """A rate is written as in the library `limits`."""
     assert settings(MAILER_RELAY_RATE=rate).relay_rate == rate
     assert (
         settings(MAILER_DOMAIN_LIMITS={"example.com": {"rate": rate}})
@@ -402,7 +402,10 @@ def test_a_rate(rate: str) -> None:
     )
 
 
-RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count: '14/second; 50000/day'"
+RATE = (
+    "a rate such as '14/second' or '100/5 minutes',"
+    " or several that all count: '14/second; 50000/day'"
+)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +424,7 @@ RATE = "a rate such as '14/second' or '100/5 minutes', or several that all count
     ],
 )
 def test_a_rate_nobody_can_keep_is_refused(rate: str, words: str) -> None:
-    """When the app starts, not when the first mail is sent."""
+    """A bad rate is refused at start-up."""
     assert refusal(MAILER_RELAY_RATE=rate) == f"MAILER_RELAY_RATE={rate!r}: {words}"
     place = "MAILER_DOMAIN_LIMITS['example.com']['rate']"
     assert (
@@ -437,7 +440,7 @@ def refusal(**config: Any) -> str:
 
 
 def test_the_rate_of_an_entry_is_checked_too() -> None:
-    """The error says which relay."""
+    """The error for a bad rate of a relay names its entry."""
     relays = [{"name": "first"}, {"name": "second", "MAILER_RELAY_RATE": "fast"}]
 
     assert (
@@ -483,12 +486,12 @@ DOMAIN = "give one such as 'gmail.com', or '*' for each that is not named"
     ],
 )
 def test_limits_of_domains_that_make_no_sense_are_refused(given: object, words: str) -> None:
-    """With the domain, the word that is wrong, and what is allowed."""
+    """The error for a bad limit of a domain names the domain and what is allowed."""
     assert refusal(MAILER_DOMAIN_LIMITS=given) == f"MAILER_DOMAIN_LIMITS{words}."
 
 
 def test_a_domain_is_kept_as_deliveries_have_it() -> None:
-    """In small letters, in ASCII."""
+    """Domains are kept in lower case and ASCII, as in deliveries."""
     assert set(settings(MAILER_DOMAIN_LIMITS='{"BÜCHER.example": {}, "*": {}}').domain_limits) == {
         "xn--bcher-kva.example",
         "*",

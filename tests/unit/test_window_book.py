@@ -1,4 +1,4 @@
-"""The books of a share: no delivery gets lost in them, and none is in two places at the end."""
+"""The window book: each delivery of a share is finished or released, never both."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def make_ready(book: WindowBook, count: int) -> None:
 
 
 def test_a_mail_goes_from_waiting_to_finished() -> None:
-    """Each step moves it, and what is finished is not released."""
+    """A delivery is waiting, ready, marked, in flight and finished, in this order."""
     book = WindowBook([delivery(1), delivery(2)])
     make_ready(book, 1)
     book.note_recorded({1}, LEASE)
@@ -58,7 +58,7 @@ def test_a_mail_goes_from_waiting_to_finished() -> None:
 
 
 def test_a_mail_that_another_worker_has_is_not_sent() -> None:
-    """It is released all the same: perhaps only the answer to our commit was lost."""
+    """A delivery that could not be marked is not sent, and is released."""
     book = WindowBook([delivery(1), delivery(2)])
     make_ready(book, 2)
 
@@ -69,7 +69,7 @@ def test_a_mail_that_another_worker_has_is_not_sent() -> None:
 
 
 def test_a_window_that_could_not_be_marked_is_released() -> None:
-    """Nobody knows whether the database did it before it went away."""
+    """If marking a window failed, all its deliveries are released."""
     book = WindowBook([delivery(1), delivery(2)])
     make_ready(book, 2)
 
@@ -81,7 +81,7 @@ def test_a_window_that_could_not_be_marked_is_released() -> None:
 
 
 def test_a_mail_that_was_begun_is_left_in_doubt() -> None:
-    """Only that one: what is in flight behind it was not begun."""
+    """Only the delivery that was begun is left in doubt; those behind it are released."""
     book = WindowBook([delivery(1), delivery(2)])
     make_ready(book, 2)
     book.note_recorded({1, 2}, LEASE)
@@ -96,7 +96,7 @@ def test_a_mail_that_was_begun_is_left_in_doubt() -> None:
 
 
 def test_a_mail_that_must_not_go_out_twice_is_alone() -> None:
-    """In flight or ahead: its window is marked when the other is recorded."""
+    """A delivery with `on_doubt="hold"` is never in flight together with another one."""
     hold = delivery(2, OnDoubt.HOLD)
     book = WindowBook([delivery(1), hold, delivery(3)])
     assert not book.must_finish_first
@@ -112,7 +112,7 @@ def test_a_mail_that_must_not_go_out_twice_is_alone() -> None:
 
 
 def test_postponed_and_expired_mail_leaves_the_row() -> None:
-    """The one comes back at its time, the other is for the sweep."""
+    """Postponed deliveries are released with their time, and expired ones without."""
     book = WindowBook([delivery(1), delivery(2), delivery(3)])
 
     book.postpone({1: 50.0, 3: 60.0})
@@ -124,7 +124,7 @@ def test_postponed_and_expired_mail_leaves_the_row() -> None:
 
 
 def test_picked_mail_is_put_back_in_its_order() -> None:
-    """But for what was postponed meanwhile."""
+    """Deliveries that were picked are put back in order, without postponed ones."""
     book = WindowBook([delivery(number) for number in range(1, 5)])
     picked = [book.waiting.popleft() for _ in range(3)]
 
@@ -136,7 +136,7 @@ def test_picked_mail_is_put_back_in_its_order() -> None:
 
 @given(st.lists(st.sampled_from(["mark", "lose", "take", "finish", "expire", "postpone", "leave"])))
 def test_every_delivery_is_finished_or_released(steps: list[str]) -> None:
-    """Whatever happens in whatever order, and never both; but for a mail in doubt, which is neither."""
+    """After any steps, each delivery is finished, released or in doubt, exactly one of them."""
     book, left = WindowBook([delivery(number) for number in range(8)]), set[int]()
     recorded: set[int] = set()
     for step in steps:
