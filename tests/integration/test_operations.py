@@ -1,4 +1,4 @@
-"""The operations: what a person or a program does with mail that is queued."""
+"""The operations: finding, cancelling, retrying and pausing queued mail."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ DAY = 86400.0
 
 
 def queue(shop: Flask, *recipients: str, at: float = NOW, **fields: Any) -> str:
-    """A mail that was queued at a time."""
+    """Queue a mail as of the given time, and return its id."""
     message = a_message(id=new_id(at), created_at=at, **fields)
     return insert(store_of(shop), *recipients, message=message)
 
@@ -33,7 +33,7 @@ def found(**conditions: Any) -> list[str]:
 
 @pytest.fixture
 def three(shop: Flask) -> list[str]:
-    """A mail a day: to Ada, to Bob and Eve, to Ada again."""
+    """Queue a mail a day: to Ada, to Bob and Eve, and to Ada again."""
     return [
         queue(shop, "ada@example.com", at=NOW, tags=("invoice",), subject="Your invoice 100%"),
         queue(
@@ -50,7 +50,7 @@ def three(shop: Flask) -> list[str]:
 
 
 def test_the_newest_come_first(three: list[str]) -> None:
-    """Each mail once, with all its deliveries, however many of them meet the conditions."""
+    """A search lists each mail once, the newest first, with all its deliveries."""
     first, second, third = three
 
     assert found() == [third, second, first]
@@ -83,18 +83,18 @@ def test_the_newest_come_first(three: list[str]) -> None:
     ],
 )
 def test_conditions(three: list[str], conditions: dict[str, Any], places: list[int]) -> None:
-    """All of them must be met; what stands for something else in LIKE stands for itself."""
+    """A mail is found if it meets all conditions; LIKE's wildcards match only themselves."""
     assert found(**conditions) == [three[place] for place in places]
 
 
 @sqlite_only
 def test_a_subject_with_other_letters(three: list[str]) -> None:
-    """SQLite knows the case of ASCII only, so we teach it; PostgreSQL goes by its locale."""
+    """A search in subjects ignores the case of non-ASCII letters on SQLite too."""
     assert found(subject="überRASCHUNG") == [three[1]]
 
 
 def test_conditions_of_a_delivery_are_met_by_one(shop: Flask, three: list[str]) -> None:
-    """Not one by this recipient's and the other by that one's."""
+    """A mail is found only if one of its deliveries meets all conditions."""
     store = store_of(shop)
     [bob] = [one for one in claim(store) if one.recipient == "bob@example.com"]
     mark(store, bob)
@@ -105,7 +105,7 @@ def test_conditions_of_a_delivery_are_met_by_one(shop: Flask, three: list[str]) 
 
 
 def test_page_after_page(shop: Flask) -> None:
-    """Each begins where the one before it ended, and new mail moves nothing."""
+    """Each page begins where the one before it ended, even if new mail arrives in between."""
     ids = [queue(shop, "ada@example.com", at=NOW + number) for number in range(5)]
 
     first = found(limit=2)
@@ -119,7 +119,7 @@ def test_page_after_page(shop: Flask) -> None:
 
 
 def test_a_sensitive_mail_is_not_found_by_its_subject(shop: Flask) -> None:
-    """Nobody tries out what was in it."""
+    """The subject of a sensitive mail cannot be guessed by searching for it."""
     mail_id = queue(shop, "ada@example.com", subject="Your code is 1111", sensitive=True)
 
     assert found(subject="1111") == []
@@ -137,13 +137,13 @@ def test_a_sensitive_mail_is_not_found_by_its_subject(shop: Flask) -> None:
     ],
 )
 def test_wrong_conditions(shop: Flask, conditions: dict[str, Any], said: str) -> None:
-    """The error says what is allowed."""
+    """A wrong condition raises an error that names it and the values that are allowed."""
     with pytest.raises(InvalidMail, match=said):
         mailer.mails(**conditions)
 
 
 def test_the_command(shop: Flask, three: list[str]) -> None:
-    """It lists a line for each mail, and says how to see more."""
+    """`flask mail list` prints a line for each mail, and tells how to see the next page."""
     output = run_in(shop, "list", "--to", "@example.com", "--limit", "2").output
 
     lines = output.splitlines()
@@ -158,7 +158,7 @@ def test_the_command(shop: Flask, three: list[str]) -> None:
 
 
 def test_one_recipient(shop: Flask, three: list[str]) -> None:
-    """The other deliveries of the mail stay as they are."""
+    """A recipient's delivery can be cancelled while the other deliveries stay as they are."""
     assert mailer.cancel(three[1], to="EVE@example.org")
 
     states = {one.recipient: one.status for one in mailer.status(three[1])}
@@ -180,7 +180,7 @@ def test_one_recipient(shop: Flask, three: list[str]) -> None:
     ],
 )
 def test_decisions(shop: Flask, state: Status, call: Any, expected: Status) -> None:
-    """They are those of the command line."""
+    """Python offers the same decisions about a mail as the command line."""
     delivery = bring(store_of(shop), state)
 
     assert call(delivery.mail_id) is True
@@ -189,7 +189,7 @@ def test_decisions(shop: Flask, state: Status, call: Any, expected: Status) -> N
 
 
 def test_decisions_about_nothing(shop: Flask) -> None:
-    """A mail in no such state is left alone, an unknown one is an error, and so is an unknown verdict."""
+    """A decision returns False in the wrong state; an unknown mail or verdict raises an error."""
     mail_id = queue(shop, "ada@example.com")
 
     assert (mailer.retry(mail_id), mailer.resolve(mail_id, "sent")) == (False, False)
@@ -204,7 +204,7 @@ def test_decisions_about_nothing(shop: Flask) -> None:
 
 
 def test_a_pause(shop: Flask) -> None:
-    """Of a lane, or of everything; it tells how many may still go out."""
+    """A pause stops a lane or all mail, and returns how many deliveries may still go out."""
     store = store_of(shop)
     queue(shop, "ada@example.com", "bob@example.com")
     claim(store, most=1)
@@ -218,7 +218,7 @@ def test_a_pause(shop: Flask) -> None:
 
 
 def test_a_pause_of_a_relay(shop: Flask) -> None:
-    """Whoever has mended it need not wait."""
+    """The pause of a failed relay can be ended early, once the relay has been mended."""
     [name] = shop.extensions["mailer"].operations.relays()
     store_of(shop).pause_relay(name, failures=0, now=NOW, until=NOW + 60, reason="down")
 
@@ -230,5 +230,5 @@ def test_a_pause_of_a_relay(shop: Flask) -> None:
 
 
 def test_ids_sort_by_time() -> None:
-    """That is what pages and bounds go by."""
+    """Mail ids sort by the time of queueing, since pages and time bounds compare ids."""
     assert id_at(NOW) <= new_id(NOW) < id_at(NOW + timedelta(seconds=1).total_seconds())

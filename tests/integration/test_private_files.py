@@ -1,4 +1,4 @@
-"""Who can read what Mailer writes: its owner, and no other user of the machine."""
+"""The files that Mailer writes are private to their owner."""
 
 import os
 import secrets
@@ -30,7 +30,7 @@ def usual_umask() -> Iterator[None]:
 
 @pytest.fixture
 def their_folder() -> Iterator[Path]:
-    """The instance folder of another user, which root can write to as well."""
+    """Yield the instance folder of another user, to which root can write as well."""
     account = unprivileged_account() or pytest.skip("This needs root.")
     with TemporaryDirectory(prefix="mailer-instance-") as folder:
         os.chown(folder, account["user"], account["group"])
@@ -42,7 +42,7 @@ def mode(path: Path) -> int:
 
 
 def open_to_others(folder: Path) -> list[str]:
-    """Return what another user can reach below the folder."""
+    """Return the files below the folder that another user can reach."""
     return [str(path) for path in folder.rglob("*") if mode(path) & 0o077]
 
 
@@ -57,7 +57,7 @@ def queue_one(file: Path) -> int:
 
 
 def test_a_new_sqlite_file_is_its_owners_alone(tmp_path: Path) -> None:
-    """So are its log, its index and the folders that were missing above it."""
+    """A new SQLite file, its log and the folders made for it are private to their owner."""
     store = Store(f"sqlite:///{tmp_path}/var/mailer/mailer.sqlite3")
     insert(store)
 
@@ -68,7 +68,7 @@ def test_a_new_sqlite_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_named_by_a_uri_is_private_too(tmp_path: Path) -> None:
-    """SQLite's own way to render a file changes nothing."""
+    """A SQLite file that is given as a `file:` URI is private as well."""
     url = URL.create(
         "sqlite",
         database=f"file://localhost{tmp_path}/my%20mail/mailer.sqlite3",
@@ -83,7 +83,7 @@ def test_a_file_that_is_named_by_a_uri_is_private_too(tmp_path: Path) -> None:
 
 
 def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
-    """Whoever shares the file with a group has set that by hand."""
+    """An existing file or folder keeps its mode, since a person may share it with a group."""
     folder = tmp_path / "shared"
     folder.mkdir(mode=0o750)
     file = folder / "mailer.sqlite3"
@@ -95,7 +95,7 @@ def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
 
 
 def test_the_inbox_is_private(tmp_path: Path) -> None:
-    """What the local SMTP server took may be a one-time code."""
+    """The inbox is private, since a mail in it may hold a one-time code."""
     inbox = Inbox(tmp_path / "instance" / "inbox")
     inbox.add("shop@example.com", ["ada@example.com"], b"Subject: your code\r\n\r\n1111\r\n")
 
@@ -103,14 +103,14 @@ def test_the_inbox_is_private(tmp_path: Path) -> None:
 
 
 def test_the_black_box_is_private(tmp_path: Path) -> None:
-    """It has the words of relays in it, and these have addresses in them."""
+    """The black box is private, since replies of relays in it contain addresses."""
     with BlackBox(tmp_path / "instance" / "black-box").box():
         assert len(list(tmp_path.rglob("*"))) == 3
         assert open_to_others(tmp_path) == []
 
 
 def test_one_command_as_root_locks_out_nobody(their_folder: Path) -> None:
-    """`flask mail migrate` as root makes a file that the user of the web application can write to."""
+    """A file that root made in a user's folder stays writable for that user."""
     file = their_folder / "var" / "mailer.sqlite3"
     queue_one(file)
 
@@ -119,7 +119,7 @@ def test_one_command_as_root_locks_out_nobody(their_folder: Path) -> None:
 
 
 def test_roots_log_of_a_file_belongs_to_the_files_owner(their_folder: Path) -> None:
-    """A root process that has the file open keeps nobody from it."""
+    """A SQLite log that root made belongs to the owner of the database file."""
     file = their_folder / "mailer.sqlite3"
     as_another_user(lambda: assert_equal(queue_one(file), 1))
     store = Store(f"sqlite:///{file}")
@@ -130,7 +130,7 @@ def test_roots_log_of_a_file_belongs_to_the_files_owner(their_folder: Path) -> N
 
 
 def test_boxes_and_mails_of_root_can_be_read_by_the_folders_owner(their_folder: Path) -> None:
-    """A worker that ran as root leaves notes that the next one can settle, and an inbox that the page can show."""
+    """Black boxes and inbox mails that root wrote can be read by the owner of the folder."""
     box = BlackBox(their_folder / "black-box")._new()
     box.claiming("token")
     box.close()
@@ -154,7 +154,7 @@ def test_boxes_and_mails_of_root_can_be_read_by_the_folders_owner(their_folder: 
 
 
 def test_no_link_is_followed_to_what_belongs_to_root(their_folder: Path, tmp_path: Path) -> None:
-    """Whoever owns the folder can't have root give away another file."""
+    """A symbolic link never makes root change the owner of the file it points to."""
     secret = tmp_path / "shadow"
     secret.write_text("root's own")
     (their_folder / "mailer.sqlite3").symlink_to(secret)
@@ -167,7 +167,7 @@ def test_no_link_is_followed_to_what_belongs_to_root(their_folder: Path, tmp_pat
 
 
 def test_a_file_at_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
-    """It is neither replaced nor taken for a folder; nor is a link to a volume that is not mounted."""
+    """A file or a dangling link in the place of a folder is an error, and is not replaced."""
     (tmp_path / "inbox").touch()
     (tmp_path / "black-box").symlink_to(tmp_path / "volume")
 
@@ -177,7 +177,7 @@ def test_a_file_at_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_many_processes_make_the_same_file(tmp_path: Path) -> None:
-    """Who comes second takes what the first one made."""
+    """Processes that create the same file at the same moment all succeed."""
     children = []
     file, start = tmp_path / "var" / "mailer.sqlite3", time.time() + 0.2
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""How a database gets its tables: the migrations make exactly what `mailer.schema` describes, on both databases."""
+"""The schema: migrations make exactly the tables that `mailer.schema` describes."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from tests.services.databases import Databases, sqlite_only
 
 @pytest.fixture
 def engine(empty_database_url: str) -> Iterator[Engine]:
-    """Of a database without any table, opened as the store opens it."""
+    """Yield the engine of a store whose database has no tables yet."""
     store = Store(empty_database_url)
     yield store.engine
     store.engine.dispose()
@@ -44,7 +44,7 @@ def set_revision(engine: Engine, revision: str) -> None:
 
 @postgresql_only
 def test_two_tenants_in_two_schemas(empty_database_url: str) -> None:
-    """The options of the URL hold for the store as for migrations: each has tables and mail of its own."""
+    """The store and its migrations use the `search_path` that is given in the database's URL."""
     owner = create_engine(empty_database_url)
     with owner.begin() as connection:
         connection.exec_driver_sql("CREATE SCHEMA tenant_a; CREATE SCHEMA tenant_b")
@@ -67,7 +67,7 @@ def test_two_tenants_in_two_schemas(empty_database_url: str) -> None:
 
 
 def described(engine: Engine) -> dict[str, Any]:
-    """Everything the database knows about our tables, with names and conditions."""
+    """Return what the database knows about our tables, with names and conditions."""
     inspector = inspect(engine)
     questions = (
         "columns",
@@ -93,7 +93,7 @@ def readable(answer: Any) -> list[str]:
 
 
 def test_the_migrations_make_what_the_code_describes(databases: Databases) -> None:
-    """Columns, types, keys, CHECKs and the conditions of the indexes are those of `metadata.create_all()`."""
+    """Migrations make the same columns, keys, indexes and CHECKs as `metadata.create_all()`."""
     with ExitStack() as stack:
         migrated, created = (
             create_engine(stack.enter_context(databases.empty())) for _ in range(2)
@@ -108,7 +108,7 @@ def test_the_migrations_make_what_the_code_describes(databases: Databases) -> No
 
 
 def test_alembic_sees_no_difference(engine: Engine) -> None:
-    """So that the next migration can be written by `alembic revision --autogenerate`."""
+    """Alembic's autogenerate finds no difference between the migrations and the metadata."""
     schema.migrate(engine)
 
     with engine.connect() as connection:
@@ -122,7 +122,7 @@ def test_alembic_sees_no_difference(engine: Engine) -> None:
 
 
 def test_the_code_needs_the_newest_migration() -> None:
-    """`REVISION` is the head of the scripts, and they form one line."""
+    """`REVISION` is the only head of the migration scripts."""
     config = Config()
     config.set_main_option("script_location", "mailer.schema:migrations")
     config.set_main_option("path_separator", "os")
@@ -130,11 +130,11 @@ def test_the_code_needs_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [schema.REVISION]
 
 
-# --- the way there and back ---------------------------------------------------------------------
+# --- up and down --------------------------------------------------------------------------------
 
 
 def test_there_and_back_and_there_again(engine: Engine) -> None:
-    """A downgrade leaves nothing but Alembic's own note."""
+    """A downgrade to the base removes all tables but the one that holds the revision."""
     schema.migrate(engine)
     there = described(engine)
     schema.migrate(engine, "base")
@@ -145,7 +145,7 @@ def test_there_and_back_and_there_again(engine: Engine) -> None:
 
 
 def test_a_migration_that_is_done_does_nothing(engine: Engine) -> None:
-    """Each deploy may run it."""
+    """A migration that was done before changes nothing, so each deployment may run it."""
     schema.migrate(engine)
     store = Store(engine.url.render_as_string(hide_password=False))
     insert(store)
@@ -158,7 +158,7 @@ def test_a_migration_that_is_done_does_nothing(engine: Engine) -> None:
 
 
 def test_the_hosts_own_migrations_are_left_alone(engine: Engine) -> None:
-    """Mailer may live in the database of an application that uses Alembic too."""
+    """Migrations do not touch the tables or the Alembic revision of the application."""
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('the host''s')"))
@@ -174,7 +174,7 @@ def test_the_hosts_own_migrations_are_left_alone(engine: Engine) -> None:
 
 @postgresql_only
 def test_two_deploys_at_the_same_time(engine: Engine) -> None:
-    """One migrates, the other waits and finds it done."""
+    """Two migrations at the same time both succeed: the second waits for the first."""
     together = Barrier(2)
 
     def deploy(_number: int) -> None:
@@ -193,7 +193,7 @@ def test_two_deploys_at_the_same_time(engine: Engine) -> None:
 
 @postgresql_only
 def test_tables_that_are_missing(empty_database_url: str) -> None:
-    """On PostgreSQL somebody decides when they are made; the error says how."""
+    """On PostgreSQL, missing tables are an error that names the command to create them."""
     store = Store(empty_database_url)
 
     with pytest.raises(
@@ -209,7 +209,7 @@ def test_tables_that_are_missing(empty_database_url: str) -> None:
 
 @sqlite_only
 def test_a_new_file_gets_its_tables(empty_database_url: str) -> None:
-    """At first use: nobody has to think of it."""
+    """A new SQLite file gets its tables at the first use."""
     store = Store(empty_database_url)
 
     insert(store)
@@ -229,7 +229,7 @@ def test_a_new_file_gets_its_tables(empty_database_url: str) -> None:
     ],
 )
 def test_tables_of_another_version(store: Store, revision: str, cure: str) -> None:
-    """They are refused before anything is written, with the command that mends it."""
+    """A schema of another version is refused before any write, with the command to run."""
     with store.engine.begin() as connection:
         connection.execute(
             schema.version.update().values(version_num=revision, readable_from=revision)
@@ -242,7 +242,7 @@ def test_tables_of_another_version(store: Store, revision: str, cure: str) -> No
 
 
 def test_a_migration_of_tables_that_are_too_new(store: Store) -> None:
-    """An older version does not touch what it does not know."""
+    """An older version refuses to migrate tables of a newer one."""
     store.migrate()
     set_revision(store.engine, "9999")
 
@@ -252,7 +252,7 @@ def test_a_migration_of_tables_that_are_too_new(store: Store) -> None:
 
 
 def test_a_migration_to_nowhere(store: Store) -> None:
-    """A typing error changes nothing."""
+    """A migration to an unknown revision is refused and changes nothing."""
     with pytest.raises(
         SchemaMismatch, match=f"There is no migration to '1234'.*The newest is {schema.REVISION}"
     ):
@@ -280,7 +280,7 @@ def test_a_migration_to_nowhere(store: Store) -> None:
     ],
 )
 def test_nonsense_is_refused(shared_store: Store, nonsense: str, name: str) -> None:
-    """Whatever wrote it: no row can say what can't be."""
+    """The CHECKs of the tables refuse rows whose columns contradict each other."""
     bring(emptied(shared_store), Status.QUEUED)
 
     with (
@@ -295,13 +295,13 @@ def test_nonsense_is_refused(shared_store: Store, nonsense: str, name: str) -> N
 def test_all_that_makes_sense_is_accepted(
     shared_store: Store, lane: Lane, on_doubt: OnDoubt
 ) -> None:
-    """The CHECKs know every value of the code."""
+    """The CHECKs accept every status, lane and `on_doubt` value that the code knows."""
     for status in Status:
         bring(emptied(shared_store), status, lane=lane, on_doubt=on_doubt)
 
 
 def test_no_delivery_without_a_mail(store: Store) -> None:
-    """And deliveries go with theirs, on SQLite too."""
+    """A delivery needs a mail, and is deleted with it, on SQLite too."""
     delivery = bring(store, Status.QUEUED)
     with pytest.raises(IntegrityError), store.engine.begin() as connection:
         connection.execute(text("UPDATE mailer_delivery SET mail_id = 'nobody''s'"))

@@ -1,4 +1,4 @@
-"""Our tables in the application's database: its own migrations leave them alone, and if somebody drops them, Mailer says so."""
+"""Our tables in the application's database: safe from its migrations, and missed if dropped."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ Migrated = Callable[..., Flask]
 def migrated(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Migrated]:
-    """`migrated(**hooks)`: an application with Flask-Migrate in our database, after `flask db migrate` and `upgrade`."""
+    """Return a factory of applications that ran `flask db migrate` and `flask db upgrade`."""
     # The env.py that Flask-Migrate writes would switch off the loggers of this process.
     monkeypatch.setattr("logging.config.fileConfig", lambda *_: None)
     stores = []
@@ -83,7 +83,7 @@ def with_own_hook(*arguments: Any) -> bool:
     ],
 )
 def test_flask_migrate(migrated: Migrated, tmp_path: Path, hooks: dict[str, Any]) -> None:
-    """`flask db migrate` writes nothing about our tables, and after `flask db upgrade` the mail is there."""
+    """`flask db migrate` ignores our tables, and `flask db upgrade` leaves the mail in them."""
     app = migrated(**hooks)
 
     assert "shop_order" in written(tmp_path)
@@ -111,7 +111,7 @@ def test_flask_migrate(migrated: Migrated, tmp_path: Path, hooks: dict[str, Any]
     ],
 )
 def test_hooks(migrated: Migrated, tmp_path: Path, hooks: dict[str, Any]) -> None:
-    """Each does it alone, where our plugin is switched off."""
+    """Each documented Alembic hook protects our tables even without the plugin."""
     app = migrated(**hooks)
 
     assert "mailer_" not in written(tmp_path)
@@ -119,7 +119,7 @@ def test_hooks(migrated: Migrated, tmp_path: Path, hooks: dict[str, Any]) -> Non
 
 
 def test_a_table_of_the_application(engine: Engine) -> None:
-    """A table of its own may begin with `mailer_` as well: it is made, changed and known as ever."""
+    """A table of the application may have a name that begins with `mailer_`."""
     models = MetaData()
     Table("mailer_template", models, Column("id", Integer, primary_key=True))
 
@@ -153,7 +153,7 @@ USES: list[Callable[[Store], object]] = [
 def test_all_tables_are_gone(
     store: Store, database_url: str, use: Callable[[Store], object]
 ) -> None:
-    """A process that starts says so, and makes no empty ones, also not in a SQLite file; `migrate` does neither."""
+    """A new process raises an error if all tables were dropped, and does not recreate them."""
     insert(store)
     drop(store, DROP_ALL)
     fresh = Store(database_url)
@@ -167,7 +167,7 @@ def test_all_tables_are_gone(
 
 @pytest.mark.parametrize("use", USES[:-1])
 def test_they_go_while_a_process_runs(store: Store, use: Callable[[Store], object]) -> None:
-    """A process that has seen the tables says that they are gone, with the cure, instead of the driver's error."""
+    """A running process whose tables were dropped raises an error that names the command to run."""
     insert(store)
     drop(store, DROP_ALL)
 
@@ -177,7 +177,7 @@ def test_they_go_while_a_process_runs(store: Store, use: Callable[[Store], objec
 
 
 def test_some_tables_are_gone(store: Store, database_url: str) -> None:
-    """What is missing is named."""
+    """If some tables were dropped, the error names them."""
     drop(store, ["DROP TABLE mailer_attempt", "DROP TABLE mailer_pause"])
     fresh = Store(database_url)
 
@@ -187,7 +187,7 @@ def test_some_tables_are_gone(store: Store, database_url: str) -> None:
 
 
 def test_new_tables(store: Store, database_url: str) -> None:
-    """A person may say that they are to be made anew, and that holds until they are gone again."""
+    """Dropped tables are recreated only on request, and each drop needs a new request."""
     insert(store)
     drop(store, DROP_ALL)
 
@@ -201,7 +201,7 @@ def test_new_tables(store: Store, database_url: str) -> None:
 
 
 def test_back_to_the_base(store: Store) -> None:
-    """A database that went back to the base on purpose is as new."""
+    """A database that was downgraded to the base can be migrated again."""
     store.migrate("base")
     drop(store, [f"DROP TABLE {version.name}"])
 

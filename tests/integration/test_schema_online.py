@@ -1,4 +1,4 @@
-"""A deployment while others work: old processes beside new tables, and migrations that nobody waits for."""
+"""Rolling deployments: old processes work with new tables, and migrations block nobody."""
 
 import shutil
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def upgrade():
 
 
 def deploy_next(engine: Engine, folder: Path, readable_from: str) -> None:
-    """Do what `flask mail migrate` of the next version will do."""
+    """Run the migration of the next version, as its `flask mail migrate` will."""
     scripts = folder / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
     (scripts / "versions" / "0007_next.py").write_text(NEXT.format(readable_from=readable_from))
@@ -53,7 +53,7 @@ def deploy_next(engine: Engine, folder: Path, readable_from: str) -> None:
 def test_an_old_process_starts_after_the_next_migration(
     store: Store, database_url: str, config: dict[str, str], sink: Sink, tmp_path: Path
 ) -> None:
-    """During a rolling deployment, it queues and delivers, and its own `migrate` is content."""
+    """An old process starts, queues and delivers with tables of the next version."""
     deploy_next(store.engine, tmp_path, readable_from="0006")
     app = create_app(config)
 
@@ -70,7 +70,7 @@ def test_an_old_process_starts_after_the_next_migration(
 def test_tables_that_it_could_not_work_with(
     store: Store, database_url: str, tmp_path: Path
 ) -> None:
-    """If the next version says so, an old process does not start, and touches nothing."""
+    """An old process refuses tables that the next version declared unreadable for it."""
     deploy_next(store.engine, tmp_path, readable_from="0007")
     old = Store(database_url)
 
@@ -84,7 +84,7 @@ def test_tables_that_it_could_not_work_with(
 
 
 def test_only_the_newer_version_knows_the_way_back(store: Store, tmp_path: Path) -> None:
-    """Also where the older one can work with the tables."""
+    """Only the newer version can downgrade its tables, even if an older one can read them."""
     deploy_next(store.engine, tmp_path, readable_from="0006")
 
     for to in ("base", "0004", schema.REVISION):
@@ -97,7 +97,7 @@ def test_only_the_newer_version_knows_the_way_back(store: Store, tmp_path: Path)
 
 @pytest.fixture
 def old_tables(store: Store) -> Store:
-    """One mail in the tables of the version before."""
+    """Return a store with one mail in the tables of an earlier version."""
     insert(store)
     store.migrate("0004")
     return store
@@ -105,7 +105,7 @@ def old_tables(store: Store) -> Store:
 
 @pytest.fixture
 def reader(old_tables: Store) -> Iterator[Engine]:
-    """Somebody else, for whom a report on all deliveries takes long."""
+    """Yield the engine of another program, whose report reads all deliveries for long."""
     engine = create_engine(old_tables.engine.url, connect_args={"application_name": "report"})
     yield engine
     engine.dispose()
@@ -125,7 +125,7 @@ def waits_for_a_lock(engine: Engine) -> bool:
 
 @postgresql_only
 def test_behind_a_long_reader(old_tables: Store, reader: Engine) -> None:
-    """Other queries go on while the migration waits for it, and then it migrates."""
+    """A migration that waits for a long transaction does not block other queries meanwhile."""
     with ThreadPoolExecutor(1) as threads:
         with reader.connect() as report:
             report.execute(text("SELECT * FROM mailer_delivery"))
@@ -146,7 +146,7 @@ def test_behind_a_long_reader(old_tables: Store, reader: Engine) -> None:
 def test_a_reader_that_never_ends(
     old_tables: Store, reader: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After five minutes the error names who has the locks; nothing was changed, and the next call does all of it."""
+    """A migration that gets no lock changes nothing, and its error names the lock's holder."""
     monkeypatch.setattr(online, "_LIMIT", 0.0)
     with reader.connect() as report:
         report.execute(text("SELECT * FROM mailer_delivery"))
@@ -166,7 +166,7 @@ def test_a_reader_that_never_ends(
 
 @pytest.fixture
 def deployer(postgres_databases: Databases) -> Iterator[Store]:
-    """The tables of the version before, of a role without rights; another one, `reporter`, may read them."""
+    """Yield a store of an unprivileged role, whose tables the role `reporter` may read."""
     with postgres_databases.empty() as url:
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as administrator, postgres_databases.empty() as own_url:
@@ -189,7 +189,7 @@ def deployer(postgres_databases: Databases) -> Iterator[Store]:
 
 
 def test_a_session_of_another_role(deployer: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL shows little of it to a role that is no superuser: it is named, and once it is gone there is nothing to end."""
+    """The error names a lock's holder even if PostgreSQL hides details of other roles' sessions."""
     monkeypatch.setattr(online, "_LIMIT", 0.0)
     reporter = create_engine(deployer.engine.url.set(username="reporter"))
     with reporter.connect() as report:

@@ -1,4 +1,4 @@
-"""State belongs to the app: several in one process, the factory pattern, and nothing set at all."""
+"""Several apps in one process, app factories, and an app without any settings."""
 
 import logging
 import sqlite3
@@ -22,7 +22,7 @@ from tests.services.databases import Databases, sqlite_only
 from tests.services.sink import Sink
 from tests.shop import OpenShop, close, rows, store_of, stored
 
-#: One object for all apps, as a module of an application has it.
+#: One object for all apps, as in a module of an application.
 mailer = Mailer()
 
 
@@ -34,7 +34,7 @@ def other_database_url(sqlite_databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def shops(open_shop: OpenShop, other_database_url: str) -> tuple[Flask, Flask]:
-    """Two apps of one factory: each with a database, a prefix and a sender of its own."""
+    """Return two apps of one factory, each with a database, a prefix and a sender of its own."""
     one = open_shop(MAILER_SUBJECT_PREFIX="[one]", MAIL_DEFAULT_SENDER="one@example.com")
     other = open_shop(
         MAILER_SUBJECT_PREFIX="[other]",
@@ -45,13 +45,13 @@ def shops(open_shop: OpenShop, other_database_url: str) -> tuple[Flask, Flask]:
 
 
 def deliver(app: Flask) -> None:
-    """What a worker of this app does when it is called."""
+    """Deliver one batch, as a worker of this app does when a ring wakes it."""
     with app.app_context():
         app.extensions["mailer"].outbound.dispatcher.deliver_batch()
 
 
 def test_each_app_has_its_own_queue(shops: tuple[Flask, Flask], sink: Sink) -> None:
-    """A mail is kept in the database of the app that queued it, with that app's settings, and nobody else delivers it."""
+    """Each app queues in its own database with its own settings, and only it delivers them."""
     one, other = shops
     with one.app_context():
         mine = mailer.send_email("ada@example.com", "Hello", "only_text", name="Ada")
@@ -78,7 +78,7 @@ def test_each_app_has_its_own_queue(shops: tuple[Flask, Flask], sink: Sink) -> N
 
 
 def test_apps_in_each_others_context(shops: tuple[Flask, Flask]) -> None:
-    """The innermost context counts, as everywhere in Flask."""
+    """A mail belongs to the app of the innermost context, as everywhere in Flask."""
     one, other = shops
     with one.app_context(), other.test_request_context():
         receipt = send_email("ada@example.com", "Hello", "only_text", name="Ada")
@@ -88,7 +88,7 @@ def test_apps_in_each_others_context(shops: tuple[Flask, Flask]) -> None:
 
 
 def test_apps_in_threads(shops: tuple[Flask, Flask]) -> None:
-    """Requests to both at the same time do not mix."""
+    """Concurrent requests to two apps queue each mail in the right app."""
 
     def request(number: int) -> None:
         with shops[number % 2].test_request_context():
@@ -108,7 +108,7 @@ def test_apps_in_threads(shops: tuple[Flask, Flask]) -> None:
 
 @sqlite_only
 def test_the_drop_in_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> None:
-    """`Mail(app)` needs no context of that app to send, as with Flask-Mail."""
+    """`Mail(app).send()` queues in that app, even in the context of another one."""
     one, other = shops
     with other.app_context():
         Mail(one).send(Message("Hello", ["ada@example.com"], sender="ada@example.com"))
@@ -119,7 +119,7 @@ def test_the_drop_in_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> None:
 
 @sqlite_only
 def test_the_connection_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> None:
-    """So does `Mail(app).connect()`."""
+    """`Mail(app).connect()` queues in that app, even in the context of another one."""
     one, other = shops
     with other.app_context(), Mail(one).connect() as connection:
         connection.send(Message("Hello", ["ada@example.com"], sender="ada@example.com"))
@@ -132,7 +132,7 @@ def test_the_connection_of_an_app_queues_there(shops: tuple[Flask, Flask]) -> No
 def test_the_context_of_another_app_decides_nothing(
     open_shop: OpenShop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A mail is queued once, whatever app is around, with Redis down; its own settings say what its log shows."""
+    """The context of another app changes neither where a mail is queued nor what is logged."""
     redis = "redis://user:secret@127.0.0.1:1/0"
     others = [Flask("other"), open_shop(MAILER_LOG_ADDRESSES=True)]
     for number, other in enumerate(others, start=1):
@@ -147,7 +147,7 @@ def test_the_context_of_another_app_decides_nothing(
 
 
 class Loud(logging.Handler):
-    """An application's handler that fails, as one does that writes to a full disk."""
+    """A log handler that fails, as one does that writes to a full disk."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise OSError(record.getMessage())
@@ -158,7 +158,7 @@ class Loud(logging.Handler):
 def test_nothing_raises_once_a_mail_is_stored(
     open_shop: OpenShop, monkeypatch: pytest.MonkeyPatch, own_transaction: bool
 ) -> None:
-    """Else the caller tries again, and the mail goes out twice: not a broken log, not a thread that can't be started."""
+    """No failure after the commit reaches the caller, who would otherwise queue the mail twice."""
     app = open_shop(MAILER_REDIS_URL="redis://127.0.0.1:1/0", MAIL_SUPPRESS_SEND=False)
     loud = Loud()
     logging.getLogger("mailer").addHandler(loud)
@@ -180,7 +180,7 @@ def test_nothing_raises_once_a_mail_is_stored(
 
 @sqlite_only
 def test_each_app_has_its_own_celery(shops: tuple[Flask, Flask]) -> None:
-    """As in Flask's documentation: `app.extensions["celery"]`, with Mailer's three tasks on it."""
+    """Each app has a Celery app of its own, with Mailer's three tasks."""
     celeries = [shop.extensions["celery"] for shop in shops]
 
     assert celeries[0] is not celeries[1]
@@ -195,7 +195,7 @@ def test_each_app_has_its_own_celery(shops: tuple[Flask, Flask]) -> None:
 
 @sqlite_only
 def test_the_applications_own_celery_is_used(config: dict[str, str]) -> None:
-    """It gets the tasks, and none of its settings is changed."""
+    """An application's own Celery app gets the tasks, and keeps its settings."""
     app = Flask("shop")
     app.config.from_mapping(config)
     celery: Celery[Any] = Celery("shop", broker="memory://", set_as_current=False)
@@ -237,7 +237,7 @@ def test_the_applications_own_celery_is_used(config: dict[str, str]) -> None:
 def test_the_broker_of_the_applications_own_celery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker: Any, tls: Any, flag: str | None
 ) -> None:
-    """Rings and limits are where it is, unless MAILER_REDIS_URL or REDIS_URL says otherwise."""
+    """Rings and limits use the Celery app's broker unless a Redis URL is configured."""
     for key in ("MAILER_REDIS_URL", "REDIS_URL"):
         monkeypatch.delenv(key, raising=False)
 
@@ -268,7 +268,7 @@ BASE = "postgresql+psycopg://mailer:secret@/mailer?host=/srv/one"
 def test_each_database_has_a_black_box_of_its_own(
     tmp_path: Path, url: str, is_shared: bool
 ) -> None:
-    """However its workers log in there; that of workers of an older version is looked into."""
+    """The black box's folder depends on the database, not on how workers log in to it."""
     app = Flask("shop", instance_path=str(tmp_path))
 
     def folders(url: str) -> list[Path]:
@@ -280,13 +280,13 @@ def test_each_database_has_a_black_box_of_its_own(
 
 @sqlite_only
 def test_init_app_twice_is_refused(open_shop: OpenShop) -> None:
-    """A second set of connections for the same app is a mistake."""
+    """Calling `init_app()` twice for one app is an error."""
     with pytest.raises(ConfigurationError, match="has its Mailer already: use that one"):
         mailer.init_app(open_shop())
 
 
 def test_a_refused_app_can_be_mended(tmp_path: Path) -> None:
-    """Nothing of a wrong start stays behind: a corrected configuration works."""
+    """After a failed `init_app()`, a second call with corrected settings works."""
     app = Flask("shop", instance_path=str(tmp_path))
     app.config["MAIL_PORT"] = "abc"
     with pytest.raises(
@@ -299,7 +299,7 @@ def test_a_refused_app_can_be_mended(tmp_path: Path) -> None:
 
 
 def test_nothing_is_set(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new app gets its SQLite file in the instance folder, at the first mail, not before."""
+    """Without settings, the first mail creates a SQLite file in the instance folder."""
     # A ring must not reach a broker that happens to run here.
     monkeypatch.setenv("REDIS_URL", redis_url)
     folder = tmp_path / "instance"

@@ -1,4 +1,4 @@
-"""What a worker and the children of its prefork pool share."""
+"""The memory that a worker shares with the children of its prefork pool."""
 
 import gc
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.services.databases import sqlite_only
 
 @sqlite_only
 def test_what_was_there_before_the_fork_is_left_alone(make_app: Callable[..., Flask]) -> None:
-    """By the garbage collector: it would write to each object, and so copy it for every child."""
+    """A worker freezes its objects before it forks, so that children share their memory."""
     _app = make_app()
     gc.unfreeze()
     try:

@@ -1,4 +1,4 @@
-"""What goes into the store comes out of it, and leaves it when its time is over: on both databases."""
+"""The store: mails and deliveries are kept unchanged, purged in time, and counted."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +44,7 @@ def store(shared_store: Store) -> Store:
 
 
 def count(store: Store, name: str) -> int:
-    """How many rows a table has."""
+    """Return how many rows a table has."""
     with store.engine.connect() as connection:
         return (
             connection.scalar(
@@ -70,14 +70,14 @@ def count(store: Store, name: str) -> int:
     ids=["everything", "only html", "empty", "big"],
 )
 def test_a_message_comes_out_as_it_went_in(store: Store, message: Message) -> None:
-    """To the last character and byte."""
+    """A stored message is loaded unchanged, to the last byte."""
     insert(store, message=message)
 
     assert store.load_messages([message.id]) == {message.id: message}
 
 
 def test_many_messages_at_once(store: Store) -> None:
-    """Hundreds of ids are one query; each message gets its own attachments, an unknown id gets nothing."""
+    """Hundreds of messages load at once, each with its attachments; unknown ids are left out."""
     messages = {
         one.id: one
         for one in (a_message(attachments=(LOGO, TERMS)[: number % 3]) for number in range(300))
@@ -90,7 +90,7 @@ def test_many_messages_at_once(store: Store) -> None:
 
 
 def test_a_delivery_comes_out_as_it_went_in(store: Store) -> None:
-    """One for each recipient, with what its mail wants."""
+    """A mail has a delivery for each recipient, with the options of the mail."""
     mail_id = insert(
         store, "ada@example.com", "用户@example.com", on_doubt=OnDoubt.HOLD, due_at=NOW - 0.25
     )
@@ -109,7 +109,7 @@ def test_a_delivery_comes_out_as_it_went_in(store: Store) -> None:
 
 
 def test_all_or_nothing(store: Store) -> None:
-    """When its recipients can't be stored, neither is the mail, nor are its attachments."""
+    """If the deliveries cannot be stored, neither the mail nor its attachments are."""
     with pytest.raises(store.engine.dialect.loaded_dbapi.IntegrityError):
         insert(store, "ada@example.com", message=EVERYTHING, lane=9)
 
@@ -122,7 +122,7 @@ def test_all_or_nothing(store: Store) -> None:
 
 
 def test_an_id_is_taken_once(store: Store) -> None:
-    """The first mail stays as it is."""
+    """A second mail with the same id is refused, and the first one stays unchanged."""
     message = a_message()
     insert(store, message=message)
 
@@ -137,7 +137,7 @@ def test_an_id_is_taken_once(store: Store) -> None:
 
 
 def test_attachments_are_stored_once(store: Store) -> None:
-    """Two mails with the same file share its bytes, whatever each of them calls it."""
+    """Attachments with the same bytes are stored once, under whatever names."""
     insert(store, message=a_message(attachments=(LOGO, TERMS)))
     insert(store, message=a_message(attachments=(replace(LOGO, filename="other.png"),)))
 
@@ -145,7 +145,7 @@ def test_attachments_are_stored_once(store: Store) -> None:
 
 
 def purge_all(store: Store, finished_before: float, *, now: float = LATER) -> None:
-    """As a dispatcher does it: the mails, then the bytes."""
+    """Purge finished mails, then unused attachments, as a dispatcher does."""
     while store.purge_finished(finished_before, most=10):
         pass
     after: str | None = ""
@@ -158,7 +158,7 @@ def finished(store: Store, **options: object) -> str:
 
 
 def test_bytes_are_purged_when_nobody_refers_to_them(store: Store) -> None:
-    """The mail that used them last takes them with it."""
+    """An attachment's bytes are purged with the last mail that has them."""
     finished(store, message=a_message(attachments=(LOGO,)))
     second = insert(store, message=a_message(attachments=(LOGO,)))
 
@@ -170,7 +170,7 @@ def test_bytes_are_purged_when_nobody_refers_to_them(store: Store) -> None:
 
 
 def test_bytes_that_were_just_used_are_spared(store: Store) -> None:
-    """A mail on its way in may rely on them: the purge waits for longer than they count as fresh."""
+    """Recently used attachment bytes are not purged, since a mail being queued may need them."""
     for age in (0, 1700, 3400):
         finished(store, message=a_message(attachments=(LOGO,), created_at=NOW + age))
 
@@ -181,7 +181,7 @@ def test_bytes_that_were_just_used_are_spared(store: Store) -> None:
 
 
 def test_mails_with_the_same_files_do_not_wait_for_each_other(store: Store) -> None:
-    """Whatever order each of them has them in."""
+    """Mails with the same attachments in opposite orders do not deadlock."""
     together = threading.Barrier(2, timeout=20)
 
     def queue(direction: int) -> None:
@@ -197,7 +197,7 @@ def test_mails_with_the_same_files_do_not_wait_for_each_other(store: Store) -> N
 
 
 def test_the_purge_takes_small_bites(store: Store) -> None:
-    """The oldest first; zero says that it is done."""
+    """A purge takes the oldest mails first, a limited number at a time, until none is left."""
     mails = [finished(store) for _ in range(5)]
     with store.engine.begin() as connection:
         for age, mail_id in enumerate(mails):
@@ -216,7 +216,7 @@ def test_the_purge_takes_small_bites(store: Store) -> None:
     "resting", [Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING, Status.DOUBTFUL]
 )
 def test_the_purge_leaves_what_is_not_finished(store: Store, resting: Status) -> None:
-    """However old it is: it goes out, or it waits for a person."""
+    """The purge keeps unfinished mail, however old it is."""
     delivery = bring(store, resting)
 
     assert store.purge_finished(LATER, most=10) == 0
@@ -224,7 +224,7 @@ def test_the_purge_leaves_what_is_not_finished(store: Store, resting: Status) ->
 
 
 def test_a_mail_goes_with_its_last_recipient(store: Store) -> None:
-    """As long as one of them is not finished, there is something to send."""
+    """A mail is kept until its last delivery is purged."""
     message = a_message(attachments=(LOGO,))
     insert(store, "ada@example.com", "bob@example.com", message=message)
     ada, bob = claim(store)
@@ -238,7 +238,7 @@ def test_a_mail_goes_with_its_last_recipient(store: Store) -> None:
 
 
 def test_the_purge_leaves_what_is_too_young(store: Store) -> None:
-    """It goes by when the last recipient was final."""
+    """The age of a mail counts from when its last delivery was finished."""
     finished(store)
 
     assert store.purge_finished(NOW - 1, most=10) == 0
@@ -246,7 +246,7 @@ def test_the_purge_leaves_what_is_too_young(store: Store) -> None:
 
 
 def test_a_purged_mail_leaves_nothing(store: Store) -> None:
-    """Its history goes with it."""
+    """The purge deletes the history and the attachments of a mail as well."""
     bring(store, Status.FAILED, message=a_message(attachments=(LOGO,)))
 
     purge_all(store, LATER)
@@ -259,7 +259,7 @@ def test_a_purged_mail_leaves_nothing(store: Store) -> None:
 
 @pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)  # SQLite has one writer
 def test_a_mail_that_is_being_requeued_is_not_purged(store: Store) -> None:
-    """Although the purge still sees it as failed."""
+    """The purge skips a failed mail that an open transaction is putting back into the queue."""
     delivery = bring(store, Status.FAILED)
     with store.engine.begin() as connection:
         connection.execute(
@@ -271,7 +271,7 @@ def test_a_mail_that_is_being_requeued_is_not_purged(store: Store) -> None:
 
 
 def test_a_mail_without_any_delivery_is_purged(store: Store) -> None:
-    """An older version may have left some. What has a delivery stays, however old it is."""
+    """A mail without deliveries, which an older version may have left, is purged."""
     orphans, kept = [insert(store) for _ in range(3)], [insert(store) for _ in range(3)]
     with store.engine.begin() as connection:
         connection.execute(schema.delivery.delete().where(schema.delivery.c.mail_id.in_(orphans)))
@@ -286,7 +286,7 @@ def test_a_mail_without_any_delivery_is_purged(store: Store) -> None:
 
 
 def test_the_status_of_a_mail(store: Store) -> None:
-    """Its recipients in their order, each with its own state."""
+    """The status of a mail lists its recipients in order, each with its own state."""
     message = a_message(subject="Grüße 👋")
     insert(store, "ada@example.com", "bob@example.com", message=message, lane=Lane.BULK)
     ada, _bob = claim(store)
@@ -308,7 +308,7 @@ def test_the_status_of_a_mail(store: Store) -> None:
 
 
 def test_the_status_of_many_mails(store: Store) -> None:
-    """Each has its own recipients and its own history; an unknown id is left out."""
+    """The statuses of many mails are read at once; unknown ids are left out."""
     failed = [bring(store, Status.FAILED).mail_id for _ in range(3)]
     mails = [*failed, *(insert(store) for _ in range(500))]
 
@@ -324,13 +324,13 @@ def test_the_status_of_many_mails(store: Store) -> None:
 
 
 def test_a_mail_that_nobody_knows(store: Store) -> None:
-    """The error says which id, and why it may be missing."""
+    """The error for an unknown mail gives its id and why it may be missing."""
     with pytest.raises(UnknownMail, match=r"'never'.*never queued here.*purged"):
         store.status("never")
 
 
 def test_counts(store: Store) -> None:
-    """By lane and state, with the oldest due time of each."""
+    """Mails are counted by lane and state, with the oldest due time of each."""
     insert(store, "ada@example.com", "bob@example.com", lane=Lane.BULK, due_at=NOW + 60)
     insert(store, lane=Lane.BULK, due_at=NOW + 50)
     bring(store, Status.SENT, lane=Lane.CRITICAL)
@@ -342,7 +342,7 @@ def test_counts(store: Store) -> None:
 
 
 def test_is_due(store: Store) -> None:
-    """Whether a claim would find something, in any lane."""
+    """`is_due()` tells whether a claim would find a delivery in any lane."""
     assert not store.is_due(NOW)
     insert(store, lane=Lane.BULK, expires_at=NOW + 10)
 
@@ -354,7 +354,7 @@ def test_is_due(store: Store) -> None:
 
 
 def test_the_sweep_expires_any_number(store: Store) -> None:
-    """In bites that nobody sees."""
+    """One call expires any number of deliveries."""
     insert(store, *(f"reader{number}@example.com" for number in range(6000)), expires_at=NOW)
     expiring = claim(store, 6000, now=NOW - 1)
     assert expiring == []
@@ -370,7 +370,7 @@ def test_the_sweep_expires_any_number(store: Store) -> None:
 
 
 def test_a_chore_goes_to_one_of_many(store: Store) -> None:
-    """However many ask at the same moment, in each of its rounds."""
+    """If many ask for a chore at the same moment, one gets it."""
     together = threading.Barrier(8)
 
     def take(number: int) -> list[bool]:
@@ -387,7 +387,7 @@ def test_a_chore_goes_to_one_of_many(store: Store) -> None:
 
 
 def test_a_chore_has_its_time(store: Store) -> None:
-    """Not before it is due, and each for itself."""
+    """A chore is given out once in its period, independently of other chores."""
     assert store.take_chore("sweep", now=NOW, every=10)
     assert store.take_chore("purge", now=NOW, every=10)
 
@@ -397,7 +397,7 @@ def test_a_chore_has_its_time(store: Store) -> None:
 
 @pytest.mark.parametrize(("every", "skew"), [(1, 2), (1, 9), (3600, 2), (3600, 300)])
 def test_clocks_that_differ(store: Store, every: float, skew: float) -> None:
-    """Whichever machine is ahead: a chore is done once in its time, and by nobody else with the other clock."""
+    """A chore is done once in its period, even if the clocks of two machines differ."""
     taken = [
         (step, clock)
         for step in range(12)  # four in each period
@@ -409,7 +409,7 @@ def test_clocks_that_differ(store: Store, every: float, skew: float) -> None:
 
 
 def test_a_clock_that_ran_ahead_stops_no_chore(store: Store) -> None:
-    """A machine that believed it was next year can't silence the sweep until then."""
+    """A machine whose clock was a year ahead does not block a chore for that year."""
     store.take_chore("sweep", now=NOW + 31_536_000, every=10)
 
     assert store.take_chore("sweep", now=NOW, every=10)

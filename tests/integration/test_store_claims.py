@@ -1,4 +1,4 @@
-"""Which delivery is next, and that nobody gets it twice: on both databases."""
+"""Claims: the order of deliveries, and that no two workers get the same one."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ def store(shared_store: Store) -> Store:
 
 
 def test_the_most_urgent_lane_first_and_in_it_what_waits_the_longest(store: Store) -> None:
-    """Bulk mail that has been due for an hour waits for a password that is due now."""
+    """The most urgent lane is claimed first, and within a lane the longest waiting delivery."""
     for lane, waits, name in [
         (Lane.BULK, 3600, "newsletter"),
         (Lane.NORMAL, 10, "second"),
@@ -39,7 +39,7 @@ def test_the_most_urgent_lane_first_and_in_it_what_waits_the_longest(store: Stor
 
 
 def test_a_slice_is_no_larger_than_asked_for(store: Store) -> None:
-    """Also when it is filled from several lanes."""
+    """A claim is no larger than asked for, also when it spans several lanes."""
     insert(store, "ada@example.com", "bob@example.com", lane=Lane.CRITICAL)
     insert(store, "cy@example.com", "di@example.com", lane=Lane.BULK)
 
@@ -47,7 +47,7 @@ def test_a_slice_is_no_larger_than_asked_for(store: Store) -> None:
 
 
 def test_recipients_of_one_mail_stay_together(store: Store) -> None:
-    """In the order they were given: its bytes are made once for all that follow each other."""
+    """The recipients of a mail are claimed in their order, so that its bytes are made once."""
     recipients = [f"reader{number}@example.com" for number in range(50)]
     insert(store, *recipients)
 
@@ -58,7 +58,7 @@ def test_recipients_of_one_mail_stay_together(store: Store) -> None:
 
 
 def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
-    """To the fraction of a second."""
+    """Scheduled mail is not claimed a fraction of a second too early."""
     insert(store, due_at=NOW + 0.5)
 
     assert claim(store, now=NOW + 0.499) == []
@@ -66,7 +66,7 @@ def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
 
 
 def test_mail_that_came_too_late_is_not_claimed(store: Store) -> None:
-    """Also when the sweep has not said so yet."""
+    """Expired mail is not claimed, even before the sweep has marked it as expired."""
     insert(store, expires_at=NOW + 10)
 
     assert claim(store, now=NOW + 10) == []
@@ -74,7 +74,7 @@ def test_mail_that_came_too_late_is_not_claimed(store: Store) -> None:
 
 
 def test_a_claim_is_written_down(store: Store) -> None:
-    """Whose it is, until when, and that an attempt began."""
+    """A claim stores its token, the end of its lease and the attempt."""
     delivery = bring(store, Status.QUEUED)
 
     [claimed] = store.claim_due(1, token="mine", now=NOW, lease_until=NOW + 5)
@@ -93,7 +93,7 @@ def test_a_claim_is_written_down(store: Store) -> None:
 
 
 def claim_everything(store: Store) -> list[int]:
-    """In small slices, so that everybody has something to fight for."""
+    """Claim all deliveries in small batches, so that the claimants compete."""
     ids: list[int] = []
     while claimed := claim(store, 7):
         ids += [one.id for one in claimed]
@@ -109,7 +109,7 @@ def claim_in_a_process(url: str) -> list[int]:
 
 
 def test_threads_claim_each_delivery_once(store: Store) -> None:
-    """Eight threads share one store."""
+    """Threads that share a store claim each delivery once."""
     insert(store, *(f"reader{number}@example.com" for number in range(500)))
     together = threading.Barrier(8)
 
@@ -125,7 +125,7 @@ def test_threads_claim_each_delivery_once(store: Store) -> None:
 
 
 def test_processes_claim_each_delivery_once(store: Store) -> None:
-    """Four processes share one database."""
+    """Processes that share a database claim each delivery once."""
     insert(store, *(f"reader{number}@example.com" for number in range(500)))
 
     url = store.engine.url.render_as_string(hide_password=False)
@@ -135,7 +135,7 @@ def test_processes_claim_each_delivery_once(store: Store) -> None:
     assert len(claimed) == 500
 
 
-# A writer of SQLite has the whole file.
+# A writer locks the whole file in SQLite.
 @pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
     ("state", "move"),
@@ -155,7 +155,7 @@ def test_processes_claim_each_delivery_once(store: Store) -> None:
 def test_rows_in_a_frozen_transaction_hold_up_nobody(
     store: Store, state: Status, move: Callable[[Store], set[int]]
 ) -> None:
-    """The others of their kind are moved meanwhile, and they after it."""
+    """Rows that another transaction has locked are skipped, and moved once it has ended."""
     frozen, free = (bring(store, state).id for _ in range(2))
     with store.engine.connect() as connection:
         connection.execute(
@@ -171,7 +171,7 @@ def test_rows_in_a_frozen_transaction_hold_up_nobody(
 
 
 def plan_of(store: Store, ask: Callable[[Store], Any], table: str = "mailer_delivery") -> str:
-    """How the database would do what is asked, were there a million rows."""
+    """Return how the database would run these queries on a very large table."""
     executed: list[tuple[str, Any]] = []
     execute = Transaction.execute
 
@@ -196,7 +196,7 @@ def plan_of(store: Store, ask: Callable[[Store], Any], table: str = "mailer_deli
         return "\n".join(str(line) for plan in plans for line in plan)
 
 
-#: In the hands of a worker, or so it thinks.
+#: Deliveries that a worker believes to hold.
 HELD = [
     Delivery(
         id=number,
@@ -246,7 +246,7 @@ DUE, LEASED = "mailer_delivery_due", "mailer_delivery_leased"
 def test_no_question_reads_the_whole_queue(
     store: Store, ask: Callable[[Store], Any], index: str
 ) -> None:
-    """What is asked all the time is answered from an index."""
+    """Queries that run all the time use an index."""
     store.check_schema()
 
     plan = plan_of(store, ask)
@@ -256,7 +256,7 @@ def test_no_question_reads_the_whole_queue(
     assert "Seq Scan on mailer_delivery" not in plan
 
 
-# SQLite does not go by numbers.
+# SQLite's plans do not depend on statistics here.
 @pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
     "ask",
@@ -278,19 +278,19 @@ def test_no_question_reads_the_whole_queue(
     ],
 )
 def test_a_burst_after_a_silence(store: Store, ask: Callable[[Store], Any]) -> None:
-    """What is chosen is found by its id, also while PostgreSQL's statistics say that nothing is queued, held or finished."""
+    """Rows are moved by their primary key even if PostgreSQL's statistics are out of date."""
     insert(store, *(f"reader{number}@example.com" for number in range(1000)), due_at=LATER)
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("UPDATE mailer_delivery SET status = 'doubtful', due_at = NULL")
         connection.exec_driver_sql("VACUUM ANALYZE mailer_delivery")
-        # One that is overdue, and one that was finished: what is chosen first is moved in a second
-        # step.
+        # One overdue and one finished delivery, since these are moved in a second step.
         connection.exec_driver_sql("""
             UPDATE mailer_delivery SET status = 'queued', due_at = 1, expires_at = 1
             WHERE id = (SELECT MIN(id) FROM mailer_delivery)
         """)
         connection.exec_driver_sql("""
-            UPDATE mailer_delivery SET status = 'sent', finished_at = 1 WHERE id = (SELECT MAX(id) FROM mailer_delivery)
+            UPDATE mailer_delivery SET status = 'sent', finished_at = 1
+            WHERE id = (SELECT MAX(id) FROM mailer_delivery)
         """)
 
     plan = plan_of(store, ask)

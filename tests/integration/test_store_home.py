@@ -1,4 +1,4 @@
-"""The machine of a SQLite file: two of them would break it."""
+"""The machine lock of a SQLite file, which only one machine may use at a time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ OnMachine = Callable[[str], Store]
 def on_machine(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[OnMachine]:
-    """`on_machine("a")`: a process on this machine opens the database; whatever is called next happens there."""
+    """Yield `on_machine("a")`, which opens the database as a process on this machine."""
     with ExitStack() as stack:
 
         def on_machine(name: str) -> Store:
@@ -41,7 +41,7 @@ def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @sqlite_only
 def test_a_second_machine(on_machine: OnMachine) -> None:
-    """It is refused, and told what to do; the first one goes on."""
+    """A second machine is refused with advice, while the first one goes on."""
     first = on_machine("a")
     insert(first)
     second = on_machine("b")
@@ -61,7 +61,7 @@ def test_a_second_machine(on_machine: OnMachine) -> None:
 def test_a_machine_that_is_gone(
     on_machine: OnMachine, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """After half a minute another one takes the file over; one whose clock ran ahead does not keep it either."""
+    """A lock that is half a minute old, or from the future, is taken over by another machine."""
     on_machine("a").check_schema()
     pass_time(monkeypatch, seconds)
 
@@ -72,7 +72,7 @@ def test_a_machine_that_is_gone(
 
 @sqlite_only
 def test_the_sweep_renews_the_mark(on_machine: OnMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as a worker lives, the file is its machine's."""
+    """A worker renews the lock of its machine as long as it lives."""
     store = on_machine("a")
     store.check_schema()
     store.renew_machine_lock(time.time() + 40)
@@ -84,7 +84,7 @@ def test_the_sweep_renews_the_mark(on_machine: OnMachine, monkeypatch: pytest.Mo
 
 @sqlite_only
 def test_a_machine_that_was_asleep(on_machine: OnMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it wakes up, the file is another's: its worker does nothing to it any more."""
+    """A machine that lost the lock while it was suspended can no longer write."""
     asleep = on_machine("a")
     asleep.check_schema()
     pass_time(monkeypatch, 40)
@@ -99,7 +99,7 @@ def test_a_machine_that_was_asleep(on_machine: OnMachine, monkeypatch: pytest.Mo
 
 @postgresql_only
 def test_postgresql_is_for_many_machines(on_machine: OnMachine) -> None:
-    """Nobody is refused."""
+    """PostgreSQL may be used from many machines."""
     for name in "ab":
         store = on_machine(name)
         insert(store)

@@ -1,4 +1,4 @@
-"""Who waits for whose rows in PostgreSQL: SQLite has one writer at a time."""
+"""Row locks in PostgreSQL: concurrent writes neither deadlock nor block each other."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def store(shared_store: Store) -> Store:
 
 
 def count(store: Store, name: str) -> int:
-    """How many rows a table has."""
+    """Return how many rows a table has."""
     with store.engine.connect() as connection:
         return (
             connection.scalar(
@@ -50,7 +50,7 @@ def at_once(*calls: Callable[[], object]) -> None:
 
 @contextmanager
 def no_deadlock(store: Store) -> Iterator[None]:
-    """PostgreSQL counts those it has resolved, whether or not anybody hears of them."""
+    """Assert that PostgreSQL resolves no deadlock meanwhile, according to its own count."""
     store.check_schema()
     query = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -92,7 +92,7 @@ def end_in_all_ways_at_once(store: Store) -> None:
 
 
 def test_sensitive_mails_that_end_in_all_ways_at_once(store: Store) -> None:
-    """Expired, cancelled, sent, erased and purged at the same moment: nobody waits for somebody who waits for him."""
+    """Expiring, cancelling, sending, erasing and purging the same mails causes no deadlock."""
     with no_deadlock(store):
         for _ in range(8):
             end_in_all_ways_at_once(store)
@@ -102,7 +102,7 @@ def test_sensitive_mails_that_end_in_all_ways_at_once(store: Store) -> None:
 
 
 def test_the_sweep_steps_over_a_sensitive_mail_that_is_held(store: Store) -> None:
-    """Whoever is frozen in a transaction holds up neither the other mails that expire nor the sweep."""
+    """The sweep skips a mail that another transaction has locked, and expires the others."""
     held, free = (
         insert(store, message=a_message(sensitive=True), expires_at=NOW + 60) for _ in range(2)
     )
@@ -121,7 +121,7 @@ def test_the_sweep_steps_over_a_sensitive_mail_that_is_held(store: Store) -> Non
 
 
 def test_two_purges_at_once(store: Store) -> None:
-    """Each deletes copies of the same mails, and no mail is left without a copy that nobody deletes."""
+    """Two purges of the same mails at the same time leave no mail behind."""
     other = Store(store.engine.url.render_as_string(hide_password=False))
 
     def purge(one: Store) -> None:
@@ -140,16 +140,19 @@ def test_two_purges_at_once(store: Store) -> None:
 
 @pytest.mark.parametrize("state", ["40001", "40P01"])
 def test_what_is_undone_for_the_sake_of_others(store: Store, state: str) -> None:
-    """It is done once more, whichever write it is, and nobody hears of it."""
+    """A write that PostgreSQL rolls back for a deadlock or a conflict is repeated unnoticed."""
     mail_id = insert(store)
     with store.engine.begin() as connection:
         connection.exec_driver_sql(f"""
             CREATE SEQUENCE tries;
             CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF mod(nextval('tries'), 2) = 1 THEN RAISE EXCEPTION 'undone' USING ERRCODE = '{state}'; END IF;
+                IF mod(nextval('tries'), 2) = 1 THEN
+                    RAISE EXCEPTION 'undone' USING ERRCODE = '{state}';
+                END IF;
                 RETURN COALESCE(NEW, OLD);
             END $$;
-            CREATE TRIGGER undo BEFORE UPDATE OR DELETE ON mailer_delivery FOR EACH ROW EXECUTE FUNCTION undo();
+            CREATE TRIGGER undo BEFORE UPDATE OR DELETE ON mailer_delivery
+                FOR EACH ROW EXECUTE FUNCTION undo();
         """)
     try:
         [delivery] = claim(store)

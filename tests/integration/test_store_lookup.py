@@ -1,4 +1,4 @@
-"""Which mail is meant: by its id, the beginning of its id, or the number of a delivery."""
+"""Looking up a mail by its id, the beginning of its id, or a delivery's number."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,14 +41,14 @@ mailer = Mailer()
 
 @pytest.fixture
 def mails(shop: Flask) -> Flask:
-    """An application with three mails, two of which begin alike."""
+    """Return an application with three mails, two of which have similar ids."""
     for mail_id in (ONE, NEAR, OTHER):
         insert(store_of(shop), "ada@example.com", message=a_message(id=mail_id))
     return shop
 
 
 def test_the_beginning_of_an_id_will_do(mails: Flask) -> None:
-    """As the documentation prints it, with its dots; for each command."""
+    """Commands take the beginning of an id, with or without trailing dots."""
     for beginning in (OTHER[:8], OTHER[:31], OTHER, f"{OTHER[:8]}…", f"{OTHER[:8]}..."):
         assert run_in(mails, "status", beginning).output.startswith(f"{OTHER}  ")
     assert run_in(mails, "cancel", OTHER[:8]).output == "1 moved to cancelled.\n"
@@ -65,9 +65,12 @@ def test_the_beginning_of_an_id_will_do(mails: Flask) -> None:
 
 
 def test_a_beginning_that_several_have(mails: Flask) -> None:
-    """Nothing is shown and nothing is moved, and the error names them."""
+    """A beginning that several mails share moves nothing, and the error lists them."""
     for beginning in (ONE[:8], ONE[:30]):
-        said = f"'{beginning}' may be any of these mails: {ONE}, {NEAR}. Give the whole id, or more of it."
+        said = (
+            f"'{beginning}' may be any of these mails: {ONE}, {NEAR}."
+            " Give the whole id, or more of it."
+        )
         for arguments in (
             ["status", beginning],
             ["cancel", beginning],
@@ -79,7 +82,7 @@ def test_a_beginning_that_several_have(mails: Flask) -> None:
 
 
 def test_not_every_candidate_is_named(mails: Flask) -> None:
-    """Ten of them: a minute may have thousands."""
+    """The error lists at most ten of the mails that share a beginning."""
     for number in range(12):
         insert(store_of(mails), message=a_message(id=f"019fb1c5{number:024x}"))
     said = failure(run_in(mails, "status", "019fb1c5"))
@@ -88,7 +91,7 @@ def test_not_every_candidate_is_named(mails: Flask) -> None:
 
 
 def test_an_application_takes_whole_ids_only(mails: Flask) -> None:
-    """Ids begin with the time: who puts a part of a URL into `status()` must not show strangers' mail."""
+    """Python takes whole ids only, so that a part of one from a URL shows no other mail."""
     for beginning in (OTHER[:8], OTHER[:31], f"{OTHER[:8]}…"):
         for ask in (mailer.status, mailer.cancel):
             with pytest.raises(UnknownMail, match="No mail has the id"):
@@ -97,7 +100,7 @@ def test_an_application_takes_whole_ids_only(mails: Flask) -> None:
 
 
 def test_a_delivery_finds_its_mail(mails: Flask) -> None:
-    """By the number that the log has for it; for operators only, since anybody can count."""
+    """Commands take a delivery's number from the log; Python does not, as it can be guessed."""
     [number] = [number for number, row in table(store_of(mails)).items() if row["mail_id"] == NEAR]
     assert run_in(mails, "status", str(number)).output.startswith(f"{NEAR}  ")
     assert run_in(mails, "cancel", str(number)).output == "1 moved to cancelled.\n"
@@ -108,7 +111,7 @@ def test_a_delivery_finds_its_mail(mails: Flask) -> None:
 
 
 def test_digits_that_may_be_either(mails: Flask) -> None:
-    """A number and a beginning that lead to two mails are not guessed at."""
+    """Digits that are the number of one mail's delivery and begin another's id are ambiguous."""
     insert(store_of(mails), message=a_message(id="12345678a0000000000000000000aaaa"))
     assert run_in(mails, "status", "12345678").output.startswith("12345678a")
 
@@ -119,7 +122,7 @@ def test_digits_that_may_be_either(mails: Flask) -> None:
 
 
 def test_garbage_is_unknown(mails: Flask) -> None:
-    """Whatever a visitor writes into a URL, it is no error of the database, and its text is short."""
+    """Any other value is an unknown mail, with a short error, and never a database error."""
     for given in GARBAGE:
         for ask in (mailer.status, mailer.cancel, store_of(mails).status):
             with pytest.raises(UnknownMail, match="No mail has the id") as raised:
@@ -130,7 +133,7 @@ def test_garbage_is_unknown(mails: Flask) -> None:
 
 
 def test_a_receipt_is_as_good_as_its_id(shop: Flask) -> None:
-    """What `send_email()` returned needs no `.id`."""
+    """A receipt is accepted wherever an id is."""
     receipt: Receipt = mailer.send_email("ada@example.com", "Hi", "only_text", name="Ada")
     assert mailer.status(receipt).id == receipt.id
     assert mailer.statuses([receipt, receipt.id]).keys() == {receipt.id}
@@ -139,14 +142,14 @@ def test_a_receipt_is_as_good_as_its_id(shop: Flask) -> None:
 
 
 def test_an_unknown_mail_can_not_be_cancelled(shop: Flask) -> None:
-    """False means that there was nothing left to cancel, and not that it is another installation's."""
+    """Cancelling an unknown mail raises an error instead of returning False."""
     for unknown in ("unknown", "0" * 32, Receipt("0" * 32, "<0@example.com>", ())):
         with pytest.raises(UnknownMail, match="No mail has the id"):
             mailer.cancel(unknown)
 
 
 def test_a_beginning_is_looked_up_in_the_index(mails: Flask) -> None:
-    """A million mails are not read for one."""
+    """A mail is looked up by the beginning of its id in the index."""
     plan = plan_of(
         store_of(mails), lambda store: store.find_mail(OTHER[:8]), table="mailer_message"
     )
@@ -160,7 +163,7 @@ def test_a_beginning_is_looked_up_in_the_index(mails: Flask) -> None:
 
 
 def test_a_collation_with_other_letters(postgres_url: str) -> None:
-    """Danish sorts "aa" after "z"; a mail is found all the same."""
+    """A beginning is found in a database whose collation sorts "aa" after "z"."""
     with _danish_database(postgres_url) as url:
         store = Store(url)
         store.migrate()

@@ -1,4 +1,4 @@
-"""The state chart, tried on both databases: what moves, what does not, and whose move it is."""
+"""The state chart, on both databases: which method moves a delivery from where to where."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from tests.mails import (
 
 @dataclass(frozen=True)
 class Verb:
-    """A method of the store that moves deliveries: where it leads, and a call with all that could make it move."""
+    """A method of the store that moves deliveries, its target states, and a call of it."""
 
     leads_to: Collection[Status]
     call: Callable[[Store, Delivery, Status], set[int]]
@@ -88,7 +88,7 @@ OTHERS = {
     ),
 }
 
-# What a worker may do with what it has in its hands.
+# The moves of a worker with deliveries that it holds.
 HELD = [
     pytest.param(WORKERS[name], source, target, id=f"{name}-{source}-{target}")
     for (source, target), names in sorted(drawn().items())
@@ -106,10 +106,7 @@ def store(shared_store: Store) -> Store:
 
 @pytest.mark.parametrize(("source", "target"), list(product(Status, Status)))
 def test_every_pair(store: Store, source: Status, target: Status) -> None:
-    """The methods at an arrow of the chart go its way, and no others.
-
-    Where there is no arrow, nothing moves.
-    """
+    """For each pair of states, exactly the methods that the chart names can make the move."""
     movers = set()
     for name, verb in {**WORKERS, **OTHERS}.items():
         if target in verb.leads_to:
@@ -129,7 +126,7 @@ def test_every_pair(store: Store, source: Status, target: Status) -> None:
 def test_a_worker_moves_its_own_only(
     store: Store, verb: Verb, source: Status, target: Status
 ) -> None:
-    """A method with somebody else's token moves nothing; with the right one it leaves the neighbours alone."""
+    """A worker's method moves only the delivery it names, and only with the claim's token."""
     bring(store, source)
     delivery = bring(store, source)
 
@@ -142,7 +139,7 @@ def test_a_worker_moves_its_own_only(
 @pytest.mark.parametrize("target", RECORDED)
 @pytest.mark.parametrize("lost_in", [Status.CLAIMED, Status.TRANSMITTING])
 def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Status) -> None:
-    """What its successor has claimed since, a worker that wakes up can't mark, record, release or fail."""
+    """A worker that lost its lease can no longer move the delivery."""
     mine = bring(store, lost_in, on_doubt=OnDoubt.RESEND)
     store.requeue_lapsed_claims(LATER)
     store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
@@ -173,7 +170,7 @@ def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Sta
 
 
 def test_a_lease_that_is_over_can_not_be_begun(store: Store) -> None:
-    """Also before the sweep has noticed: it may notice at any moment."""
+    """A delivery whose lease is over cannot be marked, even before the sweep has noticed."""
     delivery = bring(store, Status.CLAIMED)
 
     assert_moved(store, lambda: mark(store, delivery, now=LEASE), [], Status.TRANSMITTING)
@@ -183,7 +180,7 @@ def test_a_lease_that_is_over_can_not_be_begun(store: Store) -> None:
 
 
 def test_a_lease_that_holds_is_nobody_elses(store: Store) -> None:
-    """The sweep takes nothing from a worker that is in time."""
+    """The sweep leaves deliveries alone whose lease is not over."""
     bring(store, Status.TRANSMITTING)
     bring(store, Status.CLAIMED)
 
@@ -197,7 +194,7 @@ def test_a_lease_that_holds_is_nobody_elses(store: Store) -> None:
 
 
 def test_some_of_a_slice(store: Store) -> None:
-    """A statement for many moves those that can be moved, and says which."""
+    """A statement for many deliveries moves those that can be moved, and returns them."""
     insert(store, *(f"reader{number}@example.com" for number in range(600)))
     claimed = claim(store, 600)
     gone, held = claimed[:100], claimed[100:]
@@ -212,7 +209,7 @@ def test_some_of_a_slice(store: Store) -> None:
 
 @pytest.mark.parametrize("held", [Status.CLAIMED, Status.TRANSMITTING])
 def test_what_is_released_was_never_claimed(store: Store, held: Status) -> None:
-    """The attempt is given back, the due time is as before."""
+    """Releasing a delivery gives back its attempt and its due time."""
     delivery = bring(store, Status.QUEUED)
     queued = row(store, delivery)
     [claimed] = claim(store)
@@ -226,7 +223,7 @@ def test_what_is_released_was_never_claimed(store: Store, held: Status) -> None:
 
 
 def test_what_is_released_may_have_to_wait(store: Store) -> None:
-    """A reason to wait comes as a later due time."""
+    """A delivery may be released with a later due time."""
     delivery = bring(store, Status.CLAIMED)
 
     store.release_if_held({delivery.id: LATER}, token=delivery.token)
@@ -236,7 +233,7 @@ def test_what_is_released_may_have_to_wait(store: Store) -> None:
 
 
 def test_a_lapsed_claim_costs_no_attempt(store: Store) -> None:
-    """Its worker is gone; that says nothing about the mail."""
+    """A lapsed claim goes back to the queue without costing an attempt."""
     delivery = bring(store, Status.QUEUED)
     queued = row(store, delivery)
     claim(store)
@@ -247,7 +244,7 @@ def test_a_lapsed_claim_costs_no_attempt(store: Store) -> None:
 
 
 def test_what_was_said_is_kept(store: Store) -> None:
-    """The reply, the relay and the time; and for a try that failed, a line in the history."""
+    """An outcome stores the reply, the relay and the time; a failed attempt enters the history."""
     refused, accepted = bring(store, Status.TRANSMITTING), bring(store, Status.TRANSMITTING)
 
     record(store, refused, to=Status.QUEUED, reply="451 später 🐌")
@@ -271,7 +268,7 @@ def test_what_was_said_is_kept(store: Store) -> None:
 
 
 def test_a_try_that_does_not_count(store: Store) -> None:
-    """A relay that could not be talked to costs no attempt."""
+    """A relay that could not be reached costs no attempt."""
     delivery = bring(store, Status.TRANSMITTING)
 
     record(store, delivery, to=Status.QUEUED, counts=False)
@@ -280,7 +277,7 @@ def test_a_try_that_does_not_count(store: Store) -> None:
 
 
 def test_any_words_can_be_recorded(store: Store) -> None:
-    """What a relay says is no reason to lose an outcome, though PostgreSQL stores no NUL and no database half a character."""
+    """Replies with characters that the database cannot store are recorded in a cleaned form."""
     sent, failed = bring(store, Status.TRANSMITTING), bring(store, Status.TRANSMITTING)
     broken = bring(store, Status.CLAIMED)
 
@@ -296,7 +293,7 @@ def test_any_words_can_be_recorded(store: Store) -> None:
 
 
 def test_a_second_report_changes_nothing(store: Store) -> None:
-    """Outcomes are recorded again when the answer of the database got lost."""
+    """Recording an outcome a second time changes nothing."""
     delivery = bring(store, Status.TRANSMITTING)
     record(store, delivery, to=Status.FAILED)
 
@@ -306,7 +303,7 @@ def test_a_second_report_changes_nothing(store: Store) -> None:
 
 
 def test_a_requeued_mail_begins_anew(store: Store) -> None:
-    """All its attempts and all its time are before it."""
+    """A requeued mail has all its attempts and its full time again."""
     delivery = bring(store, Status.FAILED)
 
     store.settle_if_resting(delivery.mail_id, Status.QUEUED, now=LATER)
@@ -321,7 +318,7 @@ def test_a_requeued_mail_begins_anew(store: Store) -> None:
 
 
 def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
-    """And no other mail's."""
+    """A decision moves all deliveries of the mail that no worker holds, and no other mail's."""
     insert(store, "eve@example.com")
     mail_id = insert(store, "ada@example.com", "bob@example.com", "cy@example.com")
     [eve, ada, *rest] = claim(store)
@@ -341,7 +338,7 @@ def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
 @pytest.mark.parametrize("target", [Status.SENT, Status.FAILED, Status.QUEUED])
 @pytest.mark.parametrize("noticed_by", ["its worker", "the sweep"])
 def test_a_late_reply_settles_a_doubt(store: Store, noticed_by: str, target: Status) -> None:
-    """The worker was slow, not dead: what the relay said is true."""
+    """A doubt is settled by a late reply that its own worker records."""
     delivery = bring(store, Status.TRANSMITTING)
     if noticed_by == "the sweep":
         store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
@@ -352,7 +349,7 @@ def test_a_late_reply_settles_a_doubt(store: Store, noticed_by: str, target: Sta
 
 
 def test_what_was_never_begun_is_not_in_doubt(store: Store) -> None:
-    """Its worker was frozen for longer than its lease, and says so when it wakes up: it goes out as if nothing had been."""
+    """A doubtful delivery is requeued if its worker reports that it was never begun."""
     delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.HOLD)
     store.doubt_lapsed_transmissions(LATER, resend_at=LATER)
 
@@ -369,7 +366,7 @@ def test_what_was_never_begun_is_not_in_doubt(store: Store) -> None:
 
 
 def test_a_doubt_that_was_resent_is_settled_by_nobody_late(store: Store) -> None:
-    """The old claim is over: its reply says nothing about the new one."""
+    """A late reply is ignored once the delivery has been queued again."""
     delivery = bring(store, Status.DOUBTFUL)
     store.resend_doubtful(LATER)
 
@@ -390,7 +387,7 @@ def doubt_by_sweep(store: Store, delivery: Delivery) -> set[int]:
 
 @pytest.mark.parametrize("doubt", [doubt_by_worker, doubt_by_sweep])
 def test_resend_means_once(store: Store, doubt: Callable[[Store, Delivery], set[int]]) -> None:
-    """A mail in doubt is sent once more when its time has come; a second doubt waits for a person."""
+    """With `on_doubt="resend"`, a mail is sent once more; a second doubt waits for a person."""
     delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.RESEND)
     assert_moved(store, lambda: doubt(store, delivery), [delivery], Status.DOUBTFUL)
     assert_moved(store, lambda: store.resend_doubtful(NOW + 899), [], Status.QUEUED)
@@ -406,7 +403,7 @@ def test_resend_means_once(store: Store, doubt: Callable[[Store, Delivery], set[
 
 @pytest.mark.parametrize("doubt", [doubt_by_worker, doubt_by_sweep])
 def test_hold_means_never(store: Store, doubt: Callable[[Store, Delivery], set[int]]) -> None:
-    """It waits for a person, who may send it once more."""
+    """With `on_doubt="hold"`, a mail in doubt waits for a person."""
     delivery = bring(store, Status.TRANSMITTING, on_doubt=OnDoubt.HOLD)
     assert_moved(store, lambda: doubt(store, delivery), [delivery], Status.DOUBTFUL)
     assert_moved(store, lambda: store.resend_doubtful(LATER * 2), [], Status.QUEUED)

@@ -1,4 +1,4 @@
-"""A database that is away: one kind of error, whose text says what is wrong and which setting names the database."""
+"""Outages of the database: one exception, which gives the reason and the setting's name."""
 
 import resource
 import sqlite3
@@ -41,7 +41,7 @@ def unavailable(reason: str) -> Iterator[None]:
     ],
 )
 def test_nobody_listens(url: str, reason: str) -> None:
-    """A wrong port, a server that was not started."""
+    """A server that does not listen raises StoreUnavailable with the reason."""
     store = Store(url)
 
     with unavailable(reason):
@@ -50,7 +50,7 @@ def test_nobody_listens(url: str, reason: str) -> None:
 
 @postgresql_only
 def test_there_is_no_such_database(database_url: str) -> None:
-    """The server says so."""
+    """A missing database raises StoreUnavailable with the reason."""
     store = Store(
         make_url(database_url).set(database="forgotten").render_as_string(hide_password=False)
     )
@@ -61,7 +61,7 @@ def test_there_is_no_such_database(database_url: str) -> None:
 
 @pytest.fixture
 def administer(postgres_databases: Databases) -> Iterator[Callable[[str], None]]:
-    """What somebody does to the server meanwhile."""
+    """Yield a function that executes a statement as the server's administrator."""
     with postgres_databases.empty() as url:
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
 
@@ -74,7 +74,7 @@ def administer(postgres_databases: Databases) -> Iterator[Callable[[str], None]]
 
 
 def hang_up(name: str | None) -> str:
-    """The statement that closes all connections to a database."""
+    """Return the statement that closes all connections to a database."""
     return f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608 -- a name of ours
 
 
@@ -82,7 +82,7 @@ def hang_up(name: str | None) -> str:
 def test_the_database_goes_away_and_comes_back(
     store: Store, administer: Callable[[str], None]
 ) -> None:
-    """What was queued is there, what could not be queued is not, and nothing needs to be restarted."""
+    """After an outage the store works again without a restart, and keeps what was accepted."""
     name = store.engine.url.database
     insert(store, "before@example.com")
     administer(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
@@ -103,7 +103,7 @@ def test_the_database_goes_away_and_comes_back(
 def test_a_connection_that_was_lost_unnoticed(
     store: Store, administer: Callable[[str], None]
 ) -> None:
-    """The server was restarted while nobody asked it anything: no one sees it."""
+    """An idle connection that the server has closed is replaced unnoticed."""
     insert(store)
     administer(hang_up(store.engine.url.database))
 
@@ -112,7 +112,7 @@ def test_a_connection_that_was_lost_unnoticed(
 
 @postgresql_only
 def test_a_server_that_only_reads(store: Store, administer: Callable[[str], None]) -> None:
-    """A standby, after its primary has moved on to another machine."""
+    """A read-only server, such as a former primary, raises StoreUnavailable."""
     administer(
         f'ALTER DATABASE "{store.engine.url.database}" SET default_transaction_read_only = on'
     )
@@ -125,7 +125,7 @@ def test_a_server_that_only_reads(store: Store, administer: Callable[[str], None
 def test_a_server_that_falls_silent(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits without an end; and the connection is not used again, on which the answer may come yet."""
+    """A server that does not answer raises an error in time, and the connection is not reused."""
     insert(store, "before@example.com")
     monkeypatch.setattr(postgresql, "_SILENT_SECONDS", 0.3)
     with create_engine(database_url).connect() as other:
@@ -145,7 +145,7 @@ def test_a_server_that_falls_silent(
 def test_a_worker_that_is_frozen_in_a_transaction(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends the transaction, so that nobody waits for its rows; who wakes up is told that nothing was done."""
+    """A transaction that the server ended for being idle is reported as not done."""
     monkeypatch.setitem(
         postgresql._OF_THE_SERVER, "options", "-c idle_in_transaction_session_timeout=100ms"
     )
@@ -153,8 +153,11 @@ def test_a_worker_that_is_frozen_in_a_transaction(
 
     def is_over() -> bool:
         with other.connect() as connection:
-            idle = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
-            return connection.exec_driver_sql(idle).first() is None
+            idle = connection.exec_driver_sql("""
+                SELECT 1 FROM pg_stat_activity
+                WHERE datname = current_database() AND state = 'idle in transaction'
+            """)
+            return idle.first() is None
 
     with unavailable("idle-in-transaction timeout"), store.together():
         store.pause(now=NOW, reason="by its first statement")
@@ -171,7 +174,7 @@ def test_a_worker_that_is_frozen_in_a_transaction(
 
 @postgresql_only
 def test_the_connection_ends_before_the_commit(store: Store) -> None:
-    """The mail is queued again, and is there once."""
+    """A mail whose connection ended before the commit is queued again, once."""
     hang_up_at_commit(store, times=1)
     insert(store, "ada@example.com")
 
@@ -180,7 +183,7 @@ def test_the_connection_ends_before_the_commit(store: Store) -> None:
 
 @postgresql_only
 def test_the_connection_ends_at_each_commit(store: Store) -> None:
-    """Nobody can know what became of the mail: that is said, and what to do about it."""
+    """If each commit loses its connection, CommitLost advises an idempotency key."""
     hang_up_at_commit(store, times=2)
 
     with pytest.raises(
@@ -192,16 +195,18 @@ def test_the_connection_ends_at_each_commit(store: Store) -> None:
 
 
 def hang_up_at_commit(store: Store, *, times: int) -> None:
-    """Of the next mails; the sequence counts also what is undone."""
+    """Close the connection at the next commits that insert a mail."""
     with store.engine.begin() as connection:
         connection.exec_driver_sql(f"""
             CREATE SEQUENCE hang_ups;
             CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF nextval('hang_ups') <= {times} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+                IF nextval('hang_ups') <= {times} THEN
+                    PERFORM pg_terminate_backend(pg_backend_pid());
+                END IF;
                 RETURN NULL;
             END $$;
-            CREATE CONSTRAINT TRIGGER hang_up AFTER INSERT ON mailer_message DEFERRABLE INITIALLY DEFERRED
-                FOR EACH ROW EXECUTE FUNCTION hang_up();
+            CREATE CONSTRAINT TRIGGER hang_up AFTER INSERT ON mailer_message
+                DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hang_up();
         """)
 
 
@@ -209,9 +214,9 @@ def hang_up_at_commit(store: Store, *, times: int) -> None:
 def test_the_connection_ends_after_the_commit(
     store: Store, administer: Callable[[str], None]
 ) -> None:
-    """As in a fail-over, while a standby is waited for.
+    """A mail whose commit succeeded before the connection ended is reported as queued.
 
-    The mail is there already: the caller is told that it is queued.
+    So it may be in a fail-over, while the server waits for its standby.
     """
     administer(f'ALTER DATABASE "{store.engine.url.database}" SET synchronous_commit = on')
     administer("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
@@ -228,7 +233,7 @@ def test_the_connection_ends_after_the_commit(
     assert [row["recipient"] for row in table(store).values()] == ["ada@example.com"]
 
 
-#: As soon as somebody does.
+#: Close the connection of the first session that waits for the standby.
 HANG_UP_ON_WHO_WAITS = """
 DO $$ BEGIN
     LOOP
@@ -243,15 +248,18 @@ END $$
 
 @postgresql_only
 def test_two_that_wait_for_each_other(store: Store) -> None:
-    """PostgreSQL undoes one of them; the caller does not hear of it."""
+    """A mail whose transaction PostgreSQL ended because of a deadlock is queued all the same."""
     with store.engine.begin() as connection:
         connection.exec_driver_sql("""
             CREATE SEQUENCE tries;
             CREATE FUNCTION deadlock() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF nextval('tries') = 1 THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END IF;
+                IF nextval('tries') = 1 THEN
+                    RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected';
+                END IF;
                 RETURN NEW;
             END $$;
-            CREATE TRIGGER deadlock BEFORE INSERT ON mailer_delivery FOR EACH ROW EXECUTE FUNCTION deadlock();
+            CREATE TRIGGER deadlock BEFORE INSERT ON mailer_delivery
+                FOR EACH ROW EXECUTE FUNCTION deadlock();
         """)
     insert(store, "ada@example.com")
 
@@ -262,7 +270,7 @@ def test_two_that_wait_for_each_other(store: Store) -> None:
 
 
 def test_the_folder_can_not_be_made(tmp_path: Path) -> None:
-    """A wrong setting, said at start-up."""
+    """A folder that cannot be created is a configuration error at start-up."""
     (tmp_path / "file").touch()
 
     with pytest.raises(
@@ -272,13 +280,13 @@ def test_the_folder_can_not_be_made(tmp_path: Path) -> None:
 
 
 def test_the_database_is_a_folder(tmp_path: Path) -> None:
-    """SQLite says what it makes of it."""
+    """A database file that is a folder raises StoreUnavailable with SQLite's reason."""
     with unavailable("unable to open database file"):
         insert(Store(f"sqlite:///{tmp_path}"))
 
 
 def test_the_folder_can_not_be_written_to() -> None:
-    """The error is that of any other outage, with the file and the reason."""
+    """A folder that cannot be written to raises StoreUnavailable with the file and the reason."""
     with TemporaryDirectory(prefix="mailer-instance-") as folder:
         Path(folder).chmod(0o755)
 
@@ -293,7 +301,7 @@ def test_the_folder_can_not_be_written_to() -> None:
 
 @sqlite_only
 def test_no_file_can_be_opened_any_more(database_url: str) -> None:
-    """As long as the process has too many open, and no longer."""
+    """A process out of file descriptors raises StoreUnavailable until it can open files again."""
     store = Store(database_url)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -308,7 +316,7 @@ def test_no_file_can_be_opened_any_more(database_url: str) -> None:
 
 
 def test_the_file_is_something_else(tmp_path: Path) -> None:
-    """And is left as it is."""
+    """A file that is no database raises StoreUnavailable and stays unchanged."""
     file = tmp_path / "letter.txt"
     file.write_text("Dear Ada, " * 1000)
 
@@ -321,7 +329,7 @@ def test_the_file_is_something_else(tmp_path: Path) -> None:
 def test_somebody_else_writes_for_too_long(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting has an end, and what comes afterwards is not harmed."""
+    """Waiting for another process's transaction ends in time, and later mails are queued."""
     monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
     store = Store(database_url)
     with closing(sqlite3.connect(str(store.engine.url.database), isolation_level=None)) as other:
@@ -339,7 +347,7 @@ def test_somebody_else_writes_for_too_long(
 def test_a_thread_waits_for_its_turn_for_too_long(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another thread of the process waits for the file, and this one for it: not twice as long, and not for ever."""
+    """Waiting for another thread of the process has the same limit."""
     store.check_schema()
     monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
     with store._turn, unavailable("database is locked"):
@@ -350,7 +358,7 @@ def test_a_thread_waits_for_its_turn_for_too_long(
 
 @sqlite_only
 def test_the_first_mail_of_the_one_writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller's transaction that writes does not wait for a thread that has its turn, and waits for that transaction."""
+    """A mail in the caller's open transaction does not wait for threads that wait for it."""
     store.check_schema()
     store._checked = False  # as in a process that has just started
     monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
@@ -365,7 +373,7 @@ def test_the_first_mail_of_the_one_writer(store: Store, monkeypatch: pytest.Monk
 
 
 class SlowTurn:
-    """A clock, and a lock that takes nine seconds of it."""
+    """A clock, and a lock that takes nine seconds of its time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -381,12 +389,12 @@ class SlowTurn:
         return timeout > 9
 
     def release(self) -> None:
-        """Nobody else wants it."""
+        """Do nothing: no other thread wants the lock."""
 
 
 @sqlite_only
 def test_one_deadline_for_all_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waited nine seconds for the threads of its own process waits for others no longer than what is left."""
+    """Waiting for threads and then for processes has one common limit."""
     turn = SlowTurn()
     monkeypatch.setattr(engines, "time", turn)
     monkeypatch.setattr(store._turn, "lock", turn)
@@ -402,7 +410,7 @@ def test_one_deadline_for_all_waits(store: Store, monkeypatch: pytest.MonkeyPatc
 
 @sqlite_only
 def test_the_disk_is_full(store: Store) -> None:
-    """A mail that does not fit is not queued, and the next one that does is."""
+    """A mail that does not fit on the disk is not queued, and the next one that fits is."""
     store.check_schema()
 
     def allow(pages: int) -> None:
@@ -420,13 +428,13 @@ def test_the_disk_is_full(store: Store) -> None:
 
 
 def test_the_log_could_only_be_read_for_a_while(tmp_path: Path) -> None:
-    """A connection that was made meanwhile can't write ever after: it is given up with its first failure."""
-    # On a disk: not all memory knows what can't be changed.
+    """A connection opened while SQLite's log was read-only is replaced after its first failure."""
+    # On a disk, since not every tmpfs supports immutable files.
     store = Store(f"sqlite:///{tmp_path}/mailer.sqlite3")
     insert(store, "before@example.com")
     file = str(store.engine.url.database)
     with closing(sqlite3.connect(file)) as other, immutable(Path(f"{file}-wal")):
-        # So that the log stays while the store has no connection.
+        # Keep the log while the store has no connection.
         other.execute("SELECT 1 FROM mailer_message")
         store.engine.dispose()
         with unavailable("readonly"):

@@ -1,4 +1,4 @@
-"""Pauses of relays, which all workers see, and writes that belong together."""
+"""Pauses of relays that all workers share, and writes in one transaction."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ def pause(
 
 
 def many_times(work: Callable[[], object], count: int = 12) -> list[object]:
-    """At the same moment, from as many threads."""
+    """Call this function from as many threads at the same moment."""
     with ThreadPoolExecutor(count) as threads:
         return [one.result() for one in [threads.submit(work) for _ in range(count)]]
 
@@ -47,7 +47,7 @@ def many_times(work: Callable[[], object], count: int = 12) -> list[object]:
 
 
 def test_what_is_known_of_a_pause(store: Store) -> None:
-    """Until when and since when, how often it failed, and why; of each relay by itself."""
+    """A pause stores its start, end, failures and reason for each relay."""
     assert store.relay_pauses() == {}
     assert pause(store)
     assert pause(store, name="other", reason="a stranger's \x00 words")
@@ -64,7 +64,7 @@ def test_what_is_known_of_a_pause(store: Store) -> None:
 
 
 def test_it_fails_again(store: Store) -> None:
-    """The pause is a longer one, and keeps the date at which it began."""
+    """A relay that fails again is paused for longer, and keeps the date of the first failure."""
     pause(store)
     assert store.pause_relay(
         RELAY, failures=1, now=NOW + 60, until=NOW + 80, reason="535 wrong password"
@@ -80,7 +80,7 @@ def test_it_fails_again(store: Store) -> None:
 
 
 def test_a_failure_of_old_changes_nothing(store: Store) -> None:
-    """Of a worker that looked before others found out the same."""
+    """A failure that is based on an outdated number of failures changes nothing."""
     pause(store)
     store.pause_relay(RELAY, failures=1, now=NOW, until=NOW + 20, reason="again")
     before = store.relay_pauses()
@@ -91,7 +91,7 @@ def test_a_failure_of_old_changes_nothing(store: Store) -> None:
 
 
 def test_workers_that_fail_at_the_same_time(store: Store) -> None:
-    """Are one failure, the first time and every time."""
+    """Workers that fail at the same relay at the same moment count as one failure."""
     for failures in range(3):
         outcomes = many_times(lambda failures=failures: pause(store, failures=failures))  # type: ignore[misc]
 
@@ -103,7 +103,7 @@ def test_workers_that_fail_at_the_same_time(store: Store) -> None:
 
 
 def test_one_worker_of_all_tries(store: Store) -> None:
-    """When the pause is over, and not before; then nobody else does for a while, and later one may again."""
+    """After a pause one worker probes the relay, and another one only after the probe's lease."""
     pause(store)
 
     def take(now: float) -> list[object]:
@@ -118,13 +118,13 @@ def test_one_worker_of_all_tries(store: Store) -> None:
 
 
 def test_a_relay_that_is_not_paused_has_no_probe(store: Store) -> None:
-    """It may be used by all."""
+    """There is no probe for a relay that is not paused."""
     assert not store.take_probe(RELAY, now=NOW, until=LATER)
     assert store.relay_pauses() == {}
 
 
 def test_a_probe_is_given_back_by_who_took_it(store: Store) -> None:
-    """Then the next one may try at once; whoever took it since keeps it."""
+    """A probe can be given back only by the worker that took it."""
     pause(store)
     now = NOW + REST
     assert store.take_probe(RELAY, now=now, until=now + 80)
@@ -133,13 +133,13 @@ def test_a_probe_is_given_back_by_who_took_it(store: Store) -> None:
     assert not store.move_probe("other", taken_until=now + 80, until=now)
     assert not store.take_probe(RELAY, now=now, until=LATER)
     assert store.move_probe(RELAY, taken_until=now + 80, until=now)
-    # A number that has no end in binary.
+    # A number without an exact binary representation.
     assert store.take_probe(RELAY, now=now, until=now + 0.1 + 0.2)
     assert store.move_probe(RELAY, taken_until=now + 0.1 + 0.2, until=now)
 
 
 def test_it_answers_again(store: Store) -> None:
-    """The pause is gone, and one of all is told so."""
+    """Of many workers that resume a relay at the same moment, one is told that it did."""
     pause(store)
     pause(store, name="other")
 
@@ -153,7 +153,7 @@ def test_it_answers_again(store: Store) -> None:
 
 
 def test_together_is_all_or_nothing(store: Store) -> None:
-    """Outcomes that are recorded and mails that are marked: if one can't be, the other is not."""
+    """An exception in `together()` rolls back all its writes."""
     tried, next_one = bring(store, Status.TRANSMITTING), bring(store, Status.CLAIMED)
     before = table(store)
 
@@ -174,7 +174,7 @@ def test_together_is_all_or_nothing(store: Store) -> None:
 
 
 def test_what_a_statement_breaks_is_undone_together(store: Store) -> None:
-    """A mistake of ours in the second one takes the first one back."""
+    """A statement that fails in `together()` rolls back the ones before it."""
     tried = bring(store, Status.TRANSMITTING)
     before = table(store)
 
@@ -192,7 +192,7 @@ def test_what_a_statement_breaks_is_undone_together(store: Store) -> None:
 
 @postgresql_only
 def test_other_threads_are_not_in_it(store: Store) -> None:
-    """What they write stands, whatever becomes of the rest. With SQLite they would wait."""
+    """Writes of other threads do not join the transaction of `together()`."""
     mine, theirs = bring(store, Status.TRANSMITTING), bring(store, Status.TRANSMITTING)
 
     def write(threads: ThreadPoolExecutor) -> None:
@@ -207,7 +207,7 @@ def test_other_threads_are_not_in_it(store: Store) -> None:
 
 
 def test_many_threads_write_together(store: Store) -> None:
-    """They neither fail nor get between each other, also with SQLite, which has one writer."""
+    """Many threads may use `together()` at the same time, also with SQLite's one writer."""
     deliveries = [bring(store, Status.CLAIMED) for _ in range(20)]
 
     def write(number: int) -> None:
@@ -222,7 +222,7 @@ def test_many_threads_write_together(store: Store) -> None:
 
 
 def test_a_thread_that_was_interrupted_writes_alone_again(store: Store) -> None:
-    """What comes after does not join a transaction that has ended."""
+    """After an interrupt in `together()`, the thread's next write has a transaction of its own."""
     one = bring(store, Status.CLAIMED)
     with pytest.raises(KeyboardInterrupt), store.together():
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""PostgreSQL behind PgBouncer in transaction mode: each transaction may be in another session of the server."""
+"""PostgreSQL behind PgBouncer in transaction mode, where sessions are shared."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def pooled_url(direct_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def pooled(pooled_url: str) -> Iterator[Store]:
-    """A store whose tables were made through PgBouncer."""
+    """Yield a store whose tables were made through PgBouncer."""
     store = Store(pooled_url, pgbouncer=True)
     store.migrate()
     yield store
@@ -47,7 +47,7 @@ def pooled(pooled_url: str) -> Iterator[Store]:
 
 
 def test_many_threads_share_few_sessions(pooled: Store) -> None:
-    """Queueing and a delivery's whole way, by more clients than the server has sessions, again and again."""
+    """Queueing and delivering work with more clients than the server has sessions."""
 
     def deliver(number: int) -> None:
         token = f"worker{number}"
@@ -69,7 +69,7 @@ def test_many_threads_share_few_sessions(pooled: Store) -> None:
 
 
 def test_a_statement_has_its_limit(pooled: Store) -> None:
-    """The limit is asked for in each transaction, since no session keeps it."""
+    """Each transaction sets its own time limits, and leaves none in the shared session."""
     with pooled._write() as transaction:
         limits = transaction.execute(
             "SELECT current_setting('statement_timeout'),"
@@ -84,7 +84,7 @@ def test_a_statement_has_its_limit(pooled: Store) -> None:
 
 
 def test_there_and_back(pooled: Store) -> None:
-    """Migrations run through it."""
+    """Migrations run through PgBouncer."""
     bring(pooled, Status.SENT)
     emptied(pooled)
     pooled.migrate("base")
@@ -98,7 +98,7 @@ def test_there_and_back(pooled: Store) -> None:
 def test_the_callers_transaction_through_it(
     pooled: Store, pooled_url: str, *, ends_well: bool
 ) -> None:
-    """The application reaches its database through PgBouncer as well, as PgBouncer's users do."""
+    """Mail can be queued in the caller's transaction through PgBouncer."""
     app = Flask("shop")
     app.config.update(
         MAILER_DATABASE_URL=pooled_url,
@@ -122,11 +122,11 @@ def _flask_mail_message(number: int) -> Message:
     return Message(f"Order {number}", recipients=["ada@example.com"], body="Thank you")
 
 
-@sqlite_only  # which the configuration names first
+@sqlite_only  # once: the database of `config` is replaced below
 def test_workers_deliver_through_it(
     pooled: Store, pooled_url: str, config: dict[str, str], start_workers: StartWorkers, sink: Sink
 ) -> None:
-    """Real workers of a prefork pool, with the setting in their environment."""
+    """The workers of a prefork pool deliver through PgBouncer."""
     config |= {"MAILER_DATABASE_URL": pooled_url, "MAILER_PGBOUNCER": "true"}
     start_workers(pool="prefork", concurrency=2)
     for _ in range(60):
@@ -137,7 +137,7 @@ def test_workers_deliver_through_it(
 
 
 def test_without_the_setting_the_error_names_it(pooled: Store, pooled_url: str) -> None:
-    """What PgBouncer says of a startup parameter tells nobody what to do."""
+    """Without MAILER_PGBOUNCER, the error says to set it."""
     store = Store(pooled_url)
 
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_without_the_setting_the_error_names_it(pooled: Store, pooled_url: str) 
 
 
 def test_prepared_statements_of_another_session_name_it_too(pooled: Store) -> None:
-    """So fails who has told PgBouncer to ignore the startup parameter."""
+    """Errors about prepared statements of other sessions say to set MAILER_PGBOUNCER."""
     errors = (psycopg.errors.DuplicatePreparedStatement(), psycopg.errors.InvalidSqlStatementName())
     for error in errors:
         with (
@@ -159,7 +159,7 @@ def test_prepared_statements_of_another_session_name_it_too(pooled: Store) -> No
 
 @sqlite_only
 def test_sqlite_has_no_use_for_it(make_app: Callable[..., Flask]) -> None:
-    """Whoever sets it for all environments can run SQLite in one of them."""
+    """MAILER_PGBOUNCER is ignored with SQLite."""
     app = make_app(MAILER_PGBOUNCER=True)
     with app.app_context():
         assert app.extensions["mailer"].store.counts() == []

@@ -1,4 +1,4 @@
-"""One database, several processes: forked from each other, or started at the same moment."""
+"""One database used by several processes, forked or started at the same moment."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ _numbers = count(1)
 
 
 def queue(store: Store, recipient: str) -> None:
-    """A mail of this process; a fork would count on where its parent was."""
+    """Queue a mail whose id contains the process id, so that forks never reuse one."""
     insert(store, recipient, message=a_message(id=f"{os.getpid()}-{next(_numbers)}"))
 
 
@@ -28,7 +28,7 @@ def recipients(store: Store) -> list[str]:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The process id of a child that does this work, and ends with 0 if it could."""
+    """Fork a child that does this work, and return its process id."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -41,7 +41,7 @@ def forked(work: Callable[[], object]) -> int:
 
 
 def forked_unnoticed(work: Callable[[], object]) -> int:
-    """The same, forked by C code that does not run Python's hooks, as uWSGI does."""
+    """Fork as C code does (uWSGI, for example), without running Python's hooks."""
     pid: int = ctypes.PyDLL(None).fork()
     if pid == 0:
         code = 1
@@ -82,7 +82,7 @@ def fork_while_a_thread_queues(url: str) -> list[bool]:
 
 
 def test_a_fork_at_any_moment(store: Store, database_url: str) -> None:
-    """Parent and child both go on, also when a thread was in the middle of a transaction."""
+    """A fork in the middle of a thread's transaction harms neither parent nor child."""
     [well] = at_once(1, fork_while_a_thread_queues, database_url)
 
     assert well == [True] * 10
@@ -108,7 +108,7 @@ def fork_many(url: str) -> bool:
 
 
 def test_forks_that_python_does_not_see(store: Store, database_url: str) -> None:
-    """Each process has a connection of its own: no mail loses its copies to what another one says at the same moment."""
+    """Processes forked without Python's hooks use connections of their own."""
     assert at_once(1, fork_many, database_url) == [True]
 
     assert len(recipients(store)) == 2 + 5 * 100
@@ -144,7 +144,7 @@ def fork_and_close(
 def test_a_child_outlives_its_parents_connections(
     databases: Databases, fork: Callable[[Callable[[], object]], int], prefix: str
 ) -> None:
-    """SQLite deletes its log when the last connection closes: it has to know that of the child, however the file is named."""
+    """SQLite's log is not deleted while a forked child uses it, however the file is named."""
     with databases.migrated() as url:
         own = make_url(url)
         named = own.set(
@@ -162,7 +162,7 @@ def test_a_child_outlives_its_parents_connections(
 
 
 def fork_beside_the_application(url: str) -> bool:
-    """The application has a connection of its own to the file, and the parent closes everything."""
+    """Fork while the application has a connection to the file, then close all of the parent's."""
     Store(url).check_schema()  # from here on the file has a log
     engine = create_engine(url)
     with engine.connect() as connection:
@@ -172,7 +172,7 @@ def fork_beside_the_application(url: str) -> bool:
 
 @sqlite_only
 def test_a_child_of_an_application_with_its_own_connection(databases: Databases) -> None:
-    """SQLite in the child has inherited the account of that connection's locks: mail goes into no log that is deleted."""
+    """A child whose application had a connection of its own writes to no deleted log."""
     with databases.migrated() as url:
         assert at_once(1, fork_beside_the_application, url) == [True]
         store = Store(url)
@@ -187,7 +187,7 @@ def test_a_child_of_an_application_with_its_own_connection(databases: Databases)
 
 @sqlite_only
 def test_locks_that_a_child_can_not_have(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """A child that became another user is told that its log is in danger."""
+    """A child that cannot lock the database logs that its log is in danger."""
     insert(store)
 
     def take_over() -> None:
@@ -199,7 +199,7 @@ def test_locks_that_a_child_can_not_have(store: Store, caplog: pytest.LogCapture
 
 @FORKS
 def test_a_database_in_memory(fork: Callable[[Callable[[], object]], int]) -> None:
-    """A child begins with an empty one of its own."""
+    """A forked child has an empty in-memory database of its own."""
     store = Store("sqlite://")
     queue(store, "parent@example.com")
 
@@ -225,5 +225,5 @@ def take_the_first_chore(url: str) -> bool:
 
 @sqlite_only
 def test_many_processes_find_no_database(empty_database_url: str) -> None:
-    """One of them makes it, the others wait."""
+    """Many processes that find no database create it once."""
     assert sorted(at_once(8, take_the_first_chore, empty_database_url)) == [False] * 7 + [True]

@@ -1,4 +1,4 @@
-"""The write-ahead log beside a SQLite file."""
+"""The write-ahead log of a SQLite file."""
 
 import sqlite3
 from contextlib import closing
@@ -12,7 +12,7 @@ from tests.services.databases import sqlite_only
 
 @sqlite_only
 def test_the_log_shrinks_after_a_long_reader(store: Store) -> None:
-    """While somebody reads it grows, as it must; after that its space goes back to the disk with the next few mails."""
+    """A log that a long reader let grow is truncated by the next few mails."""
     insert(store)
     file = str(store.engine.url.database)
     log = Path(f"{file}-wal")
@@ -22,7 +22,7 @@ def test_the_log_shrinks_after_a_long_reader(store: Store) -> None:
         while log.stat().st_size < 2 * WAL_BYTES:
             insert(store, message=a_message(text="x" * 1_000_000))
         reader.execute("COMMIT")
-        for _ in range(3):  # one moves the log into the file, the next begins it anew and cuts it
+        for _ in range(3):  # one copies the log into the file, the next truncates it
             insert(store)
 
         assert log.stat().st_size <= WAL_BYTES

@@ -1,4 +1,4 @@
-"""A person stops everything, or a lane: nothing of it goes out until a person says so."""
+"""Pauses by a person: no mail, or none of a lane, goes out until it is resumed."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -20,7 +20,7 @@ from tests.services.dispatchers import (
 
 
 def test_everything_stands_still(store: Store) -> None:
-    """Nothing is claimed, nothing calls for a worker; afterwards all of it goes on."""
+    """During a pause nothing is claimed or due; afterwards all of it is."""
     insert(store)
     insert(store, due_at=NOW + 10)
     store.pause(now=NOW, reason="restored from a backup")
@@ -37,7 +37,7 @@ def test_everything_stands_still(store: Store) -> None:
 
 
 def test_a_lane_stands_still(store: Store) -> None:
-    """The others go on."""
+    """A pause of one lane does not affect the others."""
     for lane in Lane:
         insert(store, lane=lane)
     store.pause(Lane.BULK, now=NOW, reason="too early")
@@ -50,7 +50,7 @@ def test_a_lane_stands_still(store: Store) -> None:
 
 @pytest.mark.parametrize("databases", ["sqlite"], indirect=True)  # its instructions can be counted
 def test_a_long_queue_that_stands_still_costs_nothing(store: Store) -> None:
-    """Whoever looks for work once a second does not look through all that is due."""
+    """Looking for work during a pause does not read the whole queue."""
     insert(store, *(f"reader{number}@example.com" for number in range(2000)))
     store.pause(now=NOW, reason="by hand")
     hundreds: list[None] = []
@@ -65,10 +65,7 @@ def test_a_long_queue_that_stands_still_costs_nothing(store: Store) -> None:
 
 
 def test_what_is_known_of_a_stop(store: Store) -> None:
-    """Since when and why; who stops what is stopped changes the reason only.
-
-    Relays have pauses of their own.
-    """
+    """A second pause changes the reason and keeps the start; relays have pauses of their own."""
     store.pause(now=NOW, reason="first")
     store.pause(now=LATER, reason="second")
     store.pause(Lane.BULK, now=LATER, reason="too early")
@@ -82,7 +79,7 @@ def test_what_is_known_of_a_stop(store: Store) -> None:
 
 
 def test_what_is_in_doubt_is_not_queued_again(store: Store) -> None:
-    """While nothing goes out, it stays where a person sees it as what it is."""
+    """During a pause, mail in doubt is not queued again."""
     delivery = bring(store, Status.DOUBTFUL)
     store.pause(now=NOW, reason="by hand")
 
@@ -94,7 +91,7 @@ def test_what_is_in_doubt_is_not_queued_again(store: Store) -> None:
 def test_a_sweep_meanwhile(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell
 ) -> None:
-    """It rescues and expires, for that sends nothing; it neither rings nor delivers."""
+    """During a pause the sweep requeues and expires, but neither rings nor delivers."""
     claimed = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + 30)
     overdue = queue(store, "bob@example.com", expires_at=clock.time() + 30)
@@ -114,7 +111,7 @@ def test_a_sweep_meanwhile(
 
 
 def test_the_outlook(store: Store) -> None:
-    """What goes out by itself, from all sides; what was due long ago is the first to be seen."""
+    """The outlook counts queued mail by lane, age and domain, and lists what is claimed first."""
     for status in (Status.SENT, Status.FAILED, Status.CANCELLED):
         bring(store, status)
     old = insert(store, "old@example.org", due_at=NOW - 2 * 86400)
@@ -138,9 +135,9 @@ def test_the_outlook(store: Store) -> None:
 
 
 def test_what_is_in_doubt_is_as_old_as_its_first_try(store: Store) -> None:
-    """When it is to be sent once more says nothing about when it was due.
+    """The age of mail in doubt counts from its first due time.
 
-    Without that date it goes nowhere by itself.
+    Without a time to be sent again, it is not part of the outlook.
     """
     delivery = bring(store, Status.DOUBTFUL)
     assert row(store, delivery)["due_at"] == LATER
@@ -153,7 +150,7 @@ def test_what_is_in_doubt_is_as_old_as_its_first_try(store: Store) -> None:
 
 
 def test_what_was_due_before_is_cancelled(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bites; what is due later, or in the hands of a worker, stays."""
+    """Mail that was due before a time is cancelled in small batches; later mail stays."""
     monkeypatch.setattr("mailer.store.decisions.MOVED_AT_ONCE", 2)
     insert(store, *(f"reader{number}@example.com" for number in range(5)), due_at=NOW - 60)
     insert(store, due_at=NOW - 60, lane=Lane.BULK)

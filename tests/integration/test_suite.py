@@ -1,4 +1,4 @@
-"""The suite itself: what its processes share, and what a test finds after another."""
+"""The test suite itself: databases that tests share, and tests that run alone."""
 
 import fcntl
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from tests.services.waiting import wait_until
 
 
 def test_a_database_is_emptied_and_used_again(postgres_databases: Databases) -> None:
-    """Its rows, the numbers of its rows and its connections are gone."""
+    """A database that is reused has no rows, restarted sequences and no connections."""
     with postgres_databases.migrated() as url:
         store = Store(url)
         insert(store)
@@ -46,7 +46,7 @@ def test_a_database_is_emptied_and_used_again(postgres_databases: Databases) -> 
     ],
 )
 def test_a_database_that_was_changed_is_dropped(postgres_databases: Databases, change: str) -> None:
-    """The next test gets another one."""
+    """A database whose structure or settings a test changed is not reused."""
     with postgres_databases.migrated() as url:
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
@@ -58,7 +58,7 @@ def test_a_database_that_was_changed_is_dropped(postgres_databases: Databases, c
 
 @pytest.fixture
 def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks that no process of the test run holds."""
+    """Replace the locks of the test run by new ones."""
     for name in ("_GATE", "_MACHINE"):
         file = tmp_path / name
         file.touch()
@@ -76,7 +76,7 @@ def gate_is_closed() -> bool:
 
 @pytest.mark.usefixtures("_own_locks")
 def test_a_test_that_measures_is_alone() -> None:
-    """It begins when the tests at hand have ended, and no other begins before it has ended."""
+    """A test marked `alone` waits for running tests, and others wait for it."""
     events: list[str] = []
     measure = Event()
 

@@ -1,4 +1,4 @@
-"""What nobody else looks after: the sweep and the purge."""
+"""The sweep and the purge."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ DAY = 86_400.0
 
 
 def died_on_the_wire(store: Store, clock: Clock, **options: Any) -> str:
-    """A mail that a worker has marked and nobody has heard of since."""
+    """Queue a mail, and mark it as a worker does that dies before it records the outcome."""
     mail_id = queue(store, "ada@example.com", **options)
     [delivery] = claim(store, now=clock.time(), token="dead", lease_until=clock.time() + LEASE)
     store.mark_if_claimed(
@@ -45,7 +45,7 @@ def test_a_clock_that_is_set_back(
     bell: CountingBell,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was due is due, and somebody is called; what was scheduled for later stays so."""
+    """After the clock is set back, due mail is due and scheduled mail stays scheduled."""
     monkeypatch.setattr(worker_maintenance, "time", clock)
     thread = MaintenanceThread(outbound_of(make_dispatcher()), worker=None)
     thread._stopping.set()  # it does not wait for what gets due
@@ -65,7 +65,7 @@ def test_a_clock_that_is_set_back(
 def test_a_worker_died_before_it_began(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell
 ) -> None:
-    """When its lease is over its mails go back as if they had never been claimed, and somebody is called."""
+    """Mail that a dead worker claimed but did not begin is requeued after its lease."""
     mail_id = queue(store, "ada@example.com")
     claim(store, now=clock.time(), lease_until=clock.time() + LEASE)
     dispatcher = make_dispatcher()
@@ -84,7 +84,7 @@ def test_a_worker_died_before_it_began(
 def test_a_worker_died_on_the_wire(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """Nobody knows whether the mail was taken: it waits for MAILER_DOUBT_RESEND_AFTER, then goes out once more."""
+    """Mail that a dead worker had begun is sent again after MAILER_DOUBT_RESEND_AFTER."""
     mail_id = died_on_the_wire(store, clock)
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=900)
 
@@ -113,7 +113,7 @@ def test_a_worker_died_on_the_wire(
 def test_a_second_worker_died_on_the_wire(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock
 ) -> None:
-    """Twice is enough: a person decides."""
+    """Mail that two workers died with waits for a person."""
     mail_id = died_on_the_wire(store, clock)
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=1)
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_a_second_worker_died_on_the_wire(
 def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock
 ) -> None:
-    """A person decides at once."""
+    """Mail with `on_doubt="hold"` that a worker died with waits for a person."""
     mail_id = died_on_the_wire(store, clock, on_doubt=OnDoubt.HOLD)
     dispatcher = make_dispatcher(MAILER_DOUBT_RESEND_AFTER=1)
 
@@ -157,7 +157,7 @@ def test_a_worker_died_with_a_mail_that_must_not_go_out_twice(
 def test_somebody_is_called_for_what_is_due_and_only_then(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, bell: CountingBell
 ) -> None:
-    """Scheduled mail, retries, and mail whose ring got lost."""
+    """The sweep rings when mail is due, and only then."""
     dispatcher = make_dispatcher()
     chores_of(dispatcher).sweep()
     queue(store, "ada@example.com", due_at=clock.time() + 3600)
@@ -172,7 +172,7 @@ def test_somebody_is_called_for_what_is_due_and_only_then(
 def test_when_nobody_can_be_called_the_sweep_delivers(
     make_dispatcher: MakeDispatcher, store: Store, bell: CountingBell
 ) -> None:
-    """While the broker is away."""
+    """While the broker is down, the sweep delivers by itself."""
     bell.works = False
     mail_id = queue(store, "ada@example.com")
 
@@ -184,7 +184,7 @@ def test_when_nobody_can_be_called_the_sweep_delivers(
 def test_what_comes_too_late_is_not_sent(
     make_dispatcher: MakeDispatcher, store: Store, sink: Sink, clock: Clock
 ) -> None:
-    """A one-time password of yesterday."""
+    """Expired mail is not sent."""
     mail_id = queue(store, "ada@example.com", expires_at=clock.time() + 600)
     dispatcher = make_dispatcher()
     clock.ahead += 601
@@ -216,7 +216,7 @@ def test_a_step_of_the_sweep_that_fails(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """The others are taken."""
+    """A step of the sweep that fails does not prevent the others."""
     bell.works = False
     claimed, doubtful, overdue = (
         "requeue_lapsed_claims",
@@ -248,7 +248,7 @@ def test_a_step_that_fails_is_logged_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Not with every sweep; and so is that it works again."""
+    """A step that keeps failing is logged once, and once when it works again."""
     maintenance = chores_of(make_dispatcher())
     with monkeypatch.context() as patch:
         patch.setattr(store, "resend_doubtful", failing)
@@ -269,7 +269,7 @@ def test_a_chore_that_fails(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """The others are done."""
+    """A chore that fails does not prevent the others."""
     done: list[str] = []
     dispatcher = make_dispatcher()
     maintenance = chores_of(dispatcher)
@@ -287,8 +287,8 @@ def test_a_chore_that_fails(
 def test_a_step_of_the_purge_that_fails(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What mails said is erased although none can be deleted, and the next purge tries it all again."""
-    # Ids begin with their time.
+    """Bodies are erased even if deleting fails, and the next purge tries again."""
+    # Ids begin with their time, so "0" is the oldest.
     mail_id = queue(store, "ada@example.com", message=a_message(id="0"))
     dispatcher = make_dispatcher(MAILER_KEEP_DAYS=1, MAILER_KEEP_BODIES_DAYS=0.5)
     dispatcher.deliver_batch()
@@ -308,7 +308,7 @@ def test_a_step_of_the_purge_that_fails(
 def test_what_is_finished_is_kept_for_a_while(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock
 ) -> None:
-    """MAILER_KEEP_DAYS; what is not finished stays however old it is."""
+    """Finished mail is deleted after MAILER_KEEP_DAYS, and unfinished mail never."""
     attachment = Attachment("report.pdf", b"report")
     sent = queue(
         store,
@@ -333,7 +333,7 @@ def test_what_is_finished_is_kept_for_a_while(
 def test_a_long_purge_goes_in_small_bites(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it, but never so much at once that others wait for the database."""
+    """A large purge deletes in small batches with breaks in between."""
     monkeypatch.setattr("mailer.delivery.maintenance._PURGED_AT_ONCE", 2)
     for number in range(5):
         queue(store, f"reader{number}@example.com")
@@ -350,7 +350,7 @@ def test_a_long_purge_goes_in_small_bites(
 def test_a_purge_is_interrupted(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a bite, when its time is over: the sweep has its turn, and then the purge goes on where it was."""
+    """A purge stops after its time limit, and the next one goes on from there."""
     monkeypatch.setattr("mailer.delivery.maintenance._PURGED_AT_ONCE", 2)
     for number in range(3):
         queue(store, f"reader{number}@example.com")

@@ -23,7 +23,7 @@ MakeShop = Callable[..., Flask]  # `make_shop(celery, **config)`, a fixture
 
 @pytest.fixture
 def celery() -> Celery[Any]:
-    """The application's own one."""
+    """Return the Celery app of an application."""
     return Celery("theirs", broker="memory://", set_as_current=False)
 
 
@@ -35,7 +35,7 @@ def other_database_url(sqlite_databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def make_shop(config: dict[str, str]) -> Iterator[MakeShop]:
-    """Make a shop with a Celery app of its own application."""
+    """Yield a function that makes a shop with the application's own Celery app."""
     made = []
 
     def make_shop(celery: Celery[Any], **changes: str) -> Flask:
@@ -60,12 +60,12 @@ def status_of(app: Flask, mail_id: str) -> Status:
 
 
 def run(celery: Celery[Any], name: str = "mailer.send_email") -> None:
-    """Call a task of this Celery app here, as a worker does."""
+    """Call a task of this Celery app in this process, as a worker does."""
     celery.tasks[name]()
 
 
 def test_they_are_tasks_of_the_current_celery_app(open_shop: OpenShop) -> None:
-    """An import gives a task that belongs to whichever Celery app is current."""
+    """`from mailer.tasks import send_email` gives a task of the current Celery app."""
     for shop in (open_shop(), open_shop()):
         celery = shop.extensions["celery"]
         celery.set_current()
@@ -77,7 +77,7 @@ def test_they_are_tasks_of_the_current_celery_app(open_shop: OpenShop) -> None:
 def test_a_task_delivers_the_mail_of_its_celery_app(
     open_shop: OpenShop, other_database_url: str
 ) -> None:
-    """Whichever Celery app is current, and no other app's mail."""
+    """A task delivers the mail of its own Celery app, whichever app is current."""
     one, other = open_shop(), open_shop(MAILER_DATABASE_URL=other_database_url)
     mine, yours = queue(one), queue(other)
 
@@ -89,7 +89,7 @@ def test_a_task_delivers_the_mail_of_its_celery_app(
 def test_flask_apps_that_share_a_celery_app(
     make_shop: MakeShop, celery: Celery[Any], other_database_url: str
 ) -> None:
-    """Each task serves them all, and so does a worker's maintenance."""
+    """The tasks of a shared Celery app deliver the mail of all its Flask apps."""
     shops = make_shop(celery), make_shop(celery, MAILER_DATABASE_URL=other_database_url)
     mails = [queue(shop) for shop in shops]
 
@@ -100,7 +100,7 @@ def test_flask_apps_that_share_a_celery_app(
 
 
 def test_a_celery_app_that_no_mailer_knows(open_shop: OpenShop, celery: Celery[Any]) -> None:
-    """It has the tasks, as each Celery app in the process, and they say what is missing."""
+    """A task of a Celery app without a Mailer raises an error that tells how to connect them."""
     open_shop()
 
     with pytest.raises(ConfigurationError, match=r"'theirs' delivers no mail.* Set app.extensions"):
@@ -110,7 +110,7 @@ def test_a_celery_app_that_no_mailer_knows(open_shop: OpenShop, celery: Celery[A
 def test_a_celery_app_is_finalized_when_it_wants_to(
     make_shop: MakeShop, celery: Celery[Any]
 ) -> None:
-    """Early, so that the tasks are added to it, or late: they have their own options either way."""
+    """The tasks keep their own options whether the Celery app is finalized early or late."""
     make_shop(celery)
     assert not vars(celery)["finalized"]
     early: Celery[Any] = Celery("early", broker="memory://", set_as_current=False)
@@ -123,7 +123,7 @@ def test_a_celery_app_is_finalized_when_it_wants_to(
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_call_by_hand(open_shop: OpenShop, name: str) -> None:
-    """A worker takes `delay()`, which sends the limits of the task, and refuses other limits."""
+    """A worker takes a task called with `delay()`, and refuses one with other time limits."""
     app = open_shop()
     celery = app.extensions["celery"]
     celery.tasks[name].delay()
@@ -139,7 +139,7 @@ def test_a_call_by_hand(open_shop: OpenShop, name: str) -> None:
 
 
 def test_a_process_that_queues_builds_nothing_that_delivers(open_shop: OpenShop) -> None:
-    """Relays, keys and shared memory are for workers."""
+    """A process that only queues mail builds no relays, signers or shared memory."""
     app = open_shop()
     queue(app)
 
@@ -147,7 +147,7 @@ def test_a_process_that_queues_builds_nothing_that_delivers(open_shop: OpenShop)
 
 
 def test_threads_that_need_it_at_once(open_shop: OpenShop) -> None:
-    """They share what is built."""
+    """Threads that need the dispatcher at the same moment share one."""
     outbound, barrier = open_shop().extensions["mailer"].outbound, Barrier(8)
 
     def build(_number: int) -> object:
@@ -159,7 +159,7 @@ def test_threads_that_need_it_at_once(open_shop: OpenShop) -> None:
 
 
 def test_a_worker_builds_it_before_its_pool_forks(open_shop: OpenShop) -> None:
-    """The processes of a pool share the flags of the worker, and the memory."""
+    """A worker builds the dispatcher before its pool forks, so that children share its memory."""
     app = open_shop()
 
     class Worker:

@@ -1,4 +1,4 @@
-"""Limits that all workers share over Redis, and keep to while it is away."""
+"""Limits that all workers share over Redis, and keep to without Redis."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ SLOTS = f"mailer:tests:throttle:slots/{RELAY_KEY}"
 def throttle(
     url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any
 ) -> Throttle:
-    """What a worker process has: two of them know as little of each other as two processes."""
+    """Return a throttle like that of one worker process, which shares only Redis with others."""
     given = {
         "MAIL_SERVER": "relay.example.com",
         "MAILER_NAMESPACE": "tests",
@@ -58,7 +58,7 @@ def client(redis_url: str) -> Any:
 
 @pytest.fixture
 def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes look at each other and at Redis whenever they can."""
+    """Make processes look at Redis and at each other at every call."""
     monkeypatch.setattr(module, "_ANNOUNCED_EVERY", 0.0)
     monkeypatch.setattr(module, "_QUIET_SECONDS", 0.0)
 
@@ -72,17 +72,17 @@ def take_many(url: str, wanted: int) -> int:
 
 
 def test_processes_share_a_limit(redis_url: str) -> None:
-    """However many ask at the same moment, for few mails or for many, they get what the limit says."""
+    """Processes that ask at the same moment get no more mails together than the limit allows."""
     granted = at_once(4, take_many, redis_url, 3)
 
     assert sum(granted) <= 100
-    # What one had seen free and another took may be lost.
+    # A share that one process saw free while another took it may be lost.
     assert sum(granted) + take_many(redis_url, 1000) >= 90
     assert take_many(redis_url, 1000) == 0
 
 
 def test_threads_share_a_limit(redis_url: str) -> None:
-    """They use one throttle."""
+    """Threads that use the same throttle share its limit."""
     one = throttle(redis_url, MAILER_RELAY_RATE="100/hour")
     with ThreadPoolExecutor(8) as threads:
         granted = list(
@@ -93,7 +93,7 @@ def test_threads_share_a_limit(redis_url: str) -> None:
 
 
 def test_greenlets_share_a_limit(redis_url: str) -> None:
-    """In a worker with --pool gevent."""
+    """Greenlets of a worker with `--pool gevent` share a limit."""
     pytest.importorskip("gevent")
     program = f"""
 from gevent import monkey; monkey.patch_all()
@@ -111,7 +111,7 @@ print(sum(granted) + sum(admitted([one])))
 
 
 def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even around the turn of two seconds, where a count by the clock starts anew."""
+    """No span of one second sees more than the rate, wherever it starts."""
 
     class Clock:
         now = 1_800_000_000.9
@@ -136,9 +136,9 @@ def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.M
 
 
 def test_many_mails_cost_as_little_as_one(redis_url: str, client: Any) -> None:
-    """Two round trips a rate; and none to hear again that a limit is full."""
+    """A request for many mails costs two round trips, and asking again at a full limit none."""
     one = throttle(redis_url, MAILER_RELAY_RATE="5000/hour")
-    admitted([one], 0)  # which says hello
+    admitted([one], 0)  # to announce itself
 
     before = calls(client)
     assert admitted([one], 4000) == [4000]
@@ -153,7 +153,7 @@ def calls(client: Any) -> int:
 
 
 def test_a_domain_at_its_limit_takes_nothing_of_the_relay(redis_url: str) -> None:
-    """So it never holds up another."""
+    """A domain at its limit uses up none of the relay's limit."""
     domains = {"gmail.com": {"rate": "5/day"}}
     workers = [throttle(redis_url, domains, MAILER_RELAY_RATE="100/hour") for _ in range(4)]
 
@@ -163,7 +163,7 @@ def test_a_domain_at_its_limit_takes_nothing_of_the_relay(redis_url: str) -> Non
 
 
 def test_other_limits_are_counted_apart(redis_url: str) -> None:
-    """Each relay, each domain; the same relay of two apps is one."""
+    """Each relay and domain has a limit of its own, which all apps with that relay share."""
     first, second = ({"name": name, "MAILER_RELAY_RATE": "5/day"} for name in ("first", "second"))
     one = throttle(redis_url, {"*": {"rate": "2/day"}}, MAILER_RELAYS=[first, second])
     same = throttle(redis_url, MAILER_RELAYS=[second])
@@ -179,7 +179,7 @@ def test_other_limits_are_counted_apart(redis_url: str) -> None:
 
 
 def test_keys_say_whose_they_are_and_end_by_themselves(redis_url: str, client: Any) -> None:
-    """Redis is shared with the broker, and with whatever else."""
+    """All keys in Redis have the namespace as their prefix, and expire."""
     one = throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_RELAY_CONCURRENCY=1)
     admitted([one])
     one.slots().take_relay(RELAY)
@@ -191,7 +191,7 @@ def test_keys_say_whose_they_are_and_end_by_themselves(redis_url: str, client: A
 
 
 def test_installations_have_limits_of_their_own(redis_url: str) -> None:
-    """What shares a Redis and is not the same installation shares no limit."""
+    """Installations with different namespaces share no limits."""
     shops = [
         throttle(redis_url, MAILER_RELAY_RATE="5/hour", MAILER_NAMESPACE=name)
         for name in ("one", "other", "one")
@@ -203,7 +203,7 @@ def test_installations_have_limits_of_their_own(redis_url: str) -> None:
 def test_who_is_always_overtaken_is_refused(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rather than looking for ever at what others take."""
+    """A process that others overtake at each try is refused instead of trying for ever."""
     monkeypatch.setattr(shared.Shared, "take", lambda *_: False)
     grant = throttle(redis_url, MAILER_RELAY_RATE="100/hour").admit(RELAY, "example.com", 1)
 
@@ -219,7 +219,7 @@ def take_a_seat_and_die(url: str) -> bool:
 
 
 def test_processes_share_the_seats(redis_url: str, client: Any) -> None:
-    """No more than there are; that of a process that died is free again after two minutes at most."""
+    """Processes share the slots, and a dead process's slot is free after two minutes at most."""
     assert sum(at_once(5, take_a_seat_and_die, redis_url)) == 3
     assert not take_a_seat_and_die(redis_url)
 
@@ -239,7 +239,7 @@ def age(client: Any, seconds: int) -> None:
 def test_seats_that_are_used_are_kept(
     redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also longer than two minutes; those that are given back are free at once."""
+    """A slot in use is renewed beyond two minutes, and free at once when it is released."""
     one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
     with one.slots() as slots:
         assert slots.take_relay(RELAY)
@@ -255,7 +255,7 @@ def test_seats_that_are_used_are_kept(
 def test_seats_are_kept_while_a_mail_is_slow(
     redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever holds them waits for a relay meanwhile: that they are used is all that counts, until they are given back."""
+    """A slot is renewed in the background while its holder waits for a relay."""
     monkeypatch.setattr(renewer, "_EVERY", 0.02)
     one, other = (throttle(redis_url, MAILER_RELAY_CONCURRENCY=1) for _ in range(2))
     with one.slots() as slots:
@@ -274,7 +274,7 @@ def test_seats_are_kept_while_a_mail_is_slow(
 def test_a_seat_that_is_given_back_is_not_taken_again(
     redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper has looked at the hand, and comes to Redis after it was emptied."""
+    """A renewal that overlaps a release does not take the slot again."""
     hand, looked, go_on = throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots(), Event(), Event()
     keep_slots = Shared.keep_slots
 
@@ -300,7 +300,7 @@ def test_a_seat_that_is_given_back_is_not_taken_again(
 def test_a_lost_seat_is_nobody_elses(
     redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who comes back after a long freeze does not drive out who is there now, nor takes that slot away at the end."""
+    """A process that lost its slot during a freeze does not disturb the slot's new holder."""
     monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
     frozen, successor, third = (
         throttle(redis_url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(3)
@@ -322,10 +322,10 @@ def test_a_lost_seat_is_nobody_elses(
 def test_what_was_left_is_shared_while_redis_is_down(
     redis_server: RedisServer, attentive: None
 ) -> None:
-    """Four workers have used 40 of 100 mails when Redis dies: each may send 15 more, and then none."""
+    """While Redis is down, each worker may send an equal share of what was left of the limit."""
     workers = [throttle(redis_server.url, MAILER_RELAY_RATE="100/hour") for _ in range(4)]
     assert admitted(workers, 10) == [10, 10, 10, 10]
-    admitted(workers, 0)  # as each hears of the others' when it asks again
+    admitted(workers, 0)  # each learns of the others' at its next request
     redis_server.stop()
 
     assert admitted(workers) == [15, 15, 15, 15]
@@ -335,7 +335,7 @@ def test_what_was_left_is_shared_while_redis_is_down(
 def test_the_shared_count_goes_on_when_redis_is_back(
     redis_server: RedisServer, attentive: None
 ) -> None:
-    """Nobody has to be started anew."""
+    """When Redis is back, the shared limits apply again without a restart."""
     workers = [
         throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
         for _ in range(4)
@@ -353,10 +353,7 @@ def test_the_shared_count_goes_on_when_redis_is_back(
 def test_mail_flows_without_any_redis(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Workers that were started while it is down keep to the limits as if each were alone.
-
-    The log says it once.
-    """
+    """A worker that starts while Redis is down keeps to the limits alone, and logs that once."""
     redis_server.stop()
     one = throttle(redis_server.url, {"gmail.com": {"rate": "5/day", "concurrency": 2}})
 
@@ -369,7 +366,7 @@ def test_mail_flows_without_any_redis(
 
 
 def test_mail_flows_while_redis_is_full(redis_server: RedisServer) -> None:
-    """It answers, and takes nothing more."""
+    """A Redis that is out of memory does not stop mail."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.config_set("maxmemory", 1)
     one = throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
@@ -381,7 +378,7 @@ def test_mail_flows_while_redis_is_full(redis_server: RedisServer) -> None:
 def test_a_frozen_redis_costs_one_time_out(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And not one a mail: it is left alone for a while, also when it answers again."""
+    """A frozen Redis costs one time-out, and is left alone for a while after it."""
     one = throttle(redis_server.url, MAILER_RELAY_RATE="100/hour", MAILER_RELAY_CONCURRENCY=1)
     admitted([one], 1)
     with redis.Redis.from_url(redis_server.url, decode_responses=True) as client:
@@ -400,7 +397,7 @@ def test_a_frozen_redis_costs_one_time_out(
 def test_seats_are_shared_out_while_redis_is_down(
     redis_server: RedisServer, attentive: None
 ) -> None:
-    """A fair part for each process, and one at least: mail flows."""
+    """While Redis is down, each process has an equal share of the slots, and at least one."""
     domains = {"a.com": {"concurrency": 5}, "b.com": {"concurrency": 1}}
     workers = [throttle(redis_server.url, domains, MAILER_RELAY_RATE="100/hour") for _ in range(2)]
     admitted([*workers, *workers], 1)
@@ -417,7 +414,7 @@ def test_seats_are_shared_out_while_redis_is_down(
 def test_seats_that_are_given_back_while_redis_is_quiet(
     redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are free at its next answer, which the keeper asks for; what was taken since is kept."""
+    """A slot released during an outage of Redis is free in Redis after it."""
     monkeypatch.setattr(renewer, "_EVERY", 0.02)
     one = throttle(redis_url, MAILER_RELAY_CONCURRENCY=2)
     with one.slots() as slots:
@@ -437,7 +434,7 @@ def test_seats_that_are_given_back_while_redis_is_quiet(
 def test_seats_outlive_redis(
     redis_server: RedisServer, attentive: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that are in use when it comes back, empty, are counted again."""
+    """Slots in use are counted again when Redis comes back empty."""
     monkeypatch.setattr(module, "_RENEWED_EVERY", 0.0)
     one, other = (throttle(redis_server.url, MAILER_RELAY_CONCURRENCY=1).slots() for _ in range(2))
     assert one.take_relay(RELAY)
@@ -455,7 +452,7 @@ def test_seats_outlive_redis(
 
 
 def test_a_fork_at_any_moment(redis_url: str) -> None:
-    """A child of a prefork worker starts with connections of its own, and waits for no lock of its parent's threads."""
+    """A forked child opens connections of its own and waits for no lock of its parent."""
     [codes] = at_once(1, fork_while_a_thread_holds_the_lock, redis_url)
 
     assert codes == [0, 0]
@@ -487,7 +484,7 @@ def forked(work: Callable[[], bool]) -> int:
 
 @pytest.mark.parametrize("lane", [Lane.CRITICAL, Lane.BULK])
 def test_a_line_in_redis_is_that_of_a_process(redis_url: str, lane: Lane) -> None:
-    """The same bookings come to the same times, whoever keeps the line."""
+    """Bookings get the same times whether Redis or a process keeps them."""
     kept, line, limit = Shared(redis_url, "shop"), LimitState(), Limit(f"relay/{lane}", (), 1)
     calls = [
         (10, False, 0.0),
@@ -514,7 +511,7 @@ def test_a_line_in_redis_is_that_of_a_process(redis_url: str, lane: Lane) -> Non
 
 
 def test_who_is_refused_is_told_when_to_come_back(redis_url: str) -> None:
-    """At the pace of the limit, and urgent mail not behind the bulk mail that waits."""
+    """Refused mail is told when to come back; urgent mail does not wait behind bulk mail."""
     one = throttle(redis_url, {"gmail.com": {"rate": "20/second"}})
     one.admit(RELAY, "gmail.com", 20)
     bulk = one.book(RELAY, "gmail.com", 10_000, Lane.BULK, seconds_per_mail=0.02)

@@ -1,4 +1,4 @@
-"""Several apps and workers in one process: what one of them does is its own."""
+"""Several apps and workers in one process: each affects only its own mail."""
 
 import gc
 import time
@@ -36,9 +36,9 @@ def an_app(config: dict[str, str], *, own_celery: bool) -> Flask:
 
 @pytest.mark.parametrize("own_celery", [True, False])
 def test_an_app_that_is_dropped_is_gone(config: dict[str, str], own_celery: bool) -> None:
-    """With its connections.
+    """An app that is no longer referenced is collected, with its connections.
 
-    Test suites make one after the other: only the last may stay, which is Celery's default app.
+    Test suites make many apps; only the last one may stay, as Celery's default app.
     """
     dropped, pools = [], []
     for _ in range(50):
@@ -57,7 +57,7 @@ def test_an_app_that_is_dropped_is_gone(config: dict[str, str], own_celery: bool
 
 @pytest.mark.parametrize("own_celery", [True, False])
 def test_limits_of_the_application(config: dict[str, str], own_celery: bool) -> None:
-    """Our tasks have their own, above the longest delivery, whatever the application says of all tasks."""
+    """The tasks keep their own time limits, whatever the application sets for all tasks."""
     app = an_app(config, own_celery=own_celery)
     celery: Celery[Any] = app.extensions["celery"]
     celery.conf.update(task_time_limit=2, task_soft_time_limit=1, task_acks_late=True)
@@ -74,7 +74,7 @@ def test_limits_of_the_application(config: dict[str, str], own_celery: bool) -> 
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """A worker would give pytest's loggers other handlers."""
+    """Keep a worker from replacing the log handlers of pytest."""
 
     def leave_alone(**_signal: Any) -> None:
         pass
@@ -99,7 +99,7 @@ def running(celery: Celery[Any], name: str = "worker") -> Iterator[Any]:
 def test_a_worker_that_stops_leaves_the_others_alone(
     config: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is one Celery app's worker, and so it ends the delivery of that one's mail only, until it is started again."""
+    """A worker that stops ends only its own Celery app's deliveries, until it starts again."""
     hung_up: list[str] = []
     apps = {name: an_app(config, own_celery=True) for name in ("first", "second")}
     dispatchers = {name: app.extensions["mailer"].outbound.dispatcher for name, app in apps.items()}
