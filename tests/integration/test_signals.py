@@ -1,4 +1,4 @@
-"""Signals: the application hears what became of its mail, after the commit, and harms nothing by that."""
+"""Signals tell the application what became of its mail, after the commit."""
 
 import signal
 import threading
@@ -24,7 +24,7 @@ ALL = [getattr(signals, name) for name in signals.__all__ if name.startswith("ma
 
 @pytest.fixture
 def heard() -> Iterator[list[Event]]:
-    """The events of all signals, in the order in which they were heard."""
+    """Yield the events of all signals, in the order in which receivers heard them."""
     events: list[Event] = []
 
     def hear(app: Flask, event: Event) -> None:
@@ -57,7 +57,7 @@ def deliver(app: Flask) -> None:
 
 
 def test_a_mail_that_is_sent(shop: Flask, sink: Sink, heard: list[Event]) -> None:
-    """It is told when it is queued and when it is sent, with all that a receiver asks for."""
+    """A mail that is queued and sent emits an event for each, with all documented fields."""
     receipt = send()
     deliver(shop)
 
@@ -85,7 +85,7 @@ def test_a_mail_that_is_sent(shop: Flask, sink: Sink, heard: list[Event]) -> Non
 def test_a_mail_that_is_not_sent(
     shop: Flask, sink: Sink, heard: list[Event], fault: Fault, expected: EventKind, status: Status
 ) -> None:
-    """The event names the state that it has come to, with the words of the relay."""
+    """The event of a mail that was not sent has its new state and the relay's reply."""
     sink.faults.add(fault)
     send()
     deliver(shop)
@@ -96,7 +96,7 @@ def test_a_mail_that_is_not_sent(
 
 
 def test_a_relay_that_is_down_defers_no_mail(shop: Flask, sink: Sink, heard: list[Event]) -> None:
-    """No mail was tried."""
+    """A relay that cannot be reached emits no `mail_deferred`, since no mail was tried."""
     sink.stop()
     send()
     deliver(shop)
@@ -105,7 +105,7 @@ def test_a_relay_that_is_down_defers_no_mail(shop: Flask, sink: Sink, heard: lis
 
 
 def test_a_mail_that_is_cancelled_or_expires(shop: Flask, heard: list[Event]) -> None:
-    """A person's decision and that of the clock are told as well."""
+    """Cancelling and expiring a mail emit events as well."""
     cancelled = send()
     Mailer().cancel(cancelled)
     store = store_of(shop)
@@ -130,7 +130,7 @@ def test_a_mail_that_is_cancelled_or_expires(shop: Flask, heard: list[Event]) ->
 def test_a_mail_in_the_callers_transaction(
     shop: Flask, heard: list[Event], database_url: str, *, commits: bool
 ) -> None:
-    """It is told after the commit, and never after a rollback."""
+    """`mail_queued` is emitted after the caller's commit, and never after a rollback."""
     engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     with Session(engine) as session:
         send(connection=session)
@@ -142,7 +142,7 @@ def test_a_mail_in_the_callers_transaction(
 
 
 def test_a_mail_with_a_key_that_is_taken(shop: Flask, heard: list[Event]) -> None:
-    """The second call queued nothing."""
+    """A call whose idempotency key is already taken emits no event."""
     send(idempotency_key="order-42")
     send(idempotency_key="order-42")
 
@@ -162,7 +162,7 @@ def connected(signal: NamedSignal, receiver: Callable[..., None]) -> Iterator[No
 def test_a_receiver_that_raises(
     shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged, and the others hear the event."""
+    """An exception in a receiver is logged, and the other receivers hear the event."""
 
     def fail(_app: Flask, event: Event) -> None:
         raise ValueError(event.mail_id)
@@ -175,7 +175,7 @@ def test_a_receiver_that_raises(
 
 
 def test_a_receiver_that_is_slow(shop: Flask, sink: Sink) -> None:
-    """Neither the request nor the delivery waits for it."""
+    """Neither queueing nor delivering waits for a slow receiver."""
     goes_on = threading.Event()
 
     def wait(_app: Flask, event: Event) -> None:
@@ -190,7 +190,7 @@ def test_a_receiver_that_is_slow(shop: Flask, sink: Sink) -> None:
 
 
 def test_a_receiver_that_queues_a_mail(shop: Flask, heard: list[Event]) -> None:
-    """It may use the store: the connection of the change is back in its pool."""
+    """A receiver may queue mail, since the database connection is free again by then."""
 
     def answer(_app: Flask, event: Event) -> None:
         if event.tags == ("welcome",):
@@ -204,7 +204,7 @@ def test_a_receiver_that_queues_a_mail(shop: Flask, heard: list[Event]) -> None:
 
 
 def test_a_receiver_of_another_app(shop: Flask, open_shop: OpenShop, heard: list[Event]) -> None:
-    """Who connects with `sender=app` hears of that app's mail only."""
+    """A receiver connected with `sender=app` hears events of that app only."""
     other, events = open_shop(), list[Event]()
 
     def hear(_app: Flask, event: Event) -> None:
@@ -222,7 +222,7 @@ def test_a_receiver_of_another_app(shop: Flask, open_shop: OpenShop, heard: list
 
 
 def test_without_receivers_nothing_is_read(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then a change costs what it always did."""
+    """Without receivers, a state change reads nothing more from the database."""
     monkeypatch.setattr("mailer.store.rows.event", None)
     send()
     deliver(shop)
@@ -231,7 +231,7 @@ def test_without_receivers_nothing_is_read(shop: Flask, monkeypatch: pytest.Monk
 
 
 def test_suppressed_mail_is_told_at_once(open_shop: OpenShop, heard: list[Event]) -> None:
-    """With MAIL_SUPPRESS_SEND everything happens in the calling thread, so a test need not wait."""
+    """With MAIL_SUPPRESS_SEND, events are emitted in the calling thread, so tests need not wait."""
     app = open_shop(MAIL_SUPPRESS_SEND=True)
     with app.app_context():
         send()
@@ -242,7 +242,7 @@ def test_suppressed_mail_is_told_at_once(open_shop: OpenShop, heard: list[Event]
 def test_too_many_events(
     shop: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Receivers that are too slow lose some, which is logged, and memory stays bounded."""
+    """Events that slow receivers leave waiting beyond the limit are dropped, and that is logged."""
     monkeypatch.setattr(signals, "_MAX_WAITING", 1)
     goes_on, began = threading.Event(), threading.Event()
 
@@ -264,7 +264,7 @@ def test_too_many_events(
 def test_a_receiver_that_would_end_its_thread(
     shop: Flask, heard: list[Event], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged, and the next events are heard all the same."""
+    """A SystemExit in a receiver is logged, and later events are still heard."""
 
     def leave(_app: Flask, event: Event) -> None:
         raise SystemExit
@@ -282,7 +282,7 @@ def test_a_receiver_that_would_end_its_thread(
 def test_no_thread_can_start(
     shop: Flask, heard: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mail is committed, so its caller hears of no error; the event waits for the next one."""
+    """If no thread can start, queueing still succeeds and the event waits for the next one."""
     with monkeypatch.context() as patch:
         patch.setattr(signals, "start_daemon", lambda *_given: None)
         receipt = send()
@@ -295,7 +295,7 @@ def test_no_thread_can_start(
 
 
 def test_the_thread_takes_no_signals(shop: Flask) -> None:
-    """One that ends a worker must not come by its side while a mail is on the wire."""
+    """The thread of the receivers blocks the signals that end a worker."""
     masks = []
 
     def look(_app: Flask, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""One mail over a real connection: what comes of it, whatever the relay does."""
+"""One mail over a real connection: its outcome for each behaviour of the relay."""
 
 import socket
 import time
@@ -29,7 +29,7 @@ def phase_of(stage: Stage) -> Phase:
 
 
 def test_a_mail_is_taken(relay_to: MakeRelay, sink: Sink) -> None:
-    """The envelope, the bytes and the relay's words are right."""
+    """A relay receives the right envelope and bytes, and the outcome has its reply."""
     letter = make_letter("eve@example.com", envelope_from="bounces@example.com")
 
     outcome = send(relay_to(sink), letter)
@@ -47,7 +47,7 @@ def test_a_mail_is_taken(relay_to: MakeRelay, sink: Sink) -> None:
     "text", [".", "..", ".first\n.\n..\n", "a\n.", "\n.\n\n", "a\r\n.\r\nQUIT\r\n"]
 )
 def test_dots_at_the_start_of_a_line_arrive(relay_to: MakeRelay, sink: Sink, text: str) -> None:
-    """A line that is a single dot does not end the mail early."""
+    """A line that is a single dot arrives, and does not end the mail early."""
     letter = make_letter(text=text)
 
     assert send(relay_to(sink), letter).verdict is Verdict.SENT
@@ -57,7 +57,7 @@ def test_dots_at_the_start_of_a_line_arrive(relay_to: MakeRelay, sink: Sink, tex
 def test_the_size_is_announced_and_the_options_are_passed_on(
     relay_to: MakeRelay, answering: Answering
 ) -> None:
-    """A relay with a limit can say no before the bytes are sent."""
+    """MAIL announces the size, and MAIL and RCPT carry the options of the mail."""
     server = answering(EHLO=b"250-relay\r\n250-SIZE 10000\r\n250 DSN\r\n")
     letter = make_letter(mail_options=("RET=HDRS",), rcpt_options=("NOTIFY=NEVER",))
 
@@ -71,7 +71,7 @@ def test_the_size_is_announced_and_the_options_are_passed_on(
 def test_a_mail_above_the_limit_of_the_relay_has_failed(
     relay_to: MakeRelay, answering: Answering
 ) -> None:
-    """It would be as large tomorrow, and needs not be sent to find that out."""
+    """A mail above the relay's SIZE limit fails without being sent."""
     server = answering(EHLO=b"250-relay\r\n250 SIZE 100\r\n")
     letter = make_letter()
     size = len(letter.as_bytes())
@@ -86,7 +86,7 @@ def test_a_mail_above_the_limit_of_the_relay_has_failed(
 
 @pytest.mark.parametrize("limit", [b"SIZE", b"SIZE 0", b"SIZE 1000000", b"SIZE what"])
 def test_a_relay_without_a_limit(relay_to: MakeRelay, answering: Answering, limit: bytes) -> None:
-    """RFC 1870: none, or 0, is no limit."""
+    """A SIZE that is missing, zero or no number is no limit (RFC 1870)."""
     assert (
         send(relay_to(answering(EHLO=b"250-relay\r\n250 " + limit + b"\r\n"))).verdict
         is Verdict.SENT
@@ -97,7 +97,7 @@ def test_a_relay_without_a_limit(relay_to: MakeRelay, answering: Answering, limi
 def test_letters_beyond_ascii_in_the_text(
     relay_to: MakeRelay, answering: Answering, offer: bytes, said: bytes
 ) -> None:
-    """They go as they are to a relay that takes them so, which is told, and encoded to any other."""
+    """Non-ASCII text is sent as it is to relays with 8BITMIME, and encoded for others."""
     server = answering(EHLO=b"250-relay\r\n250 " + offer + b"\r\n")
 
     assert send(relay_to(server), make_letter(text="Grüße\n")).verdict is Verdict.SENT
@@ -109,7 +109,7 @@ def test_letters_beyond_ascii_in_the_text(
 def test_options_that_are_ours_to_say(
     relay_to: MakeRelay, answering: Answering, options: tuple[str, ...]
 ) -> None:
-    """Said twice, or untrue, they would make a relay refuse the mail."""
+    """The caller cannot set MAIL options that Mailer sets by itself."""
     server = answering(EHLO=b"250-relay\r\n250 8BITMIME\r\n")
 
     assert send(relay_to(server), make_letter(mail_options=options)).verdict is Verdict.SENT
@@ -119,7 +119,7 @@ def test_options_that_are_ours_to_say(
 def test_a_relay_that_knows_only_helo_gets_plain_smtp(
     relay_to: MakeRelay, answering: Answering
 ) -> None:
-    """Options are left out where there is no EHLO."""
+    """A relay that knows only HELO gets no ESMTP options."""
     server = answering(EHLO=b"500 what?\r\n")
 
     assert send(relay_to(server), make_letter(mail_options=("RET=HDRS",))).verdict is Verdict.SENT
@@ -127,7 +127,7 @@ def test_a_relay_that_knows_only_helo_gets_plain_smtp(
 
 
 def test_letters_beyond_ascii_in_an_address_need_smtputf8(relay_to: MakeRelay, sink: Sink) -> None:
-    """The relay is told once, also if the caller has asked for it."""
+    """A mail to a non-ASCII address asks for SMTPUTF8 exactly once."""
     letter = make_letter(
         "jürgen@example.com", to=(Address("jürgen@example.com"),), mail_options=("SMTPUTF8",)
     )
@@ -141,7 +141,7 @@ def test_letters_beyond_ascii_in_an_address_need_smtputf8(relay_to: MakeRelay, s
 def test_a_relay_without_smtputf8_can_not_take_such_an_address(
     relay_to: MakeRelay, answering: Answering, options: tuple[str, ...]
 ) -> None:
-    """The mail has failed, the reason says why, and the next mail goes out over the same connection."""
+    """A relay without SMTPUTF8 fails a mail to a non-ASCII address, but not the next mail."""
     server = answering()
     relay = relay_to(server)
 
@@ -154,7 +154,7 @@ def test_a_relay_without_smtputf8_can_not_take_such_an_address(
 
 
 def slipped_past(**attributes: str | list[str]) -> WireMessage:
-    """A mail with what the checks at the call let through, by some mistake."""
+    """Return a mail with values that the checks at the call should have refused."""
     letter = make_letter()
     for name, value in attributes.items():
         setattr(letter, name, value)
@@ -177,7 +177,7 @@ def slipped_past(**attributes: str | list[str]) -> WireMessage:
 def test_what_can_not_be_said_is_the_fault_of_the_mail(
     relay_to: MakeRelay, sink: Sink, letter: WireMessage
 ) -> None:
-    """It fails alone: the relay is not to blame."""
+    """A mail whose envelope cannot be sent fails alone; the relay is not blamed for it."""
     relay = relay_to(sink)
 
     assert send(relay, letter).verdict is Verdict.REFUSED
@@ -213,7 +213,7 @@ def test_what_can_not_be_said_is_the_fault_of_the_mail(
 def test_a_reply_that_is_no_yes(
     relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str, verdict: Verdict
 ) -> None:
-    """Its meaning depends on where it comes; its words are kept; the next mail goes out."""
+    """The verdict of a negative reply depends on its phase; the outcome has its text."""
     # After EHLO comes HELO.
     sink.faults.add(Fault(stage, reply, times=2 if (stage, reply[0]) == ("ehlo", "5") else 1))
     relay = relay_to(sink)
@@ -231,7 +231,7 @@ def test_a_reply_that_is_no_yes(
 def test_the_session_goes_on_after_a_mail_that_was_not_taken(
     relay_to: MakeRelay, sink: Sink, stage: Stage, reply: str
 ) -> None:
-    """A mail's bad luck does not cost the others a connection."""
+    """A refused mail does not cost the next mail a new connection."""
     sink.faults.add(Fault(stage, reply))
     relay = relay_to(sink)
 
@@ -243,7 +243,7 @@ def test_the_session_goes_on_after_a_mail_that_was_not_taken(
 def test_a_relay_that_does_not_answer_rset_loses_the_connection_only(
     relay_to: MakeRelay, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The refusal is known, and is not kept waiting."""
+    """A missing reply to RSET costs the connection, not the outcome that is already known."""
     monkeypatch.setattr(Session, "courtesy_seconds", SHORT)
     server = answering(RSET=(), RCPT=b"550 5.1.1 no such user\r\n")
     relay = relay_to(server)
@@ -279,14 +279,14 @@ def test_a_relay_that_does_not_answer_rset_loses_the_connection_only(
 def test_garbage_is_no_reply(
     relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, garbage: bytes
 ) -> None:
-    """Who talks so says nothing: neither yes nor no."""
+    """A line that is no SMTP reply counts as no reply."""
     server = answering(HELO=garbage, **{stage: garbage})
 
     assert send(relay_to(server)).verdict is verdict
 
 
 def test_a_very_long_reply_is_cut(relay_to: MakeRelay, answering: Answering) -> None:
-    """A yes is a yes, however long the words."""
+    """A very long positive reply counts as positive, and its text is cut."""
     x, z = b"x" * 100_000, b"z" * 100_000
     relay = relay_to(answering(**{".": b"250-%s\r\n" % x + b"250-y\r\n" * 500 + b"250 %s\r\n" % z}))
 
@@ -303,7 +303,7 @@ def test_a_very_long_reply_is_cut(relay_to: MakeRelay, answering: Answering) -> 
 def test_a_reply_without_end(
     relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict
 ) -> None:
-    """Nobody reads on until the time-out: it is none, whatever its last line might say."""
+    """A reply with too many lines counts as no reply."""
     server = answering(**{stage: b"250-and so on\r\n" * 20_000 + b"250 ok\r\n"})
 
     outcome = send(relay_to(server))
@@ -313,7 +313,7 @@ def test_a_reply_without_end(
 
 
 def test_the_words_of_a_reply_are_made_printable(relay_to: MakeRelay, answering: Answering) -> None:
-    """They are stored, and shown: a NUL would lose the outcome, for PostgreSQL refuses it."""
+    """Control characters are removed from replies, since PostgreSQL cannot store a NUL."""
     server = answering(**{".": b"250-2.0.0\t taken\x00\r\n250 2.0.0 as \x1b[31m \xff\xc3\xbc\r\n"})
 
     assert (
@@ -340,9 +340,9 @@ def test_the_words_of_a_reply_are_made_printable(relay_to: MakeRelay, answering:
 def test_a_relay_that_falls_silent(
     relay_to: MakeRelay, action: str, stage: Stage, verdict: Verdict
 ) -> None:
-    """Only all bytes and no reply is doubt; before that the relay has no mail.
+    """A missing reply leaves a mail in doubt only after all its bytes were sent.
 
-    Each phase waits as long as it is told to.
+    Each phase has a time-out of its own.
     """
     key = "MAILER_REPLY_TIMEOUT" if stage == "dot" else "MAILER_COMMAND_TIMEOUT"
     login = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"}
@@ -360,16 +360,14 @@ def test_a_relay_that_falls_silent(
 
 
 def test_nobody_accepts_the_connection() -> None:
-    """Behind a firewall, a relay that is gone says nothing at all."""
+    """A relay that never accepts the connection is unreached after the connect time-out."""
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
         socket.socket() as first,
         socket.socket() as second,
     ):
-        for other in (
-            first,
-            second,
-        ):  # they fill the queue of the kernel, which is deaf from now on
+        # Fill the kernel's backlog, so that further connections get no answer.
+        for other in (first, second):
             other.setblocking(False)
             other.connect_ex(listener.getsockname())
 
@@ -381,7 +379,7 @@ def test_nobody_accepts_the_connection() -> None:
 
 
 def test_nobody_listens(relay_to: MakeRelay) -> None:
-    """That is said at once."""
+    """A refused connection is reported at once."""
     with RawServer() as gone:
         relay = relay_to(gone)
 
@@ -392,7 +390,7 @@ def test_nobody_listens(relay_to: MakeRelay) -> None:
 
 
 def test_a_relay_that_stops_reading(relay_to: MakeRelay, answering: Answering) -> None:
-    """The bytes of a mail have a time-out of their own; without the final dot there is no doubt."""
+    """A relay that stops reading before the final dot leaves no mail in doubt."""
     server = answering(DATA=chain([b"354 go on\r\n"], repeat(b"")))
     large = make_letter(text="all work and no play\n" * 500_000)
 
@@ -409,7 +407,7 @@ def test_a_relay_that_stops_reading(relay_to: MakeRelay, answering: Answering) -
 def test_a_reply_that_does_not_end(
     relay_to: MakeRelay, answering: Answering, stage: str, verdict: Verdict, piece: bytes
 ) -> None:
-    """The time-out is for a whole reply: a relay that drips holds nobody for ever."""
+    """The time-out covers a whole reply, so a relay that drips bytes cannot hold a worker."""
     server = answering(**{stage: repeat(piece)})
     short = dict.fromkeys(TIMEOUTS, SHORT)
 
@@ -419,7 +417,7 @@ def test_a_reply_that_does_not_end(
 def test_the_dialogue_can_be_watched(
     relay_to: MakeRelay, sink: Sink, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MAIL_DEBUG shows both sides, but neither the mail itself nor, as in the log, whole addresses."""
+    """MAIL_DEBUG prints both sides of the dialogue, with masked addresses and without the mail."""
     send(relay_to(sink, MAIL_DEBUG=True))
 
     seen = capsys.readouterr().err
@@ -432,7 +430,7 @@ def test_the_dialogue_can_be_watched(
 
 
 def test_the_line_dies_between_the_mail_and_the_reply(relay_to: MakeRelay, sink: Sink) -> None:
-    """The copy in doubt: the relay has it, and we can't know."""
+    """A connection that ends between the mail and its reply leaves the mail in doubt."""
     sink.faults.add(Fault("dot", ACCEPT_AND_DROP))
 
     outcome = send(relay_to(sink))
@@ -442,7 +440,7 @@ def test_the_line_dies_between_the_mail_and_the_reply(relay_to: MakeRelay, sink:
 
 
 def test_a_reply_that_is_late_is_a_reply(relay_to: MakeRelay, sink: Sink) -> None:
-    """Waiting after the last byte is long on purpose: impatience makes duplicates."""
+    """The reply to the final dot has a longer time-out, since giving up early makes duplicates."""
     sink.faults.add(Fault("dot", DELAY, delay=2 * SHORT))
 
     assert (
@@ -455,7 +453,7 @@ def test_a_reply_that_is_late_is_a_reply(relay_to: MakeRelay, sink: Sink) -> Non
 def test_a_quit_that_fails(
     relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    """The mail stays sent, and hanging up is not held up."""
+    """A failing QUIT changes no outcome and does not delay closing."""
     monkeypatch.setattr(Session, "courtesy_seconds", SHORT)
     sink.faults.add(Fault("quit", action, times=None))
     relay = relay_to(sink, MAIL_MAX_EMAILS=2)
@@ -469,7 +467,7 @@ def test_a_quit_that_fails(
 
 
 def test_a_receiver_of_the_signal_that_raises(relay_to: MakeRelay, sink: Sink) -> None:
-    """Whatever an application does when it hears of a mail, the mail was sent."""
+    """A mail counts as sent even if a receiver of `email_dispatched` raises."""
 
     def fail(app: Flask, message: flask_mail.Message) -> None:
         raise RuntimeError("no disk for the statistics")
@@ -479,7 +477,7 @@ def test_a_receiver_of_the_signal_that_raises(relay_to: MakeRelay, sink: Sink) -
 
 
 def test_the_signal_tells_what_was_sent_to_whom(relay_to: MakeRelay, sink: Sink) -> None:
-    """Receivers get a message as Flask-Mail has it, for each recipient once, and only when the relay took it."""
+    """`email_dispatched` passes a Flask-Mail message for each recipient that the relay took."""
     heard: list[WireMessage] = []
 
     def hear(app: Flask, message: WireMessage) -> None:

@@ -1,4 +1,4 @@
-"""A relay takes only so many mails over one connection, or so many errors: no mail is charged with that."""
+"""A relay's limit of mails or errors for one connection fails no mail."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ both = pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["plain", "p
 def test_a_refusal_that_a_new_connection_does_not_repeat(
     offers: tuple[str, ...], point: Point, reply: str
 ) -> None:
-    """The mail is begun once more there, and is sent once."""
+    """A mail that hits a connection's limit is sent once over a new connection."""
     with ScriptedRelay(*offers) as server:
         server.faults["m3@example.com", point] = [reply]
 
@@ -43,7 +43,7 @@ def test_a_refusal_that_a_new_connection_does_not_repeat(
 
 @both
 def test_the_first_mail_of_a_connection_is_at_no_limit(offers: tuple[str, ...]) -> None:
-    """What it is told is its own answer."""
+    """A refusal of the first mail of a connection is never taken for a connection's limit."""
     with ScriptedRelay(*offers) as server:
         server.faults["m1@example.com", "mail"] = [TOO_MANY]
 
@@ -62,7 +62,7 @@ def test_the_first_mail_of_a_connection_is_at_no_limit(offers: tuple[str, ...]) 
     ],
 )
 def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Verdict) -> None:
-    """It is not asked for twice."""
+    """A refusal that is about the mail itself is not tried over a new connection."""
     with ScriptedRelay() as server:
         server.always("m2@example.com", point, reply)
 
@@ -76,7 +76,7 @@ def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Ver
 def test_a_new_connection_that_is_not_let_in(
     offers: tuple[str, ...], entrance: str, reply: str
 ) -> None:
-    """The relay may still count the one before. So the mail is tried later, and the next goes on."""
+    """If the relay refuses the new connection, the mail is deferred and the next one goes on."""
     with ScriptedRelay(*offers) as server:
         server.faults["m2@example.com", "mail"] = [reply]
         server.faults["", "greeting"] = ["220 relay", entrance]
@@ -87,7 +87,7 @@ def test_a_new_connection_that_is_not_let_in(
 
 @both
 def test_a_new_connection_that_ends_at_once(offers: tuple[str, ...]) -> None:
-    """It told nothing either, though it was let in."""
+    """If the relay closes the new connection with a 421, the mail is deferred too."""
     with ScriptedRelay(*offers) as server:
         server.faults["m2@example.com", "mail"] = [TOO_MANY, "421 4.7.0 too many connections"]
 
@@ -97,7 +97,7 @@ def test_a_new_connection_that_ends_at_once(offers: tuple[str, ...]) -> None:
 @both
 @pytest.mark.parametrize("reply", [NO_DOMAIN, TOO_MANY])
 def test_a_run_of_refusals(offers: tuple[str, ...], reply: str) -> None:
-    """It costs one connection more, since the new one carries nothing before the next refusal."""
+    """A run of refused mails costs one more connection, not one for each mail."""
     with ScriptedRelay(*offers) as server:
         for number in range(2, 41):
             server.always(f"m{number}@example.com", "mail", reply)
@@ -107,7 +107,7 @@ def test_a_run_of_refusals(offers: tuple[str, ...], reply: str) -> None:
 
 
 def test_a_run_of_refusals_on_a_new_connection() -> None:
-    """Where a relay takes the recipient of a refused sender, only the first is cut off: the others say MAIL alone."""
+    """Refused senders on a new connection cost one more connection, not one for each."""
     with ScriptedRelay("PIPELINING") as server:
         for number in range(1, 21):
             server.always(f"m{number}@example.com", "mail", NO_DOMAIN)
@@ -118,7 +118,7 @@ def test_a_run_of_refusals_on_a_new_connection() -> None:
 
 @pytest.mark.parametrize(("reply", "most"), [(NO_DOMAIN, 8), (TOO_MANY, 24)])
 def test_refusals_between_mails_that_are_taken(reply: str, most: int) -> None:
-    """A suspicion that was wrong makes the next one rarer."""
+    """Each wrong guess that a connection's limit was reached makes the next guess rarer."""
     with ScriptedRelay() as server:
         for number in range(2, 201, 2):
             server.always(f"m{number}@example.com", "mail", reply)
@@ -133,7 +133,7 @@ def test_refusals_between_mails_that_are_taken(reply: str, most: int) -> None:
     [(10, TOO_MANY, 1), (5, TOO_MANY, 2), (10, "451 4.3.0 something is wrong", 2)],
 )
 def test_the_limit_is_learnt(offers: tuple[str, ...], most: int, reply: str, refused: int) -> None:
-    """Connections are closed in time: at once where the relay says what it limits, else when it happened twice alike."""
+    """A connection's limit is learnt at once if the reply names it, else from two equal counts."""
     with LimitedRelay(*offers, most=most, reply=reply) as server:
         assert transmit(server, iter(letters(40))) == [SENT] * 40
         assert server.refusals == refused
@@ -141,7 +141,7 @@ def test_the_limit_is_learnt(offers: tuple[str, ...], most: int, reply: str, ref
 
 
 def test_one_that_was_learnt_too_low_is_forgotten() -> None:
-    """The relay may take more tomorrow."""
+    """A learnt limit that is too low is raised again over time."""
     with LimitedRelay(most=1, reply=TOO_MANY) as server:
         relay = relay_of(server)
         with relay.connection() as connection:
@@ -156,14 +156,14 @@ def test_one_that_was_learnt_too_low_is_forgotten() -> None:
 
 
 def test_max_emails_below_what_was_learnt() -> None:
-    """MAIL_MAX_EMAILS is kept as well."""
+    """MAIL_MAX_EMAILS holds as well if it is below the learnt limit."""
     with LimitedRelay("PIPELINING", most=5, reply=TOO_MANY) as server:
         assert transmit(server, iter(letters(12)), MAIL_MAX_EMAILS=3) == [SENT] * 12
         assert (server.refusals, server.connections) == (0, 4)
 
 
 class LimitedRelay(ScriptedRelay):
-    """One that refuses each MAIL of a connection that has carried so many."""
+    """A relay that refuses each MAIL once its connection has carried a number of mails."""
 
     def __init__(self, *offers: str, most: int, reply: str) -> None:
         super().__init__(*offers)
@@ -189,7 +189,7 @@ def refusing(
 
 @pytest.mark.parametrize("point", ["rcpt", "mail"])
 def test_nothing_more_is_said_in_vain_after_a_refusal(point: Point) -> None:
-    """What comes after the command that was refused waits for its reply, until a mail is taken again."""
+    """After a refusal, commands wait for their replies until a mail is taken again."""
     with ScriptedRelay("PIPELINING") as server:
         refusing(server, point, lambda number: number <= 8, 8)
         refusing(server, "rcpt", lambda number: number == 1, 1)
@@ -201,7 +201,7 @@ def test_nothing_more_is_said_in_vain_after_a_refusal(point: Point) -> None:
 
 
 def test_one_round_trip_again_once_a_mail_is_taken() -> None:
-    """A mailing list with a few dead addresses is as fast as one without."""
+    """After a refused recipient, the next mail that is taken restores full pipelining."""
     waits = {}
     for count in (5, 25):
         with ScriptedRelay("PIPELINING", holds_back=True) as server:

@@ -1,4 +1,4 @@
-"""Connections stay warm, are lent to one mail at a time, and their end costs no mail."""
+"""Connections stay open between mails, serve one thread at a time, and end without losing mail."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ Answering = Callable[..., RawServer]
 
 
 def said(server: RawServer, command: bytes) -> int:
-    """How often the server heard it."""
+    """Return how often the server received this command."""
     return sum(line.startswith(command) for line in server.heard)
 
 
@@ -28,7 +28,7 @@ def said(server: RawServer, command: bytes) -> int:
 
 
 def test_one_connection_for_many_mails(relay_to: MakeRelay, sink: Sink) -> None:
-    """Greeting, TLS and login are paid for once."""
+    """Many mails share one connection, and so one greeting and login."""
     relay = relay_to(sink)
 
     assert [send(relay).verdict for _ in range(5)] == [Verdict.SENT] * 5
@@ -36,7 +36,7 @@ def test_one_connection_for_many_mails(relay_to: MakeRelay, sink: Sink) -> None:
 
 
 def test_a_limit_of_mails_on_a_connection(relay_to: MakeRelay, sink: Sink) -> None:
-    """MAIL_MAX_EMAILS, for relays that count."""
+    """A connection carries at most MAIL_MAX_EMAILS mails."""
     relay = relay_to(sink, MAIL_MAX_EMAILS=2)
 
     assert [send(relay).verdict for _ in range(5)] == [Verdict.SENT] * 5
@@ -44,7 +44,7 @@ def test_a_limit_of_mails_on_a_connection(relay_to: MakeRelay, sink: Sink) -> No
 
 
 def test_a_relay_that_has_hung_up(relay_to: MakeRelay, sink: Sink) -> None:
-    """The mail that notices goes out over a new connection at once: nothing was lost, so nobody rests."""
+    """A mail that finds its connection closed is sent at once over a new one."""
     relay = relay_to(sink)
     sink.faults.add(Fault("dot", CLOSE_AFTER_250))
 
@@ -53,7 +53,7 @@ def test_a_relay_that_has_hung_up(relay_to: MakeRelay, sink: Sink) -> None:
 
 
 def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
-    """The same for one that waits for the next mail to say that it has had enough."""
+    """A mail that a kept connection answers with 421 is sent at once over a new one."""
     relay = relay_to(sink)
     send(relay)
     sink.faults.add(Fault("mail", "421 4.4.2 idle for too long"))
@@ -66,7 +66,7 @@ def test_a_relay_that_says_goodbye(relay_to: MakeRelay, sink: Sink) -> None:
 def test_a_relay_that_says_goodbye_and_stays(
     relay_to: MakeRelay, answering: Answering, stage: str
 ) -> None:
-    """After a 421 nothing more is said over this connection."""
+    """After a 421 the connection is not used again, even if the relay leaves it open."""
     server = answering(**{stage: b"421 4.3.2 closing\r\n"})
     relay = relay_to(server)
 
@@ -80,7 +80,7 @@ def test_a_relay_that_says_goodbye_and_stays(
 def test_a_relay_that_has_hung_up_after_a_refusal(
     relay_to: MakeRelay, answering: Answering
 ) -> None:
-    """A connection over which no mail has gone yet is as warm as any other."""
+    """A closed connection is replaced even if no mail was taken over it yet."""
     server = answering(RCPT=b"550 5.1.1 no such user\r\n")
     relay = relay_to(server)
     assert send(relay).verdict is Verdict.REFUSED
@@ -91,7 +91,7 @@ def test_a_relay_that_has_hung_up_after_a_refusal(
 
 
 def test_a_relay_that_restarts_under_a_warm_connection(relay_to: MakeRelay, sink: Sink) -> None:
-    """That is noticed before a mail depends on it."""
+    """A relay's restart is noticed before a mail is sent over the old connection."""
     relay = relay_to(sink)
     send(relay)
     sink.stop()
@@ -102,7 +102,7 @@ def test_a_relay_that_restarts_under_a_warm_connection(relay_to: MakeRelay, sink
 
 
 def test_a_relay_that_has_taken_its_leave(relay_to: MakeRelay, answering: Answering) -> None:
-    """Whoever speaks without being asked says goodbye: nothing is said to it any more."""
+    """A connection over which the relay sent something unasked is not used again."""
     server = answering(**{".": b"250 taken\r\n421 4.4.2 idle for too long\r\n"})
     relay = relay_to(server)
 
@@ -113,7 +113,7 @@ def test_a_relay_that_has_taken_its_leave(relay_to: MakeRelay, answering: Answer
 def test_a_connection_that_is_fine_costs_no_question(
     relay_to: MakeRelay, answering: Answering
 ) -> None:
-    """A look at the socket is enough: no NOOP, no RSET, no second greeting."""
+    """A kept connection is reused without NOOP, RSET or EHLO."""
     server = answering()
     relay = relay_to(server)
 
@@ -125,7 +125,7 @@ def test_a_connection_that_is_fine_costs_no_question(
 
 
 def test_connections_that_nobody_uses_are_closed(relay_to: MakeRelay, answering: Answering) -> None:
-    """Politely, in their time, and without anybody seeing to it: firewalls forget connections without a word."""
+    """Connections that are idle for MAILER_IDLE_TIMEOUT are closed with QUIT in the background."""
     server = answering()
     relay = relay_to(server, MAILER_IDLE_TIMEOUT=SHORT)
     send(relay)
@@ -138,7 +138,7 @@ def test_connections_that_nobody_uses_are_closed(relay_to: MakeRelay, answering:
 
 
 def test_hanging_up(relay_to: MakeRelay, answering: Answering) -> None:
-    """At the end of a process the relay hears goodbye, and no thread stays behind."""
+    """`hang_up()` sends QUIT and leaves no thread behind."""
     server = answering()
     relay = relay_to(server)
     send(relay)
@@ -153,7 +153,7 @@ def test_hanging_up(relay_to: MakeRelay, answering: Answering) -> None:
 
 
 def test_a_warm_connection_is_replaced_once(relay_to: MakeRelay, sink: Sink) -> None:
-    """A relay that hangs up on the second one too is in trouble."""
+    """If the new connection fails as the kept one did, the relay counts as unreached."""
     relay = relay_to(sink)
     send(relay)
     sink.faults.add(Fault("mail", DROP, times=2))
@@ -163,7 +163,7 @@ def test_a_warm_connection_is_replaced_once(relay_to: MakeRelay, sink: Sink) -> 
 
 
 def test_a_mail_in_doubt_is_not_sent_again(relay_to: MakeRelay, sink: Sink) -> None:
-    """Only what surely never began is tried a second time."""
+    """A mail in doubt is never tried over a new connection."""
     relay = relay_to(sink, MAILER_REPLY_TIMEOUT=SHORT)
     send(relay)
     sink.faults.add(Fault("dot", HANG))
@@ -176,7 +176,7 @@ def test_a_mail_in_doubt_is_not_sent_again(relay_to: MakeRelay, sink: Sink) -> N
 
 
 def test_no_connection_is_lent_twice(relay_to: MakeRelay, sink: Sink) -> None:
-    """Threads get connections of their own, warm ones as far as there are any."""
+    """Threads never share a connection at the same time."""
     relay = relay_to(sink)
     at_once = threading.Barrier(4)
 
@@ -198,7 +198,7 @@ def test_no_connection_is_lent_twice(relay_to: MakeRelay, sink: Sink) -> None:
 
 
 def test_a_connection_is_not_kept_after_an_error(relay_to: MakeRelay, sink: Sink) -> None:
-    """Nobody knows in the middle of what it was."""
+    """A connection is closed after an exception, since its state is unknown."""
     relay = relay_to(sink)
 
     with suppress(KeyboardInterrupt), relay.connection() as connection:
@@ -212,7 +212,7 @@ def test_a_connection_is_not_kept_after_an_error(relay_to: MakeRelay, sink: Sink
 def test_a_copy_of_the_socket_in_another_process_does_not_keep_a_connection_that_was_cut(
     relay_to: MakeRelay, sink: Sink
 ) -> None:
-    """A relay in the middle of a mail would wait for the rest of it."""
+    """A dropped connection is cut even if a forked process holds a copy of its socket."""
     relay = relay_to(sink)
     with relay.connection() as connection:
         assert connection.try_open() is None
@@ -228,7 +228,7 @@ def test_a_copy_of_the_socket_in_another_process_does_not_keep_a_connection_that
 def test_a_child_leaves_the_connections_of_its_parent_alone(
     relay_to: MakeRelay, sink: Sink
 ) -> None:
-    """Two processes on one connection would mix their mails."""
+    """A forked child opens connections of its own and leaves its parent's alone."""
     relay = relay_to(sink)
     send(relay)
 

@@ -1,4 +1,4 @@
-"""Whatever goes wrong at whatever point, the books are exact: the relay has what was sent, and nothing twice."""
+"""Outcomes after any fault: what the relay took is recorded as sent, and is sent only once."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def relay_of(server: ScriptedRelay, **config: Any) -> Relay:
 
 
 def deliver(relay: Relay, letters: list[WireMessage | None]) -> dict[str, Outcome]:
-    """As a dispatcher does it: who was not begun, or whose relay could not be reached, is tried again."""
+    """Transmit all letters, and retry unreached and unbegun ones, as a dispatcher does."""
     outcomes: dict[str, Outcome] = {}
     waiting = deque(letters)
     taken: deque[WireMessage] = deque()
@@ -99,7 +99,7 @@ def test_a_fault_that_stays(
     end: Verdict,
     action: str,
 ) -> None:
-    """The verdict and the phase are those of the command that the relay can't bear, however many were said at once."""
+    """An outcome has the phase of the failing command, even if several were sent at once."""
     verdict = {CLOSING: closing, LATER: DEFERRED, NEVER: REFUSED}.get(action, end)
     if phase is Phase.CONNECT:
         verdict = UNREACHED
@@ -123,7 +123,7 @@ def test_a_fault_that_stays(
     [(CLOSING, DEFERRED), (LATER, DEFERRED), (NEVER, REFUSED), *((end, DEFERRED) for end in ENDS)],
 )
 def test_in_the_middle_of_a_mail(offers: tuple[str, ...], action: str, verdict: Verdict) -> None:
-    """There is no doubt without the last byte; and a relay that says why it takes no more is heard."""
+    """A fault before the last byte leaves no doubt, and the relay's reply is kept if it has one."""
     with ScriptedRelay(*offers) as server:
         server.always("m1@example.com", "body", action)
 
@@ -142,7 +142,7 @@ def test_in_the_middle_of_a_mail(offers: tuple[str, ...], action: str, verdict: 
 def test_a_relay_that_ends_the_connection_before_a_mail_has_begun(
     holds_back: bool, point: Point, action: str
 ) -> None:
-    """It costs the mail nothing, and the others neither: it goes out over a new connection."""
+    """A connection that ends before a mail's first byte is replaced, and all mails are sent."""
     with ScriptedRelay("PIPELINING", holds_back=holds_back) as server:
         server.faults["m2@example.com", point] = [action]
         relay = relay_of(server, **({"MAILER_COMMAND_TIMEOUT": SHORT} if action == SILENCE else {}))
@@ -162,7 +162,7 @@ def test_a_relay_that_ends_the_connection_before_a_mail_has_begun(
 def test_a_relay_that_hangs_up_after_each_mail(
     offers: tuple[str, ...], holds_back: bool, action: str
 ) -> None:
-    """What it has acknowledged is sent, and the envelope that rode behind it is said anew."""
+    """If the relay hangs up after a mail, the pipelined envelope is sent again elsewhere."""
     with ScriptedRelay(*offers, holds_back=holds_back) as server:
         for number in range(1, 5):
             server.faults[f"m{number}@example.com", "after"] = [action]
@@ -205,7 +205,7 @@ def test_any_faults(
     pauses: set[int],
     most: int | None,
 ) -> None:
-    """Acknowledged is sent, here and unanswered is in doubt, all else is neither; and no mail is here twice."""
+    """After any faults, each verdict matches what the relay took, and no mail arrives twice."""
     letters: list[WireMessage | None] = [letter_of(number) for number in range(1, MAILS + 1)]
     for pause in sorted(pauses, reverse=True):
         letters.insert(pause, None)

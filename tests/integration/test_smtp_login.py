@@ -1,4 +1,4 @@
-"""Who we are: with the best mechanism the relay offers, and a wrong password is no mail's fault."""
+"""Logging in to a relay: the choice of the mechanism, and the outcome of a refused login."""
 
 import base64
 import logging
@@ -48,21 +48,21 @@ def outcome_at(server: LoginServer, **config: Any) -> Outcome:
     ids=" ".join,
 )
 def test_the_best_mechanism_is_taken(tmp_path: Path, offers: list[str], tried: list[str]) -> None:
-    """Without TLS, that is the one that does not tell the password to who listens."""
+    """Without TLS, a mechanism that does not reveal the password is preferred."""
     with LoginServer(tmp_path, *offers) as server:
         assert outcome_at(server).verdict is Verdict.SENT
         assert server.tried == tried
 
 
 def test_with_tls_the_simplest_mechanism_is_taken() -> None:
-    """Nobody listens, and relays that keep no password in clear can't do anything else."""
+    """With TLS, PLAIN is preferred, since relays that store only hashes cannot check CRAM-MD5."""
     names = [mechanism.name for mechanism in login._mechanisms(*ADA, in_clear=False)]
 
     assert names == ["PLAIN", "LOGIN", "CRAM-MD5"]
 
 
 def test_where_md5_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are left."""
+    """Where MD5 is disabled (FIPS), CRAM-MD5 is skipped and the next mechanism is used."""
     monkeypatch.setattr(login, "_knows_md5", lambda: False)
     with LoginServer(tmp_path, "CRAM-MD5", "LOGIN") as server:
         assert outcome_at(server).verdict is Verdict.SENT
@@ -71,7 +71,7 @@ def test_where_md5_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("reply", ["504 5.5.4 unknown", "534 5.7.9 too weak", "535 5.7.8 no"])
 def test_a_mechanism_that_is_offered_and_does_not_work(tmp_path: Path, reply: str) -> None:
-    """Many relays offer CRAM-MD5 and keep no password that it could be compared with: the next one is tried."""
+    """If an offered mechanism is refused, the next one is tried."""
     with LoginServer(tmp_path, "CRAM-MD5", "PLAIN", refusals={"CRAM-MD5": reply}) as server:
         assert outcome_at(server).verdict is Verdict.SENT
         assert server.tried == ["CRAM-MD5", "PLAIN at once"]
@@ -83,7 +83,7 @@ def test_a_mechanism_that_is_offered_and_does_not_work(tmp_path: Path, reply: st
 def test_any_name_and_password_can_be_said(
     answering: Answering, relay_to: MakeRelay, user: str, password: str
 ) -> None:
-    """RFC 4616: in UTF-8; and a line that would be too long is said in two."""
+    """Credentials are sent in UTF-8 (RFC 4616), in a second line if they are too long for one."""
     server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", AUTH=b"235 welcome\r\n")
     said = base64.b64encode(f"\0{user}\0{password}".encode())
     if len(said) > 500:
@@ -100,7 +100,7 @@ def test_any_name_and_password_can_be_said(
 
 
 def test_login(relay_to: MakeRelay) -> None:
-    """Once a connection."""
+    """A relay that demands a login takes mail after it."""
     with Sink(credentials=ADA) as sink:
         relay = relay_to(sink, **LOGIN)
 
@@ -110,7 +110,7 @@ def test_login(relay_to: MakeRelay) -> None:
 @pytest.mark.parametrize("password", ["wrong", "gehéim"])
 @pytest.mark.parametrize("offers", [["PLAIN", "LOGIN"], ["LOGIN"], ["CRAM-MD5"]], ids=" ".join)
 def test_a_wrong_password(tmp_path: Path, offers: list[str], password: str) -> None:
-    """It must not fail ten thousand mails, is not said twice, and is not shown to those who read the outcome."""
+    """A wrong password is tried once, counts against no mail, and is not shown in the outcome."""
     with LoginServer(tmp_path, *offers) as server:
         outcome = outcome_at(server, MAIL_PASSWORD=password)
 
@@ -128,7 +128,7 @@ def test_a_wrong_password(tmp_path: Path, offers: list[str], password: str) -> N
 
 
 def test_a_login_that_does_not_work_for_now(relay_to: MakeRelay) -> None:
-    """The relay's own words are kept, and nobody is told to change anything."""
+    """A temporary failure of the login keeps the relay's reply and gives no advice."""
     with Sink(credentials=ADA) as sink:
         sink.faults.add(Fault("auth", "454 4.7.0 the directory is down", times=None))
 
@@ -139,7 +139,7 @@ def test_a_login_that_does_not_work_for_now(relay_to: MakeRelay) -> None:
 
 
 def test_a_relay_that_offers_no_login(relay_to: MakeRelay, sink: Sink) -> None:
-    """Configured to log in, and not let in, is not configured: the mail waits."""
+    """If a login is configured but the relay offers none, the mail waits."""
     outcome = send(relay_to(sink, **LOGIN))
 
     assert (outcome.verdict, outcome.phase) == (Verdict.UNREACHED, Phase.CONNECT)
@@ -148,7 +148,7 @@ def test_a_relay_that_offers_no_login(relay_to: MakeRelay, sink: Sink) -> None:
 
 
 def test_a_relay_that_wants_a_login_we_do_not_have(relay_to: MakeRelay) -> None:
-    """The same the other way round: 530 at MAIL is about us, not about the mail."""
+    """A 530 reply to MAIL is blamed on the configuration, not on the mail."""
     with Sink(credentials=ADA) as sink:
         outcome = send(relay_to(sink))
 
@@ -161,7 +161,7 @@ def test_a_relay_that_wants_a_login_we_do_not_have(relay_to: MakeRelay) -> None:
 def test_a_relay_that_wants_tls_first(
     relay_to: MakeRelay, answering: Answering, stage: str
 ) -> None:
-    """It says so, and so do we, with the key."""
+    """A relay that demands STARTTLS makes the advice name MAIL_USE_TLS."""
     wanted = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
     server = answering(
         EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n", **{"AUTH": b"235 welcome\r\n", stage: wanted}
@@ -178,7 +178,7 @@ def test_a_password_that_others_can_hear(
     server: str,
     warnings: int,
 ) -> None:
-    """It is said, as Flask-Mail says it, and the log tells once how to change that; on this machine nobody listens."""
+    """A login without TLS works, and is warned about once unless the relay is on this machine."""
     with Sink(credentials=ADA) as sink, caplog.at_level(logging.WARNING, "mailer.smtp"):
         monkeypatch.setattr(
             "socket.getaddrinfo", lambda *_: [(2, 1, 6, "", ("127.0.0.1", sink.port))]

@@ -1,4 +1,4 @@
-"""Names are looked up in time, whatever the DNS does."""
+"""DNS look-ups end within their time-out, whatever the DNS does."""
 
 import socket
 import subprocess
@@ -15,7 +15,7 @@ from tests.services.relay import SHORT, make_relay, send
 from tests.services.sink import Sink
 from tests.services.worker import PROJECT
 
-# What comes of a try where the DNS is deaf.
+# Send a mail and print the reply; run where the DNS does not answer.
 _TRY = f"""
 from tests.services.relay import make_relay, send
 
@@ -25,7 +25,7 @@ print(send(make_relay("smtp.example.com", 25, MAILER_CONNECT_TIMEOUT={SHORT})).r
 
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A resolver that has no end, in place of the real one, which has one after some time."""
+    """Replace the resolver by one that does not answer until the test is over."""
     end = threading.Event()
 
     def ask(*_: object, **__: object) -> None:
@@ -46,7 +46,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_dns_that_does_not_answer() -> None:
-    """We give up first: the real resolver would wait for ten seconds and more, and then say so in its own words."""
+    """The connect time-out ends a DNS look-up long before the resolver's own time-out."""
     done = subprocess.run(
         deaf_dns.command(sys.executable, "-c", _TRY),
         cwd=PROJECT,
@@ -64,7 +64,7 @@ def test_a_dns_that_does_not_answer() -> None:
     "proxy", ["none", "socks5://proxy.example.com:1080", "socks5h://proxy.example.com:1080"]
 )
 def test_a_resolver_without_end(deaf: None, proxy: str) -> None:
-    """Nobody is reached, which costs the mail nothing; the words name the host."""
+    """A DNS look-up without end leaves the relay unreached, and the mail uncharged."""
     outcome = send(
         make_relay("smtp.example.com", 25, MAILER_CONNECT_TIMEOUT=SHORT, MAILER_PROXY=proxy)
     )
@@ -74,5 +74,5 @@ def test_a_resolver_without_end(deaf: None, proxy: str) -> None:
 
 
 def test_our_own_name_is_not_waited_for(deaf: None, sink: Sink) -> None:
-    """A relay that needs no DNS gets its mail, if need be from somebody without a name."""
+    """A look-up of this machine's own name without end does not delay a mail."""
     assert send(make_relay(sink.host, sink.port)).verdict is Verdict.SENT

@@ -1,4 +1,4 @@
-"""Logging in with a token: the real libraries fetch it, from endpoints on this machine; Microsoft and Google are never asked."""
+"""OAuth logins: the providers' own libraries fetch tokens from endpoints on this machine."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def endpoint(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tok
 
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[LoginServer]:
-    """It takes the tokens of the endpoint."""
+    """Yield a relay that accepts the tokens of the endpoint."""
     with LoginServer(tmp_path, "XOAUTH2", "PLAIN") as server:
         server.tokens = {f"token {number}" for number in range(1, 10)}
         yield server
@@ -83,7 +83,7 @@ def outcome_at(server: LoginServer, oauth: Any) -> Outcome:
 def test_a_token_is_fetched_once(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
 ) -> None:
-    """It is good for many logins."""
+    """One token serves many logins."""
     client = relay_at(relay, json.dumps(provider(endpoint, tmp_path)), MAIL_MAX_EMAILS=1)
 
     assert [send(client).verdict for _ in range(3)] == [Verdict.SENT] * 3
@@ -94,7 +94,7 @@ def test_a_token_is_fetched_once(
 def test_what_microsoft_is_asked_for(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path
 ) -> None:
-    """The client credentials flow, for SMTP."""
+    """Microsoft is asked with the client credentials flow and the scope for SMTP."""
     outcome_at(relay, microsoft(endpoint, tmp_path))
 
     [asked] = endpoint.asked
@@ -111,7 +111,7 @@ def test_what_microsoft_is_asked_for(
 def test_what_google_is_asked_for(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path
 ) -> None:
-    """A token for the mailbox of the subject, signed with the key of the service account."""
+    """Google is asked for the subject's mailbox, in the name of the service account."""
     outcome_at(relay, google(endpoint, tmp_path))
 
     [asked] = endpoint.asked
@@ -127,7 +127,7 @@ def test_what_google_is_asked_for(
 def test_a_token_that_ends_soon(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
 ) -> None:
-    """It is not used any more: the relay might look at it too late."""
+    """A token that is about to expire is replaced by a new one."""
     endpoint.expires_in = 60
     client = relay_at(relay, provider(endpoint, tmp_path), MAIL_MAX_EMAILS=1)
 
@@ -139,7 +139,7 @@ def test_a_token_that_ends_soon(
 def test_a_token_that_the_relay_refuses(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
 ) -> None:
-    """It may have been revoked: a fresh one is tried, over the same connection, before that is a refusal."""
+    """A refused token is replaced once by a new one over the same connection."""
     relay.tokens = {"token 2"}
 
     assert outcome_at(relay, provider(endpoint, tmp_path)).verdict is Verdict.SENT
@@ -150,7 +150,7 @@ def test_a_token_that_the_relay_refuses(
 def test_a_mailbox_that_is_not_ours(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
 ) -> None:
-    """Two tokens are enough to know; the advice tells where to look, and no token is in what people read."""
+    """After two refused tokens the relay is unreached, and no token is in the outcome."""
     relay.tokens = set()
 
     outcome = outcome_at(relay, provider(endpoint, tmp_path))
@@ -198,7 +198,7 @@ def test_a_provider_that_refuses_us(
     said: dict[str, str],
     is_ours: bool,
 ) -> None:
-    """Its words are kept, our secrets are not; the relay is not even called."""
+    """A provider's refusal is kept without secrets, and the relay is not called."""
     endpoint.refusal = (status, said)
 
     outcome = outcome_at(relay, provider(endpoint, tmp_path))
@@ -213,7 +213,7 @@ def test_a_provider_that_refuses_us(
 def test_a_tenant_that_there_is_not(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path
 ) -> None:
-    """That is a mistake too."""
+    """An unknown tenant is reported as a mistake in MAILER_OAUTH."""
     outcome = outcome_at(relay, {**microsoft(endpoint, tmp_path), "tenant": "nowhere"})
 
     assert "tenant" in outcome.reply
@@ -224,7 +224,7 @@ def test_a_tenant_that_there_is_not(
 def test_a_provider_that_is_away(
     endpoint: TokenServer, relay: LoginServer, tmp_path: Path, provider: Callable[..., Any]
 ) -> None:
-    """The mail waits for it as for a relay; nobody has to change anything."""
+    """A provider that does not answer leaves the relay unreached and gives no advice."""
     oauth = provider(endpoint, tmp_path)
     with TokenServer(endpoint.socket.context) as gone:  # type: ignore[attr-defined]  # a TLS socket
         away = gone.url
@@ -253,7 +253,7 @@ def token_of_a_module() -> str:
 
 @pytest.mark.parametrize("way", ["object", "config", "name"])
 def test_a_function(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From anywhere: given in the configuration, or named, as in the environment."""
+    """A token function may be passed as an object or named as `module:function`."""
     (tmp_path / "tokens_of_ours.py").write_text("def make():\n    return 'good'\n")
     monkeypatch.syspath_prepend(tmp_path)
     oauth = {
@@ -266,7 +266,7 @@ def test_a_function(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_function_is_asked_at_each_login(tmp_path: Path) -> None:
-    """It knows how long its tokens are good; one that was refused it may replace."""
+    """A token function is called at each login, and once more after a refused token."""
     tokens = iter(["good", "bad", "good"])
     with LoginServer(tmp_path, "XOAUTH2") as relay:
         client = relay_at(relay, lambda: next(tokens), MAIL_MAX_EMAILS=1)
@@ -276,7 +276,7 @@ def test_a_function_is_asked_at_each_login(tmp_path: Path) -> None:
 
 
 def test_a_function_that_has_no_other_token(tmp_path: Path) -> None:
-    """The same one is not said twice."""
+    """A refused token is not sent again if the function returns the same one."""
     with LoginServer(tmp_path, "XOAUTH2") as relay:
         assert outcome_at(relay, lambda: "bad").verdict is Verdict.UNREACHED
         assert relay.seen_tokens == ["bad"]
@@ -291,7 +291,7 @@ def test_a_function_that_has_no_other_token(tmp_path: Path) -> None:
     ],
 )
 def test_a_function_that_fails(tmp_path: Path, function: Callable[[], Any], why: str) -> None:
-    """Whatever it does, the mail waits, and somebody is told."""
+    """A failing token function leaves the relay unreached, with advice about MAILER_OAUTH."""
     with LoginServer(tmp_path, "XOAUTH2") as relay:
         outcome = outcome_at(relay, function)
 
@@ -300,14 +300,14 @@ def test_a_function_that_fails(tmp_path: Path, function: Callable[[], Any], why:
     assert outcome.advice.startswith("MAILER_OAUTH: ")
 
 
-# --- how it is said -----------------------------------------------------------------------------
+# --- how a token is sent ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("token", "tried"), [("short", "XOAUTH2 at once"), ("long" * 500, "XOAUTH2")]
 )
 def test_a_long_token(tmp_path: Path, token: str, tried: str) -> None:
-    """RFC 4954: what is longer than a command line goes after it."""
+    """A token that is too long for the command line is sent after it (RFC 4954)."""
     with LoginServer(tmp_path, "XOAUTH2") as relay:
         relay.tokens = {token}
 
@@ -316,7 +316,7 @@ def test_a_long_token(tmp_path: Path, token: str, tried: str) -> None:
 
 
 def test_a_relay_that_takes_no_tokens(tmp_path: Path) -> None:
-    """The password of an application is something else."""
+    """A token is never sent with a mechanism that expects a password."""
     with LoginServer(tmp_path, "PLAIN", "LOGIN") as relay:
         outcome = outcome_at(relay, lambda: "good")
 
@@ -325,7 +325,7 @@ def test_a_relay_that_takes_no_tokens(tmp_path: Path) -> None:
 
 
 def test_threads_wait_for_one_token() -> None:
-    """One of them fetches it."""
+    """Threads that need a token at the same time share one request."""
     together = threading.Barrier(8)
     fetched = []
 

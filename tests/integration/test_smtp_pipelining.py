@@ -1,4 +1,4 @@
-"""Mails follow each other as closely as the relay can take them, and are asked for no sooner than that needs."""
+"""Pipelining: how few round trips a mail takes, and when the next mail is taken."""
 
 from collections.abc import Iterator
 from typing import Any, Self
@@ -42,7 +42,7 @@ def transmit(
     ids=["plain", "pipelining, nothing rides", "pipelining"],
 )
 def test_round_trips(offers: tuple[str, ...], alone: bool, each: int) -> None:
-    """Four a mail without PIPELINING, two with it, and one where the next envelope rides behind the dot."""
+    """A mail takes four round trips, two with PIPELINING, and one if another mail follows."""
 
     def mails(count: int) -> Iterator[WireMessage | None]:
         for letter in letters(count):
@@ -60,7 +60,7 @@ def test_round_trips(offers: tuple[str, ...], alone: bool, each: int) -> None:
 
 
 def test_an_envelope_behind_a_large_mail() -> None:
-    """It rides as well behind what no buffer holds."""
+    """The next envelope can follow a mail that is larger than all buffers."""
     text = "all work and no play\n" * 200_000
     mails = [
         make_letter(envelope_from=f"m{number}@example.com", text=text) for number in range(1, 4)
@@ -71,7 +71,7 @@ def test_an_envelope_behind_a_large_mail() -> None:
 
 
 def test_a_refused_recipient_costs_no_connection_and_the_next_mail_nothing() -> None:
-    """Where the relay wants a mail though nobody is to get it, it gets an empty one, with the next envelope behind it."""
+    """After a refused recipient, an empty mail ends the transaction and the connection goes on."""
     with ScriptedRelay("PIPELINING") as server:
         for number in (1, 3):
             server.faults[f"m{number}@example.com", "rcpt"] = [NO_SUCH_USER]
@@ -85,7 +85,7 @@ def test_a_refused_recipient_costs_no_connection_and_the_next_mail_nothing() -> 
 
 @pytest.mark.parametrize("offers", [(), ("PIPELINING",)], ids=["plain", "pipelining"])
 def test_a_transaction_that_was_left_open_is_reset(offers: tuple[str, ...]) -> None:
-    """The next MAIL would be refused otherwise."""
+    """A transaction that is open after a refusal is reset before the next MAIL."""
     with ScriptedRelay(*offers) as server:
         server.faults["m1@example.com", "rcpt"] = [NO_SUCH_USER]
         server.faults["m1@example.com", "data"] = ["554 5.5.1 no valid recipients"]
@@ -95,7 +95,7 @@ def test_a_transaction_that_was_left_open_is_reset(offers: tuple[str, ...]) -> N
 
 
 def test_a_relay_that_takes_a_recipient_from_nobody() -> None:
-    """Then a lone dot would be a mail, an empty one: the connection is cut instead."""
+    """The connection is cut where a lone dot would send an empty mail after a refused sender."""
     with ScriptedRelay("PIPELINING") as server:
         server.faults["m1@example.com", "mail"] = ["550 5.1.8 no such sender"]
 
@@ -114,7 +114,7 @@ def test_a_relay_that_takes_a_recipient_from_nobody() -> None:
     ],
 )
 def test_a_relay_that_is_out_of_step(point: str, reply: str) -> None:
-    """A reply too many would be taken for that to the next command, and in the end for a mail's: nothing is built on it."""
+    """After a surplus or wrong reply, no later reply counts as the acknowledgement of a mail."""
     with ScriptedRelay("PIPELINING", holds_back=True) as server:
         server.always("m1@example.com", point, reply)  # type: ignore[arg-type]
 
@@ -126,7 +126,7 @@ def test_a_relay_that_is_out_of_step(point: str, reply: str) -> None:
 
 
 def test_a_mail_is_asked_for_when_the_one_before_it_may_be_said() -> None:
-    """Not sooner, and never more than one: from that moment on it counts as begun."""
+    """At most one mail is taken ahead of the one in flight, since a taken mail counts as begun."""
     with ScriptedRelay("PIPELINING", holds_back=True) as server:
         relay = relay_of(server)
         seen = []
@@ -146,7 +146,7 @@ def test_a_mail_is_asked_for_when_the_one_before_it_may_be_said() -> None:
 
 
 def test_the_last_mail_of_a_connection_lets_none_ride() -> None:
-    """MAIL_MAX_EMAILS: the next one is asked for when there is a connection for it."""
+    """No envelope follows the last mail that MAIL_MAX_EMAILS allows on a connection."""
     with ScriptedRelay("PIPELINING", holds_back=True) as server:
         assert transmit(server, iter(letters(5)), MAIL_MAX_EMAILS=2) == [Verdict.SENT] * 5
         assert server.connections == 3
@@ -154,7 +154,7 @@ def test_the_last_mail_of_a_connection_lets_none_ride() -> None:
 
 
 def test_nothing_is_asked_for_after_the_end() -> None:
-    """Nor after a mail in doubt: who asks again has to begin again."""
+    """No mail is taken after the last one, nor after a mail in doubt."""
     asked = 0
 
     def mails(count: int) -> Iterator[WireMessage]:
@@ -174,7 +174,7 @@ def test_nothing_is_asked_for_after_the_end() -> None:
 
 
 class OnceOnly:
-    """Mails that nobody may ask for after their end."""
+    """An iterator of mails that must not be called again after its end."""
 
     def __init__(self, *mails: WireMessage | None) -> None:
         self._mails = [*mails]
@@ -192,14 +192,14 @@ class OnceOnly:
 
 
 def test_the_end_is_asked_for_once() -> None:
-    """Whoever is behind it may have closed the books."""
+    """The iterator of mails is not called again after it has ended."""
     with ScriptedRelay("PIPELINING") as server:
         assert transmit(server, OnceOnly(*letters(2))) == [Verdict.SENT] * 2
         assert transmit(server, OnceOnly(*letters(1), None)) == [Verdict.SENT]
 
 
 def test_a_mail_is_begun_on_two_connections_at_most() -> None:
-    """The one that its envelope rode on, and the one after it."""
+    """A mail is begun on at most two connections before its relay counts as unreached."""
     with ScriptedRelay("PIPELINING") as server:
         server.faults["m1@example.com", "dot"] = ["421 4.3.2 closing"]
         server.always("m2@example.com", "mail", "close")
@@ -209,7 +209,7 @@ def test_a_mail_is_begun_on_two_connections_at_most() -> None:
 
 
 def test_the_database_fails_while_a_mail_is_in_flight() -> None:
-    """The relay waits for the mail that is never said; the connection is cut, and the relay has nothing."""
+    """If the next mail cannot be loaded, the connection is cut and the relay keeps nothing."""
 
     def mails() -> Iterator[WireMessage]:
         yield letters(1)[0]
@@ -229,7 +229,7 @@ def test_the_database_fails_while_a_mail_is_in_flight() -> None:
 
 @pytest.mark.parametrize("closes", [True, False])
 def test_who_stops_in_the_middle(closes: bool) -> None:
-    """The envelope that rides already is of no mail that was begun: the connection is not used again."""
+    """After the caller stops early, a connection with a pipelined envelope is not used again."""
     with ScriptedRelay("PIPELINING") as server:
         relay = relay_of(server)
         with relay.connection() as connection:
@@ -249,7 +249,7 @@ def test_who_stops_in_the_middle(closes: bool) -> None:
 
 
 def test_nobody_gets_mail() -> None:
-    """MAIL_SUPPRESS_SEND: every mail is sent, and nobody is called."""
+    """With MAIL_SUPPRESS_SEND all mails count as sent, and no connection is opened."""
     with ScriptedRelay() as server:
         assert (
             transmit(server, iter([*letters(2), None, *letters(1)]), MAIL_SUPPRESS_SEND=True)
@@ -259,7 +259,7 @@ def test_nobody_gets_mail() -> None:
 
 
 def test_a_mail_that_can_not_be_said_does_not_ride() -> None:
-    """It is refused when its turn comes, and the next one goes out over the same connection."""
+    """A mail that the relay cannot take is refused alone; the connection goes on."""
     first, second, third = letters(3)
     second.recipient = "jürgen@example.com"  # the relay knows no SMTPUTF8
     with ScriptedRelay("PIPELINING") as server:
@@ -272,7 +272,7 @@ def test_a_mail_that_can_not_be_said_does_not_ride() -> None:
 
 
 def test_a_relay_that_asks_for_a_pause() -> None:
-    """Who says when to come back is not called again at once; and the time is known to who waits."""
+    """A relay that names a time for the next try is not called again at once."""
     with ScriptedRelay("PIPELINING") as server:
         server.faults["m2@example.com", "mail"] = ["421 4.7.0 slow down, try again in 5 minutes"]
         relay = relay_of(server)

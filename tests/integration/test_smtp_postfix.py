@@ -1,4 +1,4 @@
-"""Many mails at full speed to Postfix's own test server: each arrives once, as it was."""
+"""Many mails to Postfix's test server: each arrives once, with its exact bytes."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ MAILS = 200
 
 @contextmanager
 def smtp_sink(folder: Path, *options: str) -> Iterator[int]:
-    """The port of one that writes each mail into a file of its own."""
+    """Run smtp-sink, which writes each mail into a file of its own, and yield its port."""
     program = require("Postfix (smtp-sink)", find_program("smtp-sink", also_in=[Path("/usr/sbin")]))
     port = free_port()
     user = ["-u", "root"] if os.geteuid() == 0 else []
@@ -42,7 +42,7 @@ def smtp_sink(folder: Path, *options: str) -> Iterator[int]:
 
 
 def received(folder: Path) -> dict[str, bytes]:
-    """What came, by recipient: without the lines that the server writes above it, and the empty one below."""
+    """Return the received mails by recipient, without the lines that the server adds."""
     mails = {}
     for file in folder.glob("mail.*"):
         head, _, rest = file.read_bytes().partition(b"Received: ")
@@ -56,7 +56,7 @@ def received(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("options", [(), ("-p",), ("-8",)], ids=["pipelining", "plain", "7 bit"])
 @pytest.mark.parametrize("most", [None, 7])
 def test_many_mails(tmp_path: Path, options: tuple[str, ...], most: int | None) -> None:
-    """Dots, letters beyond ASCII and large mails included, whatever the server offers, and over how many connections."""
+    """Mails with dots, non-ASCII or large text arrive unchanged, in any mode of the server."""
     texts = ["Hello\n", ".\n..\n.first\n", "Grüße\n", "all work and no play\n" * 5000]
     letters = [
         make_letter(f"m{number}@example.com", text=texts[number % len(texts)])

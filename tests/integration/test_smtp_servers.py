@@ -1,4 +1,4 @@
-"""OpenSMTPD, Exim and Postfix with the limits of their authors: what they limit by the connection costs no mail a try."""
+"""OpenSMTPD, Exim and Postfix: their limits for a connection cost no mail an attempt."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ Running = Callable[[Path], AbstractContextManager[MailServer]]
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
-    """The server that the test names."""
+    """Yield the running server that the test names."""
     with (
         TemporaryDirectory(prefix="mailer-server-") as folder,
         request.param(Path(folder)) as server,
@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
 def test_more_mails_than_a_session_carries(
     server: MailServer, store: Store, open_dispatcher: OpenDispatcher
 ) -> None:
-    """OpenSMTPD takes 100 in one: each is sent at its first attempt, once."""
+    """OpenSMTPD takes 100 mails in a session; 250 are sent at their first attempt."""
     recipients = [f"reader{number}@example.com" for number in range(250)]
     queue(store, *recipients)
     dispatcher = open_dispatcher(entry(server), MAILER_RETRY_ATTEMPTS=4)
@@ -53,7 +53,7 @@ def test_more_mails_than_a_session_carries(
     ids=["exim", "postfix"],
 )
 def test_more_mails_than_a_connection_carries(server: MailServer, mails: int) -> None:
-    """Exim takes 1,000 over one: the others go over the next."""
+    """More mails than a server takes over one connection go on over the next one."""
     relay, going = make_relay(server.host, server.port), letters(mails, lambda _number: False)
     with relay.connection() as connection:
         verdicts = {outcome.verdict for outcome in connection.transmit(iter(going))}
@@ -64,7 +64,7 @@ def test_more_mails_than_a_connection_carries(server: MailServer, mails: int) ->
 
 
 def taken_by(server: MailServer, count: int) -> list[str]:
-    """Return the recipients that are in the server's log once there are so many."""
+    """Return the recipients in the server's log once there are so many."""
     wait_until(lambda: len(server.recipients()) >= count)
     return sorted(server.recipients())
 
@@ -83,7 +83,7 @@ def letters(count: int, refused: Callable[[int], bool]) -> list[WireMessage]:
     "server", [running_opensmtpd, running_exim, running_postfix], indirect=True
 )
 def test_many_refused_recipients(server: MailServer, refused: Callable[[int], bool]) -> None:
-    """Each has its own answer, however many errors of a client the server bears."""
+    """Each refused recipient gets a reply of its own, despite the server's limit of errors."""
     mails = letters(60, refused)
     relay = make_relay(server.host, server.port)
     with relay.connection() as connection:
@@ -101,9 +101,9 @@ def test_many_refused_recipients(server: MailServer, refused: Callable[[int], bo
 
 @pytest.mark.parametrize("server", [running_postfix], indirect=True)
 def test_a_refused_recipient_is_one_error(server: MailServer) -> None:
-    """DATA is not said before RCPT has its reply.
+    """A refused recipient counts as one error of the client, since DATA waits for RCPT's reply.
 
-    Postfix hangs up on a client after 20 errors, and DATA would be another one.
+    Postfix hangs up on a client after 20 errors.
     """
     relay = make_relay(server.host, server.port)
     with relay.connection() as connection:

@@ -1,4 +1,4 @@
-"""Who the relay is: TLS is verified or there is no mail."""
+"""TLS: a relay whose certificate cannot be verified gets neither password nor mail."""
 
 import socket
 import ssl
@@ -27,13 +27,13 @@ both_ways = pytest.mark.parametrize("way", ["MAIL_USE_TLS", "MAIL_USE_SSL"])
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The relay's certificate, its own authority, for the name localhost."""
+    """Return the relay's self-signed certificate for localhost."""
     return make_certificate(tmp_path_factory.mktemp("tls") / "relay.pem")
 
 
 @contextmanager
 def secure_sink(certificate: Path, way: str, **changes: Any) -> Iterator[Sink]:
-    """A relay that takes mail over TLS only, and only after the login."""
+    """Run a relay that takes mail over TLS only, and only after the login."""
     context = server_context(certificate)
     for name, value in changes.items():
         setattr(context, name, value)
@@ -60,7 +60,7 @@ def is_turned_away(outcome: Outcome) -> bool:
 
 @both_ways
 def test_tls(relay_to: MakeRelay, certificate: Path, way: str) -> None:
-    """With an authority of one's own; the connection stays warm as any other."""
+    """A relay whose authority is configured gets mail over TLS, over one kept connection."""
     with secure_sink(certificate, way) as sink:
         relay = relay_to(sink, **trusting(certificate, way))
 
@@ -70,7 +70,7 @@ def test_tls(relay_to: MakeRelay, certificate: Path, way: str) -> None:
 
 @both_ways
 def test_an_unknown_authority_is_refused(relay_to: MakeRelay, certificate: Path, way: str) -> None:
-    """Whoever it is, it gets neither password nor mail; the mail waits until somebody has mended that."""
+    """A certificate of an unknown authority is refused before login and mail."""
     with secure_sink(certificate, way) as sink:
         outcome = send(relay_to(sink, MAIL_SERVER="localhost", **{way: True}, **LOGIN))
 
@@ -84,15 +84,15 @@ def test_an_unknown_authority_is_refused(relay_to: MakeRelay, certificate: Path,
 def test_another_authority_is_refused(
     relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str
 ) -> None:
-    """The advice tells where to look."""
+    """If MAILER_TLS_CA_FILE holds another authority, the advice names that file."""
     other = make_certificate(tmp_path / "other.pem", "example.com")
     with secure_sink(certificate, way) as sink:
         outcome = send(relay_to(sink, **trusting(other, way)))
 
         assert is_turned_away(outcome)
-        assert (
-            outcome.advice
-            == f"MAILER_TLS_CA_FILE: none of the authorities in {str(other)!r} has signed the relay's certificate."
+        assert outcome.advice == (
+            f"MAILER_TLS_CA_FILE: none of the authorities in {str(other)!r}"
+            " has signed the relay's certificate."
         )
 
 
@@ -100,7 +100,7 @@ def test_another_authority_is_refused(
 def test_a_certificate_for_another_name_is_refused(
     relay_to: MakeRelay, certificate: Path, way: str
 ) -> None:
-    """A valid certificate of somebody else proves nothing."""
+    """A valid certificate for another name is refused."""
     with secure_sink(certificate, way) as sink:
         outcome = send(relay_to(sink, **trusting(certificate, way, MAIL_SERVER="127.0.0.1")))
 
@@ -116,7 +116,7 @@ def test_a_certificate_for_another_name_is_refused(
 def test_a_certificate_that_is_over_is_refused(
     relay_to: MakeRelay, tmp_path: Path, way: str
 ) -> None:
-    """Whose turn it is to act is said as well."""
+    """An expired certificate is refused, and the advice says so."""
     expired = make_certificate(tmp_path / "expired.pem", days=-1)
     with secure_sink(expired, way) as sink:
         outcome = send(relay_to(sink, **trusting(expired, way)))
@@ -130,7 +130,7 @@ def test_a_certificate_that_is_over_is_refused(
 def test_the_oldest_version(
     relay_to: MakeRelay, certificate: Path, way: str, minimum: str, is_taken: bool
 ) -> None:
-    """MAILER_TLS_MINIMUM: who wants a newer version than the relay has gets no mail out."""
+    """A relay whose TLS version is below MAILER_TLS_MINIMUM gets no mail."""
     with secure_sink(certificate, way, maximum_version=ssl.TLSVersion.TLSv1_2) as sink:
         outcome = send(relay_to(sink, **trusting(certificate, way, MAILER_TLS_MINIMUM=minimum)))
 
@@ -138,7 +138,7 @@ def test_the_oldest_version(
 
 
 def test_a_relay_that_says_that_its_version_is_older(certificate: Path) -> None:
-    """asyncio, and so aiosmtpd, just hangs up; others send an alert."""
+    """A relay that answers with a version alert makes the advice name MAILER_TLS_MINIMUM."""
     context = server_context(certificate)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
 
@@ -160,7 +160,7 @@ def test_a_relay_that_says_that_its_version_is_older(certificate: Path) -> None:
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1 is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("minimum", "is_taken"), [("TLSv1", True), ("TLSv1.2", False)])
 def test_an_old_relay(relay_to: MakeRelay, certificate: Path, minimum: str, is_taken: bool) -> None:
-    """It is spoken with if that is asked for, and only then."""
+    """A relay with TLS 1.0 gets mail only if MAILER_TLS_MINIMUM allows that version."""
     context = server_context(certificate)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -176,7 +176,7 @@ def test_an_old_relay(relay_to: MakeRelay, certificate: Path, minimum: str, is_t
 def test_a_relay_that_wants_to_see_a_certificate(
     relay_to: MakeRelay, certificate: Path, tmp_path: Path, way: str
 ) -> None:
-    """MAILER_TLS_CLIENT_CERT: ours."""
+    """A relay that demands a client certificate gets that of MAILER_TLS_CLIENT_CERT."""
     ours = make_certificate(tmp_path / "ours.pem", "client.example.com")
     context = server_context(certificate)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -195,7 +195,7 @@ def test_a_relay_that_wants_to_see_a_certificate(
 def test_a_second_connection_shakes_hands_faster(
     relay_to: MakeRelay, certificate: Path, way: str, version: ssl.TLSVersion
 ) -> None:
-    """It resumes the session that was verified."""
+    """A second connection resumes the TLS session of the first one."""
     with secure_sink(certificate, way, maximum_version=version) as sink:
         relay = relay_to(sink, **trusting(certificate, way, MAIL_MAX_EMAILS=1))
         resumed = []
@@ -214,7 +214,7 @@ def test_a_second_connection_shakes_hands_faster(
 
 
 def test_no_starttls_no_mail(relay_to: MakeRelay, answering: Answering) -> None:
-    """Somebody in between may have stripped it: nothing is said in clear, the password least of all."""
+    """Without an offer of STARTTLS nothing is sent in clear, as an attacker may have removed it."""
     server = answering(EHLO=b"250-relay\r\n250 AUTH PLAIN\r\n")
 
     outcome = send(relay_to(server, MAIL_USE_TLS=True, **LOGIN))
@@ -231,7 +231,7 @@ def test_no_starttls_no_mail(relay_to: MakeRelay, answering: Answering) -> None:
     "reply", [b"454 4.7.0 not now\r\n", b"what?\r\n", b"220 go on\r\nbut not in TLS\r\n"]
 )
 def test_a_starttls_that_fails(relay_to: MakeRelay, answering: Answering, reply: bytes) -> None:
-    """Nor does anything go in clear when it was offered and does not work."""
+    """A STARTTLS that fails sends nothing in clear either."""
     server = answering(EHLO=b"250-relay\r\n250 STARTTLS\r\n", STARTTLS=reply)
 
     outcome = send(relay_to(server, MAIL_USE_TLS=True, MAILER_COMMAND_TIMEOUT=SHORT, **LOGIN))
@@ -241,7 +241,7 @@ def test_a_starttls_that_fails(relay_to: MakeRelay, answering: Answering, reply:
 
 
 def test_words_slipped_in_before_tls_are_found(certificate: Path) -> None:
-    """They came in clear, and would be taken for the first ones that are protected."""
+    """Replies injected before the TLS handshake are detected and refused."""
 
     def be_in_between(listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -268,7 +268,7 @@ def test_words_slipped_in_before_tls_are_found(certificate: Path) -> None:
 def test_what_was_offered_before_tls_counts_for_nothing(
     relay_to: MakeRelay, certificate: Path
 ) -> None:
-    """Anybody may have said it: after the handshake the relay is asked again."""
+    """Extensions that were offered before TLS are forgotten after the handshake."""
     with secure_sink(certificate, "MAIL_USE_TLS") as sink:
         relay = relay_to(sink, **trusting(certificate, "MAIL_USE_TLS"))
         with relay.connection() as connection:
@@ -281,7 +281,7 @@ def test_what_was_offered_before_tls_counts_for_nothing(
 def test_tls_from_the_first_byte_to_a_port_without_it(
     relay_to: MakeRelay, answering: Answering
 ) -> None:
-    """The usual mistake: MAIL_USE_SSL with port 587 or 25."""
+    """MAIL_USE_SSL with a port that does not begin with TLS makes the advice say so."""
     outcome = send(relay_to(server := answering(), MAIL_USE_SSL=True))
 
     assert is_turned_away(outcome)
@@ -291,7 +291,7 @@ def test_tls_from_the_first_byte_to_a_port_without_it(
 
 
 def test_a_silent_handshake(relay_to: MakeRelay, answering: Answering) -> None:
-    """It has a time-out as every other wait."""
+    """A TLS handshake that gets no answer ends with a time-out."""
     upgrading = answering(
         EHLO=b"250-relay\r\n250 STARTTLS\r\n", STARTTLS=chain([b"220 go on\r\n"], repeat(b""))
     )

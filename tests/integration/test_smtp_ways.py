@@ -1,4 +1,4 @@
-"""The ways to a relay: through a proxy, from an address of one's own, over a socket in the file system; and LMTP."""
+"""Other routes to a relay: proxies, source addresses, Unix sockets and LMTP."""
 
 import socket
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def is_turned_away(outcome: Outcome) -> bool:
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "http"])
 def test_through_a_proxy(relay_to: MakeRelay, sink: Sink, scheme: str) -> None:
-    """MAILER_PROXY, with each protocol; what the relay says at once is not taken for words of the proxy."""
+    """Mail goes through the proxy of MAILER_PROXY, with each protocol."""
     with ProxyServer() as proxy:
         relay = relay_to(sink, MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}")
 
@@ -45,7 +45,7 @@ def test_through_a_proxy(relay_to: MakeRelay, sink: Sink, scheme: str) -> None:
 def test_a_proxy_that_wants_a_login(
     relay_to: MakeRelay, sink: Sink, scheme: str, password: str
 ) -> None:
-    """It is in the URL, quoted where that is needed; a wrong one is our mistake, and is not shown."""
+    """A proxy's login comes from its URL; a wrong one gives advice and is not shown."""
     with ProxyServer(credentials=("ada", "se:cret")) as proxy:
         said = password.replace(":", "%3A")
         relay = relay_to(sink, MAILER_PROXY=f"{scheme}://ada:{said}@{proxy.host}:{proxy.port}")
@@ -69,7 +69,7 @@ def test_a_proxy_that_wants_a_login(
 def test_a_proxy_that_does_not_connect_us(
     relay_to: MakeRelay, sink: Sink, scheme: str, refusal: int, is_ours: bool
 ) -> None:
-    """What it forbids somebody has to change; what it can't reach may be back in a moment."""
+    """A proxy's refusal gives advice only if the configuration has to be changed."""
     with ProxyServer() as proxy:
         proxy.refusal = refusal
         outcome = send(relay_to(sink, MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}"))
@@ -81,7 +81,7 @@ def test_a_proxy_that_does_not_connect_us(
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks4", "http"])
 def test_a_proxy_that_does_not_come_to_an_end(relay_to: MakeRelay, sink: Sink, scheme: str) -> None:
-    """The time-out is for the connection as a whole: a proxy that drips holds nobody for ever."""
+    """The connect time-out covers the whole dialogue with the proxy."""
     with ProxyServer() as proxy:
         proxy.drips = True
         outcome = send(
@@ -96,7 +96,7 @@ def test_a_proxy_that_does_not_come_to_an_end(relay_to: MakeRelay, sink: Sink, s
 
 
 def test_a_proxy_that_is_gone(relay_to: MakeRelay, sink: Sink) -> None:
-    """It is named, so that nobody looks for the fault in the relay."""
+    """A proxy that is down is named in the reply, so that nobody suspects the relay."""
     with ProxyServer() as proxy:
         pass
 
@@ -110,7 +110,7 @@ def test_a_proxy_that_is_gone(relay_to: MakeRelay, sink: Sink) -> None:
     ("scheme", "is_found"), [("socks5h", True), ("http", True), ("socks5", False)]
 )
 def test_who_asks_the_dns(relay_to: MakeRelay, sink: Sink, scheme: str, is_found: bool) -> None:
-    """As curl reads these URLs: with socks5h the proxy does, which may know names that we don't."""
+    """The proxy resolves the relay's name with socks5h and http, and we do with socks5."""
     with ProxyServer() as proxy:
         relay = relay_to(
             sink, MAIL_SERVER="relay.internal", MAILER_PROXY=f"{scheme}://{proxy.host}:{proxy.port}"
@@ -171,7 +171,7 @@ def settings_in(environ: dict[str, str], **config: Any) -> Settings:
 def test_the_proxy_of_the_environment(
     environ: dict[str, str], config: dict[str, str], used: str | None
 ) -> None:
-    """ALL_PROXY and NO_PROXY count as for other programs, for relays on other machines, if MAILER_PROXY says nothing."""
+    """ALL_PROXY and NO_PROXY apply to remote relays unless MAILER_PROXY is set."""
     settings = settings_in(environ, **config)
     entry = {"name": "first", "MAIL_SERVER": settings.mail_server}
     [listed] = settings_in(environ, **config, MAILER_RELAYS=[entry]).relays
@@ -182,7 +182,7 @@ def test_the_proxy_of_the_environment(
 def test_a_proxy_of_the_environment_that_is_no_good(
     relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was not set for us: the app starts, and is told with the first mail."""
+    """A bad ALL_PROXY does not stop the app, but is reported with the first mail."""
     settings = settings_in({"ALL_PROXY": "gopher://proxy"})
 
     outcome = send(make_relay("smtp.example.com", 25, environ={"ALL_PROXY": "gopher://proxy"}))
@@ -196,7 +196,7 @@ def test_a_proxy_of_the_environment_that_is_no_good(
 
 
 def test_a_source_address(relay_to: MakeRelay, sink: Sink) -> None:
-    """MAILER_SOURCE_ADDRESS: also on the way to a proxy."""
+    """Connections start from MAILER_SOURCE_ADDRESS, those to a proxy as well."""
     with ProxyServer() as proxy:
         url = f"socks5://{proxy.host}:{proxy.port}"
         relay = relay_to(sink, MAILER_PROXY=url, MAILER_SOURCE_ADDRESS="127.0.0.9")
@@ -207,7 +207,7 @@ def test_a_source_address(relay_to: MakeRelay, sink: Sink) -> None:
 
 
 def test_a_source_address_that_is_not_ours(relay_to: MakeRelay, sink: Sink) -> None:
-    """That is said, with the key."""
+    """A source address that this machine lacks makes the advice name the key."""
     outcome = send(relay_to(sink, MAILER_SOURCE_ADDRESS="192.0.2.1"))
 
     assert is_turned_away(outcome)
@@ -218,16 +218,14 @@ def test_a_source_address_that_is_not_ours(relay_to: MakeRelay, sink: Sink) -> N
 def test_a_host_with_an_address_that_is_dead(
     relay_to: MakeRelay, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one is tried, and the first does not take all the time there is."""
+    """If one address of the relay does not answer, the next one is tried in time."""
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as deaf,
         socket.socket() as first,
         socket.socket() as second,
     ):
-        for other in (
-            first,
-            second,
-        ):  # they fill the queue of the kernel, which is deaf from now on
+        # Fill the kernel's backlog, so that further connections get no answer.
+        for other in (first, second):
             other.setblocking(False)
             other.connect_ex(deaf.getsockname())
         addresses = [
@@ -258,7 +256,7 @@ def test_a_host_with_an_address_that_is_dead(
 def test_a_name_that_is_not_found(
     relay_to: MakeRelay, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
 ) -> None:
-    """One that does not exist is a mistake, a DNS that is away is not."""
+    """An unknown host name gives advice; a DNS that does not answer gives none."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -275,7 +273,7 @@ def test_a_name_that_is_not_found(
 def test_a_port_that_begins_with_tls(
     relay_to: MakeRelay, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody greets there: the usual mistake with port 465."""
+    """Silence on port 465 makes the advice name MAIL_USE_SSL."""
     silent = answering(greeting=())
     create = socket.socket.connect
     monkeypatch.setattr(
@@ -291,7 +289,7 @@ def test_a_port_that_begins_with_tls(
 
 
 def test_a_socket_in_the_file_system(tmp_path: Path) -> None:
-    """MAIL_SERVER is its path; a real server listens there."""
+    """MAIL_SERVER may be the path of a Unix socket."""
     with LoginServer(tmp_path) as server:
         relay = make_relay(server.path, 25, MAILER_PROXY="socks5://127.0.0.1:1")
         letter = make_letter()
@@ -304,7 +302,7 @@ def test_a_socket_in_the_file_system(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_is_not_there(tmp_path: Path) -> None:
-    """Its path is in the reply and in the advice."""
+    """A missing Unix socket is named in the reply and in the advice."""
     path = str(tmp_path / "relay.sock")
 
     outcome = send(make_relay(path, 25))
@@ -315,7 +313,7 @@ def test_a_socket_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_lmtp(tmp_path: Path) -> None:
-    """MAILER_LMTP: to a real server that knows nothing else, with a login."""
+    """With MAILER_LMTP, mail goes to an LMTP server, with a login."""
     with LoginServer(tmp_path, "PLAIN", protocol=LMTP) as server:
         relay = make_relay(
             server.path, 25, MAILER_LMTP=True, MAIL_USERNAME="ada", MAIL_PASSWORD="secret"
@@ -329,7 +327,7 @@ def test_lmtp(tmp_path: Path) -> None:
 
 
 def test_lmtp_has_no_helo(relay_to: MakeRelay, answering: Answering) -> None:
-    """A server that does not know LHLO speaks no LMTP."""
+    """There is no fallback from LHLO to HELO."""
     server = answering(LHLO=b"500 what?\r\n")
 
     assert is_turned_away(send(relay_to(server, MAILER_LMTP=True)))
@@ -337,7 +335,7 @@ def test_lmtp_has_no_helo(relay_to: MakeRelay, answering: Answering) -> None:
 
 
 def test_lmtp_has_no_reply_to_a_mail_for_nobody() -> None:
-    """RFC 2033: one for each recipient that was taken, so a lone dot would be waited for in vain."""
+    """With LMTP, a refused recipient ends the connection: an empty mail has no reply (RFC 2033)."""
     with ScriptedRelay("PIPELINING") as server:
         server.faults["m1@example.com", "rcpt"] = ["550 5.1.1 no such user"]
         relay = make_relay(server.host, server.port, MAILER_LMTP=True)

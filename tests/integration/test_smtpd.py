@@ -1,4 +1,4 @@
-"""The inbox over real sockets: what a relay would do, and what it does on demand."""
+"""The inbox server over real sockets: receiving mail, and simulating a relay's faults."""
 
 import smtplib
 import socket
@@ -42,7 +42,7 @@ def connect(server: InboxServer) -> smtplib.SMTP:
 
 
 def send(client: smtplib.SMTP, recipient: str = "bob@example.com") -> tuple[int, bytes]:
-    """One transaction, and the reply to the final dot."""
+    """Send one mail, and return the reply to the final dot."""
     client.ehlo_or_helo_if_needed()
     client.rset()
     code, _ = client.mail("ada@example.com")
@@ -52,7 +52,7 @@ def send(client: smtplib.SMTP, recipient: str = "bob@example.com") -> tuple[int,
 
 
 def test_a_mail_is_kept_as_it_came_over_the_wire(server: InboxServer, inbox: Inbox) -> None:
-    """Envelope and bytes are kept, dots unstuffed, and the reply names the id."""
+    """The envelope and the exact bytes are kept, and the reply names the mail's id."""
     with connect(server) as client:
         code, text = send(client)
 
@@ -67,7 +67,7 @@ def test_a_mail_is_kept_as_it_came_over_the_wire(server: InboxServer, inbox: Inb
 
 
 def test_an_empty_sender_is_taken(server: InboxServer, inbox: Inbox) -> None:
-    """Bounces have no sender."""
+    """A mail with an empty sender is taken, since bounces have none."""
     with connect(server) as client:
         client.sendmail("", ["bob@example.com"], MAIL)
 
@@ -75,7 +75,7 @@ def test_an_empty_sender_is_taken(server: InboxServer, inbox: Inbox) -> None:
 
 
 def test_a_connection_that_is_used_again_counts_once(server: InboxServer, inbox: Inbox) -> None:
-    """`connections` tells a warm connection from a new one for each mail."""
+    """`connections` counts a connection once, however many mails it carries."""
     with connect(server) as client:
         send(client)
         send(client)
@@ -87,7 +87,7 @@ def test_a_connection_that_is_used_again_counts_once(server: InboxServer, inbox:
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
 def test_a_reply_on_demand(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
-    """A fault's reply is given at its stage, as often as asked, and the mail is not taken."""
+    """A fault gives its reply at its stage, as often as asked, and the mail is not taken."""
     server.faults.add(Fault(stage, "451 4.7.1 try later", times=2))
     with connect(server) as client:
         for _ in range(2):
@@ -102,7 +102,7 @@ def test_a_reply_on_demand(server: InboxServer, inbox: Inbox, stage: Stage) -> N
 
 
 def test_a_refused_greeting(server: InboxServer) -> None:
-    """Stage connect: the server says why and hangs up."""
+    """A fault at stage `connect` replies and closes the connection."""
     server.faults.add(Fault("connect", "421 4.3.2 too busy"))
 
     with pytest.raises(smtplib.SMTPConnectError, match="too busy"):
@@ -110,7 +110,7 @@ def test_a_refused_greeting(server: InboxServer) -> None:
 
 
 def test_a_refused_hello(server: InboxServer) -> None:
-    """Stage ehlo stands for HELO too, to which clients fall back."""
+    """A fault at stage `ehlo` applies to HELO as well."""
     server.faults.add(Fault("ehlo", "550 5.7.1 not you", times=2))
 
     with connect(server) as client, pytest.raises(smtplib.SMTPHeloError, match="not you"):
@@ -118,7 +118,7 @@ def test_a_refused_hello(server: InboxServer) -> None:
 
 
 def test_a_421_closes_the_connection(server: InboxServer) -> None:
-    """421 means "closing": there is no second word."""
+    """The server closes the connection after a 421 reply."""
     server.faults.add(Fault("mail", "421 4.3.0 shutting down"))
     with connect(server) as client:
         client.ehlo()
@@ -129,7 +129,7 @@ def test_a_421_closes_the_connection(server: InboxServer) -> None:
 
 @pytest.mark.parametrize("stage", ["connect", "ehlo", "mail", "rcpt", "data", "dot"])
 def test_drop(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
-    """Drop closes the socket instead of answering, at every stage."""
+    """DROP closes the connection instead of replying, at every stage."""
     server.faults.add(Fault(stage, DROP))
     with (
         pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)),
@@ -142,7 +142,7 @@ def test_drop(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
 
 @pytest.mark.parametrize("stage", ["connect", "ehlo", "mail", "rcpt", "data", "dot"])
 def test_hang(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
-    """Hang never answers; other connections go on, and stop() is not held up."""
+    """HANG never replies, and blocks neither other connections nor `stop()`."""
     server.faults.add(Fault(stage, HANG))
     with pytest.raises(smtplib.SMTPServerDisconnected, match="timed out"):
         send(smtplib.SMTP(server.host, server.port, timeout=0.1))
@@ -154,7 +154,7 @@ def test_hang(server: InboxServer, inbox: Inbox, stage: Stage) -> None:
 
 
 def test_accept_and_drop(server: InboxServer, inbox: Inbox) -> None:
-    """The mail is taken, but the client never learns: the copy in doubt."""
+    """ACCEPT_AND_DROP keeps the mail and closes the connection without a reply."""
     server.faults.add(Fault("dot", ACCEPT_AND_DROP))
     with (
         pytest.raises((smtplib.SMTPServerDisconnected, ConnectionError)),
@@ -166,7 +166,7 @@ def test_accept_and_drop(server: InboxServer, inbox: Inbox) -> None:
 
 
 def test_close_after_250(server: InboxServer, inbox: Inbox) -> None:
-    """The reply arrives, then the connection is gone: the mail was sent."""
+    """CLOSE_AFTER_250 keeps the mail, replies and closes the connection."""
     server.faults.add(Fault("dot", CLOSE_AFTER_250))
     with connect(server) as client:
         assert send(client)[0] == 250
@@ -177,7 +177,7 @@ def test_close_after_250(server: InboxServer, inbox: Inbox) -> None:
 
 
 def test_a_quit_that_fails(server: InboxServer, inbox: Inbox) -> None:
-    """Stage quit: everything was fine until the good-bye."""
+    """A fault at stage `quit` comes after the mail was taken."""
     server.faults.add(Fault("quit", DROP))
     client = connect(server)
     send(client)
@@ -188,7 +188,7 @@ def test_a_quit_that_fails(server: InboxServer, inbox: Inbox) -> None:
 
 
 def test_a_fault_for_one_recipient(server: InboxServer) -> None:
-    """With a recipient, the fault leaves everybody else alone."""
+    """A fault with a recipient does not affect other recipients."""
     server.faults.add(
         Fault("rcpt", "550 5.1.1 no such user", recipient="bob@example.com", times=None)
     )
@@ -198,7 +198,7 @@ def test_a_fault_for_one_recipient(server: InboxServer) -> None:
 
 
 def test_faults_can_be_asked_for_by_address(inbox: Inbox) -> None:
-    """In the local stack the address of the recipient picks the fault, as often as it is written to."""
+    """With `BY_ADDRESS`, the recipient's address selects the fault, every time."""
     with InboxServer(inbox.add, faults=BY_ADDRESS) as server, connect(server) as client:
         assert [send(client, "450@fault.example")[0] for _ in range(2)] == [450, 450]
         assert send(client, "550@fault.example")[0] == 550
@@ -206,7 +206,7 @@ def test_faults_can_be_asked_for_by_address(inbox: Inbox) -> None:
 
 
 def test_auth(inbox: Inbox) -> None:
-    """With credentials the server wants the right ones before it takes mail; without, it offers no AUTH."""
+    """With credentials the server demands a login; without them it offers no AUTH."""
     with InboxServer(inbox.add, credentials=("ada", "secret")) as server:
         with connect(server) as client:
             client.ehlo()
@@ -228,7 +228,7 @@ def test_auth(inbox: Inbox) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for "localhost", with its key in the same file."""
+    """Return a self-signed certificate for "localhost", with its key in the same file."""
     directory = tmp_path_factory.mktemp("tls")
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     files = ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
@@ -249,7 +249,7 @@ def server_context(certificate: Path) -> ssl.SSLContext:
 
 
 def test_starttls(inbox: Inbox, certificate: Path) -> None:
-    """STARTTLS is demanded once it is offered, and AUTH comes after it."""
+    """A server with TLS demands STARTTLS, and offers AUTH only after it."""
     trusting = ssl.create_default_context(cafile=str(certificate))
     with InboxServer(
         inbox.add, tls=server_context(certificate), credentials=("ada", "secret")
@@ -281,7 +281,7 @@ def test_implicit_tls(inbox: Inbox, certificate: Path) -> None:
 
 
 def test_a_client_that_does_not_trust_the_certificate(inbox: Inbox, certificate: Path) -> None:
-    """A failed handshake harms nobody else."""
+    """A failed STARTTLS handshake does not affect other clients."""
     with InboxServer(inbox.add, tls=server_context(certificate)) as server:
         with (
             smtplib.SMTP("localhost", server.port, timeout=5) as client,
@@ -295,7 +295,7 @@ def test_a_client_that_does_not_trust_the_certificate(inbox: Inbox, certificate:
 def test_a_client_that_does_not_trust_the_certificate_of_implicit_tls(
     inbox: Inbox, certificate: Path
 ) -> None:
-    """The same when TLS comes first."""
+    """A failed handshake of implicit TLS does not affect other clients."""
     with InboxServer(inbox.add, tls=server_context(certificate), implicit_tls=True) as server:
         with pytest.raises(ssl.SSLCertVerificationError):
             smtplib.SMTP_SSL(
@@ -307,14 +307,14 @@ def test_a_client_that_does_not_trust_the_certificate_of_implicit_tls(
 
 
 def test_a_delay(server: InboxServer, inbox: Inbox) -> None:
-    """A slow server answers in the end."""
+    """DELAY replies after the given time."""
     server.faults.add(Fault("dot", DELAY, delay=0.05))
     with connect(server) as client:
         assert send(client)[0] == 250
 
 
 def test_stop_leaves_no_thread_and_frees_the_port(inbox: Inbox) -> None:
-    """A test that stops its server leaves nothing behind, whatever clients are still connected."""
+    """A stopped server leaves no thread and frees its port, even with clients connected."""
     before = threading.active_count()
     with InboxServer(inbox.add) as server:
         idle = socket.create_connection((server.host, server.port))
@@ -326,13 +326,13 @@ def test_stop_leaves_no_thread_and_frees_the_port(inbox: Inbox) -> None:
 
 
 def test_a_port_in_use_is_an_error_at_start(server: InboxServer, inbox: Inbox) -> None:
-    """The caller hears of it, not a thread."""
+    """A port in use raises an error in the caller's thread."""
     with pytest.raises(OSError, match="in use"):
         InboxServer(inbox.add, port=server.port).start()
 
 
 def test_mail_that_cannot_be_kept_is_refused_for_now() -> None:
-    """A full disk under the inbox is not the mail's fault."""
+    """A mail that cannot be stored gets a temporary error with the reason."""
 
     def full(sender: str, recipients: list[str], raw: bytes) -> str:
         raise OSError("disk full")

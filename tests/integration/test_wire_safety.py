@@ -1,4 +1,4 @@
-"""Whatever is tried at the call is refused there, with the field's name, or what a relay hears is one mail to one recipient."""
+"""Injection: hostile input is refused at the call, or reaches the relay as harmless text."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +30,14 @@ OFFERS = {"all": ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 0"), "nothing": ()
 
 @pytest.fixture(params=OFFERS)
 def recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
-    """A relay that offers everything, and one that offers nothing."""
+    """Yield a relay that offers all extensions, or none, and records all that it receives."""
     with Recorder(*OFFERS[request.param]) as server:
         yield server
 
 
 @pytest.fixture
 def shop(open_shop: OpenShop, recorder: Recorder) -> Iterator[Flask]:
-    """Its mail goes to the recorder, as soon as the test delivers it."""
+    """Yield an app whose mail goes to the recorder when the test delivers it."""
     app = open_shop(MAIL_SERVER=recorder.host, MAIL_PORT=str(recorder.port))
     app.jinja_loader.mapping["body.txt"] = app.jinja_loader.mapping["body.html"] = "{{ body|safe }}"  # type: ignore[union-attr]
     app.extensions["mailer"].intake._bell.ring = lambda: None
@@ -73,7 +73,7 @@ def enqueue(**changes: Any) -> Receipt:
 
 CALLS: Mapping[str, Callable[..., Receipt]] = {"send_email": send, "enqueue": enqueue}
 
-#: Where a text may have many lines.
+#: The fields that take several lines.
 BODIES = [
     Way("context", "send_email", lambda text: {"context": {"body": text}}, "template 'body."),
     Way("body", "enqueue", lambda text: {"body": text}, "body: "),
@@ -83,14 +83,14 @@ BODIES = [
 
 
 def attempt(ways: list[tuple[Way, str]]) -> Receipt | None:
-    """A call with these texts in these places; None if it was refused, with the name of one of them."""
+    """Call with these texts in these fields; return None if the error names one of them."""
     changes: dict[str, Any] = {}
     try:
         for way, text in ways:
             changes |= way.changes(text)
         return CALLS[ways[0][0].door](**changes)
     except InvalidMail as error:
-        said = str(error).replace("The mail has no recipient", "to: ")  # of a text that is empty
+        said = str(error).replace("The mail has no recipient", "to: ")  # for an empty text
         assert any(said.startswith(way.refusal) for way, _text in ways), said[:500]
         return None
 
@@ -98,7 +98,8 @@ def attempt(ways: list[tuple[Way, str]]) -> Receipt | None:
 # --- what was heard -----------------------------------------------------------------------------
 
 _ENVELOPE = re.compile(
-    rb"MAIL FROM:<[^\x00-\x20<>]*>(?: SMTPUTF8| BODY=8BITMIME| SIZE=\d+)*(?P<mail_options>[^\r\n]*)\r\n"
+    rb"MAIL FROM:<[^\x00-\x20<>]*>"
+    rb"(?: SMTPUTF8| BODY=8BITMIME| SIZE=\d+)*(?P<mail_options>[^\r\n]*)\r\n"
     rb"RCPT TO:<(?P<recipient>[^\x00-\x20<>]*)>(?P<rcpt_options>[^\r\n]*)\r\n"
     rb"DATA\r\n"
 )
@@ -108,7 +109,7 @@ _OF_A_PART = {"Content-Type", "Content-Transfer-Encoding", "Content-Disposition"
 
 
 def assert_harmless(heard: bytes, mails: list[tuple[str, Message]]) -> None:
-    """An envelope and a mail for each recipient, and nothing else, by whichever rule a server finds the ends of lines."""
+    """Assert that the recorded bytes are one envelope and one mail for each recipient."""
     assert not _BARE.search(heard)
     for recipient, message in mails:
         envelope = _ENVELOPE.match(heard)
@@ -127,7 +128,7 @@ def assert_harmless(heard: bytes, mails: list[tuple[str, Message]]) -> None:
 
 
 def assert_one_mail(mail: bytes, message: Message) -> None:
-    """The headers that it is to have, each once, and as many parts as were given, however they are looked for."""
+    """Assert that a mail has each expected header once, and the expected number of parts."""
     head, _, _ = mail.partition(b"\r\n\r\n")
     names = [
         line.split(b":")[0].decode()
@@ -162,7 +163,7 @@ def expected(message: Message) -> set[str]:
 
 
 def deliver(shop: Flask, recorder: Recorder, receipts: list[Receipt]) -> int:
-    """Let them out, look at all that was heard, and return how many mails that were."""
+    """Deliver all mail, check the recorded bytes, and return the number of mails in them."""
     before = len(recorder.heard)
     deliver_all(dispatcher_of(shop))
     heard = re.sub(rb"(?i)^ehlo [^\r\n]+\r\n", b"", recorder.heard[before:])
@@ -171,7 +172,7 @@ def deliver(shop: Flask, recorder: Recorder, receipts: list[Receipt]) -> int:
         for copy in mailer.status(receipt.id):
             if copy.status is Status.SENT:
                 arrived.append((copy.recipient, stored(shop, receipt)))
-            else:  # by us: there is no way to say such an address to this relay
+            else:  # by us: this relay cannot take such an address
                 assert re.match(r"5\d\d 5\.", copy.reply or ""), copy
     assert_harmless(heard, arrived)
     return len(arrived)
@@ -181,7 +182,7 @@ def deliver(shop: Flask, recorder: Recorder, receipts: list[Receipt]) -> int:
 
 
 def test_every_payload_in_every_field(shop: Flask, recorder: Recorder) -> None:
-    """Line breaks are refused, disguises arrive as what they are: text."""
+    """Each hostile text in each field is refused, or arrives as plain text."""
     for way in WAYS_IN:
         receipts = [
             receipt for payload in PAYLOADS if (receipt := attempt([(way, payload)])) is not None
@@ -191,7 +192,7 @@ def test_every_payload_in_every_field(shop: Flask, recorder: Recorder) -> None:
 
 
 def test_every_payload_in_every_body(shop: Flask, recorder: Recorder) -> None:
-    """No end of a mail inside of it, for no server; NUL and halves of characters are refused."""
+    """A body can hold any text but NUL and lone surrogates, and never ends its mail early."""
     allowed = [text for text in PAYLOADS if "\x00" not in text and "\ud800" not in text]
     for way in BODIES:
         receipts = [
@@ -225,7 +226,7 @@ texts = st.lists(fragments | st.text(max_size=20), max_size=6).map("".join)
 
 
 def several(ways: list[Way]) -> st.SearchStrategy[list[tuple[Way, str]]]:
-    """Up to three texts, in places of the same call."""
+    """Draw up to three texts, each for a field of the same call."""
     doors = {way.door: [one for one in ways if one.door == way.door] for way in ways}
     return st.sampled_from(sorted(doors)).flatmap(
         lambda door: st.lists(
@@ -239,7 +240,7 @@ def several(ways: list[Way]) -> st.SearchStrategy[list[tuple[Way, str]]]:
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_nothing_gets_through(shop: Flask, recorder: Recorder, ways: list[tuple[Way, str]]) -> None:
-    """Texts that nobody has thought of, in several fields at once."""
+    """Random texts in several fields at once are refused or harmless."""
     receipt = attempt(ways)
 
     deliver(shop, recorder, [receipt] if receipt else [])
