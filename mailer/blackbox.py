@@ -8,10 +8,7 @@ before a reboot are therefore ignored. A process holds a file lock on its box as
 """
 
 import errno
-import fcntl
-import os
 import secrets
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +19,7 @@ from pathlib import Path
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.machine import boot_id
-from mailer.private import create_private_file, make_private_folder
+from mailer.message.ports import Disk
 
 _FORMAT = "mailer-1"
 # The age at which unreadable boxes are removed: all leases have ended by then.
@@ -42,12 +39,10 @@ class Remains:
     token: str  #: of the claim
     calling: str = ""  #: the relay of the last connection
     composing: str = ""  #: the mail that was being composed
-    begun: dict[int, str] = field(
-        default_factory=dict
-    )  #: delivery -> relay, for mails that were being sent
-    taken: dict[int, str] = field(
-        default_factory=dict
-    )  #: delivery -> reply, for mails that the relay accepted
+    #: delivery -> relay, for mails that were being sent
+    begun: dict[int, str] = field(default_factory=dict)
+    #: delivery -> reply, for mails that the relay accepted
+    taken: dict[int, str] = field(default_factory=dict)
 
     @property
     def tells_something(self) -> bool:
@@ -58,7 +53,8 @@ class Remains:
 class Box:
     """The notes of a delivering thread. An unwritable box is removed: half of it would mislead."""
 
-    def __init__(self, path: Path, file: int | None, warn: "Warn") -> None:
+    def __init__(self, disk: Disk, path: Path, file: int | None, warn: "Warn") -> None:
+        self._disk = disk
         self._path = path
         self._file = file
         self._warn = warn
@@ -67,7 +63,7 @@ class Box:
         """Begin the notes of a new claim: everything before is settled."""
         if self._file is not None:
             try:
-                os.ftruncate(self._file, 0)
+                self._disk.truncate(self._file)
             except OSError as error:
                 self._give_up(error)
         self._note(f"{_FORMAT} {_boot()} {token}")
@@ -98,14 +94,14 @@ class Box:
         """Unlock the box, so that another process settles it."""
         file, self._file = self._file, None
         if file is not None:
-            os.close(file)
+            self._disk.close(file)
 
     def remove(self) -> None:
         """Remove the box: nothing is left to settle. Empty it in case it can't be removed."""
         if self._file is None:
             return
-        emptied = _succeeds(partial(os.ftruncate, self._file, 0))
-        removed = _succeeds(partial(self._path.unlink, missing_ok=True))
+        emptied = _succeeds(partial(self._disk.truncate, self._file))
+        removed = _succeeds(partial(self._disk.remove, self._path))
         if emptied or removed:
             self.close()
         else:
@@ -116,7 +112,7 @@ class Box:
             return
         line = f"{note}\n".encode("utf-8", "replace")
         try:
-            if os.write(self._file, line) != len(line):
+            if self._disk.write(self._file, line) != len(line):
                 self._give_up(OSError(errno.ENOSPC, "no space left"))
         except OSError as error:
             self._give_up(error)
@@ -134,14 +130,19 @@ class BlackBox:
     """
 
     def __init__(
-        self, folder: Path | None, *, former: Path | None = None, kept: float = _USELESS_AFTER
+        self,
+        folder: Path | None,
+        disk: Disk,
+        *,
+        former: Path | None = None,
+        kept: float = _USELESS_AFTER,
     ) -> None:
         self._folder = folder
         self._folders = [one for one in (folder, former) if one is not None]
+        self._disk = disk
         self._kept = kept
-        self._look_again: dict[
-            Path, float
-        ] = {}  # box -> when, for boxes of which nothing was found
+        # box -> when, for boxes of which nothing was found
+        self._look_again: dict[Path, float] = {}
         self._open: set[Box] = set()
         self._warned: set[tuple[str, str]] = set()
         survive_forks(self)
@@ -177,6 +178,8 @@ class BlackBox:
             try:
                 if error := self._settle_box(path, settle):
                     errors.append(error)
+            except FileNotFoundError:
+                continue  # another process has settled it
             except OSError as error:
                 self._warn("read or removed", path, error)
         if errors:
@@ -184,30 +187,36 @@ class BlackBox:
 
     def _settle_box(self, path: Path, settle: Callable[[Remains], bool]) -> Exception | None:
         """Settle a box. Return the error of `settle`, if any."""
-        with _orphaned(path) as file:
-            if file is None:
+        disk = self._disk
+        with self._opened(path) as file:
+            if not self._is_orphaned(file):
                 return None
             if (remains := self._read(path, file)) is not None:
                 try:
                     was_known = settle(remains)
                 except Exception as error:  # noqa: BLE001 -- no error may stop the other boxes
                     return error
-                if not was_known and remains.tells_something and not _is_older(file, self._kept):
+                if (
+                    not was_known
+                    and remains.tells_something
+                    and not self._is_older(file, self._kept)
+                ):
                     self._look_again[path] = time.monotonic() + _LOOK_AGAIN_SECONDS
                     return None
-                os.ftruncate(file, 0)  # settled, should the file stay
-            elif os.fstat(file).st_size and not _is_older(file, _USELESS_AFTER):
+                disk.truncate(file)  # settled, should the file stay
+            elif disk.status(file).size and not self._is_older(file, _USELESS_AFTER):
                 return None
-            path.unlink(missing_ok=True)
+            disk.remove(path)
         return None
 
     def waited_for(self, seconds: float) -> set[str]:
         """Return the relays for which living processes have waited so long without a note."""
         relays = set()
         for path in self._found():
-            with suppress(OSError, ValueError):  # `settle_remains` warns about unreadable files
-                if _is_unchanged_for(path, seconds) and not _is_orphaned(path):
-                    relays.add(_calling(path))
+            # `settle_remains` warns about unreadable files
+            with suppress(OSError, ValueError), self._opened(path) as file:
+                if self._is_older(file, seconds) and not self._is_orphaned(file):
+                    relays.add(self._calling(file))
         return relays - {""}
 
     def after_fork_in_child(self) -> None:
@@ -219,31 +228,74 @@ class BlackBox:
     def _new(self) -> Box:
         if self._folder is not None:
             try:
-                make_private_folder(self._folder)
-                return Box(*_create(self._folder), self._warn)
+                self._disk.make_folder(self._folder)
+                return Box(self._disk, *self._create(self._folder), self._warn)
             except OSError as error:
                 self._warn("kept", self._folder, error)
-        return Box(Path(), None, self._warn)
+        return Box(self._disk, Path(), None, self._warn)
+
+    def _create(self, folder: Path) -> tuple[Path, int]:
+        """Create and lock a file. Repeat that if another process removed it before the lock."""
+        disk = self._disk
+        while True:
+            path = folder / secrets.token_hex(8)
+            file = disk.create(path)
+            try:
+                disk.lock(file, wait=True)
+            except OSError:  # the file system has no locks, or no more of them
+                disk.remove(path)
+                disk.close(file)
+                raise
+            if not disk.status(file).is_removed:
+                return path, file
+            disk.close(file)
 
     def _found(self) -> list[Path]:
         return [path for folder in self._folders for path in self._found_in(folder)]
 
     def _found_in(self, folder: Path) -> list[Path]:
         try:
-            return sorted(folder.iterdir())
+            return self._disk.list_files(folder)
         except FileNotFoundError:
             return []
         except OSError as error:
             self._warn("found", folder, error)
             return []
 
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        file = self._disk.open(path)
+        try:
+            yield file
+        finally:
+            self._disk.close(file)
+
+    def _is_orphaned(self, file: int) -> bool:
+        """Lock the box if its process is dead, so that only one process settles it."""
+        return self._disk.lock(file, wait=False) and not self._disk.status(file).is_removed
+
+    def _is_older(self, file: int, seconds: float) -> bool:
+        return time.time() - self._disk.status(file).modified_at > seconds
+
     def _read(self, path: Path, file: int) -> Remains | None:
         """Return None for notes of another boot or version, or invalid ones."""
         try:
-            return _read(file)
+            return self._remains(file)
         except ValueError as error:
             self._warn("understood", path, error)
             return None
+
+    def _remains(self, file: int) -> Remains | None:
+        """Return the notes of a box. Raise ValueError if they are invalid."""
+        size = self._disk.status(file).size
+        if size > _MAX_SIZE:
+            raise ValueError("too large")
+        return _parse(self._disk.read(file, size))
+
+    def _calling(self, file: int) -> str:
+        """Return the relay of the last connection, or "" without one."""
+        remains = self._remains(file)
+        return remains.calling if remains else ""
 
     def _warn(self, verb: str, path: Path, error: Exception) -> None:
         """Log a failure of the disk, once for each reason: a sweep looks twice a second."""
@@ -272,65 +324,9 @@ def _succeeds(change: Callable[[], object]) -> bool:
     return True
 
 
-def _create(folder: Path) -> tuple[Path, int]:
-    """Create and lock a file. Repeat that if another process removed it before the lock."""
-    while True:
-        path = folder / secrets.token_hex(8)
-        file = create_private_file(path, os.O_RDWR | os.O_APPEND)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # the file system has no locks, or no more of them
-            path.unlink(missing_ok=True)
-            os.close(file)
-            raise
-        if os.fstat(file).st_nlink:
-            return path, file
-        os.close(file)
-
-
-@contextmanager
-def _orphaned(path: Path) -> Iterator[int | None]:
-    """Open and lock the box of a dead process, so that only one process settles it.
-
-    Yield None while its process lives.
-    """
-    try:  # O_NONBLOCK: it may be a pipe
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        yield file if _locks(file) and os.fstat(file).st_nlink else None
-    finally:
-        os.close(file)
-
-
-def _is_orphaned(path: Path) -> bool:
-    with _orphaned(path) as file:
-        return file is not None
-
-
-def _is_unchanged_for(path: Path, seconds: float) -> bool:
-    known = path.lstat()
-    return stat.S_ISREG(known.st_mode) and time.time() - known.st_mtime > seconds
-
-
-def _locks(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _read(file: int) -> Remains | None:
+def _parse(content: bytes) -> Remains | None:
     """Return the notes of a box. Return None for another boot or an unknown version."""
-    size = os.fstat(file).st_size
-    if size > _MAX_SIZE:
-        raise ValueError("too large")
-    header, *notes = os.pread(file, size, 0).decode("utf-8", "replace").split("\n")[:-1] or [""]
+    header, *notes = content.decode("utf-8", "replace").split("\n")[:-1] or [""]
     form, boot, token = (*header.split(" "), "", "", "")[:3]
     if form != _FORMAT or boot != _boot():
         return None
@@ -341,13 +337,6 @@ def _read(file: int) -> Remains | None:
         kind, _, details = note.partition(" ")
         _apply_note(remains, kind, details)
     return remains
-
-
-def _calling(path: Path) -> str:
-    """Return the relay of the last connection, or "" without one or with invalid notes."""
-    with path.open("rb") as file:
-        remains = _read(file.fileno())
-    return remains.calling if remains else ""
 
 
 def _apply_note(remains: Remains, kind: str, details: str) -> None:
@@ -371,10 +360,6 @@ def _number(key: str) -> int:
     if not key.isdecimal():
         raise ValueError("a note without a number")
     return int(key)
-
-
-def _is_older(file: int, seconds: float) -> bool:
-    return time.time() - os.fstat(file).st_mtime > seconds
 
 
 @cache

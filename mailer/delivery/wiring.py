@@ -12,6 +12,7 @@ from mailer.clock import SystemClock
 from mailer.delivery.dispatcher import Dispatcher
 from mailer.delivery.maintenance import Maintenance
 from mailer.delivery.services import Services
+from mailer.disk import SystemDisk
 from mailer.dropin import flask_mail_state
 from mailer.message.ports import Bell
 from mailer.mime import make_signer
@@ -44,10 +45,11 @@ def black_box_of(app: Flask, settings: Settings) -> BlackBox:
     """Return the black box of an app, in a folder for its database."""
     url = make_url(settings.database_url)
     if settings.mail_suppress_send or database.is_in_memory(url):
-        return BlackBox(None)  # nothing outlives this process
+        return BlackBox(None, SystemDisk())  # nothing outlives this process
     folder = Path(settings.black_box or Path(app.instance_path, "black-box"))
     # Workers that were started before the folder was named for host and schema use this one.
     former = hashlib.sha256(str(url.set(password=None, query={})).encode()).hexdigest()[:16]
     # By then the leases are over, and mail in doubt is decided.
     kept = max(settings.claim_lease, settings.transmit_lease) + settings.doubt_resend_after
-    return BlackBox(folder / namespace_of(settings.database_url), former=folder / former, kept=kept)
+    own = folder / namespace_of(settings.database_url)
+    return BlackBox(own, SystemDisk(), former=folder / former, kept=kept)

@@ -1,6 +1,8 @@
 """The ports: interfaces that lower modules call, so that a test can put something else there."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from mailer.message.events import Event, EventKind
@@ -34,6 +36,58 @@ class Clock(Protocol):
 
     def random(self) -> float:
         """Return a number in [0, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """The status of an open file."""
+
+    size: int  #: in bytes
+    modified_at: float  #: in seconds since the epoch
+    is_removed: bool  #: from its folder, while it was open
+
+
+class Disk(Protocol):
+    """A local disk. Open files are numbers. Failures raise `OSError`.
+
+    Writes are not synced: they survive the process, but not the machine.
+    """
+
+    def make_folder(self, folder: Path, /) -> None:
+        """Make a folder and its missing parents, for their owner only."""
+
+    def list_files(self, folder: Path) -> list[Path]:
+        """Return the paths in a folder, sorted."""
+
+    def create(self, path: Path) -> int:
+        """Create a file for its owner only, and open it to append."""
+
+    def open(self, path: Path) -> int:
+        """Open a regular file to read it, lock it or truncate it."""
+
+    def lock(self, file: int, *, wait: bool) -> bool:
+        """Lock a file until it is closed. Return False if another process has the lock.
+
+        With `wait`, wait for the lock instead.
+        """
+
+    def write(self, file: int, data: bytes, /) -> int:
+        """Append to a file. Return the number of bytes for which there was room."""
+
+    def read(self, file: int, size: int) -> bytes:
+        """Return the first bytes of a file."""
+
+    def truncate(self, file: int) -> None:
+        """Remove the content of a file."""
+
+    def status(self, file: int) -> FileStatus:
+        """Return the size and the age of a file, and whether it was removed."""
+
+    def close(self, file: int, /) -> None:
+        """Close a file, which unlocks it."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is still there."""
 
 
 class Outlet(Protocol):

@@ -10,6 +10,7 @@ from flask import Flask
 
 from mailer.blackbox import BlackBox
 from mailer.delivery import Dispatcher, Services
+from mailer.disk import SystemDisk
 from mailer.dropin import flask_mail_state
 from mailer.settings import Settings
 from mailer.smtp import Relay
@@ -73,7 +74,7 @@ def bell() -> CountingBell:
 
 @pytest.fixture
 def black_box(tmp_path: Path) -> BlackBox:
-    return BlackBox(tmp_path / "black-box")
+    return BlackBox(tmp_path / "black-box", SystemDisk())
 
 
 @pytest.fixture

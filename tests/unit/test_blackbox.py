@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import signal
 import stat
@@ -15,6 +14,7 @@ import pytest
 
 from mailer import blackbox, machine
 from mailer.blackbox import BlackBox, Remains
+from mailer.disk import SystemDisk
 from mailer.forks import notice_fork
 from tests.services.mounts import immutable, read_only, small_disk
 from tests.services.users import as_another_user
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def black_box(folder: Path) -> BlackBox:
-    return BlackBox(folder)
+    return BlackBox(folder, SystemDisk())
 
 
 def leave(black_box: BlackBox, write: Write) -> None:
@@ -128,7 +128,7 @@ def test_the_box_of_a_living_process(black_box: BlackBox) -> None:
         delivering(box)
 
         assert found(black_box) == []
-        assert found(BlackBox(black_box._folder)) == []
+        assert found(BlackBox(black_box._folder, SystemDisk())) == []
 
 
 def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
@@ -167,21 +167,18 @@ def test_a_child_does_not_keep_its_parents_box_locked(
         os.waitpid(child, 0)
 
 
-def test_a_box_that_somebody_sees_before_it_is_locked(
-    black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_box_that_is_seen_before_it_is_locked(black_box: BlackBox, folder: Path) -> None:
     """A box removed by another process before its owner locked it is replaced by its owner."""
-    lock = fcntl.flock
     removed: list[list[Path]] = []
 
-    def too_late(file: int, operation: int) -> None:
-        if not removed:
-            removed.append([*folder.iterdir()])
-            assert found(BlackBox(folder)) == []
-        lock(file, operation)
+    class SlowDisk(SystemDisk):
+        def lock(self, file: int, *, wait: bool) -> bool:
+            if not removed:
+                removed.append([*folder.iterdir()])
+                assert found(black_box) == []
+            return super().lock(file, wait=wait)
 
-    monkeypatch.setattr("mailer.blackbox.fcntl.flock", too_late)
-    leave(black_box, delivering)
+    leave(BlackBox(folder, SlowDisk()), delivering)
 
     assert removed[0] != [*folder.iterdir()]
     assert [remains.token for remains in found(black_box)] == ["token"]
@@ -236,7 +233,7 @@ def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(
 
 def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
     """A box with an unknown token, perhaps another installation's, is kept for a limited time."""
-    black_box = BlackBox(folder, kept=60)
+    black_box = BlackBox(folder, SystemDisk(), kept=60)
     leave(black_box, delivering)
     [path] = folder.iterdir()
     leave(black_box, lambda box: box.claiming("another"))
@@ -245,7 +242,7 @@ def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
     assert [*folder.iterdir()] == [path]
     assert settled(black_box, was_known=False) == []
 
-    assert len(found(BlackBox(folder / "other", former=folder))) == 1
+    assert len(found(BlackBox(folder / "other", SystemDisk(), former=folder))) == 1
     assert not path.exists()
     leave(black_box, delivering)
     for path in folder.iterdir():
@@ -373,19 +370,23 @@ def test_what_is_in_the_way(
 # --- disks --------------------------------------------------------------------------------------
 
 
-def test_a_full_disk(
-    black_box: BlackBox,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+class LimitedDisk(SystemDisk):
+    """A disk that gets full. Like a file system, it writes a part of the data then."""
+
+    is_full = False
+
+    def write(self, file: int, data: bytes, /) -> int:  # type: ignore[override]  # no function
+        return super().write(file, data[:-1] if self.is_full else data)
+
+
+def test_a_full_disk(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A box that misses a note because the disk is full is removed, and delivery goes on."""
-    with black_box.box() as box:
+    disk = LimitedDisk()
+    with BlackBox(folder, disk).box() as box:
         box.claiming("token")
-        # As a file system that is full does.
-        monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)
+        disk.is_full = True
         box.begun(1, "relay")
-        monkeypatch.undo()
+        disk.is_full = False
         box.taken(1, "250 ok")
 
         assert list(folder.iterdir()) == []
@@ -395,7 +396,7 @@ def test_a_full_disk(
 def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If the folder cannot be made, delivery goes on, and the log names MAILER_BLACK_BOX once."""
     (tmp_path / "file").touch()
-    black_box = BlackBox(tmp_path / "file" / "black-box")
+    black_box = BlackBox(tmp_path / "file" / "black-box", SystemDisk())
 
     for _ in range(2):
         with black_box.box() as box:
@@ -405,21 +406,20 @@ def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert found(black_box) == []
 
 
-def test_a_file_system_without_locks(
-    black_box: BlackBox, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a file system without locks, nothing is noted, settled or left behind."""
-    leave(black_box, delivering)
-
-    def refuse(_file: int, _operation: int) -> None:
+class DiskWithoutLocks(SystemDisk):
+    def lock(self, file: int, *, wait: bool) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("mailer.blackbox.fcntl.flock", refuse)
-    with black_box.box() as box:
+
+def test_a_file_system_without_locks(black_box: BlackBox, folder: Path) -> None:
+    """On a file system without locks, nothing is noted, settled or left behind."""
+    leave(black_box, delivering)
+    without_locks = BlackBox(folder, DiskWithoutLocks())
+
+    with without_locks.box() as box:
         delivering(box)
 
-    assert found(black_box) == []
-    monkeypatch.undo()
+    assert found(without_locks) == []
     assert [remains.token for remains in found(black_box)] == ["token"]
 
 
@@ -438,7 +438,7 @@ def test_a_disk_that_recovers(black_box: BlackBox, folder: Path) -> None:
 def test_a_disk_that_can_only_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A read-only disk is logged once; nothing there is noted or settled until it is writable."""
     with small_disk(tmp_path, "1m") as disk:
-        black_box = BlackBox(disk)
+        black_box = BlackBox(disk, SystemDisk())
         leave(black_box, delivering)
         with read_only(disk):
             assert [found(black_box) for _ in range(3)] == [[]] * 3
@@ -466,10 +466,10 @@ def test_the_folder_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
     with TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         folder = Path(name, "black-box")
-        leave(BlackBox(folder), delivering)
+        leave(BlackBox(folder, SystemDisk()), delivering)
 
         def work() -> None:
-            black_box = BlackBox(folder)
+            black_box = BlackBox(folder, SystemDisk())
             for _ in range(3):
                 with black_box.box() as box:
                     delivering(box)
@@ -486,10 +486,10 @@ def test_the_file_of_another_user() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
-        leave(BlackBox(folder), delivering)
+        leave(BlackBox(folder, SystemDisk()), delivering)
 
         def work() -> None:
-            black_box = BlackBox(folder)
+            black_box = BlackBox(folder, SystemDisk())
             leave(black_box, lambda box: box.claiming("mine"))
             assert [remains.token for remains in found(black_box)] == ["mine"]
 
