@@ -2,12 +2,12 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable
 
 from mailer.errors import MailerError
 from mailer.forks import survive_forks
 from mailer.logs import addresses_shown, get_logger
+from mailer.message.ports import Clock
 from mailer.store import Store
 from mailer.store.workers import Due
 from mailer.threads import start_daemon
@@ -54,9 +54,12 @@ def _mails(due: Due) -> str:
 class Watch:
     """Looks, for a process that queues, whether anybody delivers: once a minute at most, and in a thread of its own."""
 
-    def __init__(self, store: Store, objection: Callable[[], str | None], *, shown: bool) -> None:
+    def __init__(
+        self, store: Store, objection: Callable[[], str | None], clock: Clock, *, shown: bool
+    ) -> None:
         self._store = store
         self._objection = objection
+        self._clock = clock
         self._shows_addresses = shown
         self._next_at = -math.inf
         self._lock = threading.Lock()
@@ -64,14 +67,14 @@ class Watch:
 
     def notice(self) -> None:
         """Look, unless that was done a moment ago. The caller has queued a mail, and does not wait."""
-        if time.monotonic() < self._next_at:
+        if self._clock.monotonic() < self._next_at:
             return
         if not self._lock.acquire(blocking=False):
             return  # another thread is about to look
         try:
-            if time.monotonic() < self._next_at:
+            if self._clock.monotonic() < self._next_at:
                 return
-            self._next_at = time.monotonic() + _LOOK_SECONDS
+            self._next_at = self._clock.monotonic() + _LOOK_SECONDS
         finally:
             self._lock.release()
         start_daemon(self._look, "mailer-watch")
@@ -83,7 +86,8 @@ class Watch:
     def _look(self) -> None:
         with addresses_shown(self._shows_addresses):
             try:
-                absent, objection = absence(self._store, time.time()), self._objection()
+                absent = absence(self._store, self._clock.time())
+                objection = self._objection()
                 if absent or objection:
                     log.warning("%s", " ".join(filter(None, [absent, objection or _REMEDY])))
             except MailerError as error:

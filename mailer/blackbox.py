@@ -9,7 +9,6 @@ before a reboot are therefore ignored. A process holds a file lock on its box as
 
 import errno
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.machine import boot_id
-from mailer.message.ports import Disk
+from mailer.message.ports import Clock, Disk
 
 _FORMAT = "mailer-1"
 # The age at which unreadable boxes are removed: all leases have ended by then.
@@ -133,6 +132,7 @@ class BlackBox:
         self,
         folder: Path | None,
         disk: Disk,
+        clock: Clock,
         *,
         former: Path | None = None,
         kept: float = _USELESS_AFTER,
@@ -140,6 +140,7 @@ class BlackBox:
         self._folder = folder
         self._folders = [one for one in (folder, former) if one is not None]
         self._disk = disk
+        self._clock = clock
         self._kept = kept
         # box -> when, for boxes of which nothing was found
         self._look_again: dict[Path, float] = {}
@@ -170,7 +171,7 @@ class BlackBox:
         for later, and the first error is raised at the end.
         """
         errors: list[Exception] = []
-        paths, now = self._found(), time.monotonic()
+        paths, now = self._found(), self._clock.monotonic()
         self._look_again = {path: at for path, at in self._look_again.items() if path in paths}
         for path in paths:
             if self._look_again.get(path, now) > now:
@@ -201,7 +202,7 @@ class BlackBox:
                     and remains.tells_something
                     and not self._is_older(file, self._kept)
                 ):
-                    self._look_again[path] = time.monotonic() + _LOOK_AGAIN_SECONDS
+                    self._look_again[path] = self._clock.monotonic() + _LOOK_AGAIN_SECONDS
                     return None
                 disk.truncate(file)  # settled, should the file stay
             elif disk.status(file).size and not self._is_older(file, _USELESS_AFTER):
@@ -275,7 +276,7 @@ class BlackBox:
         return self._disk.lock(file, wait=False) and not self._disk.status(file).is_removed
 
     def _is_older(self, file: int, seconds: float) -> bool:
-        return time.time() - self._disk.status(file).modified_at > seconds
+        return self._clock.time() - self._disk.status(file).modified_at > seconds
 
     def _read(self, path: Path, file: int) -> Remains | None:
         """Return None for notes of another boot or version, or invalid ones."""

@@ -1,7 +1,6 @@
 """`Mailer`: the only place that wires. Its objects belong to the app: `app.extensions["mailer"]`."""
 
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,13 +10,15 @@ import flask_mail
 from flask import Flask, current_app
 from sqlalchemy import make_url
 
-from mailer.attendance import Watch, absence
+from mailer.attendance import Watch
 from mailer.cli import mail_group
+from mailer.clock import SystemClock
 from mailer.dropin import QueueConnection, QueueState, flask_mail_state
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Intake, Options, When
 from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
+from mailer.message.ports import Clock
 from mailer.mime import make_signer
 from mailer.operations import Operations
 from mailer.outbound import InlineBell, Outbound
@@ -245,8 +246,7 @@ class Mailer:
 
     def absence(self) -> str | None:
         """Return "12 mails are due and no worker has been seen for 4 minutes.", or None: for a health check."""
-        state = _state()
-        return None if state.settings.mail_suppress_send else absence(state.store, time.time())
+        return _state().operations.absence()
 
 
 class Mail(flask_mail.Mail):
@@ -293,20 +293,22 @@ def _set_up(app: Flask) -> State:
     if "celery" not in app.extensions:
         app.extensions["celery"] = make_celery(app, settings)
     celery = app.extensions["celery"]
-    outlet = SignalOutlet(app, inline=settings.mail_suppress_send)
+    clock = SystemClock()
+    outlet = SignalOutlet(app, clock, inline=settings.mail_suppress_send)
     store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
-    bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings)
-    outbound = Outbound(app, settings, store, bell)
+    bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings, clock)
+    outbound = Outbound(app, settings, store, bell, clock)
     if isinstance(bell, InlineBell):
         bell.outbound = outbound
     install(celery, outbound)
     check = CeleryCheck(app, celery)
-    intake = Intake(settings, store, Renderer(app), bell, _watch(settings, store, check.objection))
+    watch = _watch(settings, store, check.objection, clock)
+    intake = Intake(settings, store, Renderer(app), bell, clock, watch)
     return State(
         settings,
         store,
         intake,
-        Operations(settings, store),
+        Operations(settings, store, clock),
         outbound,
         QueueState(flask_mail_state(settings), intake),
         check,
@@ -321,11 +323,13 @@ def _load_settings(app: Flask, broker_url: str | None) -> Settings:
     )
 
 
-def _watch(settings: Settings, store: Store, objection: Callable[[], str | None]) -> Watch | None:
+def _watch(
+    settings: Settings, store: Store, objection: Callable[[], str | None], clock: Clock
+) -> Watch | None:
     """Return the watch that looks for workers; None where there can be none."""
     if settings.mail_suppress_send or database.is_in_memory(make_url(settings.database_url)):
         return None
-    return Watch(store, objection, shown=settings.log_addresses)
+    return Watch(store, objection, clock, shown=settings.log_addresses)
 
 
 def _tell_where_mail_is_kept(app: Flask, settings: Settings) -> None:

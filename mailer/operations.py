@@ -3,12 +3,13 @@
 `Mailer`, the command line and the pages do everything through this module, but for queueing.
 """
 
-import time
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
+from mailer.attendance import absence
 from mailer.errors import InvalidMail, UnknownMail
 from mailer.message import HELD, DeliveryStatus, Lane, MailStatus, Pause, Receipt, Status
+from mailer.message.ports import Clock
 from mailer.settings import RelaySettings, Settings
 from mailer.store import Filter, Outlook, Store
 
@@ -22,9 +23,10 @@ MailId = str | Receipt
 class Operations:
     """The operations on the mail of one app."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
         self._settings = settings
         self._store = store
+        self._clock = clock
 
     # --- find ------------------------------------------------------------------------------------
 
@@ -82,7 +84,13 @@ class Operations:
 
     def outlook(self, *, most: int) -> Outlook:
         """Return the mail that would go out by itself, with the `most` largest domains, and so many first mails."""
-        return self._store.outlook(now=time.time(), most=most)
+        return self._store.outlook(now=self._clock.time(), most=most)
+
+    def absence(self) -> str | None:
+        """Return a sentence if mail is due and no worker is there, else None."""
+        if self._settings.mail_suppress_send:
+            return None
+        return absence(self._store, self._clock.time())
 
     # --- decide ----------------------------------------------------------------------------------
 
@@ -118,12 +126,12 @@ class Operations:
         person.
         """
         moment = _seconds(before, "before")
-        steps = self._store.cancel_if_due_before(moment, now=time.time(), lanes=lanes)
+        steps = self._store.cancel_if_due_before(moment, now=self._clock.time(), lanes=lanes)
         cancelled = sum(len(step) for step in steps)
         return cancelled, len(self._store.hold_if_due_before(moment, lanes=lanes))
 
     def _move(self, mail_id: MailId, status: Status, to: str | None) -> int:
-        known_id, now = _id_of(mail_id), time.time()
+        known_id, now = _id_of(mail_id), self._clock.time()
         if to is None:
             moved = len(self._store.settle_if_resting(known_id, status, now=now))
             if not moved:
@@ -153,7 +161,7 @@ class Operations:
 
         """
         paused = None if lane is None else Lane.parse(lane)
-        self._store.pause(paused, now=time.time(), reason=reason)
+        self._store.pause(paused, now=self._clock.time(), reason=reason)
         return sum(
             count
             for status, its, count, _due in self._store.counts()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from mailer.logs import addresses_shown
-from mailer.message.ports import Bell
+from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
 from mailer.store import Store
 
@@ -24,11 +24,14 @@ class Outbound:
     A worker builds it in its main process, before a prefork pool forks.
     """
 
-    def __init__(self, app: Flask, settings: Settings, store: Store, bell: Bell) -> None:
+    def __init__(
+        self, app: Flask, settings: Settings, store: Store, bell: Bell, clock: Clock
+    ) -> None:
         self.app = app
         self.settings = settings
         self.store = store
         self.bell = bell
+        self.clock = clock
 
     @property
     def dispatcher(self) -> "Dispatcher":
@@ -45,7 +48,7 @@ class Outbound:
             # The modules that deliver take as much memory as those that queue.
             from mailer.delivery import build_delivery  # noqa: PLC0415
 
-            new = build_delivery(self.app, self.settings, self.store, self.bell)
+            new = build_delivery(self.app, self.settings, self.store, self.bell, self.clock)
             # No lock, which a fork could leave locked. If two threads build, the first is used.
             built = vars(self).setdefault("_built", new)
         return built

@@ -17,7 +17,6 @@ and harms nothing.
 import atexit
 import math
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from flask import Flask
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.message.events import Event, EventKind
+from mailer.message.ports import Clock
 from mailer.threads import start_daemon
 
 __all__ = [
@@ -79,8 +79,9 @@ class SignalOutlet:
     where everything happens at once.
     """
 
-    def __init__(self, app: Flask, *, inline: bool = False) -> None:
+    def __init__(self, app: Flask, clock: Clock, *, inline: bool = False) -> None:
         self._app = weakref.ref(app)
+        self.clock = clock
         self._inline = inline
         self._waiting: deque[Event] = deque()
         self._changed = threading.Condition()
@@ -169,12 +170,11 @@ class SignalOutlet:
 
     def _log_losses(self) -> None:
         """Log the number of lost events, once in a while. The lock is held."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         if self._lost and now > self._logged_at + _LOGGED_EVERY:
             log.warning(
-                "Events were lost, since receivers of signals are too slow: events=%d. Let"
-                " receivers"
-                " do little, for example call a task.",
+                "Events were lost, since receivers of signals are too slow: events=%d."
+                " Let receivers do little, for example call a task.",
                 self._lost,
             )
             self._lost, self._logged_at = 0, now
@@ -186,6 +186,8 @@ _outlets: weakref.WeakSet[SignalOutlet] = weakref.WeakSet()
 @atexit.register
 def drain_outlets() -> None:
     """Call the receivers of the last events, before the process ends."""
-    ends = time.monotonic() + _EXIT_SECONDS
+    left = _EXIT_SECONDS
     for outlet in list(_outlets):
-        outlet.drain(max(0.0, ends - time.monotonic()))
+        began = outlet.clock.monotonic()
+        outlet.drain(left)
+        left = max(0.0, left - (outlet.clock.monotonic() - began))

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from typing import Any
 
 # Celery would import the first two at the first ring, while a request waits.
@@ -16,6 +15,7 @@ from redis.retry import Retry
 from mailer.celery.app import ONE_TRY, SEND
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import addresses_shown, get_logger
+from mailer.message.ports import Clock
 from mailer.settings import Settings
 from mailer.threads import start_daemon
 
@@ -42,10 +42,11 @@ class CeleryBell:
     It raises nothing: when it rings, the mail is stored already.
     """
 
-    def __init__(self, celery: Celery[Any], settings: Settings) -> None:
+    def __init__(self, celery: Celery[Any], settings: Settings, clock: Clock) -> None:
         self._celery = celery
+        self._clock = clock
         self._shows_addresses = settings.log_addresses
-        self._flag = _flag(settings)
+        self._flag = _flag(settings, clock)
         self._searching: threading.Thread | None = None  # for the broker
         self._urged_at = -math.inf
         survive_forks(self)
@@ -74,7 +75,7 @@ class CeleryBell:
             self._search_broker(error)
 
     def _ring(self, urge: bool) -> bool:
-        is_first, now = self._flag.raise_it(), time.monotonic()
+        is_first, now = self._flag.raise_it(), self._clock.monotonic()
         if urge:
             has_urged = now - self._urged_at < _DEAF_AFTER_SECONDS
             if has_urged and not is_first and self._flag.seconds_up() >= _DEAF_AFTER_SECONDS:
@@ -107,7 +108,7 @@ class CeleryBell:
 
     def _search(self) -> None:
         while True:
-            time.sleep(_TRY_AGAIN_SECONDS)
+            self._clock.sleep(_TRY_AGAIN_SECONDS)
             try:
                 self._ring(urge=True)
             except Exception as error:  # noqa: BLE001 -- as in ring()
@@ -118,9 +119,9 @@ class CeleryBell:
                 return
 
 
-def _flag(settings: Settings) -> "_SharedFlag | _OwnFlag":
+def _flag(settings: Settings, clock: Clock) -> "_SharedFlag | _OwnFlag":
     if settings.flag_url is None:
-        return _OwnFlag()
+        return _OwnFlag(clock)
     return _SharedFlag(settings.flag_url, f"mailer:{settings.installation}:ring")
 
 
@@ -171,11 +172,12 @@ class _OwnFlag:
     Nobody can tell then whether a worker hears.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._raised_at = 0.0
 
     def raise_it(self) -> bool:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._raised_at < _OWN_FLAG_SECONDS:
             return False
         self._raised_at = now

@@ -6,7 +6,6 @@ The thread is not that of the maintenance, which may wait for a slow relay.
 import os
 import platform
 import threading
-import time
 from importlib.metadata import PackageNotFoundError, version
 from uuid import uuid4
 
@@ -30,9 +29,10 @@ class Heartbeat:
     def __init__(self, outbound: Outbound) -> None:
         self._settings = outbound.settings
         self._store = outbound.store
+        self._clock = outbound.clock
         self._flags = outbound.dispatcher.flags
         self._id = uuid4().hex
-        self._started_at = time.time()
+        self._started_at = self._clock.time()
         self._stopping = threading.Event()
         self._steps = Steps()
         self._thread = threading.Thread(target=self._run, name="mailer-heartbeat", daemon=True)
@@ -66,7 +66,7 @@ class Heartbeat:
             version=_version(),
             lanes=",".join(lane.name.lower() for lane in Lane if self._carries(lane)),
             started_at=self._started_at,
-            seen_at=time.time(),
+            seen_at=self._clock.time(),
             delivered_at=self._flags.delivered_at,
         )
         self._store.beat(worker)

@@ -6,7 +6,6 @@ worker. It needs no beat, and nobody can forget to start it.
 
 import gc
 import threading
-import time
 from typing import Any
 from weakref import WeakSet
 
@@ -40,9 +39,10 @@ class MaintenanceThread:
         self._outbound = outbound
         self._store = outbound.store
         self._bell = outbound.bell
+        self._clock = outbound.clock
         self._dispatcher = outbound.dispatcher  # builds it, before the pool forks
         self._maintenance = outbound.maintenance
-        self._clock_offset = time.time() - time.monotonic()
+        self._clock_offset = self._offset()
         self._is_purging = False
         self._stopping = threading.Event()
         self._steps = Steps()
@@ -91,30 +91,36 @@ class MaintenanceThread:
         self._steps.take("purge", self._purge)
 
     def _sweep(self) -> None:
-        if self._store.take_chore(SWEEP, now=time.time(), every=_SWEEP_SECONDS):
+        if self._store.take_chore(SWEEP, now=self._clock.time(), every=_SWEEP_SECONDS):
             self._maintenance.sweep()
             self._ring_in_time()
 
     def _purge(self) -> None:
         """Purge for half a second: the sweep does not wait for the end of a long purge."""
-        if self._is_purging or self._store.take_chore(PURGE, now=time.time(), every=_PURGE_SECONDS):
+        now = self._clock.time()
+        if self._is_purging or self._store.take_chore(PURGE, now=now, every=_PURGE_SECONDS):
             self._is_purging = not self._maintenance.purge(at_most=_TICK_SECONDS)
 
     def _check_clock(self) -> None:
         """If the clock was set back, make mail due again that was due before."""
-        offset = time.time() - time.monotonic()
+        offset = self._offset()
         back = self._clock_offset - offset
         if back > _SET_BACK_SECONDS:
-            now = time.time()
+            now = self._clock.time()
             recalled = self._store.recall_queued(now, was=now + back + _BETWEEN_SECONDS)
             log.warning("The clock was set back: seconds=%.0f due_again=%d", back, recalled)
         self._clock_offset = offset
 
+    def _offset(self) -> float:
+        """Return how far the time is from the monotonic clock: it changes if the time is set."""
+        return self._clock.time() - self._clock.monotonic()
+
     def _ring_in_time(self) -> None:
         """Until the next sweep, ring at the moment when a mail gets due."""
-        ends = time.time() + _SWEEP_SECONDS - _TICK_SECONDS
-        while (due_at := self._store.next_due(time.time(), before=ends)) is not None:
-            if self._stopping.wait(max(_SHORTEST_WAIT_SECONDS, due_at - time.time())):
+        clock = self._clock
+        ends = clock.time() + _SWEEP_SECONDS - _TICK_SECONDS
+        while (due_at := self._store.next_due(clock.time(), before=ends)) is not None:
+            if self._stopping.wait(max(_SHORTEST_WAIT_SECONDS, due_at - clock.time())):
                 return
             self._bell.ring()
 

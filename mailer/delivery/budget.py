@@ -1,10 +1,10 @@
 """The byte budget of a process, which its threads share. A thread never waits for room."""
 
 import threading
-import time
 from math import inf
 
 from mailer.forks import survive_forks
+from mailer.message.ports import Clock
 
 # If at most an eighth of the budget is held, any mail gets room, also one that is larger than the
 # budget.
@@ -19,8 +19,9 @@ _TURN_SECONDS = 3.0
 class ByteBudget:
     """The bytes that the threads of a process may hold together."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, clock: Clock) -> None:
         self._most = most
+        self._clock = clock
         self._lock = threading.Lock()
         self._held = 0
         self._held_by_small = 0
@@ -38,7 +39,7 @@ class ByteBudget:
 
         """
         with self._lock:
-            now = time.monotonic()
+            now = self._clock.monotonic()
             others_turn = now < self._first_until and self._first != mail_id
             if (others_turn and not self._may_go_before(wanted)) or not self._has_room(wanted):
                 if not others_turn:

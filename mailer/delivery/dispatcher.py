@@ -52,7 +52,7 @@ class Dispatcher:
         self._states = [RelayState(relay) for relay in relays]
         self._router = Router(services, self._states)
         self._head = HeadOfQueue(services, self._router)
-        self._budget = ByteBudget(services.settings.max_bytes_in_flight)
+        self._budget = ByteBudget(services.settings.max_bytes_in_flight, services.clock)
         self._pace = Pace()
         self.flags = WorkerFlags()
 

@@ -4,7 +4,6 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 """
 
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from mailer.message import (
     new_message_id,
     parse_addresses,
 )
-from mailer.message.ports import Bell
+from mailer.message.ports import Bell, Clock
 from mailer.rendering import Renderer, text_from_html
 from mailer.settings import Settings
 from mailer.store import CallersConnection, Store, connection_of
@@ -82,12 +81,14 @@ class Intake:
         store: Store,
         renderer: Renderer,
         bell: Bell,
+        clock: Clock,
         watch: Watch | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._renderer = renderer
         self._bell = bell
+        self._clock = clock
         self._watch = watch
         self._fingerprints = Fingerprints(settings.secret_keys)
 
@@ -107,7 +108,7 @@ class Intake:
         options: Options,
     ) -> Receipt:
         """Render a template pair and queue it."""
-        now = time.time()
+        now = self._clock.time()
         bodies = self._renderer.render(template, context)
         author = self._sender(sender)
         mail_id = new_id(now)
@@ -148,7 +149,7 @@ class Intake:
         """Queue a message of Flask-Mail as it is."""
         if not isinstance(mail, flask_mail.Message):
             raise InvalidMail(f"message: give a Message of Flask-Mail, not {type(mail).__name__}.")
-        now = time.time()
+        now = self._clock.time()
         text, html, alternatives = _bodies(mail)
         message = Message(
             id=new_id(now),

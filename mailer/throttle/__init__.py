@@ -5,10 +5,8 @@ are in Redis. While Redis is down, each process uses its fair share of the rest 
 """
 
 import math
-import random
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import redis
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.message import Lane
+from mailer.message.ports import Clock
 from mailer.settings import Settings
 from mailer.settings.rates import OTHERS, read_rates
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit, LimitState, Share, spread
@@ -52,16 +51,15 @@ class Grant:
 class Throttle:
     """The limits of an app in this process. Threads share it."""
 
-    def __init__(self, settings: Settings, redis_url: str | None) -> None:
-        self._relays, self._domains = (
-            ({}, {}) if settings.mail_suppress_send else _configured(settings)
-        )
+    def __init__(self, settings: Settings, redis_url: str | None, clock: Clock) -> None:
+        self._relays, self._domains = _configured(settings)
         self.limits_anything = bool(self._relays or self._domains)
-        self._shared = (
-            Shared(redis_url, settings.installation) if redis_url and self.limits_anything else None
-        )
-        self._local = _LocalState()
-        self._renewer = Renewer()
+        self.clock = clock
+        self._shared: Shared | None = None
+        if redis_url and self.limits_anything:
+            self._shared = Shared(redis_url, settings.installation, clock)
+        self._local = _LocalState(clock)
+        self._renewer = Renewer(clock)
         survive_forks(self)
 
     def admit(self, relay: str, domain: str, wanted: int) -> Grant:
@@ -96,7 +94,7 @@ class Throttle:
         limits = self._limits(relay, domain)
         if not limits or not count:
             return [0.0] * count
-        now, local = time.monotonic(), self._local
+        now, local = self.clock.monotonic(), self._local
         with local.lock:
             full_until = local.full_until(limits)
             limit, pace = local.tightest(
@@ -134,7 +132,7 @@ class Throttle:
 
     def _behind(self, limit: Limit, lane: Lane) -> float:
         seconds = self._over_redis(lambda shared: shared.behind(limit, lane))
-        now = time.monotonic()
+        now = self.clock.monotonic()
         with self._local.lock:
             state = self._local.state(limit)
             if seconds is None:
@@ -171,7 +169,7 @@ class Throttle:
     def _admit_online(self, shared: Shared, limits: list[Limit], wanted: int) -> Grant:
         """Take from all counts, first from the one with the least left, so that little is lost."""
         with self._local.lock:
-            full_for = self._local.full_until(limits) - time.monotonic()
+            full_for = self._local.full_until(limits) - self.clock.monotonic()
         if full_for > 0:
             return Grant(0, full_for)
         for _ in range(_TRIES):
@@ -244,7 +242,7 @@ class Throttle:
 
     def _over_redis(self, ask: Callable[[Shared], T]) -> T | None:
         """Return the answer of Redis. Return None while it is down: it is tried only rarely."""
-        local, now = self._local, time.monotonic()
+        local, now = self._local, self.clock.monotonic()
         if self._shared is None or now < local.quiet_until:
             return None
         if local.is_offline:
@@ -257,7 +255,7 @@ class Throttle:
                 local.forget_released(left)
             return ask(self._shared)
         except (redis.RedisError, OSError) as error:
-            local.quiet_until = time.monotonic() + _QUIET_SECONDS
+            local.quiet_until = self.clock.monotonic() + _QUIET_SECONDS
             if not local.is_offline:
                 log.warning(
                     "Redis does not answer, this process keeps to a share of the limits:"
@@ -270,8 +268,8 @@ class Throttle:
 
     def after_fork_in_child(self) -> None:
         """Forget the state of the parent. The client of Redis opens new connections."""
-        self._local = _LocalState()
-        self._renewer = Renewer()
+        self._local = _LocalState(self.clock)
+        self._renewer = Renewer(self.clock)
 
 
 class Slots:
@@ -279,8 +277,9 @@ class Slots:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
+        self._clock = throttle.clock
         self._held: dict[str, Slot] = {}  # by the key of the limit
-        self._renewed_at = time.monotonic()
+        self._renewed_at = self._clock.monotonic()
         self._lock = threading.Lock()  # the renewer takes lost slots again, but no released ones
         survive_forks(self)
 
@@ -307,8 +306,8 @@ class Slots:
 
         Call it between mails.
         """
-        if self._held and time.monotonic() >= self._renewed_at + _RENEWED_EVERY:
-            self._renewed_at = time.monotonic()
+        if self._held and self._clock.monotonic() >= self._renewed_at + _RENEWED_EVERY:
+            self._renewed_at = self._clock.monotonic()
             with self._lock:
                 for slot in self._throttle.keep_slots([*self._held.values()]):
                     del self._held[slot.limit.key]
@@ -358,7 +357,8 @@ class Slots:
 class _LocalState:
     """The local state of this process. Hold the lock to use it, but not during calls to Redis."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.name = secrets.token_hex(8)
         self.lock = threading.Lock()
         self.slots: Counter[str] = Counter()
@@ -387,7 +387,7 @@ class _LocalState:
     def note_released(self, slots: Iterable[Slot]) -> None:
         """Note slots to release in Redis."""
         with self.lock:
-            self.released.update(dict.fromkeys(slots, time.monotonic()))
+            self.released.update(dict.fromkeys(slots, self._clock.monotonic()))
 
     def forget_released(self, slots: Iterable[Slot]) -> None:
         """Forget slots that are released in Redis."""
@@ -398,14 +398,14 @@ class _LocalState:
     def has_released(self) -> bool:
         """Return whether Redis still counts released slots. Others have expired there."""
         with self.lock:
-            long_ago = time.monotonic() - SLOT_SECONDS
+            long_ago = self._clock.monotonic() - SLOT_SECONDS
             self.released = {slot: at for slot, at in self.released.items() if at > long_ago}
             return bool(self.released)
 
     def state(self, limit: Limit) -> LimitState:
         """Return the state of a limit. Sometimes drop those of unused domains."""
         if len(self._states) > self._many_states:
-            now = time.monotonic()
+            now = self._clock.monotonic()
             self._states = {
                 key: state for key, state in self._states.items() if not state.is_over(now)
             }
@@ -450,7 +450,7 @@ class _LocalState:
         full = [count for count in counts if count.free == granted]
         for limit in {count.limit for count in full}:
             state, its = self.state(limit), [count for count in full if count.limit is limit]
-            state.full_until = time.monotonic() + min(
+            state.full_until = self._clock.monotonic() + min(
                 max(count.wait for count in its), LONGEST_WAIT
             )
             state.full_pace = min(count.rate.amount / count.rate.get_expiry() for count in its)
@@ -460,21 +460,18 @@ class _LocalState:
         """Remember the used amounts for the case that Redis goes down."""
         for count in counts:
             used = 1 - (count.free - granted) / count.rate.amount
-            jitter = random.random()  # noqa: S311 -- spreads processes
+            now, jitter = self._clock.monotonic(), self._clock.random()
             share = Share.of(count.rate, self.processes)
-            self.state(count.limit).window(count.rate).learn(used, share, time.monotonic(), jitter)
+            self.state(count.limit).window(count.rate).learn(used, share, now, jitter)
 
     def count(self, limit: Limit, rate: "RateLimitItem") -> Count:
         """Return the rest of the share of this process."""
-        share, window, now = (
-            Share.of(rate, self.processes),
-            self.state(limit).window(rate),
-            time.monotonic(),
-        )
+        share, now = Share.of(rate, self.processes), self._clock.monotonic()
+        window = self.state(limit).window(rate)
         return Count(limit, rate, window.free(share, now), window.opens_in(share, now))
 
     def take(self, granted: int, counts: Iterable[Count]) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for count in counts:
             share, state = Share.of(count.rate, self.processes), self.state(count.limit)
             state.window(count.rate).take(granted, share, now)
@@ -483,6 +480,8 @@ class _LocalState:
 
 def _configured(settings: Settings) -> tuple[dict[str, Limit], dict[str, Limit]]:
     """Return the limits of relays and of domains, by name."""
+    if settings.mail_suppress_send:
+        return {}, {}
     relays = {
         relay.name: Limit(
             f"relay/{relay.name}", read_rates(relay.relay_rate), relay.relay_concurrency

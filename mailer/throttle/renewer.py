@@ -1,10 +1,11 @@
 """The thread that renews the slots of a process while mails are slow."""
 
 import threading
-import time
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
+
+from mailer.message.ports import Clock
 
 # Slots are also renewed between mails, but a mail may be as slow as its time-outs.
 _EVERY = 5.0
@@ -20,7 +21,8 @@ class Holder(Protocol):
 class Renewer:
     """Renews the slots of a process. The slots of a dead process expire."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._holders: WeakSet[Holder] = WeakSet()
         self._is_working = False
@@ -42,7 +44,7 @@ class Renewer:
 
     def _work(self) -> None:
         while True:
-            time.sleep(_EVERY)
+            self._clock.sleep(_EVERY)
             with self._lock:
                 holders = [*self._holders]
                 self._is_working = bool(holders)

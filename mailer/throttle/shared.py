@@ -1,7 +1,6 @@
 """The counts and slots of all processes, in Redis."""
 
 import secrets
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mailer.message import Lane
+from mailer.message.ports import Clock
 from mailer.throttle.arithmetic import LONGEST_WAIT, Count, Limit
 
 if TYPE_CHECKING:
@@ -98,11 +98,12 @@ class Slot:
 class Shared:
     """The client of Redis, connected on demand, with a time-out of two seconds."""
 
-    def __init__(self, url: str, installation: str) -> None:
+    def __init__(self, url: str, installation: str, clock: Clock) -> None:
         # 2 MB, for those that have limits
         from limits.storage import RedisStorage  # noqa: PLC0415
         from limits.strategies import MovingWindowRateLimiter  # noqa: PLC0415
 
+        self._clock = clock
         self._prefix = f"mailer:{installation}:throttle"
         self._client = redis.Redis.from_url(
             url, socket_connect_timeout=1, socket_timeout=2, retry=Retry(NoBackoff(), 0)
@@ -126,9 +127,8 @@ class Shared:
 
     def count(self, limit: Limit, rate: "RateLimitItem") -> Count:
         window = self._rates.get_window_stats(rate, limit.key)
-        return Count(
-            limit, rate, max(0, window.remaining), max(0.0, window.reset_time - time.time())
-        )
+        wait = max(0.0, window.reset_time - self._clock.time())
+        return Count(limit, rate, max(0, window.remaining), wait)
 
     def take(self, mails: int, limit: Limit, rate: "RateLimitItem") -> bool:
         """Take mails from a rate. Return False if not enough are left."""

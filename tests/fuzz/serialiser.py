@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import flask_mail
 
+from mailer.clock import SystemClock
 from mailer.errors import InvalidMail
 from mailer.intake import Intake, Options
 from mailer.message import Envelope, Message
@@ -60,7 +61,7 @@ def serialise(data: bytes) -> None:
         source.pick([None, "bounces@example.com", source.text()]),
     )
     shelf = Shelf()
-    intake = Intake(_SETTINGS, cast(Store, shelf), cast(Renderer, None), Silence())
+    intake = Intake(_SETTINGS, cast(Store, shelf), cast(Renderer, None), Silence(), SystemClock())
     try:
         intake.enqueue(mail, options, envelope_from=bounce)
     except InvalidMail:

@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 
 from mailer.blackbox import BlackBox
+from mailer.clock import SystemClock
 from mailer.delivery import Dispatcher, Services
 from mailer.disk import SystemDisk
 from mailer.dropin import flask_mail_state
@@ -74,7 +75,7 @@ def bell() -> CountingBell:
 
 @pytest.fixture
 def black_box(tmp_path: Path) -> BlackBox:
-    return BlackBox(tmp_path / "black-box", SystemDisk())
+    return BlackBox(tmp_path / "black-box", SystemDisk(), SystemClock())
 
 
 @pytest.fixture
@@ -92,11 +93,9 @@ def make_dispatcher(
         relay = relay_to(sink, **config)
         settings = relay.settings
         assert isinstance(settings, Settings)  # of the app's own keys
-        dispatcher = Dispatcher(
-            Services(settings, store, None, Throttle(settings, None), black_box, clock),
-            [relay],
-            bell,
-        )
+        throttle = Throttle(settings, None, SystemClock())
+        services = Services(settings, store, None, throttle, black_box, clock)
+        dispatcher = Dispatcher(services, [relay], bell)
         for pace in (dispatcher._pace, *(state.pace for state in dispatcher._states)):
             pace.seconds_per_mail = 0.05 / windows_of
         return dispatcher
@@ -131,13 +130,9 @@ def open_dispatcher(
             relays = [
                 Relay(one, Flask("tests"), flask_mail_state(settings)) for one in settings.relays
             ]
-            dispatcher = Dispatcher(
-                Services(
-                    settings, own_store, None, Throttle(settings, redis_url), black_box, clock
-                ),
-                relays,
-                bell,
-            )
+            throttle = Throttle(settings, redis_url, SystemClock())
+            services = Services(settings, own_store, None, throttle, black_box, clock)
+            dispatcher = Dispatcher(services, relays, bell)
             stack.callback(dispatcher.hang_up)
             return dispatcher
 

@@ -16,6 +16,7 @@ from flask import Flask
 from mailer import Mailer
 from mailer.attendance import Watch, absence, silence
 from mailer.celery.heartbeat import Heartbeat
+from mailer.clock import SystemClock
 from mailer.delivery import Dispatcher
 from mailer.forks import notice_fork
 from mailer.message import Lane
@@ -157,7 +158,7 @@ def test_mail_of_a_transaction(open_shop: OpenShop, caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork])
 def test_a_child_looks_whoever_looked_at_the_moment_of_its_fork(fork: Callable[[], int]) -> None:
     """A forked child does not inherit a lock that a thread of its parent held."""
-    watch = Watch(Store("sqlite://"), lambda: None, shown=False)
+    watch = Watch(Store("sqlite://"), lambda: None, SystemClock(), shown=False)
     with watch._lock:
         if not (child := fork()):
             try:

@@ -1,15 +1,14 @@
 """The bell with a real Redis: which rings are sent, and what follows if nobody answers."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import pytest
 import redis
 from flask import Flask
 
 from mailer.celery.bell import CeleryBell
+from mailer.clock import SystemClock
 from tests.services.broker import RedisServer
 from tests.services.databases import sqlite_only
 from tests.services.waiting import wait_until
@@ -23,24 +22,26 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
+class Clock(SystemClock):
+    """A clock that can be put ahead."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead
+
+
 @pytest.fixture
-def bell(open_shop: Callable[..., Flask], redis_server: RedisServer) -> CeleryBell:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def bell(open_shop: Callable[..., Flask], redis_server: RedisServer, clock: Clock) -> CeleryBell:
     app = open_shop(
         MAILER_REDIS_URL=redis_server.url, MAIL_SUPPRESS_SEND=False, MAILER_NAMESPACE="tests"
     )
-    return CeleryBell(app.extensions["celery"], app.extensions["mailer"].settings)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return a function that lets a number of seconds pass for the bell."""
-    now = [time.monotonic()]
-    monkeypatch.setattr("mailer.celery.bell.time", SimpleNamespace(monotonic=lambda: now[0]))
-
-    def pass_by(seconds: float) -> None:
-        now[0] += seconds
-
-    return pass_by
+    return CeleryBell(app.extensions["celery"], app.extensions["mailer"].settings, clock)
 
 
 def test_a_pending_ring_is_enough(bell: CeleryBell, client: redis.Redis) -> None:
@@ -75,14 +76,12 @@ def test_rings_that_nobody_answers(
     assert client.llen("mailer-tests") == 1 + somebody_hears
 
 
-def test_rings_that_somebody_else_took(
-    bell: CeleryBell, client: redis.Redis, clock: Callable[[float], None]
-) -> None:
+def test_rings_that_somebody_else_took(bell: CeleryBell, client: redis.Redis, clock: Clock) -> None:
     """A new worker rings first, however long others went unanswered, and every ten seconds."""
     client.set("mailer:tests:ring", 1, px=49_000)
 
     heard = [bell.ring(urge=True), bell.ring(urge=True)]
-    clock(10.0)
+    clock.ahead = 10.0
     heard += [bell.ring(urge=True), bell.ring(urge=True)]
 
     assert heard == [True, False, True, False]

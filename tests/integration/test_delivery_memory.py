@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mailer.clock import SystemClock
 from mailer.delivery import Dispatcher
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.preparing import Preparer
@@ -106,7 +107,7 @@ def test_threads_share_the_bound(
 
 def test_room_that_is_waited_for_is_left_to_the_first() -> None:
     """Room is kept for the large mail that asked for it first; small mails still get theirs."""
-    budget = ByteBudget(6400)
+    budget = ByteBudget(6400, SystemClock())
     assert budget.take(3000, "other")
     assert not budget.take(6000, "large")
 
@@ -121,7 +122,7 @@ def test_room_that_is_waited_for_is_left_to_the_first() -> None:
 
 def test_a_stream_of_small_mails_leaves_room_for_the_first() -> None:
     """A stream of small mails does not keep a large mail waiting for ever."""
-    budget = ByteBudget(6400)
+    budget = ByteBudget(6400, SystemClock())
     for number in range(64):
         assert budget.take(100, f"small{number}")
     assert not budget.take(3200, "large")
@@ -154,7 +155,8 @@ def test_a_redirected_copy_has_its_room_for_itself(
     """A redirected copy differs for each recipient, so its room is freed when it is done."""
     queue(store, "ada@example.com", "bob@example.com", size=SIZE)
     ada, bob = claim(store)
-    dispatcher, budget = make_dispatcher(MAILER_REDIRECT_TO="me@example.net"), ByteBudget(10 * SIZE)
+    dispatcher = make_dispatcher(MAILER_REDIRECT_TO="me@example.net")
+    budget = ByteBudget(10 * SIZE, SystemClock())
 
     with context_of(dispatcher, budget) as context:
         preparer = Preparer(dispatcher._services, context, lambda *_given: None)
@@ -172,7 +174,8 @@ def test_mails_that_have_to_be_prepared_again_are_counted_once(
 ) -> None:
     """A mail that is prepared again after a database error frees all its room in the end."""
     queue(store, "ada@example.com", "bob@example.net")
-    deliveries, budget, away = claim(store), ByteBudget(1 << 30), iter([StoreUnavailable("gone")])
+    deliveries, away = claim(store), iter([StoreUnavailable("gone")])
+    budget = ByteBudget(1 << 30, SystemClock())
 
     def set_aside(*_given: object) -> None:
         if error := next(away, None):

@@ -12,6 +12,7 @@ import pytest
 from flask_mail import email_dispatched
 
 from mailer.blackbox import BlackBox
+from mailer.clock import SystemClock
 from mailer.delivery import Dispatcher, preparing, share
 from mailer.delivery.settling import settle
 from mailer.disk import SystemDisk
@@ -152,7 +153,7 @@ def test_a_box_that_another_installation_finds_first(
     theirs = replace(dispatcher._services, store=other)
 
     assert black_box._folder is not None
-    BlackBox(black_box._folder, SystemDisk()).settle_remains(partial(settle, theirs))
+    BlackBox(black_box._folder, SystemDisk(), SystemClock()).settle_remains(partial(settle, theirs))
     other.engine.dispose()
     chores_of(dispatcher).settle()
 

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import URL
 
 from mailer.blackbox import BlackBox, Remains
+from mailer.clock import SystemClock
 from mailer.disk import SystemDisk
 from mailer.private import make_private_file, make_private_folder
 from mailer.smtpd.inbox import Inbox
@@ -105,7 +106,7 @@ def test_the_inbox_is_private(tmp_path: Path) -> None:
 
 def test_the_black_box_is_private(tmp_path: Path) -> None:
     """The black box is private, since replies of relays in it contain addresses."""
-    with BlackBox(tmp_path / "instance" / "black-box", SystemDisk()).box():
+    with BlackBox(tmp_path / "instance" / "black-box", SystemDisk(), SystemClock()).box():
         assert len(list(tmp_path.rglob("*"))) == 3
         assert open_to_others(tmp_path) == []
 
@@ -132,7 +133,7 @@ def test_roots_log_of_a_file_belongs_to_the_files_owner(their_folder: Path) -> N
 
 def test_boxes_and_mails_of_root_can_be_read_by_the_folders_owner(their_folder: Path) -> None:
     """Black boxes and inbox mails that root wrote can be read by the owner of the folder."""
-    box = BlackBox(their_folder / "black-box", SystemDisk())._new()
+    box = BlackBox(their_folder / "black-box", SystemDisk(), SystemClock())._new()
     box.claiming("token")
     box.close()
     mail_id = Inbox(their_folder / "inbox").add(
@@ -146,7 +147,7 @@ def test_boxes_and_mails_of_root_can_be_read_by_the_folders_owner(their_folder: 
             found.append(remains.token)
             return True
 
-        BlackBox(their_folder / "black-box", SystemDisk()).settle_remains(settle)
+        BlackBox(their_folder / "black-box", SystemDisk(), SystemClock()).settle_remains(settle)
         assert found == ["token"]
         assert Inbox(their_folder / "inbox").get(mail_id) is not None
 

@@ -16,6 +16,7 @@ from flask import Flask
 from jinja2 import DictLoader
 
 from mailer import ConfigurationError, Mail, Mailer, Message, Status, UnknownMail, logs, send_email
+from mailer.clock import SystemClock
 from mailer.delivery.wiring import black_box_of
 from mailer.settings import Settings
 from tests.services.databases import Databases, sqlite_only
@@ -272,7 +273,8 @@ def test_each_database_has_a_black_box_of_its_own(
     app = Flask("shop", instance_path=str(tmp_path))
 
     def folders(url: str) -> list[Path]:
-        return black_box_of(app, Settings.load({}, {}, default_database_url=url))._folders
+        settings = Settings.load({}, {}, default_database_url=url)
+        return black_box_of(app, settings, SystemClock())._folders
 
     assert (folders(url)[0] == folders(BASE)[0]) is is_shared
     assert folders(BASE)[1].name == "ac9e607b131484c4"

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from mailer.celery import maintenance as worker_maintenance
 from mailer.celery.maintenance import MaintenanceThread
 from mailer.errors import UnknownMail
 from mailer.message import Attachment, Lane, OnDoubt, Status
@@ -43,10 +42,8 @@ def test_a_clock_that_is_set_back(
     store: Store,
     clock: Clock,
     bell: CountingBell,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After the clock is set back, due mail is due and scheduled mail stays scheduled."""
-    monkeypatch.setattr(worker_maintenance, "time", clock)
     thread = MaintenanceThread(outbound_of(make_dispatcher()), worker=None)
     thread._stopping.set()  # it does not wait for what gets due
     due = [queue(store, "ada@example.com", lane=lane) for lane in Lane]

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from mailer import throttle as module
+from mailer.clock import SystemClock
 from mailer.message import Lane
 from mailer.settings import Settings
 from mailer.throttle import Throttle, renewer, shared
@@ -31,7 +32,10 @@ SLOTS = f"mailer:tests:throttle:slots/{RELAY_KEY}"
 
 
 def throttle(
-    url: str, domains: Mapping[str, object] = MappingProxyType({}), **config: Any
+    url: str,
+    domains: Mapping[str, object] = MappingProxyType({}),
+    clock: SystemClock | None = None,
+    **config: Any,
 ) -> Throttle:
     """Return a throttle like that of one worker process, which shares only Redis with others."""
     given = {
@@ -40,9 +44,8 @@ def throttle(
         "MAILER_DOMAIN_LIMITS": domains,
         **config,
     }
-    return Throttle(
-        Settings.load(given, {}, default_database_url="sqlite:////srv/mailer.sqlite3"), url
-    )
+    settings = Settings.load(given, {}, default_database_url="sqlite:////srv/mailer.sqlite3")
+    return Throttle(settings, url, clock or SystemClock())
 
 
 def admitted(
@@ -113,7 +116,7 @@ print(sum(granted) + sum(admitted([one])))
 def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No span of one second sees more than the rate, wherever it starts."""
 
-    class Clock:
+    class Clock(SystemClock):
         now = 1_800_000_000.9
 
         def time(self) -> float:
@@ -122,10 +125,8 @@ def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.M
         monotonic = time
 
     clock = Clock()
-    for place in (module, shared):
-        monkeypatch.setattr(place, "time", clock)
     monkeypatch.setattr("limits.storage.redis.time", clock)
-    one = throttle(redis_url, MAILER_RELAY_RATE="14/second")
+    one = throttle(redis_url, clock=clock, MAILER_RELAY_RATE="14/second")
 
     granted = []
     for _ in range(10):
@@ -485,7 +486,8 @@ def forked(work: Callable[[], bool]) -> int:
 @pytest.mark.parametrize("lane", [Lane.CRITICAL, Lane.BULK])
 def test_a_line_in_redis_is_that_of_a_process(redis_url: str, lane: Lane) -> None:
     """Bookings get the same times whether Redis or a process keeps them."""
-    kept, line, limit = Shared(redis_url, "shop"), LimitState(), Limit(f"relay/{lane}", (), 1)
+    kept = Shared(redis_url, "shop", SystemClock())
+    line, limit = LimitState(), Limit(f"relay/{lane}", (), 1)
     calls = [
         (10, False, 0.0),
         (3, False, 5.0),

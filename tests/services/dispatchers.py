@@ -65,8 +65,9 @@ def chores_of(dispatcher: Dispatcher) -> Maintenance:
 
 def outbound_of(dispatcher: Dispatcher, maintenance: Maintenance | None = None) -> Outbound:
     """The outbound side of an app with this dispatcher, for what a worker runs beside its tasks."""
+    services = dispatcher._services
     outbound = Outbound(
-        Flask("tests"), dispatcher._settings, dispatcher._services.store, dispatcher._bell
+        Flask("tests"), services.settings, services.store, dispatcher._bell, services.clock
     )
     vars(outbound)["_built"] = Delivery(dispatcher, maintenance or chores_of(dispatcher))
     return outbound

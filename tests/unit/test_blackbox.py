@@ -14,6 +14,7 @@ import pytest
 
 from mailer import blackbox, machine
 from mailer.blackbox import BlackBox, Remains
+from mailer.clock import SystemClock
 from mailer.disk import SystemDisk
 from mailer.forks import notice_fork
 from tests.services.mounts import immutable, read_only, small_disk
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def black_box(folder: Path) -> BlackBox:
-    return BlackBox(folder, SystemDisk())
+    return BlackBox(folder, SystemDisk(), SystemClock())
 
 
 def leave(black_box: BlackBox, write: Write) -> None:
@@ -128,7 +129,7 @@ def test_the_box_of_a_living_process(black_box: BlackBox) -> None:
         delivering(box)
 
         assert found(black_box) == []
-        assert found(BlackBox(black_box._folder, SystemDisk())) == []
+        assert found(BlackBox(black_box._folder, SystemDisk(), SystemClock())) == []
 
 
 def test_the_box_of_a_killed_process(black_box: BlackBox) -> None:
@@ -178,7 +179,7 @@ def test_a_box_that_is_seen_before_it_is_locked(black_box: BlackBox, folder: Pat
                 assert found(black_box) == []
             return super().lock(file, wait=wait)
 
-    leave(BlackBox(folder, SlowDisk()), delivering)
+    leave(BlackBox(folder, SlowDisk(), SystemClock()), delivering)
 
     assert removed[0] != [*folder.iterdir()]
     assert [remains.token for remains in found(black_box)] == ["token"]
@@ -233,7 +234,7 @@ def test_a_box_that_can_t_be_settled_does_not_hold_up_the_others(
 
 def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
     """A box with an unknown token, perhaps another installation's, is kept for a limited time."""
-    black_box = BlackBox(folder, SystemDisk(), kept=60)
+    black_box = BlackBox(folder, SystemDisk(), SystemClock(), kept=60)
     leave(black_box, delivering)
     [path] = folder.iterdir()
     leave(black_box, lambda box: box.claiming("another"))
@@ -242,7 +243,7 @@ def test_a_box_of_which_nothing_is_known(folder: Path) -> None:
     assert [*folder.iterdir()] == [path]
     assert settled(black_box, was_known=False) == []
 
-    assert len(found(BlackBox(folder / "other", SystemDisk(), former=folder))) == 1
+    assert len(found(BlackBox(folder / "other", SystemDisk(), SystemClock(), former=folder))) == 1
     assert not path.exists()
     leave(black_box, delivering)
     for path in folder.iterdir():
@@ -382,7 +383,7 @@ class LimitedDisk(SystemDisk):
 def test_a_full_disk(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A box that misses a note because the disk is full is removed, and delivery goes on."""
     disk = LimitedDisk()
-    with BlackBox(folder, disk).box() as box:
+    with BlackBox(folder, disk, SystemClock()).box() as box:
         box.claiming("token")
         disk.is_full = True
         box.begun(1, "relay")
@@ -396,7 +397,7 @@ def test_a_full_disk(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_a_folder_that_can_t_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If the folder cannot be made, delivery goes on, and the log names MAILER_BLACK_BOX once."""
     (tmp_path / "file").touch()
-    black_box = BlackBox(tmp_path / "file" / "black-box", SystemDisk())
+    black_box = BlackBox(tmp_path / "file" / "black-box", SystemDisk(), SystemClock())
 
     for _ in range(2):
         with black_box.box() as box:
@@ -414,7 +415,7 @@ class DiskWithoutLocks(SystemDisk):
 def test_a_file_system_without_locks(black_box: BlackBox, folder: Path) -> None:
     """On a file system without locks, nothing is noted, settled or left behind."""
     leave(black_box, delivering)
-    without_locks = BlackBox(folder, DiskWithoutLocks())
+    without_locks = BlackBox(folder, DiskWithoutLocks(), SystemClock())
 
     with without_locks.box() as box:
         delivering(box)
@@ -438,7 +439,7 @@ def test_a_disk_that_recovers(black_box: BlackBox, folder: Path) -> None:
 def test_a_disk_that_can_only_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A read-only disk is logged once; nothing there is noted or settled until it is writable."""
     with small_disk(tmp_path, "1m") as disk:
-        black_box = BlackBox(disk, SystemDisk())
+        black_box = BlackBox(disk, SystemDisk(), SystemClock())
         leave(black_box, delivering)
         with read_only(disk):
             assert [found(black_box) for _ in range(3)] == [[]] * 3
@@ -466,10 +467,10 @@ def test_the_folder_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
     with TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         folder = Path(name, "black-box")
-        leave(BlackBox(folder, SystemDisk()), delivering)
+        leave(BlackBox(folder, SystemDisk(), SystemClock()), delivering)
 
         def work() -> None:
-            black_box = BlackBox(folder, SystemDisk())
+            black_box = BlackBox(folder, SystemDisk(), SystemClock())
             for _ in range(3):
                 with black_box.box() as box:
                     delivering(box)
@@ -486,10 +487,10 @@ def test_the_file_of_another_user() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
-        leave(BlackBox(folder, SystemDisk()), delivering)
+        leave(BlackBox(folder, SystemDisk(), SystemClock()), delivering)
 
         def work() -> None:
-            black_box = BlackBox(folder, SystemDisk())
+            black_box = BlackBox(folder, SystemDisk(), SystemClock())
             leave(black_box, lambda box: box.claiming("mine"))
             assert [remains.token for remains in found(black_box)] == ["mine"]
 

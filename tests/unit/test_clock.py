@@ -15,7 +15,7 @@ from mailer.clock import SystemClock
 def test_functions_that_are_replaced_after_the_import(
     module: object, name: str, given: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """gevent replaces `time.sleep`, and tests of applications freeze the time."""
+    """The clock calls functions that gevent, or a test that freezes the time, has replaced."""
     called: list[tuple[float, ...]] = []
     monkeypatch.setattr(module, name, lambda *given: called.append(given))
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from limits import parse
 
 from mailer import throttle as module
+from mailer.clock import SystemClock
 from mailer.errors import ConfigurationError
 from mailer.message import Lane
 from mailer.settings import Settings
@@ -30,7 +31,7 @@ paces = st.floats(1e-4, 1e4)
 times = st.floats(0, 1e7)
 
 
-class Clock:
+class Clock(SystemClock):
     """The time that the throttle sees."""
 
     now = 1000.0
@@ -40,10 +41,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def settings(**config: Any) -> Settings:
@@ -57,9 +56,12 @@ def settings(**config: Any) -> Settings:
 RELAY = "relay.example.com:25"
 
 
-def throttle(domains: Mapping[str, object] | None = None, **config: Any) -> Throttle:
+def throttle(
+    domains: Mapping[str, object] | None = None, *, clock: Clock | None = None, **config: Any
+) -> Throttle:
     """Return a throttle without Redis."""
-    return Throttle(settings(MAILER_DOMAIN_LIMITS=json.dumps(domains or {}), **config), None)
+    limited = settings(MAILER_DOMAIN_LIMITS=json.dumps(domains or {}), **config)
+    return Throttle(limited, None, clock or SystemClock())
 
 
 def booked(one: Throttle, domain: str, count: int) -> list[float]:
@@ -242,7 +244,7 @@ def test_new_mail_is_behind_what_is_as_urgent_or_more() -> None:
 
 def test_the_rate_that_is_full_says_how_fast_a_line_is(clock: Clock) -> None:
     """The pace is that of the rate that is used up, not of the others."""
-    one = throttle(MAILER_RELAY_RATE="10/second; 100/day")
+    one = throttle(clock=clock, MAILER_RELAY_RATE="10/second; 100/day")
     assert one.admit(RELAY, "", 12).granted == 10
 
     assert booked(one, "", 3) == pytest.approx([1.0, 1.1, 1.2], abs=0.1)
@@ -264,6 +266,7 @@ def test_the_tighter_limit_says_when(clock: Clock) -> None:
     """The tighter limit sets the pace, be it the relay's or the domain's."""
     both = throttle(
         {"gmail.com": {"rate": "2/second"}, "example.com": {"rate": "20/second"}},
+        clock=clock,
         MAILER_RELAY_RATE="10/second",
     )
 
@@ -275,7 +278,7 @@ def test_the_tighter_limit_says_when(clock: Clock) -> None:
 
 def test_a_limit_of_connections_has_the_pace_they_have(clock: Clock) -> None:
     """A limit of connections sets a pace by their number and the seconds per mail."""
-    slots = throttle({"gmail.com": {"concurrency": 2}})
+    slots = throttle({"gmail.com": {"concurrency": 2}}, clock=clock)
 
     assert slots.book(RELAY, "gmail.com", 3, Lane.NORMAL, seconds_per_mail=0.1) == pytest.approx(
         [0.05, 0.1, 0.15]
@@ -284,7 +287,7 @@ def test_a_limit_of_connections_has_the_pace_they_have(clock: Clock) -> None:
 
 def test_nobody_is_booked_before_the_limit_opens(clock: Clock) -> None:
     """No mail is booked before the time that was named to the refused one."""
-    one = throttle(MAILER_RELAY_RATE="60/minute")
+    one = throttle(clock=clock, MAILER_RELAY_RATE="60/minute")
     grant = one.admit(RELAY, "example.com", 100)
 
     assert grant.granted == 60
@@ -340,7 +343,7 @@ def test_a_domain_at_its_limit_takes_nothing_of_the_relay() -> None:
 
 def test_several_rates_all_count(clock: Clock) -> None:
     """All rates of a limit apply."""
-    one = throttle(MAILER_RELAY_RATE="2/second; 5/day")
+    one = throttle(clock=clock, MAILER_RELAY_RATE="2/second; 5/day")
     granted = []
     for _ in range(5):
         granted.append(one.admit(RELAY, "example.com", 10).granted)
@@ -376,7 +379,7 @@ def test_seats_are_held_and_given_back() -> None:
 
 def test_domains_are_forgotten(clock: Clock) -> None:
     """The number of remembered domains is bounded."""
-    one = throttle({"*": {"rate": "1/second"}})
+    one = throttle({"*": {"rate": "1/second"}}, clock=clock)
     for number in range(10_000):
         one.admit(RELAY, f"example{number}.com", 2)
         booked(one, f"example{number}.com", 2)
