@@ -18,14 +18,31 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A mailbox, checked: `email` has its domain in ASCII, `name` may be empty."""
+    """A mailbox: an address, and the name to show beside it.
+
+    It is checked where a mail is queued, and its domain becomes ASCII there.
+
+    >>> str(Address("ada@example.com", "Ada"))
+    '"Ada" <ada@example.com>'
+    >>> receipt = mailer.send_email(
+    ...     Address("ada@example.com", "Ada"), "Welcome", "mail/welcome", name="Ada"
+    ... )
+
+    Args:
+        email: The address, such as `ada@example.com`.
+        name: The name, which may be empty.
+    """
 
     email: str
     name: str = ""
 
     @classmethod
     def parse(cls, given: "AddressLike", *, field: str) -> Self:
-        """Parse an address, with or without a name. Errors name the `field`."""
+        """Return a checked address, made of an address with or without a name.
+
+        Raises:
+            InvalidAddress: No mail server would accept the address. The error names the `field`.
+        """
         match given:
             case Address(email, name):
                 pass
@@ -47,6 +64,7 @@ class Address:
 
     @property
     def domain(self) -> str:
+        """Return the part after the @."""
         return self.email.rpartition("@")[2]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Events: changes of deliveries, for those who listen."""
+"""Events: changes of deliveries, for the receivers of signals."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,31 +8,46 @@ from mailer.message import Lane, Status
 
 
 class EventKind(StrEnum):
-    """The changes that are told."""
+    """The kinds of events: one for each signal.
+
+    >>> from mailer.signals import EventKind
+    >>> EventKind.SENT == "sent"
+    True
+    """
 
     QUEUED = "queued"  #: the mail was stored
-    SENT = "sent"  #: a relay took it
+    SENT = "sent"  #: a relay took it, or a person said so
     DEFERRED = "deferred"  #: it could not be sent, and is tried again later
     FAILED = "failed"  #: it is given up
     DOUBTFUL = "doubtful"  #: nobody knows whether the relay took it
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
+    EXPIRED = "expired"  #: it was not sent before `expires_at`
+    CANCELLED = "cancelled"  #: a person or a program cancelled it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A change of one delivery: of one recipient's copy of a mail."""
+    """A change of one delivery: of one recipient's copy of a mail.
+
+    >>> from mailer.signals import mail_sent
+    >>> @mail_sent.connect
+    ... def note_sent(app, event):
+    ...     print(event.recipient, event.status, dict(event.metadata))
+    >>> receipt = mailer.send_email(
+    ...     "ada@example.com", "Your order", "mail/order", number=42, metadata={"order": "42"}
+    ... )
+    ada@example.com sent {'order': '42'}
+    """
 
     kind: EventKind
-    at: datetime
+    at: datetime  #: the time of the change
     mail_id: str
     delivery_id: int
     message_id: str
     recipient: str
-    status: Status  #: the state it has come to
+    status: Status  #: the new state of the delivery
     lane: Lane
     attempts: int
     tags: tuple[str, ...] = ()
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()  #: as pairs, for `dict(event.metadata)`
     reply: str | None = None  #: the words of the relay, or ours if none was asked
     relay: str | None = None

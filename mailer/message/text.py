@@ -70,6 +70,7 @@ def _check_is_text(value: object, field: str, error: type[InvalidMail]) -> None:
 
 
 def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of a dict of headers. Refuse headers that Mailer writes itself."""
     if not isinstance(headers or {}, Mapping):
         raise InvalidHeader(
             f"headers: {headers!r}: give a dict, such as {{'List-Id': 'news.example.com'}}."
