@@ -1,4 +1,8 @@
-"""Mailer, the email queue for Flask: queue a mail in the request, let Celery workers deliver it, lose none."""
+"""Mailer, the email queue for Flask: a request queues a mail, and Celery workers deliver it.
+
+>>> from mailer import send_email
+>>> receipt = send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
+"""
 
 from flask_mail import Message
 
@@ -39,22 +43,22 @@ __version__ = "0.1.0"
 send_email = Mailer().send_email
 
 __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
-    # The doors
+    # Entry points
     "Mail",
     "Mailer",
     "send_email",
-    # What goes in
+    # Arguments
     "Address",
     "Attachment",
     "Lane",
     "Message",
     "OnDoubt",
-    # What comes back
+    # Results
     "DeliveryStatus",
     "MailStatus",
     "Receipt",
     "Status",
-    # What can be wrong
+    # Errors
     "CommitLost",
     "ConfigurationError",
     "InUseElsewhere",

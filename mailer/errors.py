@@ -23,67 +23,157 @@ Failures of delivery are values instead of exceptions: see `mailer.message.Outco
 
 
 class MailerError(Exception):
-    """Base class of all errors of Mailer."""
+    """Base class of all errors of Mailer.
+
+    >>> try:
+    ...     mailer.status("unknown")
+    ... except MailerError as error:
+    ...     print(type(error).__name__)
+    UnknownMail
+    """
 
 
 class ConfigurationError(MailerError):
-    """A setting is missing or has a value that can't be used."""
+    """A setting is missing or has a value that can't be used.
+
+    Most are found when the app starts. The error names the key and the remedy.
+
+    >>> mailer.init_app(app)
+    Traceback (most recent call last):
+        ...
+    mailer.errors.ConfigurationError: This app has its Mailer already: ...
+    """
 
 
 class InvalidMail(MailerError, ValueError):
-    """The mail can't be sent as it was given. Nothing was stored."""
+    """The mail can't be sent as it was given. Nothing was stored.
+
+    The error names the argument, its value and the remedy. It is a `ValueError`, too.
+
+    >>> mailer.send_email([], "Welcome", "mail/welcome", name="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.InvalidMail: The mail has no recipient: give at least one in to, cc or bcc.
+    """
 
 
 class InvalidAddress(InvalidMail):
-    """An address that no mail server would accept."""
+    """An address that no mail server would accept.
+
+    >>> mailer.send_email("ada@", "Welcome", "mail/welcome", name="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.InvalidAddress: to: 'ada@' is not a usable address: ...
+    """
 
 
 class InvalidHeader(InvalidMail):
-    """A header that would break the mail, or that Mailer writes itself."""
+    """A header that would break the mail, or that Mailer writes itself.
+
+    >>> headers = {"From": "bob@example.com"}
+    >>> mailer.send_email("ada@example.com", "Hi", "mail/welcome", headers=headers, name="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.InvalidHeader: headers: 'From' is written by Mailer: ...
+    """
 
 
 class InvalidAttachment(InvalidMail):
-    """An attachment whose name or type can't be written into a mail."""
+    """An attachment whose name, type or content can't be written into a mail.
+
+    >>> Attachment("notes.txt", "Hello")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.InvalidAttachment: attachment 'notes.txt': its data is str: give bytes.
+    """
 
 
 class KeyReused(InvalidMail):
-    """The idempotency key belongs to another mail, or to one that can't be compared any more."""
+    """The idempotency key belongs to another mail, or to one that can't be compared any more.
+
+    The first mail stays as it is. Give each mail a key of its own, such as `order-42-confirmed`.
+
+    >>> first = mailer.send_email(
+    ...     "ada@example.com", "Your order", "mail/order", number=42, idempotency_key="order-42"
+    ... )
+    >>> mailer.send_email(
+    ...     "ada@example.com", "Your order", "mail/order", number=43, idempotency_key="order-42"
+    ... )
+    Traceback (most recent call last):
+        ...
+    mailer.errors.KeyReused: ...
+    """
 
 
 class OverLimit(InvalidMail):
-    """The mail exceeds a MAILER_MAX_… setting."""
+    """The mail exceeds a MAILER_MAX_… setting, which the error names.
+
+    >>> mailer.send_email("ada@example.com", "Hi" * 10_000, "mail/welcome", name="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.OverLimit: subject: 20000 characters, MAILER_MAX_HEADER allows 4000.
+    """
 
 
 class TemplateError(InvalidMail):
-    """A template that is missing or could not be rendered."""
+    """A template that is missing or could not be rendered.
+
+    The error names the template and the line, and its `__cause__` is the error of Jinja, if any.
+
+    >>> mailer.send_email("ada@example.com", "Welcome", "mail/welcome", nam="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.TemplateError: template 'mail/welcome.html': 'name' is undefined...
+    """
 
 
 class SigningFailed(MailerError):
-    """A DKIM key could not sign a mail. The mail is tried again."""
+    """A DKIM key could not sign a mail, which is tried again.
+
+    A worker raises and logs it; no call of an application does.
+    """
 
 
 class UnknownMail(MailerError, LookupError):
-    """No mail has this id, perhaps because it was purged, or several ids begin so."""
+    """No mail has this id, perhaps because it was purged, or several ids begin so.
+
+    It is a `LookupError`, too.
+
+    >>> mailer.status("unknown")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.UnknownMail: No mail has the id 'unknown': ...
+    """
 
 
 class StoreError(MailerError):
-    """Base class of errors of the database."""
+    """Base class of errors of the database. Each message says how to repair it."""
 
 
 class StoreUnavailable(StoreError):
-    """The database did not answer. The mail is not queued, unless this is a CommitLost."""
+    """The database did not answer. The mail is not queued, unless this is a `CommitLost`.
+
+    Ask the caller to come back:
+
+    >>> @app.errorhandler(StoreUnavailable)
+    ... def come_back(error):
+    ...     return "The mail is not queued: try again.", 503, {"Retry-After": "10"}
+    """
 
 
 class CommitLost(StoreUnavailable):
-    """The connection was lost during the commit: the mail may or may not be queued."""
+    """The connection was lost during the commit: the mail may or may not be queued.
+
+    With an `idempotency_key`, call again: that queues the mail once.
+    """
 
 
 class KeyInUse(StoreUnavailable):
-    """Another open transaction holds this idempotency key. Nothing was queued."""
+    """Another open transaction holds this idempotency key. Nothing was queued: call again."""
 
 
 class SchemaMismatch(StoreError):
-    """The tables in the database do not match this version of Mailer."""
+    """The tables in the database do not match this version of Mailer: `flask mail migrate`."""
 
 
 class InUseElsewhere(StoreError):

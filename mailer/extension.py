@@ -1,67 +1,69 @@
-"""`Mailer`: the only place that wires. Its objects belong to the app: `app.extensions["mailer"]`."""
+"""`Mailer` and `Mail`: the entry points of an application."""
 
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 import flask_mail
-from flask import Flask, current_app
-from sqlalchemy import make_url
+from flask import Flask
 
-from mailer.attendance import Watch
 from mailer.cli import mail_group
-from mailer.clock import SystemClock
-from mailer.dropin import QueueConnection, QueueState, flask_mail_state
+from mailer.dropin import QueueConnection
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.intake import Addresses, Intake, Options, When
-from mailer.logs import get_logger
+from mailer.intake import Addresses, Options, When
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
-from mailer.message.ports import Clock
-from mailer.mime import make_signer
-from mailer.operations import Operations
-from mailer.outbound import InlineBell, Outbound
-from mailer.rendering import Renderer
 from mailer.schema.autogenerate import register_if_needed
-from mailer.settings import Settings, database
-from mailer.signals import SignalOutlet
-from mailer.store import CallersConnection, Store
-from mailer.store.leftover import warn_of_leftover
-
-log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The objects of one app."""
-
-    settings: Settings
-    store: Store
-    intake: Intake
-    operations: Operations
-    outbound: Outbound
-    mail: QueueState  #: `app.extensions["mail"]`
-    celery_check: object  #: kept here, since Celery's signal has a weak reference
+from mailer.store import CallersConnection
+from mailer.wiring import log_database, state_of, wire
 
 
 class Mailer:
-    """The extension. It keeps nothing of its own, so that one object serves any number of apps."""
+    """The email queue of a Flask app: it queues mails, and finds, cancels and retries them.
+
+    One object serves any number of apps. Its methods need an app context, as a request has one.
+
+    >>> from flask import Flask
+    >>> app = Flask("shop")
+    >>> app.config["MAIL_DEFAULT_SENDER"] = "Shop <shop@example.com>"
+    >>> mailer = Mailer(app)
+    >>> @app.post("/orders")
+    ... def order():
+    ...     receipt = mailer.send_email("ada@example.com", "Your order", "mail/order", number=42)
+    ...     return {"mail": receipt.id}, 202
+
+    Args:
+        app: The app to initialise. Without it, call `init_app()`.
+    """
 
     def __init__(self, app: Flask | None = None) -> None:
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Check the settings, and give the app its queue, its Celery app and `flask mail`."""
+        """Check the settings, and give the app its queue, its Celery app and `flask mail`.
+
+        A Celery app that is in `app.extensions["celery"]` already is used as it is.
+
+        >>> from flask import Flask
+        >>> mailer = Mailer()
+        >>> def create_app():
+        ...     app = Flask("shop")
+        ...     app.config.from_prefixed_env()
+        ...     mailer.init_app(app)
+        ...     return app
+        >>> celery = create_app().extensions["celery"]
+
+        Raises:
+            ConfigurationError: A setting can't be used, or the app has its Mailer already.
+        """
         if "mailer" in app.extensions:
             raise ConfigurationError(
                 "This app has its Mailer already: use that one, and call init_app() once."
             )
-        state = app.extensions["mailer"] = _set_up(app)
+        state = app.extensions["mailer"] = wire(app)
         state.mail.take_place(app)
         app.cli.add_command(mail_group)
-        _tell_where_mail_is_kept(app, state.settings)
+        log_database(app, state.settings)
         register_if_needed()
 
     def send_email(
@@ -88,21 +90,63 @@ class Mailer:
         context: Mapping[str, Any] | None = None,
         **more_context: Any,
     ) -> Receipt:
-        """Render `<template>.txt` and `<template>.html` with the context, and queue the mail.
+        """Render `<template>.txt` and `<template>.html`, and queue the mail.
 
-        When this returns, the mail is on disk. Whatever is wrong with it raises `InvalidMail` here,
-        and nothing is stored. With an `idempotency_key`, the same call again queues nothing and
-        returns the first receipt; `KeyReused` if it says something else. With a `connection` (a
-        `Session` or `Connection` of SQLAlchemy, or `db.session`) the mail is part of that
-        transaction: it goes out when that is committed. A template variable that has the name of an
-        argument goes into `context={…}`. A keyword that no template uses and that is nearly an
-        option, or the name of one elsewhere (`attachment`, `body`), is refused.
+        When the call returns, the mail is on disk. One of the two templates is enough.
+
+        >>> receipt = mailer.send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
+
+        The mail becomes part of your transaction with `connection`, and is queued once with
+        `idempotency_key`, however often the call is repeated.
+
+        >>> receipt = mailer.send_email(
+        ...     ["ada@example.com", "Bob <bob@example.com>"],
+        ...     "Your order",
+        ...     "mail/order",
+        ...     number=42,
+        ...     connection=db.session,
+        ...     idempotency_key="order-42-confirmed",
+        ... )
+        >>> db.session.commit()
+
+        Args:
+            to: An address, such as `"Ada <ada@example.com>"` or an `Address`, or several of them.
+            subject: The subject. `MAILER_SUBJECT_PREFIX` comes before it.
+            template: The name of the templates, without `.txt` and `.html`.
+            cc: Recipients whom the header `Cc` names.
+            bcc: Recipients whom no header names.
+            reply_to: The addresses that replies go to.
+            sender: The address in `From`, if it is not `MAIL_DEFAULT_SENDER`.
+            attachments: Files and inline images.
+            headers: More headers, such as `{"List-Id": "news.example.com"}`.
+            lane: `"critical"`, `"normal"` or `"bulk"`: urgent mail is delivered first.
+            send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
+            expires_at: The time after which the mail is not sent any more, given like `send_at`.
+            on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
+            sensitive: Whether to erase the content as soon as the mail is finished.
+            tags: Words to find the mail by.
+            metadata: Texts of your own that `status()` and signals return: `{"order": "42"}`.
+            idempotency_key: A name for this mail. The same call with it returns the first receipt.
+            connection: A `Session` or `Connection` of SQLAlchemy, or `db.session`: its commit
+                queues the mail.
+            context: Variables of the templates, also those that are named like an argument.
+            **more_context: Variables of the templates. One that no template uses, and whose name is
+                almost that of an argument, is refused.
+
+        Returns:
+            The receipt, whose `id` is for `status()`.
+
+        Raises:
+            InvalidMail: The call is wrong. Nothing is queued.
+            StoreUnavailable: The database does not answer. Nothing is queued, unless it is a
+                `CommitLost`.
+            ConfigurationError: There is no sender, or no Mailer in the app.
         """
         if not isinstance(context or {}, Mapping):
             raise InvalidMail(
                 f"context: give a dict of template variables, not {type(context).__name__}."
             )
-        intake = _state().intake
+        intake = state_of().intake
         if more_context:
             intake.check_keywords(template, more_context)
         return intake.send_email(
@@ -143,7 +187,13 @@ class Mailer:
         idempotency_key: str | None = None,
         connection: CallersConnection | None = None,
     ) -> Receipt:
-        """Queue a message of Flask-Mail as it is; `idempotency_key`, `connection` and `sensitive` are those of `send_email()`."""
+        """Queue a message of Flask-Mail as it is.
+
+        The options, the receipt and the errors are those of `send_email()`.
+
+        >>> message = Message("Welcome", ["ada@example.com"], "Hello Ada!")
+        >>> receipt = mailer.enqueue(message, lane="bulk", tags=["welcome"])
+        """
         options = Options(
             lane=lane,
             send_at=send_at,
@@ -155,20 +205,35 @@ class Mailer:
             idempotency_key=idempotency_key,
             connection=connection,
         )
-        return _state().intake.enqueue(message, options)
+        return state_of().intake.enqueue(message, options)
 
     # --- operations ------------------------------------------------------------------------------
 
     def status(self, mail_id: str | Receipt) -> MailStatus:
-        """Return how a mail is doing.
+        """Return the status of a mail, with that of each recipient.
 
-        Raise `UnknownMail` unless this is its whole id, or its receipt.
+        >>> receipt = mailer.send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
+        >>> for delivery in mailer.status(receipt.id):
+        ...     print(delivery.recipient, delivery.status)
+        ada@example.com sent
+
+        Args:
+            mail_id: The whole id of the mail, or its receipt.
+
+        Raises:
+            UnknownMail: No mail has this id.
         """
-        return _state().operations.status(mail_id)
+        return state_of().operations.status(mail_id)
 
     def statuses(self, mail_ids: Collection[str | Receipt]) -> dict[str, MailStatus]:
-        """Return how mails are doing, by id. Unknown ids are left out."""
-        return _state().operations.statuses(mail_ids)
+        """Return the statuses of mails, by id. Unknown ids are left out.
+
+        >>> receipt = mailer.send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
+        >>> found = mailer.statuses([receipt.id, "unknown"])
+        >>> [mail.subject for mail in found.values()]
+        ['Welcome']
+        """
+        return state_of().operations.statuses(mail_ids)
 
     def mails(
         self,
@@ -183,17 +248,29 @@ class Mailer:
         before: str | Receipt | None = None,
         limit: int = 50,
     ) -> list[MailStatus]:
-        """Return the newest mails of which one delivery meets all conditions.
+        """Return the mails of which one delivery meets all conditions, the newest first.
 
-        `to` is an address, or a domain such as `@example.com`; `subject` is a part of the subject.
-        `since` and `until` bound the time at which a mail was queued. For the next page, pass the
-        id of the last mail as `before`:
+        >>> page = mailer.mails(state="failed", to="@example.com", tag="invoice")
+        >>> [mail.subject for mail in page]
+        ['Your invoice']
+        >>> mailer.mails(state="failed", to="@example.com", tag="invoice", before=page[-1].id)
+        []
 
-            page = mailer.mails(state="failed", tag="invoice")
-            next_page = mailer.mails(state="failed", tag="invoice", before=page[-1].id)
+        Args:
+            state: The state of the delivery.
+            to: The address of its recipient, or a domain such as `@example.com`.
+            tag: A tag of the mail.
+            subject: A part of the subject.
+            relay: The name of the relay of its last try.
+            since: The earliest time at which the mail was queued, with a time zone.
+            until: The end of that time.
+            before: The last mail of the page before, or its id.
+            limit: The length of a page, 1000 at most.
 
+        Raises:
+            InvalidMail: A condition can't be used.
         """
-        return _state().operations.mails(
+        return state_of().operations.mails(
             state=state,
             to=to,
             tag=tag,
@@ -206,143 +283,144 @@ class Mailer:
         )
 
     def cancel(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
-        """Cancel the deliveries of a mail that are still queued, or the one to a recipient.
+        """Cancel the queued deliveries of a mail. Return whether there was any.
 
-        Return whether there was any. Raise `UnknownMail` as `status()` does.
+        >>> from datetime import timedelta
+        >>> receipt = mailer.send_email(
+        ...     "ada@example.com", "Hi", "mail/welcome", name="Ada", send_at=timedelta(hours=1)
+        ... )
+        >>> mailer.cancel(receipt.id)
+        True
+
+        Args:
+            mail_id: The whole id of the mail, or its receipt.
+            to: The only recipient whose delivery to cancel.
+
+        Raises:
+            UnknownMail: No mail has this id, or the mail has no such recipient.
         """
-        return _state().operations.cancel(mail_id, to=to) > 0
+        return state_of().operations.cancel(mail_id, to=to) > 0
 
     def retry(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
-        """Queue again the failed and doubtful deliveries of a mail, or the one to a recipient.
+        """Queue the failed and doubtful deliveries of a mail again. Return whether there was any.
 
-        Return False if there is none, or if the content of the mail is erased. A mail whose
-        `expires_at` is over expires instead of being sent.
+        A mail whose content is erased can't be sent again: then the result is False. A mail whose
+        `expires_at` is over expires.
+
+        >>> for mail in mailer.mails(state="failed", tag="invoice"):
+        ...     mailer.retry(mail.id)
+        True
+
+        Args:
+            mail_id: The whole id of the mail, or its receipt.
+            to: The only recipient whose delivery to queue again.
+
+        Raises:
+            UnknownMail: No mail has this id, or the mail has no such recipient.
         """
-        return _state().operations.retry(mail_id, to=to) > 0
+        return state_of().operations.retry(mail_id, to=to) > 0
 
     def resolve(self, mail_id: str | Receipt, verdict: str, *, to: str | None = None) -> bool:
-        """Decide about the doubtful deliveries of a mail: `"sent"` or `"failed"`.
+        """Settle the doubtful deliveries of a mail. Return whether there was any.
 
-        Return whether there was any.
+        >>> for mail in mailer.mails(state="doubtful"):
+        ...     mailer.resolve(mail.id, "sent")
+        True
+
+        Args:
+            mail_id: The whole id of the mail, or its receipt.
+            verdict: `"sent"` or `"failed"`.
+            to: The only recipient whose delivery to settle.
+
+        Raises:
+            InvalidMail: The verdict is neither of the two.
+            UnknownMail: No mail has this id, or the mail has no such recipient.
         """
-        return _state().operations.resolve(mail_id, verdict, to=to) > 0
+        return state_of().operations.resolve(mail_id, verdict, to=to) > 0
 
     def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
-        """Let nothing of a lane be sent, or nothing at all, until `resume()`.
+        """Stop the delivery of a lane, or of everything, until `resume()`. Mail is still queued.
 
-        Mail is queued as ever.
+        >>> mailer.pause("bulk", reason="restored from a backup")
+        0
 
-        Return the number of deliveries that workers have claimed already, and may still send.
+        Args:
+            lane: The lane to pause. None: everything.
+            reason: The reason, which `flask mail queue` shows.
 
+        Returns:
+            The number of deliveries that workers have claimed already, and may still send.
         """
-        return _state().operations.pause(lane, reason=reason)
+        return state_of().operations.pause(lane, reason=reason)
 
     def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
         """End the pause of a lane, of a relay, or, with neither, of everything.
 
-        Return whether there was one.
+        >>> in_hand = mailer.pause("bulk")
+        >>> mailer.resume("bulk")
+        True
+
+        Args:
+            lane: The lane that was paused.
+            relay: The name of a relay, which is then tried again at once.
+
+        Returns:
+            Whether there was such a pause.
         """
-        return _state().operations.resume(lane, relay=relay)
+        return state_of().operations.resume(lane, relay=relay)
 
     def absence(self) -> str | None:
-        """Return "12 mails are due and no worker has been seen for 4 minutes.", or None: for a health check."""
-        return _state().operations.absence()
+        """Return a warning if mail is due and no worker is there, for a health check; else None.
+
+        It reads "12 mails are due and no worker has been seen for 4 minutes.", for example.
+
+        >>> @app.get("/healthz")
+        ... def healthz():
+        ...     return mailer.absence() or "ok"
+        >>> app.test_client().get("/healthz").text
+        'ok'
+        """
+        return state_of().operations.absence()
 
 
 class Mail(flask_mail.Mail):
-    """Drop-in for `flask_mail.Mail`: `mail.send(message)` queues, nothing else changes."""
+    """A drop-in for `flask_mail.Mail` that queues each message instead of sending it.
+
+    >>> mail = Mail(app)
+    >>> mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+    """
 
     def init_app(self, app: Flask) -> flask_mail._Mail:
-        """Give the app its queue, if it has none yet."""
+        """Give the app its queue, if it has none yet.
+
+        >>> from flask import Flask
+        >>> mail = Mail()
+        >>> def create_app():
+        ...     app = Flask("shop")
+        ...     mail.init_app(app)
+        ...     return app
+        >>> app = create_app()
+        """
         if "mailer" not in app.extensions:
             Mailer(app)
-        return _state(app).mail
+        return state_of(app).mail
 
     def send(self, message: flask_mail.Message) -> None:
-        """Queue the message."""
-        _state(self.app).mail.send(message)
+        """Queue a message. `Mailer.enqueue()` does the same, takes options and returns a receipt.
+
+        >>> mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+
+        Raises:
+            InvalidMail: The message can't be sent as it is. Nothing is queued.
+            StoreUnavailable: The database does not answer.
+        """
+        state_of(self.app).mail.send(message)
 
     def connect(self) -> QueueConnection:
-        """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
-        return _state(self.app).mail.connect()
+        """Return an object like a connection to the relay, whose `send()` queues.
 
-
-def _state(app: Flask | None = None) -> State:
-    try:
-        state: State = (app or current_app).extensions["mailer"]
-    except KeyError:
-        raise ConfigurationError(
-            "This app has no Mailer: call Mailer().init_app(app) where the app is made."
-        ) from None
-    return state
-
-
-def _set_up(app: Flask) -> State:
-    """Wire Mailer into the app.
-
-    Only the objects for queueing are built here: the outbound side waits until it is used.
-    """
-    # Celery and the client of Redis take 12 MB: a process that only imports us has no use for them.
-    import mailer.tasks  # noqa: F401, PLC0415 -- registers the tasks with every Celery app
-    from mailer.celery.app import broker_of, install, make_celery  # noqa: PLC0415
-    from mailer.celery.bell import CeleryBell  # noqa: PLC0415
-    from mailer.celery.check import CeleryCheck  # noqa: PLC0415
-
-    settings = _load_settings(app, broker_of(app.extensions.get("celery")))
-    make_signer(settings.dkim_keys)  # refuses keys that can't sign before the app takes any mail
-    if "celery" not in app.extensions:
-        app.extensions["celery"] = make_celery(app, settings)
-    celery = app.extensions["celery"]
-    clock = SystemClock()
-    outlet = SignalOutlet(app, clock, inline=settings.mail_suppress_send)
-    store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
-    bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings, clock)
-    outbound = Outbound(app, settings, store, bell, clock)
-    if isinstance(bell, InlineBell):
-        bell.outbound = outbound
-    install(celery, outbound)
-    check = CeleryCheck(app, celery)
-    watch = _watch(settings, store, check.objection, clock)
-    intake = Intake(settings, store, Renderer(app), bell, clock, watch)
-    return State(
-        settings,
-        store,
-        intake,
-        Operations(settings, store, clock),
-        outbound,
-        QueueState(flask_mail_state(settings), intake),
-        check,
-    )
-
-
-def _load_settings(app: Flask, broker_url: str | None) -> Settings:
-    folder = app.instance_path
-    default = database.default_url(app.config, folder)
-    return Settings.load(
-        app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker_url
-    )
-
-
-def _watch(
-    settings: Settings, store: Store, objection: Callable[[], str | None], clock: Clock
-) -> Watch | None:
-    """Return the watch that looks for workers; None where there can be none."""
-    if settings.mail_suppress_send or database.is_in_memory(make_url(settings.database_url)):
-        return None
-    return Watch(store, objection, clock, shown=settings.log_addresses)
-
-
-def _tell_where_mail_is_kept(app: Flask, settings: Settings) -> None:
-    """Log the database once at start, and warn of unfinished mail in the files that would have been used otherwise."""
-    url = make_url(settings.database_url)
-    used = database.shown(settings.database_url)
-    log.info("Mail is kept in %s (%s)", used, database.source(app.config, os.environ))
-    if database.is_in_memory(url):
-        return
-    others = [database.default_file(app.instance_path)]
-    given = app.config.get("MAILER_DATABASE_URL", os.environ.get("MAILER_DATABASE_URL"))
-    if given and (file := database.file_of(make_url(given))) is not None:
-        others.append(file)  # a relative path was relative to the working directory once
-    for other in others:
-        if other.absolute() != database.file_of(url):
-            warn_of_leftover(other, used)
+        >>> with mail.connect() as connection:
+        ...     for name in ["ada", "bob"]:
+        ...         connection.send(Message("News", [f"{name}@example.com"], "Hello!"))
+        """
+        return state_of(self.app).mail.connect()

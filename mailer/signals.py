@@ -1,17 +1,15 @@
 """Signals: tell the application about changes of its mail.
 
-    from mailer.signals import mail_failed
-
-    @mail_failed.connect
-    def note_bounce(app, event):
-        User.query.filter_by(email=event.recipient).update({"email_works": False})
-        db.session.commit()
-
 A receiver is called with the Flask app and an `Event`, in an app context, after the change is
 committed, in the process that made it. A thread of that process calls the receivers, so that none
 delays a request or a delivery. Each event is sent at most once: events are lost that wait when a
 process dies, or that come faster than the receivers take them. A receiver that raises is logged,
 and harms nothing.
+
+>>> from mailer.signals import mail_failed
+>>> @mail_failed.connect
+... def note_failure(app, event):
+...     app.logger.warning("No mail to %s: %s", event.recipient, event.reply)
 """
 
 import atexit
@@ -53,13 +51,91 @@ log = get_logger(__name__)
 
 _signals = Namespace()
 
-mail_queued = _signals.signal("mail-queued", "A mail is stored, for this recipient.")
-mail_sent = _signals.signal("mail-sent", "A relay took the mail.")
-mail_deferred = _signals.signal("mail-deferred", "The mail could not be sent, and is tried again.")
-mail_failed = _signals.signal("mail-failed", "The mail is given up.")
-mail_doubtful = _signals.signal("mail-doubtful", "Nobody knows whether the relay took the mail.")
-mail_expired = _signals.signal("mail-expired", "The mail was not sent before `expires_at`.")
-mail_cancelled = _signals.signal("mail-cancelled", "A person or a program cancelled the mail.")
+mail_queued = _signals.signal(
+    "mail-queued",
+    """A mail is stored. The signal is sent once for each recipient, in the process that queues.
+
+    >>> from mailer.signals import mail_queued
+    >>> @mail_queued.connect
+    ... def show_queued(app, event):
+    ...     print("queued for", event.recipient)
+    >>> receipt = mailer.send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
+    queued for ada@example.com
+    """,
+)
+mail_sent = _signals.signal(
+    "mail-sent",
+    """A relay took the delivery, or a person said so. A bounce may still come back.
+
+    >>> from mailer.signals import mail_sent
+    >>> @mail_sent.connect
+    ... def mark_order(app, event):
+    ...     print("order", dict(event.metadata)["order"], "is confirmed")
+    >>> receipt = mailer.send_email(
+    ...     "ada@example.com", "Your order", "mail/order", number=42, metadata={"order": "42"}
+    ... )
+    order 42 is confirmed
+    """,
+)
+mail_deferred = _signals.signal(
+    "mail-deferred",
+    """The relay deferred the delivery, and a worker will try again. `event.reply` says why.
+
+    >>> from mailer.signals import mail_deferred
+    >>> @mail_deferred.connect
+    ... def log_delay(app, event):
+    ...     app.logger.info("Try %d failed: %s", event.attempts, event.reply)
+    """,
+)
+mail_failed = _signals.signal(
+    "mail-failed",
+    """The delivery is given up: the relay refused it, or the last try is over.
+
+    >>> from mailer.signals import mail_failed
+    >>> @mail_failed.connect
+    ... def note_failure(app, event):
+    ...     print("no mail to", event.recipient)
+    >>> [mail] = mailer.mails(state="doubtful")
+    >>> moved = mailer.resolve(mail.id, "failed")
+    no mail to eve@example.com
+    """,
+)
+mail_doubtful = _signals.signal(
+    "mail-doubtful",
+    """All of the mail was sent, and no reply came: nobody knows whether the relay took it.
+
+    >>> from mailer.signals import mail_doubtful
+    >>> @mail_doubtful.connect
+    ... def ask_operator(app, event):
+    ...     app.logger.warning("Was it sent? flask mail resolve %s sent", event.mail_id)
+    """,
+)
+mail_expired = _signals.signal(
+    "mail-expired",
+    """The mail was not sent before its `expires_at`, and will not be sent.
+
+    >>> from mailer.signals import mail_expired
+    >>> @mail_expired.connect
+    ... def log_expired(app, event):
+    ...     app.logger.warning("Too late for %s: %s", event.recipient, event.tags)
+    """,
+)
+mail_cancelled = _signals.signal(
+    "mail-cancelled",
+    """A person or a program cancelled the delivery while it was queued.
+
+    >>> from datetime import timedelta
+    >>> from mailer.signals import mail_cancelled
+    >>> @mail_cancelled.connect
+    ... def show_cancelled(app, event):
+    ...     print("cancelled for", event.recipient)
+    >>> receipt = mailer.send_email(
+    ...     "ada@example.com", "Welcome", "mail/welcome", name="Ada", send_at=timedelta(hours=1)
+    ... )
+    >>> moved = mailer.cancel(receipt)
+    cancelled for ada@example.com
+    """,
+)
 
 _BY_KIND: dict[EventKind, NamedSignal] = {
     EventKind.QUEUED: mail_queued,
@@ -112,7 +188,7 @@ class SignalOutlet:
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> bool:
-        """Wait until the receivers of all events were called. Return False if that takes too long."""
+        """Wait for the receivers of all events. Return False if that takes too long."""
         notice_fork()
         with self._changed:
             return self._changed.wait_for(self._has_nothing_to_do, seconds)

@@ -18,12 +18,22 @@ PREFIX = "mailer_"
 def include_object(
     _object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
 ) -> bool:
-    """Return False for a table of Mailer: `mailer_…`, without a model of the application."""
+    """Return False for a table of Mailer: `mailer_…`, without a model of the application.
+
+    >>> from mailer.schema import include_object
+    >>> include_object(None, "mailer_message", "table", reflected=True, compare_to=None)
+    False
+    """
     return not (type_ == "table" and reflected and compare_to is None and is_ours(name))
 
 
 def include_name(name: str | None, type_: str, _parent_names: Mapping[str, Any]) -> bool:
-    """Return False for the name of a table of Mailer, so that Alembic does not read it."""
+    """Return False for the name of a table of Mailer, so that Alembic does not read it.
+
+    >>> from mailer.schema import include_name
+    >>> [name for name in ("users", "mailer_message") if include_name(name, "table", {})]
+    ['users']
+    """
     return not (type_ == "table" and is_ours(name))
 
 

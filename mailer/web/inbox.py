@@ -23,9 +23,19 @@ _MAIL_POLICY = (
 
 
 def make_inbox_blueprint(inbox: Inbox, *, layout: str = "mailer/layout.html") -> Blueprint:
-    """Return the pages of an inbox, to register with `url_prefix="/inbox"`.
+    """Return the pages of an inbox, which show the mails that `flask mail inbox` received.
 
-    `layout` is the template that the pages extend, with the blocks `title`, `head` and `content`.
+    >>> from pathlib import Path
+    >>> from mailer.smtpd.inbox import Inbox
+    >>> from mailer.web.inbox import make_inbox_blueprint
+    >>> inbox = Inbox(Path(app.instance_path, "inbox"))
+    >>> app.register_blueprint(make_inbox_blueprint(inbox), url_prefix="/inbox")
+    >>> app.test_client().get("/inbox").status_code
+    200
+
+    Args:
+        inbox: The folder of the received mails.
+        layout: The template that the pages extend, with the blocks `title`, `head`, `content`.
     """
     pages = Blueprint(
         "inbox",
@@ -47,6 +57,7 @@ def make_inbox_blueprint(inbox: Inbox, *, layout: str = "mailer/layout.html") ->
 
     @pages.get("/<mail_id>")
     def mail(mail_id: str) -> str:
+        """Show one mail."""
         return render_template("mailer/received.html", layout=layout, mail=find(mail_id))
 
     @pages.get("/<mail_id>/html")
@@ -68,10 +79,22 @@ def make_inbox_blueprint(inbox: Inbox, *, layout: str = "mailer/layout.html") ->
 
 
 def create_inbox_app(inbox: Inbox, *, smtp_address: str) -> Flask:
-    """Return a web application of nothing but the inbox.
+    """Return a web application with nothing but the pages of an inbox.
 
     Only requests to a name of this machine are answered, so that no web site can read mails over a
     DNS name of its own.
+
+    >>> from pathlib import Path
+    >>> from mailer.smtpd.inbox import Inbox
+    >>> from mailer.web.inbox import create_inbox_app
+    >>> inbox = Inbox(Path(app.instance_path, "inbox"))
+    >>> pages = create_inbox_app(inbox, smtp_address="127.0.0.1:1025")
+    >>> "127.0.0.1:1025" in pages.test_client().get("/inbox").text
+    True
+
+    Args:
+        inbox: The folder of the received mails.
+        smtp_address: The host and port that the pages name as the place to send mail to.
     """
     app = Flask("mailer.web", static_folder=None)
     app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]

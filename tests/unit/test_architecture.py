@@ -57,6 +57,7 @@ TIMED = [
     "outbound.py",
     "signals.py",
     "throttle",
+    "wiring.py",
 ]
 
 

@@ -1,0 +1,124 @@
+"""The wiring of an app: the only place that builds its objects and connects them.
+
+They belong to the app, as `app.extensions["mailer"]`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Flask, current_app
+from sqlalchemy import make_url
+
+from mailer.attendance import Watch
+from mailer.clock import SystemClock
+from mailer.dropin import QueueState, flask_mail_state
+from mailer.errors import ConfigurationError
+from mailer.intake import Intake
+from mailer.logs import get_logger
+from mailer.message.ports import Clock
+from mailer.mime import make_signer
+from mailer.operations import Operations
+from mailer.outbound import InlineBell, Outbound
+from mailer.rendering import Renderer
+from mailer.settings import Settings, database
+from mailer.signals import SignalOutlet
+from mailer.store import Store
+from mailer.store.leftover import warn_of_leftover
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The objects of one app."""
+
+    settings: Settings
+    store: Store
+    intake: Intake
+    operations: Operations
+    outbound: Outbound
+    mail: QueueState  #: `app.extensions["mail"]`
+    celery_check: object  #: kept here, since Celery's signal has a weak reference
+
+
+def state_of(app: Flask | None = None) -> State:
+    """Return the objects of an app, or of the current app."""
+    try:
+        state: State = (app or current_app).extensions["mailer"]
+    except KeyError:
+        raise ConfigurationError(
+            "This app has no Mailer: call Mailer().init_app(app) where the app is made."
+        ) from None
+    return state
+
+
+def wire(app: Flask) -> State:
+    """Build the objects of an app, and give it a Celery app if it has none.
+
+    Only the objects for queueing are built here: the outbound side waits until it is used.
+    """
+    # Celery and the client of Redis take 12 MB: a process that only imports us has no use for them.
+    import mailer.tasks  # noqa: F401, PLC0415 -- registers the tasks with every Celery app
+    from mailer.celery.app import broker_of, install, make_celery  # noqa: PLC0415
+    from mailer.celery.bell import CeleryBell  # noqa: PLC0415
+    from mailer.celery.check import CeleryCheck  # noqa: PLC0415
+
+    settings = _load_settings(app, broker_of(app.extensions.get("celery")))
+    make_signer(settings.dkim_keys)  # refuses keys that can't sign before the app takes any mail
+    if "celery" not in app.extensions:
+        app.extensions["celery"] = make_celery(app, settings)
+    celery = app.extensions["celery"]
+    clock = SystemClock()
+    outlet = SignalOutlet(app, clock, inline=settings.mail_suppress_send)
+    store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
+    bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings, clock)
+    outbound = Outbound(app, settings, store, bell, clock)
+    if isinstance(bell, InlineBell):
+        bell.outbound = outbound
+    install(celery, outbound)
+    check = CeleryCheck(app, celery)
+    watch = _watch(settings, store, check.objection, clock)
+    intake = Intake(settings, store, Renderer(app), bell, clock, watch)
+    return State(
+        settings,
+        store,
+        intake,
+        Operations(settings, store, clock),
+        outbound,
+        QueueState(flask_mail_state(settings), intake),
+        check,
+    )
+
+
+def _load_settings(app: Flask, broker_url: str | None) -> Settings:
+    folder = app.instance_path
+    default = database.default_url(app.config, folder)
+    return Settings.load(
+        app.config, os.environ, default_database_url=default, folder=folder, broker_url=broker_url
+    )
+
+
+def _watch(
+    settings: Settings, store: Store, objection: Callable[[], str | None], clock: Clock
+) -> Watch | None:
+    """Return the watch that looks for workers; None where there can be none."""
+    if settings.mail_suppress_send or database.is_in_memory(make_url(settings.database_url)):
+        return None
+    return Watch(store, objection, clock, shown=settings.log_addresses)
+
+
+def log_database(app: Flask, settings: Settings) -> None:
+    """Log the database at start, and warn of unfinished mail in files that are not used now."""
+    url = make_url(settings.database_url)
+    used = database.shown(settings.database_url)
+    log.info("Mail is kept in %s (%s)", used, database.source(app.config, os.environ))
+    if database.is_in_memory(url):
+        return
+    others = [database.default_file(app.instance_path)]
+    given = app.config.get("MAILER_DATABASE_URL", os.environ.get("MAILER_DATABASE_URL"))
+    if given and (file := database.file_of(make_url(given))) is not None:
+        others.append(file)  # a relative path was relative to the working directory once
+    for other in others:
+        if other.absolute() != database.file_of(url):
+            warn_of_leftover(other, used)
