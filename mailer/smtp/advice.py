@@ -4,7 +4,7 @@ import smtplib
 import socket
 import ssl
 
-from mailer.settings import RelaySettings
+from mailer.settings import INBOX_PORT, RelaySettings
 from mailer.smtp.oauth import NoToken
 from mailer.smtp.session import Step
 from mailer.smtp.sockets import Misconfigured
@@ -59,6 +59,11 @@ def _at_connect(error: Exception, settings: RelaySettings) -> str:
             return (
                 f"MAIL_SERVER: the socket {settings.mail_server!r} can't be used: correct the path,"
                 " or who may use it."
+            )
+        case ConnectionRefusedError() if settings.is_local and settings.mail_port == INBOX_PORT:
+            return (
+                f"MAIL_PORT: nothing listens on port {INBOX_PORT} of this machine: start the inbox"
+                " with `flask mail inbox`, or set MAIL_SERVER and MAIL_PORT to your relay."
             )
     return ""
 

@@ -1,5 +1,6 @@
 """Outside production, no mail reaches a real person by accident."""
 
+import errno
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from flask import Flask
 from mailer import ConfigurationError, Mailer
 from mailer.delivery.routing import destination
 from mailer.settings import Settings
+from mailer.smtp import advice
+from mailer.smtp.session import Step
 
 REAL: dict[str, Any] = {"MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}
 
@@ -75,6 +78,25 @@ def test_the_debug_mode_is_that_of_the_app(monkeypatch: pytest.MonkeyPatch) -> N
 
     with pytest.raises(ConfigurationError, match="debug mode"):
         Mailer(app)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_inbox"),
+    [
+        ({"DEBUG": True}, True),
+        ({"MAIL_PORT": 1025}, True),
+        ({}, False),
+        ({"MAIL_SERVER": "192.0.2.1", "MAIL_PORT": 1025}, False),
+    ],
+)
+def test_an_inbox_that_is_not_running(config: dict[str, Any], is_inbox: bool) -> None:
+    """The error of a connection that is refused there names the command that starts an inbox."""
+    [relay] = load(**config).relays
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    remedy = advice.for_error(refused, Step.CONNECT, relay)
+
+    assert ("`flask mail inbox`" in remedy) is is_inbox
 
 
 # --- who gets mail ------------------------------------------------------------------------------
