@@ -1,4 +1,4 @@
-"""The absence of workers, told in the log of those who queue, in `flask mail queue` and in health checks."""
+"""The absence of workers: a warning in the log, in `flask mail queue` and in health checks."""
 
 import math
 import threading
@@ -12,10 +12,9 @@ from mailer.store import Store
 from mailer.store.workers import Due
 from mailer.threads import start_daemon
 
-#: A worker says every so many seconds that it is there.
+#: A worker reports every so many seconds that it is there.
 BEAT_SECONDS = 10.0
-#: A worker that was silent for so long is not there: it was stopped, or killed, or its database is
-#: another one.
+#: A worker that was silent for so long is not there: stopped, killed, or at another database.
 SILENT_SECONDS = 60.0
 _LOOK_SECONDS = 60.0
 _REMEDY = "Start one, with the same MAILER_DATABASE_URL as this process."
@@ -35,14 +34,15 @@ def absence(store: Store, now: float) -> str | None:
 
 
 def silence(seen_at: float | None, now: float) -> str:
-    """Return for how long no worker has been seen, in words."""
+    """Return the time since a worker was seen, in words."""
     if seen_at is None:
         return "no worker has ever been seen"
     seconds = max(0.0, now - seen_at)
     size, unit = next(
         ((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds")
     )
-    return f"no worker has been seen for {seconds // size:.0f} {unit if seconds // size != 1 else unit[:-1]}"
+    count = int(seconds // size)
+    return f"no worker has been seen for {count} {unit if count != 1 else unit[:-1]}"
 
 
 def _mails(due: Due) -> str:
@@ -52,7 +52,10 @@ def _mails(due: Due) -> str:
 
 
 class Watch:
-    """Looks, for a process that queues, whether anybody delivers: once a minute at most, and in a thread of its own."""
+    """The watch of a process that queues: it warns if mail is due and no worker is there.
+
+    It looks once a minute at most, in a thread of its own.
+    """
 
     def __init__(
         self, store: Store, objection: Callable[[], str | None], clock: Clock, *, shown: bool
@@ -66,7 +69,7 @@ class Watch:
         survive_forks(self)
 
     def notice(self) -> None:
-        """Look, unless that was done a moment ago. The caller has queued a mail, and does not wait."""
+        """Look for workers, unless that was done a moment ago. Return at once."""
         if self._clock.monotonic() < self._next_at:
             return
         if not self._lock.acquire(blocking=False):

@@ -20,7 +20,7 @@ from mailer.settings import INBOX_PORT, RelaySettings
 from mailer.store import Outlook, Store
 
 _LANES = [lane.name.lower() for lane in Lane]
-#: For how long it has been due, by the number that the store has for it.
+#: The ages of due mail, by the number that the store has for each.
 _AGES = ("not due yet", "less than an hour", "less than a day", "less than a week", "longer")
 _SHOWN = 10
 
@@ -37,7 +37,7 @@ def _moment(given: str) -> datetime:
 
 
 class _MailGroup(AppGroup):
-    """Errors of Mailer need their text, not a traceback."""
+    """A group whose commands print the text of an error of Mailer, and no traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -61,9 +61,7 @@ def _operations() -> Operations:
 
 @mail_group.command()
 @click.option("--to", default="head", show_default=True, help="The revision to go to.")
-@click.option(
-    "--new-tables", is_flag=True, help="Make tables that somebody dropped anew, and empty."
-)
+@click.option("--new-tables", is_flag=True, help="Create tables that were dropped, empty.")
 def migrate(to: str, *, new_tables: bool) -> None:
     """Create or upgrade the tables."""
     _store().migrate(to, new_tables=new_tables)
@@ -162,7 +160,7 @@ def due() -> None:
 
 @mail_group.command()
 @click.option("--lane", type=click.Choice(_LANES), help="Only this lane; the others go on.")
-@click.option("--reason", default="by hand", show_default=True, help="For those who wonder.")
+@click.option("--reason", default="by hand", show_default=True, help="Shown by `flask mail queue`.")
 def pause(lane: str | None, reason: str) -> None:
     """Send nothing any more, until `flask mail resume`. Mail is queued as ever."""
     held = _operations().pause(lane, reason=reason)
@@ -248,8 +246,7 @@ def inbox(smtp_port: int, web_port: int) -> None:
         places = ", ".join(map(_place, relays))
         click.echo(
             f"This app sends its mail to {places}, not here. Start it in debug mode (`flask run"
-            " --debug`, FLASK_DEBUG=1),"
-            f" or set MAIL_SERVER=127.0.0.1 and MAIL_PORT={smtp_port}."
+            f" --debug`, FLASK_DEBUG=1), or set MAIL_SERVER=127.0.0.1 and MAIL_PORT={smtp_port}."
         )
     serve_inbox(Path(current_app.instance_path, "inbox"), smtp_port, web_port, click.echo)
 
@@ -268,7 +265,7 @@ def _show_stops() -> None:
 
 
 def _show_workers() -> None:
-    """Say who delivers, and whether mail waits for somebody to come."""
+    """Print the workers that are there, or a warning if mail waits and there is none."""
     state, now = current_app.extensions["mailer"], time.time()
     if state.settings.mail_suppress_send:
         return
@@ -299,7 +296,7 @@ def _show_workers() -> None:
 
 
 def _cancel_all(before: datetime, lanes: list[Lane]) -> None:
-    """Cancel queued deliveries, and let doubtful ones wait for a person: they may have been sent."""
+    """Cancel queued deliveries. Doubtful ones may have been sent, so they wait for a person."""
     cancelled, held = _operations().cancel_due_before(before, lanes)
     doubts = f" {held} are in doubt, and are not sent again by themselves." if held else ""
     click.echo(f"{cancelled} cancelled.{doubts}")
@@ -308,7 +305,10 @@ def _cancel_all(before: datetime, lanes: list[Lane]) -> None:
 def _outlook(outlook: Outlook) -> Iterator[str]:
     for lane, status, count, first, last in outlook.lanes:
         again = " (once more)" if status is Status.DOUBTFUL else ""
-        yield f"{lane.name.lower():10}{status:14}{count:>9}  due from {_clock(first)} to {_clock(last)}{again}"
+        yield (
+            f"{lane.name.lower():10}{status:14}{count:>9}"
+            f"  due from {_clock(first)} to {_clock(last)}{again}"
+        )
     yield ""
     yield "Due for:"
     yield from (f"{_AGES[age]:24}{count:>9}" for age, count in outlook.ages)
@@ -350,7 +350,7 @@ def _pause(pause: Pause) -> str:
 
 
 def _find(given: str) -> str:
-    """Return the id of the mail that an operator names, with a delivery's number as well."""
+    """Return the id of the mail that an operator means."""
     return _operations().find(given)
 
 
@@ -383,11 +383,14 @@ def _subject(mail: MailStatus) -> str:
 
 def _line(delivery: DeliveryStatus) -> str:
     said = f"  {delivery.relay}: {printable(delivery.reply)}" if delivery.reply else ""
-    return f"  {delivery.recipient}  {delivery.status}  {_when(delivery)}  attempts {delivery.attempts}{said}"
+    return (
+        f"  {delivery.recipient}  {delivery.status}  {_when(delivery)}"
+        f"  attempts {delivery.attempts}{said}"
+    )
 
 
 def _when(delivery: DeliveryStatus) -> str:
-    """Return when it ended, or else when it is to be tried."""
+    """Return the time of a delivery's end, or else that of its next try, in words."""
     if delivery.is_being_tried:
         return "being tried now"
     if (

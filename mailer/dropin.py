@@ -28,7 +28,7 @@ class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no o
         self._intake.enqueue(message, Options())
 
     def connect(self) -> "QueueConnection":
-        """For `with mail.connect() as connection: connection.send(message)`: each message is queued."""
+        """Return an object like a connection to the relay, whose `send()` queues."""
         return QueueConnection(self, self._intake)
 
     # --- its place -------------------------------------------------------------------------------
@@ -38,23 +38,22 @@ class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no o
         if "mail" in app.extensions:
             log.warning(
                 "%s: flask_mail.Mail was set up before Mailer: what is sent by that object waits"
-                " for the relay and is not"
-                " queued. Use mailer.Mail instead of flask_mail.Mail, or app.extensions['mail'].",
+                " for the relay and is not queued. Use mailer.Mail instead of flask_mail.Mail, or"
+                " app.extensions['mail'].",
                 app.name,
             )
         app.extensions["mail"] = self
         appcontext_pushed.connect(self._keep_place, sender=app)
 
     def _keep_place(self, app: Flask, **_signal: Any) -> None:
-        """Put a plain state away that took our place; what an application's tests put there is their business."""
+        """Replace a plain Flask-Mail that took our place. Leave the objects of tests there."""
         if type(app.extensions.get("mail")) is not flask_mail._Mail:  # noqa: SLF001 -- see above
             return
         app.extensions["mail"] = self
         log.warning(
             "%s: flask_mail.Mail was set up after Mailer, and took the place of"
-            " app.extensions['mail']; Mailer has put the queue"
-            " back there. What is sent by that flask_mail.Mail itself waits for the relay and is"
-            " not queued: use mailer.Mail"
+            " app.extensions['mail']; Mailer has put the queue back there. What is sent by that"
+            " flask_mail.Mail itself waits for the relay and is not queued: use mailer.Mail"
             " instead.",
             app.name,
         )

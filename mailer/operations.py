@@ -1,6 +1,7 @@
 """The operations of a person or a program on mail that is queued.
 
-`Mailer`, the command line and the pages do everything through this module, but for queueing.
+`Mailer`, which documents them, the command line and the pages do all but queueing through this
+module.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,14 +32,11 @@ class Operations:
     # --- find ------------------------------------------------------------------------------------
 
     def status(self, mail_id: MailId) -> MailStatus:
-        """Return how a mail is doing.
-
-        Raise `UnknownMail` unless this is its whole id, or its receipt.
-        """
+        """Return the status of a mail. Raise `UnknownMail` if no mail has the id."""
         return self._store.status(_id_of(mail_id))
 
     def statuses(self, mail_ids: Collection[MailId]) -> dict[str, MailStatus]:
-        """Return how mails are doing, by id. Unknown ids are left out."""
+        """Return the statuses of mails, by id. Unknown ids are left out."""
         return self._store.statuses([*map(_id_of, mail_ids)])
 
     def find(self, given: str) -> str:
@@ -83,7 +81,10 @@ class Operations:
         return self._store.counts()
 
     def outlook(self, *, most: int) -> Outlook:
-        """Return the mail that would go out by itself, with the `most` largest domains, and so many first mails."""
+        """Return the mail that would go out by itself.
+
+        The outlook has the `most` largest domains, and as many of the first mails.
+        """
         return self._store.outlook(now=self._clock.time(), most=most)
 
     def absence(self) -> str | None:
@@ -107,10 +108,7 @@ class Operations:
         return self._move(mail_id, Status.QUEUED, to)
 
     def resolve(self, mail_id: MailId, verdict: Status | str, *, to: str | None = None) -> int:
-        """Decide about the doubtful deliveries of a mail: they were sent, or they have failed.
-
-        Return their number.
-        """
+        """Settle the doubtful deliveries of a mail as sent or failed. Return their number."""
         if (decided := verdict) not in _RESOLUTIONS:
             raise InvalidMail(f"verdict: {verdict!r}: give 'sent' or 'failed'.")
         return self._move(mail_id, Status(decided), to)
@@ -118,12 +116,10 @@ class Operations:
     def cancel_due_before(
         self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)
     ) -> tuple[int, int]:
-        """Cancel the deliveries that were due before a time.
+        """Cancel the deliveries that were due before a time. Return their number.
 
-        Return their number, and that of doubtful ones.
-
-        A doubtful delivery may have been sent: it is not sent again by itself, and waits for a
-        person.
+        Return also the number of doubtful deliveries, which may have been sent: workers do not
+        send these again, and a person decides.
         """
         moment = _seconds(before, "before")
         steps = self._store.cancel_if_due_before(moment, now=self._clock.time(), lanes=lanes)
@@ -153,12 +149,9 @@ class Operations:
     # --- pause -----------------------------------------------------------------------------------
 
     def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
-        """Let nothing of a lane be sent, or nothing at all, until `resume()`.
-
-        Mail is queued as ever.
+        """Stop the delivery of a lane, or of everything, until `resume()`.
 
         Return the number of deliveries that workers have claimed already, and may still send.
-
         """
         paused = None if lane is None else Lane.parse(lane)
         self._store.pause(paused, now=self._clock.time(), reason=reason)

@@ -189,9 +189,9 @@ def is_session_limit(phase: Phase, reply: str) -> bool:
     """Return whether the text of a refusal may be about the number of mails on the connection."""
     status, words = _read(int(reply[:3]), reply) if reply[:3].isdigit() else ("", reply)
     # "Too many recipients" for a single recipient is about the connection.
-    return (phase is not Phase.DOT and status[1:] == ".5.3") or _OF_THE_SESSION.search(
-        words
-    ) is not None
+    if phase is not Phase.DOT and status[1:] == ".5.3":
+        return True
+    return _OF_THE_SESSION.search(words) is not None
 
 
 def is_greylisting(reply: str) -> bool:

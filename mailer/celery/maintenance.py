@@ -49,7 +49,7 @@ class MaintenanceThread:
         self._thread = threading.Thread(target=self._run, name="mailer-maintenance", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. Raise `SchemaMismatch` if the tables do not fit: that stops the worker."""
+        """Start the thread. Raise `SchemaMismatch`, which stops the worker."""
         try:
             self._store.check_schema()
         except StoreUnavailable as error:
@@ -102,7 +102,7 @@ class MaintenanceThread:
             self._is_purging = not self._maintenance.purge(at_most=_TICK_SECONDS)
 
     def _check_clock(self) -> None:
-        """If the clock was set back, make mail due again that was due before."""
+        """Make mail due again that was due before the clock was set back."""
         offset = self._offset()
         back = self._clock_offset - offset
         if back > _SET_BACK_SECONDS:
@@ -116,7 +116,7 @@ class MaintenanceThread:
         return self._clock.time() - self._clock.monotonic()
 
     def _ring_in_time(self) -> None:
-        """Until the next sweep, ring at the moment when a mail gets due."""
+        """Ring at the moment when a mail gets due, until the next sweep."""
         clock = self._clock
         ends = clock.time() + _SWEEP_SECONDS - _TICK_SECONDS
         while (due_at := self._store.next_due(clock.time(), before=ends)) is not None:

@@ -29,7 +29,7 @@ AFTER_ACCEPTING = (ACCEPT_AND_DROP, CLOSE_AFTER_250)
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: at `stage`, after `delay` seconds, the server does `action`.
+    """A fault that the server plays: `action`, at `stage`, after `delay` seconds.
 
     The action is one of the constants above, or a reply such as "451 4.7.1 try later". It happens
     `times` times (None: always); with a `recipient`, only for mail to that address, at the stages

@@ -1,8 +1,8 @@
 """Received mails, kept as files: the SMTP server writes them, the inbox page reads them.
 
 A mail is one file, `<id>.mail`: a line of JSON with the envelope, then the bytes exactly as they
-came over the wire.
-Ids sort by time of arrival. Files are readable by their owner only, because mail contains secrets.
+came over the wire. Ids sort by time of arrival. Files are readable by their owner only, because
+mail contains secrets.
 """
 
 import json
@@ -25,7 +25,7 @@ ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Received:
-    """One received mail: one SMTP transaction."""
+    """A received mail: the envelope and the bytes of one SMTP transaction."""
 
     id: str
     at: datetime

@@ -43,8 +43,8 @@ class InboxServer:
     """An SMTP server on the loopback interface, in one thread, from `start()` to `stop()`.
 
     With `tls`, the server offers STARTTLS and requires it; with `implicit_tls` as well, TLS begins
-    at the first byte.
-    With `credentials`, a pair of user and password, the server accepts mail only after AUTH.
+    at the first byte. With `credentials`, a pair of user and password, the server accepts mail only
+    after AUTH.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class InboxServer:
 
 
 class _Session(SMTP):
-    """One connection.
+    """The protocol of one connection.
 
     aiosmtpd has no hooks for the greeting and the reply to DATA, so these two are overridden.
     """
