@@ -23,16 +23,8 @@ def python() -> str:
         tell(f"installing what {LOCK.name} lists, in a virtual environment of its own")
         try:
             venv.create(FOLDER, clear=True, with_pip=True)
-            install = [
-                str(program),
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--require-hashes",
-            ]
-            subprocess.run([*install, "-r", str(LOCK)], check=True, stdout=sys.stderr)
+            pip = "-m pip install --quiet --disable-pip-version-check --require-hashes -r".split()
+            subprocess.run([str(program), *pip, str(LOCK)], check=True, stdout=sys.stderr)
         except (OSError, subprocess.CalledProcessError) as error:
             raise Missing(
                 f"what {LOCK.name} lists could not be installed; the lines above say why"

@@ -173,11 +173,8 @@ class Dispatcher:
         self, name: str, plan: Plan, context: ThreadContext, deadline: Deadline
     ) -> Share:
         """Deliver one relay's share. If the relay can't be used, pause it."""
-        state, breaker, probe = (
-            self._router.states[name],
-            self._router.breaker,
-            plan.probes.get(name),
-        )
+        state, breaker = self._router.states[name], self._router.breaker
+        probe = plan.probes.get(name)
         has_slot = context.relay_slots.take_relay(name)  # it may have been lost at another relay
         is_probe, deliveries = probe is not None, plan.shares[name]
         share = Share(
@@ -214,8 +211,7 @@ class Dispatcher:
         if any(report.claimable_again for report in reports):
             self._bell.ring()
         tried, seconds = sum(report.tried for report in reports), self._clock.monotonic() - started
-        if tried and not any(
-            report.failure for report in reports
-        ):  # a failure says nothing of mails
+        # A relay that failed says nothing of mails.
+        if tried and not any(report.failure for report in reports):
             self._pace.learn(seconds, tried)
         log.info("%d tried in %.0f ms", tried, 1000 * seconds)

@@ -1,6 +1,6 @@
 """One relay's share of a batch: prepared, marked, sent over one connection, recorded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -82,8 +82,8 @@ class Share:
         """Send the mails. Record and release everything, also after an exception."""
         try:
             with self._state.relay.connection() as connection:
-                for outcome in connection.transmit(self._marked_mails(), self._may_begin):
-                    self._finish(outcome)
+                for outcome in connection.exchange(self._next_mail, self._may_begin):
+                    self._note(outcome)
                     if self.report.failure:
                         break
         except BaseException as error:
@@ -95,19 +95,20 @@ class Share:
 
     # --- from the claim to the wire --------------------------------------------------------------
 
-    def _marked_mails(self) -> Iterator[WireMessage | None]:
-        """Yield each mail that is marked, and None while the mails in flight must end first."""
+    def _next_mail(self) -> WireMessage | None:
+        """Return the next mail, marked. Return None if none may be sent now.
+
+        With a mail in flight, the answer may be another one when that has its outcome.
+        """
         book = self._book
         while True:
-            if not book.marked and not self._mark_next_window():
-                yield None
-                continue
+            if not book.marked:
+                self._mark_next_window()
             if not book.marked or not self._may_take(book.marked[0]):
-                return
-            if book.marked[0].delivery.has_expired(self._services.clock.time()):
-                self._preparer.drop(book.expire_marked(), book.next_waiting)
-            else:
-                yield book.take_marked().wire
+                return None
+            if not book.marked[0].delivery.has_expired(self._services.clock.time()):
+                return book.take_marked().wire
+            self._preparer.drop(book.expire_marked(), book.next_waiting)
 
     def _may_take(self, mail: PreparedMail) -> bool:
         """Return whether there is time to send a mail before others may take it for lost."""
@@ -136,14 +137,15 @@ class Share:
         """Return whether the share takes so long that other mail should get its turn."""
         return self._services.clock.monotonic() > self._deadline.late
 
-    def _mark_next_window(self) -> bool:
+    def _mark_next_window(self) -> None:
         """Record the last window and mark the next one.
 
-        Return False if the mails in flight must end first.
+        Nothing is marked if the mails in flight must end first. They do not pay for an error
+        either: if it happens again after them, it is raised.
         """
         book = self._book
         if book.must_finish_first:
-            return False
+            return
         try:
             self._learn_pace()
             if not book.ready and self._has_time:
@@ -154,17 +156,12 @@ class Share:
             if not book.in_flight:
                 raise
             log.warning("Mail in flight does not wait for the database: error=%s", error)
-            return False
         except SoftTimeLimitExceeded:
             raise
         except Exception:
             if not book.in_flight:
                 raise
-            # The mail in flight must not pay for it. If it happens again, it is raised then.
             log.exception("The next window could not be made ready")
-            return False
-        has_no_room = bool(book.waiting) and not book.marked and self._has_time
-        return not (has_no_room and book.in_flight)
 
     @property
     def _has_time(self) -> bool:
@@ -225,7 +222,7 @@ class Share:
 
     # --- from the wire to the record -------------------------------------------------------------
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _note(self, outcome: Outcome) -> None:
         """Note the outcome of the oldest mail in flight."""
         delivery, box = self._book.in_flight[0].delivery, self._context.box
         self.report.tried += 1
@@ -283,13 +280,12 @@ class Share:
             error, (StoreError, SoftTimeLimitExceeded)
         ):
             reason = f"it could not be said to the relay: {type(error).__name__}"
-            self._finish(Outcome(Verdict.DEFERRED, reason, Phase.CONNECT))
+            self._note(Outcome(Verdict.DEFERRED, reason, Phase.CONNECT))
 
     def _learn_pace(self) -> None:
         now, results = self._services.clock.monotonic(), self._book.results
-        if (
-            results and self.report.failure is None
-        ):  # a connection that failed says nothing of mails
+        # A connection that failed says nothing of mails.
+        if results and self.report.failure is None:
             self._state.pace.learn(now - self._window_began_at, len(results))
         self._window_began_at = now
 
@@ -320,7 +316,8 @@ class Share:
         for result in book.results:
             if result.delivery.id not in recorded:
                 _warn_of_unwritten(result)
-        book.note_recorded(marked, until)
+        for mail in book.note_recorded(marked, until):
+            self._preparer.drop(mail, book.next_waiting)
 
     def record_and_release(self) -> None:
         """Record the outcomes, and release the mails that were not begun."""
@@ -363,8 +360,7 @@ class Share:
 def _warn_of_unwritten(result: Result) -> None:
     log.warning(
         "Outcome not written, it is recorded already, though the answer was lost, or the claim was"
-        " lost:"
-        " mail_id=%s delivery=%d verdict=%s",
+        " lost: mail_id=%s delivery=%d verdict=%s",
         result.delivery.mail_id,
         result.delivery.id,
         result.outcome.verdict,

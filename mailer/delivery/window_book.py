@@ -20,18 +20,15 @@ class WindowBook:
         self.token = deliveries[0].token
         self.waiting = deque(deliveries)
         self.ready: list[PreparedMail] = []  #: to be marked next
-        self.marked: deque[PreparedMail] = (
-            deque()
-        )  #: from here on, a death of this process means doubt
-        self.in_flight: deque[PreparedMail] = deque()  #: taken by the connection, the oldest first
+        #: From here on, a death of this process means doubt.
+        self.marked = deque[PreparedMail]()
+        self.in_flight = deque[PreparedMail]()  #: taken by the connection, the oldest first
         self.results: list[Result] = []  #: of finished deliveries, to be recorded
         self.expired: dict[int, None] = {}  #: to be released: the sweep expires them
         self._postponed: dict[int, float] = {}  # due times of deliveries that can't go now
-        # Not marked: another worker has them, or the answer to our commit was lost.
-        self._unmarked: list[PreparedMail] = []
-        self._begun: PreparedMail | None = (
-            None  # the oldest one in flight, if its bytes are being sent
-        )
+        self._unmarked: list[Delivery] = []  # perhaps marked: the answer to a commit can be lost
+        # The oldest one in flight, if its bytes are being sent.
+        self._begun: PreparedMail | None = None
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -67,18 +64,25 @@ class WindowBook:
         neighbours = [self.in_flight[0].delivery, *([ahead] if ahead else [])]
         return any(one.on_doubt is OnDoubt.HOLD for one in neighbours)
 
-    def note_recorded(self, ours: Collection[int], lease_until: float) -> None:
-        """Note that the outcomes are recorded, and which of the window are marked."""
-        for mail in self.ready:
-            if mail.delivery.id in ours:
-                self.marked.append(replace(mail, lease_until=lease_until))
-            else:
-                self._unmarked.append(mail)
+    def note_recorded(self, ours: Collection[int], lease_until: float) -> list[PreparedMail]:
+        """Note that the outcomes are recorded, and which of the window are marked.
+
+        Return the others of the window: another worker has them, or the answer to our commit was
+        lost.
+        """
+        others = [mail for mail in self.ready if mail.delivery.id not in ours]
+        self.marked += [
+            replace(mail, lease_until=lease_until)
+            for mail in self.ready
+            if mail.delivery.id in ours
+        ]
+        self._unmarked += [mail.delivery for mail in others]
         self.results, self.ready, self.expired = [], [], {}
+        return others
 
     def return_ready(self) -> None:
         """Leave the window unmarked that was ready: it is released at the end."""
-        self._unmarked += self.ready
+        self._unmarked += [mail.delivery for mail in self.ready]
         self.ready = []
 
     # --- mails -----------------------------------------------------------------------------------
@@ -119,8 +123,8 @@ class WindowBook:
 
     def unbegun(self) -> list[Delivery]:
         """Return the deliveries that may be marked though nothing of them was sent."""
-        prepared = (*self.in_flight, *self.marked, *self._unmarked, *self.ready)
-        return [mail.delivery for mail in prepared]
+        prepared = (*self.in_flight, *self.marked, *self.ready)
+        return [*(mail.delivery for mail in prepared), *self._unmarked]
 
     def to_release(self) -> dict[int, float | None]:
         """Return the unfinished deliveries, with the due time of those that must wait."""

@@ -1,6 +1,6 @@
 """The SMTP client: a subclass of Flask-Mail's `Connection`.
 
-`Relay` lends warm connections to the threads of a process, and `RelayConnection.transmit()` sends
+`Relay` lends warm connections to the threads of a process, and `RelayConnection.exchange()` sends
 mails over one of them. Each phase has its time-out, TLS is verified, mails are pipelined if the
 relay offers that, replies are kept, and a failed QUIT never fails an accepted mail. Failures are
 values (`Outcome`): no exception leaves this package.

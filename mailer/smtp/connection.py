@@ -111,34 +111,37 @@ class RelayConnection(flask_mail.Connection):
 
     def send(self, message: WireMessage, envelope_from: None = None) -> Outcome:  # type: ignore[override]
         """Send a mail to its recipient, and return the outcome."""
-        [outcome] = self.transmit(iter([message]))
+        mails = iter([message])
+        [outcome] = self.exchange(lambda: next(mails, None))
         return outcome
 
-    def transmit(
-        self, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool] = lambda: True
+    def exchange(
+        self,
+        next_mail: Callable[[], WireMessage | None],
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> Iterator[Outcome]:
         """Send mails, and yield their outcomes in order, until one is unreached or in doubt.
 
-        With PIPELINING, the next mail is taken before the present one is sent, so that its envelope
-        goes behind the final dot: one round trip per mail. A `None` among the mails means: finish
-        the mail in flight, then ask again. `may_begin` is called just before the first byte of a
-        body; False ends everything. A mail without an outcome was not begun.
+        `next_mail` returns the mail to send next, or None if none may be sent now. With PIPELINING,
+        it is called before the present mail is sent, so that the next envelope goes behind the
+        final dot: one round trip per mail. After None, it is called again when the present mail has
+        its outcome; None without a mail in flight is the end. `may_begin` is called just before the
+        first byte of a body; False ends everything. A mail without an outcome was not begun.
         """
-        source = _MailSource(mails)
         ahead: WireMessage | None = None  # taken while the previous mail was in flight
         envelope = b""  # of that mail, if it went behind the final dot
         self._is_busy = True
         try:
-            while (mail := ahead or source.next()) is not None:
+            while (mail := ahead or next_mail()) is not None:
                 refusal = self._begin(mail, is_sent=bool(envelope))
                 ahead, envelope = None, b""
                 if self._awaits_body:
                     if self._may_pipeline:
-                        ahead = source.ahead()
+                        ahead = next_mail()
                         envelope = self._envelope_ahead(ahead)
                     if refusal is None and not may_begin():
                         break
-                    outcome = self._finish(mail, refusal, envelope)
+                    outcome = self._end(mail, refusal, envelope)
                 else:
                     outcome = refusal or _TO_NOBODY
                 self._account(outcome)
@@ -247,12 +250,13 @@ class RelayConnection(flask_mail.Connection):
             else b""
         )
 
-    def _finish(self, mail: WireMessage, refusal: Outcome | None, envelope: bytes) -> Outcome:
+    def _end(self, mail: WireMessage, refusal: Outcome | None, envelope: bytes) -> Outcome:
+        """Send the body, or end the transaction of a refused mail, with the next envelope."""
         dialogue = self._dialogue
         assert dialogue is not None
         if refusal is None:
-            return dialogue.finish(mail.wire(dialogue.offers.eightbit), envelope)
-        dialogue.finish_refused(envelope)
+            return dialogue.send_body(mail.wire(dialogue.offers.eightbit), envelope)
+        dialogue.send_empty_body(envelope)
         return refusal
 
     def _account(self, outcome: Outcome) -> None:
@@ -281,27 +285,3 @@ class RelayConnection(flask_mail.Connection):
     @property
     def _awaits_body(self) -> bool:
         return self._dialogue is not None and self._dialogue.awaits_body
-
-
-class _MailSource:
-    """An iterator of mails that is never called again after its end."""
-
-    def __init__(self, mails: Iterator[WireMessage | None]) -> None:
-        self._mails = mails
-        self._is_over = False
-
-    def next(self) -> WireMessage | None:
-        """Return the next mail. Return None at the end."""
-        while (mail := self.ahead()) is None and not self._is_over:
-            pass
-        return mail
-
-    def ahead(self) -> WireMessage | None:
-        """Return the next mail if it may be taken already."""
-        if self._is_over:
-            return None
-        try:
-            return next(self._mails)
-        except StopIteration:
-            self._is_over = True
-            return None

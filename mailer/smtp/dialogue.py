@@ -156,7 +156,7 @@ class Dialogue:
 
     # --- the mail --------------------------------------------------------------------------------
 
-    def finish(self, body: bytes, next_envelope: bytes) -> Outcome:
+    def send_body(self, body: bytes, next_envelope: bytes) -> Outcome:
         """Send a mail and, behind its final dot, the next envelope. Return the outcome."""
         self.awaits_body = False
         session = self.session
@@ -183,7 +183,7 @@ class Dialogue:
             session.abort()
         return self._answer(Phase.DOT, reply)
 
-    def finish_refused(self, next_envelope: bytes) -> None:
+    def send_empty_body(self, next_envelope: bytes) -> None:
         """End the transaction of a refused recipient with an empty mail, which goes to nobody."""
         self.awaits_body = False
         try:

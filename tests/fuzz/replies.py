@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import flask_mail
@@ -108,7 +109,7 @@ def converse(data: bytes) -> None:
         _Opener(settings, Wire(beginning + source.rest(), chunk)),
         ConnectionLimit("relay"),
     )
-    outcomes = list(connection.transmit(_mails()))
+    outcomes = list(connection.exchange(partial(next, _mails(), None)))
     connection.close()
     assert 1 <= len(outcomes) <= 2
     for outcome in outcomes:

@@ -78,17 +78,19 @@ def test_a_worker_that_is_interrupted(
 ) -> None:
     """An interruption leaves the mail on the wire in doubt; others are recorded or given back."""
     queue_each(store, "ada", "bob", "eve", "joe")
-    transmit = RelayConnection.transmit
+    exchange = RelayConnection.exchange
 
     def interrupted(
-        self: RelayConnection, mails: Iterator[WireMessage | None], may_begin: Callable[[], bool]
+        self: RelayConnection,
+        next_mail: Callable[[], WireMessage | None],
+        may_begin: Callable[[], bool],
     ) -> Iterator[Outcome]:
-        outcomes = transmit(self, mails, may_begin)
+        outcomes = exchange(self, next_mail, may_begin)
         yield next(outcomes)
         next(outcomes)
         raise failure
 
-    monkeypatch.setattr(RelayConnection, "transmit", interrupted)
+    monkeypatch.setattr(RelayConnection, "exchange", interrupted)
 
     with pytest.raises(failure):
         make_dispatcher(windows_of=3).deliver_batch()

@@ -14,7 +14,16 @@ from mailer.mime import WireMessage
 from mailer.smtp import Relay
 from mailer.smtp.session import Session
 from mailer.smtpd.faults import ACCEPT_AND_DROP, DELAY, DROP, HANG, Fault, Stage
-from tests.services.relay import LONG, SHORT, TIMEOUTS, RawServer, make_letter, make_relay, send
+from tests.services.relay import (
+    LONG,
+    SHORT,
+    TIMEOUTS,
+    RawServer,
+    make_letter,
+    make_relay,
+    send,
+    supply,
+)
 from tests.services.sink import Sink
 
 MakeRelay = Callable[..., Relay]
@@ -490,7 +499,7 @@ def test_the_signal_tells_what_was_sent_to_whom(relay_to: MakeRelay, sink: Sink)
         send(relay, letter := make_letter("eve@example.com"))
 
         with relay.connection() as connection:
-            outcomes = connection.transmit(iter(letters := [make_letter() for _ in range(3)]))
+            outcomes = connection.exchange(supply(letters := [make_letter() for _ in range(3)]))
             [*_two] = [next(outcomes), next(outcomes)]
             outcomes.close()  # type: ignore[attr-defined]  # it is a generator
 

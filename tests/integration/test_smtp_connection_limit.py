@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from mailer.message import Verdict
-from tests.integration.test_smtp_pipelining import letters, relay_of, transmit
+from tests.integration.test_smtp_pipelining import exchange, letters, relay_of
+from tests.services.relay import supply
 from tests.services.script import Point, ScriptedRelay
 
 TOO_MANY = "452 4.5.3 Too many recipients: Too many messages sent"
@@ -36,7 +37,7 @@ def test_a_refusal_that_a_new_connection_does_not_repeat(
     with ScriptedRelay(*offers) as server:
         server.faults["m3@example.com", point] = [reply]
 
-        assert transmit(server, iter(letters(5))) == [SENT] * 5
+        assert exchange(server, letters(5)) == [SENT] * 5
         assert server.acknowledged == [f"m{number}@example.com" for number in range(1, 6)]
         assert server.connections == 2
 
@@ -47,7 +48,7 @@ def test_the_first_mail_of_a_connection_is_at_no_limit(offers: tuple[str, ...]) 
     with ScriptedRelay(*offers) as server:
         server.faults["m1@example.com", "mail"] = [TOO_MANY]
 
-        assert transmit(server, iter(letters(1))) == [DEFERRED]
+        assert exchange(server, letters(1)) == [DEFERRED]
         assert server.connections == 1
 
 
@@ -66,7 +67,7 @@ def test_an_answer_that_is_about_the_mail(point: Point, reply: str, verdict: Ver
     with ScriptedRelay() as server:
         server.always("m2@example.com", point, reply)
 
-        assert transmit(server, iter(letters(3))) == [SENT, verdict, SENT]
+        assert exchange(server, letters(3)) == [SENT, verdict, SENT]
         assert server.begun == [f"m{number}@example.com" for number in (1, 2, 3)]
 
 
@@ -81,7 +82,7 @@ def test_a_new_connection_that_is_not_let_in(
         server.faults["m2@example.com", "mail"] = [reply]
         server.faults["", "greeting"] = ["220 relay", entrance]
 
-        assert transmit(server, iter(letters(3))) == [SENT, DEFERRED, SENT]
+        assert exchange(server, letters(3)) == [SENT, DEFERRED, SENT]
         assert server.begun == ["m1@example.com", "m2@example.com", "m3@example.com"]
 
 
@@ -91,7 +92,7 @@ def test_a_new_connection_that_ends_at_once(offers: tuple[str, ...]) -> None:
     with ScriptedRelay(*offers) as server:
         server.faults["m2@example.com", "mail"] = [TOO_MANY, "421 4.7.0 too many connections"]
 
-        assert transmit(server, iter(letters(3))) == [SENT, DEFERRED, SENT]
+        assert exchange(server, letters(3)) == [SENT, DEFERRED, SENT]
 
 
 @both
@@ -102,7 +103,7 @@ def test_a_run_of_refusals(offers: tuple[str, ...], reply: str) -> None:
         for number in range(2, 41):
             server.always(f"m{number}@example.com", "mail", reply)
 
-        assert transmit(server, iter(letters(40))) == [SENT, *[DEFERRED] * 39]
+        assert exchange(server, letters(40)) == [SENT, *[DEFERRED] * 39]
         assert server.connections == 2
 
 
@@ -112,7 +113,7 @@ def test_a_run_of_refusals_on_a_new_connection() -> None:
         for number in range(1, 21):
             server.always(f"m{number}@example.com", "mail", NO_DOMAIN)
 
-        assert transmit(server, iter(letters(20))) == [DEFERRED] * 20
+        assert exchange(server, letters(20)) == [DEFERRED] * 20
         assert server.connections == 2
 
 
@@ -123,7 +124,7 @@ def test_refusals_between_mails_that_are_taken(reply: str, most: int) -> None:
         for number in range(2, 201, 2):
             server.always(f"m{number}@example.com", "mail", reply)
 
-        assert transmit(server, iter(letters(200))) == [SENT, DEFERRED] * 100
+        assert exchange(server, letters(200)) == [SENT, DEFERRED] * 100
         assert server.connections <= most
 
 
@@ -135,7 +136,7 @@ def test_refusals_between_mails_that_are_taken(reply: str, most: int) -> None:
 def test_the_limit_is_learnt(offers: tuple[str, ...], most: int, reply: str, refused: int) -> None:
     """A connection's limit is learnt at once if the reply names it, else from two equal counts."""
     with LimitedRelay(*offers, most=most, reply=reply) as server:
-        assert transmit(server, iter(letters(40))) == [SENT] * 40
+        assert exchange(server, letters(40)) == [SENT] * 40
         assert server.refusals == refused
         assert server.connections == 40 // most
 
@@ -145,10 +146,10 @@ def test_one_that_was_learnt_too_low_is_forgotten() -> None:
     with LimitedRelay(most=1, reply=TOO_MANY) as server:
         relay = relay_of(server)
         with relay.connection() as connection:
-            assert [one.verdict for one in connection.transmit(iter(letters(3)))] == [SENT] * 3
+            assert [one.verdict for one in connection.exchange(supply(letters(3)))] == [SENT] * 3
         server.most = 1000
         with relay.connection() as connection:
-            outcomes = [*connection.transmit(iter(letters(300)))]
+            outcomes = [*connection.exchange(supply(letters(300)))]
         relay.hang_up()
 
         assert {one.verdict for one in outcomes} == {SENT}
@@ -158,7 +159,7 @@ def test_one_that_was_learnt_too_low_is_forgotten() -> None:
 def test_max_emails_below_what_was_learnt() -> None:
     """MAIL_MAX_EMAILS holds as well if it is below the learnt limit."""
     with LimitedRelay("PIPELINING", most=5, reply=TOO_MANY) as server:
-        assert transmit(server, iter(letters(12)), MAIL_MAX_EMAILS=3) == [SENT] * 12
+        assert exchange(server, letters(12), MAIL_MAX_EMAILS=3) == [SENT] * 12
         assert (server.refusals, server.connections) == (0, 4)
 
 
@@ -195,7 +196,7 @@ def test_nothing_more_is_said_in_vain_after_a_refusal(point: Point) -> None:
         refusing(server, "rcpt", lambda number: number == 1, 1)
         server.always("m1@example.com", "data", "554 5.5.1 no valid recipients")
 
-        assert transmit(server, iter(letters(12))) == [*[REFUSED] * 8, *[SENT] * 4]
+        assert exchange(server, letters(12)) == [*[REFUSED] * 8, *[SENT] * 4]
         assert server.data_without_recipient == 1
         assert server.connections == 1
 
@@ -206,7 +207,7 @@ def test_one_round_trip_again_once_a_mail_is_taken() -> None:
     for count in (5, 25):
         with ScriptedRelay("PIPELINING", holds_back=True) as server:
             refusing(server, "rcpt", lambda number: number == 2, count)
-            transmit(server, iter(letters(count)))
+            exchange(server, letters(count))
         waits[count] = server.round_trips
 
     assert waits[25] - waits[5] == 20

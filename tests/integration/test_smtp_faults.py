@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mailer.message import Outcome, Phase, Verdict
 from mailer.mime import WireMessage
 from mailer.smtp import Relay
-from tests.services.relay import SHORT, make_letter, make_relay
+from tests.services.relay import SHORT, make_letter, make_relay, supply
 from tests.services.script import CLOSE, GARBAGE, OF_A_MAIL, RESET, SILENCE, Point, ScriptedRelay
 
 MakeRelay = Callable[..., Relay]
@@ -43,7 +43,7 @@ def deliver(relay: Relay, letters: list[WireMessage | None]) -> dict[str, Outcom
     waiting = deque(letters)
     taken: deque[WireMessage] = deque()
 
-    def supply() -> Iterator[WireMessage | None]:
+    def mails() -> Iterator[WireMessage | None]:
         while waiting:
             letter = waiting.popleft()
             if letter is not None:
@@ -52,7 +52,7 @@ def deliver(relay: Relay, letters: list[WireMessage | None]) -> dict[str, Outcom
 
     for _ in range(100):
         with relay.connection() as connection:
-            for outcome in connection.transmit(supply()):
+            for outcome in connection.exchange(supply(mails())):
                 letter = taken.popleft()
                 if outcome.verdict is UNREACHED:
                     taken.appendleft(letter)
@@ -148,7 +148,7 @@ def test_a_relay_that_ends_the_connection_before_a_mail_has_begun(
         relay = relay_of(server, **({"MAILER_COMMAND_TIMEOUT": SHORT} if action == SILENCE else {}))
 
         with relay.connection() as connection:
-            outcomes = [*connection.transmit(iter([letter_of(number) for number in range(1, 5)]))]
+            outcomes = [*connection.exchange(supply([letter_of(number) for number in range(1, 5)]))]
         relay.hang_up()
 
         assert [outcome.verdict for outcome in outcomes] == [SENT] * 4
@@ -169,7 +169,7 @@ def test_a_relay_that_hangs_up_after_each_mail(
         relay = relay_of(server)
 
         with relay.connection() as connection:
-            outcomes = [*connection.transmit(iter([letter_of(number) for number in range(1, 5)]))]
+            outcomes = [*connection.exchange(supply([letter_of(number) for number in range(1, 5)]))]
         relay.hang_up()
 
         assert [outcome.verdict for outcome in outcomes] == [SENT] * 4

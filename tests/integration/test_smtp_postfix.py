@@ -11,7 +11,7 @@ import pytest
 
 from mailer.message import Verdict
 from tests.services.ports import free_port
-from tests.services.relay import make_letter, make_relay
+from tests.services.relay import make_letter, make_relay, supply
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until
 
@@ -65,7 +65,7 @@ def test_many_mails(tmp_path: Path, options: tuple[str, ...], most: int | None) 
     with smtp_sink(tmp_path, *options) as port:
         relay = make_relay("127.0.0.1", port, **({"MAIL_MAX_EMAILS": most} if most else {}))
         with relay.connection() as connection:
-            verdicts = [outcome.verdict for outcome in connection.transmit(iter(letters))]
+            verdicts = [outcome.verdict for outcome in connection.exchange(supply(letters))]
         relay.hang_up()
 
     assert verdicts == [Verdict.SENT] * MAILS

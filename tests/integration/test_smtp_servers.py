@@ -13,7 +13,7 @@ from mailer.store import Store
 from tests.mails import table
 from tests.services.dispatchers import OpenDispatcher, deliver_all, entry, queue
 from tests.services.mail_servers import MailServer, running_exim, running_opensmtpd, running_postfix
-from tests.services.relay import make_letter, make_relay
+from tests.services.relay import make_letter, make_relay, supply
 from tests.services.waiting import wait_until
 
 Running = Callable[[Path], AbstractContextManager[MailServer]]
@@ -56,7 +56,7 @@ def test_more_mails_than_a_connection_carries(server: MailServer, mails: int) ->
     """More mails than a server takes over one connection go on over the next one."""
     relay, going = make_relay(server.host, server.port), letters(mails, lambda _number: False)
     with relay.connection() as connection:
-        verdicts = {outcome.verdict for outcome in connection.transmit(iter(going))}
+        verdicts = {outcome.verdict for outcome in connection.exchange(supply(going))}
     relay.hang_up()
 
     assert verdicts == {Verdict.SENT}
@@ -87,7 +87,7 @@ def test_many_refused_recipients(server: MailServer, refused: Callable[[int], bo
     mails = letters(60, refused)
     relay = make_relay(server.host, server.port)
     with relay.connection() as connection:
-        outcomes = [*connection.transmit(iter(mails))]
+        outcomes = [*connection.exchange(supply(mails))]
     relay.hang_up()
 
     verdicts = [Verdict.REFUSED if refused(number) else Verdict.SENT for number in range(60)]
@@ -107,8 +107,8 @@ def test_a_refused_recipient_is_one_error(server: MailServer) -> None:
     """
     relay = make_relay(server.host, server.port)
     with relay.connection() as connection:
-        outcomes = [*connection.transmit(iter(letters(18, lambda _number: True)))]
-        [sent] = connection.transmit(iter(letters(1, lambda _number: False)))
+        outcomes = [*connection.exchange(supply(letters(18, lambda _number: True)))]
+        [sent] = connection.exchange(supply(letters(1, lambda _number: False)))
     relay.hang_up()
 
     assert {outcome.verdict for outcome in outcomes} == {Verdict.REFUSED}

@@ -13,7 +13,7 @@ from mailer.settings import Settings
 from mailer.smtp import Relay
 from tests.services.logins import LoginServer
 from tests.services.proxies import ProxyServer
-from tests.services.relay import SHORT, RawServer, make_letter, make_relay, send
+from tests.services.relay import SHORT, RawServer, make_letter, make_relay, send, supply
 from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 
@@ -341,7 +341,7 @@ def test_lmtp_has_no_reply_to_a_mail_for_nobody() -> None:
         relay = make_relay(server.host, server.port, MAILER_LMTP=True)
         mails = [make_letter(envelope_from=f"m{number}@example.com") for number in (1, 2)]
         with relay.connection() as connection:
-            verdicts = [outcome.verdict for outcome in connection.transmit(iter(mails))]
+            verdicts = [outcome.verdict for outcome in connection.exchange(supply(mails))]
         relay.hang_up()
 
     assert verdicts == [Verdict.REFUSED, Verdict.SENT]

@@ -2,8 +2,9 @@
 
 import socketserver
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from flask import Flask
@@ -49,6 +50,11 @@ def make_letter(recipient: str = "bob@example.com", **changes: Any) -> WireMessa
         id=mail_id, message_id=new_message_id(mail_id, sender), created_at=now, **said
     )
     return WireMessage(message, recipient, compose(message))
+
+
+def supply(mails: Iterable[WireMessage | None]) -> Callable[[], WireMessage | None]:
+    """Return the `next_mail` of an exchange: the mails one by one, then None."""
+    return partial(next, iter(mails), None)
 
 
 def send(relay: Relay, letter: WireMessage | None = None) -> Outcome:

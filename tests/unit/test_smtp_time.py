@@ -9,7 +9,7 @@ from mailer.mime import WireMessage
 from mailer.smtp import opening, session
 from mailer.smtp.opening import SessionOpener
 from mailer.smtp.session import Session
-from tests.services.relay import make_letter, make_relay
+from tests.services.relay import make_letter, make_relay, supply
 
 _LAST_MOMENT = 0.999
 _WAY_IN = [b"220 relay", b"250 relay\nPIPELINING\nAUTH CRAM-MD5", b"334 PDE+", b"235 welcome"]
@@ -126,7 +126,7 @@ def test_the_lease_of_a_mail_outlasts_the_slowest_relay(
             yield make_letter()
 
     with relay.connection() as connection:
-        outcomes = [outcome.verdict for outcome in connection.transmit(source())]
+        outcomes = [outcome.verdict for outcome in connection.exchange(supply(source()))]
         connection.drop()
     took = clock.now - asked_at
 
