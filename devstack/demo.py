@@ -52,9 +52,8 @@ class CreateTables:
     def __call__(self) -> None:
         if self._done or request.endpoint in _WITHOUT_TABLES:
             return
-        self._app.extensions[
-            "mailer"
-        ].store.check_schema()  # makes a SQLite file, for its owner only
+        # Makes a SQLite file, for its owner only.
+        self._app.extensions["mailer"].store.check_schema()
         reference.db.create_all()
         self._done = True
 

@@ -32,9 +32,8 @@ class Process:
 
     def kill(self) -> None:
         """Kill the process and its group."""
-        with suppress(
-            ProcessLookupError, PermissionError
-        ):  # nobody is left (on macOS: nobody but a zombie)
+        # Nobody is left (on macOS: nobody but a zombie).
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
 

@@ -225,9 +225,8 @@ def classify(phase: Phase, code: int, text: str) -> Answer:
 
 def _is_final(phase: Phase, code: int, status: str, words: str) -> bool:
     """Return whether the refusal is permanent."""
-    if (
-        code == 421 or not 400 <= code < 600
-    ):  # 421: the relay closes the connection, whatever the text says
+    # 421: the relay closes the connection, whatever the text says.
+    if code == 421 or not 400 <= code < 600:
         return False
     if status in _TOO_BIG:
         return True

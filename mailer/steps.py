@@ -20,9 +20,8 @@ class Steps:
     """Runs the steps of one task of maintenance, and logs each failure once a minute."""
 
     def __init__(self) -> None:
-        self._failing: dict[
-            str, tuple[type[Exception], float]
-        ] = {}  # step -> reason, and when it was logged
+        # Step -> reason, and when it was logged.
+        self._failing: dict[str, tuple[type[Exception], float]] = {}
 
     def take(self, name: str, step: Callable[..., T], *arguments: Any) -> T | None:
         """Call the step and return its result. Return None if it fails."""

@@ -36,9 +36,8 @@ class Plan:
     """The distribution of a batch over relays."""
 
     unassigned: set[int]  #: deliveries that are in no share yet
-    shares: dict[str, list[Delivery]] = field(
-        default_factory=lambda: defaultdict(list)
-    )  #: by relay
+    #: By relay.
+    shares: dict[str, list[Delivery]] = field(default_factory=lambda: defaultdict(list))
     waiting: dict[int, float | None] = field(default_factory=dict)  #: for a relay, and until when
     probes: dict[str, Pause] = field(default_factory=dict)  #: ours, by relay
 

@@ -37,6 +37,5 @@ class ThreadContext:
     box: Box
     budget: ByteBudget  #: shared by the threads of the process
     flags: WorkerFlags
-    avoided: Mapping[
-        str, Pause
-    ]  #: relays to treat as paused, since they would keep this thread waiting
+    #: Relays to treat as paused, since they would keep this thread waiting.
+    avoided: Mapping[str, Pause]

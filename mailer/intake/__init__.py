@@ -210,10 +210,8 @@ class Intake:
 
         Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
         """
-        with (
-            suppress(Exception),
-            addresses_shown(self._settings.log_addresses),
-        ):  # a handler of the log may fail as well
+        # A handler of the log may fail as well.
+        with suppress(Exception), addresses_shown(self._settings.log_addresses):
             try:
                 self._bell.ring()
             except Exception:

@@ -376,10 +376,8 @@ class Settings(RelaySettings):
         value = re.sub("^postgres://", "postgresql://", value)
         try:
             url = make_url(value)
-        except (
-            ArgumentError,
-            ValueError,
-        ):  # the ValueError quotes the port: without a host, that is the password
+        # The ValueError quotes the port: without a host, that is the password.
+        except (ArgumentError, ValueError):
             url = URL.create("nothing")
         is_postgresql = url.get_backend_name() == "postgresql"
         if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):

@@ -38,9 +38,8 @@ def mark() -> None:
     bind = op.get_bind()
     if bind.dialect.name == "postgresql":
         op.execute(f"CREATE SEQUENCE IF NOT EXISTS {POSTGRESQL_MARK}")
-    elif (
-        bind.scalar(sa.text("PRAGMA application_id")) == 0
-    ):  # unless the application has one of its own
+    # Unless the application has one of its own.
+    elif bind.scalar(sa.text("PRAGMA application_id")) == 0:
         op.execute(f"PRAGMA application_id = {SQLITE_MARK}")
 
 
