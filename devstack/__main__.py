@@ -113,9 +113,8 @@ def check_ports(stack: Stack) -> None:
     for variable, port in stack.ports.items():
         if not probes.port_is_free(HOST, port):
             raise CannotStart(
-                f"Port {port} can't be used (it is taken, or reserved): "
-                "stop the program that uses it, or choose another, for example"
-                f" `make run {variable}={port + 1}`."
+                f"Port {port} can't be used (it is taken, or reserved): stop the program that uses"
+                f" it, or choose another, for example `make run {variable}={port + 1}`."
             )
 
 

@@ -149,8 +149,8 @@ def installed(celery: Celery[Any]) -> Sequence[Outbound]:
     found: Sequence[Outbound] = vars(celery).get(_OUTBOUNDS, ())
     if not found:
         raise ConfigurationError(
-            f"The Celery app {celery.main!r} delivers no mail: no Mailer knows it."
-            " Set app.extensions['celery'] to it before Mailer(app) or init_app()."
+            f"The Celery app {celery.main!r} delivers no mail: no Mailer knows it. Set"
+            " app.extensions['celery'] to it before Mailer(app) or init_app()."
         )
     return found
 

@@ -46,28 +46,25 @@ class Fingerprints:
         if earlier.fingerprint is None:
             raise KeyReused(
                 f"{taken}, whose content is erased, so that nobody can tell whether this call says"
-                " the same. Look at the status"
-                " of that mail, and use another key for another mail. Set MAILER_SECRET_KEYS (or"
-                " Flask's SECRET_KEY) before"
-                " init_app(): then sensitive mail that is queued from now on can be recognised"
-                " after it is erased."
+                " the same. Look at the status of that mail, and use another key for another"
+                " mail. Set MAILER_SECRET_KEYS (or Flask's SECRET_KEY) before init_app(): then"
+                " sensitive mail that is queued from now on can be recognised after it is erased."
             )
         if earlier.fingerprint.key_id not in (None, *self._keys):
             raise KeyReused(
                 f"{taken}, a sensitive mail whose fingerprint was made with a secret key that is"
-                " not configured here, so that"
-                " nobody can tell whether this call says the same. Add the former key to the end"
-                " of MAILER_SECRET_KEYS (or to"
-                " Flask's SECRET_KEY_FALLBACKS), and give the same keys to all applications that"
-                " share this database."
+                " not configured here, so that nobody can tell whether this call says the same."
+                " Add the former key to the end of MAILER_SECRET_KEYS (or to Flask's"
+                " SECRET_KEY_FALLBACKS), and give the same keys to all applications that share"
+                " this database."
             )
         if not _are_equal(
             earlier.fingerprint, self._of(message, recipients, earlier.fingerprint.key_id)
         ):
             raise KeyReused(
                 f"{taken}, which says something else: give each mail a key of its own. If it is to"
-                " be the same, look for what"
-                " differs from call to call: a time or a token in a template."
+                " be the same, look for what differs from call to call: a time or a token in a"
+                " template."
             )
         # The recipients are part of the fingerprint.
         return Receipt(earlier.id, earlier.message_id, recipients, is_new=False)
@@ -102,8 +99,8 @@ def _checked(name: str) -> str:
     if _NONE_AS_A_PART.search(name):
         raise InvalidMail(
             f"idempotency_key: {name!r} has the part None, which other mails would share. If it is"
-            " the id of a new object, call"
-            " db.session.flush() first, which gives the object its id."
+            " the id of a new object, call db.session.flush() first, which gives the object its"
+            " id."
         )
     return name
 

@@ -83,8 +83,8 @@ def check_keywords(renderer: Renderer, template: str, keywords: Iterable[str]) -
         if (meant := _meant(keyword)) and not renderer.may_use(template, keyword):
             raise InvalidMail(
                 f"{keyword}: there is no such option, and template {template!r} has no variable of"
-                " this name:"
-                f" {did_you_mean(meant)} Pass variables for other templates in context={{…}}."
+                f" this name: {did_you_mean(meant)} Pass variables for other templates in"
+                f" context={{…}}."
             )
 
 

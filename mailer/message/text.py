@@ -11,8 +11,8 @@ LONGEST_REPLY = 1000
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset(
     (
-        "from sender to cc bcc reply-to subject date message-id mime-version return-path"
-        " received dkim-signature"
+        "from sender to cc bcc reply-to subject date message-id mime-version return-path received"
+        " dkim-signature"
     ).split()
 )
 

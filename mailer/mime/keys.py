@@ -26,8 +26,8 @@ def load_key(given: DkimKey) -> SigningKey:
         reason = str(problem)
     except TypeError:
         reason = (
-            "it is encrypted: write it without a passphrase, readable for the worker only"
-            " (openssl pkey -in … -out …)"
+            "it is encrypted: write it without a passphrase, readable for the worker only (openssl"
+            " pkey -in … -out …)"
         )
     except (ValueError, UnsupportedAlgorithm):
         reason = "it is no private key in PEM, which begins with -----BEGIN PRIVATE KEY-----"

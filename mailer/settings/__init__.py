@@ -47,8 +47,7 @@ class Settings(RelaySettings):
     listed_relays: Annotated[tuple[ListedRelay, ...], Field(min_length=1), FromJson] = key(
         "MAILER_RELAYS",
         "Several relays, in the environment as JSON: a list of objects with the keys of the relay"
-        " and,"
-        " if needed, `name`, `preference`, `weight`, `senders`, `domains`, `lanes`.",
+        " and, if needed, `name`, `preference`, `weight`, `senders`, `domains`, `lanes`.",
         (),
         repr=False,
         examples=['[{"name": "first", "MAIL_SERVER": "smtp.example.com", "MAIL_PORT": 587}, …]'],
@@ -70,25 +69,23 @@ class Settings(RelaySettings):
 
     database_url: str = key(
         "MAILER_DATABASE_URL",
-        "The database: `postgresql://…` or `sqlite:///file`; a relative path starts in the instance"
-        " folder. Unset: `SQLALCHEMY_DATABASE_URI` if that is PostgreSQL, else `mailer.sqlite3` in"
-        " the"
-        " instance folder.",
+        "The database: `postgresql://…` or `sqlite:///file`; a relative path starts in the"
+        " instance folder. Unset: `SQLALCHEMY_DATABASE_URI` if that is PostgreSQL, else"
+        " `mailer.sqlite3` in the instance folder.",
         min_length=1,
         repr=False,
     )
     pgbouncer: bool = key(
         "MAILER_PGBOUNCER",
         "The database is behind PgBouncer, or another pooler, in transaction mode: use no state of"
-        " a"
-        " session.",
+        " a session.",
         False,
     )
     redis_url: str = key(
         "MAILER_REDIS_URL",
         "The broker: `redis://`, `rediss://`, `unix:///socket`, or any URL that Celery accepts."
-        " Unset:"
-        " `REDIS_URL`, else the broker of your own Celery app if there is one, else the default.",
+        " Unset: `REDIS_URL`, else the broker of your own Celery app if there is one, else the"
+        " default.",
         "redis://127.0.0.1:6379/0",
         min_length=1,
         repr=False,
@@ -106,8 +103,7 @@ class Settings(RelaySettings):
         "MAILER_DOMAIN_LIMITS",
         "Limits of recipient domains, for all workers together, in the environment as JSON:"
         ' `{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}`;'
-        " `*` is"
-        " each domain that is not named.",
+        " `*` is each domain that is not named.",
         {},
         examples=[
             '{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'
@@ -117,8 +113,7 @@ class Settings(RelaySettings):
         "MAILER_DKIM_KEYS",
         "The keys that sign mail, in the environment as JSON:"
         ' `[{"domain": "example.com", "selector": "2026a", "key_file": "…"}]`, or `key` with the'
-        " PEM"
-        " itself.",
+        " PEM itself.",
         (),
         repr=False,
         examples=[
@@ -128,8 +123,7 @@ class Settings(RelaySettings):
     secret_keys: tuple[bytes, ...] = key(
         "MAILER_SECRET_KEYS",
         "Secrets that sign and hash, in the environment separated by commas: the first one signs,"
-        " all"
-        " verify. If it is unset, Flask's `SECRET_KEY`, then `SECRET_KEY_FALLBACKS`.",
+        " all verify. If it is unset, Flask's `SECRET_KEY`, then `SECRET_KEY_FALLBACKS`.",
         (),
         repr=False,
     )
@@ -148,10 +142,8 @@ class Settings(RelaySettings):
     max_bytes_in_flight: int = key(
         "MAILER_MAX_BYTES_IN_FLIGHT",
         "Maximum of bytes of memory that a process uses at once for mails in delivery, all its"
-        " threads"
-        " together. A mail counts four times its size; a larger mail goes while at most an eighth"
-        " of"
-        " this is in use.",
+        " threads together. A mail counts four times its size; a larger mail goes while at most an"
+        " eighth of this is in use.",
         128_000_000,
         ge=1,
     )
@@ -240,8 +232,7 @@ class Settings(RelaySettings):
     black_box: str = key(
         "MAILER_BLACK_BOX",
         "Folder on a local disk, where workers note which mails they are sending. Empty:"
-        " `black-box` in"
-        " the instance folder.",
+        " `black-box` in the instance folder.",
         "",
     )
     log_addresses: bool = key(
@@ -255,8 +246,7 @@ class Settings(RelaySettings):
     keep_bodies_days: float | None = key(
         "MAILER_KEEP_BODIES_DAYS",
         "Days after which the texts and attachments of a finished mail are deleted, so that it"
-        " can't be"
-        " requeued. Unset: they stay.",
+        " can't be requeued. Unset: they stay.",
         None,
         gt=0,
     )
@@ -310,10 +300,9 @@ class Settings(RelaySettings):
         if self.pgbouncer and (asked := database.server_options(make_url(self.database_url))):
             raise ConfigurationError(
                 f"MAILER_PGBOUNCER: a pooler does not hand on '{asked.strip()}', the options of"
-                " MAILER_DATABASE_URL or of"
-                " PGOPTIONS. Take them out, and set them for the role that logs in: ALTER ROLE …"
-                " SET search_path = …;"
-                " with a schema of its own, give this installation a MAILER_NAMESPACE, too."
+                " MAILER_DATABASE_URL or of PGOPTIONS. Take them out, and set them for the role"
+                " that logs in: ALTER ROLE … SET search_path = …; with a schema of its own, give"
+                " this installation a MAILER_NAMESPACE, too."
             )
 
     def check_for_debugging(self) -> None:
@@ -335,8 +324,7 @@ class Settings(RelaySettings):
         if value and all(relay.has_rules for relay in value):
             raise ValueError(
                 "one relay must take the mail that the rules of no other do: give one without"
-                " senders,"
-                " domains and lanes"
+                " senders, domains and lanes"
             )
         names = [relay.name for relay in value]
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 #: The key of MAILER_DOMAIN_LIMITS for each domain that is not named.
 OTHERS = "*"
 _RATE = (
-    "a rate such as '14/second' or '100/5 minutes', or several that all count:"
-    " '14/second; 50000/day'"
+    "a rate such as '14/second' or '100/5 minutes', or several that all count: '14/second;"
+    " 50000/day'"
 )
 # Redis remembers each mail within the period of a rate, with 20 bytes.
 _MAX_AMOUNT = 1_000_000

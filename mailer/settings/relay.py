@@ -103,9 +103,9 @@ class RelaySettings(BaseModel):
     proxy: str | None = key(
         "MAILER_PROXY",
         "Connect to the relay through a proxy: `socks5://user:password@host:1080`, `socks5h://…`"
-        " (the"
-        " proxy asks the DNS), `socks4://…`, `http://host:3128`. If it is unset, `ALL_PROXY` and"
-        " `NO_PROXY` of the environment apply to relays on other machines; `none` turns that off.",
+        " (the proxy asks the DNS), `socks4://…`, `http://host:3128`. If it is unset, `ALL_PROXY`"
+        " and `NO_PROXY` of the environment apply to relays on other machines; `none` turns that"
+        " off.",
         None,
         repr=False,
     )
@@ -129,8 +129,8 @@ class RelaySettings(BaseModel):
     )
     reply_timeout: Seconds = key(
         "MAILER_REPLY_TIMEOUT",
-        "Seconds to wait for the reply after the last byte; a short wait makes duplicates"
-        " (RFC 5321, 4.5.3.2.6).",
+        "Seconds to wait for the reply after the last byte; a short wait makes duplicates (RFC"
+        " 5321, 4.5.3.2.6).",
         600.0,
     )
     idle_timeout: Seconds = key(
@@ -286,9 +286,8 @@ class RelaySettings(BaseModel):
     def _one_kind_of_tls(self) -> Self:
         if self.mail_use_tls and self.mail_use_ssl:
             raise ValueError(
-                "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587, TLS"
-                " from the"
-                " start on 465"
+                "MAIL_USE_TLS and MAIL_USE_SSL: set one of them: STARTTLS is usual on port 587,"
+                " TLS from the start on 465"
             )
         return self
 
@@ -297,8 +296,7 @@ class RelaySettings(BaseModel):
         if self.is_unix and self.uses_tls:
             raise ValueError(
                 "MAIL_USE_TLS and MAIL_USE_SSL: unset them: MAIL_SERVER is a socket, and"
-                " certificates are for"
-                " host names"
+                " certificates are for host names"
             )
         return self
 
@@ -312,9 +310,8 @@ class RelaySettings(BaseModel):
             raise ValueError("MAILER_OAUTH: set MAIL_USERNAME too, to the mailbox of the login")
         if not (self.uses_tls or self.is_local):
             raise ValueError(
-                "MAILER_OAUTH: anybody can use an intercepted token: set MAIL_USE_TLS (port 587) or"
-                " MAIL_USE_SSL"
-                " (port 465)"
+                "MAILER_OAUTH: anybody can use an intercepted token: set MAIL_USE_TLS (port 587)"
+                " or MAIL_USE_SSL (port 465)"
             )
         return self
 

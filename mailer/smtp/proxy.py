@@ -68,8 +68,7 @@ def _unknown_name(key: str, *, asks_dns: bool) -> str:
         return f"{key}: the DNS does not know the name of the proxy: correct it."
     return (
         f"{key} or MAIL_SERVER: the DNS does not know one of these names: correct it, or let the"
-        " proxy"
-        " look it up: socks5h://…"
+        " proxy look it up: socks5h://…"
     )
 
 

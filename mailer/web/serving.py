@@ -29,8 +29,8 @@ def serve_inbox(
     """
     if find_spec("aiosmtpd") is None:
         raise ConfigurationError(
-            "The inbox needs aiosmtpd, which is not installed."
-            " Install it with: pip install 'flask-mailer-queue[inbox]'"
+            "The inbox needs aiosmtpd, which is not installed. Install it with: pip install"
+            " 'flask-mailer-queue[inbox]'"
         )
     from mailer.smtpd.server import InboxServer  # noqa: PLC0415 -- aiosmtpd is an extra
 
