@@ -26,19 +26,16 @@ class Silences:
     """
 
     def __init__(self) -> None:
-        self._delivery_ids: set[int] = set()
+        self.suspects: set[int] = set()  #: the ids of their deliveries
 
     def note(self, delivery: Delivery, outcome: Outcome) -> None:
         """Count a silence. Any other answer of the relay ends the series."""
         if outcome.is_silence:
-            self._delivery_ids.add(delivery.id)
+            self.suspects.add(delivery.id)
         elif outcome.verdict is not Verdict.UNREACHED:
-            self._delivery_ids.clear()
-
-    def __contains__(self, delivery: Delivery) -> bool:
-        return delivery.id in self._delivery_ids
+            self.suspects.clear()
 
     @property
     def are_the_relays_fault(self) -> bool:
         """Return whether there are too many of them to blame the mails."""
-        return len(self._delivery_ids) >= _MAX_SILENCES
+        return len(self.suspects) >= _MAX_SILENCES

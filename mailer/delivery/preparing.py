@@ -1,7 +1,9 @@
 """Preparing mails: load and compose them within the byte budget of the process."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -36,7 +38,7 @@ class Content:
     users: int = 0  #: prepared mails that are not dropped yet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PreparedMail:
     """A delivery and the bytes to send for it."""
 
@@ -64,6 +66,10 @@ class Preparer:
         self._box = context.box
         self._set_aside = set_aside
         self._redirects = self._settings.redirect_to is not None
+        # The name of a delivery's content.
+        self._key: Callable[[Delivery], str] = (
+            self._key_if_redirected if self._redirects else attrgetter("mail_id")
+        )
         self._sizes: dict[str, int] | None = None  # of mails that were queued without one
         self._contents: dict[str, Content] = {}
 
@@ -114,9 +120,9 @@ class Preparer:
         if (content := self._contents.pop(key, None)) is not None:
             self._budget.give_back(content.room)
 
-    def _key(self, delivery: Delivery) -> str:
+    def _key_if_redirected(self, delivery: Delivery) -> str:
         """Name a content. A redirected mail names its recipient, so each delivery has its own."""
-        if self._redirects and self._is_redirected(delivery):
+        if self._is_redirected(delivery):
             return f"{delivery.mail_id} {delivery.id}"
         return delivery.mail_id
 
@@ -150,12 +156,14 @@ class Preparer:
 
     def _groups(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
         """Group the small mails, for one query, and the deliveries of each large mail."""
-        small = [one for one in deliveries if self._size(one) < _LARGE]
+        small: list[Delivery] = []
+        large: dict[str, list[Delivery]] = defaultdict(list)
+        for delivery in deliveries:
+            group = small if self._size(delivery) < _LARGE else large[delivery.mail_id]
+            group.append(delivery)
         if small:
             yield small
-        large = [one for one in deliveries if self._size(one) >= _LARGE]
-        for mail_id in dict.fromkeys(one.mail_id for one in large):
-            yield [one for one in large if one.mail_id == mail_id]
+        yield from large.values()
 
     def _load_and_compose(self, group: list[Delivery], *, patient: bool) -> None:
         """Load a group at once. If that fails, try each mail alone: one of them may be to blame."""

@@ -80,14 +80,17 @@ class Router:
         """
         senders, now = self.senders(claimed), self._clock.time()
         candidates = [state.settings for state in available.usable]
-        places = {delivery.id: place for place, delivery in enumerate(claimed)}
-        for delivery in sorted(claimed, key=lambda one: (self._is_suspect(one), -places[one.id])):
+        suspects = frozenset[int]().union(*(one.silences.suspects for one in self.states.values()))
+        least_urgent_first = [*reversed(claimed)]
+        least_urgent_first.sort(key=lambda delivery: delivery.id in suspects)
+        for delivery in least_urgent_first:
             sender = senders.get(delivery.mail_id, "")
             relay = self._relay_for(delivery, sender, plan, candidates, available)
             if relay is None:
                 plan.waiting[delivery.id] = self.free_at(delivery, sender, available.pauses, now)
             else:
                 plan.shares[relay].append(delivery)
+        places = {delivery.id: place for place, delivery in enumerate(claimed)}
         for deliveries in plan.shares.values():
             deliveries.sort(key=lambda delivery: places[delivery.id])
 
@@ -111,9 +114,6 @@ class Router:
                 plan.probes[chosen.name] = probe
                 return chosen.name
         return None
-
-    def _is_suspect(self, delivery: Delivery) -> bool:
-        return any(delivery in state.silences for state in self.states.values())
 
     # --- deliveries that wait --------------------------------------------------------------------
 

@@ -104,19 +104,20 @@ class Share:
         while True:
             if not book.marked:
                 self._mark_next_window()
-            if not book.marked or not self._may_take(book.marked[0]):
+            now = self._services.clock.time()
+            if not book.marked or not self._may_take(book.marked[0], now):
                 return None
-            if not book.marked[0].delivery.has_expired(self._services.clock.time()):
+            if not book.marked[0].delivery.has_expired(now):
                 return book.take_marked().wire
             self._preparer.drop(book.expire_marked(), book.next_waiting)
 
-    def _may_take(self, mail: PreparedMail) -> bool:
+    def _may_take(self, mail: PreparedMail, now: float) -> bool:
         """Return whether there is time to send a mail before others may take it for lost."""
         self._context.relay_slots.renew()
         self._context.domain_slots.renew()
-        if self._services.clock.time() + self._longest_delivery > mail.lease_until:
+        if now + self._longest_delivery > mail.lease_until:
             return False  # this process was frozen
-        return not (self._is_late and (self.report.tried or self._book.in_flight))
+        return not ((self.report.tried or self._book.in_flight) and self._is_late)
 
     def _may_begin(self) -> bool:
         """Return whether the bytes of the oldest mail in flight may be sent now.
@@ -126,7 +127,7 @@ class Share:
         mail, now = self._book.in_flight[0], self._services.clock.time()
         if now + self._longest_transmission > mail.lease_until:
             return False
-        if mail.delivery.has_expired(now) or (self._is_late and self.report.tried):
+        if mail.delivery.has_expired(now) or (self.report.tried and self._is_late):
             return False
         self._context.box.begun(mail.delivery.id, self._state.name)
         self._book.begin()
@@ -230,7 +231,6 @@ class Share:
         self._preparer.drop(self._book.finish(result), self._book.next_waiting)
         if result.outcome.verdict is Verdict.SENT:
             box.taken(delivery.id, result.outcome.reply)
-            self._context.flags.note_delivery(self._services.clock.time())
         elif result.outcome.verdict is not Verdict.DOUBTFUL:
             box.over(delivery.id)
         if result.outcome.verdict is Verdict.UNREACHED:
@@ -316,6 +316,8 @@ class Share:
         for result in book.results:
             if result.delivery.id not in recorded:
                 _warn_of_unwritten(result)
+        if any(result.outcome.verdict is Verdict.SENT for result in book.results):
+            self._context.flags.note_delivery(now)
         for mail in book.note_recorded(marked, until):
             self._preparer.drop(mail, book.next_waiting)
 

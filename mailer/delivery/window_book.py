@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from mailer.delivery.preparing import PreparedMail
 from mailer.message import Delivery, OnDoubt
@@ -71,11 +70,10 @@ class WindowBook:
         lost.
         """
         others = [mail for mail in self.ready if mail.delivery.id not in ours]
-        self.marked += [
-            replace(mail, lease_until=lease_until)
-            for mail in self.ready
-            if mail.delivery.id in ours
-        ]
+        for mail in self.ready:
+            if mail.delivery.id in ours:
+                mail.lease_until = lease_until
+                self.marked.append(mail)
         self._unmarked += [mail.delivery for mail in others]
         self.results, self.ready, self.expired = [], [], {}
         return others

@@ -17,7 +17,7 @@ _YES = [YES, YES, GO_ON]
 AT_ONCE = len(_YES)
 _NO = b"45"
 _NOTHING = [b"", b"", b""]
-_CLOSING = 421
+_CLOSING = b"421"
 _LONE_DOT = b".\r\n"
 # The size from which a mail and the next envelope are sent separately, to spare a copy.
 _COPIED = 65536
@@ -114,7 +114,7 @@ class Dialogue:
                     session.send_bytes(command, seconds)
                 replies.append(reply := session.receive_reply(seconds))
                 refused = refused or reply[0] != yes
-                if code_of(reply) == _CLOSING:
+                if reply.startswith(_CLOSING):
                     break
         except OSError as error:
             lost = error
@@ -140,7 +140,7 @@ class Dialogue:
             )
         self.at_once = min(self.at_once, refused + 1)
         refusal = self._answer(_PHASES[refused], replies[refused])
-        if code_of(replies[-1]) == _CLOSING:
+        if replies[-1].startswith(_CLOSING):
             self.session.abort()
             if refused == len(replies) - 1:
                 raise SessionLost(refusal, exact=True)
@@ -179,7 +179,7 @@ class Dialogue:
         if reply[0] == YES:
             self.at_once = AT_ONCE
             return Outcome(Verdict.SENT, words_of(reply))
-        if code_of(reply) == _CLOSING:
+        if reply.startswith(_CLOSING):
             session.abort()
         return self._answer(Phase.DOT, reply)
 
@@ -188,7 +188,7 @@ class Dialogue:
         self.awaits_body = False
         try:
             self.session.send_bytes(_LONE_DOT + next_envelope, self._settings.command_timeout)
-            if code_of(self.session.receive_reply(self._settings.command_timeout)) == _CLOSING:
+            if self.session.receive_reply(self._settings.command_timeout).startswith(_CLOSING):
                 self.session.abort()
         except OSError:
             self.session.abort()

@@ -83,7 +83,7 @@ def test_what_was_on_the_wire(
 ) -> None:
     """Only the mail on the wire is in doubt, at once; the rest goes back without an attempt."""
     first, *others = queue_many(store, 3, on_doubt=on_doubt)
-    monkeypatch.setattr(share.Share, "_finish", killing)
+    monkeypatch.setattr(share.Share, "_note", killing)
 
     deliver_and_die(make_dispatcher())
     chores_of(make_dispatcher()).settle()

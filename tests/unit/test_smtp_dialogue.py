@@ -48,7 +48,7 @@ def outcome_of(body: bytes, rides: bytes, *, taken: int, piece: int, said: bytes
     session = Session("relay", command_timeout=60, is_lmtp=False)
     session.sock = cast(socket.socket, ShortSocket(taken, piece, said))
     settings = Settings.load({}, {}, default_database_url="sqlite://")
-    return Dialogue(session, settings).finish(body, rides)
+    return Dialogue(session, settings).send_body(body, rides)
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
@@ -99,7 +99,7 @@ def test_a_reply_that_came_before_the_mail() -> None:
         dialogue = Dialogue(session, Settings.load({}, {}, default_database_url="sqlite://"))
         assert session.receive_reply(60) == b"354 go on\r"
 
-        outcome = dialogue.finish(SMALL, NEXT)
+        outcome = dialogue.send_body(SMALL, NEXT)
 
         assert (outcome.verdict, outcome.phase) == (verdict, Phase.DATA)
         assert not session.is_open
