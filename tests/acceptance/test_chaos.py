@@ -11,9 +11,9 @@ from tests.chaos.scenarios import SCENARIOS
 
 _CANARIES = (
     "kill -9 of workers, prefork",
-    "a mail that kills whoever composes it",
+    "a mail that kills the process that composes it",
     "Redis FLUSHALL",
-    "PostgreSQL hangs up on everybody",
+    "PostgreSQL terminates all connections",
     "SQLite, the disk is full",
     "the clock jumps an hour, backwards",
 )

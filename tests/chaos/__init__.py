@@ -1,6 +1,8 @@
-"""Breaking things on purpose: real processes, real servers, real faults, and a checker that believes none of our own counters.
+"""Fault injection with real processes and servers, checked against the relay's own records.
 
-`scenarios` has what is broken and how, each in a short form for `make test` and a long one for `make chaos`. `site` is what is
-broken: a database, a broker, a relay that notes what it took, processes that queue, workers. `history` compares three records:
-the ids that `send_email()` returned, what the relay took, and what the database says.
+`scenarios` lists the faults, each in a short form for `make test` and a long one for `make chaos`.
+`site` starts the installation under test: a database, a broker, a relay that records each mail it
+accepts, web processes that queue, and workers. `history` compares three records: the ids that
+`send_email()` returned, the mails that the relay accepted, and the states in the database. No
+counter of Mailer itself is trusted.
 """

@@ -1,8 +1,9 @@
-"""`make chaos`: break everything there is to break, in the long form, and print what came of it.
+"""Run all fault scenarios of `make chaos` in their long form and print a table of results.
 
-ARGS="kill frozen" runs only what has a word in its name that begins so, ARGS=--short the short
-form, ARGS=--list names all. ARGS="--short --minutes 4" runs as many as begin in that time, others
-each day. What the long form of a scenario came to last is kept in `results`.
+ARGS="kill frozen" runs the scenarios with a word in their name that begins with one of these.
+ARGS=--short runs the short form, ARGS=--list prints all names. ARGS="--short --minutes 4" starts
+scenarios for that many minutes, and others on the next day. The last result of the long form of
+each scenario is stored in `results`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tests.chaos.running import Row, running
 from tests.chaos.scenario import Scenario, Size
 from tests.chaos.scenarios import SCENARIOS
 
-_A_DAY = 7  # so many scenarios begin in a few minutes
+_A_DAY = 7  # scenarios that a run of a few minutes starts
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,14 +58,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def turned(scenarios: Sequence[Scenario], day: int) -> list[Scenario]:
-    """Begin at another place of the table each day, so that a run of a few minutes comes to all of them within some days."""
+    """Rotate the scenarios by the day, so that short runs cover all of them within some days."""
     first = day * _A_DAY % len(scenarios) if scenarios else 0
     return [*scenarios[first:], *scenarios[:first]]
 
 
 @contextmanager
 def _time_limit(minutes: float | None, futures: Iterable[Future[Row]]) -> Iterator[None]:
-    """Cancel what has not begun by then."""
+    """Cancel the scenarios that have not begun after `minutes`."""
     if minutes is None:
         yield
         return
@@ -79,28 +80,28 @@ def _time_limit(minutes: float | None, futures: Iterable[Future[Row]]) -> Iterat
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument(
-        "words", nargs="*", help="run only scenarios with a word in their name that begins so"
+        "words", nargs="*", help="run scenarios with a word in their name that begins with this"
     )
     parser.add_argument(
         "--short",
         action="store_true",
-        help="each only for some seconds: a quarter of an hour in all",
+        help="run the short form of each: a quarter of an hour in all",
     )
     parser.add_argument(
         "--minutes",
         type=float,
         metavar="N",
-        help="begin no scenario after that; each day begins with others",
+        help="start no scenario after N minutes; each day starts with others",
     )
-    parser.add_argument("--list", action="store_true", help="name the scenarios and end")
+    parser.add_argument("--list", action="store_true", help="print the names of the scenarios")
     parser.add_argument(
-        "--at-once", type=int, default=2, metavar="N", help="how many at the same time (2)"
+        "--at-once", type=int, default=2, metavar="N", help="scenarios at the same time (2)"
     )
     return parser
 
 
 def _show(row: Row) -> None:
-    """With the logs of the workers if something went wrong."""
+    """Print the row, and the logs of the workers if a promise was broken."""
     if row.report.broken:
         print(row.log, file=sys.stderr)
     print(told(row), flush=True)

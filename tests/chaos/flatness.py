@@ -1,4 +1,4 @@
-"""Whether a figure stayed where it was: pure arithmetic on what was measured."""
+"""Pure arithmetic that decides whether a figure grew during a soak."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How much more the last quarter may have than the second: the first is for warming up."""
+    """How much more the last quarter may have than the second. The first is for warming up."""
 
-    share: float  #: of what the second quarter had
-    beside: float  #: in the unit of the figure
+    share: float  #: of the second quarter's value
+    beside: float  #: added to it, in the unit of the figure
 
     def of(self, before: float) -> float:
         return before * (1 + self.share) + self.beside
@@ -20,25 +20,21 @@ class Bound:
 class Series:
     """One figure over time."""
 
-    plot: str  #: which plot it is drawn in
+    plot: str  #: the plot that it is drawn in
     name: str
     unit: str
     bound: Bound | None = None  #: None: it is shown, and not judged
-    values: list[float | None] = field(
-        default_factory=list
-    )  #: None: it could not be read at that moment
+    #: None: it could not be read at that moment
+    values: list[float | None] = field(default_factory=list)
 
     @property
     def before(self) -> float:
-        """What it was in the second quarter.
-
-        The median: a fault is to disturb it, not to hide what remains after it.
-        """
+        """Return the median of the second quarter, which a short fault does not move."""
         return self._quarter(1)
 
     @property
     def after(self) -> float:
-        """What it was in the last quarter."""
+        """Return the median of the last quarter."""
         return self._quarter(3)
 
     @property

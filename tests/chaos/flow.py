@@ -1,4 +1,4 @@
-"""What scenarios begin with, wait for and end with: mail that flows, calls that are refused, and the count."""
+"""Steps that scenarios share: start traffic, wait for it, and count the mails at the end."""
 
 import time
 
@@ -9,7 +9,7 @@ from tests.services.waiting import wait_until
 
 
 def let_mail_flow(site: Site, *, workers: int = 1, senders: int = 2, pause: float = 0.01) -> None:
-    """Return when each of the senders has queued one, and the relay has got one."""
+    """Return when each sender has queued a mail and the relay has accepted one."""
     for _ in range(workers):
         site.start_worker()
     for _ in range(senders):
@@ -22,24 +22,24 @@ def let_mail_flow(site: Site, *, workers: int = 1, senders: int = 2, pause: floa
 
 
 def wait_for_flow(site: Site) -> None:
-    """The relay gets one more."""
+    """Wait until the relay has accepted one more mail."""
     before = site.sink.count()
     wait_until(lambda: site.sink.count() > before, timeout=60)
 
 
 def refused(site: Site) -> list[Call]:
-    """The calls that raised."""
+    """Return the calls that raised."""
     return [call for call in site.calls() if call.error]
 
 
 def wait_for_a_refusal(site: Site) -> None:
-    """Somebody is told that nothing can be queued."""
+    """Wait until one more call has raised."""
     before = len(refused(site))
     wait_until(lambda: len(refused(site)) > before, timeout=60)
 
 
 def note_resumption(site: Site, report: Report) -> None:
-    """What was broken is mended: from now on, one more is queued, and one more sent."""
+    """Note the seconds until one more mail is queued and one more is sent."""
     mended, calls = time.monotonic(), len(site.calls())
     wait_until(lambda: any(call.mail_id for call in site.calls()[calls:]), timeout=60)
     wait_for_flow(site)
@@ -47,7 +47,7 @@ def note_resumption(site: Site, report: Report) -> None:
 
 
 def count_up(site: Site, report: Report, *, twice: int = 0, in_doubt: int | None = 0) -> None:
-    """When all is done that is to be done: what became of it."""
+    """Stop the senders, wait until all mail is decided, and check that none is lost."""
     for sender in site.senders:
         sender.stop()
     site.settle(timeout=120)
@@ -56,5 +56,5 @@ def count_up(site: Site, report: Report, *, twice: int = 0, in_doubt: int | None
     report.expect_nothing_lost(twice=twice, in_doubt=in_doubt)
     false = broken_refusals(site.calls(), site.sink.recipients())
     report.expect(
-        not false, f"{len(false)} calls raised that nothing was queued, and their mail went out"
+        not false, f"{len(false)} calls raised 'nothing was queued', but their mail was sent"
     )

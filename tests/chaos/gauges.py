@@ -1,4 +1,4 @@
-"""What a process takes, as Linux tells: memory, file descriptors, threads."""
+"""Memory, file descriptors and threads of processes, read from /proc."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,15 +10,15 @@ _ESTABLISHED = "01"
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """By some processes together."""
+    """Resources that some processes use together."""
 
-    memory: int  #: bytes; what several processes share is divided among them
+    memory: int  #: bytes; pages that several processes share are divided among them
     descriptors: int
     threads: int
 
 
 def taken_by(pids: Iterable[int]) -> Taken:
-    """Raises FileNotFoundError or ProcessLookupError for a process that is gone."""
+    """Raise FileNotFoundError or ProcessLookupError if one of the processes has ended."""
     pids = list(pids)
     return Taken(
         memory=sum(_memory(pid) for pid in pids),
@@ -28,7 +28,7 @@ def taken_by(pids: Iterable[int]) -> Taken:
 
 
 def children_of(pid: int) -> list[int]:
-    """Of its main thread, and while it runs: after that there are none."""
+    """Return the children that the main thread started. Return none once it has ended."""
     with suppress(FileNotFoundError):
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -37,12 +37,12 @@ def children_of(pid: int) -> list[int]:
 
 
 def descriptors_of(path: Path, pids: Iterable[int]) -> int:
-    """How many of these processes lead to this file."""
+    """Count the descriptors of these processes that refer to this file."""
     return sum(target == str(path) for pid in pids for target in _targets(pid))
 
 
 def connections_at(port: int) -> int:
-    """How many are established to this port of the machine."""
+    """Count the established connections to this port of the machine."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(
         int(line[1].rpartition(":")[2], 16) == port and line[3] == _ESTABLISHED for line in lines

@@ -1,4 +1,4 @@
-"""What was promised, what arrived, and what the database says; and whether the three agree."""
+"""Compare the mails that were promised, the mails that arrived, and the database."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +19,7 @@ class Call:
 
     @classmethod
     def read(cls, line: str) -> "Call":
-        """A line that `sender` printed."""
+        """Parse a line that `sender` printed."""
         verdict, first, second, recipient, seconds = line.split()
         if verdict == "accepted":
             return cls(recipient, float(seconds), mail_id=first, message_id=second)
@@ -28,25 +28,25 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What became of what was accepted. Each mail has one recipient."""
+    """Counts of the results of all accepted mails. Each mail has one recipient."""
 
     accepted: int
-    refused: int  #: calls that raised: the caller knows that there is no mail
+    refused: int  #: calls that raised, so that the caller knows that no mail is queued
     once: int
     twice: int
-    in_doubt: int  #: and listed as such; the relay may have it or not
-    failed: int  #: final, with a reason that a person can see
+    in_doubt: int  #: doubtful in the database; the relay may have accepted them or not
+    failed: int  #: in a final state, with a reason that a person can see
     lost: int  #: neither arrived, nor waiting, nor in a state that says why
     waiting: int
     uninvited: int  #: arrived though the call raised
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Of both together."""
+        """Return the sums of both."""
         return Tally(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
 
     @property
     def is_clean(self) -> bool:
-        """Each arrived once, and nothing is left to be done."""
+        """Return whether each mail arrived once and none is left to do."""
         return self.accepted == self.once
 
 
@@ -55,7 +55,7 @@ _WAITING = frozenset({Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING})
 
 
 def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iterable[str]) -> Tally:
-    """`taken`: the Message-ID of each mail that the relay took, as often as it took it."""
+    """Count the results. `taken` has a Message-ID for each copy that the relay accepted."""
     calls = list(calls)
     accepted = [call for call in calls if call.mail_id]
     arrived = Counter(taken)
@@ -63,7 +63,7 @@ def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iter
     copies = {call.mail_id: arrived[call.message_id] for call in accepted}
     promised = {call.message_id for call in accepted}
     return Tally(
-        accepted=len(states),  # a key may have got the same mail for several calls
+        accepted=len(states),  # calls with the same idempotency key share a mail
         refused=len(calls) - len(accepted),
         once=_count(copies[mail_id] == 1 for mail_id in states),
         twice=_count(copies[mail_id] > 1 for mail_id in states),
@@ -71,7 +71,7 @@ def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iter
         failed=_count(
             state in _NOT_SENT and not copies[mail_id] for mail_id, state in states.items()
         ),
-        # "sent" without having arrived is lost as well: the database lies.
+        # A mail that is "sent" in the database but did not arrive is lost as well.
         lost=_count(
             not copies[mail_id] and (state is None or state is Status.SENT)
             for mail_id, state in states.items()
@@ -84,14 +84,14 @@ def tally(calls: Iterable[Call], statuses: Mapping[str, MailStatus], taken: Iter
 
 
 def moves_on(mail: MailStatus) -> bool:
-    """Whether something is still to happen to it by itself: a doubt that a person has to decide rests."""
+    """Return whether Mailer will change its state. A doubt left to a person stays."""
     return any(
         copy.status in _WAITING or (copy.status is Status.DOUBTFUL and copy.due_at) for copy in mail
     )
 
 
 def broken_refusals(calls: Iterable[Call], recipients: Collection[str]) -> Collection[Call]:
-    """Calls that raised "nothing was queued", whose mail arrived all the same."""
+    """Return the calls that raised "nothing was queued" although their mail arrived."""
     arrived = set(recipients)
     return [
         call for call in calls if call.error == "StoreUnavailable" and call.recipient in arrived

@@ -1,6 +1,6 @@
-"""The last result of the long form of each scenario.
+"""Storage for the last result of the long form of each scenario.
 
-`results/latest.json` for programs, `results/latest.txt` for people.
+`results/latest.json` is for programs, `results/latest.txt` for people.
 """
 
 import json
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def keep(row: Row, folder: Path = RESULTS) -> None:
-    """In place of the row that this scenario had; those of scenarios that are gone go as well."""
+    """Replace the stored row of this scenario, and drop rows of scenarios that no longer exist."""
     kept = {**_kept(folder / "latest.json"), row.name: row}
     rows = [kept[scenario.name] for scenario in SCENARIOS if scenario.name in kept]
     folder.mkdir(exist_ok=True)

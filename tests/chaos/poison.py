@@ -1,6 +1,6 @@
-"""Mail that kills the process which composes it, as a parser that overruns its memory does.
+"""Mail that kills the process that composes it, as a crash inside a parser would.
 
-Workers take it when told to.
+A worker does so if the variable TAKEN_IF is in its environment.
 """
 
 import os
@@ -10,15 +10,15 @@ from mailer.delivery import preparing
 from mailer.message import Message
 from mailer.mime import Composed, Signer, compose
 
-#: To whom such a mail is.
+#: The beginning of the recipient's address of such a mail.
 NAME = "poison"
-#: The variable in the environment of a worker.
+#: The environment variable that makes a worker call `take()`.
 TAKEN_IF = "TESTS_WITH_POISON"
 
 
 def take() -> None:
-    """From now on, in this process and its children."""
-    preparing.compose = _deadly  # type: ignore[attr-defined]  # where it is called
+    """Let composing such a mail kill this process or one of its children from now on."""
+    preparing.compose = _deadly  # type: ignore[attr-defined]  # where delivery calls it
 
 
 def _deadly(message: Message, signer: Signer | None = None) -> Composed:

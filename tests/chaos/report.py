@@ -5,22 +5,22 @@ from collections.abc import Iterable
 from tests.chaos.running import Row
 from tests.chaos.scenario import Report
 
-_COLUMNS = ("faults", "accepted", "once", "twice", "doubt", "failed", "lost")
+_COLUMNS = ("faults", "accepted", "once", "twice", "in doubt", "failed", "lost")
 
 
-def _line(name: str, figures: Iterable[object], seconds: str, kept: str, taken: str) -> str:
+def _line(name: str, figures: Iterable[object], seconds: str, passed: str, run_at: str) -> str:
     return (
         f"{name:62}"
         + "".join(f"{figure!s:>10}" for figure in figures)
-        + f"{seconds:>6}{kept:>7}  {taken}"
+        + f"{seconds:>10}{passed:>8}  {run_at}"
     )
 
 
-HEADING = _line("fault or input", _COLUMNS, "s", "kept?", "taken (UTC)")
+HEADING = _line("scenario", _COLUMNS, "seconds", "passed", "run at (UTC)")
 
 
 def told(row: Row) -> str:
-    """Its lines of the table."""
+    """Return the lines of the table for this scenario."""
     lines = [_line(row.name, _figures(row.report), f"{row.seconds:.0f}", _verdict(row), row.taken)]
     lines += [f"    {remark}" for remark in row.report.remarks]
     lines += [f"    BROKEN: {promise}" for promise in row.report.broken]

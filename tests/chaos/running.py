@@ -1,4 +1,4 @@
-"""Scenarios are carried through, several at once: most of the time they wait."""
+"""Run scenarios in processes of their own, several at once, since they mostly wait."""
 
 import io
 import multiprocessing
@@ -20,14 +20,14 @@ from tests.chaos.scenario import Report, Scenario, Size
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A scenario that was carried through, or why it was not."""
+    """The result of a scenario, or the reason why it did not run."""
 
     name: str
-    taken: str  #: when, UTC
+    taken: str  #: when it began, UTC
     seconds: float
     report: Report = field(default_factory=Report)
-    missing: str = ""  #: what is not installed here
-    log: str = ""  #: of the workers, and what went wrong
+    missing: str = ""  #: the program that is not installed here
+    log: str = ""  #: of the workers, and the traceback of an error
 
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "log"}
@@ -37,7 +37,7 @@ class Row:
 def running(
     scenarios: Iterable[Scenario], size: Size, *, at_once: int
 ) -> Iterator[Mapping[str, "Future[Row]"]]:
-    """By name, in processes of their own."""
+    """Start the scenarios and yield their futures by name."""
     with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             yield {
@@ -49,7 +49,7 @@ def running(
 
 
 def carried_through(scenario: Scenario, size: Size) -> Row:
-    """Whatever happens: the others are to be carried through as well."""
+    """Run a scenario. Turn any error into a row, so that the others run as well."""
     log, started = io.StringIO(), time.monotonic()
     row = Row(name=scenario.name, taken=f"{datetime.now(UTC):%Y-%m-%d %H:%M}", seconds=0)
     with (
@@ -60,10 +60,8 @@ def carried_through(scenario: Scenario, size: Size) -> Row:
             row.report = scenario.run(Path(folder), size)
         except pytest.skip.Exception as reason:
             row.missing = str(reason)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- see above
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- into the row
             traceback.print_exc(file=log)
-            row.report.broken.append(
-                f"it could not be carried through: {type(error).__name__}: {error}"
-            )
+            row.report.broken.append(f"the scenario ended with {type(error).__name__}: {error}")
     row.seconds, row.log = time.monotonic() - started, log.getvalue()
     return row

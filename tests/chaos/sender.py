@@ -3,13 +3,13 @@
 `python -m tests.chaos.sender NAME [option=value …]`.
 
 It prints a line for each call: "accepted ID MESSAGE-ID RECIPIENT SECONDS", or "refused ERROR -
-RECIPIENT SECONDS". The options are those of `send_email()`; `count`, after which it ends; `pause`,
-in seconds between two calls; `delay`, in seconds until the mail is due; `file`, the size of an
-attachment; and `line`, the length of a line in the mail.
+RECIPIENT SECONDS". The options are those of `send_email()`, and: `count`, the number of calls;
+`pause`, the seconds between two calls; `delay`, the seconds until the mail is due; `file`, the size
+of an attachment; `line`, the length of a line in the mail.
 
-With `shared=orders`, every process queues the same mails, orders-1 and so on, each under its key.
-With `orders=1`, a mail is queued in the transaction that writes an order, of the same name as its
-recipient; every third is rolled back.
+With `shared=orders`, every process queues the same mails, orders-1 and so on, each with its
+idempotency key. With `orders=1`, a mail is queued in the transaction that writes an order with the
+name of its recipient; every third is rolled back.
 """
 
 import os
@@ -55,7 +55,7 @@ def main(name: str, options: dict[str, str]) -> None:
 
 
 def _given(options: dict[str, str]) -> dict[str, Any]:
-    """What a word on the command line stands for."""
+    """Turn words of the command line into arguments of `send_email()`."""
     given: dict[str, Any] = dict(options)
     if delay := given.pop("delay", None):
         given["send_at"] = timedelta(seconds=float(delay))
@@ -81,7 +81,7 @@ def _send(recipient: str, **options: Any) -> Receipt:
 
 
 class RolledBack(Exception):
-    """The application has thought better of it."""
+    """The application rolls its transaction back."""
 
 
 def _order(engine: Engine, recipient: str, is_dropped: bool) -> Receipt:

@@ -1,13 +1,13 @@
-"""A relay that notes each mail it takes, on disk, before it says so.
+"""A relay that records each mail on disk before it replies 250.
 
 `python -m tests.chaos.sink PORT FILE`.
 
-A line of the file is the recipient, the Message-ID and the time. It is a process of its own, so
-that it can be frozen and killed, and so that it keeps no core from who is to be broken. Whoever's
-name begins with "grey" is greylisted: told to come back, once.
+A line of the file is the recipient, the Message-ID and the time. The relay is a process of its own,
+so that it can be frozen and killed, and does not share a core with the installation under test.
+Recipients whose name begins with "grey" are greylisted: their first mail is deferred once.
 
-While there is a file FILE.hold, it answers nothing to the next mail: that is noted, its 250 is
-still to come, and there is a file FILE.held.
+While there is a file FILE.hold, the relay records the next mail, creates FILE.held, and replies to
+nobody until FILE.hold is gone.
 """
 
 import asyncio

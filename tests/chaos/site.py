@@ -1,4 +1,4 @@
-"""What is broken: an installation of its own, of real processes on real servers."""
+"""The installation under test: real processes on real servers."""
 
 import os
 import signal
@@ -49,39 +49,39 @@ class Sink:
         self.process.wait()
 
     def freeze(self) -> None:
-        """Connections are made, and nobody answers."""
+        """Stop the process: connections are still accepted, but nothing is answered."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
     def hold(self) -> None:
-        """Return when it has taken a mail, whose 250 waits; nobody else is answered either."""
+        """Return when a mail is recorded whose 250 is held back. No client is answered."""
         self._held.unlink(missing_ok=True)
         self._hold.touch()
         wait_until(self._held.exists, timeout=60)
 
     def let_go(self) -> None:
-        """Say the 250."""
+        """Send the 250 that was held back."""
         self._hold.unlink()
 
     def taken(self) -> list[str]:
-        """The Message-ID of each mail it took."""
+        """Return the Message-ID of each mail that the relay accepted."""
         return [message_id for _recipient, message_id, _time in self._notes()]
 
     def recipients(self) -> list[str]:
-        """The same by recipient."""
+        """Return the recipient of each mail that the relay accepted."""
         return [recipient for recipient, _message_id, _time in self._notes()]
 
     def times(self) -> dict[str, float]:
-        """When it took each mail, by Message-ID."""
+        """Return when the relay accepted each mail, by Message-ID."""
         return {message_id: float(time) for _recipient, message_id, time in self._notes()}
 
     def _notes(self) -> list[list[str]]:
         return [line.split() for line in self._file.read_text().splitlines()]
 
     def moments(self) -> list[float]:
-        """When it took them, in the time of `time.time()`."""
+        """Return when the relay accepted each mail, as `time.time()`."""
         return [float(time) for _recipient, _message_id, time in self._notes()]
 
     def count(self) -> int:
@@ -89,7 +89,7 @@ class Sink:
 
 
 class Sender:
-    """A web process that queues; see `tests.chaos.sender`."""
+    """A web process that queues mail; see `tests.chaos.sender`."""
 
     def __init__(
         self, name: str, env: Mapping[str, str], folder: Path, options: Mapping[str, object]
@@ -113,31 +113,31 @@ class Sender:
             )
 
     def stop(self, timeout: float = 60) -> None:
-        """Let the call at hand come to its end."""
+        """End the process after its present call."""
         self.process.terminate()
         assert self.process.wait(timeout) == 0, self._file.with_suffix(".log").read_text()[-2000:]
 
     def wait(self, timeout: float = 120) -> None:
-        """Until it has made all its calls."""
+        """Wait until the process has made all its calls."""
         assert self.process.wait(timeout) == 0, self._file.with_suffix(".log").read_text()[-2000:]
 
     def kill(self) -> None:
-        """In the middle of whatever it does."""
+        """Kill the process, even in the middle of a call."""
         self.process.kill()
         self.process.wait()
 
     def count(self) -> int:
-        """How many calls have returned or raised."""
+        """Count the calls that have returned or raised."""
         return self._file.read_bytes().count(b"\n")
 
     def calls(self) -> list[Call]:
-        """What these were."""
+        """Return the calls that have returned or raised."""
         whole, _newline, _rest = self._file.read_text().rpartition("\n")
         return [Call.read(line) for line in whole.splitlines()]
 
 
 class Site:
-    """One installation. `config` may be changed before something is started with it."""
+    """One installation. Change `config` before starting a process that should use it."""
 
     def __init__(self, folder: Path, database_url: str, redis: RedisServer, sink: Sink) -> None:
         self.folder = folder
@@ -164,27 +164,27 @@ class Site:
         env: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
     ) -> Worker:
-        """Ready to work when this returns, which it never is without a broker."""
+        """Return when the worker is ready, which needs a broker."""
         [worker] = self.fleet.start(
             1, pool=pool, concurrency=concurrency, env=env, until_ready=until_ready, within=within
         )
         return worker
 
     def start_sender(self, *, name: str = "", **options: object) -> Sender:
-        """`count=` calls and no more, `pause=` seconds between them; the rest are options of `send_email()`, or see `sender`."""
+        """Make `count` calls or go on, `pause` seconds apart. Options: see `sender`."""
         sender = Sender(name or f"sender{len(self.senders)}", self.config, self.folder, options)
         self.senders.append(sender)
         return sender
 
     def app(self) -> Flask:
-        """The application, in this process, with today's configuration."""
+        """Return the application in this process, with the present configuration."""
         return create_app(self.config)
 
     def calls(self) -> list[Call]:
         return [call for sender in self.senders for call in sender.calls()]
 
     def settle(self, timeout: float = 60) -> None:
-        """Wait until nothing is queued or in a worker's hands any more."""
+        """Wait until no mail is queued or in a worker's hands."""
         awaited = {call.mail_id for call in self.calls() if call.mail_id}
 
         def is_quiet() -> bool:
@@ -201,23 +201,23 @@ class Site:
                 wait_until(is_quiet, timeout)
             except pytest.fail.Exception:
                 print(
-                    f"{len(awaited)} still wait:",
+                    f"{len(awaited)} are still waiting:",
                     *Mailer().statuses([*awaited][:10]).values(),
                     sep="\n",
                 )
                 raise
 
     def mails(self) -> list[MailStatus]:
-        """What the database says of those that were accepted."""
+        """Return the status of each accepted mail from the database."""
         return [*self.statuses().values()]
 
     def statuses(self) -> dict[str, MailStatus]:
-        """The same by id."""
+        """Return the status of each accepted mail from the database, by id."""
         with self.app().app_context():
             return Mailer().statuses([call.mail_id for call in self.calls() if call.mail_id])
 
     def tally(self) -> Tally:
-        """What three histories tell."""
+        """Compare the senders' calls, the relay's record and the database."""
         return tally(self.calls(), self.statuses(), self.sink.taken())
 
     def end(self) -> None:
@@ -233,16 +233,16 @@ def _is_final(mail: MailStatus) -> bool:
 
 @contextmanager
 def running_site(folder: Path, database: Database = "sqlite") -> Iterator[Site]:
-    """Everything but workers and senders, which a scenario starts as it needs them."""
+    """Start a database, Redis and a relay. Scenarios start workers and senders."""
     with _database(folder, database) as url, site_on(url, folder) as site:
         yield site
 
 
 @contextmanager
 def site_on(database_url: str, folder: Path) -> Iterator[Site]:
-    """The same with a database of the scenario's own."""
+    """Start Redis and a relay beside a database that the scenario made."""
     with ExitStack() as stack:
-        # Sockets want short paths.
+        # The path of a Unix socket has to be short.
         short = Path(stack.enter_context(TemporaryDirectory(prefix="mailer-redis-")))
         redis = RedisServer(broker.find_program(), short)
         stack.callback(redis.stop)
@@ -258,7 +258,7 @@ def site_on(database_url: str, folder: Path) -> Iterator[Site]:
 def _database(folder: Path, kind: Database) -> Iterator[str]:
     if kind == "sqlite":
         store = Store(f"sqlite:///{folder / 'mailer.sqlite3'}")
-        store.check_schema()  # makes the tables
+        store.check_schema()  # creates the tables
         store.engine.dispose()
         yield f"sqlite:///{folder / 'mailer.sqlite3'}"
         return
@@ -267,12 +267,12 @@ def _database(folder: Path, kind: Database) -> Iterator[str]:
 
 
 def find_initdb() -> Path:
-    """Where the other programs of the server are, too."""
+    """Find the program initdb, whose folder has the server's other programs."""
     return require("PostgreSQL", find_program("initdb", also_in=DEBIAN_FOLDERS)).resolve()
 
 
 def migrated(server: PostgresServer) -> str:
-    """The address of a new database with today's tables."""
+    """Create a database with all tables and return its URL."""
     url = server.create("mailer")
     engine = create_engine(url)
     migrate(engine)

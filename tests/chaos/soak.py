@@ -1,8 +1,8 @@
-"""`make soak`: an hour of mixed traffic with faults, and whether what it takes stays flat.
+"""`make soak`: an hour of mixed traffic with faults, checked for resources that grow.
 
-What is watched lives through all of it: the web processes, a prefork worker, a worker of threads. A
-third worker is there to be killed. At the end the histories are compared, as after any scenario.
-The figures, the plots and `docs/soak.md` are written anew.
+The watched processes live through all of it: the web processes, a prefork worker and a worker of
+threads. A third worker is there to be killed. At the end the three records are compared, as after
+any scenario. The figures, the plots and `docs/soak.md` are written anew.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.chaos.soak_page import Soak, publish, table
 from tests.chaos.watch import Watch
 from tests.services.waiting import wait_until
 
-#: Who queues what. The names beginning with "grey" are greylisted.
+#: The senders and their options. Names that begin with "grey" are greylisted.
 TRAFFIC: dict[str, dict[str, object]] = {
     "orders": {"pause": 0.05},
     "codes": {"pause": 0.2, "lane": "critical", "on_doubt": "hold"},
@@ -40,10 +40,10 @@ TRAFFIC: dict[str, dict[str, object]] = {
 }
 _BETWEEN_FAULTS = 10.0  # seconds
 _SAMPLES = 600
-# Of the whole run: how long a mail is kept, so that the database is as large as it gets within the
-# first quarter.
+# Share of the run after which a finished mail is purged: the database has reached its full size
+# within the first quarter.
 _KEPT = 1 / 20
-_CONNECTIONS = 10  # that three workers may have to the relay
+_CONNECTIONS = 10  # at most, of three workers to the relay
 _UNDECIDED = (Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING)
 
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="mailer-soak-"))
     print(
-        f"… for {options.minutes:g} minutes; the logs are in {folder}, until all is well",
+        f"Running for {options.minutes:g} minutes. Logs: {folder} (deleted if all is well).",
         file=sys.stderr,
     )
     with (folder / "logs").open("w") as logs, redirect_stdout(logs):
@@ -97,7 +97,7 @@ def run(folder: Path, database: Database, *, seconds: float) -> Soak:
 
 
 def _settings(kept: float) -> dict[str, str]:
-    """An hour is short for a mail: everything that takes time takes seconds."""
+    """Shorten all delays to seconds, since an hour is short for a mail."""
     return {
         "MAILER_KEEP_DAYS": f"{kept / 86400:.8f}",
         "MAILER_CONNECT_TIMEOUT": "1",
@@ -113,7 +113,7 @@ def _settings(kept: float) -> dict[str, str]:
 
 
 def _stage(site: Site, database: Database) -> Watch:
-    """Who is watched."""
+    """Start the workers and senders, and return the watch over them."""
     prefork, threads = site.start_worker("prefork", 2), site.start_worker("threads", 4)
     senders = [site.start_sender(name=name, **options) for name, options in TRAFFIC.items()]
     return Watch(
@@ -126,34 +126,34 @@ def _stage(site: Site, database: Database) -> Watch:
 
 
 def _look_on(site: Site, watch: Watch, seconds: float, breaking: "Future[None]") -> None:
-    """Read all figures at regular moments, and call for the purge, which comes once an hour by itself."""
+    """Read all figures at regular moments, and purge more often than once an hour."""
     celery = site.app().extensions["celery"]
     began = time.monotonic()
     interval = max(1.0, seconds / _SAMPLES)
     while (now := time.monotonic() - began) < seconds and not breaking.done():
         watch.read(now)
-        with suppress(OperationalError):  # Redis is away, as it is now and then
+        with suppress(OperationalError):  # Redis may be down as one of the faults
             celery.send_task(PURGE, retry=True, retry_policy={"max_retries": 0})
         time.sleep(interval - (time.monotonic() - began) % interval)
 
 
 def _wait_until_decided(site: Site) -> None:
-    """Nothing is queued or in a worker's hands any more.
+    """Wait until no mail is queued or in a worker's hands.
 
-    The lease of a mail that a dead worker had on the wire lasts minutes.
+    The lease of a mail that a killed worker was sending lasts minutes.
     """
     store: Store = site.app().extensions["mailer"].store
     wait_until(lambda: not any(status in _UNDECIDED for status, *_ in store.counts()), timeout=600)
 
 
 class Nemesis:
-    """Breaks one thing after the other, and mends it."""
+    """Causes one fault after the other, and ends it."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._victim = site.start_worker("threads", 2)
         self.faults: Counter[str] = Counter()
-        self.on_the_wire = 0  #: how many mails may have been there when something was killed
+        self.on_the_wire = 0  #: at most so many mails were being sent when a process was killed
 
     def work(self, over: threading.Event) -> None:
         dice = random.Random(4)  # noqa: S311 -- it chooses faults
@@ -169,7 +169,7 @@ class Nemesis:
 
     def freeze_redis(self, over: threading.Event) -> None:
         self._site.redis.pause()
-        over.wait(12)  # longer than a worker waits for it
+        over.wait(12)  # longer than a worker waits for Redis
         self._site.redis.resume()
 
     def restart_redis(self, over: threading.Event) -> None:
@@ -178,14 +178,14 @@ class Nemesis:
         self._site.redis.start()
 
     def kill_the_relay(self, over: threading.Event) -> None:
-        """For a while it refuses connections."""
+        """Kill the relay, which then refuses connections for a while."""
         self.on_the_wire += _CONNECTIONS
         self._site.sink.stop()
         over.wait(3)
         self._site.sink.start()
 
     def stall_the_relay(self, over: threading.Event) -> None:
-        """Longer than a command may take, shorter than the reply to a mail may."""
+        """Freeze the relay for longer than MAILER_COMMAND_TIMEOUT, not the reply."""
         self._site.sink.freeze()
         over.wait(4)
         self._site.sink.thaw()
@@ -194,8 +194,8 @@ class Nemesis:
 _FAULTS: dict[str, Callable[[Nemesis, threading.Event], None]] = {
     "kill -9 of a worker": Nemesis.kill_a_worker,
     "Redis frozen for 12 s": Nemesis.freeze_redis,
-    "Redis gone for 3 s, and empty after it": Nemesis.restart_redis,
-    "the relay killed, and gone for 3 s": Nemesis.kill_the_relay,
+    "Redis down for 3 s, and empty afterwards": Nemesis.restart_redis,
+    "the relay killed, and down for 3 s": Nemesis.kill_the_relay,
     "the relay silent for 4 s": Nemesis.stall_the_relay,
 }
 

@@ -1,4 +1,4 @@
-"""What a soak came to: a table to print, and a page with plots."""
+"""The results of a soak: a table to print, and a page with plots."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from tests.chaos.site import Database
 from tests.chaos.watch import Watch
 
 _DATABASES: Mapping[Database, str] = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
-_COLUMNS = ("", "second quarter", "last quarter", "at most", "the most", "flat?")
+_COLUMNS = ("", "second quarter", "last quarter", "limit", "maximum", "flat")
 
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """One run, done."""
+    """One finished run."""
 
     database: Database
     seconds: float
@@ -28,12 +28,12 @@ class Soak:
 
     @property
     def is_kept(self) -> bool:
-        """Whether everything stayed flat and nothing was lost."""
+        """Return whether all figures stayed flat and nothing was lost."""
         return not self.report.broken and all(one.is_flat for one in self.watch.series)
 
 
 def table(soak: Soak) -> str:
-    """For who waits for it."""
+    """Format the figures for a terminal."""
     first, *others = _COLUMNS
     lines = [f"{first:42}" + "".join(f"{column:>16}" for column in others)]
     for one in soak.watch.series:
@@ -56,22 +56,19 @@ def _page(soak: Soak) -> Iterator[str]:
     yield "# Soak\n\nWritten by `make soak`: change `tests/chaos/soak_page.py`, not this page.\n"
     yield f"Taken on {datetime.now(UTC):%Y-%m-%d}: {describe()}.\n"
     yield (
-        "Five web processes queue at a steady pace: small mails, urgent ones, scheduled ones, some"
-        " with a file, some that are "
-        "greylisted. A prefork worker and a worker of threads deliver from the beginning to the"
-        " end, and are what is watched; a "
-        "third one is there to be killed. Finished mails are purged after a twentieth of the"
-        " time.\n"
+        "Five web processes queue at a steady pace: small, urgent, scheduled and greylisted mails,"
+        " and mails with a file. They, a prefork worker and a worker of threads run from the"
+        " beginning to the end and are measured; a third worker is there to be killed. Finished"
+        " mails are purged after a twentieth of the time.\n"
     )
     yield f"{_sentence(soak)}\n"
     yield from (f"**Broken:** {promise}\n" for promise in soak.report.broken)
     yield "| fault | times |\n|---|--:|"
     yield from (f"| {name} | {times} |" for name, times in sorted(soak.faults.items()))
     yield (
-        "\nFlat means: the median of the last quarter is not above that of the second by more than"
-        " what is allowed. The first "
-        "quarter is for warming up. Memory is the proportional set size: what processes share is"
-        " divided among them.\n"
+        "\nFlat means: the median of the last quarter is not above the limit, which is the median"
+        " of the second quarter plus an allowance. The first quarter is for warming up. Memory is"
+        " the proportional set size: pages that processes share are divided among them.\n"
     )
     yield f"| {' | '.join(_COLUMNS)} |\n|---|--:|--:|--:|--:|---|"
     yield from (f"| {' | '.join(_row(one))} |" for one in soak.watch.series)
@@ -82,23 +79,26 @@ def _page(soak: Soak) -> Iterator[str]:
 def _sentence(soak: Soak) -> str:
     tally = soak.report.tally
     assert tally is not None
-    where = f"In {soak.seconds / 60:g} minutes on {_DATABASES[soak.database]}, with {soak.report.faults} faults"
-    became = {
+    minutes, database = f"{soak.seconds / 60:g} minutes", _DATABASES[soak.database]
+    results = {
         "sent once": tally.once,
         "twice": tally.twice,
         "in doubt": tally.in_doubt,
         "failed": tally.failed,
         "lost": tally.lost,
     }
-    figures = ", ".join(f"{count:,} {what}" for what, count in became.items())
-    return f"{where}, {tally.accepted:,} mails were accepted: {figures}."
+    figures = ", ".join(f"{count:,} {result}" for result, count in results.items())
+    return (
+        f"In {minutes} on {database}, with {soak.report.faults} faults,"
+        f" {tally.accepted:,} mails were accepted: {figures}."
+    )
 
 
 def _row(one: Series) -> list[str]:
     name = f"{one.plot}, {one.name}" + (f" ({one.unit})" if one.unit else "")
-    at_most = _shown(one.bound.of(one.before)) if one.bound else ""
+    limit = _shown(one.bound.of(one.before)) if one.bound else ""
     verdict = "" if one.bound is None else "yes" if one.is_flat else "no"
-    return [name, _shown(one.before), _shown(one.after), at_most, _shown(one.most), verdict]
+    return [name, _shown(one.before), _shown(one.after), limit, _shown(one.most), verdict]
 
 
 def _shown(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Reads what an installation takes, again and again: of its processes, its servers and its database."""
+"""Repeated measurement of an installation: its processes, servers and database."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ _WAITING = (Status.QUEUED, Status.CLAIMED, Status.TRANSMITTING)
 
 MEMORY, DESCRIPTORS, THREADS = "Memory", "File descriptors", "Threads"
 CONNECTIONS, SIZE, QUEUE, MAILS = "Connections", "Database", "Queue", "Mails"
-#: What belongs to one process or one connection more is a leak; memory breathes.
+#: Descriptors, threads or connections of one process more are a leak. Memory varies.
 _BOUNDS: Mapping[str, Bound] = {
     MEMORY: Bound(share=0.03, beside=1),
     DESCRIPTORS: Bound(share=0, beside=2),
@@ -33,7 +33,7 @@ _UNITS = {MEMORY: "MB", SIZE: "MB", MAILS: "a second"}
 class Watch:
     """All figures of one run.
 
-    `prefork` and `threads` are the main processes of two workers that nobody kills.
+    `prefork` and `threads` are the main processes of two workers that are never killed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Watch:
         self._sent = 0
 
     def read(self, moment: float) -> None:
-        """All of it, at this moment."""
+        """Read all figures at this moment."""
         elapsed = moment - self.moments[-1] if self.moments else 0.0
         self.moments.append(moment)
         for name, pids in self._groups.items():
@@ -67,12 +67,12 @@ class Watch:
                 self._note_processes(name, taken_by(pids))
             except (FileNotFoundError, ProcessLookupError):
                 raise RuntimeError(
-                    f"{name}: one has ended that nobody stopped; its log says why"
+                    f"{name}: a process has ended by itself; its log says why"
                 ) from None
         self._note(CONNECTIONS, "to the relay", connections_at(self._site.sink.port))
         self._note(CONNECTIONS, "to Redis", self._redis_clients())
         self._note(CONNECTIONS, "to the database", self._database.connections())
-        self._note(SIZE, "with its log", self._database.size() / _MB)
+        self._note(SIZE, "including its log", self._database.size() / _MB)
         self._note(
             QUEUE,
             "waiting",
@@ -80,7 +80,7 @@ class Watch:
         )
         before, self._sent = self._sent, self._site.sink.count()
         self._note(
-            MAILS, "taken by the relay", (self._sent - before) / elapsed if elapsed else None
+            MAILS, "accepted by the relay", (self._sent - before) / elapsed if elapsed else None
         )
 
     def _note_processes(self, name: str, taken: Taken) -> None:
@@ -97,14 +97,14 @@ class Watch:
         self._by_name[plot, name].values.append(value)
 
     def _redis_clients(self) -> float | None:
-        """None while it does not answer."""
+        """Count the clients of Redis. Return None while Redis does not answer."""
         with suppress(redis.RedisError):
             return float(self._broker.info("clients")["connected_clients"])
         return None
 
 
 class _SqliteFigures:
-    """Connections are descriptors of its file, in the processes that are watched."""
+    """The size of the file, and the descriptors that refer to it, as connections."""
 
     def __init__(self, folder: Path, groups: Mapping[str, Sequence[int]]) -> None:
         self._folder = folder
@@ -118,7 +118,7 @@ class _SqliteFigures:
 
 
 class _PostgresFigures:
-    """The server knows."""
+    """The connections and the size as the server counts them."""
 
     def __init__(self, store: Store) -> None:
         self._engine = store.engine

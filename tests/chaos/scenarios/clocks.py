@@ -1,4 +1,4 @@
-"""Clocks that are wrong, and clocks that are set."""
+"""Clocks that jump, and clocks of two machines that differ."""
 
 import time
 from functools import partial
@@ -14,14 +14,14 @@ _APART = 30.0
 
 
 def jump(folder: Path, size: Size, *, seconds: float) -> Report:
-    """The clock of a machine is set, while mail is on the wire and more waits; nothing of it waits until the clock is back."""
+    """Set the clock while mail is being sent and more is queued. No mail waits for its return."""
     report, clock = Report(), Clock(folder / "clock")
     with running_site(folder) as site:
         site.config |= clock.env
         let_mail_flow(site)
         for number in range(1, size.pick(1, 10) + 1):
             site.sink.hold()
-            time.sleep(1)  # more gets queued
+            time.sleep(1)  # more mail is queued
             clock.set(number * seconds)
             report.faults += 1
             site.sink.let_go()
@@ -31,9 +31,9 @@ def jump(folder: Path, size: Size, *, seconds: float) -> Report:
 
 
 def apart(folder: Path, size: Size) -> Report:
-    """One of two machines is half a minute ahead.
+    """Let one of two machines be half a minute ahead.
 
-    No mail goes twice, and none goes earlier than by that.
+    No mail is sent twice, and none earlier than by that difference.
     """
     report, ahead = Report(faults=1), Clock(folder / "clock")
     with running_site(folder, "postgresql") as site:
@@ -44,13 +44,13 @@ def apart(folder: Path, size: Size) -> Report:
         time.sleep(size.pick(8, 300))
         count_up(site, report)
         early = _seconds_early(site, scheduled, _APART + 3)
-    report.remarks.append(f"scheduled mail went {max(early):.1f} s early at most")
-    report.expect(max(early) <= _APART, f"a mail went {max(early):.1f} s early")
+    report.remarks.append(f"scheduled mail was sent at most {max(early):.1f} s early")
+    report.expect(max(early) <= _APART, f"a mail was sent {max(early):.1f} s early")
     return report
 
 
 def _seconds_early(site: Site, sender: Sender, delay: float) -> list[float]:
-    """Of each mail, by the true clock, which is the sender's and the relay's."""
+    """Return how early each mail arrived, by the true clock of sender and relay."""
     created, taken = site.statuses(), site.sink.times()
     return [
         created[call.mail_id].created_at.timestamp() + delay - taken[call.message_id]

@@ -1,4 +1,4 @@
-"""Whoever can write to Redis puts things into it that are no rings: nothing of theirs runs, and mail flows."""
+"""Forged messages in Redis run no code, and mail flows on."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ _LONGEST_LINE = 1000
 
 
 class _Bomb:
-    """What pickle makes of it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -30,7 +30,7 @@ class _Bomb:
 
 
 def forged(folder: Path, size: Size, *, pool: str) -> Report:
-    """Each of them, several times, while mail flows."""
+    """Push each forgery several times while mail flows."""
     report, proof = Report(), folder / "code_has_run"
     with running_site(folder) as site:
         worker = site.start_worker(pool, 2)
@@ -46,16 +46,18 @@ def forged(folder: Path, size: Size, *, pool: str) -> Report:
             _wait_for_flow(site)
             sender.stop()
             site.settle()
-            report.expect(not client.exists("unacked"), "a forgery is kept, and comes again")
+            report.expect(not client.exists("unacked"), "a forgery was not acknowledged")
         report.tally = site.tally()
         report.expect(worker.is_running, "the worker ended")
-        report.expect(not proof.exists(), "code of the forger has run")
+        report.expect(not proof.exists(), "a forgery has run code")
         report.expect(
             _refused(worker) == report.faults, f"{report.faults} forged, {_refused(worker)} refused"
         )
         log = worker.log.read_text()
-        report.expect("\x1b" not in log, "the log has an escape sequence of the forger")
-        report.expect(max(map(len, log.splitlines())) < _LONGEST_LINE, "the log is flooded")
+        report.expect("\x1b" not in log, "a forgery has put an escape sequence in the log")
+        report.expect(
+            max(map(len, log.splitlines())) < _LONGEST_LINE, "the log has a very long line"
+        )
     report.expect_nothing_lost()
     return report
 
@@ -109,20 +111,19 @@ def _forgeries(ring: dict[str, Any], proof: Path, megabytes: int) -> Iterator[by
         "content-encoding": "binary",
     }
     yield changed(body=pickled, **as_pickle)  # pickle
-    yield changed(body=pickled)  # pickle that says it is JSON
-    # Unknown task.
+    yield changed(body=pickled)  # pickle declared as JSON
     yield changed({"task": "os.system"}, body=body(["touch", str(proof)], {}, nothing))
     yield changed({"task": huge})  # unknown task with a long name
     yield changed({"task": "\x1b]0;owned\x07"})  # a task with escapes in its name
     yield changed({"id": "\x1b[2J"})  # an id with escapes
     yield changed({"id": huge})  # a long id
-    yield changed({"shadow": "\x1b[2J"})  # a name for the log
+    yield changed({"shadow": "\x1b[2J"})  # a name for the log, with escapes
     yield changed(body=body(["/etc/passwd"], {"x": 1}, nothing))  # wrong arguments
     yield changed(body=body([huge], {}, nothing))  # a huge argument
-    yield changed(body=body([], {}, {**nothing, "callbacks": [call]}))  # calls of others after it
+    yield changed(body=body([], {}, {**nothing, "callbacks": [call]}))  # callbacks
     yield changed({"timelimit": [0.001, None]})  # a time limit that kills
-    yield changed({"eta": "2100-01-01T00:00:00+00:00"})  # due in a year
-    yield changed(body=body(1))  # a body of another shape
+    yield changed({"eta": "2100-01-01T00:00:00+00:00"})  # due in many years
+    yield changed(body=body(1))  # a body with too few elements
     yield changed(body="")  # no body
     yield changed({"compression": "application/x-gzip"})  # compressed
     yield json.dumps({**ring, "headers": None})  # no headers
@@ -131,17 +132,18 @@ def _forgeries(ring: dict[str, Any], proof: Path, megabytes: int) -> Iterator[by
     yield json.dumps({**ring, "properties": {}})  # no properties
     yield changed(properties={"delivery_tag": [1]})  # a tag that is a list
     yield changed(body="\x00")  # not base64
-    yield "[]"  # no message
+    yield "[]"  # a list
     yield "1"  # a number
     yield "null"  # null
-    yield "{"  # no JSON
-    yield b"\xff\xfe"  # no text
+    yield "{"  # not JSON
+    yield b"\xff\xfe"  # not text
     yield "[" * 100_000  # nested too deep
     yield huge  # huge nonsense
 
 
 SCENARIOS = [
     *named(
-        "Forged into Redis", **{pool: partial(forged, pool=pool) for pool in ("prefork", "threads")}
+        "forged messages in Redis",
+        **{pool: partial(forged, pool=pool) for pool in ("prefork", "threads")},
     )
 ]

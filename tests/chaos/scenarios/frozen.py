@@ -1,4 +1,4 @@
-"""A worker that is frozen for longer than its leases, and then goes on as if nothing had happened."""
+"""Workers that are frozen for longer than their leases and then continue."""
 
 import random
 import time
@@ -15,19 +15,18 @@ from tests.services.script import HOLD, Point, ScriptedRelay
 from tests.services.waiting import wait_until
 from tests.services.worker import Worker
 
-# Longer than any lease. Who is frozen can't tell an hour from a second, so the clock jumps while it
-# is.
+# Longer than any lease. The clock jumps while the worker is frozen, so that no test waits an hour.
 _AN_HOUR = 3600.0
-#: Where the relay makes a worker wait, and what that worker has in its hands then.
+#: How far a worker has got with a mail, and where the relay makes the worker wait for that.
 _MOMENTS: dict[str, Point] = {
-    "claimed, not yet marked": "dot",  # of the mail before it
+    "claimed, not yet marked": "dot",  # of the mail before
     "marked, before MAIL": "greeting",
     "after 354, before the body": "data",
 }
 
 
 def at_each_moment(folder: Path, size: Size) -> Report:
-    """Workers are frozen at moments that a relay chooses; before they wake, another one sends what they were about to send."""
+    """Freeze workers at chosen moments; another worker sends their mail before they wake."""
     report, mails = Report(), dict[str, str]()
     with running_site(folder) as site, ScriptedRelay() as relay:
         clock = Clock(folder / "clock")
@@ -67,15 +66,14 @@ def at_each_moment(folder: Path, size: Size) -> Report:
 def _frozen_worker(
     site: Site, relay: ScriptedRelay, sender: str, point: Point, mails: dict[str, str]
 ) -> Worker:
-    """It has a mail from this sender in its hands, at the moment when the relay makes it wait.
+    """Return a worker that is frozen at this point of a mail from this sender.
 
-    `mails` are sender and id.
+    The new mail is added to `mails`, which maps senders to ids.
     """
     worker = site.start_worker(concurrency=1)
     held = relay.held
-    if (
-        point == "dot"
-    ):  # one that may not be sent twice is marked alone: the next one is only claimed
+    # A mail that may not be sent twice is marked alone, so that the next one is only claimed.
+    if point == "dot":
         relay.faults[f"ahead-{sender}", "dot"] = [HOLD]
         mails[f"ahead-{sender}"] = _queue(site, f"ahead-{sender}", on_doubt="hold")
     else:
@@ -100,10 +98,9 @@ def _statuses(site: Site, mails: dict[str, str]) -> list[Status]:
 
 
 def at_random(folder: Path, size: Size, *, pool: str) -> Report:
-    """Under load, one of two workers with whatever it has in its hands, until after its leases.
+    """Freeze one of two workers under load, at a random moment, until its leases lapse.
 
-    Not with SQLite: who is frozen in the middle of a transaction keeps out all others, which are on
-    the same machine.
+    Not with SQLite: a worker that is frozen in the middle of a transaction locks out all others.
     """
     report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses victims
     with running_site(folder, "postgresql") as site:
@@ -117,15 +114,15 @@ def at_random(folder: Path, size: Size, *, pool: str) -> Report:
             victim = dice.choice(workers)
             victim.freeze()
             clock.set(number * _AN_HOUR)
-            _wait_for_more(site, 30)  # the other one goes on, and finds what lapsed
+            _wait_for_more(site, 30)  # the other one goes on, and finds the lapsed leases
             victim.thaw()
             report.faults += 1
         for sender in senders:
             sender.stop()
         site.settle()
         report.tally = site.tally()
-    # When it wakes up, it knows what it never began; and what it had sent, the relay has answered
-    # by then.
+    # A worker that wakes up gives up the mails that it had not begun, and finds the relay's reply
+    # to the one that it had sent. So none is sent twice, and none stays in doubt.
     report.expect_nothing_lost()
     return report
 

@@ -1,4 +1,4 @@
-"""What comes in: the same mail many times, mail in somebody's transaction, mail that can't be sent."""
+"""Intake under stress: repeated keys, the application's own transactions, damaged rows."""
 
 import random
 import sqlite3
@@ -19,7 +19,7 @@ from tests.services.waiting import wait_until
 
 
 def keys(folder: Path, size: Size, *, database: Database) -> Report:
-    """Processes that all queue the same mails, and are killed and begin again from the first one."""
+    """Kill processes that queue the same mails, and let them begin again with the first."""
     report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses victims
     mails, callers = size.pick(60, 300), size.pick(6, 50)
     with running_site(folder, database) as site:
@@ -44,24 +44,22 @@ def keys(folder: Path, size: Size, *, database: Database) -> Report:
     report.remarks.append(f"{sum(len(sender.calls()) for sender in site.senders)} calls")
     report.expect_nothing_lost()
     report.expect(tally.refused == 0, f"{tally.refused} calls raised")
-    report.expect(
-        tally.uninvited == 0, f"{tally.uninvited} mails arrived that nobody has a receipt of"
-    )
-    report.expect(len(received) == mails, f"{len(received)} mails were called for, not {mails}")
-    report.expect(all(len(ids) == 1 for ids in received.values()), "one key has given several ids")
+    report.expect(tally.uninvited == 0, f"{tally.uninvited} mails without a receipt arrived")
+    report.expect(len(received) == mails, f"{len(received)} mails were queued, not {mails}")
+    report.expect(all(len(ids) == 1 for ids in received.values()), "one key has several ids")
     report.expect(set(copies.values()) == {1}, "a recipient got several mails")
     return report
 
 
 def _wait_for_calls(sender: Sender) -> None:
-    wait_until(sender.calls, timeout=300)  # fifty processes take their time to start
+    wait_until(sender.calls, timeout=300)  # fifty processes start slowly
 
 
 # --- one transaction with an order --------------------------------------------------------------
 
 
 def transactions(folder: Path, size: Size, *, database: Database) -> Report:
-    """An application that writes an order and its mail in one transaction is killed before, in and after the commit."""
+    """Kill an application that queues in its transaction before, in and after the commit."""
     report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses moments
     with running_site(folder, database) as site:
         engine = _with_orders(site)
@@ -83,18 +81,18 @@ def transactions(folder: Path, size: Size, *, database: Database) -> Report:
     report.expect_nothing_lost()
     report.expect(
         bool(dropped) and not dropped & set(copies),
-        "what was rolled back has sent a mail, or nothing was",
+        "a transaction that was rolled back has sent a mail, or none was rolled back",
     )
     report.expect(
         set(copies) == set(orders),
-        f"{len(set(copies) ^ set(orders))} mails without their order, or the other way round",
+        f"{len(set(copies) ^ set(orders))} mails without an order, or orders without a mail",
     )
     report.expect(set(copies.values()) == {1}, "an order has sent several mails")
     return report
 
 
 def _with_orders(site: Site) -> Engine:
-    """The application's own table, beside those of Mailer."""
+    """Create the application's own table beside those of Mailer."""
     with site.app().app_context():
         site.app().extensions["mailer"].store.check_schema()
     engine = create_engine(
@@ -112,8 +110,8 @@ def _orders(engine: Engine) -> list[str]:
 
 # --- mail that can't be sent --------------------------------------------------------------------
 
-#: Whose mail is spoilt how: the file of `spoilt` is gone, that of `changed` another, and
-#: `unreadable` has headers that are none.
+#: The damage by name of the recipient: the attachment of `spoilt` is missing, that of `changed` has
+#: other bytes, and the headers of `unreadable` are not JSON.
 _SPOILING = """
 DELETE FROM mailer_blob WHERE length(data) = 1001;
 UPDATE mailer_blob SET data = x'00' WHERE length(data) = 1002;
@@ -127,7 +125,7 @@ _REASONS = {
 
 
 def poison(folder: Path, size: Size) -> Report:
-    """Rows that somebody has spoilt, among healthy mail and lines of five million characters."""
+    """Damage rows in the database, among healthy mail and lines of five million characters."""
     each = size.pick(3, 50)
     report = Report(faults=len(_REASONS) * each)
     with running_site(folder) as site:
@@ -146,16 +144,16 @@ def poison(folder: Path, size: Size) -> Report:
         site.start_worker()
         site.settle(timeout=600)
         report.remarks.append(
-            f"all was done {time.monotonic() - began:.1f} s after the worker was started"
+            f"all mail was decided {time.monotonic() - began:.1f} s after the worker was started"
         )
         report.tally = tally = site.tally()
         mails, raised = site.mails(), refused(site)
     report.expect_nothing_lost()
     report.expect(not raised, f"calls raised: {raised}")
     report.expect(
-        tally.failed == report.faults, f"{tally.failed} failed, {report.faults} were spoilt"
+        tally.failed == report.faults, f"{tally.failed} failed, {report.faults} were damaged"
     )
-    report.expect(tally.once == tally.accepted - report.faults, "a healthy mail did not go out")
+    report.expect(tally.once == tally.accepted - report.faults, "a healthy mail was not sent")
     for mail in mails:
         _expect_reason(report, mail)
     return report
@@ -188,5 +186,5 @@ SCENARIOS = [
         PostgreSQL=partial(transactions, database="postgresql"),
         SQLite=partial(transactions, database="sqlite"),
     ),
-    Scenario("mail that somebody has spoilt in the database", poison),
+    Scenario("mail damaged in the database", poison),
 ]

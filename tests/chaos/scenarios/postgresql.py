@@ -1,4 +1,4 @@
-"""PostgreSQL is stopped, frozen and replaced, while mail flows."""
+"""PostgreSQL is stopped, frozen and replaced while mail flows."""
 
 import random
 import signal
@@ -20,17 +20,15 @@ from tests.chaos.site import Site, find_initdb, migrated, site_on
 from tests.services.postgres import PostgresServer, postgres_folder
 from tests.services.waiting import wait_until
 
-#: What a crash of the server leaves is what was committed; only the machine itself does not crash
-#: here.
+#: The server crashes in these scenarios, but not the machine, so that nothing has to be on disk.
 _SETTINGS = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "listen_addresses="]
 _HANG_UP = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mailer'"
-# A server that is silent for 20 s is given up; the connection before and the one after are opened
-# within 5 s.
+# A silent server is given up after 20 s; opening a connection before and after may take 5 s.
 _LONGEST_CALL = 26.0
 
 
 class Pair:
-    """A primary, and a standby that has all that the primary says is committed."""
+    """A primary, and a standby that has every transaction that the primary has confirmed."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -56,14 +54,14 @@ class Pair:
         self.url = f"postgresql://mailer@/mailer?host={folders}&target_session_attrs=read-write"
 
     def fail_over(self) -> None:
-        """The primary dies; the standby takes over, and waits for no other."""
+        """Crash the primary and promote the standby, which waits for no other standby."""
         primary, standby = self._servers
         primary.stop(signal.SIGQUIT)
         standby.promote()
 
 
 def restart(folder: Path, size: Size) -> Report:
-    """Stopped in good order and as in a crash, away for a while, and started again."""
+    """Stop the server cleanly and as in a crash, and start it again after a while."""
     with _site(folder) as (site, server, report):
         let_mail_flow(site)
         for number in range(size.pick(3, 30)):
@@ -77,7 +75,7 @@ def restart(folder: Path, size: Size) -> Report:
 
 
 def hang_up(folder: Path, size: Size) -> Report:
-    """All connections are killed, again and again."""
+    """Terminate all connections, again and again."""
     dice = random.Random(4)  # noqa: S311 -- it chooses moments
     with _site(folder) as (site, server, report):
         let_mail_flow(site)
@@ -90,7 +88,7 @@ def hang_up(folder: Path, size: Size) -> Report:
 
 
 def freeze(folder: Path, size: Size) -> Report:
-    """It takes connections and bytes, and says nothing."""
+    """Freeze the server: it accepts connections and bytes, and answers nothing."""
     with _site(folder) as (site, server, report):
         let_mail_flow(site)
         for _ in range(size.pick(1, 5)):
@@ -103,13 +101,13 @@ def freeze(folder: Path, size: Size) -> Report:
     longest = max(call.seconds for call in site.calls())
     report.remarks.append(f"the longest call took {longest:.1f} s")
     report.expect(
-        longest < _LONGEST_CALL, f"a call took {longest:.1f} s, {_LONGEST_CALL:.0f} at most"
+        longest < _LONGEST_CALL, f"a call took {longest:.1f} s, {_LONGEST_CALL:.0f} allowed"
     )
     return report
 
 
 def fail_over(folder: Path, size: Size) -> Report:
-    """The primary dies in the middle of a batch, mails being on the wire, and a standby takes over; the URL names both."""
+    """Fail over to a standby in the middle of a batch. The URL names both servers."""
     report = Report()
     for number in range(size.pick(1, 10)):
         with ExitStack() as stack:
@@ -128,7 +126,7 @@ def fail_over(folder: Path, size: Size) -> Report:
 
 
 def at_the_250(folder: Path, size: Size, *, fault: Callable[[PostgresServer], None]) -> Report:
-    """The relay has taken the mail; its reply arrives while the database is away. Sent stays sent."""
+    """Stop the database before the relay replies 250. A sent mail stays sent."""
     with _site(folder) as (site, server, report):
         let_mail_flow(site)
         for _ in range(size.pick(2, 20)):
@@ -144,7 +142,7 @@ def at_the_250(folder: Path, size: Size, *, fault: Callable[[PostgresServer], No
 
 @contextmanager
 def _site(folder: Path) -> Iterator[tuple[Site, PostgresServer, Report]]:
-    """At the end everything is counted."""
+    """Start a server and a site; count the mails at the end."""
     report = Report()
     with ExitStack() as stack:
         server = PostgresServer(
@@ -160,11 +158,11 @@ def _site(folder: Path) -> Iterator[tuple[Site, PostgresServer, Report]]:
 
 SCENARIOS = [
     Scenario("PostgreSQL restarted", restart),
-    Scenario("PostgreSQL hangs up on everybody", hang_up),
+    Scenario("PostgreSQL terminates all connections", hang_up),
     Scenario("PostgreSQL frozen", freeze),
     Scenario("PostgreSQL fails over to a standby", fail_over),
     *named(
-        "PostgreSQL away at the moment of the 250",
+        "PostgreSQL down when the relay replies 250",
         stopped=partial(at_the_250, fault=PostgresServer.stop),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Redis goes away in every way it can, while web processes queue and workers of both pools deliver."""
+"""Redis fails in every way, while web processes queue and workers of both pools deliver."""
 
 import statistics
 import time
@@ -18,8 +18,8 @@ from tests.services.worker import Worker
 
 Fault = Callable[[Site], AbstractContextManager[None]]
 
-# What a request is promised, in seconds: if Redis refuses, if it says nothing, and from then on;
-# and when mail flows again.
+# Limits in seconds: for a call if Redis refuses, for a call if Redis is silent, for each later
+# call, and until mail flows again.
 _REFUSED, _SILENT, _THEN = 0.2, 2.2, 0.02
 _RESUMES_WITHIN = 15.0
 
@@ -27,13 +27,13 @@ _RESUMES_WITHIN = 15.0
 def outage(
     folder: Path, size: Size, *, fault: Fault, longest_call: float, calls: int = 100
 ) -> Report:
-    """It is away for so many calls, while both pools have a worker."""
+    """Break Redis for as many calls, while each pool has a worker."""
     with running_site(folder) as site:
         return _outage(site, size, partial(fault, site), longest_call, size.pick(calls, 1000))
 
 
 def black_hole(folder: Path, size: Size) -> Report:
-    """The machine of Redis takes connections and bytes, and nothing ever comes back; what was lost is not sent again."""
+    """Drop all packets from and to Redis. Lost packets are not sent again."""
     with running_site(folder) as site, Detour(site.redis.url.removeprefix("unix://")) as detour:
         site.config["MAILER_REDIS_URL"] = f"redis://{detour.host}:{detour.port}/0"
         report = _outage(site, size, partial(_blocked, detour), _SILENT, size.pick(100, 1000))
@@ -42,10 +42,10 @@ def black_hole(folder: Path, size: Size) -> Report:
 
 
 def absent_at_boot(folder: Path, size: Size) -> Report:
-    """Web and workers start without it."""
+    """Start web processes and workers without Redis."""
     report = Report(faults=1)
     with running_site(folder) as site:
-        site.start_sender(count=1).wait()  # makes the tables
+        site.start_sender(count=1).wait()  # creates the tables
         usual = site.start_sender(count=100)
         usual.wait()
         site.redis.stop()
@@ -85,7 +85,10 @@ def _outage(
 
 
 def _wait_for_calls(site: Site, count: int) -> None:
-    """More than there are now. They are counted only: this process carries a detour, too."""
+    """Wait until `count` more calls have been made.
+
+    Only their number is read, since this process carries the detour as well.
+    """
 
     def made() -> int:
         return sum(sender.count() for sender in site.senders)
@@ -95,7 +98,7 @@ def _wait_for_calls(site: Site, count: int) -> None:
 
 
 def _wait_for_flow(report: Report, site: Site, workers: Sequence[Worker]) -> None:
-    """Until mail is delivered, and each worker has heard a ring."""
+    """Wait until mail is delivered and each worker has received a ring."""
     started, taken = time.monotonic(), site.sink.count()
     heard = [_rings(worker) for worker in workers]
     wait_until(lambda: site.sink.count() > taken, timeout=60)
@@ -106,7 +109,7 @@ def _wait_for_flow(report: Report, site: Site, workers: Sequence[Worker]) -> Non
     )
     resumed = time.monotonic() - started
     report.remarks.append(
-        f"resumed after {flows:.1f} s, all workers heard rings after {resumed:.1f} s"
+        f"resumed after {flows:.1f} s, all workers received rings after {resumed:.1f} s"
     )
     report.expect(resumed <= _RESUMES_WITHIN, f"resumed after {resumed:.1f} s")
 
@@ -118,9 +121,10 @@ def _rings(worker: Worker) -> int:
 def _check_calls(
     report: Report, calls: Sequence[Call], usual: Sequence[Call], longest: float
 ) -> None:
-    """The first one may wait for a time-out, and no other.
+    """Check that at most one call waited for a time-out.
 
-    What a busy machine takes with Redis is no fault of Redis.
+    The time that the same calls took before the fault is subtracted: a busy machine is no fault of
+    Redis.
     """
     seconds = sorted(call.seconds for call in calls)
     median, machine = statistics.median(seconds), sorted(call.seconds for call in usual)
@@ -131,10 +135,10 @@ def _check_calls(
     )
     report.expect(
         seconds[-1] - machine[-1] <= longest,
-        f"a call took {seconds[-1]:.2f} s, {longest:g} at most",
+        f"a call took {seconds[-1]:.2f} s, {longest:g} allowed",
     )
     report.expect(
-        added <= _THEN, f"then calls took {1000 * median:.0f} ms, {1000 * _THEN:g} at most"
+        added <= _THEN, f"later calls took {1000 * median:.0f} ms, {1000 * _THEN:g} allowed"
     )
     report.expect(seconds[-2] < 1, f"more than one call waited for Redis: {seconds[-2]:.2f} s")
     report.expect(not any(call.error for call in calls), "a call raised")
@@ -187,7 +191,10 @@ def flushed(site: Site) -> Iterator[None]:
 
 @contextmanager
 def full(site: Site) -> Iterator[None]:
-    """Out of memory: it answers and takes nothing in, not even the note of a worker that it has the ring it was just given."""
+    """Let Redis run out of memory, so that it refuses all writes.
+
+    Workers have just been given rings, and can't record that they have them.
+    """
     celery, rings = site.app().extensions["celery"], 6
     for _ in range(rings):
         celery.send_task("mailer.send_email", queue="elsewhere")
@@ -203,7 +210,7 @@ def full(site: Site) -> Iterator[None]:
 
 @contextmanager
 def clients_killed(site: Site) -> Iterator[None]:
-    """Again and again, those that publish and those that listen."""
+    """Kill the connections that publish and those that listen, again and again."""
     yield
     with redis.Redis.from_url(site.redis.url) as client:
         for _ in range(10):
@@ -215,7 +222,7 @@ def clients_killed(site: Site) -> Iterator[None]:
 SCENARIOS = [
     Scenario("Redis refused", partial(outage, fault=refused, longest_call=_REFUSED)),
     Scenario("Redis frozen", partial(outage, fault=frozen, longest_call=_SILENT, calls=400)),
-    Scenario("Redis in a black hole", black_hole),
+    Scenario("Redis drops all packets", black_hole),
     Scenario("Redis restarted", partial(outage, fault=restarted, longest_call=_SILENT)),
     Scenario("Redis FLUSHALL", partial(outage, fault=flushed, longest_call=_SILENT)),
     Scenario("Redis out of memory", partial(outage, fault=full, longest_call=_SILENT)),

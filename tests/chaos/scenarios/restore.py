@@ -1,4 +1,4 @@
-"""An old database is restored from a backup: what it takes for queued has gone out long ago."""
+"""A database is restored from a backup in which mail that was sent since is still queued."""
 
 import sqlite3
 import subprocess
@@ -22,7 +22,7 @@ from tests.services.waiting import wait_until
 
 
 def restore(folder: Path, size: Size, *, database: Database) -> Report:
-    """The operator pauses, looks, cancels what was due before the disaster, and resumes: nothing goes out twice."""
+    """Pause, look, cancel mail that was due before the disaster, resume: none is sent twice."""
     report, count = Report(faults=1), size.pick(20, 2000)
     with running_site(folder, database) as site:
         site.config["MAILER_DOUBT_RESEND_AFTER"] = "1"
@@ -30,9 +30,9 @@ def restore(folder: Path, size: Size, *, database: Database) -> Report:
         tomorrow, on_the_wire = _queue_more(site.app())
         bring_back = _back_up(site)
         worker = site.start_worker()
-        site.start_sender(count=count).wait()  # of these mails the backup knows nothing
+        site.start_sender(count=count).wait()  # these mails are not in the backup
         site.settle(timeout=300)
-        # It was in doubt, and went out once more.
+        # This mail was in doubt and was sent once more.
         wait_until(lambda: _state(site, on_the_wire) is Status.SENT, timeout=60)
         worker.stop()
         disaster = datetime.now(UTC)
@@ -62,7 +62,7 @@ def restore(folder: Path, size: Size, *, database: Database) -> Report:
         states = [_state(site, mail_id) for mail_id in (tomorrow, on_the_wire)]
         report.expect(
             states == [Status.QUEUED, Status.DOUBTFUL],
-            f"the mail of tomorrow, and the one on the wire, are {states}",
+            f"the mail for tomorrow, and the one in transmission, are {states}",
         )
     report.expect_nothing_lost()
     report.expect(
@@ -70,13 +70,13 @@ def restore(folder: Path, size: Size, *, database: Database) -> Report:
     )
     report.expect(
         report.tally.uninvited == 1,
-        f"the mail that was on the wire arrived {report.tally.uninvited} times",
+        f"the mail in transmission arrived {report.tally.uninvited} times",
     )
     return report
 
 
 def _queue_more(app: Flask) -> tuple[str, str]:
-    """One for tomorrow, and one that a worker has on the wire while the backup is made."""
+    """Queue a mail for tomorrow, and one that a worker is sending during the backup."""
     mailer, store, now = Mailer(), _store(app), time.time()
     with app.app_context():
         tomorrow = mailer.send_email(
@@ -91,7 +91,7 @@ def _queue_more(app: Flask) -> tuple[str, str]:
 
 
 def _back_up(site: Site) -> Callable[[], None]:
-    """Made while everything runs; what is returned brings it back."""
+    """Make a backup while everything runs, and return a function that restores it."""
     url = make_url(site.config["MAILER_DATABASE_URL"])
     copy = site.folder / "backup"
     if url.get_backend_name() == "sqlite":

@@ -1,4 +1,4 @@
-"""A purge of much that is old, while mail flows: it is done in bites, and holds up nobody."""
+"""Much old mail is purged in small batches, which delay no other mail."""
 
 import statistics
 import time
@@ -22,12 +22,12 @@ _AT_ONCE = 5000
 
 
 def purge(folder: Path, size: Size, *, database: Database) -> Report:
-    """Records of two months ago, and bodies of ten days ago: what is queued and delivered meanwhile hardly notices."""
+    """Purge old records and bodies, while queueing and delivery go on almost undisturbed."""
     report, count = Report(faults=1), size.pick(4000, 200_000)
     with running_site(folder, database) as site:
         site.config |= {"MAILER_KEEP_DAYS": "30", "MAILER_KEEP_BODIES_DAYS": "5"}
         store: Store = site.app().extensions["mailer"].store
-        store.take_chore(PURGE, now=time.time(), every=3600)  # not yet
+        store.take_chore(PURGE, now=time.time(), every=3600)  # no purge yet
         site.start_worker()
         for days in (60, 10):
             _fill(store.engine, count // 2, finished_at=time.time() - days * _DAY)
@@ -47,7 +47,7 @@ def purge(folder: Path, size: Size, *, database: Database) -> Report:
         site.settle()
         report.tally = site.tally()
         report.remarks.append(
-            f"{count} in {took:.1f} s; alone {_figures(site, alone)}; beside it"
+            f"{count} purged in {took:.1f} s; before {_figures(site, alone)}; meanwhile"
             f" {_figures(site, beside)}"
         )
         calls = [call.seconds for call in beside.calls()]
@@ -61,7 +61,7 @@ def purge(folder: Path, size: Size, *, database: Database) -> Report:
 
 
 def _fill(engine: Engine, count: int, finished_at: float) -> None:
-    """As many mails as were sent then."""
+    """Insert mails that were sent at this time."""
     nothing: list[str] = []
     mail = {
         "created_at": finished_at,
@@ -102,7 +102,7 @@ def _fill(engine: Engine, count: int, finished_at: float) -> None:
 
 
 def _is_purged(engine: Engine) -> bool:
-    """Asked so that the indexes have the answer: what looks must not be what holds up."""
+    """Ask with queries that an index answers, so that the check delays nothing."""
     recent = time.time() - 5 * _DAY
     record = (
         select(schema.delivery.c.id)
@@ -134,7 +134,7 @@ def _spread(seconds: list[float]) -> str:
 
 
 def _waits(app: Flask, calls: list[Call]) -> list[float]:
-    """How long each mail took from its queueing until it was sent."""
+    """Return the seconds between queueing and delivery of each mail."""
     with app.app_context():
         mails = Mailer().statuses([call.mail_id for call in calls]).values()
     return [
@@ -146,7 +146,7 @@ def _waits(app: Flask, calls: list[Call]) -> list[float]:
 
 
 SCENARIOS = named(
-    "old mail is purged beside the new",
+    "old mail is purged while mail flows",
     PostgreSQL=partial(purge, database="postgresql"),
     SQLite=partial(purge, database="sqlite"),
 )

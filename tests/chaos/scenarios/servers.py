@@ -1,4 +1,4 @@
-"""Stock mail servers as relays: whatever they limit, each mail is sent at its first attempt."""
+"""Stock mail servers as relays: each mail is sent at the first attempt, despite their limits."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Running = Callable[[Path], AbstractContextManager[MailServer]]
 
 
 def many(running_server: Running, folder: Path, size: Size) -> Report:
-    """Queue all, then start the workers: each connection is used until the server has had enough of it."""
+    """Queue all mail before the workers start, so that connections reach the server's limits."""
     report, mails = Report(faults=1), size.pick(150, 3000)
     own = folder / "server"
     own.mkdir()
@@ -29,7 +29,7 @@ def many(running_server: Running, folder: Path, size: Size) -> Report:
         site.start_worker("prefork", concurrency=2)
         site.settle(timeout=300)
         report.remarks.append(
-            f"{mails} mails in {time.time() - began:.1f} s, its workers' start included"
+            f"{mails} mails in {time.time() - began:.1f} s, including the start of the worker"
         )
         wait_until(lambda: len(server.recipients()) >= mails)
         _expect_first_attempts(report, site, server)
@@ -38,7 +38,7 @@ def many(running_server: Running, folder: Path, size: Size) -> Report:
 
 
 def _expect_first_attempts(report: Report, site: Site, server: MailServer) -> None:
-    """What the server's log says, and what the database says."""
+    """Compare the calls with the server's log and with the database."""
     calls, taken = site.calls(), server.recipients()
     message_ids = {call.recipient: call.message_id for call in calls}
     report.tally = tally(calls, site.statuses(), [message_ids[recipient] for recipient in taken])

@@ -1,4 +1,4 @@
-"""All that can be wrong with a relay, beside one that is well."""
+"""Every fault of a relay, beside a relay that works."""
 
 import json
 import socket
@@ -30,7 +30,7 @@ from tests.services.script import (
 )
 from tests.services.waiting import wait_until
 
-# Of each phase. The relay is on this machine, and slow only where it is told to be.
+# For each phase. The relay is on this machine, and slow only where a fault makes it so.
 TIME_OUT = 3.0
 _TIME_OUTS = (
     "MAILER_CONNECT_TIMEOUT",
@@ -48,19 +48,19 @@ TLS = ("STARTTLS",)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a relay does to each mail until it is mended, and the state chart's answer."""
+    """A fault of a relay, and the state that the state chart promises for its mail."""
 
     name: str
     point: Point
     action: str
-    verdict: Verdict  #: of the first try; SENT: there is nothing to tell
+    verdict: Verdict  #: of the first try; SENT: no failed try is recorded
     phase: Phase = Phase.DOT
-    words: str = ""  #: of the reply that is kept
+    words: str = ""  #: part of the recorded reply
     offers: tuple[str, ...] = ()
-    name_of_host: str = "localhost"  #: that its certificate is for
-    least_wait: float = 0.0  #: between the first try and the next
+    name_of_host: str = "localhost"  #: the host name in the relay's certificate
+    least_wait: float = 0.0  #: seconds between the first try and the next
     copies: int = 1  #: recipients; only the first of them is refused
-    before: Mapping[Point, str] = field(default_factory=dict)  #: what else happens, once
+    before: Mapping[Point, str] = field(default_factory=dict)  #: other faults, each once
 
     @property
     def sender(self) -> str:
@@ -71,7 +71,7 @@ class Fault:
 
     @property
     def ends(self) -> list[Status]:
-        """Where its copies are, once the relay is mended."""
+        """Return the final states of the copies, after the relay is mended."""
         first = {REFUSED: Status.FAILED, DOUBTFUL: Status.DOUBTFUL}.get(self.verdict, Status.SENT)
         return [first, *[Status.SENT] * (self.copies - 1)]
 
@@ -79,7 +79,7 @@ class Fault:
 def _faults_at(
     point: Point, phase: Phase, *, closing: Verdict, silent: Verdict, words: str = ""
 ) -> Iterator[Fault]:
-    """The same at each phase."""
+    """Return the faults that can happen at this point."""
     at_connect = phase is Phase.CONNECT
     offers = {"starttls": TLS, "handshake": TLS, "auth": ("AUTH PLAIN",)}.get(point, ())
     if point != "handshake":
@@ -210,7 +210,7 @@ FAULTS = [
 
 
 class BrokenRelay(ScriptedRelay):
-    """One that has this fault, until it is mended."""
+    """A relay with this fault, until it is mended."""
 
     def __init__(self, fault: Fault, certificates: Mapping[str, Path]) -> None:
         super().__init__(*fault.offers)
@@ -230,7 +230,7 @@ class BrokenRelay(ScriptedRelay):
         self.tls = server_context(self._certificates["localhost"])
 
     def entry(self) -> dict[str, object]:
-        """What MAILER_RELAYS says of it."""
+        """Return the relay's entry in MAILER_RELAYS."""
         login = (
             {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "secret"}
             if self.fault.point == "auth"
@@ -246,7 +246,7 @@ class BrokenRelay(ScriptedRelay):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A mail that is given to a broken relay."""
+    """A mail that is sent through a broken relay."""
 
     relay: BrokenRelay
     call: Call
@@ -257,7 +257,7 @@ class Case:
 
 
 def every_fault(folder: Path, size: Size) -> Report:
-    """Each relay of the table does its worst to its mail, while mail flows to one that is well; then all are mended."""
+    """Send through all broken relays and a working one, then mend them."""
     report, cases = Report(), list[Case]()
     with running_site(folder) as site, _broken_relays(folder, FAULTS) as relays:
         site.config |= _configuration(site, relays, folder)
@@ -266,12 +266,12 @@ def every_fault(folder: Path, size: Size) -> Report:
         for _ in range(size.pick(1, 5)):
             now = [Case(relay, _queued(site, relay.fault)) for relay in relays]
             began = time.time()
-            wait_until(lambda: all(map(_is_tried, _mails(site, now))), timeout=60)  # noqa: B023 -- it is called at once
+            wait_until(lambda: all(map(_is_tried, _mails(site, now))), timeout=60)  # noqa: B023 -- called at once
             _expect_verdicts(report, site, now)
             _expect_flow(report, site, since=began, longest=TIME_OUT)
             for relay in relays:
                 relay.mend()
-            wait_until(lambda: all(map(_rests, _mails(site, now))), timeout=60)  # noqa: B023 -- see above
+            wait_until(lambda: all(map(_rests, _mails(site, now))), timeout=60)  # noqa: B023 -- called at once
             _expect_ends(report, site, now)
             for relay in relays:
                 relay.do_worst()
@@ -297,9 +297,9 @@ def _broken_relays(folder: Path, faults: Sequence[Fault]) -> Iterator[list[Broke
 
 
 def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> dict[str, str]:
-    """Mail goes to the broken relays by its sender, all else to the one that is well.
+    """Route mail to the broken relays by sender, and all other mail to the working one.
 
-    A batch is one mail: none waits for it.
+    A batch is one mail, so that no mail waits for another in its batch.
     """
     authorities = folder / "authorities.pem"
     authorities.write_bytes(
@@ -321,7 +321,7 @@ def _configuration(site: Site, relays: Sequence[BrokenRelay], folder: Path) -> d
     }
 
 
-# --- what was promised --------------------------------------------------------------------------
+# --- checks of the promises ---------------------------------------------------------------------
 
 
 def _queued(site: Site, fault: Fault) -> Call:
@@ -332,7 +332,7 @@ def _queued(site: Site, fault: Fault) -> Call:
 
 
 def _mails(site: Site, cases: Sequence[Case]) -> list[MailStatus]:
-    """What the database says of them, in their order."""
+    """Return the status of each case's mail, in the order of the cases."""
     with site.app().app_context():
         found = Mailer().statuses([case.call.mail_id for case in cases])
     return [found[case.call.mail_id] for case in cases]
@@ -347,7 +347,7 @@ def _rests(mail: MailStatus) -> bool:
 
 
 def _expect_verdicts(report: Report, site: Site, cases: Sequence[Case]) -> None:
-    """Of the first try that came to anything but "sent"."""
+    """Check the first failed try of each mail."""
     for case, mail in zip(cases, _mails(site, cases), strict=True):
         fault, tries = case.fault, [attempt for copy in mail for attempt in copy.history]
         if fault.verdict is SENT:
@@ -364,13 +364,13 @@ def _expect_verdicts(report: Report, site: Site, cases: Sequence[Case]) -> None:
 
 
 def _expect_flow(report: Report, site: Site, *, since: float, longest: float) -> None:
-    """Mail of the relay that is well does not wait any longer for those that are broken."""
+    """Check that mail of the working relay does not wait for the broken ones."""
     moments = [since, *(moment for moment in site.sink.moments() if moment > since), time.time()]
     found = max(later - earlier for earlier, later in pairwise(moments))
     report.remarks.append(
-        f"the longest time without a mail of the relay that is well: {found:.1f} s"
+        f"the longest time without a mail through the working relay: {found:.1f} s"
     )
-    report.expect(found < longest, f"other relays' mail stood still for {found:.1f} s")
+    report.expect(found < longest, f"the working relay got no mail for {found:.1f} s")
 
 
 def _expect_ends(report: Report, site: Site, cases: Sequence[Case]) -> None:
@@ -379,14 +379,14 @@ def _expect_ends(report: Report, site: Site, cases: Sequence[Case]) -> None:
         ends = sorted(copy.status for copy in copies)
         report.expect(ends == sorted(fault.ends), f"{fault.name}: {', '.join(ends)}")
         for copy in copies:
-            # A relay that can't be used costs no attempt, however often it was tried.
+            # A relay that can't be reached costs no attempt, however often it was tried.
             deferred = sum(attempt.verdict is DEFERRED for attempt in copy.history)
             report.expect(
                 copy.attempts == 1 + deferred,
                 f"{fault.name}: {copy.attempts} attempts, {deferred} deferred",
             )
         waited = _wait_of(copies[0])
-        report.expect(waited >= fault.least_wait, f"{fault.name}: asked again after {waited:.1f} s")
+        report.expect(waited >= fault.least_wait, f"{fault.name}: tried again after {waited:.1f} s")
 
 
 def _wait_of(copy: DeliveryStatus) -> float:
@@ -396,13 +396,13 @@ def _wait_of(copy: DeliveryStatus) -> float:
 
 
 def _expect_patience(report: Report, relays: Sequence[BrokenRelay]) -> None:
-    """The relay sees how long it was waited for.
+    """Check how long workers waited for a silent relay, as the relay measured it.
 
-    Of a loaded machine's many tries the shortest tells what was meant.
+    On a busy machine, the shortest of many waits is nearest to the time-out.
     """
     waits = {relay.fault.name: min(relay.waited_for) for relay in relays if relay.waited_for}
     report.remarks.append(
-        f"{len(waits)} silences were waited for, {max(waits.values()):.1f} s at most"
+        f"{len(waits)} silent relays were given up, after {max(waits.values()):.1f} s at most"
     )
     for name, seconds in waits.items():
         report.expect(seconds < TIME_OUT + 0.5, f"{name}: a slot was held for {seconds:.1f} s")
@@ -411,7 +411,11 @@ def _expect_patience(report: Report, relays: Sequence[BrokenRelay]) -> None:
 def _expect_copies(
     report: Report, site: Site, relays: Sequence[BrokenRelay], cases: Sequence[Case]
 ) -> None:
-    """What was sent arrived once, at its relay or at the other; what is in doubt once at most; what was refused not at all."""
+    """Check the number of copies that arrived.
+
+    Sent mail arrived once, at its relay or at the working one; doubtful mail at most once; refused
+    mail never.
+    """
     elsewhere = Counter(site.sink.taken())
     for relay in relays:
         own = [case for case in cases if case.relay is relay]
@@ -426,14 +430,14 @@ def _expect_copies(
         )
 
 
-# --- the only relay is away ---------------------------------------------------------------------
+# --- the only relay is down ---------------------------------------------------------------------
 
 
 def away(folder: Path, size: Size) -> Report:
-    """The only relay is away for ten minutes, or an hour, by a clock that jumps from one try to the next.
+    """Take the only relay down for ten minutes or an hour, by a clock that jumps between tries.
 
-    Its mail waits, pays nothing for the tries, of which there are few, and goes out when the relay is back. When it stays away
-    for longer than a mail may wait, that has failed, and says why.
+    Its mail waits without losing attempts, the tries are few, and the mail is sent when the relay
+    is back. Mail that has waited for longer than the maximum fails and says why.
     """
     report, clock = Report(), Clock(folder / "clock")
     with running_site(folder) as site:
@@ -444,20 +448,20 @@ def away(folder: Path, size: Size) -> Report:
         rests = _sit_out(site, clock, size.pick(600, 3600))
         report.faults = len(rests)
         report.remarks.append(f"between tries: {', '.join(f'{rest:.0f}' for rest in rests)} s")
-        report.expect(rests[-1] > 200, "it is tried as often as at the beginning")
+        report.expect(rests[-1] > 200, "the relay is still tried as often as at the beginning")
         _start(site.sink)
         clock.set(sum(rests) + 2 * len(rests))
         site.settle()
         report.tally = site.tally()
         report.expect_nothing_lost()
         paid = {copy.attempts for mail in site.mails() for copy in mail}
-        report.expect(paid == {1}, f"attempts that mails paid for: {paid}")
+        report.expect(paid == {1}, f"attempts of the mails: {paid}")
         _expect_given_up(report, site, clock)
     return report
 
 
 def _sit_out(site: Site, clock: Clock, seconds: float) -> list[float]:
-    """How long the relay was left alone each time."""
+    """Return the seconds between the tries until so much time has passed."""
     store, rests = Store(site.config["MAILER_DATABASE_URL"]), list[float]()
     while sum(rests) < seconds:
         ahead = sum(rests) + len(rests)
@@ -480,7 +484,7 @@ def _rests_until(store: Store, failures: int) -> float:
 
 
 def _start(sink: Sink) -> None:
-    """It is there when this returns."""
+    """Return when the relay accepts connections."""
     sink.start()
     wait_until(lambda: _listens(sink.port))
 
@@ -502,12 +506,15 @@ def _expect_given_up(report: Report, site: Site, clock: Clock) -> None:
 # --- all slots of a worker ----------------------------------------------------------------------
 
 
-#: After ten seconds without an answer, the sweep takes it that all slots are stuck.
+#: After ten seconds without an answer, the sweep assumes that all slots are stuck.
 _DEAF_SECONDS = 14.0
 
 
 def stalling(folder: Path, size: Size) -> Report:
-    """One of two busy relays falls silent to all slots of the only worker: mail of the other goes on long before the time-out."""
+    """Let one of two busy relays fall silent to all slots of the only worker.
+
+    Mail of the other one flows again long before the time-out.
+    """
     report, seconds = Report(faults=1), size.pick(25.0, 60.0)
     silent = Fault("silence after the dot", "dot", SILENCE, DOUBTFUL)
     with running_site(folder) as site, _broken_relays(folder, [silent]) as relays:
@@ -530,6 +537,6 @@ def stalling(folder: Path, size: Size) -> Report:
 
 SCENARIOS = [
     Scenario("SMTP: every fault", every_fault),
-    Scenario("SMTP: the only relay is away", away),
-    Scenario("SMTP: a relay stalls to all slots", stalling),
+    Scenario("SMTP: the only relay is down", away),
+    Scenario("SMTP: a silent relay holds all slots", stalling),
 ]

@@ -1,4 +1,4 @@
-"""SQLite: many writers, a lock that is held, a full disk, a file that can't be written, a second machine."""
+"""SQLite: many writers, a held lock, a full disk, a read-only file, a second machine."""
 
 import os
 import sqlite3
@@ -28,7 +28,7 @@ _WRITERS = 8
 
 
 def crowd(folder: Path, size: Size) -> Report:
-    """Eight processes queue without a pause, while workers claim and record: nobody is refused, and nobody starves."""
+    """Queue from eight processes without a pause. No call is refused, and none starves."""
     with _site(folder) as (site, report):
         let_mail_flow(site, workers=2, senders=_WRITERS, pause=0)
         began = [len(sender.calls()) for sender in site.senders]
@@ -39,14 +39,14 @@ def crowd(folder: Path, size: Size) -> Report:
         report.faults = _WRITERS
     report.remarks.append(f"calls of a writer: {min(counts)} to {max(counts)}; {_times(site)}")
     report.expect(not refused(site), f"{len(refused(site))} calls were refused")
-    report.expect(min(counts) * 4 > max(counts), f"one of them starved: {counts}")
+    report.expect(min(counts) * 4 > max(counts), f"a writer starved: {counts}")
     return report
 
 
 def locked(folder: Path, size: Size, *, seconds: float, refuses: bool) -> Report:
-    """A foreign program holds the lock.
+    """Let another program hold the lock.
 
-    For ten seconds nobody hears of it; after that, each caller gets one clear error.
+    For ten seconds callers only wait; after that, each gets one clear error.
     """
     with _site(folder) as (site, report):
         let_mail_flow(site, senders=3)
@@ -65,7 +65,7 @@ def locked(folder: Path, size: Size, *, seconds: float, refuses: bool) -> Report
 
 
 def disk_full(folder: Path, size: Size) -> Report:
-    """Something fills the disk; later it is cleared up."""
+    """Fill the disk, and free it later."""
     with (
         small_disk(folder, "16m") as disk,
         site_on(f"sqlite:///{disk / 'mailer.sqlite3'}", folder) as site,
@@ -85,13 +85,12 @@ def disk_full(folder: Path, size: Size) -> Report:
 
 
 def read_only(folder: Path, size: Size) -> Report:
-    """The file and its folder can't be written any more, while everything runs; later they can."""
+    """Make the file and its folder read-only while everything runs, and undo it later."""
     with _site(folder) as (site, report):
         let_mail_flow(site)
         for _ in range(size.pick(2, 20)):
             wait_for_flow(site)
-            # Not the -shm: to who writes into what it has mapped, Linux says so with a signal that
-            # ends the process.
+            # Not the -shm file: it is mapped, and Linux kills a process that fails to write there.
             with immutable(folder, folder / "mailer.sqlite3", folder / "mailer.sqlite3-wal"):
                 report.faults += 1
                 wait_for_a_refusal(site)
@@ -100,9 +99,9 @@ def read_only(folder: Path, size: Size) -> Report:
 
 
 def second_machine(folder: Path, size: Size) -> Report:
-    """The file lies on a disk that two machines share.
+    """Start a worker and the application on a second machine that shares the disk.
 
-    The second one's worker and application are refused.
+    Both are refused.
     """
     with _site(folder) as (site, report):
         let_mail_flow(site, pause=0.2)
@@ -111,10 +110,10 @@ def second_machine(folder: Path, size: Size) -> Report:
                 ["-m", "celery", "-A", "tests.worker_app", "worker", "--pool", "solo"],
                 ["-m", "flask", "mail", "queue"],
             ):
-                said = _on_another_machine(site, folder, program)
+                output = _on_another_machine(site, folder, program)
                 report.expect(
-                    "in use on another machine" in said and "use PostgreSQL" in said,
-                    f"{program[1]} said: {said[-500:]}",
+                    "in use on another machine" in output and "use PostgreSQL" in output,
+                    f"{program[1]} printed: {output[-500:]}",
                 )
             report.faults += 1
             wait_for_flow(site)
@@ -122,7 +121,10 @@ def second_machine(folder: Path, size: Size) -> Report:
 
 
 def _on_another_machine(site: Site, folder: Path, program: list[str]) -> str:
-    """What it says when it ends: on a machine with another boot id, which is the only one that it sees."""
+    """Run a program as on another machine, and return its output.
+
+    The program sees another boot id, which is all that tells machines apart.
+    """
     boot_id = folder / "boot_id"
     boot_id.write_text("another machine\n")
     there = f'mount --bind {boot_id} /proc/sys/kernel/random/boot_id && exec "$@"'
@@ -137,15 +139,15 @@ def _on_another_machine(site: Site, folder: Path, program: list[str]) -> str:
         timeout=60,
         check=False,
     )
-    return done.stdout + done.stderr if done.returncode else "nothing, and did it"
+    return done.stdout + done.stderr if done.returncode else "(it was not refused)"
 
 
-# --- what it takes ------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _site(folder: Path) -> Iterator[tuple[Site, Report]]:
-    """At the end everything is counted."""
+    """Start a site; count the mails at the end."""
     report = Report()
     with running_site(folder) as site:
         yield site, report
@@ -153,7 +155,7 @@ def _site(folder: Path) -> Iterator[tuple[Site, Report]]:
 
 
 def _fill(file: Path) -> None:
-    """With whatever the disk still takes."""
+    """Write until the disk is full."""
     with file.open("wb", buffering=0) as ballast:
         for size in (1 << 20, 1 << 12, 1):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Workers are told to stop in every way there is, with mail on the wire: after that, nothing is held, and nothing in doubt."""
+"""Workers are told to stop while they send: no mail stays claimed or in doubt."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from tests.services.requirement import do_without
 from tests.services.waiting import wait_until
 from tests.services.worker import Worker
 
-# A worker that is the first process of its container, as Docker runs it.
+# Runs a worker as the first process of a container, as Docker does.
 _CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-_LONGEST_STOP = 20.0  # seconds, once the relay has answered
+_LONGEST_STOP = 20.0  # seconds after the reply of the relay
 
 
 def stop(folder: Path, size: Size, *, pool: str) -> Report:
-    """The relay keeps the worker waiting while it is told to stop, and no other worker is there to clean up after it."""
+    """Stop a worker while the relay keeps it waiting. No other worker cleans up after it."""
     report = Report()
     with running_site(folder) as site:
         senders = [site.start_sender(pause=0.01) for _ in range(2)]
@@ -33,7 +33,7 @@ def stop(folder: Path, size: Size, *, pool: str) -> Report:
             site.sink.freeze()
             wait_until(lambda: _held(site, "transmitting"))
             _WAYS[way](worker)
-            # The relay is slow: whatever is ended by a signal has ended by now.
+            # The relay is slow: a process that the signal ends at once has ended by now.
             time.sleep(size.pick(1, 5))
             site.sink.thaw()
             _expect_clean_end(report, site, worker, way)
@@ -45,7 +45,7 @@ def stop(folder: Path, size: Size, *, pool: str) -> Report:
 
 
 def stop_without_redis(folder: Path, size: Size, *, pool: str) -> Report:
-    """Redis is frozen while the worker is told to stop: it waits for no answer for long."""
+    """Stop a worker while Redis is frozen. The worker does not wait for it for long."""
     report = Report(faults=1)
     with running_site(folder) as site:
         sender = site.start_sender(pause=0.01)
@@ -64,7 +64,7 @@ def stop_without_redis(folder: Path, size: Size, *, pool: str) -> Report:
 
 
 def _end(report: Report, site: Site, pool: str) -> None:
-    """What was given back goes out by another worker."""
+    """Let another worker send the mail that was given back."""
     site.start_worker(pool, 4)
     site.settle()
     report.tally = site.tally()
@@ -72,7 +72,7 @@ def _end(report: Report, site: Site, pool: str) -> None:
 
 
 def rolling_restart(folder: Path, size: Size, *, pool: str) -> Report:
-    """A new worker is started, the oldest is stopped, and so on."""
+    """Start a new worker, stop the oldest, and so on."""
     report = Report()
     with running_site(folder) as site:
         senders = [site.start_sender() for _ in range(2)]
@@ -91,11 +91,11 @@ def rolling_restart(folder: Path, size: Size, *, pool: str) -> Report:
     return report
 
 
-# --- the ways -----------------------------------------------------------------------------------
+# --- ways to stop a worker ------------------------------------------------------------------------
 
 
 def _send(*signals: signal.Signals, to_group: bool = False) -> Callable[[Worker], None]:
-    """To the main process or to its children as well, as a terminal does, and systemd by default."""
+    """Send signals to the main process, or to its group as a terminal and systemd do."""
 
     def tell(worker: Worker) -> None:
         for number, signum in enumerate(signals):
@@ -117,7 +117,7 @@ def _docker_stop(worker: Worker) -> None:
 
 def _container() -> tuple[str, ...]:
     if subprocess.run([*_CONTAINER, "true"], check=False, capture_output=True).returncode:
-        do_without("unshare with the right to use it")
+        do_without("unshare, and the right to use it")
     return _CONTAINER
 
 
@@ -135,7 +135,7 @@ _WAYS = {
 _SHORT_WAYS = ["SIGTERM to the group", "Ctrl-C twice", "SIGQUIT", "docker stop"]
 
 
-# --- what is seen -------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------
 
 
 def _wait_for_flow(site: Site) -> None:
@@ -154,7 +154,7 @@ def _expect_clean_end(report: Report, site: Site, worker: Worker, way: str) -> N
     report.expect(seconds < _LONGEST_STOP, f"{way}: it took {seconds:.0f} s to end")
     for status in ("claimed", "transmitting"):
         if held := _held(site, status):
-            report.broken.append(f"{way}: {held} are still {status} by a worker that has ended")
+            report.broken.append(f"{way}: {held} mails of the worker that ended are {status}")
 
 
 def _held(site: Site, status: str) -> int:
@@ -166,10 +166,10 @@ def _held(site: Site, status: str) -> int:
 _POOLS = ("prefork", "threads")
 
 SCENARIOS = [
-    *named("Workers are told to stop", **{pool: partial(stop, pool=pool) for pool in _POOLS}),
+    *named("workers are told to stop", **{pool: partial(stop, pool=pool) for pool in _POOLS}),
     *named(
-        "Workers are told to stop while Redis is frozen",
+        "workers are told to stop while Redis is frozen",
         **{pool: partial(stop_without_redis, pool=pool) for pool in _POOLS},
     ),
-    *named("Rolling restart", **{pool: partial(rolling_restart, pool=pool) for pool in _POOLS}),
+    *named("rolling restart", **{pool: partial(rolling_restart, pool=pool) for pool in _POOLS}),
 ]

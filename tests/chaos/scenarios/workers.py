@@ -1,4 +1,4 @@
-"""Workers are killed, while mail flows."""
+"""Workers are killed while mail flows."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from tests.services.worker import Worker
 
 
 def kill(folder: Path, size: Size, *, pool: str, on_doubt: str = "resend") -> Report:
-    """kill -9 of whole workers and of single children, at random moments; whoever was killed is started again."""
+    """Kill workers and children with SIGKILL at random moments, and start them again."""
     report, dice = Report(), random.Random(4)  # noqa: S311 -- it chooses victims
     with running_site(folder) as site:
         site.config["MAILER_DOUBT_RESEND_AFTER"] = "1"
@@ -41,7 +41,10 @@ def kill(folder: Path, size: Size, *, pool: str, on_doubt: str = "resend") -> Re
 
 
 def poison(folder: Path, size: Size) -> Report:
-    """Mails that kill whoever composes them fail alone, after as many deaths as they have attempts."""
+    """Queue mails that kill the process that composes them.
+
+    They fail alone, after as many deaths as a mail has attempts.
+    """
     report = Report(faults=size.pick(2, 20))
     with running_site(folder) as site:
         site.config |= {
@@ -66,7 +69,7 @@ def poison(folder: Path, size: Size) -> Report:
         f"{report.tally.failed} failed, {report.faults} are poison",
     )
     report.expect(
-        report.tally.once == report.tally.accepted - report.faults, "a healthy mail did not go out"
+        report.tally.once == report.tally.accepted - report.faults, "a healthy mail was not sent"
     )
     report.expect(
         all("died while it composed" in reason for reason in reasons), f"the reasons are {reasons}"
@@ -80,7 +83,7 @@ def _wait_for_flow(site: Site) -> None:
 
 
 def _kill_a_child(worker: Worker, dice: random.Random) -> bool:
-    """Every second time, where there are any."""
+    """Kill a child every second time, if the worker has children."""
     children = children_of(worker.process.pid)
     if not children or dice.random() < 0.5:
         return False
@@ -94,5 +97,5 @@ SCENARIOS = [
     Scenario(
         "kill -9 of workers, prefork, on_doubt=hold", partial(kill, pool="prefork", on_doubt="hold")
     ),
-    Scenario("a mail that kills whoever composes it", poison),
+    Scenario("a mail that kills the process that composes it", poison),
 ]
