@@ -1,4 +1,4 @@
-"""The fixtures: real services, each test with a fresh share of them, and the application wired to that share."""
+"""The fixtures: real services, new for each test, and the application connected to them."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,13 +30,13 @@ hypothesis.settings.load_profile("tests")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of processes: more than cores, since a test often waits for programs."""
+    """Return the number of processes, more than cores: tests often wait."""
     return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout begins to count
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time-out of pytest-timeout begins
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let a test marked `alone` have the machine for itself, in whichever process of the run."""
+    """Run a test marked `alone` while no other process runs a test."""
     with share_of_machine(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
@@ -59,7 +59,7 @@ def postgres_databases() -> Iterator[Databases]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def databases(request: pytest.FixtureRequest) -> Databases:
-    """Runs the test once on each database; `@sqlite_only` keeps it to one."""
+    """Run the test once on each database, or on one with `@sqlite_only`."""
     found: Databases = request.getfixturevalue(
         {"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param]
     )
@@ -89,7 +89,7 @@ def postgres_url(postgres_databases: Databases) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_program() -> Path:
-    """The one the local stack takes."""
+    """Return the Redis that the local stack runs."""
     with suppress(broker.CannotStart):
         return broker.find_program()
     return do_without("Redis or Valkey")
@@ -102,7 +102,7 @@ def shared_redis(redis_program: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_server(redis_program: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to be stopped, started, paused and flushed."""
+    """Start a Redis for this test alone, which may stop, pause and flush it."""
     yield from _running_redis(redis_program)
 
 
@@ -113,9 +113,8 @@ def redis_url(shared_redis: RedisServer) -> str:
 
 
 def _running_redis(program: Path) -> Iterator[RedisServer]:
-    with TemporaryDirectory(
-        prefix="mailer-redis-"
-    ) as folder:  # a short path: that of a socket may have about 100 characters
+    # A short path: that of a socket may have about 100 characters.
+    with TemporaryDirectory(prefix="mailer-redis-") as folder:
         server = RedisServer(program, Path(folder))
         try:
             server.start()
@@ -138,7 +137,7 @@ def sink() -> Iterator[Sink]:
 
 @pytest.fixture
 def config(database_url: str, redis_url: str, sink: Sink, tmp_path: Path) -> dict[str, str]:
-    """What the application and its workers are both configured with; a test may change it before it starts them."""
+    """Return the configuration of application and workers, which a test may change first."""
     return {
         "MAILER_DATABASE_URL": database_url,
         "MAILER_REDIS_URL": redis_url,
@@ -151,7 +150,7 @@ def config(database_url: str, redis_url: str, sink: Sink, tmp_path: Path) -> dic
 
 @pytest.fixture
 def make_app(config: Mapping[str, str]) -> Iterator[Callable[..., Flask]]:
-    """`make_app(**config)`: the application, as a web process has it; its connections are closed after the test."""
+    """Return `make_app(**config)`, which makes the application of a web process."""
     with ExitStack() as stack:
 
         def make_app(**changes: object) -> Flask:
@@ -164,7 +163,7 @@ def make_app(config: Mapping[str, str]) -> Iterator[Callable[..., Flask]]:
 
 @pytest.fixture
 def start_workers(config: Mapping[str, str], tmp_path: Path) -> Iterator[StartWorkers]:
-    """`start_workers(count, pool=, concurrency=, env=)`: worker processes of the same application, killed after the test."""
+    """Return `start_workers(count, pool=, concurrency=, env=)`. The workers end with the test."""
     fleet = Fleet(config, tmp_path)
     yield fleet.start
     fleet.end()
@@ -172,5 +171,5 @@ def start_workers(config: Mapping[str, str], tmp_path: Path) -> Iterator[StartWo
 
 @pytest.fixture
 def start_worker(start_workers: StartWorkers) -> StartWorker:
-    """`start_worker(pool=, concurrency=, env=)`: one of them."""
+    """Return `start_worker(pool=, concurrency=, env=)`, which starts one worker."""
     return lambda **options: start_workers(1, **options)[0]

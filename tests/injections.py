@@ -1,4 +1,4 @@
-"""What nobody may smuggle into a header or a command of SMTP, and every way by which it could be tried."""
+"""Payloads that must not get into a header or an SMTP command, and all arguments to try."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import flask_mail
 
 from mailer import Address, Attachment
 
-#: Each ends a line somewhere, hides what follows, or is no character at all.
+#: Characters that end a line for some program, hide the text after them, or are surrogates.
 FORBIDDEN = [
     "\r",
     "\n",
@@ -30,7 +30,7 @@ FORBIDDEN = [
 
 
 def injected(before: str = "a", after: str = "Bcc: eve@example.com") -> list[str]:
-    """Texts with one of them in the middle, and one each with a line break at its ends."""
+    """Return texts with a forbidden character in the middle, or a line break at an end."""
     return [
         *(f"{before}{forbidden}{after}" for forbidden in FORBIDDEN),
         f"\n{before}",
@@ -40,8 +40,11 @@ def injected(before: str = "a", after: str = "Bcc: eve@example.com") -> list[str
 
 # --- payloads -----------------------------------------------------------------------------------
 
-_NEXT_MAIL = "MAIL FROM:<eve@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\nSubject: smuggled\r\n\r\nsmuggled"
-#: Each is the end of a mail to some server; what follows would be the next one.
+_NEXT_MAIL = (
+    "MAIL FROM:<eve@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\n"
+    "Subject: smuggled\r\n\r\nsmuggled"
+)
+#: Sequences that end a mail for some server, which would take the rest for the next mail.
 SMUGGLING = [
     f"a{end}{_NEXT_MAIL}{end}"
     for end in (
@@ -59,7 +62,7 @@ SMUGGLING = [
         *("\n\n.\r\n", "\r\n\x0b.\r\n", "\x85.\x85", "\u2028.\u2028"),
     )
 ]
-#: No line break in any of them, as long as nobody decodes, normalises or cuts them.
+#: Texts that have a line break only after decoding, normalising or truncating.
 DISGUISES = [
     "=?utf-8?q?a=0D=0ABcc:_eve@example.com?=",
     "=?utf-8?b?YQ0KQmNjOiBldmVAZXhhbXBsZS5jb20=?=",
@@ -73,7 +76,7 @@ DISGUISES = [
     "\ufe64eve\ufe6bexample.com\ufe65",
     "eve\u2025example.com",
 ]
-#: What would end an address, or follow it.
+#: Texts that end an address, or continue after it.
 BREAKOUTS = [
     "ada@example.com> SIZE=1",
     "ada@example.com> NOTIFY=NEVER ORCPT=rfc822;eve@example.com",
@@ -98,7 +101,7 @@ BREAKOUTS = [
     "a" * 400 + "@example.com",
     "ada@" + "a." * 200 + "com",
 ]
-#: What would end a name, a quoted word, a parameter or a line of its own length.
+#: Texts that end a name, a quoted word or a parameter, or that exceed a line.
 CLUTTER = [
     *(
         '"',
@@ -139,16 +142,18 @@ CLUTTER = [
 PAYLOADS = [*injected(), *SMUGGLING, *DISGUISES, *BREAKOUTS, *CLUTTER]
 
 
-# --- ways in ------------------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------------------
+
+Changes = Callable[[str], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """From an argument into a header or a command of SMTP: how a text gets in, and what the error begins with."""
+    """An argument that ends up in a header or an SMTP command, and the beginning of its error."""
 
     name: str
     door: Literal["send_email", "enqueue"]
-    changes: Callable[[str], dict[str, Any]]
+    changes: Changes
     refusal: str
 
 
@@ -162,47 +167,80 @@ def _with_file(filename: str = "a", **said: Any) -> dict[str, Any]:
     return {"attachments": [Attachment(filename, b"", **said)]}
 
 
+_OF_SEND_EMAIL: list[tuple[str, Changes, str]] = [
+    ("subject", lambda text: {"subject": text}, "subject: "),
+    ("name in to", lambda text: {"to": f"{text} <ada@example.com>"}, "to: "),
+    ("quoted name in to", lambda text: {"to": [f'"{text}" <ada@example.com>']}, "to: "),
+    ("pair in to", lambda text: {"to": [(text, "ada@example.com")]}, "to: "),
+    ("object in to", lambda text: {"to": Address("ada@example.com", text)}, "to: "),
+    ("address in to", lambda text: {"to": f"{text}@example.com"}, "to: "),
+    ("address of an object in to", lambda text: {"to": Address(f"ada@example.com{text}")}, "to: "),
+    ("name in cc", lambda text: {"cc": [(text, "ada@example.com")]}, "cc: "),
+    ("address in cc", lambda text: {"cc": f"ada@example.com{text}"}, "cc: "),
+    ("name in bcc", lambda text: {"bcc": [(text, "ada@example.com")]}, "bcc: "),
+    ("address in bcc", lambda text: {"bcc": f"ada@example.com{text}"}, "bcc: "),
+    ("name in reply_to", lambda text: {"reply_to": (text, "ada@example.com")}, "reply_to: "),
+    ("address in reply_to", lambda text: {"reply_to": f"ada@example.com{text}"}, "reply_to: "),
+    ("name in sender", lambda text: {"sender": (text, "ada@example.com")}, "sender: "),
+    ("address in sender", lambda text: {"sender": f"ada@example.com{text}"}, "sender: "),
+    ("name of a header", lambda text: {"headers": {text: "value"}}, "headers: "),
+    (
+        "value of a header",
+        lambda text: {"headers": {"X-Campaign": text}},
+        "headers['X-Campaign']: ",
+    ),
+    ("tag", lambda text: {"tags": [text]}, "tags: "),
+    ("key", lambda text: {"idempotency_key": text}, "idempotency_key: "),
+    ("name of a file", _with_file, "attachment "),
+    (
+        "type of a file",
+        lambda text: _with_file(content_type=f"text/plain{text}"),
+        "attachment 'a': ",
+    ),
+    ("content_id", lambda text: _with_file(content_id=text), "attachment 'a': content_id "),
+    (
+        "name of a file's header",
+        lambda text: _with_file(headers=((text, "b"),)),
+        "attachment 'a': ",
+    ),
+    ("header of a file", lambda text: _with_file(headers=(("X", text),)), "attachment 'a': X"),
+]
+_OF_A_MESSAGE: list[tuple[str, Changes, str]] = [
+    ("subject", lambda text: {"subject": text}, "subject: "),
+    ("recipient", lambda text: {"recipients": [f"{text} <ada@example.com>"]}, "recipients: "),
+    ("cc", lambda text: {"cc": [(text, "ada@example.com")]}, "cc: "),
+    ("bcc", lambda text: {"bcc": [f"ada@example.com{text}"]}, "bcc: "),
+    ("reply_to", lambda text: {"reply_to": f"{text} <ada@example.com>"}, "reply_to: "),
+    ("sender", lambda text: {"sender": f"{text} <ada@example.com>"}, "sender: "),
+    ("name of a header", lambda text: {"extra_headers": {text: "value"}}, "headers: "),
+    ("header", lambda text: {"extra_headers": {"X-Campaign": text}}, "headers['X-Campaign']: "),
+    ("msgId", lambda text: {"msgId": f"<1@example.com>{text}"}, "msgId: "),
+    ("mail_options", lambda text: {"mail_options": [f"SIZE=1{text}"]}, "mail_options: "),
+    ("rcpt_options", lambda text: {"rcpt_options": [f"NOTIFY=NEVER{text}"]}, "rcpt_options: "),
+    ("type of an alternative", lambda text: {"alts": {f"calendar{text}": "x"}}, "alts: "),
+    ("name of a file", lambda text: attached(filename=text), "attachment "),
+    (
+        "type of a file",
+        lambda text: attached(content_type=f"text/plain{text}"),
+        "attachment 'a.pdf': ",
+    ),
+    (
+        "disposition",
+        lambda text: attached(disposition=f"inline{text}"),
+        "attachment 'a.pdf': dispo",
+    ),
+    ("name of a file's header", lambda text: attached(headers={text: "b"}), "attachment 'a.pdf': "),
+    ("header of a file", lambda text: attached(headers={"X-A": text}), "attachment 'a.pdf': X-A: "),
+    (
+        "Content-ID",
+        lambda text: attached(headers={"Content-Id": text}),
+        "attachment 'a.pdf': content_id",
+    ),
+]
 WAYS_IN = [
-    Way("subject", "send_email", lambda text: {"subject": text}, "subject: "),
-    Way("name in to", "send_email", lambda text: {"to": f"{text} <ada@example.com>"}, "to: "),
-    Way("quoted name in to", "send_email", lambda text: {"to": [f'"{text}" <ada@example.com>']}, "to: "),
-    Way("pair in to", "send_email", lambda text: {"to": [(text, "ada@example.com")]}, "to: "),
-    Way("object in to", "send_email", lambda text: {"to": Address("ada@example.com", text)}, "to: "),
-    Way("address in to", "send_email", lambda text: {"to": f"{text}@example.com"}, "to: "),
-    Way("address of an object in to", "send_email", lambda text: {"to": Address(f"ada@example.com{text}")}, "to: "),
-    Way("name in cc", "send_email", lambda text: {"cc": [(text, "ada@example.com")]}, "cc: "),
-    Way("address in cc", "send_email", lambda text: {"cc": f"ada@example.com{text}"}, "cc: "),
-    Way("name in bcc", "send_email", lambda text: {"bcc": [(text, "ada@example.com")]}, "bcc: "),
-    Way("address in bcc", "send_email", lambda text: {"bcc": f"ada@example.com{text}"}, "bcc: "),
-    Way("name in reply_to", "send_email", lambda text: {"reply_to": (text, "ada@example.com")}, "reply_to: "),
-    Way("address in reply_to", "send_email", lambda text: {"reply_to": f"ada@example.com{text}"}, "reply_to: "),
-    Way("name in sender", "send_email", lambda text: {"sender": (text, "ada@example.com")}, "sender: "),
-    Way("address in sender", "send_email", lambda text: {"sender": f"ada@example.com{text}"}, "sender: "),
-    Way("name of a header", "send_email", lambda text: {"headers": {text: "value"}}, "headers: "),
-    Way("value of a header", "send_email", lambda text: {"headers": {"X-Campaign": text}}, "headers['X-Campaign']: "),
-    Way("tag", "send_email", lambda text: {"tags": [text]}, "tags: "),
-    Way("key", "send_email", lambda text: {"idempotency_key": text}, "idempotency_key: "),
-    Way("name of a file", "send_email", _with_file, "attachment "),
-    Way("type of a file", "send_email", lambda text: _with_file(content_type=f"text/plain{text}"), "attachment 'a': "),
-    Way("content_id", "send_email", lambda text: _with_file(content_id=text), "attachment 'a': content_id "),
-    Way("name of a file's header", "send_email", lambda text: _with_file(headers=((text, "b"),)), "attachment 'a': "),
-    Way("header of a file", "send_email", lambda text: _with_file(headers=(("X", text),)), "attachment 'a': X"),
-    Way("message's subject", "enqueue", lambda text: {"subject": text}, "subject: "),
-    Way("message's recipient", "enqueue", lambda text: {"recipients": [f"{text} <ada@example.com>"]}, "recipients: "),
-    Way("message's cc", "enqueue", lambda text: {"cc": [(text, "ada@example.com")]}, "cc: "),
-    Way("message's bcc", "enqueue", lambda text: {"bcc": [f"ada@example.com{text}"]}, "bcc: "),
-    Way("message's reply_to", "enqueue", lambda text: {"reply_to": f"{text} <ada@example.com>"}, "reply_to: "),
-    Way("message's sender", "enqueue", lambda text: {"sender": f"{text} <ada@example.com>"}, "sender: "),
-    Way("message's name of a header", "enqueue", lambda text: {"extra_headers": {text: "value"}}, "headers: "),
-    Way("message's header", "enqueue", lambda text: {"extra_headers": {"X-Campaign": text}}, "headers['X-Campaign']: "),
-    Way("msgId", "enqueue", lambda text: {"msgId": f"<1@example.com>{text}"}, "msgId: "),
-    Way("mail_options", "enqueue", lambda text: {"mail_options": [f"SIZE=1{text}"]}, "mail_options: "),
-    Way("rcpt_options", "enqueue", lambda text: {"rcpt_options": [f"NOTIFY=NEVER{text}"]}, "rcpt_options: "),
-    Way("type of an alternative", "enqueue", lambda text: {"alts": {f"calendar{text}": "x"}}, "alts: "),
-    Way("message's name of a file", "enqueue", lambda text: attached(filename=text), "attachment "),
-    Way("message's type of a file", "enqueue", lambda text: attached(content_type=f"text/plain{text}"), "attachment 'a.pdf': "),
-    Way("message's disposition", "enqueue", lambda text: attached(disposition=f"inline{text}"), "attachment 'a.pdf': dispo"),
-    Way("message's name of a file's header", "enqueue", lambda text: attached(headers={text: "b"}), "attachment 'a.pdf': "),
-    Way("message's header of a file", "enqueue", lambda text: attached(headers={"X-A": text}), "attachment 'a.pdf': X-A: "),
-    Way("message's Content-ID", "enqueue", lambda text: attached(headers={"Content-Id": text}), "attachment 'a.pdf': content_id"),
-]  # fmt: skip
+    *(Way(name, "send_email", changes, refusal) for name, changes, refusal in _OF_SEND_EMAIL),
+    *(
+        Way(f"message's {name}", "enqueue", changes, refusal)
+        for name, changes, refusal in _OF_A_MESSAGE
+    ),
+]

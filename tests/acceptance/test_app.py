@@ -1,4 +1,4 @@
-"""The reference integration over HTTP: with a real worker where a mail has to arrive."""
+"""The reference application over HTTP, with a real worker where a mail has to arrive."""
 
 import os
 import re
@@ -33,7 +33,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def inbox(config: dict[str, str], tmp_path: Path) -> Iterator[Inbox]:
-    """The inbox of the local stack; the application and the worker deliver to it."""
+    """Return the local stack's inbox, to which the application and the worker deliver."""
     inbox = Inbox(tmp_path / "inbox")
     with InboxServer(inbox.add) as server:
         config |= {
@@ -58,7 +58,7 @@ def visitor(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def arrives(inbox: Inbox, start_worker: StartWorker) -> Callable[[int], list[Received]]:
-    """`arrives(2)`: the first two mails a worker delivered, the oldest first."""
+    """Return `arrives(2)`: the first two mails that a worker delivered, oldest first."""
     start_worker()
 
     def arrives(count: int) -> list[Received]:
@@ -84,19 +84,19 @@ def part(mail: Received, kind: str) -> str:
     return str(found.get_content())
 
 
-# --- a database that is away --------------------------------------------------------------------
+# --- a database that is down --------------------------------------------------------------------
 
 
 @pytest.fixture
 def without_database(inbox: Inbox, config: dict[str, str]) -> FlaskClient:
-    """A visitor of an application whose database nobody has started."""
+    """Return a visitor of an application whose database is not running."""
     return create_app(
         {**config, "WTF_CSRF_ENABLED": False, "MAILER_DATABASE_URL": AWAY}
     ).test_client()
 
 
 def test_the_database_is_away(without_database: FlaskClient) -> None:
-    """503 with Retry-After, without the database's own words, and never "queued"."""
+    """The answer is 503 with Retry-After, without the database's own error text."""
     answer = write(without_database, "ada@example.org")
 
     assert answer.status_code == 503
@@ -106,7 +106,7 @@ def test_the_database_is_away(without_database: FlaskClient) -> None:
 
 
 def test_a_member_whose_mail_could_not_be_queued(without_database: FlaskClient) -> None:
-    """Both or neither: the name is still to be had."""
+    """Member and mail are stored together or not at all."""
     assert sign_up(without_database, "ada", "ada@example.org").status_code == 503
 
     assert "ada@example.org" not in without_database.get("/members").text
@@ -118,7 +118,7 @@ def test_a_member_whose_mail_could_not_be_queued(without_database: FlaskClient) 
 def test_a_new_name_is_told_to_the_administrator(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """With the profile's absolute address in both parts, and an answer goes to the new member."""
+    """Both parts link to the profile, and a reply goes to the new member."""
     answer = sign_up(visitor, "ada", "ada@example.org")
 
     assert (answer.status_code, answer.location) == (302, "/members")
@@ -132,7 +132,7 @@ def test_a_new_name_is_told_to_the_administrator(
 def test_a_known_name_is_not_new(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """Signing up again with the same address is coming back; nobody is told."""
+    """Signing up again with the same address signs in; no mail is sent."""
     sign_up(visitor, "ada", "ada@example.org")
     sign_up(visitor, "ADA", "ada@example.org")
     sign_up(visitor, "grace", "grace@example.org")
@@ -144,7 +144,7 @@ def test_a_known_name_is_not_new(
 
 
 def test_a_name_belongs_to_one_address(visitor: FlaskClient) -> None:
-    """Somebody else can't take it, and sees why beside what was typed."""
+    """A name that is taken is refused beside the field."""
     sign_up(visitor, "ada", "ada@example.org")
 
     answer = sign_up(visitor, "ada", "eve@example.org")
@@ -155,7 +155,7 @@ def test_a_name_belongs_to_one_address(visitor: FlaskClient) -> None:
 
 
 def test_an_unusable_address_is_not_kept(visitor: FlaskClient) -> None:
-    """Mailer's own words are shown, and the name stays free."""
+    """Mailer's own error message is shown, and the name stays free."""
     answer = sign_up(visitor, "ada", "nonsense")
 
     assert answer.status_code == 422
@@ -165,14 +165,14 @@ def test_an_unusable_address_is_not_kept(visitor: FlaskClient) -> None:
 
 @pytest.mark.parametrize("nickname", ["", "a", "a b", "../admin", "<b>ada</b>", "a" * 31])
 def test_a_nickname_is_a_word(visitor: FlaskClient, nickname: str) -> None:
-    """It becomes part of an address."""
+    """A nickname is part of a URL, so that only a word is accepted."""
     assert sign_up(visitor, nickname, "ada@example.org").status_code == 422
 
 
 def test_the_followed_member_gets_a_mail(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """Once, with the follower's picture inside the mail and an absolute link to the profile."""
+    """One mail, with the follower's picture inside and an absolute link to the profile."""
     sign_up(visitor, "ada", "ada@example.org")
     sign_up(visitor, "zoë", "zoe@example.org")
 
@@ -191,14 +191,14 @@ def test_the_followed_member_gets_a_mail(
 
 
 def test_looking_at_a_link_follows_nobody(visitor: FlaskClient) -> None:
-    """Mail scanners and browsers open links ahead of a person."""
+    """GET changes nothing: mail scanners and browsers open links before a person does."""
     sign_up(visitor, "ada", "ada@example.org")
 
     assert visitor.get("/follow/ada").status_code == 405
 
 
 def test_a_stranger_is_asked_to_sign_up(app: Flask, visitor: FlaskClient) -> None:
-    """Before following somebody."""
+    """Following somebody needs a member who is signed in."""
     sign_up(visitor, "ada", "ada@example.org")
 
     answer = app.test_client().post("/follow/ada", follow_redirects=True)
@@ -212,7 +212,7 @@ def test_a_stranger_is_asked_to_sign_up(app: Flask, visitor: FlaskClient) -> Non
 def test_a_typed_mail_is_followed_to_the_inbox(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """Its page shows each recipient's copy and links to what the mail server received."""
+    """The page of a mail shows each recipient's copy and links to the received mail."""
     location = write(
         visitor, "ada@example.org, Grace <grace@example.org>", "Hello", "<b>Dear</b> all"
     ).location
@@ -230,7 +230,7 @@ def test_a_typed_mail_is_followed_to_the_inbox(
 
 
 def is_over(answer: TestResponse) -> str:
-    """The page, once it asks to be looked at no more."""
+    """Return the page as soon as it no longer refreshes itself."""
     return "" if "data-live" in answer.text else answer.text
 
 
@@ -240,7 +240,7 @@ def is_over(answer: TestResponse) -> str:
 def test_what_cannot_be_sent_is_said_beside_what_was_typed(
     visitor: FlaskClient, to: str, subject: str
 ) -> None:
-    """And nothing that was typed is lost."""
+    """The form shows the error and keeps its text."""
     answer = write(visitor, to, subject, "a long letter")
 
     assert answer.status_code == 422
@@ -249,7 +249,7 @@ def test_what_cannot_be_sent_is_said_beside_what_was_typed(
 
 
 def test_no_next_try_lies_in_the_past(app: Flask, visitor: FlaskClient) -> None:
-    """While a try runs, the page says so; what was to be tried before is due now; and a later try has its time."""
+    """A running try, an overdue try and a later try are told apart."""
     store = store_of(app)
     page = write(visitor, "ada@example.org").location
 
@@ -269,12 +269,12 @@ def test_no_next_try_lies_in_the_past(app: Flask, visitor: FlaskClient) -> None:
 
 
 def test_an_unknown_mail_is_not_found(visitor: FlaskClient) -> None:
-    """A page says so, not an error."""
+    """An unknown id gives a page with status 404."""
     assert visitor.get("/mail/unknown").status_code == 404
 
 
 def test_the_beginning_of_an_id_shows_nothing(visitor: FlaskClient) -> None:
-    """Ids begin with the time: who guesses when a mail was queued must not read it."""
+    """Only the whole id shows a mail, since ids begin with the guessable time."""
     page = visitor.post(
         "/write", data={"to": "ada@example.com", "subject": "Secret", "text": "Hi"}
     ).location
@@ -288,7 +288,7 @@ def test_the_beginning_of_an_id_shows_nothing(visitor: FlaskClient) -> None:
 def test_three_ways_bring_the_same_mails(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """Each way's mails all arrive, and the page says so."""
+    """All mails of each of the three ways arrive, and the page says so."""
     for way in ("request", "thread", "queue"):
         assert visitor.post(RACE, data={"way": way, "count": "5"}).status_code == 302
 
@@ -300,7 +300,7 @@ def test_three_ways_bring_the_same_mails(
 
 
 def test_mails_that_are_not_queued_fail_for_good(config: dict[str, str], app: Flask) -> None:
-    """With the mail server away, what was sent in the request or in a thread is lost; what was queued waits."""
+    """With the mail server down, mail is lost unless it was queued."""
     visitor = create_app({**config, "MAIL_PORT": "1", "WTF_CSRF_ENABLED": False}).test_client()
     for way in ("request", "thread", "queue"):
         visitor.post(RACE, data={"way": way, "count": "3"})
@@ -315,7 +315,7 @@ def test_mails_that_are_not_queued_fail_for_good(config: dict[str, str], app: Fl
 
 @pytest.mark.parametrize("count", ["", "0", "201", "many", "9" * 5000])
 def test_a_race_has_1_to_200_mails(visitor: FlaskClient, count: str) -> None:
-    """Anything else is explained."""
+    """Any other number is refused with an explanation."""
     answer = visitor.post(RACE, data={"way": "queue", "count": count})
 
     assert answer.status_code == 422
@@ -323,7 +323,7 @@ def test_a_race_has_1_to_200_mails(visitor: FlaskClient, count: str) -> None:
 
 
 def test_a_race_of_another_process_is_called_unknown(visitor: FlaskClient) -> None:
-    """It is not shown as one that was never run."""
+    """The page does not claim that the race was never run."""
     assert "does not know of it" in visitor.get(f"{RACE[:-4]}0000?ran=queue").text
 
 
@@ -351,12 +351,12 @@ R0lGODlhAQABAAAAADs=\r
 
 
 def test_a_received_mail_can_do_nothing(visitor: FlaskClient, inbox: Inbox) -> None:
-    """Its words are escaped; its html runs no script, loads nothing, and shows the pictures it brought along."""
+    """A received mail is escaped; its HTML runs no script and loads only its own pictures."""
     address = f"/inbox/{inbox.add('eve@example.org', ['ada@example.org'], HOSTILE)}"
 
     for page in ("/inbox", address):
         assert "<script>alert" not in visitor.get(page).text
-    assert "&lt;script&gt;alert(2)" in visitor.get(address).text  # as it came over the wire
+    assert "&lt;script&gt;alert(2)" in visitor.get(address).text  # the source as received
     html = visitor.get(f"{address}/html")
     assert html.headers["Content-Security-Policy"].startswith("sandbox allow-popups")
     assert "script-src" not in html.headers["Content-Security-Policy"]
@@ -364,7 +364,7 @@ def test_a_received_mail_can_do_nothing(visitor: FlaskClient, inbox: Inbox) -> N
 
 
 def test_an_unknown_received_mail_is_not_found(visitor: FlaskClient) -> None:
-    """Whatever is in the address."""
+    """Any path that is not the id of a received mail gives 404."""
     for received_id in ("20260101T000000000000-00000000", "..%2Fsecret"):
         assert visitor.get(f"/inbox/{received_id}").status_code == 404
 
@@ -372,7 +372,7 @@ def test_an_unknown_received_mail_is_not_found(visitor: FlaskClient) -> None:
 def test_without_a_local_inbox_the_pages_say_where_to_look(
     config: dict[str, str], inbox: Inbox
 ) -> None:
-    """An installation has an inbox of its own, or none."""
+    """The pages link to INBOX_URL instead of the local inbox."""
     visitor = reference.create_app({**config, "INBOX_URL": "http://localhost:8025"}).test_client()
 
     assert 'href="http://localhost:8025"' in visitor.get("/").text
@@ -383,7 +383,7 @@ def test_without_a_local_inbox_the_pages_say_where_to_look(
 
 @pytest.mark.parametrize("page", ["/", "/members", "/write", RACE, "/inbox", "/nowhere"])
 def test_every_page_is_guarded(visitor: FlaskClient, page: str) -> None:
-    """No page runs a script that is not a file of ours, and no page has one in its text."""
+    """Scripts come from files of the application only; no page has inline scripts."""
     answer = visitor.get(page)
 
     assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
@@ -392,7 +392,7 @@ def test_every_page_is_guarded(visitor: FlaskClient, page: str) -> None:
 
 @pytest.mark.parametrize("page", ["/write", "/members", "/follow/ada", RACE])
 def test_a_form_on_another_site_does_nothing(app: Flask, visitor: FlaskClient, page: str) -> None:
-    """It has no token, or one that belongs to another visitor."""
+    """A form without a token, or with another visitor's, is refused."""
     sign_up(visitor, "ada", "ada@example.org")
     app.config["WTF_CSRF_ENABLED"] = True
     data = {
@@ -411,7 +411,7 @@ def test_a_form_on_another_site_does_nothing(app: Flask, visitor: FlaskClient, p
 
 
 def test_our_own_forms_work(app: Flask, visitor: FlaskClient) -> None:
-    """Each has the token of its visitor."""
+    """A form with its visitor's token is accepted."""
     app.config["WTF_CSRF_ENABLED"] = True
     data = {"to": "ada@example.org", "subject": "Hello", "text": "Dear Ada"}
 
@@ -427,7 +427,7 @@ def token_of(visitor: FlaskClient) -> str:
 
 
 def test_a_cookie_outlives_a_restart(config: dict[str, str], visitor: FlaskClient) -> None:
-    """The key that signs it is made once."""
+    """The key that signs cookies is created once and kept."""
     sign_up(visitor, "ada", "ada@example.org")
     cookie = visitor.get_cookie("session")
     assert cookie is not None
@@ -439,7 +439,7 @@ def test_a_cookie_outlives_a_restart(config: dict[str, str], visitor: FlaskClien
 
 
 def test_it_says_that_it_is_up(visitor: FlaskClient) -> None:
-    """For whoever starts it."""
+    """/healthz answers "ok", for load balancers and supervisors."""
     assert visitor.get("/healthz").text == "ok"
 
 
@@ -452,7 +452,7 @@ send_email("ada@example.org", "Two", "mail/letter", text="from the shell")
 def test_the_shell_has_what_one_needs(
     app: Flask, config: dict[str, str], arrives: Callable[[int], list[Received]]
 ) -> None:
-    """`flask shell` sends a mail without a single import."""
+    """`flask shell` can send a mail without an import."""
     command = [sys.executable, "-m", "flask", "--app", "app", "shell"]
     subprocess.run(
         command, cwd=PROJECT, env=os.environ | config, input=SHELL_SESSION, text=True, check=True

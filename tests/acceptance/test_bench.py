@@ -1,4 +1,4 @@
-"""The bench works; how fast anything is, is none of a test's business."""
+"""The bench runs. No test asserts a speed."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from tests.services.worker import PROJECT
 
 
 def test_the_quick_mode_ends_in_a_table_and_in_json(tmp_path: Path) -> None:
-    """With every figure that was asked for, and the bound of each that has one."""
+    """Both have every requested figure, with its bounds."""
     requirement.require(
         "Postfix (smtp-sink)", requirement.find_program("smtp-sink", also_in=[Path("/usr/sbin")])
     )

@@ -1,4 +1,4 @@
-"""Passwords, tokens, and what mails say: secrets are set everywhere, and then looked for in every output."""
+"""Secrets are put in every setting and mail, and then searched for in every output."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ CHATTY = f"550 5.1.1 <{PERSON}@example.com> is unknown, see https://relay.exampl
 
 @pytest.fixture
 def locked_redis(redis_program: Path, tmp_path: Path) -> Iterator[str]:
-    """One that wants a password; its URL."""
+    """Start a Redis that requires a password, and return its URL."""
     port = free_port()
     command = [
         str(redis_program),
@@ -66,7 +66,11 @@ def answers(client: redis.Redis) -> bool:
 
 @pytest.fixture
 def relays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """One that takes the password, one that refuses the token and says it again, and two that nobody reaches."""
+    """Return relays for each kind of secret.
+
+    One accepts the password, one refuses the token and repeats it, two can't be reached, and one
+    repeats the recipient.
+    """
     monkeypatch.setattr(logins, "PASSWORD", canaries.PASSWORD)
     for name in ("good", "echo"):
         (tmp_path / name).mkdir()
@@ -130,7 +134,7 @@ SENDERS = ("example.com", "token.example", "secret.example", "proxy.example", "c
 
 
 def queue(app: Flask) -> list[str]:
-    """A mail for each relay, all of them sensitive; their ids."""
+    """Queue a sensitive mail for each relay, and return the ids."""
     options: dict[str, Any] = {"name": BODY, "sensitive": True}
     with app.app_context():
         return [
@@ -149,7 +153,7 @@ def queue(app: Flask) -> list[str]:
 
 
 def await_outcomes(app: Flask, ids: list[str]) -> None:
-    """Three relays are paused, and their mail has taken the one that is good."""
+    """Wait until all mail is decided and the three broken relays are paused."""
 
     def is_over() -> bool:
         store = app.extensions["mailer"].store
@@ -161,7 +165,7 @@ def await_outcomes(app: Flask, ids: list[str]) -> None:
 
 
 def test_nothing_sings(config: dict[str, str], start_workers: StartWorkers) -> None:
-    """Not the log of a worker at DEBUG, not MAIL_DEBUG, not Redis, and no command."""
+    """Logs at DEBUG, MAIL_DEBUG, Redis and all commands are free of secrets."""
     app = create_app(config)
     ids = queue(app)
     in_redis = everything_in(config["MAILER_REDIS_URL"])
@@ -200,14 +204,14 @@ def test_nothing_sings(config: dict[str, str], start_workers: StartWorkers) -> N
         "Microsoft does not answer",
     ):
         assert evidence in log
-    assert PERSON in seen[f"flask mail status {ids[-1]}"]  # an operator may see it
+    assert PERSON in seen[f"flask mail status {ids[-1]}"]  # which an operator may see
 
 
 def everything_in(redis_url: str) -> str:
-    """All that Redis holds, as it holds it."""
+    """Return everything that Redis holds, as stored."""
     with redis.Redis.from_url(redis_url) as client:
         keys = client.keys()
-        assert keys, "no ring: the test says nothing"
+        assert keys, "no ring in Redis: the test proves nothing"
         return repr(
             [
                 (
@@ -221,7 +225,7 @@ def everything_in(redis_url: str) -> str:
 
 
 def everything_in_sql(app: Flask) -> str:
-    """What the tables of mails hold, of which a backup is made."""
+    """Return the contents of the tables of mails, as a backup has them."""
     with app.extensions["mailer"].store.engine.connect() as connection:
         return repr(
             [
@@ -277,7 +281,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_setting_that_is_wrong(what: str) -> None:
-    """It is named, and never quoted."""
+    """The error names the setting and never quotes its value."""
     with pytest.raises(ConfigurationError) as error:
         Settings.load(WRONG[what], {}, default_database_url="sqlite://")
 
@@ -285,7 +289,7 @@ def test_a_setting_that_is_wrong(what: str) -> None:
 
 
 def test_the_page_of_an_error(config: dict[str, str]) -> None:
-    """Neither the one for visitors nor Flask's debugger shows how to get into a database that is away."""
+    """No error page, not even Flask's debugger, shows the database's password."""
     url = f"postgresql://shop:{canaries.DATABASE}@127.0.0.1:{free_port()}/mailer"
     app = create_app({**config, "MAILER_DATABASE_URL": url})
     app.add_url_rule(
@@ -303,7 +307,7 @@ def test_the_page_of_an_error(config: dict[str, str]) -> None:
 
 
 def test_the_local_stack(tmp_path: Path) -> None:
-    """What it starts with, and its console."""
+    """The output of the local stack and its error messages have no secrets."""
     secrets = {
         "MAIL_PASSWORD": canaries.PASSWORD,
         "MAILER_PROXY": f"socks5://shop:{canaries.PROXY}@127.0.0.1:1",

@@ -1,4 +1,4 @@
-"""A worker of Mailer is a worker of Celery like any other."""
+"""A worker of Mailer behaves like any other Celery worker."""
 
 import json
 import os
@@ -31,13 +31,13 @@ def celery(*arguments: str) -> list[str]:
 ANSWERS = {
     "inspect ping": "pong",
     "inspect registered": "mailer.send_email",
-    "inspect conf": '"socket_timeout": 3',  # a request would wait for 2 seconds only
+    "inspect conf": '"socket_timeout": 3',  # a request waits for 2 seconds at most
     "report": "transport:redis",
 }
 
 
 def test_its_commands_work(config: dict[str, str], start_worker: StartWorker) -> None:
-    """The worker answers what any Celery worker answers."""
+    """The worker answers Celery's inspect and control commands."""
     start_worker()
 
     environment = {**os.environ, **config}
@@ -57,7 +57,10 @@ def test_its_commands_work(config: dict[str, str], start_worker: StartWorker) ->
 def test_a_black_box_that_it_may_not_read(
     config: dict[str, str], make_app: Callable[..., Flask], start_worker: StartWorker, sink: Sink
 ) -> None:
-    """A worker that ran once as root left it: scheduled mail, retries and what expires move all the same."""
+    """Without access to its black box, a worker still delivers, retries and expires mail.
+
+    A worker that ran as root leaves such a folder.
+    """
     app = make_app(MAILER_RETRY_FIRST=1, MAILER_RETRY_JITTER=0)
     folder = app.extensions["mailer"].outbound.dispatcher._services.black_box._folder
     folder.mkdir(parents=True)
@@ -88,7 +91,7 @@ def test_a_black_box_that_it_may_not_read(
 def test_time_limits_of_the_worker(
     config: dict[str, str], make_app: Callable[..., Flask], start_worker: StartWorker, sink: Sink
 ) -> None:
-    """They are for other tasks: however slow the relay is, no mail is in doubt, and none goes out twice."""
+    """Celery's time limits do not end a delivery: no mail is in doubt or sent twice."""
     mailer = Mailer()
     sink.faults.add(Fault("dot", DELAY, times=3, delay=2.5))
     worker = start_worker(

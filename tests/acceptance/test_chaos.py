@@ -1,6 +1,6 @@
-"""Canaries of `make chaos`, in the short form: a fault of each kind happens, and every promise is kept.
+"""One scenario of `make chaos` for each kind of fault, in the short form.
 
-`.ci/run` carries through more of them, in a step of its own.
+`.ci/run` runs more of them in a step of its own.
 """
 
 import pytest
@@ -23,7 +23,7 @@ _BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", _CANARIES)
 def test_the_promises_are_kept(name: str) -> None:
-    """Whatever breaks: what the histories tell is what was promised."""
+    """No promise is broken, whatever fails."""
     with running([_BY_NAME[name]], Size.SHORT, at_once=1) as futures:
         row = futures[name].result()
     if row.missing:
@@ -31,4 +31,4 @@ def test_the_promises_are_kept(name: str) -> None:
     print(row.log)
 
     assert not row.report.broken, (row.report.tally, row.report.remarks)
-    assert row.report.faults, "nothing was broken: the scenario says nothing"
+    assert row.report.faults, "no fault was injected: the scenario proves nothing"

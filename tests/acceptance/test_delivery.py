@@ -1,4 +1,4 @@
-"""From the request to the SMTP server: real processes queue, real workers deliver, over a real broker."""
+"""From the request to the SMTP server, with real processes, workers and broker."""
 
 import time
 from collections import Counter
@@ -30,7 +30,7 @@ mailer = Mailer()
 def test_a_mail_arrives(
     make_app: MakeApp, start_worker: StartWorker, sink: Sink, pool: str
 ) -> None:
-    """What a request queued, a worker of any pool delivers, and the status tells the relay's words."""
+    """A worker of any pool delivers, and the status has the relay's reply."""
     start_worker(pool=pool)
 
     with make_app().test_request_context():
@@ -51,7 +51,7 @@ a_thousand = pytest.mark.timeout(300)
 
 
 def assert_each_was_sent_once(app: Flask, sink: Sink, ids: list[str]) -> None:
-    """Compare three histories: the ids that were given out, what arrived, and what the database says."""
+    """Compare the ids that were returned, the mails that arrived, and the database."""
     expected = {address(number): 1 for number in range(len(ids))}
     with app.app_context():
         waiting = [*ids]
@@ -79,7 +79,7 @@ def assert_each_was_sent_once(app: Flask, sink: Sink, ids: list[str]) -> None:
 def test_a_thousand_mails_arrive_once_each(
     config: Config, make_app: MakeApp, start_workers: StartWorkers, sink: Sink
 ) -> None:
-    """Queued by four processes, delivered by two workers: every mail arrives, none arrives twice."""
+    """Queued by four processes and delivered by two workers, each mail arrives once."""
     start_workers(2)
 
     ids = queue_from_processes(config, processes=4, each=250)
@@ -96,7 +96,7 @@ def test_a_redis_that_forgets_everything_costs_nothing(
     sink: Sink,
     redis_server: RedisServer,
 ) -> None:
-    """FLUSHALL in the middle: rings are lost, mails are not, and none is sent twice."""
+    """FLUSHALL loses rings but no mail, and no mail is sent twice."""
     config["MAILER_REDIS_URL"] = redis_server.url
     start_workers(2)
 
@@ -109,7 +109,7 @@ def test_a_redis_that_forgets_everything_costs_nothing(
     assert_each_was_sent_once(make_app(), sink, queueing.result())
 
 
-# The broker away
+# Without the broker
 
 
 @pytest.mark.alone
@@ -120,7 +120,7 @@ def test_a_request_does_not_wait_for_a_redis_that_is_down(
     sink: Sink,
     redis_server: RedisServer,
 ) -> None:
-    """With Redis stopped the mail is accepted at once, and goes out all the same; with Redis back, rings are heard again."""
+    """Mail is accepted and delivered without Redis; rings resume when it is back."""
     config["MAILER_REDIS_URL"] = redis_server.url
     worker = start_worker()
     redis_server.stop()
@@ -128,7 +128,7 @@ def test_a_request_does_not_wait_for_a_redis_that_is_down(
     with make_app().test_request_context():
         started = time.perf_counter()
         mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
-        # Far from any time-out; the bench says how long it takes.
+        # Far below any time-out; the bench measures how long it takes.
         assert time.perf_counter() - started < 1
 
         sink.wait_for(1)
@@ -142,7 +142,7 @@ def test_a_request_does_not_wait_for_a_redis_that_is_down(
 def test_a_request_waits_for_a_frozen_redis_once(
     config: Config, make_app: MakeApp, redis_server: RedisServer
 ) -> None:
-    """A Redis that hangs costs the first mail of a process one time-out, and the next ones nothing."""
+    """The first mail of a process waits for one time-out, later mail for none."""
     config["MAILER_REDIS_URL"] = redis_server.url
     redis_server.pause()
     try:
@@ -151,7 +151,7 @@ def test_a_request_waits_for_a_frozen_redis_once(
             started = time.perf_counter()
             for _ in range(20):
                 mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
-            assert time.perf_counter() - started < 1.5  # less than one more time-out
+            assert time.perf_counter() - started < 1.5  # less than a second time-out
     finally:
         redis_server.resume()
 
@@ -159,12 +159,12 @@ def test_a_request_waits_for_a_frozen_redis_once(
 def test_a_lost_ring_costs_one_sweep(
     make_app: MakeApp, start_worker: StartWorker, sink: Sink, redis_url: str
 ) -> None:
-    """A mail whose ring never reached a worker is found by the sweep, without beat."""
+    """The sweep finds a mail whose ring never reached a worker, without beat."""
     app = make_app()
     with app.test_request_context():
         mailer.send_email("ada@example.com", "Welcome", "welcome", name="Ada")
     with redis.Redis.from_url(redis_url) as client:
-        # The ring; its flag stays, so that no other enqueuer rings.
+        # Only the ring is deleted. Its flag stays, so that no later mail rings either.
         assert client.delete(app.extensions["celery"].conf.task_default_queue) == 1
 
     start_worker()
@@ -180,7 +180,7 @@ def test_installations_that_share_a_redis(
     sink: Sink,
     sqlite_databases: Databases,
 ) -> None:
-    """The worker of each takes its own rings only; `celery -A worker worker` needs no option for it."""
+    """Each worker takes the rings of its own installation only, without an option."""
     with sqlite_databases.migrated() as other_database:
         others = start_worker(env={"MAILER_DATABASE_URL": other_database}, loglevel="INFO")
         worker = start_worker()
@@ -202,7 +202,7 @@ def test_installations_that_share_a_redis(
 def test_a_worker_says_that_it_is_there(
     make_app: MakeApp, start_worker: StartWorker, pool: str
 ) -> None:
-    """From its start on, as one process; and no more when it has stopped."""
+    """A worker is listed once while it runs, and no more after it has stopped."""
     app = make_app()
     store = app.extensions["mailer"].store
     worker = start_worker(pool=pool)
@@ -217,7 +217,7 @@ def test_a_worker_says_that_it_is_there(
 def test_scheduled_mail_goes_out_without_beat(
     make_app: MakeApp, start_worker: StartWorker, sink: Sink
 ) -> None:
-    """`send_at` is kept by the sweep: not before its time, and soon after."""
+    """The sweep sends a mail soon after its `send_at`, and never before."""
     start_worker()
 
     with make_app().test_request_context():
@@ -236,13 +236,13 @@ def test_scheduled_mail_goes_out_without_beat(
 def test_a_worker_that_is_told_to_stop_finishes_its_mail(
     make_app: MakeApp, start_worker: StartWorker, sink: Sink
 ) -> None:
-    """SIGTERM in the middle of a mail: it arrives, it is recorded as sent, and what was claimed is free at once."""
+    """After SIGTERM in the middle of a mail, the mail arrives and is recorded as sent."""
     worker = start_worker()
     sink.faults.add(Fault("dot", DELAY, delay=1.0))
 
     with make_app().test_request_context():
         receipt = mailer.send_email("ada@example.com", "Slow", "welcome", name="Ada")
-        wait_until(lambda: not sink.faults)  # the relay has the whole mail, and takes its time
+        wait_until(lambda: not sink.faults)  # the relay has the whole mail, and is slow to reply
         worker.stop()
         [delivery] = mailer.status(receipt.id).deliveries
 
@@ -253,7 +253,10 @@ def test_a_worker_that_is_told_to_stop_finishes_its_mail(
 def test_a_killed_worker_leaves_only_doubt_behind(
     config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink
 ) -> None:
-    """kill -9 while the relay has the mail and has not answered: in doubt, then sent once more with the same Message-ID."""
+    """After kill -9 before the relay's reply, the mail is in doubt and sent once more.
+
+    The Message-ID stays the same.
+    """
     config["MAILER_DOUBT_RESEND_AFTER"] = "0.1"
     app = make_app()
     worker = start_worker()
@@ -261,10 +264,10 @@ def test_a_killed_worker_leaves_only_doubt_behind(
 
     with app.test_request_context():
         receipt = mailer.send_email("ada@example.com", "Doubt", "welcome", name="Ada")
-        wait_until(lambda: not sink.faults)  # the relay has the whole mail, and says nothing
+        wait_until(lambda: not sink.faults)  # the relay has the whole mail, and does not reply
         worker.kill()
         with app.extensions["mailer"].store.engine.begin() as connection:
-            # As if its lease had gone by.
+            # As if the lease had lapsed.
             connection.execute(text("UPDATE mailer_delivery SET lease_until = 0"))
         start_worker()
         sink.wait_for(1)

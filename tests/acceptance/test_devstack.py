@@ -1,4 +1,4 @@
-"""`make run`, for real: from the first line to the last process."""
+"""`make run` with all its processes, from the first line to the last exit."""
 
 import fcntl
 import os
@@ -40,7 +40,7 @@ class LocalStack:
         return self._log.read_text()
 
     def start(self) -> None:
-        """Return when it says that it is ready."""
+        """Return when the stack prints that it is ready."""
         with self._log.open("wb") as log:
             self.runner = subprocess.Popen(
                 [sys.executable, "-m", "devstack"],
@@ -56,12 +56,12 @@ class LocalStack:
         self.parts += Ledger(self.folder / "devstack.json").left_behind()
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM and return the exit code."""
         self.runner.send_signal(signal.SIGTERM)
         return self.runner.wait(timeout=60)
 
     def refusal(self, **environment: str) -> str:
-        """Start what can't be started; returns the one sentence that it says."""
+        """Start a stack that can't start, and return the sentence that it prints."""
         command = [sys.executable, "-m", "devstack"]
         environment = self.environment | environment
         run = subprocess.run(
@@ -78,7 +78,7 @@ class LocalStack:
         return sentence
 
     def post(self, path: str, **form: str) -> str:
-        """Fill in a form as a browser does; returns the address it leads to."""
+        """Submit a form as a browser does, and return the address of the redirect."""
         browser = build_opener(HTTPCookieProcessor())
         address = f"http://127.0.0.1:{self.ports['PORT']}{path}"
         with browser.open(address, timeout=10) as page:
@@ -101,7 +101,7 @@ class LocalStack:
         return others | self.ports | {"INSTANCE_PATH": str(self.folder)}
 
     def end(self) -> None:
-        """After a test, whatever happened."""
+        """Stop the stack after a test, even one that failed."""
         if self.runner.poll() is None:
             self.stop()
         for part in self.parts:
@@ -124,7 +124,7 @@ def stack(local_stack: LocalStack) -> Iterator[LocalStack]:
 
 
 def groups_of(parts: list[Process]) -> list[int]:
-    """The process groups that still have somebody in them."""
+    """Return the process groups that still have a process."""
 
     def has_members(group: int) -> bool:
         try:
@@ -137,7 +137,7 @@ def groups_of(parts: list[Process]) -> list[int]:
 
 
 def test_from_start_to_stop(stack: LocalStack) -> None:
-    """A mail typed into a page arrives; a stop lets the mail on the wire finish and leaves no process behind."""
+    """A typed mail arrives; a stop finishes the mail being sent and ends all processes."""
     assert [part.name for part in stack.parts] == ["broker", "inbox", "worker", "web"]
     stack.post("/members", nickname="ada", address="ada@example.com")
     (arrived,) = wait_until(stack.inbox.latest)
@@ -158,7 +158,7 @@ def test_from_start_to_stop(stack: LocalStack) -> None:
 
 
 def test_after_a_kill_the_next_run_recovers(stack: LocalStack) -> None:
-    """A runner that got SIGKILL could not tidy up: the next one does, and mails are delivered again."""
+    """After SIGKILL, the next run cleans up and delivers again."""
     stack.runner.kill()
     stack.runner.wait()
 
@@ -174,7 +174,7 @@ def test_after_a_kill_the_next_run_recovers(stack: LocalStack) -> None:
 
 
 def test_one_stack_in_a_folder(local_stack: LocalStack) -> None:
-    """A second run names the first, and nothing is started."""
+    """A second run names the process of the first and starts nothing."""
     local_stack.folder.mkdir()
     with (local_stack.folder / "devstack.lock").open("w") as lock:
         lock.write("4711")
@@ -189,7 +189,7 @@ def test_one_stack_in_a_folder(local_stack: LocalStack) -> None:
 
 @pytest.mark.parametrize("variable", ["PORT", "MAIL_PORT"])
 def test_a_port_in_use(local_stack: LocalStack, variable: str) -> None:
-    """It is named, with the variable that chooses another."""
+    """The error names the port and the variable that chooses another."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         local_stack.ports[variable] = str(port)
@@ -200,12 +200,12 @@ def test_a_port_in_use(local_stack: LocalStack, variable: str) -> None:
 
 
 def test_a_given_broker_that_does_not_answer(local_stack: LocalStack) -> None:
-    """It is the user's: we start no other one behind their back."""
+    """A broker that the user chose is not replaced by another."""
     assert "does not answer" in local_stack.refusal(REDIS_URL="redis://127.0.0.1:1")
 
 
 class Checkout:
-    """Only what make needs to set up a virtual environment."""
+    """The files that make needs to set up a virtual environment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -214,7 +214,7 @@ class Checkout:
         (folder / "requirements" / "local.txt").touch()
 
     def make_run(self, python: str) -> str:
-        """What `make run` says with a Python that is this shell script."""
+        """Return the output of `make run` with this shell script as Python."""
         program = self.folder / "python"
         program.write_text(f"#!/bin/sh\n{python}\n")
         program.chmod(0o755)
@@ -235,12 +235,12 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def test_a_python_that_is_too_old(checkout: Checkout) -> None:
-    """Before anything is installed, one sentence says what is needed."""
+    """One sentence names the needed version before anything is installed."""
     assert "Mailer needs Python 3.11 or newer" in checkout.make_run("exit 1")
 
 
 def test_a_python_that_makes_no_virtual_environments(checkout: Checkout) -> None:
-    """As on Debian, where that is a package of its own: it is named."""
+    """The error names the missing package, as Debian calls it."""
     assert "install the package python3-venv" in checkout.make_run(
         'case "$2" in *ensurepip*) exit 1 ;; esac'
     )

@@ -1,4 +1,4 @@
-"""`flask mail inbox`, as somebody who has installed the package uses it in debug mode."""
+"""`flask mail inbox`, as a user of the package runs it in debug mode."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ class Inbox:
         self._log = folder / "log"
 
     def start(self) -> None:
-        """Return when the command says that it is ready."""
+        """Return when the command prints that it is ready."""
         (self.folder / "app.py").write_text(APP)
         command = [sys.executable, "-m", "flask", "--app", "app", "--debug", "mail", "inbox"]
         command += ["--smtp-port", str(self.smtp_port), "--web-port", str(self.web_port)]
@@ -73,7 +73,10 @@ def inbox(tmp_path: Path) -> Iterator[Inbox]:
 
 
 def test_it_shows_what_it_received(inbox: Inbox) -> None:
-    """On its page and in the terminal, which obeys nothing that is in a mail; files are their owner's alone."""
+    """Received mail is on the page and in the terminal.
+
+    The terminal ignores escape sequences in a mail, and the files are readable by their owner only.
+    """
     assert "Nothing yet." in inbox.get("/")
 
     inbox.send("ada@example.com", '"\x1b[2J"@example.com')
@@ -91,13 +94,13 @@ def test_it_shows_what_it_received(inbox: Inbox) -> None:
 
 
 def test_an_address_asks_for_a_fault(inbox: Inbox) -> None:
-    """So that an application's own answer to a refusal can be tried."""
+    """A recipient such as 550@ is refused, so that an application can try its error path."""
     with pytest.raises(smtplib.SMTPRecipientsRefused, match="No such user here"):
         inbox.send("550@fault.example")
 
 
 def test_other_web_sites_read_nothing(inbox: Inbox) -> None:
-    """A DNS name that leads to this machine is not this machine's name."""
+    """A request for a foreign host name is refused, against DNS rebinding."""
     assert "Nothing yet." in inbox.get("/", host="localhost")
     with pytest.raises(HTTPError, match="400"):
         inbox.get("/inbox", host="inbox.evil.example")
@@ -105,7 +108,7 @@ def test_other_web_sites_read_nothing(inbox: Inbox) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_when_it_is_told_to(inbox: Inbox, number: signal.Signals) -> None:
-    """With 0, also while a browser keeps a connection open."""
+    """A signal ends the command with 0, even while a browser is connected."""
     with socket.create_connection(("127.0.0.1", inbox.web_port)):
         inbox.process.send_signal(number)
 
@@ -123,7 +126,7 @@ def app(tmp_path: Path) -> Flask:
 
 @pytest.mark.parametrize("option", ["--smtp-port", "--web-port"])
 def test_a_port_in_use(app: Flask, option: str) -> None:
-    """The option that chooses another one is named."""
+    """The error names the option that chooses another port."""
     ports = {"--smtp-port": free_port(), "--web-port": free_port()}
     with socket.create_server(("127.0.0.1", ports[option])):
         words = [str(word) for pair in ports.items() for word in pair]
@@ -136,7 +139,7 @@ def test_a_port_in_use(app: Flask, option: str) -> None:
 
 
 def test_without_aiosmtpd(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
+    """The error names the package to install."""
     monkeypatch.setitem(sys.modules, "aiosmtpd", None)
     result = app.test_cli_runner().invoke(args=["mail", "inbox"])
 

@@ -1,4 +1,4 @@
-"""The pages in a real browser: what their visitors do."""
+"""The pages in a real browser."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from tests.services.worker import StartWorker
 
 pytestmark = sqlite_only
 
-# As root there is no sandbox; the rest keeps the browser from calling its makers.
+# Root has no sandbox; the other options keep the browser from contacting its vendor.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def site(config: dict[str, str], tmp_path: Path) -> Iterator[str]:
-    """Web and inbox; a test whose mail has to arrive starts a worker."""
+    """Start web server and inbox. A test whose mail has to arrive starts a worker."""
     inbox = Inbox(tmp_path / "inbox")
     with InboxServer(inbox.add) as smtp:
         config |= {
@@ -59,7 +59,10 @@ def site(config: dict[str, str], tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser: Browser, site: str) -> Iterator[Callable[..., Page]]:
-    """`open_page("/write")`: in a browser of its own. Whatever it complains about fails the test."""
+    """Return `open_page("/write")`, which opens a page in a new browser session.
+
+    An error that the browser reports fails the test.
+    """
     complaints: list[str] = []
     contexts = []
 
@@ -83,7 +86,7 @@ def open_page(browser: Browser, site: str) -> Iterator[Callable[..., Page]]:
 
 
 def test_a_typed_mail_arrives(open_page: Callable[..., Page], start_worker: StartWorker) -> None:
-    """The page shows by itself when it was sent, and leads to the mail as the server received it."""
+    """Without a reload, the page shows that the mail was sent and links to it."""
     start_worker()
     page = open_page("/write")
     page.get_by_label("To").fill("ada@example.org")
@@ -101,7 +104,7 @@ def test_a_typed_mail_arrives(open_page: Callable[..., Page], start_worker: Star
 def test_the_inbox_shows_what_arrives(
     open_page: Callable[..., Page], start_worker: StartWorker
 ) -> None:
-    """Without a reload."""
+    """New mail appears without a reload."""
     start_worker()
     inbox = open_page("/inbox")
     expect(inbox.get_by_text("Nothing yet.")).to_be_visible()
@@ -115,7 +118,7 @@ def test_the_inbox_shows_what_arrives(
 
 
 def test_the_race_is_watched(open_page: Callable[..., Page], start_worker: StartWorker) -> None:
-    """All three ways, one after the other, each mail with a cell of its own."""
+    """All three ways run one after the other, and each mail has a cell."""
     start_worker()
     page = open_page("/race")
     page.get_by_label("Mails").fill("12")
@@ -130,7 +133,7 @@ def test_the_race_is_watched(open_page: Callable[..., Page], start_worker: Start
 def test_without_javascript_everything_works_but_does_not_move(
     open_page: Callable[..., Page],
 ) -> None:
-    """Forms are forms, and a reload shows how far things are."""
+    """Forms work, and a reload shows the progress."""
     page = open_page("/race", java_script_enabled=False)
     page.get_by_role("button", name="In the request").click()
 
@@ -138,7 +141,7 @@ def test_without_javascript_everything_works_but_does_not_move(
 
 
 def test_pages_fit_on_a_phone(open_page: Callable[..., Page]) -> None:
-    """Nobody scrolls sideways."""
+    """No page scrolls sideways."""
     page = open_page("/", viewport={"width": 360, "height": 740})
     for path in ("/", "/write", "/members", "/race", "/inbox"):
         page.goto(path)

@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there."""
+"""The examples of the README and the guide run as they are printed."""
 
 import os
 import re
@@ -31,14 +31,14 @@ _FILE = re.compile(r"```\w+\n(?:# |\{# )(?P<name>\S+?)(?: #\})?\n(?P<text>.*?)``
 
 @sqlite_only
 def test_the_ten_lines_deliver_a_mail(config: dict[str, str], sink: Sink, tmp_path: Path) -> None:
-    """The files of the README, written down and started, queue a mail in a request and deliver it."""
+    """The files of the README queue a mail in a request and deliver it."""
     for match in _FILE.finditer((PROJECT / "README.md").read_text()):
         file = tmp_path / match["name"]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(match["text"])
     assert {file.name for file in tmp_path.rglob("*.*")} == {"app.py", "worker.py", "order.txt"}
 
-    del config["MAIL_SERVER"], config["MAIL_DEFAULT_SENDER"]  # the README's own are used
+    del config["MAIL_SERVER"], config["MAIL_DEFAULT_SENDER"]  # as the README has its own
     environment = {**os.environ, **config, "PYTHONPATH": str(PROJECT)}
     request = "from app import app; print(app.test_client().post('/orders').json['mail'])"
     command = [
@@ -82,7 +82,7 @@ def test_the_ten_lines_deliver_a_mail(config: dict[str, str], sink: Sink, tmp_pa
 def test_the_snippets_about_transactions_queue_a_mail_for_each_order(
     config: dict[str, str],
 ) -> None:
-    """Two new orders are two mails; the same order again is one mail where it has a key."""
+    """Two orders queue two mails; with a key, a repeated order queues none."""
     database = {
         "MAILER_DATABASE_URL": config["MAILER_DATABASE_URL"],
         "SQLALCHEMY_DATABASE_URI": config["MAILER_DATABASE_URL"],
@@ -103,26 +103,25 @@ def test_the_snippets_about_transactions_queue_a_mail_for_each_order(
     assert ["idempotency_key=" in snippet for snippet in snippets] == [True, False]
     with app.app_context():
         db.create_all()
-        store_of(
-            app
-        ).check_schema()  # from here on the file has a log, as after `flask mail migrate`
+        # From here on the file has a write-ahead log, as after `flask mail migrate`.
+        store_of(app).check_schema()
         queued = 0
         for snippet in snippets:
             known = {"db": db, "mailer": Mailer(), "user": SimpleNamespace(email="ada@example.com")}
             old = Order()
             for order in (old, Order(), old):
-                exec(snippet, {**known, "order": order})  # noqa: S102 -- it is what the page shows
+                exec(snippet, {**known, "order": order})  # noqa: S102 -- the page's own code
             queued += 2 if "idempotency_key=" in snippet else 3
             assert rows(app)["mailer_message"] == queued
         db.engine.dispose()
 
 
 def test_celery_takes_the_settings_of_the_guide() -> None:
-    """Each is one that Celery knows, and those that Mailer gives to a Celery app of its own are among them."""
+    """Celery knows each of them, and they include those of Mailer's own Celery app."""
     found = _CELERY.search((PROJECT / "docs/guide.md").read_text(encoding="utf-8"))
     assert found is not None
     names: dict[str, Any] = {}
-    exec(found["code"], names)  # noqa: S102 -- it is what the page shows
+    exec(found["code"], names)  # noqa: S102 -- the page's own code
     given: dict[str, Any] = names["CELERY"]
 
     assert given.keys() <= defaults.DEFAULTS.keys()

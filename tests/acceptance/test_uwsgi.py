@@ -1,4 +1,4 @@
-"""uWSGI forks its workers from a master that has loaded the application, and Python's fork hooks are not run."""
+"""uWSGI forks workers from a master that loaded the application, without Python's fork hooks."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT
 
 MAILS = 400
-PYTHON = "/usr/bin/python3"  # what Debian's plugin is
+PYTHON = "/usr/bin/python3"  # the Python of Debian's plugin
 
 
 def test_workers_that_uwsgi_forks(
     config: dict[str, str], make_app: Callable[..., Flask], tmp_path: Path
 ) -> None:
-    """Four of them queue at the same time: each answers every request, and each receipt has its delivery."""
+    """Each of four workers answers every request, and each receipt has its delivery."""
     program = require("uWSGI", find_program("uwsgi-core", "uwsgi"))
     folders = (str(PROJECT), *site.getsitepackages())
     loads = subprocess.run(
@@ -74,7 +74,7 @@ def test_workers_that_uwsgi_forks(
         with ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(lambda number: ask(port, number), range(MAILS)))
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # it would wait for its workers for a minute
+        os.killpg(server.pid, signal.SIGKILL)  # otherwise uWSGI waits a minute for its workers
         server.wait()
         print(log.read_text())
 

@@ -1,4 +1,5 @@
-"""Bytes that nobody meant.
+"""Fuzzing of the code that parses or writes bytes.
 
-`make fuzz` has atheris look for some that break a target, `make test` tries the corpus and others.
+`make fuzz` searches for breaking inputs with atheris. `make test` runs the corpus and changes of
+it.
 """

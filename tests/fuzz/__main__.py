@@ -1,7 +1,7 @@
-"""`make fuzz`: look for bytes that break a target, ten minutes each, beginning with the corpus.
+"""`make fuzz`: search for inputs that break a target, ten minutes each, starting with the corpus.
 
-What breaks one is written to `tests/fuzz/found/`: mend the product, and move the file to
-`tests/fuzz/corpus/`, where `make test` tries it from then on.
+A breaking input is written to `tests/fuzz/found/`. Fix the product, and move the file to
+`tests/fuzz/corpus/`, where `make test` runs it from then on.
 """
 
 import argparse
@@ -21,19 +21,21 @@ FOUND = Path(__file__).with_name("found")
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument(
-        "targets", nargs="*", metavar="target", help=f"only these: {', '.join(TARGETS)}"
+        "targets", nargs="*", metavar="target", help=f"only some of: {', '.join(TARGETS)}"
     )
-    parser.add_argument("--minutes", type=float, default=10, help="for each target (default: 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="minutes for each target (default: 10)"
+    )
     options = parser.parse_args(arguments)
     chosen = options.targets or list(TARGETS)
     if unknown := set(chosen) - TARGETS.keys():
-        parser.error(f"no target is named {', '.join(unknown)}: there is {', '.join(TARGETS)}")
+        parser.error(f"{', '.join(unknown)} is not a target. The targets are {', '.join(TARGETS)}.")
     return max([_fuzz(name, seconds=int(60 * options.minutes)) for name in chosen])
 
 
 def _fuzz(name: str, *, seconds: int) -> int:
-    """In a process of its own: atheris ends it."""
-    print(f"… {name}, for {seconds} s", file=sys.stderr)
+    """Fuzz in a process of its own, since atheris ends its process."""
+    print(f"Fuzzing {name} for {seconds} s", file=sys.stderr)
     process = multiprocessing.get_context("fork").Process(target=_look, args=(name, seconds))
     process.start()
     process.join()
@@ -51,7 +53,7 @@ def _look(name: str, seconds: int) -> None:
         f"-dict={words}",
         f"-artifact_prefix={FOUND}/{name}-",
     ]
-    # Inputs that reach new code go into the first folder.
+    # atheris writes inputs that reach new code into the first folder.
     atheris.Setup([sys.argv[0], *options, str(growing), str(CORPUS / name)], TARGETS[name])
     atheris.Fuzz()
 

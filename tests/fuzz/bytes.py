@@ -1,4 +1,4 @@
-"""Out of the bytes of a fuzzer: choices, numbers and texts. The same bytes make the same, always."""
+"""Choices, numbers and texts made from a fuzzer's bytes, always the same for the same bytes."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Bytes:
-    """They are used up from the beginning; after their end there are zeros."""
+    """Bytes that are consumed from the beginning, with endless zeros after the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -25,11 +25,11 @@ class Bytes:
         return choices[self.number(len(choices))]
 
     def piece(self) -> bytes:
-        """Up to 255 bytes."""
+        """Return up to 255 bytes."""
         return self.take(self.number(256))
 
     def text(self) -> str:
-        """What is no UTF-8 is left out, or becomes halves of characters, as a program can make them."""
+        """Decode a piece, dropping bytes that are not UTF-8 or turning them into surrogates."""
         return self.piece().decode(
             "utf-8", self.pick(["ignore", "ignore", "ignore", "surrogateescape"])
         )

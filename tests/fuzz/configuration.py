@@ -1,11 +1,11 @@
-"""Any value of a setting: it is refused in words, which tell no secret, or it can be used."""
+"""Any value of a setting is either usable or refused with an error without secrets."""
 
 from mailer.errors import ConfigurationError
 from mailer.settings import Settings
 from mailer.settings.messages import SECRETS
 from tests.fuzz.bytes import Bytes
 
-# Those whose values have a form of their own; the corpus counts on their order.
+# Settings whose values have a form of their own. The corpus depends on their order.
 _KEYS = [
     *(
         "MAIL_SERVER",
@@ -37,13 +37,13 @@ _SECRET = "correct horse battery staple"
 
 
 def configure(data: bytes) -> None:
-    """The target."""
+    """Load settings with these values."""
     source = Bytes(data)
     environ = dict(_setting(source) for _ in range(source.number(4)))
     try:
         settings = Settings.load({}, environ, default_database_url="sqlite://")
     except ConfigurationError as error:
-        assert _SECRET not in str(error)  # noqa: PT017 -- the text of the error is what is looked at
+        assert _SECRET not in str(error)  # noqa: PT017 -- the text of the error is checked
     else:
         assert settings.relays
         assert _SECRET not in repr(settings)

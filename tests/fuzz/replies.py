@@ -1,4 +1,4 @@
-"""A relay that says anything: two mails come to an outcome each, or to none, and nothing is raised, waited for or piled up."""
+"""A relay may reply anything: no exception, no endless wait and no endless memory."""
 
 import socket
 from collections.abc import Iterator
@@ -21,14 +21,17 @@ from tests.fuzz.bytes import Bytes
 
 _CHUNKS = [1, 7, 64, 4096, 65536]
 _MOST_UNREAD = LONGEST_REPLY + 65536
-# A hundred lines that are cut, and one that is as long as what arrives at once.
+# A hundred lines that are cut, and one as long as the bytes that arrive at once.
 _LONGEST = 102 * (LONGEST_REPLY + 65536)
 _LOGIN = {"MAIL_USERNAME": "ada", "MAIL_PASSWORD": "not a word of it"}
 _RELAYS = [
     Settings.load(config, {}, default_database_url="sqlite://")
     for config in ({}, _LOGIN, {"MAILER_LMTP": True})
 ]
-_GREETING = b"220 relay\r\n250-relay\r\n250-PIPELINING\r\n250-AUTH PLAIN LOGIN CRAM-MD5\r\n250 SIZE 1000000\r\n"
+_GREETING = (
+    b"220 relay\r\n"
+    b"250-relay\r\n250-PIPELINING\r\n250-AUTH PLAIN LOGIN CRAM-MD5\r\n250 SIZE 1000000\r\n"
+)
 _MESSAGE = Message(
     id="mail",
     message_id="<mail@example.com>",
@@ -44,7 +47,7 @@ _STATE = flask_mail.Mail().init_mail({})
 
 
 class Wire:
-    """A socket: what is said to it is taken, and it says what it was made with, piece by piece; then it hangs up."""
+    """A socket that accepts all bytes and returns the given ones in pieces before it closes."""
 
     def __init__(self, says: bytes, chunk: int) -> None:
         self._says = memoryview(says)
@@ -69,7 +72,7 @@ class Wire:
 
 
 class _Opener(SessionOpener):
-    """To the same wire, once."""
+    """An opener that returns the same wire, once."""
 
     def __init__(self, settings: RelaySettings, wire: Wire) -> None:
         super().__init__(settings)
@@ -82,7 +85,7 @@ class _Opener(SessionOpener):
 
 
 def hear(data: bytes) -> None:
-    """The first target: reply after reply, until the relay hangs up or makes no sense."""
+    """Read replies until the relay closes the connection or breaks the protocol."""
     source = Bytes(data)
     session = Session("relay", command_timeout=60, is_lmtp=False)
     chunk = source.pick(_CHUNKS)
@@ -93,12 +96,12 @@ def hear(data: bytes) -> None:
             assert is_reply(reply)
             assert len(reply) <= _LONGEST
             assert len(session._arrived) <= _MOST_UNREAD
-    except OSError:  # it hung up, or said what is no reply
+    except OSError:  # the relay closed the connection or broke the protocol
         pass
 
 
 def converse(data: bytes) -> None:
-    """The second: a greeting, a login and two mails, whatever the relay says to them."""
+    """Greet, log in and send two mails, whatever the relay replies."""
     source = Bytes(data)
     settings, chunk = source.pick(_RELAYS), source.pick(_CHUNKS)
     beginning = source.pick([_GREETING, b""])

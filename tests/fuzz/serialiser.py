@@ -1,4 +1,4 @@
-"""Any mail of an application: it is refused, or what goes over the wire is this mail and nothing else."""
+"""Any mail of an application is refused, or exactly this mail is sent."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _SETTINGS = Settings.load({}, {}, default_database_url="sqlite://")
 _OFFERS = Offers(
     extended=True, pipelining=True, eightbit=True, smtputf8=True, size=True, max_octets=0
 )
-#: Where a lenient server might see the end of a mail, or of a line.
+#: Bytes that a lenient server might take for the end of a mail or of a line.
 _SMUGGLED = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _ENVELOPE = re.compile(
     rb"MAIL FROM:<[^\r\n<>]*>[^\r\n]*\r\nRCPT TO:<[^\r\n<>]*>[^\r\n]*\r\nDATA\r\n"
@@ -32,10 +32,7 @@ _TYPES = ["application/pdf", "text/plain", "text/calendar; method=REQUEST", "ima
 
 
 class Shelf:
-    """What stands for a store: it keeps the last mail in mind.
-
-    A database would be all that is measured.
-    """
+    """A stand-in for the store that keeps the last mail. A database would take all the time."""
 
     message: Message
     envelope: Envelope
@@ -53,7 +50,7 @@ class Silence:
 
 
 def serialise(data: bytes) -> None:
-    """The target."""
+    """Queue a mail and check its bytes."""
     source = Bytes(data)
     mail, options, bounce = (
         _mail(source),
@@ -125,19 +122,19 @@ def _attachment(source: Bytes) -> flask_mail.Attachment:
 
 
 def _check_wire(letter: WireMessage, eightbit: bool) -> None:
-    """Lines end in CRLF, no dot stands alone before the last one, and doubled dots are all that is not the mail itself."""
+    """Check that only line ends and doubled dots differ from the mail itself."""
     wire = letter.wire(eightbit)
     assert not _SMUGGLED.search(wire)
     assert wire.index(b"\r\n.\r\n") == len(wire) - 5
     lines = wire[:-3].split(b"\r\n")
-    assert max(map(len, lines)) <= 999  # 998, and a doubled dot
+    assert max(map(len, lines)) <= 999  # 998 and a doubled dot
     mail = b"\r\n".join(line[1:] if line.startswith(b".") else line for line in lines)
     assert letter.size(eightbit) == len(mail)
     assert eightbit or mail.isascii()
 
 
 def _check_content(message: Message, mail: bytes) -> None:
-    """What a reader sees is what was said: no header more, none with other words."""
+    """Check that the headers and files are those of the message, and no others."""
     parsed = message_from_bytes(mail, policy=policy.default)
     assert [name for name in parsed if name != "Content-Transfer-Encoding"] == [*_headers(message)]
     assert parsed["Subject"] == message.subject

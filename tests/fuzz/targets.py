@@ -1,4 +1,4 @@
-"""What is fuzzed."""
+"""The fuzzed functions, their corpus and a dictionary."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.fuzz.serialiser import serialise
 
 Target = Callable[[bytes], None]
 
-#: An AssertionError, or any other exception, is a find.
+#: Any exception is a find.
 TARGETS: Mapping[str, Target] = {
     "serialise": serialise,
     "hear": hear,
@@ -17,10 +17,10 @@ TARGETS: Mapping[str, Target] = {
     "configure": configure,
 }
 
-#: Inputs that were interesting once, in a folder for each target.
+#: Inputs that were interesting, in a folder for each target.
 CORPUS = Path(__file__).with_name("corpus")
 
-#: What bytes by chance would hardly be.
+#: Words that random bytes hardly ever form.
 WORDS = [
     *(
         b"\r\n",

@@ -1,4 +1,4 @@
-"""The short form of `make fuzz`: what was found once, and small changes to it, break no target."""
+"""The short form of `make fuzz`: the corpus, and small changes to it, break no target."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SEEDS = sorted(file for file in CORPUS.rglob("*") if file.is_file())
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed.parent.name}/{seed.name}")
 def test_the_corpus(seed: Path) -> None:
-    """What broke a target once, or may break one, breaks none."""
+    """Inputs that broke a target once, or might, break none."""
     TARGETS[seed.parent.name](seed.read_bytes())
 
 
@@ -21,7 +21,7 @@ def test_the_corpus(seed: Path) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_is_like_it(name: str, data: st.DataObject) -> None:
-    """A piece of the corpus with something else in the middle of it breaks none."""
+    """An input with another one in its middle breaks no target."""
     seed = data.draw(
         st.sampled_from([file.read_bytes() for file in SEEDS if file.parent.name == name])
     )
@@ -34,5 +34,5 @@ def test_what_is_like_it(name: str, data: st.DataObject) -> None:
 
 
 def test_each_target_has_a_corpus() -> None:
-    """A fuzzer that begins with nothing finds little."""
+    """No target is fuzzed without a corpus, since random bytes find little."""
     assert {seed.parent.name for seed in SEEDS} == set(TARGETS)

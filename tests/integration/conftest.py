@@ -1,4 +1,4 @@
-"""What the integration tests share."""
+"""Fixtures of the integration tests."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -25,7 +25,7 @@ from tests.shop import OpenShop, close, create_shop
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
-    """The test runs once on SQLite and once on PostgreSQL."""
+    """Run the test once on SQLite and once on PostgreSQL."""
     store = Store(database_url)
     yield store
     store.engine.dispose()
@@ -33,7 +33,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def shared_store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """One for a file of many small tests, which empty it: making a database takes longer than any of them."""
+    """Share a database between the small tests of a file, which empty it themselves."""
     databases = request.getfixturevalue(
         {"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param]
     )
@@ -45,7 +45,7 @@ def shared_store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 @pytest.fixture
 def relay_to() -> Iterator[Callable[..., Relay]]:
-    """`relay_to(server, **config)`: the client of a server; its connections are closed after the test."""
+    """Return `relay_to(server, **config)`, which makes the client of a server."""
     with ExitStack() as stack:
 
         def relay_to(server: Sink | RawServer, **config: Any) -> Relay:
@@ -58,7 +58,7 @@ def relay_to() -> Iterator[Callable[..., Relay]]:
 
 @pytest.fixture
 def answering() -> Iterator[Callable[..., RawServer]]:
-    """`answering(MAIL=b"…")`: a server that replies so, byte for byte."""
+    """Return `answering(MAIL=b"…")`, which starts a server with these replies."""
     with ExitStack() as stack:
         yield lambda **replies: stack.enter_context(RawServer(**replies))
 
@@ -87,12 +87,15 @@ def make_dispatcher(
     clock: Clock,
     black_box: BlackBox,
 ) -> MakeDispatcher:
-    """`make_dispatcher(windows_of=20, **config)`: one that delivers to the sink, and thinks that so many mails make a window."""
+    """Return `make_dispatcher(windows_of=20, **config)`, which delivers to the sink.
+
+    `windows_of` is the number of mails that its pace allows in a window.
+    """
 
     def make_dispatcher(*, windows_of: int = 20, **config: Any) -> Dispatcher:
         relay = relay_to(sink, **config)
         settings = relay.settings
-        assert isinstance(settings, Settings)  # of the app's own keys
+        assert isinstance(settings, Settings)  # a relay made from the app's MAIL_* keys
         throttle = Throttle(settings, None, SystemClock())
         services = Services(settings, store, None, throttle, black_box, clock)
         dispatcher = Dispatcher(services, [relay], bell)
@@ -105,7 +108,7 @@ def make_dispatcher(
 
 @pytest.fixture
 def backup() -> Iterator[Sink]:
-    """A second relay; `sink` is the first."""
+    """Start a second relay; `sink` is the first."""
     with Sink() as server:
         yield server
 
@@ -114,9 +117,10 @@ def backup() -> Iterator[Sink]:
 def open_dispatcher(
     store: Store, database_url: str, bell: CountingBell, clock: Clock, black_box: BlackBox
 ) -> Iterator[OpenDispatcher]:
-    """`open_dispatcher({"name": …}, …, redis_url=, **config)`: one more process, with the relays of these entries.
+    """Return `open_dispatcher({"name": …}, …, redis_url=, **config)`.
 
-    Of what the others know, it sees what is in the database and in Redis.
+    It makes the dispatcher of one more process, with these relays, which shares only the database
+    and Redis.
     """
     with ExitStack() as stack:
 
@@ -141,7 +145,7 @@ def open_dispatcher(
 
 @pytest.fixture
 def open_shop(config: Mapping[str, object]) -> Iterator[OpenShop]:
-    """`open_shop(**config)`: one more application that queues mail."""
+    """Return `open_shop(**config)`, which makes one more application that queues mail."""
     with ExitStack() as stack:
 
         def open_shop(**changes: object) -> Flask:
@@ -154,7 +158,7 @@ def open_shop(config: Mapping[str, object]) -> Iterator[OpenShop]:
 
 @pytest.fixture
 def shop(open_shop: OpenShop) -> Iterator[Flask]:
-    """The application, in a context of its own: as in `flask shell` and in a script."""
+    """Make the application and enter its context, as `flask shell` or a script does."""
     app = open_shop()
     with app.app_context():
         yield app

@@ -1,1 +1,1 @@
-"""The real services the tests talk to: started by the suite, private to it, gone with it."""
+"""Real services for the tests: started by the suite, private to it, and removed with it."""

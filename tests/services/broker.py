@@ -12,7 +12,7 @@ from tests.services.waiting import wait_until
 class RedisServer:
     """One server process on a Unix socket in the given folder.
 
-    It keeps nothing on disk: stopping it loses what it held.
+    It stores nothing on disk: stopping it loses its data.
     """
 
     def __init__(self, program: Path, folder: Path) -> None:
@@ -33,27 +33,27 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Return when it answers."""
+        """Return when the server answers."""
         self._process = subprocess.Popen(self._command, start_new_session=True)
         wait_until(self._answers)
 
     def stop(self) -> None:
-        """Return when it is gone. Stopping twice is no mistake."""
+        """Return when the process has ended. Stopping twice is allowed."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def pause(self) -> None:
-        """Let it accept connections and never answer, as a machine does that hangs."""
+        """Let the server accept connections and never answer, as a hanging machine does."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it answer again."""
+        """Let the server answer again."""
         self._signal(signal.SIGCONT)
 
     def flush(self) -> None:
-        """Forget everything."""
+        """Delete all keys."""
         with redis.Redis.from_url(self.url) as client:
             client.flushall()
 

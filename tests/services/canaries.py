@@ -1,4 +1,4 @@
-"""Secrets that sing: each is set somewhere, and then looked for in whatever somebody might get to see."""
+"""Recognisable secrets that tests put into settings and mails and then search for in outputs."""
 
 import base64
 from urllib.parse import quote
@@ -12,23 +12,23 @@ DATABASE = "kanarie-database"
 REDIS = "kanarie-redis"
 PROXY = "kanarie-proxy"
 SECRET_KEY = "kanarie-secret-key"
-#: A line of the key.
+#: A line of the private key.
 DKIM = RSA.pem.decode().splitlines()[3]
 SECRETS = (PASSWORD, TOKEN, CLIENT_SECRET, DATABASE, REDIS, PROXY, SECRET_KEY, DKIM)
 
-#: What a mail says, and to whom.
+#: The contents and the recipient of a mail.
 BODY = "kanarienvogel-im-text"
 SUBJECT = "kanarienvogel-im-betreff"
 PERSON = "ada.kanarie"
 
 
 def token() -> str:
-    """What MAILER_OAUTH names."""
+    """Return the token, as the function that MAILER_OAUTH names."""
     return TOKEN
 
 
 def forms(secret: str) -> set[str]:
-    """As it is, as in a URL, as in a literal, and as base64 has it, wherever in the encoded text it begins."""
+    """Return the secret plain, URL-quoted, as a Python literal and in base64 at each offset."""
     octets = secret.encode()
     encoded = {
         _core(base64.b64encode(b"\0" * shift + octets).decode(), shift, len(octets))
@@ -38,12 +38,12 @@ def forms(secret: str) -> set[str]:
 
 
 def _core(encoded: str, shift: int, length: int) -> str:
-    """The letters that depend on nothing but the secret."""
+    """Return the characters that depend on the secret only."""
     first = -(-shift * 8 // 6)
     last = (shift + length) * 8 // 6
     return encoded[first:last]
 
 
 def heard(text: str, *secrets: str) -> list[str]:
-    """Which of the secrets can be found in there, in any form."""
+    """Return the secrets that the text contains in any form."""
     return [secret for secret in secrets if any(form in text for form in forms(secret))]

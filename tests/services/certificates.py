@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificate(file: Path, name: str = "localhost", *, days: int = 30) -> Path:
-    """A PEM file with a certificate, which is its own authority, and its key; with negative days it is over."""
+    """Write a self-signed certificate and its key as PEM; negative days make it expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     ends = datetime.now(UTC) + timedelta(days=days)
@@ -35,7 +35,7 @@ def make_certificate(file: Path, name: str = "localhost", *, days: int = 30) -> 
 
 
 def server_context(certificate: Path) -> ssl.SSLContext:
-    """For a server that shows it."""
+    """Return the TLS context of a server with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

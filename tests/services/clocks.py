@@ -1,4 +1,4 @@
-"""Clocks that are wrong: those of whole processes, with libfaketime, which may be set while they run."""
+"""Wrong clocks for whole processes, by libfaketime, which can be set while they run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +7,9 @@ from tests.services.requirement import require
 
 
 class Clock:
-    """A clock of one machine.
+    """The clock of one machine.
 
-    What is started with its `env` sees it; how fast time passes is left alone.
+    Processes started with `env` see it. Only the time differs, not the speed at which it passes.
     """
 
     def __init__(self, file: Path) -> None:
@@ -22,14 +22,14 @@ class Clock:
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # it makes threads wait for each other for much too long
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # it lets threads wait for much too long
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",  # its name in versions before 0.9.10
+            "DONT_FAKE_MONOTONIC": "1",  # the name in versions before 0.9.10
             "PYTHONPATH": str(Path(__file__).with_name("faked_clock")),
         }
 
     def set(self, seconds: float) -> None:
-        """So many seconds ahead of the true time, or behind it."""
+        """Set the clock to this many seconds ahead of the true time, or behind it."""
         fresh = self._file.with_suffix(".new")
         fresh.write_text(f"{seconds:+.3f}")
-        fresh.replace(self._file)  # never half written
+        fresh.replace(self._file)  # so that no process reads half of it

@@ -1,4 +1,4 @@
-"""A fresh database for each test: a copied file, or a database of the one server that was emptied."""
+"""A database for each test: a copied file, or an emptied database of the one server."""
 
 import os
 import shutil
@@ -16,37 +16,34 @@ from sqlalchemy import create_engine
 from mailer.schema import migrate
 from tests.services.postgres import PostgresServer
 
-#: Marks a test that has nothing to learn from a second database.
+#: Marks a test that does not depend on the kind of database.
 sqlite_only = pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 
 
 class Databases(Protocol):
-    """Where a test's database comes from."""
+    """A source of databases for tests."""
 
     def empty(self) -> AbstractContextManager[str]:
-        """Give the address of a database without any table."""
+        """Yield the URL of a database without tables."""
 
     def migrated(self) -> AbstractContextManager[str]:
-        """Give the address of a database with today's schema."""
+        """Yield the URL of a database with the current schema."""
 
 
-#: A commit waits for the disk, for some milliseconds each; no test cuts the power. Docker gives 64
-#: MB, which is too little.
-_MEMORY, _ENOUGH = Path("/dev/shm"), 1_000_000_000  # noqa: S108 -- only a folder of our own inside it is used
+#: A commit to disk takes some milliseconds, and no test cuts the power. The 64 MB of Docker's
+#: default are too little.
+_MEMORY, _ENOUGH = Path("/dev/shm"), 1_000_000_000  # noqa: S108 -- only a folder of our own in it is used
 
 
 def fast_folder() -> Path | None:
-    """Return where files are kept in memory, if this machine has room there.
-
-    Else any temporary folder will do.
-    """
+    """Return a folder in memory, if this machine has room there, and None otherwise."""
     if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
         return _MEMORY
     return None
 
 
 class SqliteDatabases:
-    """A file for each test, in a folder of its own."""
+    """A database file for each test, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,7 +54,7 @@ class SqliteDatabases:
         folder = self._folder / str(next(self._numbers))
         folder.mkdir()
         yield _sqlite_url(folder / "mailer.sqlite3")
-        shutil.rmtree(folder, ignore_errors=True)  # some test makes it large
+        shutil.rmtree(folder, ignore_errors=True)  # a test may have made it large
 
     @contextmanager
     def migrated(self) -> Iterator[str]:
@@ -73,7 +70,7 @@ class SqliteDatabases:
 
 
 class PostgresDatabases:
-    """Databases of one server. Those with today's schema are emptied after a test, and used again."""
+    """Databases of one server. Migrated ones are emptied after a test and reused."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
@@ -107,14 +104,14 @@ class PostgresDatabases:
 
     @cached_property
     def _pristine(self) -> list[tuple[Any, ...]]:
-        """The fingerprint of a database that nobody has used."""
+        """Return the fingerprint of an unused database."""
         with self._server.connect(self._template) as connection:
             return connection.execute(_FINGERPRINT).fetchall()
 
     def _is_emptied(self, name: str) -> bool:
-        """Empty the database.
+        """Empty the database and return True if it can be used again.
 
-        Return False if a test left more in it than rows: then nobody else can use it.
+        It can't if a test changed more than rows.
         """
         with suppress(psycopg.Error), self._server.connect(name) as connection:
             connection.execute(_HANG_UP)
@@ -128,7 +125,7 @@ SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
 
-#: The tables that hold rows, or held some. The revision is no row of a test.
+#: Truncates the tables that hold or held rows, except the one with the schema's revision.
 _EMPTY = """
 DO $$ DECLARE filled text; BEGIN
     SELECT string_agg(oid::regclass::text, ', ') INTO filled FROM pg_class
@@ -138,12 +135,15 @@ DO $$ DECLARE filled text; BEGIN
 END $$
 """
 
-_CATALOGS = "attrdef attribute collation constraint extension index namespace policy proc rewrite sequence trigger type"
+_CATALOGS = (
+    "attrdef attribute collation constraint extension index namespace policy proc rewrite sequence"
+    " trigger type"
+)
 
-#: A copy of the template has its rows of the catalogs, with the transactions that wrote them: each
-#: change has a later one.
+#: A copy has the catalog rows of its template, with the ids of the transactions that wrote them.
+#: Each change of the schema has a later id.
 _FINGERPRINT = "".join(
-    f"SELECT '{one}', count(*), max(xmin::text::bigint) FROM pg_{one} UNION ALL "  # noqa: S608 -- names of ours
+    f"SELECT '{one}', count(*), max(xmin::text::bigint) FROM pg_{one} UNION ALL "  # noqa: S608 -- constants
     for one in _CATALOGS.split()
 )
 _FINGERPRINT += """
@@ -151,9 +151,11 @@ SELECT 'revision', count(*), max(xmin::text::bigint) FROM mailer_version
 UNION ALL
 SELECT 'class', count(*), count(reloptions) + count(relacl) + count(DISTINCT relowner) FROM pg_class
 UNION ALL
-SELECT 'database', datconnlimit, (datacl IS NULL)::int FROM pg_database WHERE datname = current_database()
+SELECT 'database', datconnlimit, (datacl IS NULL)::int FROM pg_database
+WHERE datname = current_database()
 UNION ALL
-SELECT 'setting', count(setconfig), 0 FROM pg_database LEFT JOIN pg_db_role_setting ON setdatabase = pg_database.oid
+SELECT 'setting', count(setconfig), 0 FROM pg_database
+LEFT JOIN pg_db_role_setting ON setdatabase = pg_database.oid
 WHERE datname = current_database()
 """
 

@@ -1,9 +1,8 @@
-"""A machine whose DNS server takes every question and answers none.
+"""A machine whose DNS server receives every question and answers none.
 
 `python -m tests.services.deaf_dns COMMAND …`.
 
-The command runs in namespaces of its own, with a loopback of its own, for which everybody may be
-root.
+The command runs in its own user, mount and network namespaces, in which any user may be root.
 """
 
 import fcntl
@@ -21,11 +20,11 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
 def command(*words: str) -> Sequence[str]:
-    """What to start, so that these words are run there."""
+    """Return the command line that runs these words there."""
     program = str(require("unshare", find_program("unshare")))
     unshare = [program, "--user", "--map-root-user", "--mount", "--net"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode != 0:
-        do_without("a kernel that gives everybody namespaces")
+        do_without("a kernel with namespaces for every user")
     return [*unshare, sys.executable, "-m", "tests.services.deaf_dns", *words]
 
 

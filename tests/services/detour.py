@@ -1,4 +1,4 @@
-"""A way to a server that can be blocked: what is said on it is lost, and nobody is told."""
+"""A route to a server that can be blocked, so that all bytes are lost silently."""
 
 import selectors
 import socket
@@ -9,12 +9,12 @@ from tests.services.server import LocalServer
 
 
 class Detour(LocalServer):
-    """A port that leads to a Unix socket."""
+    """A port that forwards to a Unix socket."""
 
     def __init__(self, path: str) -> None:
         super().__init__(_Traveller)
         self.path = path
-        self.is_blocked = False  #: a black hole: connections are taken, and hear nothing ever again
+        self.is_blocked = False  #: True: accept connections and drop all their bytes
 
 
 class _Traveller(socketserver.BaseRequestHandler):

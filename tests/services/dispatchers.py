@@ -1,4 +1,4 @@
-"""A dispatcher in the hands of a test, which is its worker, its bell and its clock."""
+"""A dispatcher for tests, which play its worker, its bell and its clock."""
 
 import random
 import time
@@ -17,13 +17,13 @@ from tests.services.relay import RawServer
 from tests.services.script import ScriptedRelay
 from tests.services.sink import Sink
 
-MakeDispatcher = Callable[..., Dispatcher]  # `make_dispatcher(**config)`, a fixture
-# `open_dispatcher(*entries, redis_url=, **config)`, another one.
+MakeDispatcher = Callable[..., Dispatcher]  # the fixture `make_dispatcher(**config)`
+# The fixture `open_dispatcher(*entries, redis_url=, **config)`.
 OpenDispatcher = Callable[..., Dispatcher]
 
 
 class Clock:
-    """The time that the dispatcher sees; nobody waits for it."""
+    """The clock of the dispatcher. Sleeping is recorded and takes no time."""
 
     monotonic = staticmethod(time.monotonic)
     random = staticmethod(random.random)
@@ -37,7 +37,7 @@ class Clock:
         return (time.time() if self._stands_at is None else self._stands_at) + self.ahead
 
     def stand_still(self) -> None:
-        """Move by `ahead` only, however long the test takes."""
+        """Stop the clock, so that only `ahead` moves it."""
         self._stands_at = time.time()
 
     def sleep(self, seconds: float) -> None:
@@ -45,7 +45,7 @@ class Clock:
 
 
 class CountingBell:
-    """Nobody comes when it rings, though it can be heard as long as `works` is true."""
+    """A bell that counts its rings and wakes nobody. It fails while `works` is false."""
 
     rings = 0
     works = True
@@ -55,16 +55,19 @@ class CountingBell:
         return self.works
 
     def answer(self) -> None:
-        """Nobody was called."""
+        """Do nothing."""
 
 
 def chores_of(dispatcher: Dispatcher) -> Maintenance:
-    """The chores of the same worker."""
+    """Return the maintenance of the same worker."""
     return Maintenance(dispatcher._services, dispatcher, dispatcher._bell)
 
 
 def outbound_of(dispatcher: Dispatcher, maintenance: Maintenance | None = None) -> Outbound:
-    """The outbound side of an app with this dispatcher, for what a worker runs beside its tasks."""
+    """Return the outbound side of an app with this dispatcher.
+
+    A worker runs it beside its tasks.
+    """
     services = dispatcher._services
     outbound = Outbound(
         Flask("tests"), services.settings, services.store, dispatcher._bell, services.clock
@@ -76,48 +79,48 @@ def outbound_of(dispatcher: Dispatcher, maintenance: Maintenance | None = None) 
 def entry(
     server: Sink | RawServer | ScriptedRelay | MailServer, name: str = "relay", **rules: Any
 ) -> dict[str, Any]:
-    """What MAILER_RELAYS says of a relay."""
+    """Return the entry of a relay in MAILER_RELAYS."""
     return {"name": name, "MAIL_SERVER": server.host, "MAIL_PORT": server.port, **rules}
 
 
 def two(
     first: Sink | RawServer, second: Sink, **of_the_first: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A relay, and one for when it is down."""
+    """Return the entries of a relay and of its backup."""
     return entry(first, "first", **of_the_first), entry(second, "second", preference=1)
 
 
 def queue(store: Store, *recipients: str, **options: Any) -> str:
-    """A mail that is due now; returns its id."""
+    """Insert a mail that is due now, and return its id."""
     return insert(store, *recipients, **{"due_at": time.time(), **options})
 
 
 def queue_each(store: Store, *names: str, **options: Any) -> None:
-    """A mail for each of these, at example.com, in this order."""
+    """Insert a mail for each of these names at example.com, in this order."""
     for name in names:
         queue(store, f"{name}@example.com", **options)
 
 
 def copy_of(store: Store, mail_id: str) -> DeliveryStatus:
-    """How the copy of a mail's only recipient is doing."""
+    """Return the status of the delivery to a mail's only recipient."""
     [delivery] = store.status(mail_id)
     return delivery
 
 
 def states(store: Store) -> dict[str, str]:
-    """The status of each delivery, by the local part of its recipient."""
+    """Return the status of each delivery by the local part of its recipient."""
     return {row["recipient"].partition("@")[0]: row["status"] for row in table(store).values()}
 
 
 def queue_many(
     store: Store, count: int, *, domain: str = "example.com", **options: Any
 ) -> list[str]:
-    """So many mails, each of its own; returns their ids."""
+    """Insert this many mails with one recipient each, and return their ids."""
     return [queue(store, f"reader{number}@{domain}", **options) for number in range(count)]
 
 
 def deliver_all(dispatcher: Dispatcher) -> None:
-    """All that can go now."""
+    """Deliver all mail that is due."""
     dispatcher.deliver(at_most=60)
 
 
@@ -130,7 +133,7 @@ def pause_of(store: Store, name: str = "first") -> Pause:
 
 
 def wait_out(clock: Clock, store: Store, name: str = "first") -> None:
-    """Until the relay may be tried again."""
+    """Move the clock to the moment when the relay may be tried again."""
     until = pause_of(store, name).until
     assert until is not None
     clock.ahead += max(0.0, until - clock.time()) + 0.1

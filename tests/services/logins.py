@@ -1,4 +1,4 @@
-"""A real server that wants a login, on a socket in the file system."""
+"""A real SMTP server that requires a login, on a Unix socket."""
 
 import hmac
 from base64 import b64decode
@@ -15,11 +15,11 @@ _KNOWN = ("PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2")
 
 
 class LoginSMTP(SMTP):
-    line_length_limit = 12288  # RFC 4954, 4: for the lines of AUTH
+    line_length_limit = 12288  # RFC 4954, section 4: the length of AUTH lines
 
 
 class LoginServer:
-    """Offers these mechanisms; `refusals` are what it says to them instead of looking at the login."""
+    """Offers these mechanisms; `refusals` replace the check of a login with a reply."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class LoginServer:
     ) -> None:
         self.path = str(folder / "relay.sock")
         self.offers = offers
-        self.tried: list[str] = []  # mechanisms, each with "at once" when the login came with it
-        self.tokens = {"good"}  # that are taken with XOAUTH2
+        self.tried: list[str] = []  # mechanisms, with "at once" if the login was in the same line
+        self.tokens = {"good"}  # accepted with XOAUTH2
         self.seen_tokens: list[str] = []
         self.mails: list[bytes] = []
         self._controller = _Controller(self, refusals or {}, protocol)

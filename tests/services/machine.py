@@ -1,11 +1,11 @@
-"""The machine, which the processes of a test run share, and which some tests need for themselves."""
+"""A lock on the machine, which test processes share and some tests take for themselves."""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Files that are there in any case: nothing has to be made for a run, or removed after it.
+# Existing files, so that nothing has to be created for a run or removed after it.
 _GATE = Path(__file__)
 _MACHINE = Path(__file__).parents[1] / "conftest.py"
 
@@ -23,4 +23,4 @@ def share_of_machine(*, alone: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(machine, fcntl.LOCK_UN)  # also for children that have it open
+            fcntl.flock(machine, fcntl.LOCK_UN)  # for children that have it open, too

@@ -1,8 +1,8 @@
-"""OpenSMTPD, Exim and Postfix as Debian ships them, each in folders and with accounts of its own.
+"""OpenSMTPD, Exim and Postfix as Debian packages them, each with its own folders and accounts.
 
-Their limits are those of their authors. They take mail for any recipient but those whose name
-begins with "nobody", keep or discard it, and send nothing anywhere. Each runs in a mount namespace:
-what it sees as /var and /run is the test's.
+Their limits are the defaults. They accept mail for any recipient except those whose name begins
+with "nobody", keep or discard it, and send nothing. Each runs in a mount namespace: its /var and
+/run belong to the test.
 """
 
 import os
@@ -97,7 +97,7 @@ postlog unix-dgram n - n - 1 postlogd
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """A running server, and what its own log says."""
+    """A running server and its log."""
 
     port: int
     _log: Path
@@ -105,17 +105,20 @@ class MailServer:
     host: str = "127.0.0.1"
 
     def recipients(self) -> list[str]:
-        """Return the recipient of each mail that it took."""
+        """Return the recipient of each mail that the server accepted."""
         return self._taken.findall(self.log())
 
     def log(self) -> str:
-        """Return what the server has written so far."""
+        """Return the text that the server has written so far."""
         return self._log.read_text(errors="replace")
 
 
 @contextmanager
 def running_opensmtpd(folder: Path) -> Iterator[MailServer]:
-    """Take 100 mails over a connection, then say 452 to each MAIL; know no PIPELINING."""
+    """Run a server that accepts 100 mails a connection, then replies 452 to MAIL.
+
+    It does not offer PIPELINING.
+    """
     program, port = _unpacked("OpenSMTPD", "smtpd"), free_port()
     _make_places(folder, "var/lib/opensmtpd/empty", "var/spool/smtpd")
     (folder / "var/spool/smtpd").chmod(0o711)
@@ -128,7 +131,7 @@ def running_opensmtpd(folder: Path) -> Iterator[MailServer]:
 
 @contextmanager
 def running_exim(folder: Path) -> Iterator[MailServer]:
-    """Take 1,000 mails over a connection, then say 421."""
+    """Run a server that accepts 1,000 mails a connection, then replies 421."""
     program, port = _unpacked("Exim", "exim4"), free_port()
     for place in _make_places(folder, "var/spool/exim4", "var/log/exim4"):
         shutil.chown(place, _ACCOUNTS["Debian-exim"], _ACCOUNTS["Debian-exim"])
@@ -141,7 +144,10 @@ def running_exim(folder: Path) -> Iterator[MailServer]:
 
 @contextmanager
 def running_postfix(folder: Path, *, error_sleep: str = "0s") -> Iterator[MailServer]:
-    """Hang up after 20 errors of a client; a refused recipient is one, and so is DATA without a recipient."""
+    """Run a server that hangs up after 20 errors of a client.
+
+    A refused recipient is an error, and so is DATA without a recipient.
+    """
     program, port = require("Postfix", find_program("postfix", also_in=_SBIN)), free_port()
     etc, data, _spool = _make_places(folder, "etc", "data", "spool")
     shutil.chown(data, "postfix")
@@ -160,7 +166,7 @@ def _unpacked(server: str, program: str) -> Path:
 
 
 def _make_places(folder: Path, *names: str) -> list[Path]:
-    """Make folders that accounts other than ours can look into."""
+    """Create folders that other accounts can enter."""
     places = [folder / name for name in names]
     for place in places:
         place.mkdir(parents=True)
@@ -190,9 +196,9 @@ _NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the first process of the namespace, and with it all others there.
+    """Kill the first process of the namespace, and with it all others.
 
-    Exim has no signal of its parent's death left.
+    Exim has dropped the signal of its parent's death.
     """
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     for child in children.read_text().split() if process.poll() is None else ():
@@ -201,11 +207,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lead_in(folder: Path) -> None:
-    """Make what each server needs. Only root can have accounts and a /var of its own."""
+    """Create the accounts and folders of the servers, which only root can do."""
     tried = subprocess.run([*_NAMESPACE, "true"], capture_output=True, text=True, check=False)
     if os.geteuid() != 0 or tried.returncode:
         pytest.skip(f"This needs root, and namespaces: {tried.stderr.strip()}")
-    for place in (folder, folder.parent):  # temporary folders are only their owner's
+    for place in (folder, folder.parent):  # a temporary folder is closed to other accounts
         place.chmod(place.stat().st_mode | 0o011)
     for name in ("var", "run"):
         (folder / name).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Disks that are full, and files that nobody may write: what only root can arrange."""
+"""Full disks and read-only files, which only root can arrange."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of its own, mounted below the folder."""
+    """Mount a small disk below the folder."""
     disk = folder / "disk"
     disk.mkdir()
     _as_root("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))
@@ -22,7 +22,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 @contextmanager
 def read_only(disk: Path) -> Iterator[None]:
-    """A disk that fails, and that the kernel lets nobody write to any more."""
+    """Let a disk fail, so that the kernel refuses all writes."""
     _as_root("mount", "-o", "remount,ro", str(disk))
     try:
         yield
@@ -32,7 +32,7 @@ def read_only(disk: Path) -> Iterator[None]:
 
 @contextmanager
 def immutable(*paths: Path) -> Iterator[None]:
-    """Files, and folders without what is in them: nobody can write to them, be it root, be they open already."""
+    """Make files, or folders without their contents, unwritable even for root and open files."""
     names = [str(path) for path in paths]
     _as_root("chattr", "+i", *names)
     try:

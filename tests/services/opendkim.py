@@ -1,4 +1,4 @@
-"""OpenDKIM, which checks the signatures of a mail with keys out of a file in place of the DNS."""
+"""OpenDKIM, which verifies the signatures of a mail with keys from a file instead of DNS."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ def program(name: str) -> Path:
 
 
 def verified_by_opendkim(mail: bytes, in_dns: Records, folder: Path) -> dict[str, str]:
-    """What it says of each signature ("pass" or "fail"), by selector."""
+    """Return "pass" or "fail" for each signature, by selector."""
     (folder / "mail.eml").write_bytes(mail)
     (folder / "dns").write_text(
         "".join(f"{name} {record}\n" for name, record in in_dns.items()), encoding="ascii"

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, with fewer connections to the server than it has clients."""
+"""A real PgBouncer in transaction mode, with more clients than connections to the server."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ _POOLED = 3  # connections to the server
 
 @contextmanager
 def running_pgbouncer(program: Path, database_url: str) -> Iterator[str]:
-    """Run it before this database, and give the address that leads through it."""
+    """Run PgBouncer in front of this database, and yield the URL that leads through it."""
     direct = make_url(database_url)
     with postgres_folder() as folder:
         configuration = folder / "pgbouncer.ini"

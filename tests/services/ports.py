@@ -1,4 +1,4 @@
-"""Ports of this machine that no other process of the test run picks as well."""
+"""Ports that no other process of the test run picks as well."""
 
 import os
 import random
@@ -9,7 +9,7 @@ _RANGES = 20
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, from the range of this process of the test run."""
+    """Return a free port from the range of this process of the test run."""
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = _FIRST + number % _RANGES * _EACH
     for port in random.sample(range(first, first + _EACH), _EACH):
@@ -19,4 +19,6 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise RuntimeError(f"No port from {first} to {first + _EACH} is free. End what listens there.")
+    raise RuntimeError(
+        f"No port from {first} to {first + _EACH} is free. End the processes that listen there."
+    )

@@ -19,8 +19,8 @@ DEBIAN_FOLDERS = sorted(
     Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name)
 )
 
-#: A test database lives for minutes: losing it in a crash of the machine is fine, waiting for the
-#: disk is not.
+#: A test database lives for minutes. It may be lost if the machine crashes, and need not wait for
+#: the disk.
 SETTINGS = [
     "-c",
     "fsync=off",
@@ -34,7 +34,7 @@ SETTINGS = [
 
 
 class Account(TypedDict, total=False):
-    """Who a child process runs as, in subprocess's words."""
+    """The user and group of a child process, as subprocess names them."""
 
     user: int
     group: int
@@ -42,7 +42,7 @@ class Account(TypedDict, total=False):
 
 
 class PostgresServer:
-    """A server on a Unix socket in its own folder only, so no port can be taken."""
+    """A server that listens only on a Unix socket in its own folder."""
 
     def __init__(self, programs: Path, folder: Path, settings: Sequence[str] = SETTINGS) -> None:
         self._programs = programs
@@ -54,7 +54,7 @@ class PostgresServer:
         if self._account:
             os.chown(folder, self._account["user"], self._account["group"])
 
-    # --- its life --------------------------------------------------------------------------------
+    # --- start and stop --------------------------------------------------------------------------
 
     def initialize(self) -> None:
         """Set up an empty cluster."""
@@ -80,7 +80,7 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        """Return when it answers."""
+        """Return when the server answers."""
         command = [
             str(self._programs / "postgres"),
             "-D",
@@ -101,9 +101,9 @@ class PostgresServer:
         wait_until(self.accepts_connections, timeout=30)
 
     def stop(self, signum: signal.Signals = signal.SIGINT) -> None:
-        """Hang up on everybody, undo what is not committed, and end. With SIGQUIT as in a crash.
+        """Close all connections, roll back, and end; with SIGQUIT as in a crash.
 
-        Stopping twice is no mistake.
+        Stopping twice is allowed.
         """
         if self._process is not None:
             self.thaw()
@@ -112,19 +112,19 @@ class PostgresServer:
             self._process = None
 
     def freeze(self) -> None:
-        """Let it accept connections and never answer, as a machine does that hangs."""
+        """Let the server accept connections and never answer, as a hanging machine does."""
         self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it answer again."""
+        """Let the server answer again."""
         self._signal_all(signal.SIGCONT)
 
     def promote(self) -> None:
-        """The standby takes over; return when it does."""
+        """Make the standby the primary, and return when it is."""
         self._run("pg_ctl", "promote", f"--pgdata={self._data}")
 
     def accepts_connections(self) -> bool:
-        """Tell whether it has started up."""
+        """Return whether the server has started up."""
         try:
             self.execute("SELECT 1")
         except psycopg.OperationalError:
@@ -132,7 +132,10 @@ class PostgresServer:
         return True
 
     def _signal_all(self, signum: signal.Signals) -> None:
-        """The server first, so that it makes no more; each of its processes is in a group of its own."""
+        """Signal the server first, so that it starts no more processes.
+
+        Each of its processes is in a group of its own.
+        """
         assert self._process is not None, "the server is not running"
         main = self._process.pid
         self._process.send_signal(signum)
@@ -146,29 +149,29 @@ class PostgresServer:
             command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **self._account
         )
 
-    # --- its databases ---------------------------------------------------------------------------
+    # --- databases -------------------------------------------------------------------------------
 
     def url(self, database: str) -> str:
-        """SQLAlchemy's address of a database."""
+        """Return SQLAlchemy's URL of a database."""
         return f"postgresql+psycopg://mailer@/{database}?host={self.folder}"
 
     def create(self, database: str, template: str = "template1") -> str:
-        """Create a database as a copy of another one, which nobody may be connected to, and return its address."""
+        """Copy a database that nobody is connected to, and return the copy's URL."""
         self.execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
         return self.url(database)
 
     def drop(self, database: str) -> None:
-        """Drop a database, whoever is still connected to it."""
+        """Drop a database even if somebody is connected to it."""
         self.execute(f'DROP DATABASE "{database}" WITH (FORCE)')
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
-        """Execute a statement as the administrator, and return the rows that it finds."""
+        """Execute a statement as the administrator, and return its rows."""
         with self.connect("postgres") as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def connect(self, database: str) -> psycopg.Connection:
-        """Connect to a database as the administrator, who waits for no lock for long."""
+        """Connect to a database as the administrator, with a short lock time-out."""
         options = "-c lock_timeout=5s"
         return psycopg.connect(
             host=str(self.folder), user="mailer", dbname=database, autocommit=True, options=options
@@ -185,18 +188,21 @@ def running_postgres(initdb: Path, settings: Sequence[str] = SETTINGS) -> Iterat
             server.start()
             yield server
         finally:
-            server.stop(signal.SIGQUIT)  # at once, without tidying up what is deleted anyway
+            server.stop(signal.SIGQUIT)  # at once: its files are deleted anyway
 
 
 @contextmanager
 def postgres_folder() -> Iterator[Path]:
-    """Not below pytest's own folder: that is closed to every other account."""
+    """Create a folder outside pytest's own, which is closed to every other account."""
     with TemporaryDirectory(prefix="mailer-postgres-") as folder:
         yield Path(folder)
 
 
 def unprivileged_account() -> Account:
-    """PostgreSQL refuses to run as root: then it runs as the account its package made, or as nobody."""
+    """Return the account to run as, since PostgreSQL refuses to run as root.
+
+    It is the account that the package created, or nobody.
+    """
     if os.geteuid() != 0:
         return {}
     known = {entry.pw_name: entry for entry in pwd.getpwall()}

@@ -8,14 +8,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Not "fork": a child would inherit what the test holds open. Not "spawn": each child would import
+# Not "fork": a child would inherit the test's open files. Not "spawn": each child would import
 # everything anew.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["mailer", "tests.mails", "tests.shop"])
 
 
 def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
-    """Call `work(*arguments)`, a function of a module, in this many new processes, and return what each of them returned."""
+    """Call `work(*arguments)` in this many new processes, and return all results.
+
+    `work` has to be a function of a module.
+    """
     together = _processes.Barrier(count)
     ends = [_processes.Pipe(duplex=False) for _ in range(count)]
     started = [
@@ -26,7 +29,7 @@ def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
         process.start()
     try:
         for _reading, writing in ends:
-            writing.close()  # so that a child that dies is an end of file, not silence
+            writing.close()  # so that a child that dies ends the file
         return [reading.recv() for reading, _writing in ends]
     finally:
         for process in started:

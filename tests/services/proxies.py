@@ -1,4 +1,4 @@
-"""A proxy between us and a relay: SOCKS5, SOCKS4 and HTTP, as the client begins."""
+"""A proxy between client and relay that detects SOCKS5, SOCKS4 or HTTP."""
 
 import base64
 import selectors
@@ -9,25 +9,23 @@ from contextlib import suppress
 
 from tests.services.server import LocalServer
 
-_NAMES = {"relay.internal": "127.0.0.1"}  # what only the proxy's DNS knows
+_NAMES = {"relay.internal": "127.0.0.1"}  # a name that only the proxy's DNS knows
 
 
 class ProxyServer(LocalServer):
-    """Connects to where it is asked to, and tells where that was."""
+    """Connects where its clients ask, and records their requests."""
 
     def __init__(self, credentials: tuple[str, str] | None = None) -> None:
         super().__init__(_Client)
         self.credentials = credentials
-        self.refusal = (
-            0  #: what it says instead of connecting: a code of SOCKS5, or a status of HTTP
-        )
-        self.drips = False  #: its answer has no end
+        self.refusal = 0  #: reply with this SOCKS5 code or HTTP status instead of connecting
+        self.drips = False  #: send an endless answer
         self.asked: list[tuple[str, str, int]] = []  # protocol, host and port
-        self.clients: list[tuple[str, int]] = []  # the addresses they came from
+        self.clients: list[tuple[str, int]] = []  # addresses
 
 
 class _Refused(Exception):
-    """The client gets no connection."""
+    """The proxy refuses the connection."""
 
 
 class _Client(socketserver.StreamRequestHandler):
@@ -84,7 +82,7 @@ class _Client(socketserver.StreamRequestHandler):
             relay.close()
             self._write(b"HTTP/1.1 %d no\r\nContent-Length: 0\r\n\r\n" % self.server.refusal)
             raise _Refused
-        greeting = relay.recv(1000)  # the relay may be faster than this reply
+        greeting = relay.recv(1000)  # the relay may answer before this reply is sent
         self._write(b"HTTP/1.1 200 Connection established\r\nVia: proxy\r\n\r\n" + greeting)
         self._pass_on(relay)
 

@@ -1,6 +1,6 @@
-"""Web processes that queue.
+"""Web processes that queue mail.
 
-`python -m tests.services.queueing FIRST COUNT` prints the id of each mail it queued.
+`python -m tests.services.queueing FIRST COUNT` prints the id of each mail that it queued.
 """
 
 import os
@@ -19,7 +19,7 @@ def address(number: int) -> str:
 
 
 def queue_from_processes(config: Mapping[str, str], *, processes: int, each: int) -> list[str]:
-    """Queue `processes * each` mails to addresses counted from 0, and return their ids."""
+    """Queue `processes * each` mails to addresses numbered from 0, and return their ids."""
 
     def queue(number: int) -> list[str]:
         command = [sys.executable, "-m", "tests.services.queueing", str(number * each), str(each)]

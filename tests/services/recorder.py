@@ -1,4 +1,4 @@
-"""A relay that keeps every byte its clients say."""
+"""A relay that records every byte of its clients."""
 
 import socket
 import socketserver
@@ -10,7 +10,7 @@ END_OF_MAIL = b"\r\n.\r\n"
 
 
 class Recorder(LocalServer):
-    """It takes everything. Lines and mails end for it as RFC 5321 has it, and not otherwise."""
+    """A relay that accepts everything, with lines and mails that end exactly as in RFC 5321."""
 
     def __init__(self, *offers: str) -> None:
         super().__init__(_Conversation)

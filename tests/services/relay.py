@@ -1,4 +1,4 @@
-"""The client's side of SMTP: a relay to talk to, something to say, and a server whose every byte is the test's."""
+"""The client's side of SMTP: a relay, a mail, and a server whose every byte a test chooses."""
 
 import socketserver
 import time
@@ -22,19 +22,19 @@ TIMEOUTS = (
     "MAILER_DATA_TIMEOUT",
     "MAILER_REPLY_TIMEOUT",
 )
-LONG = 60.0  # a time-out that no test waits for
-SHORT = 0.3  # one that it does
+LONG = 60.0  # no test waits for this time-out
+SHORT = 0.3  # some tests wait for this one
 
 
 def make_relay(host: str, port: int, environ: Any = None, **config: Any) -> Relay:
-    """The relay of an app with this configuration, and in an environment that says nothing else."""
+    """Return the relay of an app with this configuration and no other environment."""
     given = {"MAIL_SERVER": host, "MAIL_PORT": port, **dict.fromkeys(TIMEOUTS, LONG), **config}
     settings = Settings.load(given, environ or {}, default_database_url="sqlite://")
     return Relay(settings, Flask("tests"), flask_mail_state(settings))
 
 
 def make_letter(recipient: str = "bob@example.com", **changes: Any) -> WireMessage:
-    """A mail for one recipient, ready to go."""
+    """Return a composed mail for one recipient."""
     now = time.time()
     mail_id = new_id(now)
     sender = Address("ada@example.com", "Ada")
@@ -58,7 +58,7 @@ def supply(mails: Iterable[WireMessage | None]) -> Callable[[], WireMessage | No
 
 
 def send(relay: Relay, letter: WireMessage | None = None) -> Outcome:
-    """One mail over a connection of the relay's, which is kept warm."""
+    """Send a mail over one of the relay's connections, which stays open."""
     with relay.connection() as connection:
         return connection.send(letter or make_letter())
 
@@ -75,10 +75,10 @@ _USUAL: Mapping[str, Reply] = {
 
 
 class RawServer(LocalServer):
-    """Replies what it was told, whether that is SMTP or not.
+    """A server that sends the given replies, whether they are SMTP or not.
 
-    The stages are "greeting", the commands, and "." for the end of a mail. A reply may come in
-    pieces, with a pause after each; no piece at all is silence, and one of which there is no end
+    The stages are "greeting", the commands, and "." for the end of a mail. A reply may be a
+    sequence of pieces, with a pause after each. No piece at all is silence, and an endless sequence
     keeps the server from reading on.
     """
 
@@ -87,7 +87,7 @@ class RawServer(LocalServer):
         self.replies = {**_USUAL, **replies}
         self.heard: list[
             bytes
-        ] = []  # the commands, in lower case: the versions of smtplib differ in it
+        ] = []  # commands in lower case, since versions of smtplib differ in their case
         self.mails: list[bytes] = []
 
 

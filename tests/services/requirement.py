@@ -1,4 +1,4 @@
-"""What happens when a service is not installed."""
+"""The treatment of services that are not installed."""
 
 import os
 import shutil
@@ -10,16 +10,16 @@ import pytest
 
 
 def require(service: str, program: str | Path | None) -> Path:
-    """Return the program that was found, or else do without its service."""
+    """Return the program that was found, or skip the test."""
     return Path(program) if program is not None else do_without(service)
 
 
 def do_without(service: str) -> NoReturn:
-    """Skip the test at home, and fail it in CI, where green means that everything was tried."""
+    """Skip the test on a developer's machine. Fail it in CI, where all tests have to run."""
     if os.environ.get("CI") == "true":
         pytest.fail(
-            f"{service} is not installed, and CI=true allows no skip: .ci/run installs what is"
-            " needed.",
+            f"{service} is not installed, and CI=true allows no skip. Run .ci/run, which installs"
+            " it.",
             pytrace=False,
         )
     pytest.skip(f"{service} is not installed.")

@@ -1,7 +1,7 @@
-"""A relay that follows a script, and knows what it really took.
+"""A relay that follows a script and records the mails that it accepted.
 
-Mails are told apart by their sender, so a fault is for one mail, wherever and however often that
-comes up.
+Mails are identified by their sender, so that a fault applies to one mail on every connection and at
+every try.
 """
 
 import select
@@ -32,8 +32,8 @@ Point = Literal[
     "dot",
     "after",
 ]
-#: Points of a connection, and of a mail: "body" is when its first line has come, "after" when it
-#: has its reply.
+#: Points of a connection, and of a mail: "body" is after the first line of the mail, "after" is
+#: after the reply to the mail.
 OF_A_CONNECTION: tuple[Point, ...] = (
     "greeting",
     "ehlo",
@@ -45,9 +45,9 @@ OF_A_CONNECTION: tuple[Point, ...] = (
 )
 OF_A_MAIL: tuple[Point, ...] = ("mail", "rcpt", "data", "body", "dot", "after")
 
-#: What may happen at a point: a reply, or one of these.
+#: The actions at a point, apart from a reply.
 CLOSE, RESET, SILENCE, GARBAGE, ENDLESS = "close", "reset", "silence", "garbage", "endless"
-HOLD = "hold"  # as usual, but not before the test says so
+HOLD = "hold"  # the usual reply, as soon as the test calls `go_on`
 _USUAL: dict[Point, str] = {
     "greeting": "220 relay",
     "starttls": "220 go on",
@@ -63,9 +63,10 @@ _POINTS: dict[bytes, Point] = {b"AUTH": "auth", b"RSET": "rset", b"QUIT": "quit"
 
 
 class ScriptedRelay(LocalServer):
-    """`faults[sender, point]` are done one after the other, each time that mail is there; a connection's have no sender.
+    """A relay that does `faults[sender, point]` in order, one each time that mail gets there.
 
-    With `holds_back`, replies to commands that came together go out together, and are lost when the connection is.
+    Faults of a connection have no sender. With `holds_back`, replies to commands that came together
+    are sent together, and are lost with the connection.
     """
 
     def __init__(self, *offers: str, holds_back: bool = False) -> None:
@@ -73,21 +74,19 @@ class ScriptedRelay(LocalServer):
         self.offers = offers
         self.holds_back = holds_back
         self.faults: dict[tuple[str, Point], list[str]] = defaultdict(list)
-        self.tls: ssl.SSLContext | None = None  # for STARTTLS, which is offered if "STARTTLS" is
-        self.begun: list[str] = []  # the senders of the mails whose envelope was said
-        self.acknowledged: list[
-            str
-        ] = []  # the senders of the mails that had a yes to their final dot
-        self.unanswered: list[str] = []  # of those that are here as a whole, and had no reply
+        self.tls: ssl.SSLContext | None = None  # for STARTTLS
+        self.begun: list[str] = []  # senders of the mails with a MAIL command
+        self.acknowledged: list[str] = []  # senders of the mails that were accepted
+        self.unanswered: list[str] = []  # senders of the complete mails without a reply
         self.connections = 0
-        self.round_trips = 0  # how often it had to wait for the client
-        self.data_without_recipient = 0  # how often DATA was said in vain
-        self.held = 0  # how often it came to a HOLD
+        self.round_trips = 0  # number of waits for the client
+        self.data_without_recipient = 0  # number of DATA commands without a recipient
+        self.held = 0  # number of HOLDs
         self._going_on = threading.Condition()
-        self.waited_for: list[float] = []  # each silence, in seconds: until the client hung up
+        self.waited_for: list[float] = []  # seconds of each silence until the client hung up
 
     def always(self, sender: str, point: Point, action: str) -> None:
-        """As often as anybody could try."""
+        """Repeat the action more often than any client tries."""
         self.faults[sender, point] = [action] * 10
 
     def hold(self) -> None:
@@ -96,12 +95,12 @@ class ScriptedRelay(LocalServer):
             self._going_on.wait()
 
     def go_on(self) -> None:
-        """With what was held so far."""
+        """Send all replies that are held."""
         with self._going_on:
             self._going_on.notify_all()
 
     def at_mail(self, carried: int) -> str | None:
-        """What it replies to MAIL when a connection has carried so many mails, if that is all that counts."""
+        """Return a reply to MAIL that depends only on the number of mails before."""
         return None
 
     def begin(self, client: socket.socket) -> None:
@@ -110,7 +109,7 @@ class ScriptedRelay(LocalServer):
 
 
 class _Over(Exception):
-    """The connection is."""
+    """The connection has ended."""
 
 
 class _Conversation(socketserver.BaseRequestHandler):
@@ -203,7 +202,7 @@ class _Conversation(socketserver.BaseRequestHandler):
         if said.startswith("2"):
             self._stumbles("after")
 
-    # --- what is said ----------------------------------------------------------------------------
+    # --- replies ---------------------------------------------------------------------------------
 
     def _next(self, point: Point) -> str:
         faults = self.server.faults["" if point in OF_A_CONNECTION else self.sender, point]
@@ -214,7 +213,7 @@ class _Conversation(socketserver.BaseRequestHandler):
         return action
 
     def _stumbles(self, point: Point) -> bool:
-        """Do what is to happen here, if anything is."""
+        """Do the action of this point, if there is one."""
         action = self._next(point)
         if action:
             self._do(action)
@@ -251,7 +250,7 @@ class _Conversation(socketserver.BaseRequestHandler):
                     raise _Over
 
     def _wait_until_left(self) -> None:
-        """Without a word, and without taking what the client still says."""
+        """Wait without reading or writing until the client hangs up."""
         began, watch = time.monotonic(), select.poll()
         watch.register(self.request, select.POLLRDHUP)
         watch.poll()

@@ -1,4 +1,4 @@
-"""What the servers of tests have in common: a port of their own, a thread of their own, and an end with the test."""
+"""The base of the test servers: a port and a thread of their own, and an end with the test."""
 
 import socket
 import socketserver
@@ -9,9 +9,9 @@ from typing import Self
 
 
 class LocalServer(socketserver.ThreadingTCPServer):
-    """It runs as long as it is entered.
+    """A server that runs while its context is entered.
 
-    A handler that waits looks at `stopping`, and may put its client into `connected`.
+    A handler that waits has to watch `stopping`, and may add its client to `connected`.
     """
 
     daemon_threads = False
@@ -42,7 +42,7 @@ class LocalServer(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def hang_up(self) -> None:
-        """On everybody who is connected."""
+        """Close all connections."""
         for client in self.connected:
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)

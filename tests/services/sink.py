@@ -1,4 +1,4 @@
-"""The SMTP server the mails of a test arrive at."""
+"""The SMTP server that receives the mails of a test."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from tests.services.waiting import wait_until
 
 
 class Sink(InboxServer):
-    """The inbox of the local stack, kept in memory. It makes mistakes on demand.
+    """The inbox of the local stack, in memory, with faults on demand.
 
     `sink.faults.add(Fault(…))`.
     """
@@ -22,7 +22,7 @@ class Sink(InboxServer):
         self.messages: list[Received] = []
 
     def wait_for(self, count: int, timeout: float = 10) -> list[Received]:
-        """Return the mails as soon as there are this many, in the order of their arrival."""
+        """Return the mails, in the order of arrival, as soon as there are this many."""
         __tracebackhide__ = True
         with suppress(pytest.fail.Exception):
             wait_until(lambda: len(self.messages) >= count, timeout)

@@ -1,4 +1,4 @@
-"""Where tokens are fetched: the endpoints of Microsoft and of Google, on this machine, over TLS."""
+"""The token endpoints of Microsoft and Google, on this machine, over TLS."""
 
 import json
 import ssl
@@ -16,17 +16,16 @@ TENANT = "00000000-0000-0000-0000-00000000000a"
 
 
 class TokenServer(ThreadingHTTPServer):
-    """Gives out "token 1", "token 2" and so on. It is named localhost, as its certificate."""
+    """Returns "token 1", "token 2" and so on. Its certificate is for localhost."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.url = f"https://localhost:{self.server_address[1]}"
         self.expires_in = 3600
-        self.refusal: tuple[int, dict[str, str]] | None = (
-            None  # a status and what it says instead of a token
-        )
-        self.asked: list[dict[str, str]] = []  # the forms of the requests for tokens
+        #: A status and a body to return instead of a token.
+        self.refusal: tuple[int, dict[str, str]] | None = None
+        self.asked: list[dict[str, str]] = []  # form data of the requests for tokens
         self._thread = threading.Thread(
             target=self.serve_forever, args=(0.02,), name="token server"
         )
@@ -46,7 +45,7 @@ class TokenServer(ThreadingHTTPServer):
         self.server_close()
 
     def service_account(self, file: Path) -> Path:
-        """The key of a service account of Google's, whose tokens are fetched here."""
+        """Write the key of a Google service account whose tokens come from here."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         pem = key.private_bytes(
             serialization.Encoding.PEM,
@@ -68,7 +67,7 @@ class _Request(BaseHTTPRequestHandler):
     server: TokenServer
 
     def do_GET(self) -> None:
-        """What Microsoft's library asks first: where tokens are fetched."""
+        """Answer Microsoft's library, which first asks for the token endpoint."""
         tenant = f"{self.server.url}/{TENANT}"
         endpoints = {
             "token_endpoint": f"{tenant}/oauth2/v2.0/token",
@@ -98,4 +97,4 @@ class _Request(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """The test tells what went wrong."""
+        """Log nothing, since the test reports failures."""

@@ -1,4 +1,4 @@
-"""Other users of the machine, which only root can become."""
+"""Processes of other users, which only root can start."""
 
 import os
 import traceback
@@ -8,12 +8,12 @@ import pytest
 
 from tests.services.postgres import unprivileged_account
 
-#: Root without the right to read what belongs to others: the worker's command comes behind it.
+#: Runs the command that follows as root without the right to read the files of others.
 WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
 def as_another_user(work: Callable[[], object]) -> None:
-    """Do this in a process that belongs to a user without rights. What fails there fails here."""
+    """Call this in a process of a user without rights. A failure there fails here."""
     account = unprivileged_account() or pytest.skip("This needs root.")
     if not (child := os.fork()):
         code = 1
@@ -23,8 +23,8 @@ def as_another_user(work: Callable[[], object]) -> None:
             os.setuid(account["user"])
             work()
             code = 0
-        except BaseException:  # noqa: BLE001 -- there is but one pytest
+        except BaseException:  # noqa: BLE001 -- pytest must not continue in the child
             traceback.print_exc()
         finally:
             os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0, "it failed there: see its traceback above"
+    assert os.waitpid(child, 0)[1] == 0, "it failed in the child: see the traceback above"

@@ -1,4 +1,4 @@
-"""What uWSGI loads: the application of the tests, which queues a mail in the master, and one for each request."""
+"""The application that uWSGI loads: it queues a mail in the master and one for each request."""
 
 from flask import Flask
 

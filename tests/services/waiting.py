@@ -15,7 +15,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 def wait_until(condition: Callable[[], T], timeout: float = 10) -> T:
     """Return the condition's value as soon as it is true.
 
-    Fail when it stays false, saying what was waited for.
+    Fail after the time-out with the source of the condition.
     """
     __tracebackhide__ = True
     began = time.monotonic()
@@ -23,7 +23,7 @@ def wait_until(condition: Callable[[], T], timeout: float = 10) -> T:
         waited = time.monotonic() - began
         if waited > timeout:
             pytest.fail(f"Waited {timeout:g} s; still {value!r}: {_source_of(condition)}")
-        # What is waited for needs the processor.
+        # Leave the processor to the process that is awaited.
         time.sleep(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waited / 20)))
     return value
 

@@ -1,4 +1,4 @@
-"""Real Celery workers: the command a deployment runs, as processes of their own."""
+"""Real Celery workers: processes started with the command of a deployment."""
 
 import os
 import signal
@@ -13,12 +13,12 @@ from tests.services.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 
-#: Celery logs it when it begins to consume.
+#: Logged by Celery when a worker begins to consume.
 READY = " ready."
 
 
 class Worker:
-    """One `celery -A tests.worker_app worker`, in a session of its own with whatever children its pool has."""
+    """One `celery -A tests.worker_app worker`, with its children in a session of its own."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Worker:
             "--concurrency",
             str(concurrency),
         ]
-        # They ask other workers for a second; the README's test does not.
+        # Both wait a second for other workers. The README's test runs with them.
         command += [
             "--without-mingle",
             "--without-gossip",
@@ -81,7 +81,7 @@ class Worker:
         assert self.is_running, f"{self.log.stem} ended at once with code {self.process.returncode}"
 
     def stop(self, timeout: float = 60) -> None:
-        """Let it finish what it is doing, as a deploy does: SIGTERM to the main process only.
+        """Let the worker finish its task, as a deployment does: SIGTERM to the main process only.
 
         It must end without an error.
         """
@@ -90,28 +90,28 @@ class Worker:
         assert code == 0 or self._killed, f"{self.log.stem} ended with code {code}"
 
     def tell_to_stop(self) -> None:
-        """Send the signal, once: a second SIGTERM means "at once" to Celery."""
+        """Send the signal once: a second SIGTERM makes Celery stop at once."""
         if not self._told:
             self._told = True
             self.process.terminate()
 
     def signal(self, *signals: signal.Signals, to_group: bool = False) -> None:
-        """Send these to its main process, or to its children as well; how it ends is for the caller to judge."""
+        """Send these to the main process, or to its group. The caller checks how it ends."""
         self._told = self._killed = True
         for signum in signals:
             (os.killpg if to_group else os.kill)(self.process.pid, signum)
 
     def freeze(self) -> None:
-        """With all its children, as when its machine is suspended."""
+        """Freeze the worker and its children, as if the machine were suspended."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on as if nothing had happened."""
+        """Let the worker continue."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill it with all its children, as a power cut does."""
+        """Kill the worker and its children, as a power cut does."""
         self._killed = self._killed or self.is_running
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -138,7 +138,10 @@ class Fleet:
         within: Sequence[str] = (),
         options: Sequence[str] = (),
     ) -> list[Worker]:
-        """Start this many more workers, as what the command `within` starts; return when all of them are ready, or at once."""
+        """Start this many more workers; return when all are ready, or at once.
+
+        `within` is a command that starts each of them.
+        """
         environment = {**self._config, **(env or {})}
         names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
         make = partial(Worker, within=within, loglevel=loglevel, options=options)
@@ -149,14 +152,11 @@ class Fleet:
         return started
 
     def end(self, *, show_logs: bool = True) -> None:
-        """Leave none behind.
-
-        They are killed: a stop takes Celery two seconds, and tests of their own see to that.
-        """
+        """Kill all workers. Stopping takes Celery two seconds and has tests of its own."""
         for worker in self._workers:
             worker.kill()
             if show_logs:
-                # Pytest shows it when the test has failed.
+                # Shown by pytest if the test failed.
                 print(f"--- {worker.log.name}\n{worker.log.read_text()}")
 
 

@@ -1,6 +1,6 @@
 """Every public call, as an application writes it.
 
-Nobody runs this file: mypy checks that each is allowed and what it gives.
+The file is never run: mypy checks each call and the type of its result.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def recipients() -> Iterator[str]:
     yield "ada@example.com"
 
 
-# One or many, in any of the ways to write an address.
+# One or many, in each form of an address.
 queue.send_email("Ada <ada@example.com>", "Welcome", "mail/welcome")
 queue.send_email(("Ada", "ada@example.com"), "Welcome", "mail/welcome")
 queue.send_email((None, "ada@example.com"), "Welcome", "mail/welcome")
@@ -159,7 +159,7 @@ with mail.connect() as connection:
     connection.send(message, envelope_from="bounces@example.com")
 outbox: AbstractContextManager[Any] = mail.record_messages()
 
-# --- what became of it ---------------------------------------------------------------------------
+# --- status --------------------------------------------------------------------------------------
 
 status = queue.status(receipt.id)
 assert_type(status, MailStatus)
@@ -197,7 +197,7 @@ for delivery in status:
         assert_type(attempt.at, datetime)
         assert_type(attempt.reply, str)
 
-# --- what can be wrong ---------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 try:
     queue.send_email("ada@example.com", "Welcome", "mail/welcome")
@@ -216,7 +216,7 @@ try:
 except UnknownMail as unknown:
     lookup_error: LookupError = unknown
 
-# --- what is no call: mypy says so, as an ignore that is not needed is an error ------------------
+# --- wrong calls: each needs its ignore, since mypy reports an unused one ------------------------
 
 queue.send_email(5, "Welcome", "mail/welcome")  # type: ignore[arg-type]
 queue.send_email("ada@example.com", 5, "mail/welcome")  # type: ignore[arg-type]

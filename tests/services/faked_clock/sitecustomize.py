@@ -1,7 +1,7 @@
-"""Python imports it at its start, where `tests.services.clocks` says so.
+"""A replacement for `time.sleep`, imported at start by processes of `tests.services.clocks`.
 
-Python sleeps until a moment of the monotonic clock, which libfaketime 0.9 takes for an invalid one
-even if it is to leave that clock alone. So these processes sleep in another way.
+Python sleeps until a moment of the monotonic clock. libfaketime 0.9 rejects that moment as invalid
+even if it is told to leave that clock alone, so these processes sleep in `select()`.
 """
 
 import select
