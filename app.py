@@ -1,7 +1,7 @@
 """The reference integration: a small web application that sends mail, to copy from.
 
-`create_app` has the wiring. `sign_up` and `follow` queue a mail in the transaction that calls for
-it: after the commit it goes out; after a rollback, it has never existed.
+`create_app` connects the extensions. `sign_up` and `follow` queue a mail in their own transaction:
+the mail is sent after the commit, and never after a rollback.
 """
 
 import os
@@ -25,10 +25,10 @@ from mailer import Attachment, Mail, Mailer, MailerError, Message, StoreUnavaila
 #: Read from the environment, with these defaults. Mailer reads its own keys, such as MAIL_SERVER.
 DEFAULTS = {
     "ADMIN_MAIL": "admin@example.com",  # gets a mail about every new member
-    "INBOX_URL": "",  # the page of a mail server that shows what it received
+    "INBOX_URL": "",  # the page of a mail server that shows received mail
     "INSTANCE_PATH": "",  # the folder of the database; if empty, ./instance
     "MAIL_DEFAULT_SENDER": "Mailer <mailer@example.com>",
-    "MAILER_DATABASE_URL": "sqlite:///mailer.sqlite3",  # of the members, too: one transaction
+    "MAILER_DATABASE_URL": "sqlite:///mailer.sqlite3",  # also has the members
     "SECRET_KEY": "",  # signs cookies and forms
 }
 #: The navigation: label -> endpoint.
@@ -103,7 +103,7 @@ def members() -> ResponseReturnValue:
 
 
 def sign_up(nickname: str, address: str) -> str:
-    """Keep a new member and tell the administrator: both or neither."""
+    """Store a new member and queue a mail to the administrator, or neither."""
     member = find_member(nickname)
     if member is None:
         member = Member(key=nickname.casefold(), nickname=nickname, address=address)
@@ -156,7 +156,7 @@ def follow(nickname: str) -> ResponseReturnValue:
             follower=follower,
         )
         db.session.commit()
-        flash(f"You follow {followed.nickname} now, who gets a mail.")
+        flash(f"You follow {followed.nickname} now and will be told by mail.")
     return redirect(url_for(".profile", nickname=followed.nickname))
 
 
@@ -167,11 +167,13 @@ def home() -> str:
 
 @pages.get("/healthz")
 def healthz() -> str:
-    """Say that the process is up, and whether anybody delivers, which no restart would change."""
+    """Report that the process runs, and whether a worker does, which no restart would change."""
     try:
         return mailer.absence() or "ok"
     except MailerError:
-        return "No mail can be queued: the database of Mailer is away, or its tables do not fit."
+        return (
+            "No mail can be queued: the mail database is down, or its tables have another version."
+        )
 
 
 @pages.after_app_request
@@ -190,8 +192,8 @@ def show_error(error: HTTPException) -> ResponseReturnValue:
 @pages.app_errorhandler(DBAPIError)
 @pages.app_errorhandler(StoreUnavailable)
 def ask_to_come_back(error: Exception) -> ResponseReturnValue:
-    """Never call a mail queued that is not. The words of the database are for the log."""
+    """Never claim that a mail is queued if it is not. Only the log has the details."""
     flask.current_app.logger.error("%s", error)
     state = "is not queued" if type(error) is StoreUnavailable else "may be queued or not"
-    error = ServiceUnavailable(f"Your mail {state}: the database is away. Try again in a moment.")
+    error = ServiceUnavailable(f"Your mail {state}: the database is down. Try again in a moment.")
     return render_template("error.html", error=error), 503, {"Retry-After": "10"}

@@ -1,4 +1,4 @@
-"""What a machine runs that delivers mail: `celery -A worker worker`."""
+"""The application for `celery -A worker worker`, which delivers mail."""
 
 from app import create_app
 

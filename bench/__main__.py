@@ -1,16 +1,16 @@
-"""`make bench`: how fast this product is, beside what else there is, on this machine, in this run.
+"""`make bench`: measure Mailer and its peers on this machine, in one run.
 
-    delivery    queued first, then timed at the sink, contender after contender, in alternating order
-    safety      what the black box costs
-    queueing    how long a request waits until its mail is handed over
+    delivery    mails a second: queued first, then timed as they arrive
+    safety      the processor time of the black box
+    queueing    the time of a call that queues a mail
     busy        the same beside a worker that delivers as fast as it can
-    latency     how soon a mail is at the relay, and what a request notices of a Redis that is away
-    distance    the same with a relay that is 30 ms away
-    growth      how the figures change from a thousand mails in the queue to a million
+    latency     from the call to the relay, and the time of a call without Redis
+    distance    mails a second to a relay that is 30 ms away
+    growth      the figures with a thousand mails in the queue, up to a million
 
-`contenders` says who is measured and how each is started, `programs` is what they run, `sink` is
-where all mail arrives and is counted. A whole run is kept in `results` and shown by
-docs/benchmarks.md; a part of one goes to `results/partial`.
+`contenders` lists the programs under test and starts them, `programs` has their code, and `sink`
+receives and counts all mail. A complete run is stored in `results` and shown by docs/benchmarks.md;
+a part of one goes to `results/partial`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "growth": growth.measure,
 }
 
-#: The options of a run that docs/benchmarks.md does not show.
+#: A run with one of these options is not shown by docs/benchmarks.md.
 _PARTIAL = ("only", "contenders", "mails", "repeats", "depths", "quick", "out")
 
 
@@ -111,25 +111,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", type=_names(PARTS), help=f"some parts of {', '.join(PARTS)}, with commas between"
+        "--only", type=_names(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}"
     )
     keys = [contender.key for contender in all_contenders(WorkerOptions())]
-    parser.add_argument("--contenders", type=_names(keys), help=f"some of {', '.join(keys)}")
-    parser.add_argument("--mails", type=int, help="how many a fast contender delivers in a round")
-    parser.add_argument("--repeats", type=int, help="rounds; the medians count")
+    parser.add_argument("--contenders", type=_names(keys), help=f"some of: {', '.join(keys)}")
+    parser.add_argument("--mails", type=int, help="mails of a fast contender in a round")
+    parser.add_argument("--repeats", type=int, help="rounds, of which the medians count")
     parser.add_argument(
-        "--depths", type=_numbers, help="how many mails are queued in the part growth"
+        "--depths", type=_numbers, help="numbers of queued mails in the part growth"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="see that it works: the figures mean nothing"
+        "--quick", action="store_true", help="check that the bench runs; the figures mean nothing"
     )
-    parser.add_argument("--pool", default=WorkerOptions().pool, help="of our worker")
+    parser.add_argument("--pool", default=WorkerOptions().pool, help="of Mailer's worker")
     parser.add_argument(
-        "--concurrency", type=int, default=WorkerOptions().concurrency, help="of our worker"
+        "--concurrency", type=int, default=WorkerOptions().concurrency, help="of Mailer's worker"
     )
-    parser.add_argument(
-        "--out", type=Path, help="folder for the results, if not that of docs/benchmarks.md"
-    )
+    parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results)")
     return parser
 
 
@@ -138,7 +136,7 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
         names = text.split(",")
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not known: use {', '.join(known)}")
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown. Use {', '.join(known)}.")
         return names
 
     return parse

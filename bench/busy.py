@@ -1,4 +1,4 @@
-"""How long `send_email()` takes beside a worker that delivers as fast as it can, on the same machine."""
+"""Time of `send_email()` beside a worker on the same machine that delivers as fast as it can."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +24,9 @@ def measure(plan: Plan) -> Iterator[Section]:
         _figure(ours, done[f"alone.{ours.key}"], done[f"beside.{ours.key}"]) for ours in plan.ours
     ]
     yield Section(
-        "Beside a busy worker", "send_email(): p50; ratio: to the same without the worker", figures
+        "Beside a busy worker",
+        "median time of send_email(); ratio: with / without a busy worker",
+        figures,
     )
 
 

@@ -1,4 +1,4 @@
-"""The chart of the benchmarks: bars, written by hand, readable on a light and on a dark page."""
+"""Draw the figures as bars in an SVG, readable on a light and on a dark page."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -7,7 +7,7 @@ from bench.figures import Figure, Section
 
 _WIDTH, _LABELS, _BARS = 800, 330, 380
 _ROW, _HEAD = 24, 44
-#: The colour of a bar, by what is in its key.
+#: The colour of a bar by a part of its key.
 _KINDS = {"ours": ".ours-", "limit": ".smtp-source"}
 
 _STYLE = """
@@ -25,10 +25,10 @@ text { font: 13px system-ui, sans-serif; fill: #24292f; }
 }
 """
 
-#: Which sections become a panel: the first part of the keys, and what the bars say.
+#: The sections with a panel, by the first part of their keys, and the panels' titles.
 _PANELS = {
     "delivered": "Delivered mails a second (longer is better)",
-    "queueing": "A request waits, p50 in ms (shorter is better)",
+    "queueing": "Median time of a call in a request, in ms (shorter is better)",
 }
 
 
@@ -50,7 +50,7 @@ def draw(sections: Sequence[Section]) -> str:
     return "\n".join(
         [
             head,
-            "<title>The figures of the last bench</title>",
+            "<title>The figures of the last benchmark</title>",
             f"<style>{_STYLE}</style>",
             *parts,
             "</svg>",
@@ -60,7 +60,7 @@ def draw(sections: Sequence[Section]) -> str:
 
 
 def _is_bar(figure: Figure) -> bool:
-    """Ratios have none; who is missing has a line that says so."""
+    """Return whether the figure gets a bar, or a line that says why it is missing."""
     return figure.value is not None or (bool(figure.why_none) and bool(figure.unit))
 
 
@@ -73,8 +73,12 @@ def _panel(title: str, figures: Sequence[Figure], top: int) -> Iterator[str]:
         kind = next((kind for kind, mark in _KINDS.items() if mark in figure.key), "theirs")
         words = figure.why_none.partition(":")[0] if figure.value is None else _short(figure.value)
         yield f'<text x="12" y="{y + 15}">{escape(figure.title)}</text>'
-        yield f'<rect class="{kind}" x="{_LABELS}" y="{y + 3}" width="{length:.1f}" height="{_ROW - 8}" rx="2"/>'
-        yield f'<text class="value" x="{_LABELS + length + 8:.1f}" y="{y + 15}">{escape(words)}</text>'
+        yield (
+            f'<rect class="{kind}" x="{_LABELS}" y="{y + 3}" width="{length:.1f}"'
+            f' height="{_ROW - 8}" rx="2"/>'
+        )
+        x = _LABELS + length + 8
+        yield f'<text class="value" x="{x:.1f}" y="{y + 15}">{escape(words)}</text>'
 
 
 def _short(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Delivered mails a second: queued first, then timed at the sink from the first mail to the last."""
+"""Mails a second: all queued first, then timed as they arrive, from the first to the last."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from bench.rounds import Rounds, alternate
 
 OURS, OURS_ON_POSTGRES, CELERY = "ours-sqlite", "ours-postgres", "celery-flask-mail"
 
-#: How many times as fast as they this product has to be, on SQLite.
+#: Bounds on the speed of Mailer on SQLite, as a multiple of theirs.
 _BOUNDS = {
     CELERY: at_least(15, aim=25, of_ratio=True),
     "post-office": at_least(6, aim=12, of_ratio=True),
@@ -57,7 +57,7 @@ def _delivered(contenders: Mapping[str, Contender], done: Done) -> Section:
         for key, contender in contenders.items()
     ]
     return Section(
-        "Delivered", "ratio: Mailer on SQLite to this", [*figures, *_postgres_to_celery(done)]
+        "Delivered", "ratio: Mailer on SQLite / this line", [*figures, *_postgres_to_celery(done)]
     )
 
 
@@ -65,7 +65,7 @@ def _postgres_to_celery(done: Done) -> Iterator[Figure]:
     if OURS_ON_POSTGRES in done and CELERY in done:
         yield Figure(
             key="delivered.postgres-to-celery",
-            title="Mailer on PostgreSQL to Celery + Flask-Mail",
+            title="Mailer on PostgreSQL / Celery + Flask-Mail",
             value=None,
             unit="",
             ratio=ratio(_speed(done, OURS_ON_POSTGRES), _speed(done, CELERY)),
@@ -99,7 +99,7 @@ def _handed_over(contenders: Mapping[str, Contender], done: Done) -> Section:
         for key, contender in contenders.items()
         if (value := done[key].median(per_second))
     ]
-    return Section("Handed over", "by one process that does nothing else", figures)
+    return Section("Handed over", "by one process that only queues", figures)
 
 
 def _memory(contenders: Mapping[str, Contender], done: Done) -> Section:
@@ -113,13 +113,13 @@ def _memory(contenders: Mapping[str, Contender], done: Done) -> Section:
     for key, contender in contenders.items():
         if value := done[key].median(workers):
             bound = _MEMORY_BOUND if key in (OURS, OURS_ON_POSTGRES) else None
-            title = f"{contender.title}: a process"
+            title = f"{contender.title}: process"
             figures.append(
                 Figure(key=f"memory.{key}", title=title, value=value, unit="MB", bound=bound)
             )
         if value := done[key].median(redis_a_mail):
-            title = f"{contender.title}: Redis, a queued mail"
+            title = f"{contender.title}: Redis, per mail"
             figures.append(Figure(key=f"redis.{key}", title=title, value=value, unit="KB"))
     return Section(
-        "Memory while it delivers", "the most that was resident, of the largest process", figures
+        "Memory during delivery", "peak of the largest process; Redis per queued mail", figures
     )

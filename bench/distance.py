@@ -1,4 +1,4 @@
-"""A relay that is 30 ms away: what counts there is the number of round trips a mail."""
+"""A relay that is 30 ms away, where the number of round trips per mail decides."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,11 @@ from bench.sink import Sink
 
 _ROUND_TRIP = 0.03
 _MANY = 32
-#: Of the mails of a round: each takes some seconds.
+#: Shares of the mails of a round, so that each takes some seconds.
 _SMTPLIB_SHARE, _ONE_SHARE, _MANY_SHARE = 0.0015, 0.0075, 0.3
 _FEWEST = 5
 
-#: What is possible with one round trip a mail on each of the connections.
+#: Mails a second with one round trip per mail on each connection.
 _ARITHMETIC = _MANY / _ROUND_TRIP
 
 _ONE_BOUND, _MANY_BOUND = (
@@ -29,10 +29,10 @@ _ONE_BOUND, _MANY_BOUND = (
 
 
 class Smtplib(Direct):
-    """`smtplib.sendmail` over one kept connection."""
+    """`smtplib.sendmail` over one open connection."""
 
     key = "smtplib"
-    title = "smtplib.sendmail(), one connection kept"
+    title = "smtplib.sendmail(), one connection"
 
     def producer(self) -> Sequence[str]:
         return python("bench.programs.smtp_client")
@@ -60,7 +60,10 @@ def measure(plan: Plan) -> Iterator[Section]:
             _MANY_BOUND,
         ),
     ]
-    note = f"with PIPELINING; ratio: to smtplib, and to {_ARITHMETIC:,.0f} mails/s, one round trip each"
+    note = (
+        "with PIPELINING; ratio: one connection / smtplib,"
+        f" {_MANY} connections / {_ARITHMETIC:,.0f} mails/s (one round trip per mail)"
+    )
     yield Section(f"A relay {1000 * _ROUND_TRIP:.0f} ms away", note, figures)
 
 

@@ -1,4 +1,4 @@
-"""What a run comes to: figures, each with the bound it is held against."""
+"""The figures of a run, each with its bounds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,12 +38,12 @@ class Bound:
 
 
 def at_least(least: float | None, *, aim: float, of_ratio: bool = False) -> Bound:
-    """More is better."""
+    """Return bounds of a figure that should be large."""
     return Bound(at_least=least, aim=aim, of_ratio=of_ratio)
 
 
 def at_most(most: float, *, aim: float, of_ratio: bool = False) -> Bound:
-    """Less is better."""
+    """Return bounds of a figure that should be small."""
     return Bound(at_least=most, aim=aim, of_ratio=of_ratio, less_is_better=True)
 
 
@@ -58,8 +58,8 @@ class Figure:
     p99: float | None = None
     ratio: float | None = None
     bound: Bound | None = None
-    why_none: str = ""  #: why there is no value
-    samples: Sequence[float] = field(default=())  #: one a repeat; the value is their median
+    why_none: str = ""  #: the reason if there is no value
+    samples: Sequence[float] = field(default=())  #: one per round; the value is their median
 
     @property
     def reached(self) -> Reached | None:
@@ -70,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that belong together."""
+    """A group of figures."""
 
     title: str
     note: str
@@ -98,7 +98,7 @@ def _figure(given: Mapping[str, Any]) -> Figure:
 
 
 def _shortened(value: Any) -> Any:
-    """Six digits tell more than any run knows."""
+    """Round to six digits, which are more than a run can tell."""
     match value:
         case float():
             return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""How the figures grow with the queue."""
+"""The figures with more and more mails in the queue."""
 
 import secrets
 import time
@@ -26,26 +26,26 @@ from bench.rounds import Rounds, alternate
 from bench.sink import Flow, running_sink
 from mailer import Mailer
 
-#: The queue is filled with mails that have so many recipients: one call queues them all.
+#: The queue is filled with mails of this many recipients, which one call queues.
 _RECIPIENTS = [f"reader{number}@example.com" for number in range(1000)]
 _SLICE = 100
-_SLICES = 5  # no more of them than the smallest queue has
+_SLICES = 5  # as many as the smallest queue has
 _CLAIM_ROUNDS = 4
 _ENQUEUED = 300
 _DELIVERED = 1000
 _ARRIVALS = 40
 _TOMORROW = timedelta(days=1)
-_BYTES_A_MAIL = 2000  # on disk: more than it takes
+_BYTES_A_MAIL = 2000  # on disk, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What was measured with so many mails in the queue."""
+    """The measurements at one number of queued mails."""
 
     claim: float
     enqueue: Calls
     flow: Flow
-    arrivals: Calls  # of one mail now, while all others are for tomorrow
+    arrivals: Calls  # of one mail, while all others are due tomorrow
     worker: Memory
     redis_bytes: int
 
@@ -58,7 +58,7 @@ def measure(plan: Plan) -> Iterator[Section]:
             repeats=1,
         )
         grown = {int(depth): rounds for depth, rounds in done.items()}
-        note = f"ratio: to the first line; filled by enqueue() of mails with {len(_RECIPIENTS)} recipients"
+        note = f"ratio: this line / the smallest queue; filled with mails of {len(_RECIPIENTS)} recipients"
         yield Section(
             f"Growth: {ours.title}",
             note,
@@ -66,7 +66,7 @@ def measure(plan: Plan) -> Iterator[Section]:
         )
 
 
-# --- a depth ------------------------------------------------------------------------------------
+# --- one number of queued mails -----------------------------------------------------------------
 
 
 def _at(ours: Ours, depth: int) -> Callable[[Path], Depth]:
@@ -106,7 +106,7 @@ def _services(ours: Ours, folder: Path) -> Iterator[Place]:
 def _require_disk(folder: Path, needed: int) -> None:
     free = disk_usage(folder).free
     if free < needed:
-        raise Missing(f"{needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        raise Missing(f"{needed / 1e9:.1f} GB of disk needed, {free / 1e9:.1f} GB free")
 
 
 def _fill(depth: int, send_at: timedelta | None = None) -> None:
@@ -121,7 +121,7 @@ def _fill(depth: int, send_at: timedelta | None = None) -> None:
 
 
 def _claims(app: Flask) -> list[float]:
-    """Seconds for each slice; what was claimed is given back."""
+    """Return the seconds of each claim, and release the claimed mails."""
     store = app.extensions["mailer"].store
     times = []
     for _ in range(_CLAIM_ROUNDS):
@@ -145,14 +145,14 @@ def _timed(message: Message) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A figure that is taken at each depth."""
+    """A figure that is measured at each number of queued mails."""
 
     key: str
     title: str
     unit: str
     value: Callable[[Depth], float]
     p99: Callable[[Depth], float] | None = None
-    bound: Bound | None = None  # at a million
+    bound: Bound | None = None  # with a million queued
 
     def figures(self, of: str, grown: Mapping[int, Rounds[Depth]]) -> Iterator[Figure]:
         first = next(iter(grown.values())).median(self.value)
@@ -174,7 +174,7 @@ _MILLION = 1_000_000
 _KINDS = (
     Kind(
         "claim",
-        f"claim of {_SLICE}",
+        f"claim of {_SLICE} mails",
         "ms",
         lambda at: 1000 * at.claim,
         bound=at_most(2, aim=2, of_ratio=True),
@@ -186,20 +186,22 @@ _KINDS = (
         lambda at: 1000 * at.enqueue.p50,
         lambda at: 1000 * at.enqueue.p99,
     ),
-    Kind("delivered", f"the first {_DELIVERED}", "mails/s", lambda at: at.flow.per_second),
+    Kind("delivered", f"delivery of {_DELIVERED} mails", "mails/s", lambda at: at.flow.per_second),
     Kind(
         "arrival",
-        "idle: enqueue() to 250",
+        "latency when idle",
         "ms",
         lambda at: 1000 * at.arrivals.p50,
         lambda at: 1000 * at.arrivals.p99,
     ),
     Kind(
         "worker",
-        "a worker process",
+        "memory of a worker",
         "MB",
         lambda at: at.worker.largest_process / 1e6,
         bound=at_most(150, aim=90),
     ),
-    Kind("redis", "Redis", "MB", lambda at: at.redis_bytes / 1e6, bound=at_most(10, aim=5)),
+    Kind(
+        "redis", "memory of Redis", "MB", lambda at: at.redis_bytes / 1e6, bound=at_most(10, aim=5)
+    ),
 )

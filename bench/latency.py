@@ -1,6 +1,6 @@
-"""How soon a queued mail is at the SMTP server, and what the request notices of a Redis that is away.
+"""Latency from the call to the relay, and the time of a call while Redis is unavailable.
 
-Everything is real: the broker, the worker process, the SMTP server, SQLite with an fsync for each commit.
+Broker, worker process and SMTP server are real, and SQLite does an fsync for each commit.
 """
 
 import random
@@ -45,29 +45,35 @@ def measure(plan: Plan) -> Iterator[Section]:
     idle = [
         _figure(
             "idle-p50",
-            "p50, one mail at a time",
+            "median, one mail at a time",
             done["idle"],
             lambda calls: calls.p50,
             at_most(20, aim=8),
         ),
-        _figure("idle-p99", "p99", done["idle"], lambda calls: calls.p99, at_most(100, aim=30)),
         _figure(
-            "burst", f"p50, right after a burst of {_BURST}", done["burst"], lambda calls: calls.p50
+            "idle-p99",
+            "99 of 100, one mail at a time",
+            done["idle"],
+            lambda calls: calls.p99,
+            at_most(100, aim=30),
         ),
         _figure(
-            "lost", "p50, the ring lost: found by the sweep", done["lost"], lambda calls: calls.p50
+            "burst", f"median, right after {_BURST} mails", done["burst"], lambda calls: calls.p50
+        ),
+        _figure(
+            "lost", "median, ring lost: found by the sweep", done["lost"], lambda calls: calls.p50
         ),
     ]
-    yield Section("An idle system", "from the call of enqueue() on SQLite to the relay's 250", idle)
-    away = [
+    yield Section("Latency when idle", "from enqueue() on SQLite to the relay's reply", idle)
+    without_redis = [
         _figure(
             "frozen-first", "frozen: the first call", done["frozen"], lambda calls: calls.times[0]
         ),
-        _figure("frozen", "frozen: p50", done["frozen"], lambda calls: calls.p50),
+        _figure("frozen", "frozen: median", done["frozen"], lambda calls: calls.p50),
         _figure("down-first", "down: the first call", done["down"], lambda calls: calls.times[0]),
-        _figure("down", "down: p50", done["down"], lambda calls: calls.p50),
+        _figure("down", "down: median", done["down"], lambda calls: calls.p50),
     ]
-    yield Section("Redis is away", "enqueue() on SQLite", away)
+    yield Section("Without Redis", "time of enqueue() on SQLite", without_redis)
 
 
 def _figure(
@@ -115,7 +121,7 @@ def _queueing(
 
 
 class Line:
-    """From a request to the sink, one mail at a time."""
+    """One mail at a time from a request to the sink."""
 
     def __init__(self, place: Place, worker: Program) -> None:
         self._sink = place.sink
@@ -124,10 +130,10 @@ class Line:
         self._deaf_app = create_app(
             {**place.env, "MAILER_REDIS_URL": f"unix://{place.folder}/nowhere.sock"}
         )
-        self.arrive()  # the worker has started
+        self.arrive()  # wait for the start of the worker
 
     def arrive(self, mails: int = 1, *, after: float = 0.0, deaf: bool = False) -> float:
-        """Seconds from the first call to the last arrival."""
+        """Return the seconds from the first call to the last arrival."""
         app = self._deaf_app if deaf else self._app
         expected = self._sink.count + mails
         time.sleep(after)
@@ -150,12 +156,12 @@ class Line:
 
 
 def one_by_one(line: Line, mails: int) -> Calls:
-    """The pauses differ, so that no mail meets the rhythm of anything."""
+    """Vary the pauses, so that no mail follows the rhythm of a timer."""
     return Calls([line.arrive(after=random.uniform(0.02, 0.12)) for _ in range(mails)])  # noqa: S311 -- no secret
 
 
 def _found_by_the_sweep(line: Line, mails: int) -> Calls:
-    """At any moment between two sweeps, and never while the worker still looks whether there is more."""
+    """Queue at any moment between two sweeps, when the worker has stopped looking for more."""
     return Calls([line.arrive(after=random.uniform(0.2, 1.2), deaf=True) for _ in range(mails)])  # noqa: S311 -- no secret
 
 

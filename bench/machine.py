@@ -1,4 +1,4 @@
-"""Where a run took place: the figures of two machines have nothing to do with each other."""
+"""The machine of a run, since figures of two machines can't be compared."""
 
 import os
 import platform
@@ -20,23 +20,23 @@ from tests.services.postgres import DEBIAN_FOLDERS
 from tests.services.requirement import find_program
 
 #: Not /tmp, which may be in memory: an fsync has to reach a disk.
-_ON_DISK = Path("/var/tmp")  # noqa: S108 -- whoever uses it makes a folder of its own in there
+_ON_DISK = Path("/var/tmp")  # noqa: S108 -- each use makes a folder of its own in it
 _SYNCS = 50
 
 
 def work_on_disk() -> None:
-    """From now on all temporary folders are made on a disk."""
+    """Make all temporary folders on a disk from now on."""
     if _ON_DISK.is_dir() and "TMPDIR" not in os.environ:
         tempfile.tempdir = str(_ON_DISK)
 
 
 def describe() -> str:
-    """In one line, without a name."""
+    """Describe the machine in one line, without its name."""
     return ", ".join(_words())
 
 
 def load() -> float:
-    """How many processes wanted to run, on average over the last minute."""
+    """Return the average number of processes that wanted to run in the last minute."""
     return os.getloadavg()[0]
 
 

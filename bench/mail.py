@@ -1,6 +1,7 @@
-"""The same mail for everybody: about 1 KB of text and 1 KB of html, to one recipient.
+"""The mail of all contenders: about 1 KB of text and 1 KB of html, to one recipient.
 
-Only the standard library is imported: programs of other virtual environments use this module too.
+Only the standard library is imported, since programs of other virtual environments use this module
+too.
 """
 
 from email.message import EmailMessage
@@ -20,7 +21,7 @@ HTML = (
 
 
 def as_bytes() -> bytes:
-    """The mail with its headers, for what takes nothing but bytes."""
+    """Return the mail with its headers, for programs that take only bytes."""
     mail = EmailMessage(policy=SMTP)
     mail["Subject"], mail["From"], mail["To"] = SUBJECT, SENDER, RECIPIENT
     mail.set_content(TEXT)

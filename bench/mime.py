@@ -1,7 +1,7 @@
-"""How long it takes to write a mail down, and to sign it, on one core: `python -m bench.mime`.
+"""Time to serialise and sign a mail on one core: `python -m bench.mime`.
 
-Each figure is the best of several rounds: what the machine does beside it only makes it worse.
-Compare what one run prints.
+Each figure is the best of several rounds, since other work of the machine only makes it worse.
+Compare figures of the same run.
 """
 
 import timeit
@@ -20,7 +20,7 @@ from mailer.mime import Composed, WireMessage, compose, make_signer
 from mailer.settings.dkim import DkimKey
 
 ROUNDS = 7
-SECONDS = 0.2  # a round
+SECONDS = 0.2  # per round
 
 
 def a_mail(text: str = TEXT, html: str = HTML, *attachments: Attachment) -> Message:
@@ -38,7 +38,7 @@ def a_mail(text: str = TEXT, html: str = HTML, *attachments: Attachment) -> Mess
 
 
 def main() -> None:
-    print(f"{'':58}{'microseconds':>14}{'a second':>11}")
+    print(f"{'':58}{'microseconds':>14}{'per second':>11}")
     plain, composed = a_mail(), compose(a_mail())
     german = a_mail(TEXT.replace("ou", "ü"), HTML.replace("ou", "ü"))
     japanese = a_mail("".join(map(chr, range(0x3041, 0x3091))) * 4, HTML)
@@ -47,17 +47,17 @@ def main() -> None:
         wire = WireMessage(plain, RECIPIENT, composed)
         theirs = report("Flask-Mail: as_bytes()", lambda: flask_mail.Message.as_bytes(wire))
     ours = report("compose(): 1 KB of text, 1 KB of html", lambda: compose(plain))
-    print(f"{'':4}that is {theirs / ours:.0f} times as fast")
+    print(f"{'':4}{theirs / ours:.0f} times as fast as Flask-Mail")
     for language, mail in (("German", german), ("Japanese", japanese)):
         report(f"compose(): {language}, 8bit", partial(compose, mail))
         report(
-            f"compose(): {language}, and again for a relay without 8BITMIME",
+            f"compose(): {language}, 8bit and 7bit",
             partial(in_both_forms, mail),
         )
     file = Attachment("report.pdf", bytes(range(256)) * 400)
     report("compose(): with a file of 100 KB", lambda: compose(a_mail(TEXT, HTML, file)))
-    report("a WireMessage for a recipient", lambda: WireMessage(plain, RECIPIENT, composed))
-    report("the same, and what a session asks of it", lambda: ask(plain, composed))
+    report("WireMessage()", lambda: WireMessage(plain, RECIPIENT, composed))
+    report("WireMessage() and its properties", lambda: ask(plain, composed))
     for name, pem in (("RSA of 2048 bits", rsa_pem()), ("Ed25519", ed25519_pem())):
         signer = make_signer([DkimKey(domain="example.com", selector="bench", key=pem.decode())])
         report(f"compose() and sign with {name}", partial(compose, plain, signer))
@@ -84,11 +84,11 @@ def ed25519_pem() -> bytes:
     )
 
 
-def report(what: str, work: Callable[[], object]) -> float:
-    """Print, and return, how many seconds it takes."""
+def report(title: str, work: Callable[[], object]) -> float:
+    """Measure, print and return the seconds of a call."""
     times = max(1, int(SECONDS / timeit.timeit(work, number=10) * 10))
     seconds = min(timeit.repeat(work, number=times, repeat=ROUNDS)) / times
-    print(f"{what:58}{1e6 * seconds:14.2f}{1 / seconds:11,.0f}")
+    print(f"{title:58}{1e6 * seconds:14.2f}{1 / seconds:11,.0f}")
     return seconds
 
 

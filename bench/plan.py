@@ -1,4 +1,4 @@
-"""How much of everything a run does."""
+"""The amounts of work in a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from bench.contenders.ours import Ours, WorkerOptions
 class Plan:
     contenders: Sequence[Contender]
     worker: WorkerOptions
-    mails: int  #: a round of a fast contender delivers so many
+    mails: int  #: delivered by a fast contender in a round
     repeats: int
-    calls: int  #: a round of what is timed call by call
-    depths: Sequence[int]  #: how many mails are queued, in the part that looks how the figures grow
+    calls: int  #: timed one by one in a round
+    depths: Sequence[int]  #: numbers of queued mails in the part growth
 
     @property
     def ours(self) -> list[Ours]:

@@ -1,9 +1,9 @@
-"""The part that all programs which hand mails over have in common.
+"""The common part of all programs that hand mails over.
 
-`python -m bench.programs.… COUNT` prints how long each call took.
+`python -m bench.programs.… COUNT` prints the seconds of each call.
 
-Only the standard library is imported: programs of other virtual environments use this module too.
-
+Only the standard library is imported, since programs of other virtual environments use this module
+too.
 """
 
 import json
@@ -20,7 +20,7 @@ def run(
     hand_over: Callable[[T], object],
     finish: Callable[[], object] = lambda: None,
 ) -> None:
-    """Only the handing over is timed: the mail is ready by then."""
+    """Time the calls that hand mails over, each with a mail that is ready."""
     times = [_timed(hand_over, prepare()) for _ in range(int(sys.argv[1]))]
     finish()
     json.dump(times, sys.stdout)

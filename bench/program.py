@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 class Missing(Exception):
-    """What is to be measured is not installed here; the text says what is missing."""
+    """A contender is not installed here; the text names the missing program."""
 
 
 class Failed(Exception):
-    """What was measured did not do its work; the text says what happened."""
+    """A contender did not do its work; the text says what happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The most memory that was resident, in bytes."""
+    """Peak resident memory, in bytes."""
 
     largest_process: int
     all_processes: int
 
 
 class Program:
-    """A process with all its children. At the end nothing of it is left."""
+    """A process with its children, which all end with its context."""
 
     def __init__(
         self,
@@ -71,16 +71,16 @@ class Program:
         self._process.wait()
 
     def check(self) -> None:
-        """Raise if it has ended in an error."""
+        """Raise if the process has ended with an error."""
         if self._process.poll():
-            raise Failed(f"it ended with code {self._process.returncode}: {self.last_words()}")
+            raise Failed(f"ended with code {self._process.returncode}: {self.last_words()}")
 
     def wait(self, timeout: float) -> None:
-        """Wait for its good end."""
+        """Wait for the end of the process, and raise if it is an error."""
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise Failed(f"it did not end within {timeout:.0f} s: {self.last_words()}") from None
+            raise Failed(f"did not end within {timeout:.0f} s: {self.last_words()}") from None
         self.check()
 
     def wait_for_port(self, port: int) -> None:
@@ -100,11 +100,11 @@ class Program:
         return Memory(max(peaks, default=0), sum(peaks))
 
     def cpu_seconds(self) -> float:
-        """What its processes have computed so far, those that are gone left out."""
+        """Return the processor time of the processes that still run."""
         return sum(map(_cpu_seconds, self._pids()))
 
     def _pids(self) -> set[int]:
-        """All processes of its session, and their children, which may have a session of their own."""
+        """Return the processes of its session, and their children in other sessions."""
         everybody = _processes()
         found = {pid for pid, (_, session) in everybody.items() if session == self._process.pid}
         while (
@@ -115,7 +115,7 @@ class Program:
 
 
 def _processes() -> dict[int, tuple[int, int]]:
-    """Id -> (id of the parent, id of the session)."""
+    """Return the parent and the session of each process, by its id."""
     processes = {}
     for entry in os.scandir("/proc"):
         with suppress(OSError):
@@ -145,7 +145,7 @@ def wait_until(condition: Callable[[], T], timeout: float = 30) -> T:
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise Failed(f"waited {timeout:.0f} s in vain")
+            raise Failed(f"nothing happened for {timeout:.0f} s")
         time.sleep(0.01)
     return value
 

@@ -1,4 +1,4 @@
-"""How long a request waits until its mail is handed over, call by call."""
+"""Time of a call that hands over a mail, call by call."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ _TITLES = {
     "enqueue.flask-mail": "Flask-Mail: mail.send(), the whole delivery",
     "enqueue.flask-mail-threads": "Flask-Mail: start of a thread, not on disk",
     "enqueue.post-office": "django-post_office: mail.send()",
-    "enqueue.postfix-delivery": "Postfix: sendmail() over a kept connection",
+    "enqueue.postfix-delivery": "Postfix: sendmail() over an open connection",
 }
 _BOUNDS = {"render.ours-sqlite": at_most(3, aim=1), "render.ours-postgres": at_most(3, aim=1)}
 _ENQUEUE_TO_DELAY = at_most(1, aim=0.5, of_ratio=True)
@@ -34,7 +34,7 @@ def measure(plan: Plan) -> Iterator[Section]:
     figures.append(
         _ratio(
             "enqueue-to-delay",
-            "enqueue() on SQLite to task.delay()",
+            "enqueue() on SQLite / task.delay()",
             ratio(ours, delay),
             _ENQUEUE_TO_DELAY,
         )
@@ -48,7 +48,9 @@ def measure(plan: Plan) -> Iterator[Section]:
             why_none="not built yet",
         )
     )
-    yield Section("The request waits", "ratio: p50 of this to enqueue() on SQLite", figures)
+    yield Section(
+        "Time of a call in a request", "median; ratio: this line / enqueue() on SQLite", figures
+    )
 
 
 def _enqueue(contender: Contender, mails: int) -> Callable[[Path], Calls]:

@@ -1,8 +1,8 @@
 """An SMTP server that is far away.
 
-`python -m bench.relay PORT SECONDS` answers whatever arrives after that round trip.
+`python -m bench.relay PORT SECONDS` delays all replies by that round trip.
 
-It offers PIPELINING, takes every mail, and prints "mesg=N" and a carriage return for each, as
+It offers PIPELINING, accepts every mail, and prints "mesg=N" and a carriage return for each, as
 smtp-sink does.
 """
 
@@ -20,7 +20,7 @@ _REPLIES = {b"EHLO": _HELLO, b"DATA": b"354 go on\r\n", b"QUIT": b"221 bye\r\n"}
 class Session(asyncio.Protocol):
     """One connection."""
 
-    received = 0  # of all
+    received = 0  # of all connections
 
     def __init__(self, round_trip: float) -> None:
         self._round_trip = round_trip
@@ -45,7 +45,7 @@ class Session(asyncio.Protocol):
             self._transport.write(replies)
 
     def _reply(self) -> bytes:
-        """To the next command or mail, empty if it is not all here."""
+        """Return the reply to the next command or mail, or nothing if it is incomplete."""
         taken, end, rest = self._read.partition(_END if self._in_data else b"\r\n")
         if not end:
             return b""
@@ -66,7 +66,7 @@ async def serve(port: int, round_trip: float) -> None:
 
 
 def main() -> None:
-    # Its time-outs are exact to the microsecond; epoll's are rounded up to the next millisecond.
+    # Time-outs of select are exact to the microsecond; epoll rounds them up to a millisecond.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     loop.run_until_complete(serve(int(sys.argv[1]), float(sys.argv[2])))
 

@@ -1,4 +1,4 @@
-"""The report of a run, for people and for programs: a table, JSON, and the page `docs/benchmarks.md`."""
+"""The report of a run: a table, JSON, and the page `docs/benchmarks.md`."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,29 +17,29 @@ _COLUMNS = ("ratio", "measured", "p99", "limit", "goal", "result")
 _WIDTHS = (9, 16, 8, 10, 9, 15)
 #: The meaning of the columns.
 LEGEND = (
-    "ratio: Mailer compared to this line, unless the heading says otherwise; 2 x is twice as good",
-    "measured: the median of the rounds; p99: 99 of 100 took no longer",
+    "ratio: of the two figures that the heading of the section names",
+    "measured: the median of the rounds; p99: 99 of 100 calls took no longer",
     (
-        "limit: the worst value that is accepted; goal: the value to work towards; both are of the"
-        " ratio where they end with x"
+        "limit: the worst accepted value; goal: the value to aim for; with an x, both apply to the"
+        " ratio, otherwise to the measured value"
     ),
     "result: goal reached, limit kept, or MISSED",
 )
 _TITLE_WIDTH = 54
-#: Processes that wanted to run before the bench began.
+#: The load before the run above which the machine counts as busy.
 _BUSY = 0.5
-#: The page shows all of this section, and of the others the figures that have a bound.
+#: The page shows this section completely, and the figures with a bound of all others.
 _ALL_OF = "Delivered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run, as it is kept."""
+    """The options, the machine and the figures of a run."""
 
     taken: str
     machine: str
     load: tuple[float, float]  #: of the machine before and after
-    worker: str  #: how ours was started
+    worker: str  #: the command of Mailer's worker
     mails: int
     repeats: int
     sections: Sequence[Section]
@@ -67,9 +67,9 @@ def write(run: Run, folder: Path) -> None:
 
 
 def publish(run: Run) -> None:
-    """Keep this run and write its table into the page.
+    """Store this run and write its table into the page.
 
-    `python -m bench.report` repeats that with the run that is kept.
+    `python -m bench.report` does so with the stored run.
     """
     write(run, RESULTS)
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), run), encoding="utf-8")
@@ -84,7 +84,7 @@ def table(run: Run) -> str:
 
 
 def misses(run: Run) -> list[str]:
-    """Return a sentence for each bound that is missed, or one that says that there is none."""
+    """Return a sentence for each missed bound, or one that says that all are kept."""
     figures = [(section, figure) for section in run.sections for figure in section.figures]
     missed = [
         _miss(section, figure) for section, figure in figures if figure.reached is Reached.MISSED
@@ -107,9 +107,12 @@ def _miss(section: Section, figure: Figure) -> str:
 
 def _heading(run: Run) -> Iterator[str]:
     yield f"{run.taken}, {run.machine}"
-    busy = " (busy: believe a run on a quiet machine)" if run.load[0] > _BUSY else ""
-    yield f"load {run.load[0]:.1f} before{busy}, {run.load[1]:.1f} after; rounds of {run.mails:,} mails, medians of {run.repeats}"
-    yield f"our worker: {run.worker}"
+    busy = " (busy: repeat the run on a quiet machine)" if run.load[0] > _BUSY else ""
+    yield (
+        f"load {run.load[0]:.1f} before{busy}, {run.load[1]:.1f} after;"
+        f" rounds of {run.mails:,} mails, medians of {run.repeats}"
+    )
+    yield f"worker: {run.worker}"
 
 
 def _section(section: Section) -> Iterator[str]:
@@ -152,7 +155,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
 
 
 def number(value: float | None) -> str:
-    """Three digits: no run knows more."""
+    """Format a number with three digits, which are all that a run can tell."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -167,8 +170,7 @@ def with_table(page: str, run: Run) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(
-            f"{PAGE.name}: the marks {BEGIN.strip()!r} and {END!r} are gone: put them where the"
-            " table belongs."
+            f"{PAGE.name} lacks the marks {BEGIN.strip()!r} and {END!r}. Put them around the table."
         )
     return f"{before}{begin}{_markdown(run)}{end}{after}"
 
@@ -183,7 +185,10 @@ def _markdown(run: Run) -> str:
         ]:
             lines.append(f"| **{section.title}** ({section.note}) |" + " |" * len(_COLUMNS))
             lines += [_markdown_line(figure) for figure in shown]
-    place = f"Measured on {run.taken[:10]}: {run.machine}; medians of {run.repeats}; our worker: `{run.worker}`."
+    place = (
+        f"Measured on {run.taken[:10]}: {run.machine}; medians of {run.repeats};"
+        f" worker: `{run.worker}`."
+    )
     return "\n".join(
         [place, "", *misses(run), "", *lines, "", *(f"- {line}" for line in LEGEND), "", ""]
     )

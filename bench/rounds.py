@@ -1,4 +1,4 @@
-"""Repeats in alternating order: what slows the machine down for a while hits everybody, not one."""
+"""Rounds in alternating order, so that a slow moment of the machine affects all contenders."""
 
 import sys
 import tempfile
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Rounds(Generic[T]):
-    """What one contender came to, repeat by repeat; or why it came to nothing."""
+    """The results of one contender in each round, or the reason why it has none."""
 
     results: list[T] = field(default_factory=list)
     why_none: str = ""
@@ -31,15 +31,15 @@ class Rounds(Generic[T]):
 
 
 def alternate(
-    what: str, rounds: Mapping[str, Callable[[Path], T]], repeats: int
+    part: str, rounds: Mapping[str, Callable[[Path], T]], repeats: int
 ) -> dict[str, Rounds[T]]:
-    """Each is called with a folder of its own; who fails or is missing once is not asked again."""
+    """Measure each in a new folder; drop one that fails or is missing."""
     done: dict[str, Rounds[T]] = {title: Rounds() for title in rounds}
     for repeat in range(repeats):
         for title in _order(list(rounds), repeat):
             if done[title].why_none:
                 continue
-            tell(f"{what} {repeat + 1}/{repeats}: {title}")
+            tell(f"{part} {repeat + 1}/{repeats}: {title}")
             with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
                 try:
                     done[title].results.append(rounds[title](Path(folder)))
@@ -47,7 +47,7 @@ def alternate(
                     done[title].why_none = f"missing: {reason}"
                 except Failed as reason:
                     done[title] = Rounds(why_none=f"failed: {reason}")
-                except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- whatever it is, the others go on
+                except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 -- the others go on
                     done[title] = Rounds(why_none=f"failed: {type(error).__name__}: {error}")
             if done[title].why_none:
                 tell(f"  {done[title].why_none}")
@@ -59,5 +59,5 @@ def _order(titles: Sequence[str], repeat: int) -> Sequence[str]:
 
 
 def tell(words: str) -> None:
-    """Progress goes to stderr, the table to stdout."""
+    """Print progress to stderr. The table goes to stdout."""
     print(words, file=sys.stderr, flush=True)

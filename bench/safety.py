@@ -1,4 +1,4 @@
-"""What the black box costs: our worker with it and without it, in turns."""
+"""The cost of the black box: a worker with it and without it, in turns."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from bench.plan import Plan
 from bench.rounds import alternate
 from bench.sink import Sink
 
-#: The difference is small, so more rounds have to tell.
+#: The difference is small and needs more rounds.
 _TIMES_THE_REPEATS = 3
 _BOUND = at_least(0.95, aim=0.98, of_ratio=True)
 
 
 class WithoutBox(OursOnSqlite):
-    """Where no folder can be made, no box is kept."""
+    """A worker without a black box, since its folder can't be created."""
 
     title = "Mailer on SQLite without its black box"
 
@@ -41,7 +41,7 @@ def measure(plan: Plan) -> Iterator[Section]:
             key=f"safety.{key}",
             title=one.title,
             value=costs[key],
-            unit="µs a mail",
+            unit="µs/mail",
             ratio=ratio(costs["without"], costs["with"]) if key == "with" else None,
             bound=_BOUND if key == "with" else None,
             why_none=done[key].why_none,
@@ -51,11 +51,14 @@ def measure(plan: Plan) -> Iterator[Section]:
     ]
     yield Section(
         "The black box",
-        "what the workers compute for a mail; ratio: without it to with it",
+        "processor time of the workers; ratio: without / with the black box",
         figures,
     )
 
 
 def _microseconds_a_mail(one: Round) -> float | None:
-    """Where two workers keep two cores busy that is the speed, and it is the same on a machine that does other things, too."""
+    """Return the processor time per mail, which other load does not change.
+
+    On a machine whose cores are all busy with mail, it decides the speed.
+    """
     return 1e6 * one.cpu_seconds / one.mails if one.cpu_seconds else None

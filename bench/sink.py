@@ -1,4 +1,4 @@
-"""Where all mail of the bench arrives: Postfix's `smtp-sink`, which counts what it received."""
+"""The receiver of all mail of the bench: Postfix's `smtp-sink`, which counts."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _LONGEST_SILENCE = 60.0
 
 
 def find_program(name: str) -> str:
-    """A program of Postfix."""
+    """Find a program of Postfix."""
     found = which(name, path=_FOLDERS)
     if found is None:
         raise Missing(f"{name} is not installed (Debian package postfix)")
@@ -31,7 +31,7 @@ def find_program(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How fast mail arrived, from the first one to the last: what starts slowly is not blamed for its start."""
+    """The time from the first mail to the last, so that a slow start does not count."""
 
     mails: int
     seconds: float
@@ -42,7 +42,7 @@ class Flow:
 
 
 class Sink:
-    """A running SMTP server that writes "mesg=N" and a carriage return into a file, whenever it received a mail."""
+    """A running SMTP server that writes "mesg=N" and a carriage return to a file for each mail."""
 
     host = "127.0.0.1"
 
@@ -52,7 +52,7 @@ class Sink:
 
     @property
     def count(self) -> int:
-        """How many mails it has received so far."""
+        """Return the number of mails that have arrived."""
         end = os.fstat(self._file).st_size
         counts = _COUNT.findall(os.pread(self._file, 256, max(0, end - 256)))
         return int(counts[-1]) if counts else 0
@@ -65,10 +65,10 @@ class Sink:
         since: float | None = None,
         then_more: bool = False,
     ) -> Flow:
-        """Wait until it has received this many, and no more unless more are queued.
+        """Wait until this many mails have arrived; more are an error unless allowed.
 
-        `check` raises when there is no hope. The time counts from the first mail, or `since`
-        another moment.
+        `check` raises if the sender has failed. The time counts from the first mail, or from
+        `since`.
         """
         seen, at = self._next_change(0, check)
         first_count, first_at = (seen, at) if since is None else (0, since)
@@ -81,20 +81,18 @@ class Sink:
     def _next_change(self, seen: int, check: Callable[[], None]) -> tuple[int, float]:
         deadline = time.perf_counter() + _LONGEST_SILENCE
         while True:
-            # Also while mails pour in: who looks without a pause takes a core from those who work.
+            # Pause even while mails pour in: a busy loop would take a core from the contender.
             time.sleep(_LOOK_EVERY)
             count, now = self.count, time.perf_counter()
             if count != seen:
                 return count, now
             check()
             if now > deadline:
-                raise Failed(
-                    f"{count} mails had arrived, and none came for {_LONGEST_SILENCE:.0f} s"
-                )
+                raise Failed(f"{count} mails arrived, then none for {_LONGEST_SILENCE:.0f} s")
 
     @property
     def env(self) -> dict[str, str]:
-        """Where it is, in Flask-Mail's words."""
+        """Return the settings of Flask-Mail that lead to this server."""
         return {"MAIL_SERVER": self.host, "MAIL_PORT": str(self.port)}
 
     def __enter__(self) -> Self:
@@ -106,7 +104,7 @@ class Sink:
 
 @contextmanager
 def running_sink(folder: Path) -> Iterator[Sink]:
-    """A fresh smtp-sink: its count begins at 0."""
+    """Start an smtp-sink, whose count begins at 0."""
     as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
     port = free_port()
     command = [

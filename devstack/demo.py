@@ -19,7 +19,7 @@ from mailer.private import create_private_file, make_private_folder
 from mailer.smtpd.inbox import Inbox
 from mailer.web.inbox import make_inbox_blueprint
 
-#: Pages that work while the database is away.
+#: Pages that work while the database is down.
 _WITHOUT_TABLES = ("pages.healthz", "pages.home", "static")
 
 

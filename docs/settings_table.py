@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/settings.md from the settings themselves: `python -m docs.settings_table`."""
+"""Write docs/settings.md from the settings themselves: `python -m docs.settings_table`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ OPENING = """\
 
 Written by `python -m docs.settings_table`: change `mailer/settings/`, not this page.
 
-Each key is read from the app's configuration, or else from the environment, where `True` and `587` are read as what they
-mean. A value that can't be used is refused when the app starts, with the key and what is allowed. So is a near miss of one of
-these keys in the app's configuration ("MAILER_RETRY_ATEMPTS: there is no such key: did you mean MAILER_RETRY_ATTEMPTS?").
-Plurals of Flask-Mail's keys, such as `MAIL_SERVERS`, may be your own: they are warned about in the log. So are any other
-unknown `MAILER_…` key there, and a near miss in the environment, which has the variables of other programs as well.
+Each key is read from the app's configuration, and otherwise from the environment, where `True` and
+`587` are converted to a boolean and a number. An unusable value is refused when the app starts,
+with the key and the allowed values. A misspelled key in the app's configuration is refused as well
+("MAILER_RETRY_ATEMPTS: there is no such key: did you mean MAILER_RETRY_ATTEMPTS?"). These only
+cause a warning in the log: a plural of one of Flask-Mail's keys, such as `MAIL_SERVERS`, since it
+may be your own key; any other unknown `MAILER_…` key; and a misspelled key in the environment,
+which has the variables of other programs as well.
 
-| Key | Default | Allowed | What it is for |
+| Key | Default | Allowed | Purpose |
 |---|---|---|---|
 """
 

@@ -1,1 +1,1 @@
-"""The locks, and what is known of what they list."""
+"""The locks, and the audit of the packages in them."""

@@ -1,7 +1,7 @@
-"""`make audit`: whether anything in our locks has a known vulnerability.
+"""`make audit`: look up known vulnerabilities of all locked packages.
 
-It ends with 0 if not; with 1 if there is one without a reason in accepted.toml, or a reason without
-one; and with 3 if not all could be looked up, which says nothing about what is left.
+The exit code is 0 if there is none; 1 if there is one without a reason in accepted.toml, or a
+reason without one; and 3 if some packages could not be looked up, which says nothing about them.
 """
 
 import json
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parents[1]
-#: The lowest versions that work. Only tests run with them, so nobody is hurt by what is wrong with
-#: them.
+#: The lowest versions that work. Only tests use them, so that their vulnerabilities harm nobody.
 LOWEST = PROJECT / "requirements" / "lowest.txt"
 LOCKS = [
     *sorted({*(PROJECT / "requirements").glob("*.txt")} - {LOWEST}),
@@ -26,16 +25,16 @@ LOCKS = [
 ACCEPTED = Path(__file__).with_name("accepted.toml")
 
 CLEAN, FOUND, UNKNOWN = 0, 1, 3
-#: The databases that pip-audit can ask; the second is asked where the first does not answer.
+#: The databases of pip-audit. The second is asked if the first does not answer.
 _SERVICES = ("pypi", "osv")
 _SHOWN = 5
-_LEAST_WORDS = 4  # of a reason
+_LEAST_WORDS = 4  # in a reason
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A finding that can be lived with."""
+    """An accepted finding."""
 
     id: str
     package: str
@@ -46,7 +45,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """A vulnerability of something that is locked."""
+    """A vulnerability of a locked package."""
 
     package: str
     version: str
@@ -55,7 +54,7 @@ class Finding:
 
     def __str__(self) -> str:
         cure = (
-            f"fixed in {', '.join(self.fixed_in)}: call make lock ARGS=--upgrade"
+            f"fixed in {', '.join(self.fixed_in)}: run make lock ARGS=--upgrade"
             if self.fixed_in
             else "no fix yet"
         )
@@ -64,10 +63,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a database knows of a lock."""
+    """The answer of a database about a lock."""
 
     findings: frozenset[Finding]
-    unknown: frozenset[str]  #: what it could not look up
+    unknown: frozenset[str]  #: packages that could not be looked up
 
 
 def main() -> int:
@@ -78,10 +77,10 @@ def main() -> int:
 
 
 def ask(lock: Path) -> Answer:
-    """The first database that answers."""
+    """Return the answer of the first database that knows some of the packages."""
     names = frozenset(name for name, _ in pinned(lock))
     for service in _SERVICES:
-        # Never resolved: what is audited is what the lock says, and nothing is downloaded.
+        # Without resolving: exactly the lock is audited, and nothing is downloaded.
         command = [
             sys.executable,
             "-m",
@@ -109,10 +108,10 @@ def ask(lock: Path) -> Answer:
 
 
 def read_answer(printed: str, names: frozenset[str]) -> Answer:
-    """pip-audit calls a lock clean when it could look up nothing in it: what was skipped is unknown."""
+    """Parse the output of pip-audit, which calls a lock clean even if it skipped all packages."""
     try:
         dependencies: list[Mapping[str, Any]] = json.loads(printed)["dependencies"]
-    except (ValueError, KeyError):  # it ended before it had anything to say
+    except (ValueError, KeyError):  # pip-audit ended with an error
         return Answer(frozenset(), names)
     findings = {
         Finding(one["name"], one["version"], fault["id"], tuple(fault["fix_versions"]))
@@ -125,7 +124,7 @@ def read_answer(printed: str, names: frozenset[str]) -> Answer:
 
 
 def judge(answers: Iterable[Answer], accepted: Sequence[Accepted]) -> tuple[list[str], int]:
-    """What to say, and how to end."""
+    """Return the lines to print and the exit code."""
     answers = list(answers)
     found = sorted(frozenset().union(*(answer.findings for answer in answers)))
     unknown = sorted(frozenset().union(*(answer.unknown for answer in answers)))
@@ -140,26 +139,26 @@ def judge(answers: Iterable[Answer], accepted: Sequence[Accepted]) -> tuple[list
     if unknown:
         some = ", ".join(unknown[:_SHOWN]) + (", …" if len(unknown) > _SHOWN else "")
         lines.append(
-            f"NOT AUDITED: neither pypi.org nor api.osv.dev could tell of {len(unknown)} packages:"
+            f"NOT AUDITED: neither pypi.org nor api.osv.dev answered for {len(unknown)} packages:"
             f" {some}"
         )
         return lines, FOUND if serious else UNKNOWN
     lines += [
-        f"{ACCEPTED.name}: {' '.join(one)} is not found any more: remove the entry"
+        f"{ACCEPTED.name}: {' '.join(one)} is no longer found. Remove the entry."
         for one in sorted(needless)
     ]
     if serious or needless:
         return lines, FOUND
-    return [*lines, "No vulnerability is known that has no reason to be accepted."], CLEAN
+    return [*lines, "No vulnerability is known, except the accepted ones."], CLEAN
 
 
 def pinned(lock: Path) -> set[tuple[str, str]]:
-    """The names and versions in a lock."""
+    """Return the names and versions in a lock."""
     return set(_PINNED.findall(lock.read_text()))
 
 
 def read_accepted(text: str) -> list[Accepted]:
-    """A ValueError says which entry is wrong, and how."""
+    """Parse accepted.toml. Raise ValueError with the entry that is wrong, and how."""
     return [_accepted(entry) for entry in tomllib.loads(text).get("finding", [])]
 
 
@@ -169,13 +168,13 @@ def _accepted(entry: Mapping[str, Any]) -> Accepted:
         isinstance(entry[key], kind) for key, kind in wanted.items()
     ):
         raise ValueError(
-            f"{ACCEPTED.name}: {dict(entry)}: an entry has exactly id, package, version, looked_at"
-            " (a date) and reason"
+            f"{ACCEPTED.name}: {dict(entry)} is not an entry. Give it exactly id, package, version,"
+            " looked_at (a date) and reason."
         )
     if len(entry["reason"].split()) < _LEAST_WORDS:
         raise ValueError(
-            f"{ACCEPTED.name}: {entry['id']}: {entry['reason']!r} is no reason: say why it can be"
-            " lived with"
+            f"{ACCEPTED.name}: {entry['id']}: {entry['reason']!r} is too short. Say why the"
+            " vulnerability does no harm here."
         )
     return Accepted(**entry)
 

@@ -1,4 +1,4 @@
-"""Who is measured: ways to send a mail, each with its best settings, all with the same mail into the same sink."""
+"""The contenders: ways to send mail, each with its best settings, with one mail and one sink."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ _LONGEST_QUEUEING = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """How long each call took that hands a mail over, in seconds, one after the other in one process."""
+    """Seconds of each call that hands a mail over, made one after the other in one process."""
 
     times: Sequence[float]
 
@@ -42,14 +42,14 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round came to."""
+    """The measurements of one round."""
 
     mails: int
     flow: Flow
     calls: Calls | None = None
-    memory: Memory | None = None  # of the worker with its children
-    redis_bytes: int | None = None  # that all of them, queued, took in Redis
-    cpu_seconds: float | None = None  # that the worker computed for them, from the first one on
+    memory: Memory | None = None  # of the worker and its children
+    redis_bytes: int | None = None  # memory of Redis for all queued mails
+    cpu_seconds: float | None = None  # processor time of the worker after the first mail
 
 
 class Contender(ABC):
@@ -57,38 +57,37 @@ class Contender(ABC):
 
     key: ClassVar[str]
     title: ClassVar[str]
-    share: ClassVar[float] = (
-        1.0  # of the mails of a round: who is slow gets fewer, so that each takes about as long
-    )
+    #: Share of the mails of a round. A slow contender gets fewer, so that all take about as long.
+    share: ClassVar[float] = 1.0
 
     def require(self) -> None:
-        """Raise `Missing` if it can't be measured here."""
+        """Raise `Missing` if the contender can't be measured here."""
         find_postfix("smtp-sink")
 
     def deliver(self, folder: Path, mails: int) -> Round:
-        """Hand over that many mails, and see all of them arrive."""
+        """Hand over this many mails and wait until all have arrived."""
         self.require()
         with running_sink(folder) as sink:
             return self.deliver_to(sink, folder, mails)
 
     def queue(self, folder: Path, mails: int) -> Calls:
-        """Only hand them over, while nobody delivers, if delivery is somebody else's."""
+        """Hand over the mails without delivering them, if the contender has a queue."""
         self.require()
         with running_sink(folder) as sink:
             return self.hand_over(sink, folder, mails)
 
     @abstractmethod
     def deliver_to(self, sink: Sink, folder: Path, mails: int) -> Round:
-        """Hand them over, and see all of them arrive there."""
+        """Hand over the mails and wait until all have arrived at the sink."""
 
     def hand_over(self, sink: Sink, folder: Path, mails: int) -> Calls:
-        """Only hand them over."""
+        """Hand over the mails without delivering them."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What stands ready for a round."""
+    """The services and the environment of a round."""
 
     folder: Path
     sink: Sink
@@ -97,19 +96,19 @@ class Place:
 
 
 class Queue(Contender):
-    """Mails are queued first, then a worker delivers them."""
+    """A contender whose worker delivers after all mails are queued."""
 
     @abstractmethod
     def services(self, folder: Path, sink: Sink) -> AbstractContextManager[Place]:
-        """Start what is needed beside the worker."""
+        """Start the services that worker and producer need."""
 
     @abstractmethod
     def producer(self) -> Sequence[str]:
-        """The program that queues as many mails as its first argument says."""
+        """Return the command that queues as many mails as its first argument says."""
 
     @abstractmethod
     def worker(self) -> Sequence[str]:
-        """The program that delivers."""
+        """Return the command of the worker."""
 
     def deliver_to(self, sink: Sink, folder: Path, mails: int) -> Round:
         with self.services(folder, sink) as place:
@@ -132,11 +131,11 @@ class Queue(Contender):
 
 
 class Direct(Contender):
-    """Who hands a mail over also delivers it."""
+    """A contender that delivers a mail when it is handed over."""
 
     @abstractmethod
     def producer(self) -> Sequence[str]:
-        """The program that sends as many mails as its first argument says."""
+        """Return the command that sends as many mails as its first argument says."""
 
     def deliver_to(self, sink: Sink, folder: Path, mails: int) -> Round:
         with producing(self.producer(), Place(folder, sink, sink.env), mails) as (program, result):
@@ -158,7 +157,7 @@ def python(module: str, *arguments: str) -> list[str]:
 def producing(
     command: Sequence[str], place: Place, mails: int
 ) -> Iterator[tuple[Program, Callable[[], Calls]]]:
-    """Start it; the second value waits for its end and reads what it printed."""
+    """Start the producer; the second value waits for its end and returns its calls."""
     command = [str(mails) if word == "COUNT" else word for word in command]
     printed = place.folder / "producer.json"
     with (

@@ -1,4 +1,4 @@
-"""Celery with Flask-Mail, as the tutorials show it."""
+"""Celery with Flask-Mail, as tutorials show it."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ _PROGRAM = "bench.programs.celery_flask_mail"
 
 class CeleryFlaskMail(Queue):
     key = "celery-flask-mail"
-    title = "Celery + Flask-Mail, a task a mail"
+    title = "Celery + Flask-Mail, a task per mail"
     share = 0.05
 
     @contextmanager
@@ -26,7 +26,7 @@ class CeleryFlaskMail(Queue):
         return python(_PROGRAM)
 
     def worker(self) -> Sequence[str]:
-        # The fastest of its pools here: threads and gevent come to less.
+        # The fastest pool here: threads and gevent are slower.
         command = [
             sys.executable,
             "-m",

@@ -18,7 +18,7 @@ class FlaskMailLoop(Direct):
 
 class FlaskMailKept(Direct):
     key = "flask-mail-kept"
-    title = "Flask-Mail in a loop, connection kept"
+    title = "Flask-Mail in a loop, one connection"
     share = 0.05
 
     def producer(self) -> Sequence[str]:
@@ -27,7 +27,7 @@ class FlaskMailKept(Direct):
 
 class FlaskMailThreads(Direct):
     key = "flask-mail-threads"
-    title = "Flask-Mail, a thread a mail"
+    title = "Flask-Mail, a thread per mail"
     share = 0.025
 
     def producer(self) -> Sequence[str]:

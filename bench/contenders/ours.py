@@ -1,4 +1,4 @@
-"""This product, on SQLite and on PostgreSQL."""
+"""Mailer on SQLite and on PostgreSQL."""
 
 import sys
 from abc import abstractmethod
@@ -18,7 +18,7 @@ from tests.services.requirement import find_program
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How `celery -A worker worker` is started."""
+    """The options of `celery -A worker worker`."""
 
     pool: str = "prefork"
     concurrency: int = 2
@@ -36,7 +36,7 @@ class Ours(Queue):
 
     @abstractmethod
     def running_database(self, folder: Path) -> AbstractContextManager[str]:
-        """Start an empty one, and give its address."""
+        """Start an empty database and yield its URL."""
 
     @contextmanager
     def services(self, folder: Path, sink: Sink) -> Iterator[Place]:
@@ -61,7 +61,7 @@ class Ours(Queue):
         return self._options.command()
 
     def render_and_queue(self, folder: Path, mails: int) -> Calls:
-        """As `queue()`, through `send_email()`."""
+        """Queue through `send_email()`, which renders templates."""
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
             return run_producer(python("bench.programs.ours", "send_email"), place, mails)
@@ -70,16 +70,14 @@ class Ours(Queue):
         """Return how long `send_email()` takes while a worker delivers as fast as it can."""
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
-            # Of many recipients each, so that the worker has enough to do.
+            # Each mail has many recipients, so that the worker has enough to do.
             much = max(20, mails // 20)
             run_producer(python("bench.programs.ours", "enqueue_many"), place, much)
             with Program(self.worker(), folder / "worker.log", env=place.env) as worker:
                 sink.wait_for(1, check=worker.check, then_more=True)
                 calls = run_producer(python("bench.programs.ours", "send_email"), place, mails)
                 if sink.count >= much * RECIPIENTS:
-                    raise Failed(
-                        "the worker was done before the calls were: it was not busy all the time"
-                    )
+                    raise Failed("the worker had delivered everything before the last call")
             return calls
 
 
@@ -108,5 +106,5 @@ class OursOnPostgres(Ours):
             yield server.create("mailer")
 
 
-#: As its package sets it up, and on a socket only.
+#: The settings of the package, on a Unix socket only.
 DURABLE = ["-c", "listen_addresses="]

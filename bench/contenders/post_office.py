@@ -14,7 +14,7 @@ class PostOffice(Queue):
     key = "post-office"
     title = "django-post_office on SQLite"
     share = 0.1
-    batch = 100  # its default
+    batch = 100  # the default
 
     def require(self) -> None:
         super().require()
@@ -42,9 +42,9 @@ class PostOffice(Queue):
 
 
 class PostOfficeTuned(PostOffice):
-    """Twice as fast, and all mails of a batch are sent again if its process dies before the end."""
+    """Twice as fast, but if the process dies, all mails of its batch are sent again."""
 
     key = "post-office-tuned"
-    title = "django-post_office, 5000 in a batch"
+    title = "django-post_office, batches of 5000"
     share = 0.2
     batch = 5000

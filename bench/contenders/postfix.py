@@ -1,4 +1,4 @@
-"""Postfix as the queue: an instance of its own, which accepts over SMTP, keeps each mail on disk and delivers to the sink."""
+"""Postfix as the queue: an instance that accepts over SMTP, stores, and delivers to the sink."""
 
 import os
 import shutil
@@ -31,10 +31,10 @@ alias_database =
 relayhost = [{sink.host}]:{sink.port}
 smtp_dns_support_level = disabled
 smtp_host_lookup = native
-# It slows down who hands in faster than it delivers: not here.
+# The default slows down clients that hand over faster than Postfix delivers.
 in_flow_delay = 0
 """
-# Not in a chroot, as its authors ship it: what a chroot needs would have to be copied into it.
+# Not in a chroot, as in the upstream default: a chroot would need copies of system files.
 _MASTER = """
 127.0.0.1:{port} inet n - n - - smtpd
 pickup unix n - n 60 1 pickup
@@ -59,17 +59,17 @@ postlog unix-dgram n - n - 1 postlogd
 
 
 class Postfix(Contender):
-    """Mails go in and out at the same time."""
+    """Postfix that accepts and delivers at the same time."""
 
     key = "postfix"
-    title = "Postfix, in and out at once"
+    title = "Postfix, accepting and delivering at once"
     share = 0.1
 
     def require(self) -> None:
         super().require()
         find_program("postfix")
         if os.geteuid() != 0:
-            raise Missing("Postfix starts as root only: run the bench as root")
+            raise Missing("Postfix starts only as root. Run the bench as root.")
 
     def deliver_to(self, sink: Sink, folder: Path, mails: int) -> Round:
         with running(folder, sink) as postfix:
@@ -84,10 +84,10 @@ class Postfix(Contender):
 
 
 class PostfixDelivery(Postfix):
-    """All mails are queued before it begins to deliver."""
+    """Postfix that delivers after all mails are queued."""
 
     key = "postfix-delivery"
-    title = "Postfix, delivery of what is queued"
+    title = "Postfix, delivering queued mail"
 
     def deliver_to(self, sink: Sink, folder: Path, mails: int) -> Round:
         with running(folder, sink, delivers=False) as postfix:
@@ -107,7 +107,7 @@ class Instance:
         self._sink = sink
 
     def hand_over(self, mails: int) -> Calls:
-        """By one process, over one connection."""
+        """Hand over mails from one process over one connection."""
         env = {"MAIL_SERVER": "127.0.0.1", "MAIL_PORT": str(self.port)}
         return run_producer(
             python("bench.programs.smtp_client"), Place(self._folder, self._sink, env), mails
@@ -121,7 +121,7 @@ class Instance:
 @contextmanager
 def running(folder: Path, sink: Sink, *, delivers: bool = True) -> Iterator[Instance]:
     port = free_port()
-    folder.chmod(0o755)  # Postfix has accounts of its own, and they look into their folders
+    folder.chmod(0o755)  # for the accounts of Postfix
     for name in ("etc", "spool", "data"):
         (folder / name).mkdir()
     shutil.chown(folder / "data", "postfix")
@@ -137,7 +137,7 @@ def running(folder: Path, sink: Sink, *, delivers: bool = True) -> Iterator[Inst
 
 
 def _configure(folder: Path, port: int, *, delivers: bool) -> None:
-    """Without its queue manager Postfix accepts mail and leaves it in the queue."""
+    """Configure the services; without its queue manager Postfix only accepts and stores."""
     (folder / "etc" / "master.cf").write_text(
         _MASTER.format(port=port, comment="" if delivers else "#")
     )

@@ -1,4 +1,4 @@
-"""The limit: Postfix's `smtp-source`, in C, without a queue, over ten kept connections."""
+"""The ceiling: Postfix's `smtp-source`, in C, without a queue, over ten open connections."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from bench.sink import Sink, find_program
 
 class SmtpSource(Contender):
     key = "smtp-source"
-    title = "the limit: smtp-source -d -s 10"
+    title = "ceiling, no queue: smtp-source -d -s 10"
     share = 1.5
 
     def require(self) -> None:
@@ -26,7 +26,7 @@ class SmtpSource(Contender):
 
 @contextmanager
 def sending(folder: Path, server: str, mails: int) -> Iterator[Program]:
-    """Send as fast as that server takes it."""
+    """Send as fast as that server accepts mail."""
     letter = folder / "mail.eml"
     letter.write_bytes(mail.as_bytes().replace(b"\r\n", b"\n"))
     command = [find_program("smtp-source"), "-d", "-s", "10", "-m", str(mails), "-F", str(letter)]

@@ -1,4 +1,4 @@
-"""Celery with Flask-Mail as the tutorials show it: a task a mail, which sends the mail.
+"""Celery with Flask-Mail as tutorials show it: a task for each mail, which sends the mail.
 
 `python -m bench.programs.celery_flask_mail COUNT` queues, `celery -A
 bench.programs.celery_flask_mail worker` delivers.
@@ -16,7 +16,7 @@ from bench import mail, producer
 app = Flask(__name__)
 app.config.update(MAIL_SERVER=os.environ["MAIL_SERVER"], MAIL_PORT=int(os.environ["MAIL_PORT"]))
 flask_mail = Mail(app)
-# No result backend: the tutorials have one, and are slower with it.
+# No result backend: tutorials have one, which makes them slower.
 celery: Celery[Any] = Celery(app.name, broker=os.environ["BROKER_URL"])
 celery.conf.update(broker_connection_retry_on_startup=True, task_ignore_result=True)
 
@@ -29,7 +29,7 @@ EMAIL = {
 }
 
 
-@celery.task(name="send_async_email")  # the module has another name as a program
+@celery.task(name="send_async_email")  # as a program, the module has another name
 def send_async_email(email: dict[str, Any]) -> None:
     with app.app_context():
         flask_mail.send(Message(**email))

@@ -14,13 +14,13 @@ from bench import mail, producer
 from bench.programs.message import make_message
 from mailer import Mailer
 
-#: Of each mail of `enqueue_many`.
+#: Recipients of each mail of `enqueue_many`.
 RECIPIENTS = 1000
 ITEMS = ["One teapot of blue china, wrapped with care"] * 11
 
 
 def create_app(config: Mapping[str, str] | None = None) -> Flask:
-    """Mailer reads what is not given from the environment."""
+    """Create an application; Mailer reads other keys from the environment."""
     app = Flask(__name__, template_folder=str(Path(__file__).parents[1] / "templates"))
     app.config.from_mapping(config)
     Mailer(app)

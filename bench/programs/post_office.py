@@ -1,6 +1,6 @@
 """django-post_office in a Django of its own: `migrate`, `COUNT` to queue, `deliver`.
 
-It runs in the virtual environment of the peers.
+Run it in the virtual environment of the peers.
 """
 
 import os
@@ -19,7 +19,7 @@ settings.configure(
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": os.environ["DATABASE_FILE"],
-            # As durable as ours and faster than Django's defaults.
+            # As durable as Mailer and faster than Django's defaults.
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
@@ -30,8 +30,8 @@ settings.configure(
     EMAIL_BACKEND="post_office.EmailBackend",
     EMAIL_HOST=os.environ["MAIL_SERVER"],
     EMAIL_PORT=int(os.environ["MAIL_PORT"]),
-    # No row for what was sent: it is faster so. More or fewer threads than its default make no
-    # difference here.
+    # Without a log row for each sent mail, which is faster. Another number of threads than the
+    # default makes no difference here.
     POST_OFFICE={
         "BACKENDS": {"default": "django.core.mail.backends.smtp.EmailBackend"},
         "BATCH_SIZE": int(os.environ["BATCH_SIZE"]),

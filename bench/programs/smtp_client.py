@@ -1,4 +1,4 @@
-"""A web application that hands COUNT mails to a mail server over one kept connection."""
+"""A web application that hands COUNT mails to a mail server over one connection."""
 
 import os
 import smtplib

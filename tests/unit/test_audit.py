@@ -53,7 +53,7 @@ def test_each_lock_is_audited() -> None:
 def test_nothing_is_found() -> None:
     """Without findings the audit passes."""
     assert judge([CLEAN_ANSWER], []) == (
-        ["No vulnerability is known that has no reason to be accepted."],
+        ["No vulnerability is known, except the accepted ones."],
         CLEAN,
     )
 
@@ -67,7 +67,7 @@ def test_a_finding() -> None:
     )
 
     assert lines == [
-        "flask 3.1.0: PYSEC-2026-2: fixed in 3.1.1: call make lock ARGS=--upgrade",
+        "flask 3.1.0: PYSEC-2026-2: fixed in 3.1.1: run make lock ARGS=--upgrade",
         "redis 6.4.0: PYSEC-2026-1: no fix yet",
     ]
     assert code == FOUND
@@ -89,7 +89,7 @@ def test_a_reason_without_a_finding() -> None:
     lines, code = judge([CLEAN_ANSWER], [ENTRY])
 
     assert (
-        "accepted.toml: redis 6.4.0 PYSEC-2026-1 is not found any more: remove the entry" in lines
+        "accepted.toml: redis 6.4.0 PYSEC-2026-1 is no longer found. Remove the entry." in lines
     )
     assert code == FOUND
 
@@ -110,7 +110,7 @@ def test_a_database_that_is_out_of_reach(printed: str) -> None:
 
     assert (
         lines[-1]
-        == "NOT AUDITED: neither pypi.org nor api.osv.dev could tell of 2 packages: flask, redis"
+        == "NOT AUDITED: neither pypi.org nor api.osv.dev answered for 2 packages: flask, redis"
     )
     assert code == UNKNOWN
 

@@ -100,7 +100,7 @@ def test_a_missed_bound_is_a_sentence() -> None:
 
 def test_each_column_is_explained() -> None:
     """A legend below the table explains each column."""
-    legend = report.table(RUN).partition("ratio: Mailer compared")[2]
+    legend = report.table(RUN).partition("ratio: of the two")[2]
 
     assert all(
         f"{column}:" in f"ratio:{legend}"
