@@ -58,10 +58,10 @@ def measure(plan: Plan) -> Iterator[Section]:
             repeats=1,
         )
         grown = {int(depth): rounds for depth, rounds in done.items()}
-        note = f"ratio: this line / the smallest queue; filled with mails of {len(_RECIPIENTS)} recipients"
+        filled = f"filled with mails of {len(_RECIPIENTS)} recipients"
         yield Section(
             f"Growth: {ours.title}",
-            note,
+            f"ratio: this line / the smallest queue; {filled}",
             [figure for kind in _KINDS for figure in kind.figures(ours.key, grown)],
         )
 

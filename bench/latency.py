@@ -157,12 +157,14 @@ class Line:
 
 def one_by_one(line: Line, mails: int) -> Calls:
     """Vary the pauses, so that no mail follows the rhythm of a timer."""
-    return Calls([line.arrive(after=random.uniform(0.02, 0.12)) for _ in range(mails)])  # noqa: S311 -- no secret
+    pauses = [random.uniform(0.02, 0.12) for _ in range(mails)]  # noqa: S311 -- no secret
+    return Calls([line.arrive(after=pause) for pause in pauses])
 
 
 def _found_by_the_sweep(line: Line, mails: int) -> Calls:
     """Queue at any moment between two sweeps, when the worker has stopped looking for more."""
-    return Calls([line.arrive(after=random.uniform(0.2, 1.2), deaf=True) for _ in range(mails)])  # noqa: S311 -- no secret
+    pauses = [random.uniform(0.2, 1.2) for _ in range(mails)]  # noqa: S311 -- no secret
+    return Calls([line.arrive(after=pause, deaf=True) for pause in pauses])
 
 
 def _enqueue(app: Flask) -> float:

@@ -11,8 +11,7 @@ from bench.rounds import tell
 FOLDER = Path(__file__).with_name(".peers")
 LOCK = Path(__file__).with_name("peers.txt")
 
-#: A copy of the lock, made when all of it is installed, so that an unfinished installation is
-#: repeated.
+#: A copy of the lock, made when all of it is installed: without it, the installation is repeated.
 _STAMP = FOLDER / "installed"
 
 

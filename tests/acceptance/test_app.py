@@ -172,7 +172,7 @@ def test_a_nickname_is_a_word(visitor: FlaskClient, nickname: str) -> None:
 def test_the_followed_member_gets_a_mail(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """One mail, with the follower's picture inside and an absolute link to the profile."""
+    """The mail has the follower's picture and an absolute link to the profile."""
     sign_up(visitor, "ada", "ada@example.org")
     sign_up(visitor, "zoë", "zoe@example.org")
 
@@ -288,7 +288,7 @@ def test_the_beginning_of_an_id_shows_nothing(visitor: FlaskClient) -> None:
 def test_three_ways_bring_the_same_mails(
     visitor: FlaskClient, arrives: Callable[[int], list[Received]]
 ) -> None:
-    """All mails of each of the three ways arrive, and the page says so."""
+    """Each of the three ways delivers all its mails, and the page says so."""
     for way in ("request", "thread", "queue"):
         assert visitor.post(RACE, data={"way": way, "count": "5"}).status_code == 302
 
@@ -300,7 +300,7 @@ def test_three_ways_bring_the_same_mails(
 
 
 def test_mails_that_are_not_queued_fail_for_good(config: dict[str, str], app: Flask) -> None:
-    """With the mail server down, mail is lost unless it was queued."""
+    """Only queued mail survives a mail server that is down."""
     visitor = create_app({**config, "MAIL_PORT": "1", "WTF_CSRF_ENABLED": False}).test_client()
     for way in ("request", "thread", "queue"):
         visitor.post(RACE, data={"way": way, "count": "3"})

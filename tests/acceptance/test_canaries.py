@@ -29,7 +29,10 @@ from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, StartWorkers, Worker
 from tests.signing import RSA
 
-CHATTY = f"550 5.1.1 <{PERSON}@example.com> is unknown, see https://relay.example/?to={PERSON}%40example.com\r\n".encode()
+CHATTY = (
+    f"550 5.1.1 <{PERSON}@example.com> is unknown,"
+    f" see https://relay.example/?to={PERSON}%40example.com\r\n"
+).encode()
 
 
 @pytest.fixture
@@ -279,11 +282,11 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_a_setting_that_is_wrong(what: str) -> None:
+@pytest.mark.parametrize("case", WRONG)
+def test_a_setting_that_is_wrong(case: str) -> None:
     """The error names the setting and never quotes its value."""
     with pytest.raises(ConfigurationError) as error:
-        Settings.load(WRONG[what], {}, default_database_url="sqlite://")
+        Settings.load(WRONG[case], {}, default_database_url="sqlite://")
 
     assert heard("".join(traceback.format_exception(error.value)), *SECRETS) == []
 

@@ -57,7 +57,7 @@ def test_its_commands_work(config: dict[str, str], start_worker: StartWorker) ->
 def test_a_black_box_that_it_may_not_read(
     config: dict[str, str], make_app: Callable[..., Flask], start_worker: StartWorker, sink: Sink
 ) -> None:
-    """Without access to its black box, a worker still delivers, retries and expires mail.
+    """A worker without access to its black box delivers, retries and expires mail.
 
     A worker that ran as root leaves such a folder.
     """

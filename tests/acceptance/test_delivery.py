@@ -236,7 +236,7 @@ def test_scheduled_mail_goes_out_without_beat(
 def test_a_worker_that_is_told_to_stop_finishes_its_mail(
     make_app: MakeApp, start_worker: StartWorker, sink: Sink
 ) -> None:
-    """After SIGTERM in the middle of a mail, the mail arrives and is recorded as sent."""
+    """A mail that is being sent at SIGTERM arrives and is recorded as sent."""
     worker = start_worker()
     sink.faults.add(Fault("dot", DELAY, delay=1.0))
 
@@ -253,7 +253,7 @@ def test_a_worker_that_is_told_to_stop_finishes_its_mail(
 def test_a_killed_worker_leaves_only_doubt_behind(
     config: Config, make_app: MakeApp, start_worker: StartWorker, sink: Sink
 ) -> None:
-    """After kill -9 before the relay's reply, the mail is in doubt and sent once more.
+    """A mail without the relay's reply at kill -9 is in doubt and sent once more.
 
     The Message-ID stays the same.
     """

@@ -158,7 +158,7 @@ def test_from_start_to_stop(stack: LocalStack) -> None:
 
 
 def test_after_a_kill_the_next_run_recovers(stack: LocalStack) -> None:
-    """After SIGKILL, the next run cleans up and delivers again."""
+    """The next run after SIGKILL cleans up and delivers again."""
     stack.runner.kill()
     stack.runner.wait()
 

@@ -86,7 +86,7 @@ def open_page(browser: Browser, site: str) -> Iterator[Callable[..., Page]]:
 
 
 def test_a_typed_mail_arrives(open_page: Callable[..., Page], start_worker: StartWorker) -> None:
-    """Without a reload, the page shows that the mail was sent and links to it."""
+    """The page shows without a reload that the mail was sent, and links to it."""
     start_worker()
     page = open_page("/write")
     page.get_by_label("To").fill("ada@example.org")

@@ -32,7 +32,7 @@ class Databases(Protocol):
 
 #: A commit to disk takes some milliseconds, and no test cuts the power. The 64 MB of Docker's
 #: default are too little.
-_MEMORY, _ENOUGH = Path("/dev/shm"), 1_000_000_000  # noqa: S108 -- only a folder of our own in it is used
+_MEMORY, _ENOUGH = Path("/dev/shm"), 1_000_000_000  # noqa: S108 -- for a folder of ours
 
 
 def fast_folder() -> Path | None:

@@ -19,8 +19,7 @@ DEBIAN_FOLDERS = sorted(
     Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name)
 )
 
-#: A test database lives for minutes. It may be lost if the machine crashes, and need not wait for
-#: the disk.
+#: A test database lives for minutes and may be lost in a crash, so that no commit waits for disks.
 SETTINGS = [
     "-c",
     "fsync=off",

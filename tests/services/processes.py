@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Not "fork": a child would inherit the test's open files. Not "spawn": each child would import
-# everything anew.
+# With "fork", a child inherits the test's open files; with "spawn", it imports everything anew.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["mailer", "tests.mails", "tests.shop"])
 
