@@ -31,7 +31,7 @@ BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
 .PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
 
-help: ## List what there is
+help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DEV) ## Set up the virtual environment with all tools of the developers
@@ -60,16 +60,16 @@ coverage: $(DEV) ## Run the tests, and print how much of mailer/ they execute, i
 	$(BIN)/python -m coverage html --quiet
 	$(BIN)/python -m coverage report
 
-bench: $(DEV) ## Measure how fast it is beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
+bench: $(DEV) ## Measure Mailer beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
 	$(BIN)/python -m bench $(ARGS)
 
-chaos: $(DEV) ## Break everything there is to break, for an hour, and print what came of it (ARGS="--help" for parts of it)
+chaos: $(DEV) ## Inject faults into all services for an hour, and print the results (ARGS="--help" for parts of it)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-soak: $(DEV) ## Let mail flow for an hour, with faults, and see that what it takes stays flat (ARGS="--minutes 5" for a look)
+soak: $(DEV) ## Let mail flow for an hour with faults, and check that no resource grows (ARGS="--minutes 5" for less)
 	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
-fuzz: $(TOOLS)/fuzz/installed ## Look for bytes that break what reads or writes mail, ten minutes a target (ARGS="--help" for some)
+fuzz: $(TOOLS)/fuzz/installed ## Fuzz the code that parses and writes mail, ten minutes a target (ARGS="--help" for some)
 	$(TOOLS)/fuzz/bin/python -m tests.fuzz $(ARGS)
 
 check: lint types layers ## Run all checks of the source
