@@ -147,7 +147,7 @@ def _wait_until_decided(site: Site) -> None:
 
 
 class Nemesis:
-    """Causes one fault after the other, and ends it."""
+    """A source of faults, which causes one after the other and ends each."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

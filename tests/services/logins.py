@@ -19,7 +19,7 @@ class LoginSMTP(SMTP):
 
 
 class LoginServer:
-    """Offers these mechanisms; `refusals` replace the check of a login with a reply."""
+    """A server that offers these mechanisms; `refusals` are replies instead of a check."""
 
     def __init__(
         self,

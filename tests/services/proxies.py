@@ -13,7 +13,7 @@ _NAMES = {"relay.internal": "127.0.0.1"}  # a name that only the proxy's DNS kno
 
 
 class ProxyServer(LocalServer):
-    """Connects where its clients ask, and records their requests."""
+    """A proxy that connects where its clients ask, and records their requests."""
 
     def __init__(self, credentials: tuple[str, str] | None = None) -> None:
         super().__init__(_Client)

@@ -16,7 +16,7 @@ TENANT = "00000000-0000-0000-0000-00000000000a"
 
 
 class TokenServer(ThreadingHTTPServer):
-    """Returns "token 1", "token 2" and so on. Its certificate is for localhost."""
+    """A server that returns "token 1", "token 2" and so on, with a certificate for localhost."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         super().__init__(("127.0.0.1", 0), _Request)

@@ -1,4 +1,4 @@
-"""Wait for something to become true, never for time to pass."""
+"""Waiting for a condition to become true, never for time to pass."""
 
 import inspect
 import time
