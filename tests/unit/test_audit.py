@@ -88,9 +88,7 @@ def test_a_reason_without_a_finding() -> None:
     """An entry whose finding is gone fails the audit, so that it is removed."""
     lines, code = judge([CLEAN_ANSWER], [ENTRY])
 
-    assert (
-        "accepted.toml: redis 6.4.0 PYSEC-2026-1 is no longer found. Remove the entry." in lines
-    )
+    assert "accepted.toml: redis 6.4.0 PYSEC-2026-1 is no longer found. Remove the entry." in lines
     assert code == FOUND
 
 
