@@ -165,5 +165,5 @@ def test_the_page_shows_the_run_that_is_kept() -> None:
 
 def test_a_page_without_its_marks_is_refused() -> None:
     """A page without the marks around the table is an error, and is not overwritten."""
-    with pytest.raises(ValueError, match=r"benchmarks\.md: the marks"):
+    with pytest.raises(ValueError, match=r"benchmarks\.md lacks the marks"):
         report.with_table("no marks", RUN)
