@@ -1,6 +1,7 @@
-"""Looking up the mail that an operator means: by its id, the beginning of it, or the number of a delivery.
+"""The lookup of a mail by its id, the beginning of its id, or the number of a delivery.
 
-For `flask mail` only. Ids begin with the time and numbers are counted: a page that took them would show strangers' mail.
+For `flask mail` only. Anybody can guess the beginning of an id, which is a time, and the number of
+a delivery: a page that took them from its visitors would show other people's mail.
 """
 
 import re
@@ -8,25 +9,26 @@ import re
 from mailer.errors import UnknownMail
 from mailer.message import could_be_id
 from mailer.store.callers import ARE_THERE
+from mailer.store.collation import id_by_byte
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-# A collation in which "aa" is a letter after z, as that of Danish, does not find ids by this index:
-# then all are read.
 BEGINS_WITH = """
-SELECT id FROM mailer_message WHERE id >= :beginning AND id < :end {or_by_byte} LIMIT :most
+SELECT id FROM mailer_message
+WHERE {id_by_byte} >= :beginning AND {id_by_byte} < :end
+LIMIT :most
 """
 MAIL_OF = "SELECT mail_id FROM mailer_delivery WHERE id = :id"
 
-#: The fewest characters of an id that stand for it: eight, as the documentation prints it.
+#: The beginning of an id: at least eight characters, as in the documentation.
 _BEGINNING = re.compile(r"[0-9a-f]{8,31}")
-#: As BIGINT takes it. An id begins with a zero until the year 2527, and a number never does.
+#: A number that fits into BIGINT. Unlike an id, until the year 2527, it does not begin with a zero.
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _CANDIDATES = 10
 
 
 def find_mail(transaction: Transaction, given: str) -> str:
-    """Return the id of the one mail that is meant; `UnknownMail` if there is none, or more than one."""
+    """Return the id of the mail that is meant. Raise `UnknownMail` for none, or more than one."""
     if could_be_id(given) and transaction.execute(ARE_THERE, {"mails": packed([given])}):
         return given
     found = sorted(_candidates(transaction, given))
@@ -52,9 +54,10 @@ def unknown(given: object) -> UnknownMail:
 def _candidates(transaction: Transaction, given: str) -> set[str]:
     found: set[str] = set()
     if _BEGINNING.fullmatch(beginning := given.removesuffix("…").removesuffix("...")):
+        statement = BEGINS_WITH.replace("{id_by_byte}", id_by_byte(transaction))
         # "g" comes after all hex digits.
         values = {"beginning": beginning, "end": f"{beginning}g", "most": _CANDIDATES + 1}
-        found.update(mail_id for (mail_id,) in transaction.execute(BEGINS_WITH, values))
+        found.update(mail_id for (mail_id,) in transaction.execute(statement, values))
     if _NUMBER.fullmatch(given):
         found.update(mail_id for (mail_id,) in transaction.execute(MAIL_OF, {"id": int(given)}))
     return found

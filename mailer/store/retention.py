@@ -1,11 +1,12 @@
-"""Retention: records, texts and bytes leave the database when they are old.
+"""Retention: old records, texts and bytes are deleted.
 
 Messages are locked before their deliveries. If two purges deleted deliveries of the same mail at
-once, each would still see the other's, and neither would delete the mail: so the second steps over
-it.
+once, each would still see the other's, and neither would delete the mail: so the second one skips
+the mail.
 """
 
 from mailer.message import id_at
+from mailer.store.collation import id_by_byte
 from mailer.store.database import Database
 from mailer.store.erasing import LOCK_MAILS, delete_unused_blobs, erase
 from mailer.store.sql import packed
@@ -18,7 +19,8 @@ ORDER BY finished_at LIMIT :most
 """
 PURGE = """
 WITH old AS MATERIALIZED (
-    SELECT id FROM mailer_delivery WHERE id {ids} AND COALESCE(finished_at, :before + 1) <= :before {lock})
+    SELECT id FROM mailer_delivery
+    WHERE id {ids} AND COALESCE(finished_at, :before + 1) <= :before {lock})
 DELETE FROM mailer_delivery
 WHERE id IN (SELECT id FROM old)
 RETURNING id
@@ -26,32 +28,35 @@ RETURNING id
 PURGE_MAILS = """
 WITH empty AS MATERIALIZED (
     SELECT id FROM mailer_message
-    WHERE id {mails} AND NOT EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) {lock})
+    WHERE id {mails} AND NOT EXISTS (
+        SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) {lock})
 DELETE FROM mailer_message
 WHERE id IN (SELECT id FROM empty)
 RETURNING id
 """
-# Not NOT EXISTS: for that, PostgreSQL may read all deliveries into a hash table, once for each of
-# these steps.
+# Not NOT EXISTS: for that, PostgreSQL may read all deliveries into a hash table in each step.
 SOME_MAILS = """
-SELECT id, (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id LIMIT 1) IS NULL FROM mailer_message
-WHERE id > :after ORDER BY id LIMIT :most
+SELECT id, (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id LIMIT 1) IS NULL
+FROM mailer_message
+WHERE id > :after
+ORDER BY id LIMIT :most
 """
 SOME_KEPT = """
-SELECT id FROM mailer_message WHERE erased_at IS NULL AND id > :after AND id < :created_before ORDER BY id LIMIT :most
+SELECT id FROM mailer_message
+WHERE erased_at IS NULL AND id > :after AND {id_by_byte} < :created_before
+ORDER BY id LIMIT :most
 """
 SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
 
-# Bytes are spared for so many seconds after their last use: they may be those of a mail on its way
-# in.
+# In seconds: a mail that is being queued may rely on bytes that were used since.
 _BLOB_IS_SPARED = 3600.0
 
 
 class Retention(Database):
-    """The steps of a purge. Each takes `most` rows, and the next goes on where it ended."""
+    """The steps of a purge. Each takes `most` rows, and the next one goes on where it ended."""
 
     def purge_finished(self, before: float, *, most: int) -> int:
-        """Delete deliveries that finished before a time, and mails with their last.
+        """Delete deliveries that finished before a time, and each mail with its last delivery.
 
         Return the number of deliveries.
         """
@@ -70,10 +75,7 @@ class Retention(Database):
         return self._transact(purge)
 
     def purge_orphans(self, *, after: str, most: int) -> str | None:
-        """Delete mails without deliveries.
-
-        Return the last id that was looked at, or None at the end.
-        """
+        """Delete mails without deliveries. Return the last id looked at, or None at the end."""
         with self._look() as transaction:
             looked_at = transaction.execute(SOME_MAILS, {"after": after, "most": most})
         if orphans := [mail_id for mail_id, is_orphan in looked_at if is_orphan]:
@@ -83,12 +85,13 @@ class Retention(Database):
     def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
         """Erase the content of mails that finished before a time.
 
-        Return the last id that was looked at, or None at the end.
+        Return the last id looked at, or None at the end.
         """
         values = {"after": after, "created_before": id_at(before), "most": most}
 
         def erase_some(transaction: Transaction) -> str | None:
-            mails: list[str] = [mail_id for (mail_id,) in transaction.execute(SOME_KEPT, values)]
+            some_kept = SOME_KEPT.replace("{id_by_byte}", id_by_byte(transaction))
+            mails: list[str] = [mail_id for (mail_id,) in transaction.execute(some_kept, values)]
             if mails:
                 transaction.execute(LOCK_MAILS, {"mails": packed(mails)})
                 erase(transaction, mails, now=now, finished_before=before)
@@ -97,10 +100,7 @@ class Retention(Database):
         return self._transact(erase_some)
 
     def purge_blobs(self, now: float, *, after: str, most: int) -> str | None:
-        """Delete bytes that no mail carries.
-
-        Return the last hash that was looked at, or None at the end.
-        """
+        """Delete bytes that no mail carries. Return the last hash looked at, or None at the end."""
         with self._look() as transaction:
             found = transaction.execute(SOME_BLOBS, {"after": after, "most": most})
         if not found:

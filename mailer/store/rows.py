@@ -1,4 +1,4 @@
-"""Rows of the tables, and the values they stand for."""
+"""Rows of the tables, and the values that they are read into."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ _EMPTY = "[]"
 _address = lru_cache(4096)(Address.stored)
 
 #: The fields of a message that have a column of the same name, each with its type. A new field
-#: needs nothing but its place in `Message`, and the column.
+#: needs only its line in `Message`, and the column.
 _FIELDS = {name: hint for name, hint in get_type_hints(Message).items() if name != "attachments"}
 _JSON_READERS: dict[Any, Callable[[str], Any]] = {
     tuple[str, ...]: _strings,
@@ -75,7 +75,7 @@ _WRITERS: dict[Any, Callable[[Any], Any]] = {
     tuple[Address, ...]: lambda addresses: _json([*map(str, addresses)]),
 }
 MESSAGE_COLUMNS = tuple(_FIELDS)
-#: How to select them. JSON is selected as text: most of it is "[]", which nobody has to parse.
+#: These columns in a SELECT. JSON is selected as text: most of it is "[]", which is not parsed.
 MESSAGE_SELECTION = ", ".join(
     f'CAST("{name}" AS text) AS "{name}"' if hint in _JSON_READERS else f'"{name}"'
     for name, hint in _FIELDS.items()
@@ -92,7 +92,7 @@ def message_row(message: Message) -> dict[str, Any]:
 
 
 def message(row: Row, attachments: Sequence[Row]) -> Message:
-    """Return the message of a row with the columns of `MESSAGE_SELECTION`, and perhaps others behind them."""
+    """Return the message of a row that begins with the columns of `MESSAGE_SELECTION`."""
     values = dict(zip(MESSAGE_COLUMNS, row, strict=False))
     for name, read in _TO_READ:
         values[name] = read(values[name])
@@ -103,7 +103,7 @@ def message(row: Row, attachments: Sequence[Row]) -> Message:
 
 
 def keyed(row: Row) -> Keyed:
-    """Return the mail that has a key, from a row of `keys.HAS_KEY`."""
+    """Return the mail with a key, from a row of `keys.HAS_KEY`."""
     mail_id, message_id, digest, key_id = row
     return Keyed(mail_id, message_id, None if digest is None else Fingerprint(digest, key_id))
 
@@ -124,7 +124,7 @@ def attachment_row(
 
 
 def blob_hash(data: bytes, message: Message) -> str:
-    """Return the name of bytes. A sensitive mail has a copy of its own, which is erased with it."""
+    """Return the hash that bytes are stored under. A sensitive mail has a copy of its own."""
     return own_blob_hash(data, message) if message.sensitive else hashlib.sha256(data).hexdigest()
 
 
@@ -136,7 +136,7 @@ def own_blob_hash(data: bytes, message: Message) -> str:
 
 
 def attachment(row: Row, message: Message) -> Attachment:
-    """Return an attachment, from a row of `loading.LOAD_ATTACHMENTS`. Damaged bytes are left out."""
+    """Return an attachment, from a row of `loading.LOAD_ATTACHMENTS`. Leave out damaged bytes."""
     _mail_id, sha256, data, filename, content_type, content_id, disposition, headers = row
     return Attachment.stored(
         filename=filename,
@@ -149,23 +149,23 @@ def attachment(row: Row, message: Message) -> Attachment:
 
 
 def _is_whole(data: bytes, sha256: str, message: Message) -> bool:
-    """Tell whether these are the bytes that were stored, for all mails or as this one's own copy."""
+    """Return whether the bytes have their hash, as shared ones or as this mail's own copy."""
     return blob_hash(data, message) == sha256 or own_blob_hash(data, message) == sha256
 
 
 DELIVERY_COLUMNS = (
-    *(
-        "mail_id",
-        "recipient",
-        "domain",
-        "status",
-        "lane",
-        "on_doubt",
-        "queued_at",
-        "due_at",
-        "expires_at",
-    ),
-    *("size", "attempts", "doubts"),
+    "mail_id",
+    "recipient",
+    "domain",
+    "status",
+    "lane",
+    "on_doubt",
+    "queued_at",
+    "due_at",
+    "expires_at",
+    "size",
+    "attempts",
+    "doubts",
 )
 
 
@@ -189,33 +189,48 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
 
 
 def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
-    """Return the deliveries of a claim, in the order of their due times: the databases return any order."""
-    return [
-        Delivery(
-            id=number,
-            mail_id=mail_id,
-            recipient=recipient,
-            domain=domain,
-            lane=_LANES[lane],
-            attempts=attempts,
-            doubts=doubts,
-            queued_at=queued_at,
-            on_doubt=_ON_DOUBT[on_doubt],
-            token=token,
-            has_waited=due_at > queued_at,
-            expires_at=expires_at,
-            size=size,
-        )
-        for number, mail_id, recipient, domain, lane, attempts, doubts, queued_at, on_doubt, due_at, expires_at, size in sorted(
-            claimed, key=_BY_DUE_TIME
-        )
-    ]
+    """Return the deliveries of a claim, sorted by due time: the databases return any order."""
+    return [_delivery(*row, token=token) for row in sorted(claimed, key=_BY_DUE_TIME)]
 
 
-# Looked up: to call an Enum takes several times as long, and a batch has hundreds of rows.
+def _delivery(
+    number: int,
+    mail_id: str,
+    recipient: str,
+    domain: str,
+    lane: int,
+    attempts: int,
+    doubts: int,
+    queued_at: float,
+    on_doubt: str,
+    due_at: float,
+    expires_at: float | None,
+    size: int | None,
+    *,
+    token: str,
+) -> Delivery:
+    """Return a delivery, from the columns of `sql.DELIVERY_SELECTION`."""
+    return Delivery(
+        id=number,
+        mail_id=mail_id,
+        recipient=recipient,
+        domain=domain,
+        lane=_LANES[lane],
+        attempts=attempts,
+        doubts=doubts,
+        queued_at=queued_at,
+        on_doubt=_ON_DOUBT[on_doubt],
+        token=token,
+        has_waited=due_at > queued_at,
+        expires_at=expires_at,
+        size=size,
+    )
+
+
+# Dictionaries are several times as fast as calls of an Enum, and a batch has hundreds of rows.
 _LANES = {int(lane): lane for lane in Lane}
 _ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
-_BY_DUE_TIME = itemgetter(9, 0)  # of the columns that `queue.CLAIM`, `HELD` and `HEAD` return
+_BY_DUE_TIME = itemgetter(9, 0)  # due_at and id
 
 
 def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> tuple[Any, ...]:
@@ -245,14 +260,14 @@ def attempt_row(delivery_id: int, outcome: Outcome, now: float, relay: str) -> M
 
 
 def storable(words: str) -> str:
-    """Return the words of a relay without what a database refuses: an outcome must be recorded."""
+    """Replace the characters of a reply that a database refuses: an outcome must be recorded."""
     return words.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def mail_statuses(
     heads: Iterable[Row], copies: Iterable[Row], tries: Iterable[Row]
 ) -> dict[str, MailStatus]:
-    """Return mails by id, from rows of `mails.HEADS`, `COPIES` and `TRIES`."""
+    """Return the status of mails by id, from rows of `mails.HEADS`, `COPIES` and `TRIES`."""
     history: dict[int, list[Attempt]] = defaultdict(list)
     for delivery_id, *attempt in tries:
         history[delivery_id].append(_attempt(*attempt))
@@ -279,14 +294,13 @@ def mail_statuses(
 
 def event(row: Row, kind: EventKind, now: float) -> Event:
     """Return an event, from a row of `moves.EVENTS`."""
-    number, mail_id, message_id, recipient, status, lane, attempts, reply, relay, tags, metadata = (
-        row
-    )
+    delivery_id, mail_id, message_id, recipient, status, lane, attempts, *said = row
+    reply, relay, tags, metadata = said
     return Event(
         kind=kind,
         at=when(now),
         mail_id=mail_id,
-        delivery_id=number,
+        delivery_id=delivery_id,
         message_id=message_id,
         recipient=recipient,
         status=Status(status),
@@ -300,7 +314,7 @@ def event(row: Row, kind: EventKind, now: float) -> Event:
 
 
 def pause(row: Row) -> tuple[str, Pause]:
-    """Return a pause with its name, from a row of `pauses.PAUSES`."""
+    """Return the key of a pause and the pause, from a row of `pauses.PAUSES`."""
     key, until, failures, reason, since = row
     return key, Pause(until=until, failures=failures, reason=reason, since=when(since))
 

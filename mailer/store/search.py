@@ -1,16 +1,18 @@
-"""Searching mails, page by page, the newest first."""
+"""The search for mails, page by page, the newest first."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from mailer.message import Status, could_be_id, id_at
+from mailer.store.collation import id_by_byte
 from mailer.store.mails import Mails
 
-# Mails are found by their ids, which sort by time: a page begins where the one before it ended.
+# Ids sort by time, so a page begins after the last id of the page before.
 SEARCH = """
 SELECT id FROM mailer_message
-WHERE EXISTS (SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id {and_delivery}) {and_message}
-ORDER BY id DESC LIMIT :most
+WHERE EXISTS (
+    SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id {and_delivery}) {and_message}
+ORDER BY {id_by_byte} DESC LIMIT :most
 """
 _HAS_TAG_SQLITE = "AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)"
 _HAS_TAG_POSTGRESQL = """
@@ -22,13 +24,13 @@ _HAS_SUBJECT = r"AND NOT sensitive AND LOWER(subject) LIKE :subject ESCAPE '\'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """The mails to find: those of which one delivery meets all conditions."""
+    """The conditions of a search. One delivery of a mail has to meet those of deliveries."""
 
     state: Status | None = None
     recipient: str | None = None  #: an address, or a domain after "@"
     relay: str | None = None
     tag: str | None = None
-    subject: str | None = None  #: a part of it, in whatever case
+    subject: str | None = None  #: a part of the subject, in any case
     since: float | None = None
     until: float | None = None
 
@@ -37,29 +39,30 @@ class Search(Mails):
     """The search for mails."""
 
     def find_ids(self, wanted: Filter, *, before: str | None, most: int) -> list[str]:
-        """Return the ids of the newest mails, or of the next ones before the mail with an id."""
+        """Return the ids of the newest mails, or of the newest ones before the mail `before`."""
         if before is not None and not could_be_id(before):
             return []
         self.settle_aside()
         values: dict[str, Any] = {"most": most}
         of_message, of_delivery = self._conditions(wanted, values)
         if before is not None:
-            of_message += " AND id < :before"
+            of_message += " AND {id_by_byte} < :before"
             values["before"] = before
         # Conditions are texts of this file: values from outside are parameters.
-        statement = SEARCH.replace("{and_message}", of_message).replace(
-            "{and_delivery}", of_delivery
-        )
+        statement = SEARCH.replace("{and_message}", of_message)
+        statement = statement.replace("{and_delivery}", of_delivery)
         with self._look() as transaction:
+            statement = statement.replace("{id_by_byte}", id_by_byte(transaction))
             return [mail_id for (mail_id,) in transaction.execute(statement, values)]
 
     def _conditions(self, wanted: Filter, values: dict[str, Any]) -> tuple[str, str]:
+        """Return the conditions of the message and of the delivery. Add their parameters."""
         of_message, of_delivery = [], []
         if wanted.since is not None:
-            of_message.append("AND id >= :since")
+            of_message.append("AND {id_by_byte} >= :since")
             values["since"] = id_at(wanted.since)
         if wanted.until is not None:
-            of_message.append("AND id < :until")
+            of_message.append("AND {id_by_byte} < :until")
             values["until"] = id_at(wanted.until)
         if wanted.tag is not None:
             of_message.append(_HAS_TAG_SQLITE if self._sqlite else _HAS_TAG_POSTGRESQL)
@@ -83,5 +86,5 @@ class Search(Mails):
 
 
 def _literally(text: str) -> str:
-    """Return a text in which no character stands for others in LIKE."""
+    """Escape the characters that stand for others in LIKE."""
     return text.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")

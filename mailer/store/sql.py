@@ -1,7 +1,7 @@
 """SQL for two databases: statements are rendered for SQLite and for PostgreSQL.
 
-Lists, and tables of values, travel as one JSON text: with a parameter for each value a statement
-would be another one, to be compiled anew, for each length.
+Lists and tables of values are passed as one JSON text. With a parameter for each value, each length
+would need a statement of its own, which the database would have to prepare.
 """
 
 import json
@@ -11,22 +11,21 @@ from typing import Any
 
 _TEXTS = ("text", "html", "CAST(alternatives AS text)")
 #: The columns of a delivery that a worker needs.
-_DELIVERY = (
-    *(
-        "id",
-        "mail_id",
-        "recipient",
-        "domain",
-        "lane",
-        "attempts",
-        "doubts",
-        "queued_at",
-        "on_doubt",
-        "due_at",
-    ),
-    *("expires_at", "size"),
+DELIVERY_SELECTION = (
+    "id",
+    "mail_id",
+    "recipient",
+    "domain",
+    "lane",
+    "attempts",
+    "doubts",
+    "queued_at",
+    "on_doubt",
+    "due_at",
+    "expires_at",
+    "size",
 )
-#: The tables of values, with the types that PostgreSQL wants to know.
+#: The columns of the tables of values, with their types in PostgreSQL.
 _RESULTS = {
     "id": "bigint",
     "token": "text",
@@ -38,31 +37,33 @@ _RESULTS = {
     "doubts": "smallint",
 }
 _WAITS = {"id": "bigint", "due_at": "float8"}
-#: Of a delivery that is about to move: its mail, if that is sensitive.
-_PRIVATE = "(SELECT id FROM mailer_message WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"
-#: Deliveries that go out by themselves, now or some day.
-_OUTGOING = "(status IN ('queued', 'claimed', 'transmitting') OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"
-#: For how many seconds it has been due: the number of the first of these that are more. What is in
-#: doubt was due long before it is due again.
+#: The id of a delivery's mail if that is sensitive, else NULL.
+_PRIVATE = """(
+    SELECT id FROM mailer_message
+    WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"""
+#: Deliveries that go out by themselves, now or later.
+_OUTGOING = """(
+    status IN ('queued', 'claimed', 'transmitting')
+    OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"""
+#: The seconds for which mail has been due, as bounds of groups.
 AGES = (0, 3600, 86400, 7 * 86400)
+# A doubtful delivery was due when it was queued: its due_at is the time of the next try.
 _SINCE = "CASE WHEN status = 'doubtful' THEN queued_at ELSE due_at END"
 _YOUNGER = " ".join(
     f"WHEN {_SINCE} > :now - {seconds} THEN {number}" for number, seconds in enumerate(AGES)
 )
 _AGE = f"CASE {_YOUNGER} ELSE {len(AGES)} END"
-#: Locks the mail of each delivery that is chosen, and leaves out those of which somebody else has
-#: locked the mail.
+#: Locks the mail of each chosen delivery, and leaves out deliveries whose mail is locked already.
 _UNLESS_LOCKED = """
-CROSS JOIN LATERAL (SELECT 1 FROM mailer_message WHERE id = mailer_delivery.mail_id FOR UPDATE SKIP LOCKED) AS mail
+CROSS JOIN LATERAL (
+    SELECT 1 FROM mailer_message
+    WHERE id = mailer_delivery.mail_id FOR UPDATE SKIP LOCKED) AS mail
 """
-#: Only for collations that sort 'aa' behind 'b' (Danish): PostgreSQL folds the constant, and
-#: elsewhere plans nothing of it.
-_OR_BY_BYTE = """
-UNION SELECT id FROM mailer_message
-WHERE NOT 'aa' < 'b' AND id COLLATE "C" >= :beginning AND id COLLATE "C" < :end
-"""
-#: A person has paused this lane, or everything: nothing of it goes out.
-_PAUSED = "EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"
+
+#: True if a person has paused this lane, or everything.
+_PAUSED = """EXISTS (
+    SELECT 1 FROM mailer_pause
+    WHERE scope = 'all' OR (scope = 'lane' AND key = CAST(:lane AS text)))"""
 
 
 def insert_into(table: str, columns: Iterable[str]) -> str:
@@ -72,14 +73,14 @@ def insert_into(table: str, columns: Iterable[str]) -> str:
 
 
 def packed(values: Iterable[Any]) -> str:
-    """Return a list, or the rows of a table, as one parameter."""
+    """Return a list, or the rows of a table of values, as one parameter."""
     return json.dumps(list(values))
 
 
 def render_sql(statement: str, *, sqlite: bool) -> str:
-    """Return a statement, whose parameters are `:name`, in the dialect of a database and its driver."""
-    words = statement.format(
-        delivery=", ".join(_DELIVERY),
+    """Return a statement, whose parameters are `:name`, for a database and its driver."""
+    rendered = statement.format(
+        delivery=", ".join(DELIVERY_SELECTION),
         lock="" if sqlite else "FOR UPDATE SKIP LOCKED",
         skip="" if sqlite else "FOR NO KEY UPDATE SKIP LOCKED",
         wait="" if sqlite else "FOR NO KEY UPDATE",
@@ -88,17 +89,16 @@ def render_sql(statement: str, *, sqlite: bool) -> str:
         private=_PRIVATE,
         indexed="INDEXED BY mailer_message_private" if sqlite else "",
         paused=_PAUSED,
-        # SQLite would ask anew for every row that is due; PostgreSQL plans worse with a limit that
-        # it does not know.
+        # In WHERE, SQLite would evaluate it for each due row. In LIMIT, PostgreSQL would not know
+        # the number, and plan worse.
         unless_paused="" if sqlite else f"AND NOT {_PAUSED}",
         most_unless_paused=f"CASE WHEN {_PAUSED} THEN 0 ELSE :most END" if sqlite else ":most",
-        # SQLite counts the letters of a text: none has more than four octets.
+        # SQLite counts the letters of a text. A letter has four octets at most.
         octets_of_text=" + ".join(
             f"COALESCE({'4 * length' if sqlite else 'octet_length'}({text}), 0)" for text in _TEXTS
         ),
         octets_of_file="length(data)" if sqlite else "octet_length(data)",
         outgoing=_OUTGOING,
-        or_by_byte="" if sqlite else _OR_BY_BYTE,
         age=_AGE,
         ids=_list("ids", "bigint", sqlite=sqlite),
         mails=_list("mails", "text", sqlite=sqlite),
@@ -109,14 +109,19 @@ def render_sql(statement: str, *, sqlite: bool) -> str:
         among_results=_among("results", sqlite=sqlite),
         among_waits=_among("waits", sqlite=sqlite),
     )
-    return words if sqlite else re.sub(r":(\w+)", r"%(\1)s", words)
+    return rendered if sqlite else re.sub(r":(\w+)", r"%(\1)s", rendered)
 
 
 def _list(name: str, kind: str, *, sqlite: bool) -> str:
-    """PostgreSQL is told that it is a list: to any other source of values it might join the whole table."""
+    """Return the condition that a column is in a list.
+
+    For PostgreSQL it is an array: with any other source of values, the planner may read the whole
+    table to join it.
+    """
     if sqlite:
         return f"IN (SELECT value FROM json_each(:{name}))"
-    return f"= ANY (ARRAY (SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST(:{name} AS json))))"
+    values = f"SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST(:{name} AS json))"
+    return f"= ANY (ARRAY ({values}))"
 
 
 def _table(name: str, columns: Mapping[str, str], *, sqlite: bool) -> str:
@@ -135,7 +140,7 @@ def _table(name: str, columns: Mapping[str, str], *, sqlite: bool) -> str:
 
 
 def _among(name: str, *, sqlite: bool) -> str:
-    """The deliveries that a table of values names; for PostgreSQL by a list of their ids, as above."""
+    """Return the condition that a delivery is in a table of values, which is joined to it."""
     joined = f"mailer_delivery.id = {name}.id"
     if sqlite:
         return joined

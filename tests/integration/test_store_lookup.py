@@ -1,16 +1,13 @@
 """Looking up a mail by its id, the beginning of its id, or a delivery's number."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine, make_url
 
 from mailer import Mailer, Receipt, Status, UnknownMail
 from mailer.schema import metadata
-from mailer.store import Store
+from mailer.store import Filter
 from tests.integration.test_cli import failure, run_in
 from tests.integration.test_store_claims import plan_of
 from tests.mails import a_message, insert, table
@@ -162,27 +159,23 @@ def test_a_beginning_is_looked_up_in_the_index(mails: Flask) -> None:
     assert 'COLLATE "C"' not in plan
 
 
-def test_a_collation_with_other_letters(postgres_url: str) -> None:
-    """A beginning is found in a database whose collation sorts "aa" after "z"."""
-    with _danish_database(postgres_url) as url:
-        store = Store(url)
-        store.migrate()
-        insert(store, message=a_message(id=ONE))
-        assert [store.find_mail(ONE[:length]) for length in (28, 29)] == [ONE, ONE]
-        store.engine.dispose()
+def test_a_page_of_a_search_is_read_from_the_index(mails: Flask) -> None:
+    """A page of a search begins where the page before it ended, and nothing is sorted for it."""
+    store = store_of(mails)
+    with store.together():
+        for _ in range(1000):
+            insert(store)
+    with store.engine.connect() as connection:
+        connection.exec_driver_sql("ANALYZE")
+        connection.commit()
+    plan = plan_of(
+        store, lambda store: store.find_ids(Filter(), before=OTHER, most=10), table="mailer_message"
+    )
 
-
-@contextmanager
-def _danish_database(url: str) -> Iterator[str]:
-    name = f"{make_url(url).database}_danish"
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(
-            f"CREATE DATABASE {name} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'da' LOCALE"
-            " 'C'"
-        )
-        try:
-            yield make_url(url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            connection.exec_driver_sql(f"DROP DATABASE {name}")
-    engine.dispose()
+    assert (
+        "mailer_message USING COVERING INDEX sqlite_autoindex_mailer_message_1 (id<?)" in plan
+        or "Backward using mailer_message_pkey on mailer_message" in plan
+    )
+    assert "SCAN mailer_message" not in plan
+    assert "ORDER BY" not in plan
+    assert "Sort" not in plan
