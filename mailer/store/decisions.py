@@ -1,4 +1,4 @@
-"""The decisions of a person: cancel, retry, resolve, hold."""
+"""The decisions of a person: to cancel mail, to retry, resolve or hold it."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,25 +6,24 @@ from mailer.message import HELD, TRANSITIONS, Lane, Status, could_be_id
 from mailer.message.events import EventKind
 from mailer.store import outlook
 from mailer.store.erasing import LOCK_MAILS
-from mailer.store.moves import MOVED_AT_ONCE, Moves
+from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, Moves
 from mailer.store.outlook import Outlook
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-_EVENTS = {
-    Status.SENT: EventKind.SENT,
-    Status.FAILED: EventKind.FAILED,
-    Status.CANCELLED: EventKind.CANCELLED,
-}
-
 SETTLE = """
 WITH resting AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE mail_id = :mail_id AND status {leaving} AND id = COALESCE(CAST(:delivery_id AS bigint), id)
-        AND (:to <> 'queued' OR EXISTS (SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
+    WHERE mail_id = :mail_id AND status {leaving}
+        AND id = COALESCE(CAST(:delivery_id AS bigint), id)
+        AND (:to <> 'queued' OR EXISTS (
+            SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
     ORDER BY id {wait})
 UPDATE mailer_delivery
-SET status = :to, due_at = :due_at, finished_at = :finished_at, token = NULL,
+SET status = :to,
+    due_at = :due_at,
+    finished_at = :finished_at,
+    token = NULL,
     attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,
     queued_at = CASE WHEN :to = 'queued' THEN :now ELSE queued_at END
 WHERE id IN (SELECT id FROM resting)
@@ -48,7 +47,8 @@ RETURNING id
 HOLD = """
 WITH doubtful AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'doubtful' AND due_at IS NOT NULL AND lane = :lane AND queued_at < :before ORDER BY id {wait})
+    WHERE status = 'doubtful' AND due_at IS NOT NULL AND lane = :lane AND queued_at < :before
+    ORDER BY id {wait})
 UPDATE mailer_delivery SET due_at = NULL
 WHERE id IN (SELECT id FROM doubtful)
 RETURNING id
@@ -83,27 +83,27 @@ class Decisions(Moves):
         }
 
         def settle(transaction: Transaction) -> set[int]:
-            # Locked, so that it is not erased while it is queued again.
+            # Locked, so that the mail is not erased while it is queued again.
             transaction.execute(LOCK_MAILS, {"mails": packed([mail_id])})
-            kind = _EVENTS.get(to)
-            return self._finish(transaction, SETTLE, values, mails=[mail_id], kinds=kind, now=now)
+            kind = EVENT_OF.get(to)
+            return self._finish(transaction, SETTLE, values, mails=[mail_id], kinds=kind)
 
         return self._transact(settle)
 
     def cancel_if_due_before(
         self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)
     ) -> Iterator[set[int]]:
-        """queued -> cancelled: deliveries that are due before a time, step by step."""
+        """Cancel deliveries that are due before a time, step by step: queued -> cancelled."""
         for lane in lanes:
             values = {"lane": lane, "before": before, "now": now, "most": MOVED_AT_ONCE}
             kind = EventKind.CANCELLED
-            yield from self._finish_in_steps(DUE_BEFORE, CANCEL, values, kind=kind, now=now)
+            yield from self._finish_in_steps(DUE_BEFORE, CANCEL, values, kind=kind)
 
     def hold_if_due_before(self, before: float, *, lanes: Iterable[Lane] = tuple(Lane)) -> set[int]:
-        """Let doubtful deliveries that were due before a time wait for a person, instead of sending them again."""
+        """Let doubtful deliveries that were due before a time wait for a person."""
         return set().union(*(self._move(HOLD, lane=lane, before=before) for lane in lanes))
 
     def outlook(self, *, now: float, most: int) -> Outlook:
-        """Return the mail that would go out by itself, with the `most` largest domains, and so many first mails."""
+        """Return the mail that will go out by itself: see `outlook.look`."""
         with self._read() as transaction:
             return outlook.look(transaction, now=now, most=most)

@@ -1,18 +1,21 @@
 """The outlet of changes: every move of a delivery passes through `Moves`.
 
-A move is one statement, guarded by the state it leaves, that returns the ids which moved. In the
-same transaction, what a sensitive mail said is erased with its last delivery, and the events are
-noted for those who listen. They are published after the commit, when the connection is back in its
-pool.
+A move is one statement, guarded by the state it leaves, that returns the ids of the rows it moved.
+In the same transaction, a sensitive mail is erased with its last delivery, and the events are
+collected if anybody listens. They are published after the commit, when the connection is back in
+its pool.
 
-Locks are taken in one order: messages before deliveries before bytes, each by id, in every
-transaction that waits for them. A statement that steps over locked rows waits for nobody.
+Locks are taken in one order: messages before deliveries before bytes, each by id. A statement that
+skips locked rows needs no order. Neither does a move that is guarded by the token of a claim:
+others wait for its rows only if these are doubtful, and `_transact` repeats the transaction that
+PostgreSQL undoes after a deadlock.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from mailer.message import Status
 from mailer.message.events import Event, EventKind
 from mailer.message.ports import Outlet
 from mailer.store import erasing, rows
@@ -22,17 +25,27 @@ from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
 EVENTS = """
-SELECT mailer_delivery.id, mail_id, message_id, recipient, status, lane, attempts, reply, relay, CAST(tags AS text),
-    CAST(metadata AS text)
-FROM mailer_delivery JOIN mailer_message ON mailer_message.id = mail_id
+SELECT mailer_delivery.id, mail_id, message_id, recipient, status, lane, attempts, reply, relay,
+    CAST(tags AS text), CAST(metadata AS text)
+FROM mailer_delivery
+JOIN mailer_message ON mailer_message.id = mail_id
 WHERE mailer_delivery.id {ids}
 ORDER BY mailer_delivery.id
 """
 
-#: The kind of event of each delivery that moves, or the one of all of them. None: it is not told.
-Kinds = EventKind | Mapping[int, EventKind] | None
+#: The kind of event of each delivery that moves, or one kind for all of them.
+Kinds = EventKind | Mapping[int, EventKind]
 
-#: The deliveries that one transaction moves at most: a million of them hold up nobody.
+#: The event of a move to a state. The other moves have none, or one of their own.
+EVENT_OF = {
+    Status.SENT: EventKind.SENT,
+    Status.FAILED: EventKind.FAILED,
+    Status.DOUBTFUL: EventKind.DOUBTFUL,
+    Status.EXPIRED: EventKind.EXPIRED,
+    Status.CANCELLED: EventKind.CANCELLED,
+}
+
+#: The most deliveries that one transaction moves, so that no lock is held for long.
 MOVED_AT_ONCE = 5000
 
 
@@ -53,13 +66,13 @@ class Moves(Database):
         super().__init__(url, pgbouncer=pgbouncer)
         self._outlet: Outlet = outlet or Nobody()
 
+    # The values of a move have `now` if it finishes deliveries or has an event.
+
     def _move(self, statement: str, *, kind: EventKind | None = None, **values: Any) -> set[int]:
-        """Move deliveries, none of them into a final state."""
-
-        def move(transaction: Transaction) -> set[int]:
-            return self._moved(transaction, statement, values, kinds=kind, now=values.get("now"))
-
-        return self._transact(move)
+        """Move deliveries in a transaction of their own, none of them to a final state."""
+        return self._transact(
+            lambda transaction: self._moved(transaction, statement, values, kinds=kind)
+        )
 
     def _finish(
         self,
@@ -68,14 +81,13 @@ class Moves(Database):
         values: Mapping[str, Any],
         *,
         mails: Collection[str],
-        kinds: Kinds,
-        now: float,
+        kinds: Kinds | None,
     ) -> set[int]:
-        """Move deliveries, perhaps the last ones of these mails. Then erase sensitive content."""
+        """Move deliveries of these mails. Erase the sensitive mails that are finished by that."""
         sensitive = erasing.lock_sensitive(transaction, mails)
-        moved = self._moved(transaction, statement, values, kinds=kinds, now=now)
+        moved = self._moved(transaction, statement, values, kinds=kinds)
         if moved:
-            erasing.erase_sensitive(transaction, sensitive, now=now)
+            erasing.erase_sensitive(transaction, sensitive, now=values["now"])
         return moved
 
     def _finish_in_steps(
@@ -85,12 +97,11 @@ class Moves(Database):
         values: Mapping[str, Any],
         *,
         kind: EventKind,
-        now: float,
         waits: bool = True,
     ) -> Iterator[set[int]]:
         """Finish deliveries, a transaction for each step, until none is left.
 
-        Without `waits`, deliveries of mails that somebody else has locked are left out.
+        Without `waits`, leave out deliveries of sensitive mails that somebody else has locked.
         """
 
         def step(transaction: Transaction) -> set[int] | None:
@@ -101,10 +112,9 @@ class Moves(Database):
             ids = [number for number, mail_id in chosen if mail_id not in busy]
             if not ids:
                 return None
-            given = {**values, "ids": packed(ids)}
-            moved = self._moved(transaction, move, given, kinds=kind, now=now)
+            moved = self._moved(transaction, move, {**values, "ids": packed(ids)}, kinds=kind)
             if moved:
-                erasing.erase_sensitive(transaction, locked, now=now)
+                erasing.erase_sensitive(transaction, locked, now=values["now"])
             return moved if moved or waits else None
 
         while (moved := self._transact(step)) is not None:
@@ -118,13 +128,12 @@ class Moves(Database):
         statement: str,
         values: Mapping[str, Any],
         *,
-        kinds: Kinds,
-        now: float | None,
+        kinds: Kinds | None,
     ) -> set[int]:
-        """Execute a move. Return the ids of the deliveries that moved."""
+        """Execute a move and collect its events. Return the ids of the deliveries that moved."""
         moved = {number for (number,) in transaction.execute(statement, values)}
-        if moved and kinds is not None and now is not None:
-            self._note(transaction, moved, kinds, now)
+        if moved and kinds is not None:
+            self._note(transaction, moved, kinds, values["now"])
         return moved
 
     def _note(
@@ -134,7 +143,7 @@ class Moves(Database):
         kinds: Kinds,
         now: float,
     ) -> None:
-        """Note the events of a move, as far as somebody listens.
+        """Collect the events of a move to which anybody listens.
 
         A reliable outlet would write its rows here, in the same transaction.
         """
@@ -149,5 +158,5 @@ class Moves(Database):
             transaction.events += [rows.event(row, told[row[0]], now) for row in found]
 
     def _publish(self, events: Sequence[Event]) -> None:
-        with suppress(Exception):  # the change is committed: nobody must believe it failed
+        with suppress(Exception):  # the change is committed, and must not look as if it failed
             self._outlet.publish(events)

@@ -1,12 +1,15 @@
 """The queue: the moves of workers and of the sweep.
 
 Each move of a delivery is one statement, guarded by the state it leaves and by the token of the
-claim. It returns the ids that moved: who comes second moves nothing.
+claim. It returns the ids of the rows it moved: of two at the same time, the second moves nothing.
 
-A statement that takes many rows does so in two steps. The first chooses, guards and locks;
-the second has only ids. With the guard in the second step as well, PostgreSQL would compare every
-row of the queue with every chosen one whenever its statistics are from a time when the queue was
-empty.
+The statistics of PostgreSQL may be from a time when the queue was empty. Two habits keep its
+planner from reading the whole queue then:
+
+- A statement that chooses many rows does so in a WITH, which guards and locks them; the UPDATE has
+  only their ids. With the guard in both, PostgreSQL would compare each chosen row with each one.
+- A statement that is given ids wraps the column of a partial index in COALESCE, so that PostgreSQL
+  finds the rows by their ids and not by that index.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,25 +19,24 @@ from mailer.message import Delivery, Lane, Outcome, Status, Verdict
 from mailer.message.events import EventKind
 from mailer.policy import Move
 from mailer.store import erasing, rows
-from mailer.store.moves import MOVED_AT_ONCE, Moves
+from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, Moves
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
 # --- a worker's statements -----------------------------------------------------------------------
-# States stand in the statements as literals: the partial indexes are found only so.
+# States are literals, not parameters: otherwise, the partial indexes would not be used.
 
 CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now
+        AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
     ORDER BY due_at LIMIT {most_unless_paused} {lock})
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
 WHERE id IN (SELECT id FROM due)
 RETURNING {delivery}
 """
-# COALESCE, here and below, keeps PostgreSQL from scanning all leases, or the whole queue, for a few
-# ids.
 MARK = """
 UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
 WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
@@ -43,20 +45,32 @@ RETURNING id
 # A doubtful delivery keeps its token: if the reply comes after all, its worker may still record it.
 RECORD = """
 UPDATE mailer_delivery
-SET status = results.status, due_at = results.due_at, finished_at = results.finished_at, reply = results.reply, relay = :relay,
-    attempts = mailer_delivery.attempts - results.uncounted, doubts = mailer_delivery.doubts + results.doubts,
-    token = CASE WHEN results.status = 'doubtful' THEN mailer_delivery.token END, lease_until = NULL
+SET status = results.status,
+    due_at = results.due_at,
+    finished_at = results.finished_at,
+    reply = results.reply,
+    relay = :relay,
+    attempts = mailer_delivery.attempts - results.uncounted,
+    doubts = mailer_delivery.doubts + results.doubts,
+    token = CASE WHEN results.status = 'doubtful' THEN mailer_delivery.token END,
+    lease_until = NULL
 FROM {results}
 WHERE {among_results} AND mailer_delivery.token = results.token
-    AND (mailer_delivery.status = 'transmitting' OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
+    AND (mailer_delivery.status = 'transmitting'
+        OR (mailer_delivery.status = 'doubtful' AND results.status <> 'doubtful'))
 RETURNING mailer_delivery.id
 """
 # A delivery is doubtful here if its worker was frozen for too long: only the worker knows that it
 # never began.
 RELEASE = """
 UPDATE mailer_delivery
-SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL,
-    due_at = COALESCE(waits.due_at, CASE WHEN status = 'doubtful' THEN queued_at ELSE mailer_delivery.due_at END),
+SET status = 'queued',
+    attempts = attempts - 1,
+    token = NULL,
+    lease_until = NULL,
+    due_at = COALESCE(
+        waits.due_at,
+        CASE WHEN status = 'doubtful' THEN queued_at ELSE mailer_delivery.due_at END),
     doubts = CASE WHEN status = 'doubtful' THEN doubts - 1 ELSE doubts END,
     reply = CASE WHEN status = 'doubtful' THEN NULL ELSE reply END
 FROM {waits}
@@ -69,13 +83,19 @@ SELECT {delivery} FROM mailer_delivery WHERE lease_until IS NOT NULL AND token =
 UNION ALL
 SELECT {delivery} FROM mailer_delivery WHERE status = 'doubtful' AND token = :token
 """
-# Like RECORD, for a mail that could not be prepared: no relay was told of it.
+# Like RECORD, for a mail that could not be prepared: no relay was asked.
 SET_ASIDE = """
 UPDATE mailer_delivery
-SET status = results.status, due_at = results.due_at, finished_at = results.finished_at, reply = results.reply,
-    attempts = mailer_delivery.attempts - results.uncounted, token = NULL, lease_until = NULL
+SET status = results.status,
+    due_at = results.due_at,
+    finished_at = results.finished_at,
+    reply = results.reply,
+    attempts = mailer_delivery.attempts - results.uncounted,
+    token = NULL,
+    lease_until = NULL
 FROM {results}
-WHERE {among_results} AND mailer_delivery.token = results.token AND mailer_delivery.status = 'claimed'
+WHERE {among_results} AND mailer_delivery.token = results.token
+    AND mailer_delivery.status = 'claimed'
 RETURNING mailer_delivery.id
 """
 INSERT_ATTEMPT = insert_into(
@@ -90,33 +110,43 @@ ORDER BY due_at LIMIT :most
 IS_WAITING = """
 SELECT 1 WHERE EXISTS (
     SELECT 1 FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :until AND due_at > queued_at
-        AND (:domain = '' OR domain = :domain))
+    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :until
+        AND due_at > queued_at AND (:domain = '' OR domain = :domain))
 OR EXISTS (
     SELECT 1 FROM mailer_delivery
     WHERE lease_until IS NOT NULL AND status = 'claimed' AND lane = :lane AND token <> :token
         AND (:domain = '' OR domain = :domain))
 """
+# Rows are locked in the order of `waits`, which is sorted by id. To lock them in a WITH, as others
+# do, would take three times as long, and this moves 5000 at once.
 POSTPONE = """
 UPDATE mailer_delivery SET due_at = waits.due_at
 FROM {waits}
-WHERE {among_waits} AND COALESCE(status, '') = 'queued' AND COALESCE(mailer_delivery.due_at, 0) <= :now
+WHERE {among_waits} AND COALESCE(status, '') = 'queued'
+    AND COALESCE(mailer_delivery.due_at, :now + 1) <= :now
 RETURNING mailer_delivery.id
 """
-# --- the sweep's statements -----------------------------------------------------------------------
-# A process that is frozen in a transaction still holds its rows: the sweep steps over them.
+
+# --- the sweep's statements ----------------------------------------------------------------------
+# A process that is frozen in a transaction still holds its rows, so the sweep skips locked rows.
+
 REQUEUE_LAPSED = """
 WITH lapsed AS MATERIALIZED (
-    SELECT id FROM mailer_delivery WHERE status = 'claimed' AND lease_until <= :now {lock})
-UPDATE mailer_delivery SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL
+    SELECT id FROM mailer_delivery
+    WHERE status = 'claimed' AND lease_until <= :now {lock})
+UPDATE mailer_delivery
+SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL
 WHERE id IN (SELECT id FROM lapsed)
 RETURNING id
 """
 DOUBT_LAPSED = """
 WITH lapsed AS MATERIALIZED (
-    SELECT id FROM mailer_delivery WHERE status = 'transmitting' AND lease_until <= :now {lock})
+    SELECT id FROM mailer_delivery
+    WHERE status = 'transmitting' AND lease_until <= :now {lock})
 UPDATE mailer_delivery
-SET status = 'doubtful', doubts = doubts + 1, lease_until = NULL,
+SET status = 'doubtful',
+    doubts = doubts + 1,
+    lease_until = NULL,
     reply = 'the worker died or lost its connection before the reply was recorded',
     due_at = CASE WHEN on_doubt = 'resend' AND doubts = 0 THEN :resend_at END
 WHERE id IN (SELECT id FROM lapsed)
@@ -125,7 +155,8 @@ RETURNING id
 RESEND = """
 WITH again AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'doubtful' AND due_at <= :now AND NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all') {lock})
+    WHERE status = 'doubtful' AND due_at <= :now
+        AND NOT EXISTS (SELECT 1 FROM mailer_pause WHERE scope = 'all') {lock})
 UPDATE mailer_delivery SET status = 'queued', token = NULL
 WHERE id IN (SELECT id FROM again)
 RETURNING id
@@ -147,7 +178,8 @@ ORDER BY expires_at LIMIT :most
 EXPIRE = """
 WITH overdue AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(expires_at, :now) <= :now {lock})
+    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(expires_at, :now + 1) <= :now
+    {lock})
 UPDATE mailer_delivery
 SET status = 'expired', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM overdue)
@@ -155,7 +187,8 @@ RETURNING id
 """
 IS_DUE = """
 SELECT 1 FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+WHERE status = 'queued' AND lane = :lane AND due_at <= :now
+    AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
 LIMIT {most_unless_paused}
 """
 NEXT_DUE = """
@@ -174,24 +207,14 @@ class Result:
 
     @property
     def event(self) -> EventKind | None:
-        """Return the event of the move.
-
-        A relay that can't be reached defers no mail: that is no try.
-        """
+        """Return the event of the move. A mail is deferred only if a relay was asked."""
         if self.move.to is Status.QUEUED:
             return EventKind.DEFERRED if self.outcome.verdict is Verdict.DEFERRED else None
-        return _EVENTS.get(self.move.to)
-
-
-_EVENTS = {
-    Status.SENT: EventKind.SENT,
-    Status.FAILED: EventKind.FAILED,
-    Status.DOUBTFUL: EventKind.DOUBTFUL,
-}
+        return EVENT_OF.get(self.move.to)
 
 
 class Queue(Moves):
-    """The deliveries that wait, that workers have, and that are in doubt."""
+    """The deliveries that are queued, in the hands of workers, or doubtful."""
 
     # --- a worker's ------------------------------------------------------------------------------
 
@@ -204,7 +227,7 @@ class Queue(Moves):
         lease_until: float,
         lanes: Iterable[Lane] = tuple(Lane),
     ) -> list[Delivery]:
-        """queued -> claimed: the most urgent lane first, in it the longest due."""
+        """Claim due deliveries, the most urgent lane first, the longest due: queued -> claimed."""
 
         def claim(transaction: Transaction) -> list[Delivery]:
             claimed: list[Delivery] = []
@@ -226,43 +249,34 @@ class Queue(Moves):
     def mark_if_claimed(
         self, ids: Collection[int], *, token: str, now: float, lease_until: float
     ) -> set[int]:
-        """claimed -> transmitting, if the lease still holds: from here on a death means doubt."""
+        """Mark deliveries as begun while the lease holds: claimed -> transmitting."""
         return self._move(MARK, ids=packed(ids), token=token, now=now, lease_until=lease_until)
 
     def record_if_transmitting(
         self, results: Iterable[Result], *, now: float, relay: str
     ) -> set[int]:
-        """transmitting -> sent, failed, queued or doubtful.
-
-        A late reply settles a doubtful delivery, too.
-        """
-        return self._record(RECORD, results, {"relay": relay}, now=now, relay=relay)
+        """Record results: transmitting, or doubtful if late -> sent, failed, queued or doubtful."""
+        return self._record(RECORD, results, now=now, relay=relay)
 
     def set_aside_if_claimed(
         self, results: Iterable[Result], *, now: float, relay: str
     ) -> set[int]:
-        """claimed -> queued or failed: mail that could not be prepared, with the reason in its history."""
-        return self._record(SET_ASIDE, results, {}, now=now, relay=relay)
+        """Record why mail could not be prepared: claimed -> queued or failed."""
+        return self._record(SET_ASIDE, results, now=now, relay=relay)
 
     def _record(
-        self,
-        statement: str,
-        results: Iterable[Result],
-        values: Mapping[str, str],
-        *,
-        now: float,
-        relay: str,
+        self, statement: str, results: Iterable[Result], *, now: float, relay: str
     ) -> set[int]:
         results = sorted(results, key=lambda result: result.delivery.id)
         packed_results = packed(
             rows.result_row(one.delivery, one.outcome, one.move, now) for one in results
         )
+        values = {"results": packed_results, "relay": relay, "now": now}
         mails = {result.delivery.mail_id for result in results}
         kinds = {one.delivery.id: kind for one in results if (kind := one.event) is not None}
 
         def record(transaction: Transaction) -> set[int]:
-            given = {"results": packed_results, **values}
-            moved = self._finish(transaction, statement, given, mails=mails, kinds=kinds, now=now)
+            moved = self._finish(transaction, statement, values, mails=mails, kinds=kinds)
             tries = [
                 rows.attempt_row(one.delivery.id, one.outcome, now, relay)
                 for one in results
@@ -275,27 +289,28 @@ class Queue(Moves):
         return self._transact(record)
 
     def release_if_held(self, due_at: Mapping[int, float | None], *, token: str) -> set[int]:
-        """claimed, transmitting or doubtful -> queued, as if never claimed, with a later due time if one is given.
+        """Give back deliveries that were not begun: claimed, transmitting or doubtful -> queued.
 
-        Only the worker knows that it did not begin: the sweep may have called it doubtful meanwhile.
+        They are as before the claim, but for a later due time, if one is given. A delivery is
+        doubtful if its lease was over before its worker could say that it had not begun.
         """
         return self._move(RELEASE, waits=packed(due_at.items()), token=token) if due_at else set()
 
     def postpone_if_queued(self, due_at: Mapping[int, float], *, now: float) -> set[int]:
-        """Give due deliveries a later due time: they wait for their turn at a limit."""
-        return self._move(POSTPONE, waits=packed(due_at.items()), now=now)
+        """Give deliveries that are due a later due time: they wait for a limit, or for a relay."""
+        return self._move(POSTPONE, waits=packed(sorted(due_at.items())), now=now)
 
     def lock_sensitive(self, mail_ids: Collection[str]) -> None:
-        """Lock sensitive mails inside `together()`, before the first of several moves that may be their last."""
+        """Lock sensitive mails before the first of several moves inside `together()`."""
         self._transact(lambda transaction: erasing.lock_sensitive(transaction, mail_ids))
 
     def load_held(self, token: str) -> list[Delivery]:
-        """Return the deliveries that a worker has in its hands, or had before they came into doubt."""
+        """Return the deliveries of a claim: those in a worker's hands, and the doubtful ones."""
         with self._look() as transaction:
             return rows.deliveries(transaction.execute(HELD, {"token": token}), token)
 
     def head(self, lane: Lane, *, now: float, most: int) -> list[Delivery]:
-        """Return the due deliveries of a lane that nobody has claimed, the longest due first."""
+        """Return the first deliveries of a lane that are due, the longest due first."""
         with self._look() as transaction:
             found = transaction.execute(HEAD, {"lane": lane, "now": now, "most": most})
         return rows.deliveries(found, token="")
@@ -303,9 +318,9 @@ class Queue(Moves):
     def is_waiting(
         self, lanes: Iterable[Lane], domain: str, *, now: float, until: float, token: str
     ) -> bool:
-        """Return whether mail of a domain, or of any domain if it is empty, is due again by then.
+        """Return whether mail of a domain is waiting that is due again by the time `until`.
 
-        The deliveries of the worker with this token do not count.
+        An empty domain stands for any domain. Deliveries of the claim `token` do not count.
         """
         values = {"domain": domain, "now": now, "until": until, "token": token}
         with self._look() as transaction:
@@ -314,26 +329,25 @@ class Queue(Moves):
     # --- the sweep's -----------------------------------------------------------------------------
 
     def requeue_lapsed_claims(self, now: float) -> set[int]:
-        """claimed -> queued: their worker is gone, and never began."""
+        """Requeue deliveries whose worker is gone, and has not begun them: claimed -> queued."""
         return self._move(REQUEUE_LAPSED, now=now)
 
     def doubt_lapsed_transmissions(self, now: float, *, resend_at: float) -> set[int]:
-        """transmitting -> doubtful: their worker is gone, and nobody knows how far it came."""
+        """Doubt deliveries whose worker is gone since it began them: transmitting -> doubtful."""
         return self._move(DOUBT_LAPSED, kind=EventKind.DOUBTFUL, now=now, resend_at=resend_at)
 
     def resend_doubtful(self, now: float) -> set[int]:
-        """doubtful -> queued, where the mail wants it and the time has come."""
+        """Requeue doubtful deliveries that are to be sent again by now: doubtful -> queued."""
         return self._move(RESEND, now=now)
 
     def expire_overdue(self, now: float) -> set[int]:
-        """queued -> expired: too late to be of use. Step by step, so that a million hold up nobody."""
+        """Expire deliveries after their `expires_at`, step by step: queued -> expired."""
         values = {"now": now, "most": MOVED_AT_ONCE}
         kind = EventKind.EXPIRED
-        steps = self._finish_in_steps(OVERDUE, EXPIRE, values, kind=kind, now=now, waits=False)
-        return set().union(*steps)
+        return set().union(*self._finish_in_steps(OVERDUE, EXPIRE, values, kind=kind, waits=False))
 
     def recall_queued(self, now: float, *, was: float) -> int:
-        """Make deliveries due again that were due before the clock was set back.
+        """Make deliveries due now that were due by `was`, before the clock was set back.
 
         Return the number of deliveries.
         """
@@ -344,14 +358,14 @@ class Queue(Moves):
         return recalled
 
     def is_due(self, now: float) -> bool:
-        """Return whether there is anything to claim."""
+        """Return whether a claim would find anything."""
         with self._look() as transaction:
             return any(
                 transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane
             )
 
     def next_due(self, now: float, *, before: float) -> float | None:
-        """Return when the next delivery gets due. Return None if that is not before a time."""
+        """Return when the next delivery gets due. Return None if none does by the time `before`."""
         values = {"now": now, "before": before}
         with self._look() as transaction:
             found = [transaction.execute(NEXT_DUE, {"lane": lane, **values}) for lane in Lane]

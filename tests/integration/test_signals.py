@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -121,6 +122,14 @@ def test_a_mail_that_is_cancelled_or_expires(shop: Flask, heard: list[Event]) ->
         EventKind.EXPIRED,
     ]
     assert [event.mail_id for event in heard] == [cancelled.id] * 2 + [expired.id] * 2
+
+
+def test_an_expiry_by_hand(shop: Flask, heard: list[Event]) -> None:
+    """A mail that is moved to `expired` by hand has the event of an expired mail."""
+    receipt = send()
+    store_of(shop).settle_if_resting(receipt.id, Status.EXPIRED, now=time.time())
+
+    assert kinds(heard, shop) == [EventKind.QUEUED, EventKind.EXPIRED]
 
 
 # --- only what is committed ---------------------------------------------------------------------

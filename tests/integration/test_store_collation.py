@@ -36,7 +36,7 @@ def store(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[Store]:
 
 
 def test_the_order_is_another_one(store: Store) -> None:
-    """The database itself would sort the ids otherwise."""
+    """The database of these tests sorts ids in another order than that of their bytes."""
     with store.engine.connect() as connection:
         found = connection.scalars(text("SELECT id FROM mailer_message ORDER BY id")).all()
 
@@ -45,7 +45,7 @@ def test_the_order_is_another_one(store: Store) -> None:
 
 
 def test_a_mail_is_found_by_the_beginning_of_its_id(store: Store) -> None:
-    """The beginning may end between two letters that are one in this collation."""
+    """A mail is found also if the beginning ends between two letters that the collation joins."""
     mail_id = "019aa019dd0000000000000000000000"
     insert(store, message=a_message(id=mail_id))
 
@@ -55,7 +55,7 @@ def test_a_mail_is_found_by_the_beginning_of_its_id(store: Store) -> None:
 
 
 def test_a_search_has_the_newest_first(store: Store) -> None:
-    """Page after page, and between two times."""
+    """A search has the newest mails first, page after page and between two times."""
     newest = IDS[::-1]
 
     assert store.find_ids(Filter(), before=None, most=10) == newest

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import Connection, func, select, text
 
 from mailer import schema
 from mailer.message import Status
 from mailer.store import Store
-from tests.mails import LATER, NOW, a_message, claim, emptied, insert, mark, record, table
+from tests.mails import LATER, NOW, a_message, bring, claim, emptied, insert, mark, record, table
 from tests.services.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("shared_store", ["postgresql"], indirect=True)
@@ -99,6 +99,57 @@ def test_sensitive_mails_that_end_in_all_ways_at_once(store: Store) -> None:
 
     assert table(store) == {}
     assert count(store, "message") == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "move"),
+    [
+        pytest.param(
+            Status.QUEUED,
+            lambda store, ids: store.postpone_if_queued(
+                dict.fromkeys(sorted(ids, reverse=True), LATER), now=NOW
+            ),
+            id="postpone",
+        ),
+        pytest.param(
+            Status.QUEUED,
+            lambda store, _ids: next(store.cancel_if_due_before(LATER, now=NOW)),
+            id="cancel",
+        ),
+        pytest.param(
+            Status.DOUBTFUL, lambda store, _ids: store.hold_if_due_before(LATER), id="hold"
+        ),
+    ],
+)
+def test_rows_are_locked_in_the_order_of_their_ids(
+    store: Store, state: Status, move: Callable[[Store, list[int]], set[int]]
+) -> None:
+    """A move that waits for its first row has locked no other row: so two moves can't deadlock."""
+    ids = sorted(bring(store, state).id for _ in range(5))
+    others = text("SELECT id FROM mailer_delivery WHERE id <> :id FOR UPDATE SKIP LOCKED")
+    with store.engine.connect() as holder, ThreadPoolExecutor(1) as threads:
+        holder.execute(
+            text("SELECT 1 FROM mailer_delivery WHERE id = :id FOR UPDATE"), {"id": ids[0]}
+        )
+        moved = threads.submit(move, store, ids)
+        with store.engine.connect() as witness:
+            wait_until(lambda: somebody_waits(witness))
+            free = sorted(witness.scalars(others, {"id": ids[0]}))
+        holder.rollback()
+
+        assert free == ids[1:]
+        assert sorted(moved.result(20)) == ids
+
+
+def somebody_waits(connection: Connection) -> bool:
+    """Return whether a session of this database waits for a lock."""
+    waiting = """
+        SELECT 1 FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+    """
+    found = connection.scalar(text(waiting))
+    connection.rollback()  # the numbers are those of the beginning of a transaction
+    return found is not None
 
 
 def test_the_sweep_steps_over_a_sensitive_mail_that_is_held(store: Store) -> None:
