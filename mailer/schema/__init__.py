@@ -126,12 +126,7 @@ delivery = Table(
     "mailer_delivery",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
-    Column(
-        "mail_id",
-        ForeignKey(message.c.id, ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
+    Column("mail_id", ForeignKey(message.c.id, ondelete="CASCADE"), nullable=False, index=True),
     Column("recipient", Text, nullable=False),
     Column("domain", Text, nullable=False),
     Column("status", Text, nullable=False),
@@ -151,21 +146,19 @@ delivery = Table(
     CheckConstraint(_one_of("status", Status), name="mailer_delivery_status_is_known"),
     CheckConstraint(_one_of("on_doubt", OnDoubt), name="mailer_delivery_on_doubt_is_known"),
     CheckConstraint(
-        f"lane BETWEEN {min(Lane):d} AND {max(Lane):d}",
-        name="mailer_delivery_lane_is_known",
+        f"lane BETWEEN {min(Lane):d} AND {max(Lane):d}", name="mailer_delivery_lane_is_known"
     ),
     CheckConstraint(
         f"(finished_at IS NOT NULL) = ({_one_of('status', sorted(FINAL))})",
         name="mailer_delivery_finished_if_and_only_if_final",
     ),
     CheckConstraint(
-        "(token IS NOT NULL AND lease_until IS NOT NULL) OR status NOT IN ('claimed',"
-        " 'transmitting')",
+        "(token IS NOT NULL AND lease_until IS NOT NULL)"
+        " OR status NOT IN ('claimed', 'transmitting')",
         name="mailer_delivery_held_by_somebody",
     ),
     CheckConstraint(
-        "due_at IS NOT NULL OR status <> 'queued'",
-        name="mailer_delivery_queued_is_due_some_day",
+        "due_at IS NOT NULL OR status <> 'queued'", name="mailer_delivery_queued_is_due_some_day"
     ),
 )
 
@@ -176,10 +169,7 @@ attempt = Table(
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
     Column(
-        "delivery_id",
-        ForeignKey(delivery.c.id, ondelete="CASCADE"),
-        nullable=False,
-        index=True,
+        "delivery_id", ForeignKey(delivery.c.id, ondelete="CASCADE"), nullable=False, index=True
     ),
     Column("at", _Time, nullable=False),
     Column("verdict", Text, nullable=False),
@@ -188,7 +178,7 @@ attempt = Table(
     Column("relay", Text, nullable=False),
 )
 
-#: The periodic tasks of the installation: the process that moves the date runs the task.
+#: The periodic tasks of the installation: the process that moves `due_at` runs the task.
 chore = Table(
     "mailer_chore",
     metadata,
@@ -197,7 +187,7 @@ chore = Table(
 )
 
 
-#: Paused relays, lanes and deliveries.
+#: The pauses of relays, of lanes and of everything.
 pause = Table(
     "mailer_pause",
     metadata,
@@ -220,7 +210,7 @@ home = Table(
     CheckConstraint("id = 1", name="mailer_home_is_one"),
 )
 
-#: A row per worker process, renewed every few seconds: enqueuing code looks for them.
+#: A row for each worker, renewed every few seconds. Those who queue mail look for them.
 worker = Table(
     "mailer_worker",
     metadata,

@@ -12,9 +12,8 @@ POSTGRESQL_MARK = "mailer_was_here"
 
 CURE = (
     " Restore them from a backup, the mail in them is gone; 'flask mail migrate --new-tables' makes"
-    " new, empty ones."
-    " If a migration of the application dropped them, take the drop_table lines out of it first"
-    " (see docs/guide.md)."
+    " new, empty ones. If a migration of the application dropped them, take the drop_table lines"
+    " out of it first (see docs/guide.md)."
 )
 GONE = (
     f"The tables of Mailer are gone: they were in this database, and somebody dropped them.{CURE}"
@@ -33,7 +32,7 @@ class Found:
 
     @property
     def has_vanished(self) -> bool:
-        """True if somebody dropped the tables."""
+        """Return whether somebody dropped the tables."""
         return self.is_marked and self.revision is None
 
     def serves(self, revision: str) -> bool:
@@ -50,7 +49,8 @@ def look(connection: Connection, needed: frozenset[str], version_table: str) -> 
     names = frozenset(inspect(connection).get_table_names())
     if version_table not in names:
         return Found(None, None, needed - names, _is_marked(connection))
-    rows = connection.execute(text(f"SELECT * FROM {version_table}")).mappings().all()  # noqa: S608 -- a constant
+    query = text(f"SELECT * FROM {version_table}")  # noqa: S608 -- a constant
+    rows = connection.execute(query).mappings().all()
     row = rows[0] if rows else {}
     return Found(row.get("version_num"), row.get("readable_from"), needed - names, is_marked=False)
 

@@ -76,7 +76,7 @@ def _sessions(engine: Engine) -> list[str]:
 
 
 def _shown(pid: int, name: str, user: str, state: str | None, age: float | None) -> str:
-    """Describe a session."""
+    """Describe a session to an operator."""
     seen = "" if state is None else f", {state}"
     return f"pid {pid} ({name} of {user}{seen}{'' if age is None else f' for {age:.0f} s'})"
 
@@ -87,6 +87,5 @@ def _advice(sessions: list[str]) -> str:
         return "Nobody has a lock on them any more: run 'flask mail migrate' again."
     return (
         f"They are locked by {', '.join(sessions)}. Wait until that has ended, or end it with"
-        " pg_terminate_backend(pid),"
-        " and run 'flask mail migrate' again."
+        " pg_terminate_backend(pid), and run 'flask mail migrate' again."
     )

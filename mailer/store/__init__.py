@@ -1,7 +1,8 @@
 """The store: every query, in one file for each subject, named by its guard.
 
 A move of a delivery is one statement, guarded by the state it leaves and by the token of the claim.
-It returns the ids that moved, so whoever comes second moves nothing. See `moves.py`.
+It returns the ids of the rows it moved: of two at the same time, the second moves nothing. See
+`moves.py`.
 """
 
 from mailer.store.callers import CallersConnection, connection_of
@@ -26,4 +27,4 @@ __all__ = [
 
 
 class Store(Queue, Pauses, Decisions, Retention, Search, Workers):
-    """The database of one app. Threads share it, and it survives a fork."""
+    """The database of one app. It is safe to share between threads, and to use after a fork."""

@@ -1,8 +1,8 @@
 """Mail that waits for the commit of a transaction in another database.
 
-A database in memory, as tests have it, can't be part of the application's transaction. So a mail
-with `connection=` is kept aside, and is queued when that transaction has been committed. It
-vanishes with a rollback, also with that of the savepoint it was queued in.
+A database in memory, as in tests, can't be part of the application's transaction. So a mail with
+`connection=` is kept aside, and is queued when that transaction has been committed. A rollback
+discards it, also a rollback to a savepoint that was made before it.
 """
 
 import re
@@ -18,11 +18,12 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from mailer.logs import get_logger
 from mailer.message import Envelope, Keyed, Message
 
-#: The place in a connection's `info` where we note the mails that wait for its commit.
+#: The key in a connection's `info` under which the mails wait for its commit.
 _INFO = "mailer-aside"
 
 _SAVEPOINT = re.compile(
-    r"\s*(?P<verb>SAVEPOINT|RELEASE(\s+SAVEPOINT)?|ROLLBACK(\s+(WORK|TRANSACTION))?\s+TO(\s+SAVEPOINT)?)"
+    r"\s*(?P<verb>SAVEPOINT|RELEASE(\s+SAVEPOINT)?"
+    r"|ROLLBACK(\s+(WORK|TRANSACTION))?\s+TO(\s+SAVEPOINT)?)"
     r"""\s+["'`]?(?P<name>\w+)""",
     re.IGNORECASE,
 )
@@ -32,7 +33,7 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Mail:
-    """A mail that waits, and the calls to make once it is queued."""
+    """A mail that waits for a commit, and the calls to make once it is queued."""
 
     queue: Callable[[Message, Envelope], Keyed | None]
     message: Message
@@ -40,10 +41,7 @@ class _Mail:
     calls: list[Callable[[], object]] = field(default_factory=list)
 
     def settle(self) -> None:
-        """Queue the mail.
-
-        The application's transaction has ended well, so nothing is raised into it.
-        """
+        """Queue the mail. Log an error instead of raising it: the application has committed."""
         try:
             earlier = self.queue(self.message, self.envelope)
         except Exception:
@@ -63,7 +61,7 @@ class _Mail:
 
 
 class _Kept:
-    """The mails of one transaction, between the names of the savepoints that were made meanwhile."""
+    """The mails of one transaction, among the names of its savepoints, in the order of both."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
@@ -78,7 +76,7 @@ class _Kept:
         self.entries.clear()
 
     def roll_back_to(self, savepoint: str) -> None:
-        """Forget all that came after the savepoint: everything, if it is older than the first mail."""
+        """Forget the mails after a savepoint. One that is unknown is older than all of them."""
         at = self._last(savepoint)
         del self.entries[0 if at is None else at + 1 :]
 
@@ -109,10 +107,7 @@ class Aside:
         self._all_kept: WeakSet[_Kept] = WeakSet()
 
     def keep(self, connection: Connection, message: Message, envelope: Envelope) -> Keyed | None:
-        """Keep a mail until the commit.
-
-        Return the mail that has its idempotency key, if there is one.
-        """
+        """Keep a mail until the commit, or return the mail that has its idempotency key."""
         if not connection.in_transaction():
             connection.begin()
         kept = self._kept_for(connection)
@@ -130,13 +125,13 @@ class Aside:
     def after_commit(
         self, connection: Connection, mail_id: str, call: Callable[[], object]
     ) -> None:
-        """Call this once the mail is queued."""
+        """Make this call once the mail is queued."""
         for mail in self._kept_for(connection).mails():
             if mail.message.id == mail_id:
                 mail.calls.append(call)
 
     def settle(self) -> None:
-        """Queue the committed mails of connections that are kept, and do nothing since."""
+        """Queue the committed mails of connections that are still open, but idle."""
         for kept in list(self._all_kept):
             if kept.committed and kept.is_over:
                 _settle(kept)
@@ -156,7 +151,7 @@ def _settle(kept: _Kept) -> None:
         mail.settle()
 
 
-# --- events of the caller's transaction ---------------------------------------------------------
+# --- listeners of SQLAlchemy's events -----------------------------------------------------------
 
 
 def _listen(engine: Engine) -> None:
@@ -175,7 +170,7 @@ def _kept_by(connection: Connection | None) -> _Kept | None:
 def _notice_savepoint(
     connection: Connection, _cursor: object, statement: str, *_more: object
 ) -> None:
-    """Follow savepoints by their statements: SQLAlchemy's event does not tell their names."""
+    """Follow savepoints by their statements: SQLAlchemy's own event comes without their names."""
     found = _SAVEPOINT.match(statement)
     if found is None or (kept := _kept_by(connection)) is None:
         return
@@ -194,25 +189,25 @@ def _forget(connection: Connection) -> None:
 
 
 def _keep_committed(connection: Connection) -> None:
-    """SQLAlchemy calls this just before the commit."""
+    """Move the mails to the committed ones. SQLAlchemy calls this just before the commit."""
     if kept := _kept_by(connection):
         kept.commit()
 
 
 def _forget_committed(context: ExceptionContext) -> None:
-    """Forget the calls after any error: the statement that failed may be the commit."""
+    """Forget the committed mails after any error: it may be the commit that failed."""
     if kept := _kept_by(context.connection):
         kept.committed.clear()
 
 
 def _queue_before_next(connection: Connection) -> None:
-    """A new transaction begins, so the one before was committed: queue its mails."""
+    """Queue the committed mails at the beginning of the next transaction."""
     if kept := _kept_by(connection):
         _settle(kept)
 
 
 def _queue_at_return(_driver_connection: object, record: Any) -> None:
-    """Queue the committed mails when the connection goes back to its pool: the others never are."""
+    """Queue the committed mails when the connection goes back to its pool. Discard the others."""
     kept: _Kept | None = record.info.pop(_INFO, None)
     if kept is not None:
         _settle(kept)

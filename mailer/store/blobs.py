@@ -1,11 +1,13 @@
 """The bytes of attachments, stored once however many mails carry them.
 
-On PostgreSQL a mail locks the bytes that it relies on with FOR KEY SHARE, as its foreign key does:
-any number of transactions can, and the purge steps over such rows. New bytes are written in a short
-transaction of our own before the caller's transaction goes on: their row would stay locked until
-the caller commits, and who has the same file would wait for that. A transaction that can't see them
-there (REPEATABLE READ, SERIALIZABLE) gets a copy of its own, and so does a sensitive mail, whose
-bytes are to vanish with it. SQLite has one writer, which is the caller's transaction.
+On PostgreSQL, a mail locks the bytes that it relies on with FOR KEY SHARE, as its foreign key does:
+any number of transactions can, and the purge skips such rows. If the mail is queued in a caller's
+transaction, new bytes are written in a short transaction of our own: in the caller's, their row
+would stay locked until the caller commits, and mails with the same file would wait for it. A caller
+that can't see rows of later transactions (REPEATABLE READ, SERIALIZABLE) gets a copy of its own.
+On SQLite, the one writer is the caller's transaction, so the bytes are written in it.
+
+A sensitive mail always has a copy of its own, which is deleted with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,23 +33,25 @@ INSERT_ATTACHMENT = insert_into(
         "headers",
     ),
 )
-# Bytes that are there are kept: the purge steps over them until this transaction has ended. Any
-# number of transactions can do so.
 KEEP_BLOBS = "SELECT sha256, used_at FROM mailer_blob WHERE sha256 {hashes} ORDER BY sha256 {keep}"
 INSERT_BLOB = """
-INSERT INTO mailer_blob (sha256, used_at, data) VALUES (:sha256, :used_at, :data) ON CONFLICT (sha256) DO NOTHING
+INSERT INTO mailer_blob (sha256, used_at, data)
+VALUES (:sha256, :used_at, :data)
+ON CONFLICT (sha256) DO NOTHING
 """
-# Whoever is ahead has the same date in mind.
+# A row that is locked is skipped: its transaction renews it to about the same time.
 RENEW_BLOBS = """
-WITH mine AS MATERIALIZED (SELECT sha256 FROM mailer_blob WHERE sha256 {hashes} AND used_at < :used_at {skip})
-UPDATE mailer_blob SET used_at = :used_at WHERE sha256 IN (SELECT sha256 FROM mine)
+WITH mine AS MATERIALIZED (
+    SELECT sha256 FROM mailer_blob
+    WHERE sha256 {hashes} AND used_at < :used_at {skip})
+UPDATE mailer_blob SET used_at = :used_at
+WHERE sha256 IN (SELECT sha256 FROM mine)
 """
 
-# After so many seconds the date of the last use is renewed: in good time before the purge goes by
-# it.
+# The time of the last use is renewed if it is older, in seconds. The purge spares twice as much.
 _IS_FRESH = 1800.0
 
-#: Runs something in a short transaction of our own.
+#: A function that does some work in a short transaction of our own.
 InOwnTransaction = Callable[[Callable[[Transaction], None]], None]
 
 log = get_logger(__name__)
@@ -65,7 +69,7 @@ def insert_attachments(
     data = {rows.blob_hash(one.data, message): one.data for one in message.attachments}
     since = message.created_at - _IS_FRESH
     used_at = message.created_at
-    names = dict(zip(data, data, strict=True))  # under which hash each is stored
+    names = {sha256: sha256 for sha256 in data}  # the hash that each is stored under
     stale, missing = _lock_known(transaction, data, since)
 
     def write(own: Transaction | CallersTransaction) -> None:
@@ -102,10 +106,7 @@ def insert_attachments(
 def _lock_known(
     transaction: Transaction | CallersTransaction, data: Mapping[str, bytes], since: float
 ) -> tuple[list[str], list[str]]:
-    """Return which of these bytes were used too long ago, and which are not there.
-
-    Lock those that are.
-    """
+    """Lock the stored ones of these bytes. Return those used too long ago, and the missing ones."""
     used: dict[str, float] = dict(transaction.execute(KEEP_BLOBS, {"hashes": packed(data)}))
     return [one for one in used if used[one] <= since], [one for one in data if one not in used]
 
@@ -116,7 +117,7 @@ def _write(
     stale: list[str],
     used_at: float,
 ) -> None:
-    """Write new bytes in the order of their hashes, or two mails with the same files may deadlock."""
+    """Write new bytes in the order of their hashes, so that two mails can't deadlock."""
     for sha256 in sorted(new):
         transaction.execute(
             INSERT_BLOB, {"sha256": sha256, "used_at": used_at, "data": new[sha256]}

@@ -1,4 +1,4 @@
-"""The caller's own transaction, with our mail in it: a commit queues the mail, a rollback removes it."""
+"""The caller's own transaction with mail in it: a commit queues the mail, a rollback removes it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,14 +18,14 @@ ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
 
 Render = Callable[[str], str]
 
-_INFO = (
-    "mailer"  # the place in a connection's `info` where we note the calls that wait for its commit
-)
-_HAS_FAILED = "25P02"  # PostgreSQL's code for any statement after an error in the same transaction
+#: The key in a connection's `info` under which the calls wait for its commit.
+_INFO = "mailer"
+#: PostgreSQL's code for any statement after an error in the same transaction.
+_HAS_FAILED = "25P02"
 
 
 class HasConnection(Protocol):
-    """A `Session` of SQLAlchemy, or the `db.session` of Flask-SQLAlchemy."""
+    """An object like SQLAlchemy's `Session` or the `db.session` of Flask-SQLAlchemy."""
 
     def connection(self) -> Connection:
         """Return the connection of the session, in a transaction."""
@@ -55,6 +55,7 @@ class CallersTransaction:
 
 
 def connection_of(given: CallersConnection) -> Connection:
+    """Return the connection of a session, or the given one. Refuse one without transactions."""
     ask: object = getattr(given, "connection", None)
     connection = given if isinstance(given, Connection) else ask() if callable(ask) else None
     if not isinstance(connection, Connection):
@@ -82,26 +83,25 @@ def check_leads_to(
     ):
         raise ConfigurationError(
             f"connection: {connection.engine.url!r} does not lead to the tables that Mailer has in"
-            f" {engine.url!r}: set"
-            " MAILER_DATABASE_URL to the database (on PostgreSQL, the schema) of your application,"
-            " or leave connection= out."
+            f" {engine.url!r}: set MAILER_DATABASE_URL to the database (on PostgreSQL, the schema)"
+            " of your application, or leave connection= out."
         )
 
 
 @contextmanager
 def joined(connection: Connection, render: Render) -> Iterator[CallersTransaction]:
-    """Join the caller's transaction in a savepoint, so that a failure of ours does not spoil it."""
+    """Join the caller's transaction with a savepoint, so that an error of ours can be undone."""
     if not connection.in_transaction():
         connection.begin()
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite" and not driver.in_transaction:
-        # Else the savepoint would be the transaction, and its release the commit.
+        # Otherwise, the savepoint would be the transaction, and its release the commit.
         patiently(driver, "BEGIN IMMEDIATE")
     connection.exec_driver_sql("SAVEPOINT mailer")
     try:
         yield CallersTransaction(connection, render)
     except BaseException:
-        with suppress(SQLAlchemyError):  # then there is nothing left to roll back
+        with suppress(SQLAlchemyError):  # the connection may be lost, and the transaction with it
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT mailer")
             connection.exec_driver_sql("RELEASE SAVEPOINT mailer")
         raise
@@ -116,28 +116,27 @@ class _Calls:
     """The calls that wait for the commit of a connection's transaction."""
 
     render: Render
-    by_mail: dict[str, list[Callable[[], object]]] = field(
-        default_factory=dict
-    )  #: if the mail with this id is committed
-    #: In their order, each once, as soon as the commit is done.
+    #: Calls to make if the mail with this id is committed.
+    by_mail: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
+    #: Calls to make as soon as the commit is done: a dict keeps their order, each once.
     committed: dict[Callable[[], object], None] = field(default_factory=dict)
 
 
 def after_commit(
     connection: Connection, mail_id: str, call: Callable[[], object], render: Render
 ) -> None:
-    """Call it once their transaction has been committed with this mail in it, and never if it has not."""
+    """Make a call once the caller's transaction has been committed with this mail in it."""
     if not event.contains(connection.engine, "commit", _look_for_mails):
-        for name, listener in _HOST_LISTENERS.items():
+        for name, listener in _LISTENERS.items():
             event.listen(connection.engine, name, listener)
     calls: _Calls = connection.info.setdefault(_INFO, _Calls(render))
     calls.by_mail.setdefault(mail_id, []).append(call)
 
 
 def _look_for_mails(connection: Connection) -> None:
-    """SQLAlchemy calls this just before the commit.
+    """Find the mails that are about to be committed. SQLAlchemy calls this just before the commit.
 
-    Mails of a savepoint that was rolled back are not there any more.
+    Mails of a savepoint that was rolled back are not found any more.
     """
     calls: _Calls | None = connection.info.get(_INFO)
     if calls is None:
@@ -151,20 +150,18 @@ def _look_for_mails(connection: Connection) -> None:
             if mail_id in committed:
                 calls.committed.update(dict.fromkeys(its_calls))
     except SQLAlchemyError as error:
-        # PostgreSQL answers a commit that comes after this with a rollback, and no driver calls
-        # that an error. Whose transaction had failed before has been told.
+        # After this error, PostgreSQL answers the commit with a rollback, and no driver calls that
+        # an error. So raise it, unless the transaction had failed before, which the caller knows.
         if connection.dialect.name == "postgresql" and sqlstate_of(error) != _HAS_FAILED:
             calls.by_mail.clear()
-            with suppress(
-                Exception
-            ):  # SQLAlchemy takes it for a commit that failed, after which there is nothing to undo
+            with suppress(Exception):  # SQLAlchemy rolls nothing back after a failed commit
                 connection.connection.rollback()
             raise
     calls.by_mail.clear()
 
 
 def _forget_calls(context: ExceptionContext) -> None:
-    """Forget the calls after any error: the statement that failed may be the commit."""
+    """Forget the calls after any error: it may be the commit that failed."""
     if context.connection is not None and not context.connection.invalidated:
         calls: _Calls | None = context.connection.info.get(_INFO)
         if calls is not None:
@@ -172,25 +169,25 @@ def _forget_calls(context: ExceptionContext) -> None:
 
 
 def _call_before_next(connection: Connection) -> None:
-    """Call at the beginning of the next transaction: the one before is over."""
+    """Make the calls at the beginning of the next transaction: the one before is over."""
     _call(connection.info)
 
 
 def _call_at_return(_driver_connection: object, record: Any) -> None:
-    """Call when the connection goes back to its pool: its transaction is over."""
+    """Make the calls when the connection goes back to its pool: its transaction is over."""
     _call(record.info)
 
 
 def _call(info: dict[Any, Any]) -> None:
     calls: _Calls | None = info.pop(_INFO, None)
     for call in calls.committed if calls else ():
-        with suppress(Exception):  # of ours: their transaction has ended well
+        with suppress(Exception):  # the caller has committed, so nothing is raised
             call()
 
 
-# Most connections go back to their pool right after the commit. If one is kept and does nothing
-# more, the sweep finds the mail.
-_HOST_LISTENERS: dict[str, Callable[..., None]] = {
+# Most connections go back to their pool right after the commit. If one stays open and idle, the
+# sweep finds the mail.
+_LISTENERS: dict[str, Callable[..., None]] = {
     "commit": _look_for_mails,
     "handle_error": _forget_calls,
     "begin": _call_before_next,

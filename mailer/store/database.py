@@ -23,15 +23,16 @@ from mailer.store.engines import Turn, make_engine, without_timeouts
 from mailer.store.sql import render_sql
 from mailer.store.transactions import CommitUnanswered, Transaction, Transactions, sqlstate_of
 
-#: The identity of a database, however it was reached; nothing, if nobody else can reach it.
+#: The identity of a database, whatever its URL. No row for a SQLite database in memory.
 WHICH_SQLITE = "SELECT file FROM pragma_database_list WHERE name = 'main' AND file <> ''"
 WHICH_POSTGRESQL = """
-SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(), CAST(to_regclass('mailer_message') AS oid)
+SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(),
+    CAST(to_regclass('mailer_message') AS oid)
 """
 
 T = TypeVar("T")
 
-# A serialization failure and a deadlock.
+# The sqlstates of a serialization failure and of a deadlock.
 _UNDONE_FOR_OTHERS = frozenset({"40001", "40P01"})
 
 log = get_logger(__name__)
@@ -50,12 +51,11 @@ class Database:
         self.is_in_memory = self._sqlite and self._file is None
         self._turn = self._new_turn()
         self._joint = threading.local()
-        self._known_callers: WeakSet[Engine] = WeakSet()  # that lead to the same tables
+        self._known_callers: WeakSet[Engine] = WeakSet()  # engines that lead to the same tables
         self._parents_pools: list[Any] = []
         survive_forks(self)
-        finalize(
-            self, self.engine.dispose
-        ).atexit = False  # at the end of the process nobody waits for it
+        # Nothing is disposed of at the end of the process, which would have to wait for it.
+        finalize(self, self.engine.dispose).atexit = False
 
     # --- its tables ------------------------------------------------------------------------------
 
@@ -66,7 +66,10 @@ class Database:
             schema.migrate(without_timeouts(self.engine), to, new_tables=new_tables)
 
     def check_schema(self) -> None:
-        """Refuse tables that do not fit this code, and a SQLite file of another machine; a new file gets its tables."""
+        """Refuse tables that do not fit this code, and a SQLite file that another machine uses.
+
+        Make the tables in a new SQLite file.
+        """
         notice_fork()
         if self._checked:
             return
@@ -74,7 +77,7 @@ class Database:
             self._check()
 
     def _check(self) -> None:
-        """Check it in a turn of this thread's."""
+        """Check the schema once. This thread has its turn already."""
         if not self._checked:
             self._check_tables()
             self._lock_for_machine(time.time())
@@ -89,9 +92,9 @@ class Database:
             schema.check(found)
 
     def renew_machine_lock(self, now: float) -> None:
-        """A SQLite file is in use here, still.
+        """Mark a SQLite file as still in use on this machine.
 
-        When another machine has taken it over, nothing is done to it any more.
+        Raise `InUseElsewhere`, now and in each later call, if another machine has taken it over.
         """
         if self._file is None:
             return
@@ -112,7 +115,7 @@ class Database:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make one transaction of all that this thread writes inside: one fsync, all of it or nothing."""
+        """Make one transaction, with one fsync, of all that this thread writes in the block."""
         with self._write() as transaction:
             outer, self._joint.transaction = self._joint_transaction, transaction
             try:
@@ -121,10 +124,10 @@ class Database:
                 self._joint.transaction = outer
 
     def _transact(self, work: Callable[[Transaction], T]) -> T:
-        """Do this in one transaction, and once more if PostgreSQL undid it for the sake of others.
+        """Run `work` in one transaction. Repeat it once after a deadlock or serialization failure.
 
-        Inside `together()` it is part of that transaction, which is undone as a whole: then
-        `StoreUnavailable` leaves the block, and whoever wrote it may run it again.
+        Inside `together()`, it is part of that transaction, which is undone as a whole: then
+        `StoreUnavailable` leaves the block, and the caller may run the block again.
         """
         try:
             with self._write() as transaction:
@@ -170,9 +173,10 @@ class Database:
                 yield transaction
 
     def _check_caller(self, caller: Connection) -> None:
-        """Check the tables like `check_schema`, but let the caller write: it may be SQLite's one writer already.
+        """Check the tables like `check_schema`, but write over the caller's connection.
 
-        So it takes no turn: whoever has it may be waiting for that writer.
+        The caller may be SQLite's one writer already. So take no turn: the thread that has it may
+        be waiting for that writer.
         """
         which = WHICH_SQLITE if self._sqlite else WHICH_POSTGRESQL
         with self._transactions.look() as transaction:
@@ -209,14 +213,13 @@ class Database:
                 yield
         except (*_mistakes(driver), *_mistakes(sqlalchemy_errors)) as error:
             if not self._lacks_pgbouncer(error):
-                raise  # ours, which trying again does not mend
+                raise  # a mistake of this code, which a second try does not mend
             raise self._unavailable(error) from error
         except CommitUnanswered as unanswered:
             raise CommitLost(
                 "The database of Mailer (MAILER_DATABASE_URL) went away during the commit: the"
-                " mail may be queued, or the change"
-                " be made, or not. Calls with an idempotency_key can be repeated, and queue one"
-                " mail:"
+                " mail may be queued, or the change be made, or not. Calls with an"
+                " idempotency_key can be repeated, and queue one mail:"
                 f" {_reason(unanswered.__cause__)}"
             ) from unanswered.__cause__
         except (
@@ -244,7 +247,7 @@ class Database:
 
     @contextmanager
     def _noticing_vanished_tables(self) -> Iterator[None]:
-        """Raise `SchemaMismatch` if a table is gone that was there when this process looked."""
+        """Raise `SchemaMismatch` if a table is gone that was there at the check of the schema."""
         try:
             yield
         except (self.engine.dialect.loaded_dbapi.Error, sqlalchemy_errors.DBAPIError) as error:
@@ -259,7 +262,11 @@ class Database:
     # --- forks -----------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Close SQLite: in a child it would take its parent's locks for its own, and write into a log that others delete."""
+        """Close SQLite.
+
+        An open connection in a child would believe that it has its parent's locks, and write to a
+        log that other processes delete.
+        """
         if isinstance(self._turn, Turn):
             self._turn.lock.acquire()
         if self._file is not None:
@@ -270,15 +277,15 @@ class Database:
             self._turn.lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Leave the connections to the parent, and keep them, so that no garbage collector closes them."""
+        """Make new connections. Keep the parent's, so that no garbage collector closes them."""
         self._turn = self._new_turn()
         self._parents_pools.append(self.engine.pool)
         self.engine.dispose(close=False)
         if self.is_in_memory:
-            self._checked = False  # it begins with a new, empty one
+            self._checked = False  # the child begins with a new, empty database
 
     def after_hooked_fork(self) -> None:
-        """Mailer's connections were closed before the fork; the application may have had one of its own to the same file."""
+        """Take over SQLite's locks if the application had a connection of its own to the file."""
         if self._file is not None and sqlite_locks.is_open(self._file):
             self.after_unhooked_fork()
 
@@ -289,7 +296,7 @@ class Database:
         try:
             sqlite_locks.take_over(self._file)
         except FileNotFoundError:
-            return  # there is nothing to lock
+            return  # without a file, there is nothing to lock
         except OSError:
             log.exception(
                 "The locks of %s could not be taken over in a forked process: others may delete"
@@ -299,15 +306,13 @@ class Database:
 
 
 def _reason(error: object) -> str:
-    """Return the database's own words, on one line."""
+    """Return the message of a database's error on one line."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _says_no_table(error: object) -> bool:
-    """Return whether a table of ours is missing; PostgreSQL says it by its sqlstate, SQLite in words."""
-    is_missing = getattr(
-        error, "sqlstate", getattr(error, "pgcode", None)
-    ) == "42P01" or "no such table" in str(error)
+    """Return whether a table of ours is missing."""
+    is_missing = sqlstate_of(error) == "42P01" or "no such table" in str(error)
     return is_missing and "mailer_" in str(error)
 
 

@@ -14,33 +14,32 @@ from mailer.errors import ConfigurationError
 from mailer.private import make_private_file, make_private_folder
 from mailer.settings.database import file_of, may_be_made
 
-# Ten, during which somebody else may write, and two for the turns of all who waited as long.
+# Ten for a transaction of somebody else, and two for the others that wait for its end as well.
 _BUSY_SECONDS = 12.0
-#: Bytes of SQLite's write-ahead log that stay on the disk for the next writers. A long reader makes
-#: it grow far beyond.
+#: The bytes of SQLite's write-ahead log that are kept for the next writers. During a long read the
+#: log grows far beyond.
 WAL_BYTES = 16 * 1024 * 1024
 
 
 class _Patience(threading.local):
-    """The time that a thread waits for those who write."""
+    """The deadline of a thread that waits for other writers."""
 
-    deadline: float | None = None  #: set while it has its turn
+    deadline: float | None = None  #: set while the thread has its turn
 
 
 _patience = _Patience()
 
 
 class Turn:
-    """SQLite has one writer: threads wait for their turn here, which is cheaper than in its busy loop.
+    """The lock of SQLite's one writer in this process, cheaper than SQLite's own busy loop.
 
-    Whoever has the turn waits for other processes only for the rest of the time: see `patiently`.
+    Its wait and the wait for other processes, in `patiently`, have one deadline together.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._outer: float | None = (
-            None  # the deadline of the same thread's turn in another database
-        )
+        #: The deadline of the turn that the same thread has in another database.
+        self._outer: float | None = None
 
     def __enter__(self) -> None:
         deadline = time.monotonic() + _BUSY_SECONDS
@@ -62,7 +61,7 @@ def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
 
 
 def without_timeouts(engine: Engine) -> Engine:
-    """Return an engine for the same database without time limits."""
+    """Return an engine for the same database, without time limits."""
     if engine.dialect.name == "sqlite":
         return engine
     from mailer.store import postgresql  # noqa: PLC0415 -- its driver is an extra
@@ -96,7 +95,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _make_file(file: Path) -> None:
-    """Make the file before SQLite does, which would let everybody read it. Fail as SQLite would."""
+    """Make the file before SQLite does, whose file everybody could read. Fail like SQLite."""
     try:
         make_private_file(file)
     except OSError as error:
@@ -104,14 +103,14 @@ def _make_file(file: Path) -> None:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where we say, not at the driver's guess
+    connection.isolation_level = None  # we begin transactions, not the driver
     patiently(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
-    # SQLite's own knows ASCII only, and a subject is searched for in any case.
+    # SQLite's own lower() knows ASCII only, and a search for a subject ignores case.
     connection.create_function("lower", 1, _lower, deterministic=True)
-    connection.execute("PRAGMA secure_delete = ON")  # erased content is gone from the file as well
+    connection.execute("PRAGMA secure_delete = ON")  # overwrites erased content in the file
 
 
 def _lower(value: Any) -> Any:
@@ -119,31 +118,34 @@ def _lower(value: Any) -> Any:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Begin as a writer; a reader does not wait for an application that writes and asks us in the middle of it."""
+    """Begin a transaction of SQLAlchemy as a writer, or with `reads_only` as a reader.
+
+    A reader need not wait for an application that calls us while it writes.
+    """
     reads = connection.get_execution_options().get("reads_only", False)
     begin = begin_reading if reads else begin_writing
     begin(connection.connection.driver_connection)
 
 
 def begin_writing(connection: Any) -> None:
-    """Begin as a writer: one that begins as a reader fails at once, without waiting, when another writes in between."""
+    """Begin as a writer: a reader that writes later fails at once if another has written since."""
     patiently(connection, "BEGIN IMMEDIATE")
 
 
 def begin_reading(connection: Any) -> None:
-    """Begin as a reader, with a first look.
+    """Begin as a reader, with a first query.
 
-    That waits while a file is recovered, or left by its last user; no later one does.
+    It waits while another process recovers or closes the file. A later query never waits.
     """
     connection.execute("BEGIN")
     patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
 
 
 def patiently(connection: Any, sql: str) -> None:
-    """Look every millisecond whether nobody else is writing.
+    """Execute a statement, and again every millisecond while another process is writing.
 
-    SQLite itself would look ten times a second, and starve beside a process that writes without a
-    pause; and for its turn to switch the journal it would not wait at all.
+    SQLite's own busy loop tries only ten times a second, so it starves beside a process that writes
+    without a pause. It would not wait at all to switch the journal.
     """
     deadline = _patience.deadline or time.monotonic() + _BUSY_SECONDS
     while True:

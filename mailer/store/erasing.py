@@ -6,21 +6,24 @@ from collections.abc import Collection, Iterable
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-# The last two copies of a mail may end at the same moment: the second transaction has to see the
-# work of the first.
+# The last two deliveries of a mail may finish at the same moment. With this lock, the second
+# transaction sees the first one's work, and erases the mail.
 LOCK_PRIVATE = """
-SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL ORDER BY id {wait}
+SELECT id FROM mailer_message {indexed}
+WHERE id {mails} AND sensitive AND erased_at IS NULL
+ORDER BY id {wait}
 """
 LOCK_FREE_PRIVATE = """
-SELECT id FROM mailer_message {indexed} WHERE id {mails} AND sensitive AND erased_at IS NULL {skip}
+SELECT id FROM mailer_message {indexed}
+WHERE id {mails} AND sensitive AND erased_at IS NULL {skip}
 """
 LOCK_MAILS = "SELECT id FROM mailer_message WHERE id {mails} ORDER BY id {wait}"
-# A fingerprint that is not keyed would tell whoever tries them all which code was in a sensitive
-# mail.
+# A fingerprint without a key gives a code in a sensitive mail away to anybody who tries all codes.
 ERASE = """
 UPDATE mailer_message
 SET text = NULL, html = NULL, alternatives = '[]', erased_at = :now,
-    subject = CASE WHEN sensitive THEN '' ELSE subject END, headers = CASE WHEN sensitive THEN '[]' ELSE headers END,
+    subject = CASE WHEN sensitive THEN '' ELSE subject END,
+    headers = CASE WHEN sensitive THEN '[]' ELSE headers END,
     fingerprint = CASE WHEN sensitive AND fingerprint_key IS NULL THEN NULL ELSE fingerprint END
 WHERE id {mails} AND erased_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM mailer_delivery
@@ -30,26 +33,24 @@ RETURNING id
 DETACH = "DELETE FROM mailer_attachment WHERE mail_id {mails} RETURNING sha256"
 LOCK_UNUSED_BLOBS = """
 SELECT sha256 FROM mailer_blob
-WHERE sha256 {hashes} AND used_at <= :unused_since
-    AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+WHERE sha256 {hashes} AND used_at <= :unused_since AND NOT EXISTS (
+    SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
 {lock}
 """
 PURGE_BLOBS = """
 DELETE FROM mailer_blob
-WHERE sha256 {hashes}
-    AND NOT EXISTS (SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
+WHERE sha256 {hashes} AND NOT EXISTS (
+    SELECT 1 FROM mailer_attachment WHERE mailer_attachment.sha256 = mailer_blob.sha256)
 """
 
 
 def lock_sensitive(
     transaction: Transaction, mails: Collection[str], *, waits: bool = True
 ) -> set[str]:
-    """Lock those of the mails that are sensitive and not erased, before their deliveries.
+    """Lock the sensitive ones of these mails that are not erased. Return their ids.
 
-    Return their ids.
-
-    Without `waits`, leave out mails that somebody else has locked.
-
+    Call it before their deliveries are locked. Without `waits`, leave out mails that another
+    transaction has locked.
     """
     if not mails:
         return set()
@@ -58,7 +59,7 @@ def lock_sensitive(
 
 
 def erase_sensitive(transaction: Transaction, locked: Collection[str], *, now: float) -> None:
-    """Erase the sensitive mails among these, whose rows are locked, that have come to their end."""
+    """Erase those of these sensitive mails, whose rows are locked, that are finished."""
     if locked and (hashes := erase(transaction, locked, now=now)):
         delete_unused_blobs(transaction, hashes)
 
@@ -70,10 +71,7 @@ def erase(
     now: float,
     finished_before: float = math.inf,
 ) -> list[str]:
-    """Erase the content of the finished ones of these mails.
-
-    Return the hashes of their attachments.
-    """
+    """Erase the content of the finished ones of these mails. Return the hashes of attachments."""
     values = {"mails": packed(mails), "now": now, "finished_before": finished_before}
     erased = [mail_id for (mail_id,) in transaction.execute(ERASE, values)]
     if not erased:
@@ -84,8 +82,8 @@ def erase(
 def delete_unused_blobs(
     transaction: Transaction, hashes: Collection[str], *, unused_since: float = math.inf
 ) -> None:
-    """Delete those of these bytes that no mail carries, unless a mail on its way in has locked them."""
+    """Delete the bytes that no mail carries, unless a mail that is being queued has locked them."""
     values = {"hashes": packed(hashes), "unused_since": unused_since}
     if found := [sha256 for (sha256,) in transaction.execute(LOCK_UNUSED_BLOBS, values)]:
-        # A second statement, which sees the mails that were committed before the lock.
+        # A second statement, since only that sees the mails that were committed before the lock.
         transaction.execute(PURGE_BLOBS, {"hashes": packed(found)})

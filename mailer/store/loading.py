@@ -1,4 +1,4 @@
-"""Messages, out of their rows."""
+"""Messages, read from their rows."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -13,11 +13,14 @@ from mailer.store.transactions import Row, Transaction
 LOAD = f"""
 SELECT {rows.MESSAGE_SELECTION},
     EXISTS (SELECT 1 FROM mailer_attachment WHERE mail_id = mailer_message.id)
-FROM mailer_message WHERE id {{mails}} AND erased_at IS NULL
+FROM mailer_message
+WHERE id {{mails}} AND erased_at IS NULL
 """
 LOAD_ATTACHMENTS = """
-SELECT mail_id, mailer_attachment.sha256, data, filename, content_type, content_id, disposition, CAST(headers AS text)
-FROM mailer_attachment LEFT JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+SELECT mail_id, mailer_attachment.sha256, data, filename, content_type, content_id, disposition,
+    CAST(headers AS text)
+FROM mailer_attachment
+LEFT JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
 WHERE mail_id {mails}
 ORDER BY mail_id, position
 """
@@ -26,27 +29,27 @@ log = get_logger(__name__)
 
 
 def find(transaction: Transaction, mail_ids: Collection[str]) -> list[tuple[Row, list[Row]]]:
-    """Return the row of each message that is not erased, with those of its attachments."""
+    """Return the row of each message that is not erased, with the rows of its attachments."""
     mails = transaction.execute(LOAD, {"mails": packed(mail_ids)})
     attached: dict[str, list[Row]] = defaultdict(list)
     if with_attachments := [mail[0] for mail in mails if mail[-1]]:
-        for attachment in transaction.execute(
-            LOAD_ATTACHMENTS, {"mails": packed(with_attachments)}
-        ):
+        values = {"mails": packed(with_attachments)}
+        for attachment in transaction.execute(LOAD_ATTACHMENTS, values):
             attached[attachment[0]].append(attachment)
     return [(mail, attached[mail[0]]) for mail in mails]
 
 
 def messages(found: Iterable[tuple[Row, list[Row]]]) -> dict[str, Message]:
-    """Return these messages by id, without damaged ones."""
+    """Return these messages by id. Leave out damaged ones."""
     read = {mail[0]: _read(mail, attachments) for mail, attachments in found}
     return {mail_id: message for mail_id, message in read.items() if message is not None}
 
 
 def _read(mail: Row, attachments: list[Row]) -> Message | None:
-    """Return None if somebody has spoilt its rows: that is for this mail to suffer, not for those beside it."""
+    """Return the message, or None if its rows are damaged, so that the other mails are read."""
     try:
         return rows.message(mail, attachments)
-    except FAULTS_OF_A_MAIL as error:  # its words may be the mail's
-        log.error("Mail %s can't be read: %s", mail[0], type(error).__name__)  # noqa: TRY400 -- without them
+    except FAULTS_OF_A_MAIL as error:
+        kind = type(error).__name__  # the text may quote the mail
+        log.error("Mail %s can't be read: %s", mail[0], kind)  # noqa: TRY400 -- without the text
         return None

@@ -1,8 +1,8 @@
-"""The machine that a SQLite file is at home on.
+"""The lock of a machine on a SQLite file.
 
 SQLite's locks do not reach over a network: on a file system that two machines share, both would
-write at the same time, and break the file. So a machine leaves its mark in the file, and another
-one keeps away while the mark is fresh.
+write at the same time, and break the file. So a machine leaves its mark in the file, and no other
+machine uses the file while the mark is fresh.
 """
 
 import platform
@@ -20,7 +20,8 @@ HOME_IS_OURS = (
 MARK_HOME = """
 INSERT INTO mailer_home (id, machine, name, seen_at) VALUES (1, :machine, :name, :now)
 ON CONFLICT (id) DO UPDATE SET machine = :machine, name = :name, seen_at = :now
-WHERE mailer_home.machine = :machine OR mailer_home.seen_at <= :since OR mailer_home.seen_at > :until
+WHERE mailer_home.machine = :machine
+    OR mailer_home.seen_at <= :since OR mailer_home.seen_at > :until
 RETURNING id
 """
 
@@ -30,7 +31,7 @@ _IS_FRESH, _RENEWED_AFTER = 30.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Containers of one machine are one: they share its kernel, and so the locks."""
+    """A machine. Its containers are the same machine: they share its kernel, and so the locks."""
 
     id: str
     name: str
@@ -43,16 +44,12 @@ def this_machine() -> Machine:
 
 def is_marked(transaction: Transaction, machine: Machine, now: float) -> bool:
     """Return whether the mark is ours, and need not be renewed yet."""
-    return (
-        transaction.execute(
-            HOME_IS_OURS, {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}
-        )
-        != []
-    )
+    values = {"machine": machine.id, "now": now, "since": now - _RENEWED_AFTER}
+    return transaction.execute(HOME_IS_OURS, values) != []
 
 
 def mark(transaction: Transaction | CallersTransaction, machine: Machine, now: float) -> None:
-    """Leave the mark, unless another machine's is fresh."""
+    """Leave the mark, or raise `InUseElsewhere` if another machine's is fresh."""
     values = {
         "machine": machine.id,
         "name": machine.name,
@@ -66,6 +63,5 @@ def mark(transaction: Transaction | CallersTransaction, machine: Machine, now: f
             f"MAILER_DATABASE_URL: the SQLite file is in use on another machine, {name!r}"
             f" ({max(0.0, now - seen_at):.0f} s ago)."
             " Two machines would break it: use PostgreSQL for more than one. If it was moved here,"
-            " or this machine was restarted"
-            f" just now, try again in {_IS_FRESH:.0f} s."
+            f" or this machine was restarted just now, try again in {_IS_FRESH:.0f} s."
         )

@@ -1,4 +1,4 @@
-"""Mails come in, and are read again.
+"""Mails: inserting and reading them.
 
 A mail is a message and a delivery for each of its recipients, inserted in one transaction.
 """
@@ -32,17 +32,21 @@ from mailer.store.transactions import Transaction
 INSERT_MESSAGE = insert_into("mailer_message", rows.MESSAGE_COLUMNS)
 INSERT_DELIVERY = insert_into("mailer_delivery", rows.DELIVERY_COLUMNS)
 DELIVERIES_OF = "SELECT id FROM mailer_delivery WHERE mail_id = :mail_id"
-# For mails that were queued without a size. Neither database reads a text that it only measures.
+# For mails that were queued without a size. Neither database reads a text to measure its length.
 SIZES = """
 SELECT id, {octets_of_text} + COALESCE((
-    SELECT SUM({octets_of_file}) FROM mailer_attachment JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
+    SELECT SUM({octets_of_file}) FROM mailer_attachment
+    JOIN mailer_blob ON mailer_blob.sha256 = mailer_attachment.sha256
     WHERE mail_id = mailer_message.id), 0)
-FROM mailer_message WHERE id {mails}
+FROM mailer_message
+WHERE id {mails}
 """
 SENDERS = "SELECT id, sender FROM mailer_message WHERE id {mails}"
 HEADS = """
-SELECT id, message_id, subject, created_at, sensitive, erased_at, CAST(tags AS text), CAST(metadata AS text)
-FROM mailer_message WHERE id {mails}
+SELECT id, message_id, subject, created_at, sensitive, erased_at,
+    CAST(tags AS text), CAST(metadata AS text)
+FROM mailer_message
+WHERE id {mails}
 """
 COPIES = """
 SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay
@@ -51,15 +55,20 @@ ORDER BY id
 """
 TRIES = """
 SELECT delivery_id, at, verdict, phase, mailer_attempt.reply, mailer_attempt.relay
-FROM mailer_attempt JOIN mailer_delivery ON mailer_delivery.id = delivery_id
+FROM mailer_attempt
+JOIN mailer_delivery ON mailer_delivery.id = delivery_id
 WHERE mail_id {mails}
 ORDER BY mailer_attempt.id
 """
-COUNT = "SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery GROUP BY status, lane ORDER BY lane, status"
+COUNT = """
+SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery
+GROUP BY status, lane
+ORDER BY lane, status
+"""
 
 
 class Mails(Moves):
-    """The mails: their intake, their content, and their status."""
+    """Mails: their intake, their content and their status."""
 
     def __init__(self, url: str, *, pgbouncer: bool = False, outlet: Outlet | None = None) -> None:
         super().__init__(url, pgbouncer=pgbouncer, outlet=outlet)
@@ -70,7 +79,7 @@ class Mails(Moves):
     def insert_mail(
         self, message: Message, envelope: Envelope, caller: Connection | None = None
     ) -> Keyed | None:
-        """-> queued: the message and a delivery for each recipient, all or nothing.
+        """Insert a message and a queued delivery for each recipient, all or nothing.
 
         If the idempotency key is taken, write nothing and return the mail that has it. With the
         connection of a caller, the mail is part of the caller's transaction.
@@ -95,7 +104,7 @@ class Mails(Moves):
     def _insert_again(
         self, insert: Callable[[Transaction], Keyed | None], mail_id: str, lost: CommitLost
     ) -> Keyed | None:
-        """Insert once more after an unanswered commit. If the first one was done, the id is taken."""
+        """Insert again after an unanswered commit. If that commit was done, the id is taken."""
         try:
             earlier = self._transact(insert)
         except self.engine.dialect.loaded_dbapi.IntegrityError:
@@ -134,23 +143,23 @@ class Mails(Moves):
             return keys.find(transaction, name)
 
     def after_commit(self, caller: Connection, mail_id: str, call: Callable[[], object]) -> None:
-        """Call this once the caller's transaction has been committed with this mail in it."""
+        """Make a call once the caller's transaction has been committed with this mail in it."""
         if self._aside is not None:
             self._aside.after_commit(caller, mail_id, call)
             return
         callers.after_commit(caller, mail_id, call, self._render)
 
     def settle_aside(self) -> None:
-        """Queue the mails of callers that have committed, in a database in memory."""
+        """Queue the mails of callers that have committed, if this database is in memory."""
         if self._aside is not None:
             self._aside.settle()
 
     # --- loading ---------------------------------------------------------------------------------
 
     def load_messages(self, mail_ids: Collection[str]) -> dict[str, Message]:
-        """Return messages by id, without those that are erased or damaged.
+        """Return messages by id. Leave out those that are erased or damaged.
 
-        An error that is no fault of a mail, such as too little memory, is raised.
+        Raise an error that is no fault of a mail, such as too little memory.
         """
         if not mail_ids:
             return {}
@@ -159,7 +168,7 @@ class Mails(Moves):
         return loading.messages(found)
 
     def load_sizes(self, mail_ids: Collection[str]) -> dict[str, int]:
-        """Return the sizes of mails in bytes, or a little more, for those that were queued without one."""
+        """Return the sizes of mails in bytes, or more: SQLite counts letters instead of bytes."""
         with self._look() as transaction:
             found = transaction.execute(SIZES, {"mails": packed(mail_ids)})
         return {mail_id: int(size) for mail_id, size in found}
@@ -173,7 +182,7 @@ class Mails(Moves):
     # --- questions -------------------------------------------------------------------------------
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
-        """Return how mails are doing, by id. Unknown ids are left out."""
+        """Return the status of each mail by id. Leave out unknown ids."""
         self.settle_aside()
         ids = [mail_id for mail_id in mail_ids if could_be_id(mail_id)]
         values = {"mails": packed(ids)}
@@ -182,16 +191,16 @@ class Mails(Moves):
         return rows.mail_statuses(*found)
 
     def status(self, mail_id: str) -> MailStatus:
-        """Return how one mail is doing. Raise `UnknownMail` if there is none with this id."""
+        """Return the status of one mail. Raise `UnknownMail` if no mail has this id."""
         try:
             return self.statuses([mail_id])[mail_id]
-        except (KeyError, TypeError):  # a value without a hash is no id either
+        except (KeyError, TypeError):  # an unhashable value is no id either
             raise lookup.unknown(mail_id) from None
 
     def find_mail(self, given: str) -> str:
         """Return the id of the mail that an operator means.
 
-        Raise `UnknownMail` for none, or for several.
+        Raise `UnknownMail` if there is none, or more than one.
         """
         with self._look() as transaction:
             return lookup.find_mail(transaction, given)

@@ -1,4 +1,4 @@
-"""The outlook: mail that would go out by itself, for an operator who is about to start the workers."""
+"""The outlook: mail that will go out by itself, for an operator about to start the workers."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,35 +9,48 @@ from mailer.store.transactions import Transaction
 
 OUTGOING_LANES = """
 SELECT lane, status, COUNT(*), MIN(due_at), MAX(due_at) FROM mailer_delivery
-WHERE {outgoing} GROUP BY lane, status ORDER BY lane, status
+WHERE {outgoing}
+GROUP BY lane, status
+ORDER BY lane, status
 """
 OUTGOING_AGES = """
-SELECT age, COUNT(*) FROM (SELECT {age} AS age FROM mailer_delivery WHERE {outgoing}) AS aged GROUP BY age ORDER BY age
+SELECT age, COUNT(*)
+FROM (SELECT {age} AS age FROM mailer_delivery WHERE {outgoing}) AS aged
+GROUP BY age
+ORDER BY age
 """
 OUTGOING_DOMAINS = """
-SELECT domain, COUNT(*) FROM mailer_delivery WHERE {outgoing} GROUP BY domain ORDER BY 2 DESC, 1 LIMIT :most
+SELECT domain, COUNT(*) FROM mailer_delivery
+WHERE {outgoing}
+GROUP BY domain
+ORDER BY 2 DESC, 1 LIMIT :most
 """
 OUTGOING_FIRST = """
-SELECT mail_id, recipient, lane, mailer_delivery.due_at, CASE WHEN sensitive THEN '(sensitive)' ELSE subject END
-FROM mailer_delivery JOIN mailer_message ON mailer_message.id = mail_id
-WHERE {outgoing} ORDER BY lane, mailer_delivery.due_at LIMIT :most
+SELECT mail_id, recipient, lane, mailer_delivery.due_at,
+    CASE WHEN sensitive THEN '(sensitive)' ELSE subject END
+FROM mailer_delivery
+JOIN mailer_message ON mailer_message.id = mail_id
+WHERE {outgoing}
+ORDER BY lane, mailer_delivery.due_at LIMIT :most
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """The mail that would go out by itself, from several sides."""
+    """The mail that will go out by itself: counts, and the first mails."""
 
-    lanes: list[
-        tuple[Lane, Status, int, datetime, datetime]
-    ]  #: how many, the first due time and the last
-    ages: list[tuple[int, int]]  #: a number of `spelling.AGES`, and how many
-    domains: list[tuple[str, int]]  #: those with the most
-    first: list[tuple[str, str, Lane, datetime, str]]  #: id, recipient, lane, due time, subject
+    #: The number of deliveries of a lane and state, the first due time and the last one.
+    lanes: list[tuple[Lane, Status, int, datetime, datetime]]
+    #: The index of the first of `sql.AGES` that is longer ago, and the number of deliveries.
+    ages: list[tuple[int, int]]
+    #: The domains with the most deliveries.
+    domains: list[tuple[str, int]]
+    #: Id, recipient, lane, due time and subject.
+    first: list[tuple[str, str, Lane, datetime, str]]
 
 
 def look(transaction: Transaction, *, now: float, most: int) -> Outlook:
-    """Return it, with the `most` domains that get the most, and so many of the first mails."""
+    """Return the outlook, with at most `most` domains and as many of the first mails."""
     values = {"now": now, "most": most}
     queries = (OUTGOING_LANES, OUTGOING_AGES, OUTGOING_DOMAINS, OUTGOING_FIRST)
     lanes, ages, domains, first = (transaction.execute(query, values) for query in queries)

@@ -8,25 +8,35 @@ from mailer.store.database import Database
 
 _RELAY, _LANE, _ALL = "relay", "lane", "all"  # the scopes of pauses
 
-PAUSES = (
-    "SELECT key, until, failures, reason, since FROM mailer_pause WHERE scope = :scope ORDER BY key"
-)
+PAUSES = """
+SELECT key, until, failures, reason, since FROM mailer_pause
+WHERE scope = :scope
+ORDER BY key
+"""
 PAUSE_BY_HAND = """
-INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, NULL, 0, :reason, :now)
+INSERT INTO mailer_pause (scope, key, until, failures, reason, since)
+VALUES (:scope, :key, NULL, 0, :reason, :now)
 ON CONFLICT (scope, key) DO UPDATE SET reason = :reason
 """
-# A pause that another worker set a moment ago stands: workers that fail at the same time count as
-# one failure.
+# Workers that fail at the same time count as one failure: the pause of the first one stands.
 PAUSE = """
-INSERT INTO mailer_pause (scope, key, until, failures, reason, since) VALUES (:scope, :key, :until, 1, :reason, :now)
-ON CONFLICT (scope, key) DO UPDATE SET until = :until, failures = mailer_pause.failures + 1, reason = :reason
+INSERT INTO mailer_pause (scope, key, until, failures, reason, since)
+VALUES (:scope, :key, :until, 1, :reason, :now)
+ON CONFLICT (scope, key) DO UPDATE
+SET until = :until, failures = mailer_pause.failures + 1, reason = :reason
 WHERE mailer_pause.failures = :failures
 RETURNING failures
 """
 TAKE_PROBE = """
-UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until <= :now RETURNING key
+UPDATE mailer_pause SET until = :until
+WHERE scope = :scope AND key = :key AND until <= :now
+RETURNING key
 """
-MOVE_PROBE = "UPDATE mailer_pause SET until = :until WHERE scope = :scope AND key = :key AND until = :taken_until RETURNING key"
+MOVE_PROBE = """
+UPDATE mailer_pause SET until = :until
+WHERE scope = :scope AND key = :key AND until = :taken_until
+RETURNING key
+"""
 RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
 
 
@@ -44,16 +54,16 @@ class Pauses(Database):
     def pause_relay(
         self, name: str, *, failures: int, now: float, until: float, reason: str
     ) -> bool:
-        """Pause a relay, unless another worker did so since its `failures` were looked at."""
+        """Pause a relay, unless its number of failures has changed: another worker paused it."""
         values = {"scope": _RELAY, "key": name, "failures": failures, "now": now, "until": until}
         return self._changes(PAUSE, {**values, "reason": rows.storable(reason)})
 
     def take_probe(self, name: str, *, now: float, until: float) -> bool:
-        """Return whether this process is the one of all that may try a paused relay again."""
+        """Take the right to try a paused relay again. Return False if another process has it."""
         return self._changes(TAKE_PROBE, {"scope": _RELAY, "key": name, "now": now, "until": until})
 
     def move_probe(self, name: str, *, taken_until: float, until: float) -> bool:
-        """Extend or end a probe, if it is still ours."""
+        """Extend or end our probe. Return False if another process has taken it over."""
         values = {"scope": _RELAY, "key": name, "taken_until": taken_until, "until": until}
         return self._changes(MOVE_PROBE, values)
 
@@ -64,7 +74,7 @@ class Pauses(Database):
     # --- lanes, and everything -------------------------------------------------------------------
 
     def pause(self, lane: Lane | None = None, *, now: float, reason: str) -> None:
-        """Let nothing of a lane be claimed, or nothing at all, until `resume`."""
+        """Pause a lane, or everything, until `resume`: no claim finds its mail."""
         self._changes(PAUSE_BY_HAND, {**_scope(lane), "reason": rows.storable(reason), "now": now})
 
     def resume(self, lane: Lane | None = None) -> bool:
@@ -72,7 +82,7 @@ class Pauses(Database):
         return self._changes(RESUME, _scope(lane))
 
     def list_pauses(self) -> dict[Lane | None, Pause]:
-        """Return the pauses of lanes. None stands for everything."""
+        """Return the pauses of lanes by lane, and the pause of everything under None."""
         with self._look() as transaction:
             found = [transaction.execute(PAUSES, {"scope": scope}) for scope in (_ALL, _LANE)]
         pauses = map(rows.pause, chain.from_iterable(found))

@@ -1,4 +1,4 @@
-"""The engine for PostgreSQL: no wait for it is without an end."""
+"""The engine for PostgreSQL, with a limit for each wait."""
 
 import time
 from typing import Any, TypeVar
@@ -15,11 +15,10 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS = 5
 _STATEMENT_SECONDS = 15
-# Shorter than that: who waits for the rows of a client that is frozen gets them, instead of giving
-# up.
+# Shorter than that: a statement that waits for the rows of a frozen client gets them in time.
 _IDLE_SECONDS = 10
-# Longer than a statement may take: a server that lives says so itself. Shorter than a web server
-# waits for its application.
+# Longer than a statement may take: a running server answers by then. Shorter than the time-out of a
+# web server for its application.
 _SILENT_SECONDS = 20.0
 #: Options of the client, for servers that vanish from the network.
 _OF_THE_CLIENT = {
@@ -32,19 +31,20 @@ _OF_THE_CLIENT = {
 }
 #: Options of the session at the server, also for clients that vanish.
 _OF_THE_SERVER = {
-    "options": f"-c statement_timeout={_STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s"
+    "options": f"-c statement_timeout={_STATEMENT_SECONDS}s"
+    f" -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
-#: Behind PgBouncer each transaction may be in another session, so nothing is left in one.
+#: Behind PgBouncer, each transaction may be in another session, so no statement is prepared in one.
 _BEHIND_PGBOUNCER = {"prepare_threshold": None}
-#: The limits of the session, asked for in each transaction.
+#: Sets the same limits in a transaction, for sessions that are shared.
 LIMITS = (
     f"SELECT set_config('statement_timeout', '{_STATEMENT_SECONDS}s', true),"
     f" set_config('idle_in_transaction_session_timeout', '{_IDLE_SECONDS}s', true)"
 )
 
-# Signs of a pooler between us and the server: the sqlstates of a prepared statement that is there
-# already, and of one that is not there.
+# Signs of a pooler before the server: a message of its own, and the sqlstates of a prepared
+# statement that exists already, and of one that does not exist.
 _SAYS_POOLER = "unsupported startup parameter"
 _PREPARED_ELSEWHERE = ("42P05", "26000")
 
@@ -62,12 +62,12 @@ def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
 
 
 def _of_the_server(url: URL) -> dict[str, str]:
-    """Add our options to those that are given, such as a search_path: psycopg takes the ones or the others."""
+    """Return our options after those of the URL, such as a search_path: psycopg takes one text."""
     return {"options": f"{server_options(url)} {_OF_THE_SERVER['options']}".lstrip()}
 
 
 def make_patient_engine(url: URL) -> Engine:
-    """Return an engine without limits, for migrations; it works behind PgBouncer, too."""
+    """Return an engine without limits, for migrations. It also works behind PgBouncer."""
     return create_engine(url, poolclass=NullPool, connect_args=_BEHIND_PGBOUNCER)
 
 
@@ -80,7 +80,10 @@ def is_behind_pooler(error: BaseException) -> bool:
 
 
 class _Connection(psycopg.Connection[Any]):
-    """Hangs up on a server that is frozen: its machine still takes part in TCP, so that no time-out of the system helps."""
+    """A connection that is closed when the server is silent for too long.
+
+    A frozen server's machine still answers TCP's keepalives, so they do not notice it.
+    """
 
     def wait(self, gen: PQGen[T], *options: Any, **more_options: Any) -> T:
         try:
@@ -95,9 +98,9 @@ class _Silence(Exception):
 
 
 def _unless_silent(steps: PQGen[T]) -> PQGen[T]:
-    """The same steps, as long as the server takes part.
+    """Pass the steps of a wait on to the driver, and raise `_Silence` after too long a silence.
 
-    The driver comes by ten times a second while it does not.
+    The driver resumes this generator ten times a second while the server is silent.
     """
     try:
         wanted = next(steps)

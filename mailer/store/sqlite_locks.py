@@ -1,9 +1,10 @@
 """The locks of SQLite in a child that was forked while the parent had the file open.
 
-SQLite keeps an account of its locks for each process. A child inherits the account and not the
-locks, which POSIX gives to one process alone. Closing the parent's connections would spoil what the
-parent is doing, and without locks others would delete the log that the child writes to. So the
-child takes the locks that its SQLite believes to have, and keeps them for its lifetime.
+SQLite keeps an account of its locks in the memory of a process. A child inherits the account but
+not the locks, which POSIX gives to one process alone. To close the inherited connections would
+spoil the parent's work, and without locks, other processes would delete the log that the child
+writes to. So the child takes the locks that its SQLite believes to have, and keeps them until it
+ends.
 """
 
 import fcntl
@@ -11,8 +12,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-# Of SQLite's file format: the range that says "in use" in the database, and the byte that says so
-# in the index of its log.
+# From SQLite's file format: the range of bytes that is locked while the database is in use, and the
+# byte in the index of its log.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 _INDEX_IN_USE = 128
 
@@ -20,7 +21,7 @@ _kept: list[int] = []  # closing any of them would give up all locks of this pro
 
 
 def is_open(database: Path) -> bool:
-    """Return whether this process has the file open, by whatever name; False where the system does not tell."""
+    """Return whether this process has the file open. Return False where the system can't tell."""
     try:
         there, numbers = database.stat(), list(Path("/proc/self/fd").iterdir())
     except OSError:
@@ -31,7 +32,7 @@ def is_open(database: Path) -> bool:
 def _leads_to(number: int, there: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.fstat(number), there)
-    except OSError:  # that was the folder itself
+    except OSError:  # the listing's own descriptor, which is closed by now
         return False
 
 

@@ -1,6 +1,6 @@
-"""Transactions on the driver's own connections.
+"""Transactions on the connections of the driver, without SQLAlchemy's bookkeeping.
 
-SQLAlchemy's bookkeeping would take longer than the statements in them.
+For such short statements, it would take longer than they do. The pool is SQLAlchemy's.
 """
 
 import sqlite3
@@ -17,15 +17,17 @@ from mailer.store.engines import begin_reading, begin_writing
 
 Row = tuple[Any, ...]
 
-# A server that was restarted is found out at once. One that is silent is not asked a second time.
+# In seconds: a connection to a server that was restarted fails within that time, and is replaced. A
+# server that is silent for longer is not asked again.
 _AT_ONCE = 1.0
 
 
 @contextmanager
 def values_hidden() -> Iterator[None]:
-    """Leave the values of a statement out of its error: applications log errors, and a mail may be sensitive.
+    """Remove the values of a statement from its error, which the application may log.
 
-    SQLAlchemy adds the parameters, and PostgreSQL the row, in the lines below the first.
+    SQLAlchemy adds the parameters to the message, and PostgreSQL adds the row. A mail may be
+    sensitive.
     """
     try:
         yield
@@ -42,13 +44,14 @@ def values_hidden() -> Iterator[None]:
 
 
 class CommitUnanswered(Exception):
-    """The connection ended during the commit, which may be done or not."""
+    """The error of a commit without an answer: it may be done or not."""
 
 
 class Transaction:
     """A transaction on a connection of the driver.
 
-    `begin` prepares each connection, and `limits` is the first statement.
+    `begin` is called with the connection before the first statement; `limits`, if there are any, is
+    the first statement.
     """
 
     def __init__(
@@ -74,8 +77,8 @@ class Transaction:
         except self._engine.dialect.loaded_dbapi.Error as error:
             if self._is_begun or not self._is_lost(error) or time.monotonic() - started > _AT_ONCE:
                 raise
-            # The server was restarted since the connection was used last. Nothing has been done
-            # yet, so nobody has to know.
+            # The server was restarted since the last use of the connection. Nothing has been done
+            # in this transaction, so begin it again on a new connection.
             self.abandon(error)
             self._open()
             self._execute(render_sql, values)
@@ -106,10 +109,10 @@ class Transaction:
         self._connection.close()
 
     def abandon(self, error: Exception) -> None:
-        """Discard the connection, and those that were lost with it when their server went away."""
+        """Discard the connection, and all others of the pool if their server went away."""
         if self._is_lost(error):
             pool: Any = self._engine.pool
-            pool._invalidate(self._connection, error)  # noqa: SLF001 -- SQLAlchemy calls it at this moment, without us as well
+            pool._invalidate(self._connection, error)  # noqa: SLF001 -- as SQLAlchemy itself does
         elif self._connection.is_valid:
             self._connection.invalidate(error)
 
@@ -119,14 +122,13 @@ class Transaction:
             self._begin(self._connection.driver_connection)
             self._cursor: Any = self._connection.cursor()
         except BaseException:
-            # One that was opened while SQLite's log could only be read can't begin to write ever
-            # after.
+            # A connection that was opened while SQLite's log was read-only can never write.
             self._connection.invalidate()
             raise
 
-    def _is_lost(self, error: Exception) -> bool:
+    def _is_lost(self, error: Any) -> bool:
         connection = self._connection.driver_connection
-        return self._engine.dialect.is_disconnect(error, connection, self._cursor)  # type: ignore[arg-type]
+        return self._engine.dialect.is_disconnect(error, connection, self._cursor)
 
 
 class Transactions:
@@ -152,7 +154,7 @@ class Transactions:
         return self._opened(self._begin_reading, self._limits)
 
     def look(self) -> AbstractContextManager[Transaction]:
-        """Open a connection that reads statement by statement, which saves PostgreSQL two round trips."""
+        """Open a connection that reads without a transaction: PostgreSQL saves two round trips."""
         return self._opened(self._begin_looking)
 
     @contextmanager
@@ -165,11 +167,8 @@ class Transactions:
             yield transaction
             if commits:
                 transaction.commit()
-        except (
-            driver.OperationalError,
-            driver.InternalError,
-            CommitUnanswered,
-        ) as error:  # internal: it only reads by now
+        except (driver.OperationalError, driver.InternalError, CommitUnanswered) as error:
+            # InternalError: a server that has become a standby, which can only be read.
             transaction.abandon(error)
             raise
         finally:
@@ -183,19 +182,14 @@ def _limits() -> str:
 
 
 def sqlstate_of(error: object) -> str | None:
-    """Return PostgreSQL's code of an error, of whichever driver, bare or wrapped by SQLAlchemy."""
+    """Return PostgreSQL's code of an error of any driver, also if SQLAlchemy has wrapped it."""
     driver_error = getattr(error, "orig", None) or error
-    code: str | None = getattr(driver_error, "sqlstate", None) or getattr(
-        driver_error, "pgcode", None
-    )
-    return code
+    code: str | None = getattr(driver_error, "sqlstate", None)
+    return code or getattr(driver_error, "pgcode", None)
 
 
 def _may_be_on_disk(error: Exception) -> bool:
-    """Return whether a failed commit may be on disk.
-
-    SQLite may find it again if only the sync failed.
-    """
+    """Return whether a failed commit may be on disk: SQLite recovers it if only the sync failed."""
     return isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC
 
 

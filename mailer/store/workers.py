@@ -1,4 +1,4 @@
-"""Workers: a row for each process, renewed every few seconds, and the chores that they take in turn."""
+"""Workers: a row for each process, renewed every few seconds, and the chores that they share."""
 
 from dataclasses import dataclass, fields
 
@@ -24,36 +24,38 @@ SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
 COUNT_DUE = """
 SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
     SELECT mail_id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now
+        AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
     LIMIT {most_unless_paused}) AS counted
 """
-# A date beyond the next one, and more than clocks differ, was written by a clock that ran ahead: it
-# must not stop the chore until then.
-CHORE_IS_DONE = (
-    "SELECT 1 FROM mailer_chore WHERE name = :name AND due_at > :now AND due_at <= :latest"
-)
+# A date after :latest was written by a clock that ran ahead: it must not stop the chore until then.
+CHORE_IS_DONE = """
+SELECT 1 FROM mailer_chore
+WHERE name = :name AND due_at > :now AND due_at <= :latest
+"""
 TAKE_CHORE = """
 INSERT INTO mailer_chore (name, due_at) VALUES (:name, :next)
-ON CONFLICT (name) DO UPDATE SET due_at = :next WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :latest
+ON CONFLICT (name) DO UPDATE SET due_at = :next
+WHERE mailer_chore.due_at <= :now OR mailer_chore.due_at > :latest
 RETURNING name
 """
 
-#: The chore that all workers take in turn. Its row says until when it is done.
+#: The chore that one worker does each time. Its row says when it is due again.
 SWEEP = "mailer.sweep"
 #: Deliveries are counted up to this number, since counting more would take long.
 MAX_COUNTED = 10_000
 
-# In seconds: the row of a worker that was silent for so long is deleted.
+# All in seconds. The row of a worker is deleted after such a silence.
 _FORGOTTEN_AFTER = 3600.0
-# A time that is this far in the future was written by a clock that was wrong.
+# A time that is further in the future was written by a clock that was wrong.
 _SKEW = 60.0
-# Clocks of machines may differ by so many seconds, or by the period of a chore if that is longer.
+# Clocks of machines may differ by so much, or by the period of a chore if that is longer.
 _CLOCKS_DIFFER = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A worker process: the main one of a pool."""
+    """A worker, by the main process of its pool."""
 
     id: str
     machine: str
@@ -62,7 +64,7 @@ class Worker:
     lanes: str
     started_at: float
     seen_at: float
-    delivered_at: float | None = None  #: when a relay last took a mail from any process of its pool
+    delivered_at: float | None = None  #: when a relay last accepted a mail from its pool
 
 
 _NAMES = tuple(field.name for field in fields(Worker))
@@ -70,7 +72,7 @@ _NAMES = tuple(field.name for field in fields(Worker))
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """The mails that are due now: at least so many, if not all were counted."""
+    """The number of mails that are due now, or a lower bound if not all were counted."""
 
     mails: int
     is_all: bool
@@ -80,7 +82,7 @@ class Workers(Database):
     """The workers that deliver the mail of this database."""
 
     def beat(self, worker: Worker) -> None:
-        """Write that a worker is alive, and forget others that were silent for long."""
+        """Renew the row of a worker, and delete those of workers that were silent for long."""
         now = worker.seen_at
 
         def beat(transaction: Transaction) -> None:
@@ -95,13 +97,13 @@ class Workers(Database):
         self._transact(lambda transaction: transaction.execute(LEAVE, {"id": worker_id}))
 
     def present_workers(self, now: float, *, silent: float) -> list[Worker]:
-        """Return the workers that were seen within the last `silent` seconds, the one that was seen last first."""
+        """Return the workers that were seen within `silent` seconds, the latest first."""
         with self._look() as transaction:
             found = transaction.execute(WORKERS, {"since": now - silent, "until": now + _SKEW})
         return [Worker(**dict(zip(_NAMES, row, strict=True))) for row in found]
 
     def worker_seen_at(self, now: float) -> float | None:
-        """Return when any worker was seen last: by its row, or by the last sweep, which outlives the row."""
+        """Return when any worker was seen last, or did the sweep, whose row is never deleted."""
         with self._look() as transaction:
             [seen] = transaction.execute(LAST_SEEN, {"sweep": SWEEP, "until": now + _SKEW})
         times = [time for time in seen if time is not None]
@@ -116,7 +118,7 @@ class Workers(Database):
         return Due(sum(mails for _copies, mails in found), is_all)
 
     def take_chore(self, name: str, *, now: float, every: float) -> bool:
-        """Return whether this process is the one of all to do a chore now, which is due every so many seconds."""
+        """Take a chore that is due every `every` seconds. Return False if it is not due."""
         latest = now + every + max(every, _CLOCKS_DIFFER)
         values = {"name": name, "now": now, "next": now + every, "latest": latest}
         with self._look() as transaction:

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import redis
@@ -128,7 +129,7 @@ class Throttle:
         for limit in self._limits(relay, domain):
             with self._local.lock:
                 self._local.state(limit).forget(lane)
-            self._over_redis(lambda shared, limit=limit: shared.forget(limit, lane))  # type: ignore[misc]
+            self._over_redis(partial(Shared.forget, limit=limit, lane=lane))
 
     def _behind(self, limit: Limit, lane: Lane) -> float:
         seconds = self._over_redis(lambda shared: shared.behind(limit, lane))
@@ -362,7 +363,7 @@ class _LocalState:
         self.name = secrets.token_hex(8)
         self.lock = threading.Lock()
         self.slots: Counter[str] = Counter()
-        self.released: dict[Slot, float] = {}  #: released slots that Redis still counts -> when
+        self.released: dict[Slot, float] = {}  #: slots that Redis still counts -> release time
         self.processes = 1  #: processes that share the limits, as Redis last counted
         self.announced_at = -math.inf
         self.is_offline = False
@@ -450,9 +451,8 @@ class _LocalState:
         full = [count for count in counts if count.free == granted]
         for limit in {count.limit for count in full}:
             state, its = self.state(limit), [count for count in full if count.limit is limit]
-            state.full_until = self._clock.monotonic() + min(
-                max(count.wait for count in its), LONGEST_WAIT
-            )
+            wait = max(count.wait for count in its)
+            state.full_until = self._clock.monotonic() + min(wait, LONGEST_WAIT)
             state.full_pace = min(count.rate.amount / count.rate.get_expiry() for count in its)
         return max(count.wait for count in full)
 

@@ -19,7 +19,7 @@ class Holder(Protocol):
 
 
 class Renewer:
-    """Renews the slots of a process. The slots of a dead process expire."""
+    """The thread that renews the slots of a process. The slots of a dead process expire."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""Pauses: what is left alone, until when and why."""
+"""Pauses of relays, of lanes and of everything."""
 
 import sqlalchemy as sa
 from alembic import op

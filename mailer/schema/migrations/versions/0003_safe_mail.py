@@ -1,4 +1,4 @@
-"""Mails with an idempotency key, mails that are sensitive, and bodies that are erased."""
+"""Mails with an idempotency key, sensitive mails, and erased bodies."""
 
 import sqlalchemy as sa
 from alembic import op

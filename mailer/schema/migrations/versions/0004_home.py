@@ -1,4 +1,4 @@
-"""Where a SQLite file is in use."""
+"""The machine that uses a SQLite file."""
 
 import sqlalchemy as sa
 from alembic import op

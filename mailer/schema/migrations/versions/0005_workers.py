@@ -1,4 +1,4 @@
-"""Worker heartbeats, the size of each delivery, and fingerprints that are keyed."""
+"""The heartbeats of workers, the size of each delivery, and keyed fingerprints."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,7 +7,7 @@ revision = "0005"
 down_revision = "0004"
 
 
-# They stay when somebody drops the tables, and tell that these were there.
+# Marks that outlast dropped tables, and show that there were some.
 SQLITE_MARK = 0x4D41494C
 POSTGRESQL_MARK = "mailer_was_here"
 

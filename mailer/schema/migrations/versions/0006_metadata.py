@@ -1,4 +1,4 @@
-"""What an application wants to know again of its mail."""
+"""The metadata that applications attach to their mails."""
 
 import sqlalchemy as sa
 from alembic import op
