@@ -122,7 +122,7 @@ class Box:
 
 
 class BlackBox:
-    """All boxes of an installation on this machine. Without a folder, there are none.
+    """The boxes of an installation on this machine. Without a folder, there are none.
 
     `former` is the folder of workers of an older version. A box of which the database knows nothing
     may belong to another installation: it stays for `kept` seconds.
