@@ -21,6 +21,7 @@ class ByteBudget:
 
     def __init__(self, most: int, clock: Clock) -> None:
         self._most = most
+        self._small = most // _SMALL  # the size of the largest small mail
         self._clock = clock
         self._lock = threading.Lock()
         self._held = 0
@@ -33,18 +34,19 @@ class ByteBudget:
     def take(self, wanted: int, mail_id: str) -> bool:
         """Take room for a mail, if there is any.
 
-        Without any, smaller ones leave it to this mail for a while.
-
-        One that is as large may go before: room for it is room for the first at the next try.
-
+        Without any, smaller mails leave the next room to this one for a while. A mail that is at
+        least as large may go before it: the room that it gives back is enough for this one.
         """
         with self._lock:
-            now = self._clock.monotonic()
-            others_turn = now < self._first_until and self._first != mail_id
+            others_turn = (
+                self._first_until > -inf
+                and self._first != mail_id
+                and self._clock.monotonic() < self._first_until
+            )
             if (others_turn and not self._may_go_before(wanted)) or not self._has_room(wanted):
                 if not others_turn:
                     self._first, self._first_wants = mail_id, wanted
-                    self._first_until = now + _TURN_SECONDS
+                    self._first_until = self._clock.monotonic() + _TURN_SECONDS
                 return False
             if self._first == mail_id:
                 self._first_until = -inf
@@ -71,15 +73,12 @@ class ByteBudget:
         if wanted >= self._first_wants:
             return True
         beside = max(self._most - self._first_wants, self._most // _BESIDE_A_LARGE_ONE)
-        return self._is_small(wanted) and self._held_by_small + wanted <= beside
+        return wanted <= self._small and self._held_by_small + wanted <= beside
 
     def _hold(self, held: int) -> None:
         self._held += held
-        if self._is_small(abs(held)):
+        if abs(held) <= self._small:
             self._held_by_small += held
-
-    def _is_small(self, size: int) -> bool:
-        return size <= self._most // _SMALL
 
     def _has_room(self, wanted: int) -> bool:
         if self._held + wanted <= self._most:
