@@ -148,11 +148,8 @@ class Moves(Database):
         A reliable outlet would write its rows here, in the same transaction.
         """
         by_id = kinds if isinstance(kinds, Mapping) else dict.fromkeys(moved, kinds)
-        told = {
-            number: kind
-            for number in moved
-            if (kind := by_id.get(number)) is not None and self._outlet.listens_to(kind)
-        }
+        heard = {kind for kind in set(by_id.values()) if self._outlet.listens_to(kind)}
+        told = {number: by_id[number] for number in moved if by_id.get(number) in heard}
         if told:
             found = transaction.execute(EVENTS, {"ids": packed(told)})
             transaction.events += [rows.event(row, told[row[0]], now) for row in found]

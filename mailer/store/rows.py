@@ -40,20 +40,16 @@ def _json(values: Sequence[Any]) -> str:
     return json.dumps(values) if values else _EMPTY
 
 
-def _parsed(text: str) -> Sequence[Any]:
-    return json.loads(text) if text != _EMPTY else ()
-
-
 def _strings(text: str) -> tuple[str, ...]:
-    return tuple(_parsed(text))
+    return tuple(json.loads(text)) if text != _EMPTY else ()
 
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value) for name, value in _parsed(text))
+    return tuple((name, value) for name, value in json.loads(text)) if text != _EMPTY else ()
 
 
 def _addresses(text: str) -> tuple[Address, ...]:
-    return tuple(map(_address, _parsed(text)))
+    return tuple(map(_address, json.loads(text))) if text != _EMPTY else ()
 
 
 _EMPTY = "[]"
