@@ -8,7 +8,10 @@ from mailer.message import Address, Attachment, Message
 
 NOW = 1_790_000_000.0
 
-SCRIPTS = "äßñœŁ ΑΩ Жя אב نص हिन्दी ไทย 漢字 かな 한국 ქართ አማ 😀👩‍🚀🇺🇳 e\u0301 \u00a0\u00ad\u200b\u200f\ufeff"
+SCRIPTS = (
+    "äßñœŁ ΑΩ Жя אב نص हिन्दी ไทย"
+    " 漢字 かな 한국 ქართ አማ 😀👩‍🚀🇺🇳 e\u0301 \u00a0\u00ad\u200b\u200f\ufeff"
+)
 ASCII = "ab YZ 09 ()<>[]{}:;@\\,.\"'=?_%#&+-/*~|^$!` "
 CONTROLS = "\x01\x07\x08\x0b\x0c\x1b\x1c\x1e\x7f\x85\u2028\u2029"
 CALENDARS = [

@@ -99,7 +99,7 @@ def set_aside(
 
 
 def bring(store: Store, status: Status, **options: Any) -> Delivery:
-    """A delivery in this state, and on the way there in the hands of the worker that owns `TOKEN`."""
+    """Bring a delivery into this state. A worker that holds it owns `TOKEN`."""
     mail_id = insert(store, **options)
     if status in (Status.CANCELLED, Status.EXPIRED, Status.SUPPRESSED):
         store.settle_if_resting(mail_id, status, now=NOW)

@@ -1,4 +1,4 @@
-"""What `celery -A tests.worker_app` loads: the application of the tests, configured by the environment."""
+"""The application of the tests, as `celery -A tests.worker_app` loads it."""
 
 import os
 

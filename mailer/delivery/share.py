@@ -1,4 +1,4 @@
-"""One relay's share of a batch: prepared, marked, sent over one connection, recorded."""
+"""The share of one relay in a batch: prepared, marked, sent over one connection, recorded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -94,7 +94,7 @@ def test_time_and_chance_come_from_the_clock(place: str) -> None:
 
 
 def test_the_black_box_reaches_files_over_its_disk() -> None:
-    """The black box reaches files over its `Disk` alone, so that a simulation can fill or lose it."""
+    """The black box reaches files over its `Disk` alone, so that a simulation can replace it."""
     [tree] = trees("blackbox.py")
 
     assert not imported(tree) & {"fcntl", "io", "mmap", "os", "shutil", "stat"}
