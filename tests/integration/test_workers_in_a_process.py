@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flask import Flask
 
 from mailer import Mailer
 from mailer.celery.app import TASKS
+from mailer.celery.maintenance import MailerStep
 from tests.application import create_app
 from tests.services.databases import sqlite_only
 
@@ -85,15 +87,10 @@ def own_logging() -> Iterator[None]:
 
 
 @contextmanager
-def running(celery: Celery[Any], name: str = "worker") -> Iterator[Any]:
-    with start_worker(
-        celery,
-        pool="solo",
-        hostname=f"{name}@localhost",
-        perform_ping_check=False,
-        shutdown_timeout=30,
-    ) as worker:
-        yield worker
+def running(celery: Celery[Any]) -> Iterator[None]:
+    """Run a real worker of Celery in a thread."""
+    with start_worker(celery, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        yield
 
 
 def test_a_worker_that_stops_leaves_the_others_alone(
@@ -106,15 +103,39 @@ def test_a_worker_that_stops_leaves_the_others_alone(
     for name, dispatcher in dispatchers.items():
         monkeypatch.setattr(dispatcher, "hang_up", lambda name=name: hung_up.append(name))
 
-    with running(apps["first"].extensions["celery"]):
-        with running(apps["second"].extensions["celery"], "second") as second:
+    with started(apps["first"], "first"):
+        with started(apps["second"], "second") as second:
             signals.worker_shutting_down.send(sender=second.hostname)
             signals.worker_shutdown.send(sender=second)
             assert stopped(dispatchers.values()) == [False, True]
         assert hung_up == ["second"]
         assert stopped(dispatchers.values()) == [False, True]
-        with running(apps["second"].extensions["celery"]):
+        with started(apps["second"], "second again"):
             assert stopped(dispatchers.values()) == [False, False]
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class WorkerOfStep:
+    """The attributes of a worker that our bootstep uses.
+
+    Celery can't run two workers in one process: they share its flag to stop, and its event loop.
+    """
+
+    app: Celery[Any]
+    hostname: str
+
+
+@contextmanager
+def started(app: Flask, name: str) -> Iterator[WorkerOfStep]:
+    """Start our part of a worker."""
+    worker = WorkerOfStep(app.extensions["celery"], f"{name}@localhost")
+    step = MailerStep(worker)
+    step.create(worker)
+    step.start(worker)
+    try:
+        yield worker
+    finally:
+        step.stop(worker)
 
 
 def stopped(dispatchers: Any) -> list[bool]:
