@@ -14,9 +14,9 @@ from flask import Blueprint, Flask, abort, flash, redirect, render_template, ses
 from flask.typing import ResponseReturnValue
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect, FlaskForm
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
-from werkzeug.exceptions import HTTPException, ServiceUnavailable
+from werkzeug.exceptions import Conflict, HTTPException, ServiceUnavailable
 from wtforms import EmailField, StringField
 from wtforms.validators import InputRequired, Regexp
 
@@ -146,14 +146,10 @@ def follow(nickname: str) -> ResponseReturnValue:
         db.session.add(Follow(follower=follower.key, followed=followed.key))
         file = Path(flask.current_app.root_path, "static", follower.avatar)
         picture = Attachment("avatar.png", file.read_bytes(), content_id="avatar")
+        to, subject = followed.address, f"{follower.nickname} follows you"
+        people = {"user": followed, "follower": follower}
         send_email(
-            followed.address,
-            f"{follower.nickname} follows you",
-            "mail/follower",
-            connection=db.session,
-            attachments=[picture],
-            user=followed,
-            follower=follower,
+            to, subject, "mail/follower", attachments=[picture], connection=db.session, **people
         )
         db.session.commit()
         flash(f"You follow {followed.nickname} now and will be told by mail.")
@@ -171,9 +167,7 @@ def healthz() -> str:
     try:
         return mailer.absence() or "ok"
     except MailerError:
-        return (
-            "No mail can be queued: the mail database is down, or its tables have another version."
-        )
+        return "No mail can be queued: its database is down, or has tables of another version."
 
 
 @pages.after_app_request
@@ -187,6 +181,12 @@ def add_security_headers(response: flask.Response) -> flask.Response:
 @pages.app_errorhandler(HTTPException)
 def show_error(error: HTTPException) -> ResponseReturnValue:
     return render_template("error.html", error=error), error.code or 500
+
+
+@pages.app_errorhandler(IntegrityError)  # of a double click, or of two visitors at once
+def ask_to_look_again(_error: IntegrityError) -> ResponseReturnValue:
+    db.session.rollback()
+    return show_error(Conflict("This was done at the same moment. No mail is queued. Look again."))
 
 
 @pages.app_errorhandler(DBAPIError)

@@ -109,9 +109,9 @@ class Operations:
 
     def resolve(self, mail_id: MailId, verdict: Status | str, *, to: str | None = None) -> int:
         """Settle the doubtful deliveries of a mail as sent or failed. Return their number."""
-        if (decided := verdict) not in _RESOLUTIONS:
+        if verdict not in _RESOLUTIONS:
             raise InvalidMail(f"verdict: {verdict!r}: give 'sent' or 'failed'.")
-        return self._move(mail_id, Status(decided), to)
+        return self._move(mail_id, Status(verdict), to)
 
     def cancel_due_before(
         self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)
@@ -122,9 +122,10 @@ class Operations:
         send these again, and a person decides.
         """
         moment = _seconds(before, "before")
+        # Held first: a doubtful delivery that is queued again meanwhile is cancelled then.
+        held = self._store.hold_if_due_before(moment, lanes=lanes)
         steps = self._store.cancel_if_due_before(moment, now=self._clock.time(), lanes=lanes)
-        cancelled = sum(len(step) for step in steps)
-        return cancelled, len(self._store.hold_if_due_before(moment, lanes=lanes))
+        return sum(len(step) for step in steps), len(held)
 
     def _move(self, mail_id: MailId, status: Status, to: str | None) -> int:
         known_id, now = _id_of(mail_id), self._clock.time()

@@ -79,7 +79,7 @@ mail_sent = _signals.signal(
 )
 mail_deferred = _signals.signal(
     "mail-deferred",
-    """The relay deferred the delivery, and a worker will try again. `event.reply` says why.
+    """A try failed, and a worker will try again later. `event.reply` says why.
 
     >>> from mailer.signals import mail_deferred
     >>> @mail_deferred.connect
@@ -222,10 +222,8 @@ class SignalOutlet:
                 event, self._in_hand = self._waiting.popleft(), True
             try:
                 self._send([event])
-            except BaseException:  # such as SystemExit: it ends nothing but this call
-                log.exception(
-                    "Receiver of a signal tried to end its thread: signal=mail_%s", event.kind
-                )
+            except BaseException:  # such as a time-out of gevent: the thread goes on
+                log.exception("Receiver of a signal failed: signal=mail_%s", event.kind)
 
     def _send(self, events: Sequence[Event]) -> None:
         app = self._app()
@@ -236,7 +234,7 @@ class SignalOutlet:
                 try:
                     with app.app_context():
                         receiver(app, event=event)
-                except Exception:
+                except (Exception, SystemExit):  # it ends this call, and no thread or process
                     log.exception(
                         "Receiver of a signal failed: signal=mail_%s mail_id=%s delivery=%d",
                         event.kind,

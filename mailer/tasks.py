@@ -7,10 +7,12 @@ the `app.extensions["celery"]` of a Flask app with Mailer.
 from typing import Any
 
 from celery import Task, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from mailer.celery.app import PURGE, SEND, TASK_SECONDS, ending_delayed, installed
 from mailer.errors import StoreError
 from mailer.logs import get_logger
+from mailer.outbound import Outbound
 from mailer.store.workers import SWEEP
 
 log = get_logger(__name__)
@@ -19,13 +21,25 @@ log = get_logger(__name__)
 @shared_task(bind=True, name=SEND, ignore_result=True)
 def send_email(self: Task[Any, None]) -> None:
     """Deliver what is due, batch after batch."""
+    failure: Exception | None = None
     for outbound in installed(self.app):
-        with outbound.context(), ending_delayed():
-            outbound.bell.answer()  # before the claim: mail that is committed later rings again
-            try:
-                outbound.dispatcher.deliver(at_most=TASK_SECONDS)
-            except StoreError as error:
-                log.warning("Delivery waits, and the sweep rings again: error=%s", error)
+        try:
+            _deliver(outbound)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the other apps do not wait for it
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _deliver(outbound: Outbound) -> None:
+    with outbound.context(), ending_delayed():
+        outbound.bell.answer()  # before the claim: mail that is committed later rings again
+        try:
+            outbound.dispatcher.deliver(at_most=TASK_SECONDS)
+        except StoreError as error:
+            log.warning("Delivery waits, and the sweep rings again: error=%s", error)
 
 
 @shared_task(bind=True, name=SWEEP, ignore_result=True)

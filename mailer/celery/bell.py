@@ -1,4 +1,4 @@
-"""The doorbell of the workers: a ring is a task, and while one is pending no other is published."""
+"""The doorbell: a ring is a task, and only an urge sends another while one is pending."""
 
 import math
 import threading
@@ -54,7 +54,7 @@ class CeleryBell:
     def ring(self, *, urge: bool = False) -> bool:
         """Call a worker. The mail is committed.
 
-        With `urge`, which only the sweep uses, return False if no worker seems to hear.
+        Return False if the broker does not answer or, with `urge`, if no worker seems to hear.
         """
         notice_fork()
         if self._is_away:

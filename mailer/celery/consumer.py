@@ -63,7 +63,8 @@ class PatientConsumer(Consumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._refused = 0
-        self.leave_lost: Callable[[], None] = lambda: None  #: forgets the one before this
+        #: Forgets the connection before this one.
+        self.leave_lost: Callable[[], None] = lambda: None
         super().__init__(*args, **options)
 
     # --- the broker ------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class PatientConsumer(Consumer):
         self._refused += 1
         reason = ascii(str(objection)[:_LONGEST_OBJECTION])
         log.error(
-            "A message was refused, the %d. since this worker started: %s",
+            "A message was refused (no. %d since this worker started): %s",
             self._refused,
             reason,
         )
@@ -157,7 +158,7 @@ def careful_transport(transport: type[Any], consumer: PatientConsumer) -> type[A
     return type("CarefulTransport", (_CarefulTransport, transport), {**own, "Channel": channel})
 
 
-_Base: Any = object  # a class of the transport, which stands behind these mix-ins
+_Base: Any = object  # the real base is a class of the transport: see `careful_transport`
 
 
 class _CarefulMessage(_Base):  # type: ignore[misc]  # see there

@@ -64,15 +64,15 @@ class Heartbeat:
             machine=platform.node(),
             pid=os.getpid(),
             version=_version(),
-            lanes=",".join(lane.name.lower() for lane in Lane if self._carries(lane)),
+            lanes=",".join(lane.name.lower() for lane in Lane if self._serves(lane)),
             started_at=self._started_at,
             seen_at=self._clock.time(),
             delivered_at=self._flags.delivered_at,
         )
         self._store.beat(worker)
 
-    def _carries(self, lane: Lane) -> bool:
-        return any(not relay.lanes or lane in relay.lanes for relay in self._settings.relays)
+    def _serves(self, lane: Lane) -> bool:
+        return any(relay.accepts(lane) for relay in self._settings.relays)
 
 
 def _version() -> str:

@@ -29,7 +29,7 @@ class Breaker:
         """Return whether a relay may be tried: it is not paused, or its pause is over."""
         return pause is None or (pause.until is not None and pause.until <= self._clock.time())
 
-    def looks_again_at(self, pause: Pause, now: float) -> float | None:
+    def time_to_look_again(self, pause: Pause, now: float) -> float | None:
         """Return when to look at a paused relay again: at the end of the pause.
 
         While the relay is probed, the pause ends with the longest time that may take. The probe may

@@ -43,9 +43,8 @@ class HeadOfQueue:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            looks_further = (
-                self._clock.monotonic() >= self._looked_further_at + _LOOKS_FURTHER_EVERY
-            )
+            seconds_ago = self._clock.monotonic() - self._looked_further_at
+            looks_further = seconds_ago >= _LOOKS_FURTHER_EVERY
             by_domain = {domain: one for one in limits for domain in one.stopped_domains}
             cleared = [
                 self._clear_lane(lane, by_domain, available, ends, looks_further=looks_further)

@@ -23,7 +23,7 @@ from mailer.message.ports import Bell
 from mailer.policy import batch_size
 from mailer.smtp import Relay
 
-# A share that takes longer than its time by two more of it begins no more mail.
+# After three times its time, a share begins no more mail.
 _LATE_PARTS = 2
 _NONE: Mapping[str, Pause] = {}
 

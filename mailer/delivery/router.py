@@ -27,15 +27,16 @@ class Availability:
     @property
     def lanes(self) -> list[Lane]:
         """Return the lanes that at least one free relay accepts."""
-        accepted = [state.settings.lanes for state in self.usable if state.name not in self.busy]
-        return [lane for lane in Lane if any(not lanes or lane in lanes for lanes in accepted)]
+        free = [state.settings for state in self.usable if state.name not in self.busy]
+        return [lane for lane in Lane if any(relay.accepts(lane) for relay in free)]
 
 
 @dataclass(slots=True)
 class Plan:
     """The distribution of a batch over relays."""
 
-    unassigned: set[int]  #: deliveries that are in no share yet
+    #: Deliveries that no share has taken over yet: after an error, they are released.
+    unassigned: set[int]
     #: By relay.
     shares: dict[str, list[Delivery]] = field(default_factory=lambda: defaultdict(list))
     waiting: dict[int, float | None] = field(default_factory=dict)  #: for a relay, and until when
@@ -127,15 +128,19 @@ class Router:
         self, delivery: Delivery, sender: str, pauses: Mapping[str, Pause], now: float
     ) -> float | None:
         """Return when a relay that would carry a delivery may be tried. None: now."""
-        able = [
+        pauses_of_able = [
             pauses.get(state.name)
             for state in self.states.values()
             if carries(state.settings, delivery, sender)
         ]
-        if any(self._may_try(pause) for pause in able):
+        if any(self._may_try(pause) for pause in pauses_of_able):
             return None
         latest = now + self._longest_rest
-        times = [self.breaker.looks_again_at(pause, now) or latest for pause in able if pause]
+        times = [
+            self.breaker.time_to_look_again(pause, now) or latest
+            for pause in pauses_of_able
+            if pause
+        ]
         return min(times, default=latest)
 
     def waits_for_paused(

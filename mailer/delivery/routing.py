@@ -17,7 +17,7 @@ def carries(relay: RelaySettings, delivery: Delivery, sender: str) -> bool:
     A relay without rules carries all mail.
     """
     return (
-        (not relay.lanes or delivery.lane in relay.lanes)
+        relay.accepts(delivery.lane)
         and (
             not relay.domains
             or any(_is_within(delivery.domain, domain) for domain in relay.domains)

@@ -30,9 +30,8 @@ class Services:
 class ThreadContext:
     """The slots, notes and budget of one thread while it delivers, from batch to batch."""
 
-    relay_slots: (
-        Slots  #: of the relay in use; kept with its warm connection, which relays count too
-    )
+    #: Of the relay in use. They are kept with its warm connection, which relays count too.
+    relay_slots: Slots
     domain_slots: Slots  #: given back after each share
     box: Box
     budget: ByteBudget  #: shared by the threads of the process

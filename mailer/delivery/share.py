@@ -98,7 +98,7 @@ class Share:
     def _next_mail(self) -> WireMessage | None:
         """Return the next mail, marked. Return None if none may be sent now.
 
-        With a mail in flight, the answer may be another one when that has its outcome.
+        While a mail is in flight, None means: ask again after its outcome.
         """
         book = self._book
         while True:
@@ -148,7 +148,6 @@ class Share:
         if book.must_finish_first:
             return
         try:
-            self._learn_pace()
             if not book.ready and self._has_time:
                 book.ready = self._next_window()
             if book.ready:
@@ -226,12 +225,12 @@ class Share:
     def _note(self, outcome: Outcome) -> None:
         """Note the outcome of the oldest mail in flight."""
         delivery, box = self._book.in_flight[0].delivery, self._context.box
+        if outcome.verdict is Verdict.SENT:
+            box.taken(delivery.id, outcome.reply)  # first: until then a death means doubt
         self.report.tried += 1
         result = self._result(delivery, self._blame(delivery, outcome))
         self._preparer.drop(self._book.finish(result), self._book.next_waiting)
-        if result.outcome.verdict is Verdict.SENT:
-            box.taken(delivery.id, result.outcome.reply)
-        elif result.outcome.verdict is not Verdict.DOUBTFUL:
+        if result.outcome.verdict not in (Verdict.SENT, Verdict.DOUBTFUL):
             box.over(delivery.id)
         if result.outcome.verdict is Verdict.UNREACHED:
             self.report.failure = result.outcome
@@ -272,7 +271,7 @@ class Share:
     def _interrupt(self, error: BaseException) -> None:
         """Leave a mail in doubt whose bytes were being sent.
 
-        A mail in flight that was not begun may be what raises the error, so its try counts.
+        A mail in flight that was not begun may be the cause of the error, so its try counts.
         """
         if self._book.leave_begun() or not self._book.in_flight:
             return
@@ -280,9 +279,11 @@ class Share:
             error, (StoreError, SoftTimeLimitExceeded)
         ):
             reason = f"it could not be said to the relay: {type(error).__name__}"
-            self._note(Outcome(Verdict.DEFERRED, reason, Phase.CONNECT))
+            outcome = Outcome(Verdict.DEFERRED, reason, Phase.CONNECT)
+            self._book.finish(self._result(self._book.in_flight[0].delivery, outcome))
 
     def _learn_pace(self) -> None:
+        """Learn the pace from the outcomes that are about to be recorded."""
         now, results = self._services.clock.monotonic(), self._book.results
         # A connection that failed says nothing of mails.
         if results and self.report.failure is None:
@@ -293,6 +294,7 @@ class Share:
 
     def _record_and_mark(self, *, patient: bool) -> None:
         """Record the outcomes, and mark the window that is ready."""
+        self._learn_pace()
         if patient:
             self._write_patiently(self._record_and_mark_now, f"{len(self._book.results)} outcomes")
         else:
@@ -324,7 +326,6 @@ class Share:
     def record_and_release(self) -> None:
         """Record the outcomes, and release the mails that were not begun."""
         try:
-            self._learn_pace()
             if self._book.results:
                 self._book.return_ready()
                 self._record_and_mark(patient=True)

@@ -7,7 +7,7 @@ from enum import StrEnum
 class Phase(StrEnum):
     """The command that a try came to.
 
-    From DATA on the relay may have the whole mail, from DOT on it surely had it.
+    Before DOT, the relay can't have the whole mail. At DOT, it may have it.
     """
 
     CONNECT = "connect"
@@ -37,5 +37,5 @@ class Outcome:
     phase: Phase = Phase.DOT
     retry_after: float | None = None  #: seconds it asked us to wait
     advice: str = ""  #: the remedy, where our own configuration is at fault
-    #: The relay did not answer this mail: one of them can't bear the other.
+    #: The relay fell silent at this mail: either of them may be at fault.
     is_silence: bool = False

@@ -12,7 +12,7 @@ class Bell(Protocol):
     """The doorbell of the workers. A ring may come late, twice or never: it only saves time."""
 
     def ring(self, *, urge: bool = False) -> bool:
-        """Tell the workers that mail is due. Return False if no worker can hear it.
+        """Tell the workers that mail is due. Return False if no worker will hear it.
 
         A ring never raises and never waits for long. With `urge`, ring even if the last ring was
         not answered: it may have been lost.

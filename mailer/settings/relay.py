@@ -197,6 +197,10 @@ class RelaySettings(BaseModel):
             return self.proxy
         return None if self.is_local else self._environment_proxy.for_server(self.mail_server)
 
+    def accepts(self, lane: Lane) -> bool:
+        """Return whether the relay carries mail of a lane."""
+        return not self.lanes or lane in self.lanes
+
     @property
     def has_rules(self) -> bool:
         """True if the relay accepts only some of the mail."""

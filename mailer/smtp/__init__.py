@@ -18,6 +18,7 @@ from mailer.settings import RelaySettings
 from mailer.smtp.connection import RelayConnection
 from mailer.smtp.limits import ConnectionLimit
 from mailer.smtp.opening import SessionOpener
+from mailer.threads import start_daemon
 
 __all__ = ["Relay", "RelayConnection"]
 
@@ -78,10 +79,7 @@ class Relay:
         with self._changed:
             self._idle.append(connection)
             if self._closer is None:
-                self._closer = threading.Thread(
-                    target=self._close_idle, name=f"mailer-idle-{self.name}", daemon=True
-                )
-                self._closer.start()
+                self._closer = start_daemon(self._close_idle, f"mailer-idle-{self.name}")
 
     def _close_idle(self) -> None:
         """Close connections after their idle time, in a thread that ends with the last of them."""

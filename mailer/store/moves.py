@@ -6,9 +6,9 @@ collected if anybody listens. They are published after the commit, when the conn
 its pool.
 
 Locks are taken in one order: messages before deliveries before bytes, each by id. A statement that
-skips locked rows needs no order. Neither does a move that is guarded by the token of a claim:
-others wait for its rows only if these are doubtful, and `_transact` repeats the transaction that
-PostgreSQL undoes after a deadlock.
+skips locked rows needs no order. Neither does a move that is guarded by the token of a claim: two
+transactions want the same rows only if these are doubtful, and `_transact` repeats the one that
+PostgreSQL rolls back after a deadlock.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -207,7 +207,7 @@ class Result:
 
     @property
     def event(self) -> EventKind | None:
-        """Return the event of the move. A mail is deferred only if a relay was asked."""
+        """Return the event of the move. A mail whose relay can't be reached is not deferred."""
         if self.move.to is Status.QUEUED:
             return EventKind.DEFERRED if self.outcome.verdict is Verdict.DEFERRED else None
         return EVENT_OF.get(self.move.to)
@@ -358,7 +358,7 @@ class Queue(Moves):
         return recalled
 
     def is_due(self, now: float) -> bool:
-        """Return whether a claim would find anything."""
+        """Return whether mail is due that no person has paused."""
         with self._look() as transaction:
             return any(
                 transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, get_type_hints
 
 from mailer.message import (
@@ -31,6 +30,7 @@ from mailer.message import (
 )
 from mailer.message.events import Event, EventKind
 from mailer.policy import Move
+from mailer.store.sql import DELIVERY_SELECTION
 from mailer.store.transactions import Row
 
 # --- messages ------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
 
 def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
     """Return the deliveries of a claim, sorted by due time: the databases return any order."""
-    return [_delivery(*row, token=token) for row in sorted(claimed, key=_BY_DUE_TIME)]
+    return [_delivery(*row, token=token) for row in sorted(claimed, key=_due_time)]
 
 
 def _delivery(
@@ -199,13 +199,16 @@ def _delivery(
     doubts: int,
     queued_at: float,
     on_doubt: str,
-    due_at: float,
+    due_at: float | None,
     expires_at: float | None,
     size: int | None,
     *,
     token: str,
 ) -> Delivery:
-    """Return a delivery, from the columns of `sql.DELIVERY_SELECTION`."""
+    """Return a delivery, from the columns of `sql.DELIVERY_SELECTION`.
+
+    A doubtful delivery that waits for a person has no due time.
+    """
     return Delivery(
         id=number,
         mail_id=mail_id,
@@ -217,16 +220,20 @@ def _delivery(
         queued_at=queued_at,
         on_doubt=_ON_DOUBT[on_doubt],
         token=token,
-        has_waited=due_at > queued_at,
+        has_waited=due_at is not None and due_at > queued_at,
         expires_at=expires_at,
         size=size,
     )
 
 
+def _due_time(row: Row) -> tuple[float, int]:
+    return row[_DUE_AT] or 0.0, row[0]
+
+
+_DUE_AT = DELIVERY_SELECTION.index("due_at")
 # Dictionaries are several times as fast as calls of an Enum, and a batch has hundreds of rows.
 _LANES = {int(lane): lane for lane in Lane}
 _ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
-_BY_DUE_TIME = itemgetter(9, 0)  # due_at and id
 
 
 def result_row(delivery: Delivery, outcome: Outcome, move: Move, now: float) -> tuple[Any, ...]:

@@ -154,6 +154,21 @@ def test_a_name_belongs_to_one_address(visitor: FlaskClient) -> None:
     assert 'value="eve@example.org"' in answer.text
 
 
+def test_two_visitors_take_a_name_at_once(
+    app: Flask, visitor: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two sign-ups at the same moment is told so, and no mail of it is queued."""
+    sign_up(visitor, "ada", "ada@example.org")
+    with monkeypatch.context() as look_at_the_same_moment:
+        look_at_the_same_moment.setattr("app.find_member", lambda _nickname: None)
+        answer = sign_up(app.test_client(), "ada", "eve@example.org")
+
+    assert answer.status_code == 409
+    assert "No mail is queued" in answer.text
+    assert "eve@example.org" not in visitor.get("/members").text
+    assert len(app.extensions["mailer"].operations.mails()) == 1
+
+
 def test_an_unusable_address_is_not_kept(visitor: FlaskClient) -> None:
     """Mailer's own error message is shown, and the name stays free."""
     answer = sign_up(visitor, "ada", "nonsense")

@@ -772,3 +772,22 @@ def test_a_relay_that_is_away_says_nothing_of_speed(
         == dispatcher._router.states["first"].pace.seconds_per_mail
         == 0.02
     )
+
+
+def test_the_pace_of_single_mails(
+    store: Store,
+    open_dispatcher: OpenDispatcher,
+    sink: Sink,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches of one mail teach the pace of the relay: each outcome counts once."""
+    dispatcher = open_dispatcher(entry(sink, "first"))
+    monkeypatch.setattr(clock, "monotonic", lambda: 2.0 * len(sink.messages))
+    for number in range(1, 41):
+        queue_many(store, 1)
+        dispatcher.deliver_batch()
+        assert len(sink.messages) == number
+
+    [state] = dispatcher._router.states.values()
+    assert state.pace.seconds_per_mail == pytest.approx(2.0, rel=0.1)

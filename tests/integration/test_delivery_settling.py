@@ -109,11 +109,12 @@ def test_what_was_claimed_and_not_begun(
     assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.QUEUED, 0)
 
 
+@pytest.mark.parametrize("on_doubt", OnDoubt)
 def test_a_box_that_comes_too_late(
-    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, sink: Sink
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, sink: Sink, on_doubt: OnDoubt
 ) -> None:
     """A black box found after the lease ended turns the doubtful mail into a sent one."""
-    queue(store, "ada@example.com")
+    queue(store, "ada@example.com", on_doubt=on_doubt)
     deliver_and_die(make_dispatcher(), lambda: setattr(store, "record_if_transmitting", killing))
     clock.ahead = 7200
     dispatcher = make_dispatcher()

@@ -285,7 +285,7 @@ def test_a_receiver_that_would_end_its_thread(
     send()
 
     assert kinds(heard, shop) == [EventKind.QUEUED]
-    assert "Receiver of a signal tried to end its thread: signal=mail_queued" in caplog.text
+    assert "Receiver of a signal failed: signal=mail_queued" in caplog.text
 
 
 def test_no_thread_can_start(

@@ -99,6 +99,27 @@ def test_flask_apps_that_share_a_celery_app(
     assert celery.steps["worker"] == {"mailer.celery.maintenance:MailerStep"}
 
 
+def test_one_flask_app_that_fails_delays_no_other(
+    make_shop: MakeShop,
+    celery: Celery[Any],
+    other_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error in the delivery of one Flask app is raised after the others have delivered."""
+    broken, sound = make_shop(celery), make_shop(celery, MAILER_DATABASE_URL=other_database_url)
+    mail = queue(sound)
+
+    def fail(**_limits: Any) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(broken.extensions["mailer"].outbound.dispatcher, "deliver", fail)
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        run(celery)
+
+    assert status_of(sound, mail) is Status.SENT
+
+
 def test_a_celery_app_that_no_mailer_knows(open_shop: OpenShop, celery: Celery[Any]) -> None:
     """A task of a Celery app without a Mailer raises an error that tells how to connect them."""
     open_shop()
