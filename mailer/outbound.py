@@ -14,7 +14,7 @@ from mailer.settings import Settings
 from mailer.store import Store
 
 if TYPE_CHECKING:
-    from mailer.delivery import Delivery, Dispatcher, Maintenance
+    from mailer.delivery import DeliveryParts, Dispatcher, Maintenance
 
 
 class Outbound:
@@ -41,9 +41,9 @@ class Outbound:
     def maintenance(self) -> "Maintenance":
         return self.build().maintenance
 
-    def build(self) -> "Delivery":
+    def build(self) -> "DeliveryParts":
         """Build the dispatcher and the maintenance, or return those that are built already."""
-        built: Delivery | None = vars(self).get("_built")
+        built: DeliveryParts | None = vars(self).get("_built")
         if built is None:
             # The modules that deliver take as much memory as those that queue.
             from mailer.delivery import build_delivery  # noqa: PLC0415

@@ -1,11 +1,13 @@
-"""The wiring of an app: the only place that builds its objects and connects them.
+"""The wiring of an app: its objects are built and connected here.
 
-They belong to the app, as `app.extensions["mailer"]`.
+They belong to the app, as `app.extensions["mailer"]`. Those that deliver its mail are built by
+`delivery/wiring.py`, when they are needed.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flask import Flask, current_app
 from sqlalchemy import make_url
@@ -26,6 +28,9 @@ from mailer.signals import SignalOutlet
 from mailer.store import Store
 from mailer.store.leftover import warn_of_leftover
 
+if TYPE_CHECKING:
+    from mailer.celery.check import CeleryCheck
+
 log = get_logger(__name__)
 
 
@@ -39,7 +44,7 @@ class State:
     operations: Operations
     outbound: Outbound
     mail: QueueState  #: `app.extensions["mail"]`
-    celery_check: object  #: kept here, since Celery's signal has a weak reference
+    celery_check: "CeleryCheck"  #: kept here, since Celery's signal has a weak reference
 
 
 def state_of(app: Flask | None = None) -> State:

@@ -7,6 +7,6 @@ with `dispatcher.py`.
 from mailer.delivery.dispatcher import Dispatcher, Progress
 from mailer.delivery.maintenance import Maintenance
 from mailer.delivery.services import Services
-from mailer.delivery.wiring import Delivery, build_delivery
+from mailer.delivery.wiring import DeliveryParts, build_delivery
 
-__all__ = ["Delivery", "Dispatcher", "Maintenance", "Progress", "Services", "build_delivery"]
+__all__ = ["DeliveryParts", "Dispatcher", "Maintenance", "Progress", "Services", "build_delivery"]

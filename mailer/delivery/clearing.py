@@ -36,7 +36,7 @@ class HeadOfQueue:
     def clear(
         self, limits: Sequence[DomainLimits], available: Availability, *, ends: float
     ) -> bool:
-        """Postpone mail that can't go now, in each lane. Return whether there was any.
+        """Postpone mail that can't go now, in each lane. Return whether this thread did.
 
         Two threads would book the same places at a limit twice, so one does it.
         """

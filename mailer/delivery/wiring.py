@@ -23,8 +23,8 @@ from mailer.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """The two that deliver the mail of an app in one process."""
+class DeliveryParts:
+    """The objects that deliver the mail of an app in one process."""
 
     dispatcher: Dispatcher
     maintenance: Maintenance
@@ -32,14 +32,14 @@ class Delivery:
 
 def build_delivery(
     app: Flask, settings: Settings, store: Store, bell: Bell, clock: Clock
-) -> Delivery:
+) -> DeliveryParts:
     """Make the relays, the DKIM keys, the limits and the shared memory of an app."""
     throttle = Throttle(settings, settings.flag_url, clock)
     signer, black_box = make_signer(settings.dkim_keys), black_box_of(app, settings, clock)
     services = Services(settings, store, signer, throttle, black_box, clock)
     plain = flask_mail_state(settings)
     dispatcher = Dispatcher(services, [Relay(relay, app, plain) for relay in settings.relays], bell)
-    return Delivery(dispatcher, Maintenance(services, dispatcher, bell))
+    return DeliveryParts(dispatcher, Maintenance(services, dispatcher, bell))
 
 
 def black_box_of(app: Flask, settings: Settings, clock: Clock) -> BlackBox:

@@ -3,12 +3,10 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import make_url
 
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.message import Address, check_text
@@ -360,23 +358,7 @@ class Settings(RelaySettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        # Some platforms still use the old name.
-        value = re.sub("^postgres://", "postgresql://", value)
-        try:
-            url = make_url(value)
-        # The ValueError quotes the port: without a host, that is the password.
-        except (ArgumentError, ValueError):
-            url = URL.create("nothing")
-        is_postgresql = url.get_backend_name() == "postgresql"
-        if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):
-            raise ValueError(
-                "allowed: sqlite:////path/to/file or postgresql://user:password@host/name"
-            )
-        if is_postgresql and find_spec("psycopg") is None:
-            raise ValueError(
-                "PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'"
-            )
-        return value
+        return database.checked_url(value)
 
     @field_validator("namespace")
     @classmethod

@@ -1,7 +1,9 @@
 """The choice of the database, and of the file that a relative path means."""
 
 import os
+import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -31,6 +33,25 @@ def default_url(config: Mapping[str, Any], folder: str) -> str:
 def default_file(folder: str) -> Path:
     """Return the SQLite file in an instance folder."""
     return Path(folder) / "mailer.sqlite3"
+
+
+def checked_url(value: str) -> str:
+    """Return the URL of a database that Mailer can use. Raise `ValueError` for another one."""
+    # Some platforms still use the old name.
+    value = re.sub("^postgres://", "postgresql://", value)
+    try:
+        url = make_url(value)
+    # The ValueError quotes the port: without a host, that is the password.
+    except (ArgumentError, ValueError):
+        url = URL.create("nothing")
+    is_postgresql = url.get_backend_name() == "postgresql"
+    if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ValueError("allowed: sqlite:////path/to/file or postgresql://user:password@host/name")
+    if is_postgresql and find_spec("psycopg") is None:
+        raise ValueError(
+            "PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'"
+        )
+    return value
 
 
 def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:

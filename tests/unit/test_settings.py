@@ -523,7 +523,8 @@ def test_other_databases_are_refused(url: str) -> None:
 def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the PostgreSQL driver is missing, the error tells how to install it."""
     monkeypatch.setattr(
-        "mailer.settings.find_spec", lambda name: None if name == "psycopg" else find_spec(name)
+        "mailer.settings.database.find_spec",
+        lambda name: None if name == "psycopg" else find_spec(name),
     )
 
     assert refusal(MAILER_DATABASE_URL="postgresql://db/mailer") == (
