@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask
 
-from mailer.delivery import Delivery, Dispatcher, Maintenance
+from mailer.delivery import DeliveryParts, Dispatcher, Maintenance
 from mailer.message import DeliveryStatus, Pause
 from mailer.outbound import Outbound
 from mailer.store import Store
@@ -72,7 +72,7 @@ def outbound_of(dispatcher: Dispatcher, maintenance: Maintenance | None = None) 
     outbound = Outbound(
         Flask("tests"), services.settings, services.store, dispatcher._bell, services.clock
     )
-    vars(outbound)["_built"] = Delivery(dispatcher, maintenance or chores_of(dispatcher))
+    vars(outbound)["_built"] = DeliveryParts(dispatcher, maintenance or chores_of(dispatcher))
     return outbound
 
 
