@@ -60,7 +60,7 @@ coverage: $(DEV) ## Run the tests, and print how much of mailer/ they execute, i
 	$(BIN)/python -m coverage html --quiet
 	$(BIN)/python -m coverage report
 
-bench: $(DEV) ## Measure Mailer beside its peers, in a quarter of an hour (ARGS="--help" for parts of it)
+bench: $(DEV) ## Measure Mailer beside its peers, in half an hour (ARGS="--help" for parts of it)
 	$(BIN)/python -m bench $(ARGS)
 
 chaos: $(DEV) ## Inject faults into all services for an hour, and print the results (ARGS="--help" for parts of it)
