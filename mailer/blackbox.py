@@ -57,6 +57,8 @@ class Box:
         self._path = path
         self._file = file
         self._warn = warn
+        #: The notes of the present claim could be neither continued nor removed.
+        self.is_stale = False
 
     def claiming(self, token: str) -> None:
         """Begin the notes of a new claim: everything before is settled."""
@@ -66,6 +68,7 @@ class Box:
             except OSError as error:
                 self._give_up(error)
         self._note(f"{_FORMAT} {_boot()} {token}")
+        self.is_stale = False  # notes that stayed are of another claim
 
     def calling(self, relay: str) -> None:
         """Note the relay that the process waits for from now on."""
@@ -104,7 +107,8 @@ class Box:
         if emptied or removed:
             self.close()
         else:
-            self._file = None  # still locked: others ignore it while this process lives
+            # Still locked: others ignore it while this process lives.
+            self._file, self.is_stale = None, True
 
     def _note(self, note: str) -> None:
         if self._file is None:

@@ -112,7 +112,9 @@ mail_doubtful = _signals.signal(
 )
 mail_expired = _signals.signal(
     "mail-expired",
-    """The mail was not sent before its `expires_at`, and will not be sent.
+    """The time `expires_at` is over, and the mail will not be sent.
+
+    If it was in doubt, it may have been sent once: `event.reply` says so.
 
     >>> from mailer.signals import mail_expired
     >>> @mail_expired.connect
@@ -215,7 +217,14 @@ class SignalOutlet:
             with self._changed:
                 self._in_hand = False
                 self._changed.notify_all()
-                self._log_losses()
+                lost = self._take_losses()
+            if lost:  # without the lock: a handler of the log may queue a mail
+                log.warning(
+                    "Events were lost, since receivers of signals are too slow: events=%d."
+                    " Let receivers do little, for example call a task.",
+                    lost,
+                )
+            with self._changed:
                 if not self._changed.wait_for(lambda: self._waiting, _IDLE_SECONDS):
                     self._thread = None
                     return
@@ -242,16 +251,13 @@ class SignalOutlet:
                         event.delivery_id,
                     )
 
-    def _log_losses(self) -> None:
-        """Log the number of lost events, once in a while. The lock is held."""
+    def _take_losses(self) -> int:
+        """Return the number of lost events to log, once in a while. The lock is held."""
         now = self.clock.monotonic()
-        if self._lost and now > self._logged_at + _LOGGED_EVERY:
-            log.warning(
-                "Events were lost, since receivers of signals are too slow: events=%d."
-                " Let receivers do little, for example call a task.",
-                self._lost,
-            )
-            self._lost, self._logged_at = 0, now
+        if not self._lost or now <= self._logged_at + _LOGGED_EVERY:
+            return 0
+        lost, self._lost, self._logged_at = self._lost, 0, now
+        return lost
 
 
 _outlets: weakref.WeakSet[SignalOutlet] = weakref.WeakSet()

@@ -108,6 +108,7 @@ class MaintenanceThread:
         if back > _SET_BACK_SECONDS:
             now = self._clock.time()
             recalled = self._store.recall_queued(now, was=now + back + _BETWEEN_SECONDS)
+            self._store.shorten_relay_pauses(now)
             log.warning("The clock was set back: seconds=%.0f due_again=%d", back, recalled)
         self._clock_offset = offset
 

@@ -130,6 +130,8 @@ class Share:
         if mail.delivery.has_expired(now) or (self.report.tried and self._is_late):
             return False
         self._context.box.begun(mail.delivery.id, self._state.name)
+        if self._context.box.is_stale:
+            return False  # its notes would say that this mail was not begun
         self._book.begin()
         return True
 

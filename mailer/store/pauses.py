@@ -37,6 +37,11 @@ UPDATE mailer_pause SET until = :until
 WHERE scope = :scope AND key = :key AND until = :taken_until
 RETURNING key
 """
+SHORTEN = """
+UPDATE mailer_pause SET until = :now
+WHERE scope = :scope AND until > :now
+RETURNING key
+"""
 RESUME = "DELETE FROM mailer_pause WHERE scope = :scope AND key = :key RETURNING key"
 
 
@@ -50,6 +55,10 @@ class Pauses(Database):
         with self._look() as transaction:
             found = transaction.execute(PAUSES, {"scope": _RELAY})
         return dict(map(rows.pause, found))
+
+    def shorten_relay_pauses(self, now: float) -> None:
+        """End the pauses of relays: the clock was set back, so they would last too long."""
+        self._changes(SHORTEN, {"scope": _RELAY, "now": now})
 
     def pause_relay(
         self, name: str, *, failures: int, now: float, until: float, reason: str

@@ -52,6 +52,14 @@ def _addresses(text: str) -> tuple[Address, ...]:
     return tuple(map(_address, json.loads(text))) if text != _EMPTY else ()
 
 
+def _readable(read: Callable[[str], tuple[Any, ...]], text: str) -> tuple[Any, ...]:
+    """Read what only describes a mail. If it is damaged, that must not hide or stop the mail."""
+    try:
+        return read(text)
+    except (TypeError, ValueError):
+        return ()
+
+
 _EMPTY = "[]"
 _address = lru_cache(4096)(Address.stored)
 
@@ -287,8 +295,8 @@ def mail_statuses(
             created_at=when(created_at),
             sensitive=bool(sensitive),
             erased_at=None if erased_at is None else when(erased_at),
-            tags=_strings(tags),
-            metadata=_pairs(metadata),
+            tags=_readable(_strings, tags),
+            metadata=_readable(_pairs, metadata),
             deliveries=tuple(deliveries[mail_id]),
         )
         for mail_id, message_id, subject, created_at, sensitive, erased_at, tags, metadata in heads
@@ -309,8 +317,8 @@ def event(row: Row, kind: EventKind, now: float) -> Event:
         status=Status(status),
         lane=_LANES[lane],
         attempts=attempts,
-        tags=_strings(tags),
-        metadata=_pairs(metadata),
+        tags=_readable(_strings, tags),
+        metadata=_readable(_pairs, metadata),
         reply=reply,
         relay=relay,
     )

@@ -1,5 +1,6 @@
 """The mail of a dead worker is settled from its black box."""
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Collection
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from flask_mail import email_dispatched
 
-from mailer.blackbox import BlackBox
+from mailer.blackbox import BlackBox, Box
 from mailer.clock import SystemClock
 from mailer.delivery import Dispatcher, preparing, share
 from mailer.delivery.settling import settle
@@ -275,3 +276,61 @@ def test_a_worker_that_wakes_up_between_the_envelope_and_the_mail(
 
     assert sink.messages == []
     assert copy_of(store, mail_id).status is Status.QUEUED
+
+
+# --- a disk that becomes read-only --------------------------------------------------------------
+
+
+class ReadOnlyDisk(SystemDisk):
+    """A disk on which nothing can be changed from a moment on."""
+
+    is_read_only = False
+
+    def _check(self) -> None:
+        if self.is_read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def write(self, file: int, data: bytes) -> int:  # type: ignore[override]
+        self._check()
+        return os.write(file, data)
+
+    def truncate(self, file: int) -> None:
+        self._check()
+        super().truncate(file)
+
+    def remove(self, path: Path) -> None:
+        self._check()
+        super().remove(path)
+
+
+def test_notes_that_can_be_neither_continued_nor_removed(
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the notes of a claim would say that a mail was not begun, it is not begun.
+
+    The next claim goes on without a black box, whose old notes say nothing of it.
+    """
+    disk = ReadOnlyDisk()
+    dispatcher = make_dispatcher()
+    dispatcher._services = replace(
+        dispatcher._services, black_box=BlackBox(tmp_path / "box", disk, SystemClock())
+    )
+    begun = Box.begun
+
+    def fail(box: Box, delivery_id: int, relay: str) -> None:
+        disk.is_read_only = True
+        begun(box, delivery_id, relay)
+
+    monkeypatch.setattr(Box, "begun", fail)
+    mail_id = queue(store, "ada@example.com", on_doubt=OnDoubt.HOLD)
+
+    dispatcher.deliver_batch()
+    assert (states(store), received(sink)) == (["queued"], [])
+    dispatcher.deliver_batch()
+
+    assert (copy_of(store, mail_id).status, copy_of(store, mail_id).attempts) == (Status.SENT, 1)
+    assert received(sink) == ["ada@example.com"]

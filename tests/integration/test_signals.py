@@ -1,5 +1,6 @@
 """Signals tell the application what became of its mail, after the commit."""
 
+import logging
 import signal
 import threading
 import time
@@ -315,3 +316,64 @@ def test_the_thread_takes_no_signals(shop: Flask) -> None:
         wait_until(lambda: bool(masks))
 
     assert {signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP} <= masks[0]
+
+
+@pytest.mark.parametrize("column", ["tags", "metadata"])
+def test_damaged_words_of_one_mail(
+    shop: Flask, sink: Sink, heard: list[Event], column: str
+) -> None:
+    """A mail whose tags or metadata are damaged is told without them, and stops no other mail."""
+    receipts = [send(), send()]
+    with store_of(shop)._write() as transaction:
+        transaction.execute(
+            f"UPDATE mailer_message SET {column} = '[5]' WHERE id = :id",  # noqa: S608 -- ours
+            {"id": receipts[0].id},
+        )
+    deliver(shop)
+
+    assert kinds(heard, shop).count(EventKind.SENT if column == "tags" else EventKind.FAILED) >= 1
+    assert [event.kind for event in heard if event.mail_id == receipts[1].id] == [
+        EventKind.QUEUED,
+        EventKind.SENT,
+    ]
+    assert Mailer().status(receipts[0]).id == receipts[0].id
+
+
+def test_a_handler_of_the_log_that_queues_mail(
+    shop: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warning of lost events may be handled by code that waits for a thread which queues."""
+    monkeypatch.setattr(signals, "_MAX_WAITING", 1)
+    goes_on, began = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def wait(_app: Flask, event: Event) -> None:
+        began.set()
+        goes_on.wait(30)
+
+    class MailHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "Events were lost" in record.msg:
+                thread = threading.Thread(target=self._queue)
+                thread.start()
+                thread.join(10)
+                ended.append(not thread.is_alive())
+
+        def _queue(self) -> None:
+            with shop.app_context():
+                send()
+
+    handler = MailHandler()
+    logging.getLogger("mailer.signals").addHandler(handler)
+    try:
+        with connected(signals.mail_queued, wait):
+            send()
+            began.wait(10)
+            send()
+            send()
+            goes_on.set()
+            assert store_of(shop)._outlet.drain(20)  # type: ignore[attr-defined]
+    finally:
+        logging.getLogger("mailer.signals").removeHandler(handler)
+
+    assert ended == [True]

@@ -56,6 +56,24 @@ def test_a_clock_that_is_set_back(
     assert copy_of(store, scheduled).status is Status.QUEUED
 
 
+def test_a_relay_that_is_paused_while_the_clock_is_set_back(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock
+) -> None:
+    """A pause of seconds does not become one of an hour: the relay is probed at once."""
+    thread = MaintenanceThread(outbound_of(make_dispatcher()), worker=None)
+    thread._stopping.set()
+    now = clock.time()
+    store.pause_relay("relay.example.com", failures=0, now=now, until=now + 10, reason="down")
+    store.pause(Lane.BULK, now=now, reason="by hand")
+    clock.ahead = -3600
+    thread._tick()
+
+    [pause] = store.relay_pauses().values()
+    assert pause.until is not None
+    assert pause.until <= clock.time()
+    assert [*store.list_pauses()] == [Lane.BULK]
+
+
 # --- rescue -------------------------------------------------------------------------------------
 
 
