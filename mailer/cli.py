@@ -111,7 +111,9 @@ def status(mail_id: str) -> None:
 
 @mail_group.command("list")
 @click.option(
-    "--state", type=click.Choice([*Status]), help="Only mail with a delivery in this state."
+    "--state",
+    type=click.Choice([status.value for status in Status], case_sensitive=False),
+    help="Only mail with a delivery in this state.",
 )
 @click.option(
     "--to", metavar="ADDRESS", help="Only mail to an address, or to a domain such as @example.com."
@@ -147,7 +149,9 @@ def list_mails(**conditions: Any) -> None:
     if not mails:
         click.echo("No such mail.")
     elif len(mails) == conditions["limit"]:
-        click.echo(f"More: --before {mails[-1].id}")
+        last = mails[-1].id
+        if _operations().mails(**{**conditions, "before": last, "limit": 1}):
+            click.echo(f"More: --before {last}")
 
 
 @mail_group.command()
@@ -220,7 +224,8 @@ def resume(relay: str | None, lane: str | None) -> None:
     if relay is None:
         is_over = _operations().resume(lane)
         what = _what(_lane(lane))
-        click.echo(f"The pause of {what.lower()} is over." if is_over else f"{what} is not paused.")
+        none = "Nothing is paused as a whole." if lane is None else f"{what} is not paused."
+        click.echo(f"The pause of {what.lower()} is over." if is_over else none)
         return
     is_over = _operations().resume(relay=relay)
     click.echo(f"The pause of {relay} is over." if is_over else f"{relay} is not paused.")

@@ -117,11 +117,16 @@ class MaintenanceThread:
         return self._clock.time() - self._clock.monotonic()
 
     def _ring_in_time(self) -> None:
-        """Ring at the moment when a mail gets due, until the next sweep."""
+        """Ring at the moment when a mail gets due, until the next sweep.
+
+        The end is on the monotonic clock: the time may be set back meanwhile.
+        """
         clock = self._clock
-        ends = clock.time() + _SWEEP_SECONDS - _TICK_SECONDS
-        while (due_at := self._store.next_due(clock.time(), before=ends)) is not None:
-            if self._stopping.wait(max(_SHORTEST_WAIT_SECONDS, due_at - clock.time())):
+        ends = clock.monotonic() + _SWEEP_SECONDS - _TICK_SECONDS
+        while (left := ends - clock.monotonic()) > 0:
+            now = clock.time()
+            due_at = self._store.next_due(now, before=now + left)
+            if due_at is None or self._stopping.wait(max(_SHORTEST_WAIT_SECONDS, due_at - now)):
                 return
             self._bell.ring()
 

@@ -48,8 +48,10 @@ class Turn:
         self._outer, _patience.deadline = _patience.deadline, deadline
 
     def __exit__(self, *_exception: object) -> None:
-        _patience.deadline = self._outer
-        self.lock.release()
+        try:
+            _patience.deadline = self._outer
+        finally:  # also if a signal handler raises here
+            self.lock.release()
 
 
 def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:

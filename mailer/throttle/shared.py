@@ -127,7 +127,8 @@ class Shared:
 
     def count(self, limit: Limit, rate: "RateLimitItem") -> Count:
         window = self._rates.get_window_stats(rate, limit.key)
-        wait = max(0.0, window.reset_time - self._clock.time())
+        wait = window.reset_time - self._clock.time()
+        wait = min(max(0.0, wait), rate.get_expiry())  # the clock may have been set back
         return Count(limit, rate, max(0, window.remaining), wait)
 
     def take(self, mails: int, limit: Limit, rate: "RateLimitItem") -> bool:

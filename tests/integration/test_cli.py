@@ -240,7 +240,7 @@ def test_everything_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> No
 
     assert [flask_mail("resume").output for _ in range(2)] == [
         "The pause of everything is over.\n",
-        "Everything is not paused.\n",
+        "Nothing is paused as a whole.\n",
     ]
     assert len(claim(store)) == 1
 

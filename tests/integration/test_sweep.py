@@ -56,6 +56,28 @@ def test_a_clock_that_is_set_back(
     assert copy_of(store, scheduled).status is Status.QUEUED
 
 
+def test_a_clock_that_is_set_back_while_mail_gets_due(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The maintenance waits for the next due mail on a clock that nobody sets back."""
+    thread = MaintenanceThread(outbound_of(make_dispatcher()), worker=None)
+    waits: list[float | None] = []
+
+    def wait(seconds: float | None = None) -> bool:
+        waits.append(seconds)
+        clock.ahead -= 3600
+        return len(waits) > 3
+
+    monkeypatch.setattr(thread._stopping, "wait", wait)
+    for seconds in (0.2, 0.3, 0.4):
+        queue(store, "ada@example.com", due_at=clock.time() + seconds)
+
+    thread._ring_in_time()
+
+    assert waits
+    assert max(seconds for seconds in waits if seconds is not None) < 1
+
+
 def test_a_relay_that_is_paused_while_the_clock_is_set_back(
     make_dispatcher: MakeDispatcher, store: Store, clock: Clock
 ) -> None:
