@@ -1,11 +1,11 @@
 """The thread that renews the slots of a process while mails are slow."""
 
 import threading
-from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
 from mailer.message.ports import Clock
+from mailer.threads import start_daemon
 
 # Slots are also renewed between mails, but a mail may be as slow as its time-outs.
 _EVERY = 5.0
@@ -33,9 +33,8 @@ class Renewer:
             self._holders.add(holder)
             if self._is_working:
                 return
-            with suppress(RuntimeError):  # no more threads: slots are renewed between mails
-                threading.Thread(target=self._work, name="mailer-slots", daemon=True).start()
-                self._is_working = True
+            # Without a thread, slots are renewed between mails.
+            self._is_working = start_daemon(self._work, "mailer-slots") is not None
 
     def discard(self, holder: Holder) -> None:
         """Forget an empty holder."""

@@ -150,6 +150,11 @@ def test_the_command(shop: Flask, three: list[str]) -> None:
     assert [line[:32] for line in lines[:2]] == [three[2], three[1]]
     assert "queued  bob@example.com, eve@example.org  Welcome_home, Überraschung!" in lines[1]
     assert lines[2] == f"More: --before {three[1]}"
+    for limit in ("2", "1"):  # the last page, not full or just full
+        page = run_in(shop, "list", "--subject", "order", "--limit", limit).output
+        assert [line[:32] for line in page.splitlines()] == [three[2]]
+    for state in ("queued", "QUEUED"):
+        assert len(run_in(shop, "list", "--state", state).output.splitlines()) == 3
     assert run_in(shop, "list", "--tag", "nothing").output == "No such mail.\n"
     assert run_in(shop, "list", "--before", three[1][:12]).output.startswith(three[0])
 

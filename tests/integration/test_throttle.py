@@ -136,6 +136,29 @@ def test_no_second_sees_more_than_its_rate(redis_url: str, monkeypatch: pytest.M
     assert granted == [10, 4, 0, 0, 0, 10, 4, 0, 0, 0]
 
 
+def test_a_clock_that_is_set_back_closes_no_rate(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full rate is asked again after its own span at the latest, whatever the clock says."""
+
+    class Clock(SystemClock):
+        now = 1_800_000_000.0
+
+        def time(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("limits.storage.redis.time", clock)
+    one = throttle(redis_url, clock=clock, MAILER_RELAY_RATE="5/minute")
+    assert admitted([one], 5) == [5]
+    clock.now -= 3600
+
+    grant = one.admit(RELAY, "example.com", 5)
+
+    assert grant.granted == 0
+    assert 0 < grant.wait <= 60
+
+
 def test_many_mails_cost_as_little_as_one(redis_url: str, client: Any) -> None:
     """A request for many mails costs two round trips, and asking again at a full limit none."""
     one = throttle(redis_url, MAILER_RELAY_RATE="5000/hour")
