@@ -5,23 +5,23 @@ from datetime import datetime
 from typing import Any
 
 import flask_mail
-from flask import Flask
+from flask import Flask, has_app_context
 
 from mailer.cli import mail_group
 from mailer.dropin import QueueConnection
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.intake import Addresses, Options
-from mailer.intake.arguments import When
+from mailer.intake import Addresses, Options, When
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.schema.autogenerate import register_if_needed
 from mailer.store import CallersConnection
-from mailer.wiring import log_database, state_of, wire
+from mailer.wiring import State, log_database, state_of, warn_of_gaps, wire
 
 
 class Mailer:
     """The email queue of a Flask app: it queues mails, and finds, cancels and retries them.
 
-    One object serves any number of apps. Its methods need an app context, as a request has one.
+    One object serves any number of apps. Its methods need an app context, as a request has one;
+    outside of any, `Mailer(app)` uses its app.
 
     >>> from flask import Flask
     >>> app = Flask("shop")
@@ -37,6 +37,7 @@ class Mailer:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
+        self._app = app
         if app is not None:
             self.init_app(app)
 
@@ -65,6 +66,7 @@ class Mailer:
         state.mail.take_place(app)
         app.cli.add_command(mail_group)
         log_database(app, state.settings)
+        warn_of_gaps(state.settings)
         register_if_needed()
 
     def send_email(
@@ -147,7 +149,7 @@ class Mailer:
             raise InvalidMail(
                 f"context: give a dict of template variables, not {type(context).__name__}."
             )
-        intake = state_of().intake
+        intake = self._state().intake
         if more_context:
             intake.check_keywords(template, more_context)
         return intake.send_email(
@@ -206,7 +208,7 @@ class Mailer:
             idempotency_key=idempotency_key,
             connection=connection,
         )
-        return state_of().intake.enqueue(message, options)
+        return self._state().intake.enqueue(message, options)
 
     # --- operations ------------------------------------------------------------------------------
 
@@ -224,7 +226,7 @@ class Mailer:
         Raises:
             UnknownMail: No mail has this id.
         """
-        return state_of().operations.status(mail_id)
+        return self._state().operations.status(mail_id)
 
     def statuses(self, mail_ids: Collection[str | Receipt]) -> dict[str, MailStatus]:
         """Return the statuses of mails, by id. Unknown ids are left out.
@@ -234,7 +236,7 @@ class Mailer:
         >>> [mail.subject for mail in found.values()]
         ['Welcome']
         """
-        return state_of().operations.statuses(mail_ids)
+        return self._state().operations.statuses(mail_ids)
 
     def mails(
         self,
@@ -271,7 +273,7 @@ class Mailer:
         Raises:
             InvalidMail: A condition can't be used.
         """
-        return state_of().operations.mails(
+        return self._state().operations.mails(
             state=state,
             to=to,
             tag=tag,
@@ -300,7 +302,7 @@ class Mailer:
         Raises:
             UnknownMail: No mail has this id, or the mail has no such recipient.
         """
-        return state_of().operations.cancel(mail_id, to=to) > 0
+        return self._state().operations.cancel(mail_id, to=to) > 0
 
     def retry(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:
         """Queue the failed and doubtful deliveries of a mail again. Return whether there was any.
@@ -319,7 +321,7 @@ class Mailer:
         Raises:
             UnknownMail: No mail has this id, or the mail has no such recipient.
         """
-        return state_of().operations.retry(mail_id, to=to) > 0
+        return self._state().operations.retry(mail_id, to=to) > 0
 
     def resolve(self, mail_id: str | Receipt, verdict: str, *, to: str | None = None) -> bool:
         """Settle the doubtful deliveries of a mail. Return whether there was any.
@@ -337,7 +339,7 @@ class Mailer:
             InvalidMail: The verdict is neither of the two.
             UnknownMail: No mail has this id, or the mail has no such recipient.
         """
-        return state_of().operations.resolve(mail_id, verdict, to=to) > 0
+        return self._state().operations.resolve(mail_id, verdict, to=to) > 0
 
     def pause(self, lane: Lane | str | None = None, *, reason: str = "by hand") -> int:
         """Stop the delivery of a lane, or of everything, until `resume()`. Mail is still queued.
@@ -352,7 +354,7 @@ class Mailer:
         Returns:
             The number of deliveries that workers have claimed already, and may still send.
         """
-        return state_of().operations.pause(lane, reason=reason)
+        return self._state().operations.pause(lane, reason=reason)
 
     def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:
         """End the pause of a lane, of a relay, or, with neither, of everything.
@@ -368,7 +370,7 @@ class Mailer:
         Returns:
             Whether there was such a pause.
         """
-        return state_of().operations.resume(lane, relay=relay)
+        return self._state().operations.resume(lane, relay=relay)
 
     def absence(self) -> str | None:
         """Return a warning if mail is due and no worker is there, for a health check; else None.
@@ -381,7 +383,11 @@ class Mailer:
         >>> app.test_client().get("/healthz").text
         'ok'
         """
-        return state_of().operations.absence()
+        return self._state().operations.absence()
+
+    def _state(self) -> State:
+        """Return the objects of the current app, or outside a context those of our own app."""
+        return state_of(None if has_app_context() else self._app)
 
 
 class Mail(flask_mail.Mail):

@@ -2,14 +2,15 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any
 
 import jinja2
-from flask import Flask
+from flask import Flask, has_app_context
 from jinja2 import (
     Environment,
     StrictUndefined,
@@ -23,7 +24,9 @@ from jinja2 import (
 from werkzeug.routing import BuildError
 
 from mailer.errors import TemplateError
+from mailer.logs import get_logger
 from mailer.message import check_body
+from mailer.settings.spelling import near
 
 _OF_JINJA = jinja2.TemplateError
 _OF_VALUES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
@@ -31,6 +34,11 @@ _HAS_STYLE = re.compile(r"<style\b", re.IGNORECASE)
 # The inliner is recursive: 20,000 nested tags overflow the stack and kill the process.
 _MAX_TAGS = 10_000
 _MAX_USED = 10_000
+_ENDINGS = (".txt", ".html")
+#: Endings that are often given to templates instead.
+_OTHER_ENDING = re.compile(r"\.(html?|xhtml|hmtl|htlm|te?xt|j2|jinja2?|tpl)", re.IGNORECASE)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +56,26 @@ class Renderer:
         self._app = app
         self._strict: Environment | None = None
         self._used: set[tuple[str, str]] = set()  # cache of `may_use`: (template, variable)
+        self._halves: set[str] = set()  # templates with one version, which was looked into
 
     def render(self, template: str, context: Mapping[str, Any]) -> Bodies:
         """Render `<template>.txt` and `<template>.html`; one of the two is enough."""
+        # Outside a context, `Mailer(app)` knows its app, and filters may ask for the current one.
+        with nullcontext() if has_app_context() else self._app.app_context():
+            return self._render(template, context)
+
+    def _render(self, template: str, context: Mapping[str, Any]) -> Bodies:
         text_name, html_name = f"{template}.txt", f"{template}.html"
         text_template, html_template = self._find(text_name), self._find(html_name)
         if text_template is None and html_template is None:
+            meant = _listed(self._near_misses(template, _ENDINGS))
             raise TemplateError(
                 f"template {template!r}: neither {text_name!r} nor {html_name!r} is in a template"
-                " folder: create one of them, and give the name without its ending."
+                f" folder{f', but {meant} is' if meant else ''}: create one of them, and give the"
+                " name without its ending."
             )
+        if text_template is None or html_template is None:
+            self._look_for_other_half(template, ".txt" if text_template is None else ".html")
         values = dict(context)
         self._app.update_template_context(values)
         html = inline_css(_rendered(html_template, values)) if html_template else None
@@ -103,6 +121,27 @@ class Renderer:
             waiting += filter(None, referenced)
         return not seen  # without any template, rendering raises
 
+    def _look_for_other_half(self, template: str, ending: str) -> None:
+        """Warn once if the missing version of a template is there, under almost its name."""
+        if template in self._halves:
+            return
+        self._halves.add(template)
+        if meant := _listed(self._near_misses(template, (ending,))):
+            log.warning(
+                "A template has one version only: missing=%s. There is %s: rename it, if it is"
+                " meant to be the other version.",
+                template + ending,
+                meant,
+            )
+
+    def _near_misses(self, template: str, endings: Collection[str]) -> list[str]:
+        """Return the template files whose names are almost `template` with one of these endings."""
+        try:
+            names = set(self._environment.list_templates())
+        except TypeError:  # a loader that can't list its templates
+            return []
+        return sorted(name for name in names if _is_near_miss(name, str(template), endings, names))
+
     def _find(self, name: str) -> Template | None:
         try:
             return self._environment.get_template(name)
@@ -121,6 +160,32 @@ class Renderer:
         if self._strict is None:
             self._strict = self._app.jinja_env.overlay(undefined=StrictUndefined)
         return self._strict
+
+
+def _is_near_miss(
+    name: str, template: str, endings: Collection[str], names: Collection[str]
+) -> bool:
+    """Return whether a file is probably meant: its ending or a letter of its name is wrong.
+
+    A misspelt name with both versions is that of another template.
+    """
+    stem, dot, ending = name.rpartition(".")
+    if name == template:  # given with its ending
+        return True
+    if name.startswith(f"{template}."):
+        return dot + ending not in _ENDINGS and bool(_OTHER_ENDING.fullmatch(dot + ending))
+    is_here = PurePath(stem).parent == PurePath(template).parent
+    others = [stem + one for one in _ENDINGS if one not in endings]
+    return (
+        dot + ending in endings
+        and is_here
+        and bool(near(PurePath(stem).name, [PurePath(template).name]))
+        and not any(other in names for other in others)
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))
 
 
 def _parsed(environment: Environment, name: str) -> nodes.Template:

@@ -67,7 +67,7 @@ def wire(app: Flask) -> State:
     import mailer.tasks  # noqa: F401, PLC0415 -- registers the tasks with every Celery app
     from mailer.celery.app import broker_of, install, make_celery  # noqa: PLC0415
     from mailer.celery.bell import CeleryBell  # noqa: PLC0415
-    from mailer.celery.check import CeleryCheck  # noqa: PLC0415
+    from mailer.celery.check import CeleryCheck, refuse_as_celery  # noqa: PLC0415
 
     settings = _load_settings(app, broker_of(app.extensions.get("celery")))
     make_signer(settings.dkim_keys)  # refuses keys that can't sign before the app takes any mail
@@ -82,6 +82,7 @@ def wire(app: Flask) -> State:
     if isinstance(bell, InlineBell):
         bell.outbound = outbound
     install(celery, outbound)
+    refuse_as_celery(app)
     check = CeleryCheck(app, celery)
     watch = _watch(settings, store, check.objection, clock)
     intake = Intake(settings, store, Renderer(app), bell, clock, watch)
@@ -111,6 +112,24 @@ def _watch(
     if settings.mail_suppress_send or database.is_in_memory(make_url(settings.database_url)):
         return None
     return Watch(store, objection, clock, shown=settings.log_addresses)
+
+
+def warn_of_gaps(settings: Settings) -> None:
+    """Warn at start of settings whose absence some mail would meet later."""
+    if settings.mail_suppress_send:
+        return
+    if settings.mail_default_sender is None:
+        log.warning(
+            "MAIL_DEFAULT_SENDER is not set: a mail without a sender of its own is refused. Set it,"
+            " or pass sender=… in each call."
+        )
+    for relay in settings.relays:
+        if relay.lacks_password and not relay.is_inbox:
+            log.warning(
+                "MAIL_USERNAME is set without MAIL_PASSWORD: relay=%s. Workers with these settings"
+                " do not log in: set both, or neither.",
+                relay.name,
+            )
 
 
 def log_database(app: Flask, settings: Settings) -> None:

@@ -1,7 +1,8 @@
-"""A check that the Celery app of a Flask app is still the one that delivers its mail."""
+"""Checks that a worker starts with the Celery app that delivers the mail of a Flask app."""
 
 from typing import Any
 
+import click
 from celery import Celery, signals
 from flask import Flask
 
@@ -32,3 +33,26 @@ class CeleryCheck:
         is_ours = starting is self._extensions.get("celery")
         if is_ours and starting is not self._celery and (objection := self.objection()):
             log.error("This worker delivers no mail. %s", objection)
+
+
+def refuse_as_celery(app: Flask) -> None:
+    """Let the command `celery -A worker` end with the remedy if it takes the Flask app for its own.
+
+    Celery takes the object named `app` of the module, and first reads its `user_options`.
+    """
+    vars(app)["user_options"] = _Refusal(app.import_name)
+
+
+class _Refusal:
+    """The `user_options` of a Flask app, which only the command `celery` reads."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def get(self, *_arguments: object) -> None:
+        raise click.UsageError(
+            f"Celery took the Flask app {self._name!r}, since it is named 'app' in the module after"
+            " -A. In that module, give the Flask app another name, and the Celery app its own:"
+            " 'from app import app as flask_app', then 'celery ="
+            ' flask_app.extensions["celery"]\'.'
+        )

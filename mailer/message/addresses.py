@@ -134,7 +134,17 @@ def parse_addresses(
     return parsed
 
 
+#: The attributes in which objects of an application, such as users, have their address.
+_ATTRIBUTES = ("email", "email_address", "mail")
+
+
 def _no_address(given: object, field: str) -> InvalidAddress:
-    return InvalidAddress(
-        f"{field}: {given!r} is no address: give 'ada@example.com' or 'Ada <ada@example.com>'."
+    # Looked up in the class: reading an attribute of an ORM object may ask the database.
+    names = {*dir(type(given)), *getattr(given, "__dict__", {})}
+    found = next((name for name in _ATTRIBUTES if name in names), None)
+    remedy = (
+        f"give its .{found} instead."
+        if found
+        else "give 'ada@example.com' or 'Ada <ada@example.com>'."
     )
+    return InvalidAddress(f"{field}: {given!r} is no address: {remedy}")

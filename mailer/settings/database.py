@@ -12,6 +12,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _SQLITE = ("sqlite", "sqlite+pysqlite")
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 # The values of `?uri=` that SQLAlchemy takes for true.
 _YES = frozenset({"true", "yes", "on", "y", "t", "1"})
 
@@ -47,6 +48,8 @@ def checked_url(value: str) -> str:
     is_postgresql = url.get_backend_name() == "postgresql"
     if not is_postgresql and url.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise ValueError("allowed: sqlite:////path/to/file or postgresql://user:password@host/name")
+    if not is_postgresql and (wrong := _misnamed_file(url)):
+        raise ValueError(wrong)
     if is_postgresql and find_spec("psycopg") is None:
         raise ValueError(
             "PostgreSQL needs one more package: pip install 'flask-mailer-queue[postgres]'"
@@ -67,7 +70,7 @@ def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 def placed(value: object, folder: str) -> object:
     """Make a relative SQLite path absolute, in the instance folder, as Flask-SQLAlchemy does."""
     url = _parsed(value)
-    if url is None:
+    if url is None or _misnamed_file(url):
         return value  # the validation of the settings refuses it
     if (file := file_of(url)) is not None and not file.is_absolute():
         place = str(Path(folder) / file)
@@ -114,6 +117,24 @@ def shown(value: str) -> str:
     url = make_url(value)
     secret = {key: "***" for key in url.query if "password" in key}
     return url.update_query_dict(secret).render_as_string(hide_password=True)
+
+
+def _misnamed_file(url: URL) -> str:
+    """Return the mistake in the URL of a SQLite file, with the remedy. It is empty if none."""
+    if url.drivername not in _SQLITE:
+        return ""
+    if url.host:
+        file = "/".join(filter(None, [url.host, url.database]))
+        return (
+            f"a server follows two slashes, and SQLite has none: write sqlite:///{file} for a file"
+            " in the instance folder, sqlite:////path/to/file for another one"
+        )
+    if os.name != "nt" and _OF_WINDOWS.match(url.database or ""):
+        return (
+            f"{url.database} is a path of Windows, and this machine has no drives: write"
+            " sqlite:////path/to/file"
+        )
+    return ""
 
 
 def _is_uri(url: URL) -> bool:

@@ -87,7 +87,9 @@ def _value(path: Sequence[str | int], given: Mapping[str, Any]) -> Any:
 
 def _shown(path: Sequence[str | int], value: Any) -> str:
     is_entry = path[0] == "MAILER_RELAYS" and len(path) < 3  # it may contain a password
-    return "<hidden>" if is_entry or not SECRETS.isdisjoint(path) else repr(value)
+    has_login = path[-1] == "MAIL_SERVER" and "@" in str(value)
+    is_hidden = is_entry or has_login or not SECRETS.isdisjoint(path)
+    return "<hidden>" if is_hidden else repr(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from mailer.message import Address, Lane
 from mailer.settings.oauth import GivenOAuth
 from mailer.settings.proxy import NO_PROXY, EnvironmentProxy, checked_proxy, is_local
 from mailer.settings.rates import Rate
+from mailer.settings.server import checked_server
 
 # A year at most: sockets refuse longer time-outs.
 Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
@@ -227,6 +228,16 @@ class RelaySettings(BaseModel):
         # worst that connection ends before the mail begins, and the mail begins again on another.
         waiting = max(mail, self.longest_opening)
         return waiting + envelope + self.longest_opening + envelope + mail
+
+    @property
+    def lacks_password(self) -> bool:
+        """True if there is a user name, and neither a password nor a source of tokens."""
+        return bool(self.mail_username and not self.mail_password and self.oauth is None)
+
+    @field_validator("mail_server")
+    @classmethod
+    def _host_alone(cls, value: str) -> str:
+        return checked_server(value)
 
     @field_validator("lanes", mode="before")
     @classmethod

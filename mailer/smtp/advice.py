@@ -5,6 +5,7 @@ import socket
 import ssl
 
 from mailer.settings import INBOX_PORT, RelaySettings
+from mailer.smtp.names import NameTimeout
 from mailer.smtp.oauth import NoToken
 from mailer.smtp.session import Step
 from mailer.smtp.sockets import Misconfigured
@@ -33,6 +34,7 @@ _NOT_IN_TIME = frozenset({9, 10})
 _OTHER_NAME = frozenset({62, 64})
 _OAUTH_ADVICE = "MAILER_OAUTH: there is no token to log in with: correct the error in the reply."
 _PORTS = "port 587 with MAIL_USE_TLS, port 465 with MAIL_USE_SSL"
+_SMTP_PORT = 25
 
 
 def for_error(error: Exception, step: Step, settings: RelaySettings) -> str:
@@ -60,10 +62,27 @@ def _at_connect(error: Exception, settings: RelaySettings) -> str:
                 f"MAIL_SERVER: the socket {settings.mail_server!r} can't be used: correct the path,"
                 " or who may use it."
             )
+        case NameTimeout():
+            return ""
+    return _for_port(error, settings)
+
+
+def _for_port(error: Exception, settings: RelaySettings) -> str:
+    match error:
         case ConnectionRefusedError() if settings.is_local and settings.mail_port == INBOX_PORT:
             return (
                 f"MAIL_PORT: nothing listens on port {INBOX_PORT} of this machine: start the inbox"
                 " with `flask mail inbox`, or set MAIL_SERVER and MAIL_PORT to your relay."
+            )
+        case ConnectionRefusedError() if settings.is_local and settings.mail_port == _SMTP_PORT:
+            return (
+                "MAIL_SERVER: nothing listens on port 25 of this machine: set MAIL_SERVER and"
+                " MAIL_PORT to your relay, or start the relay of this machine."
+            )
+        case TimeoutError() if not settings.is_local and settings.mail_port == _SMTP_PORT:
+            return (
+                "MAIL_PORT: port 25 of the relay does not answer, and many networks block it:"
+                f" usual are {_PORTS}."
             )
     return ""
 
@@ -71,10 +90,11 @@ def _at_connect(error: Exception, settings: RelaySettings) -> str:
 def _at_greeting(error: Exception, settings: RelaySettings) -> str:
     if (
         isinstance(error, TimeoutError | smtplib.SMTPServerDisconnected)
-        and not settings.uses_tls
+        and not settings.mail_use_ssl
         and settings.mail_port == 465
     ):
-        return f"MAIL_USE_SSL: port 465 begins with TLS: set it; usual are {_PORTS}."
+        instead = " instead of MAIL_USE_TLS" if settings.mail_use_tls else ""
+        return f"MAIL_USE_SSL: port 465 begins with TLS: set it{instead}; usual are {_PORTS}."
     return ""
 
 
@@ -118,6 +138,8 @@ def for_reply(code: int, text: str, settings: RelaySettings) -> str:
         return f"MAIL_USE_TLS: the relay takes nothing without TLS: usual are {_PORTS}."
     if settings.mail_username is None:
         return "MAIL_USERNAME and MAIL_PASSWORD: the relay requires a login: set them."
+    if settings.lacks_password:
+        return "MAIL_PASSWORD: the relay requires a login, and MAIL_USERNAME alone is none: set it."
     if settings.oauth is not None:
         return (
             "MAILER_OAUTH: the relay refuses the token: see that it is for SMTP, and for the"

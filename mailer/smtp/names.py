@@ -15,15 +15,19 @@ T = TypeVar("T")
 _NAMELESS = "[127.0.0.1]"
 
 
+class NameTimeout(TimeoutError):
+    """The DNS did not answer in time."""
+
+
 def addresses_of(host: str, port: int, family: int, deadline: float) -> list[tuple[Any, ...]]:
-    """Return the result of `getaddrinfo`. Raise TimeoutError after the deadline."""
+    """Return the result of `getaddrinfo`. Raise `NameTimeout` after the deadline."""
     try:
         return _call(
             lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM),
             deadline - time.monotonic(),
         )
     except TimeoutError:
-        raise TimeoutError(f"the DNS took too long to find {host!r}") from None
+        raise NameTimeout(f"the DNS took too long to find {host!r}") from None
 
 
 def own_name(seconds: float) -> str:

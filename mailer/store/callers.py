@@ -88,6 +88,11 @@ def check_leads_to(
         )
 
 
+def is_in_transaction(connection: Connection) -> bool:
+    """Return whether a connection to SQLite is in a transaction, which may have its write lock."""
+    return bool(getattr(connection.connection.driver_connection, "in_transaction", False))
+
+
 @contextmanager
 def joined(connection: Connection, render: Render) -> Iterator[CallersTransaction]:
     """Join the caller's transaction with a savepoint, so that an error of ours can be undone."""

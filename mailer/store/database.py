@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet, finalize
 
@@ -29,6 +30,9 @@ WHICH_POSTGRESQL = """
 SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time()), current_database(),
     CAST(to_regclass('mailer_message') AS oid)
 """
+
+#: A table that is there if the tables of Mailer are.
+HAS_TABLES = "SELECT 1 FROM sqlite_master WHERE name = 'mailer_version'"
 
 T = TypeVar("T")
 
@@ -179,6 +183,7 @@ class Database:
         be waiting for that writer.
         """
         which = WHICH_SQLITE if self._sqlite else WHICH_POSTGRESQL
+        self._refuse_to_wait(caller)
         with self._transactions.look() as transaction:
             place = transaction.execute(which, {})
         self._check_tables()
@@ -188,6 +193,25 @@ class Database:
                 machine_lock.mark(theirs, machine_lock.this_machine(), time.time())
         self._checked = True
         self._known_callers.add(caller.engine)
+
+    def _refuse_to_wait(self, caller: Connection) -> None:
+        """Raise SchemaMismatch if SQLite's tables are missing, and the caller may be its writer.
+
+        Making them would wait for the caller, who waits for this call.
+        """
+        if self._checked or self._file is None or caller.dialect.name != "sqlite":
+            return
+        if not callers.is_in_transaction(caller):
+            return
+        theirs = CallersTransaction(caller, self._render)
+        places = [Path(file) for (file,) in theirs.execute(WHICH_SQLITE, {})]
+        is_same = self._file.exists() and any(self._file.samefile(place) for place in places)
+        if is_same and not theirs.execute(HAS_TABLES, {}):
+            raise SchemaMismatch(
+                "The database has no tables of Mailer yet, and SQLite can't make them while your"
+                " transaction is open: run 'flask mail migrate' once, before the first call with"
+                " connection=."
+            )
 
     def _read(self) -> AbstractContextManager[Transaction]:
         return self._opened(self._transactions.read)
@@ -233,6 +257,11 @@ class Database:
         reason = _reason(error)
         if self._lacks_pgbouncer(error):
             reason += ": there is a pooler before the database, so set MAILER_PGBOUNCER to true."
+        if self._sqlite and "database is locked" in reason:
+            reason += (
+                ": another transaction has written to the file for ten seconds. If it is your own,"
+                " give it to the call as connection=db.session, or commit it before."
+            )
         return StoreUnavailable(
             "The database of Mailer (MAILER_DATABASE_URL) did not do it, and nothing was queued"
             f" or changed: {reason}"

@@ -32,7 +32,7 @@ class OpenApp:
 
     def __call__(self, **config: object) -> Flask:
         app = Flask("shop", instance_path=str(self.folder))
-        app.config.from_mapping(config)
+        app.config.from_mapping(config, MAIL_DEFAULT_SENDER="shop@example.com")
         Mailer(app)
         return app
 
