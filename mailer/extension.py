@@ -10,7 +10,8 @@ from flask import Flask, has_app_context
 from mailer.cli import mail_group
 from mailer.dropin import QueueConnection
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.intake import Addresses, Options, When
+from mailer.intake import Addresses, Options
+from mailer.intake.arguments import When
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.schema.autogenerate import register_if_needed
 from mailer.store import CallersConnection

@@ -3,23 +3,32 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import flask_mail
 from sqlalchemy import Connection
 
 from mailer.attendance import Watch
-from mailer.errors import (
-    ConfigurationError,
-    InvalidAttachment,
-    InvalidHeader,
-    InvalidMail,
-    OverLimit,
+from mailer.errors import ConfigurationError, InvalidMail, OverLimit
+from mailer.intake.arguments import (
+    Item,
+    When,
+    check_list,
+    check_metadata,
+    check_on_doubt,
+    check_sensitive,
+    check_tags,
+    parse_time,
+)
+from mailer.intake.from_flask_mail import (
+    check_date,
+    check_message_id,
+    check_smtp_options,
+    convert_attachment,
+    read_bodies,
 )
 from mailer.intake.changes import note_queued
 from mailer.intake.idempotency import Fingerprints
@@ -35,25 +44,18 @@ from mailer.message import (
     Message,
     OnDoubt,
     Receipt,
-    check_body,
     check_headers,
     check_text,
-    is_file_type,
     new_id,
     new_message_id,
     parse_addresses,
 )
 from mailer.message.ports import Bell, Clock
-from mailer.rendering import Renderer, text_from_html
+from mailer.rendering import Renderer
 from mailer.settings import Settings
 from mailer.store import CallersConnection, Store, connection_of
 
-Item = TypeVar("Item")
 Addresses = AddressLike | Iterable[AddressLike] | None
-When = datetime | timedelta | None
-
-# Characters of all names and values together.
-_MAX_METADATA = 10_000
 
 log = get_logger(__name__)
 
@@ -134,9 +136,9 @@ class Intake:
             reply_to=self._addresses(reply_to, field="reply_to"),
             headers=check_headers(headers),
             attachments=self._attachments(attachments),
-            tags=_tags(options.tags),
-            metadata=_metadata(options.metadata),
-            sensitive=_sensitive(options.sensitive),
+            tags=check_tags(options.tags),
+            metadata=check_metadata(options.metadata),
+            sensitive=check_sensitive(options.sensitive),
         )
         return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
 
@@ -151,12 +153,12 @@ class Intake:
         if not isinstance(mail, flask_mail.Message):
             raise InvalidMail(f"message: give a Message of Flask-Mail, not {type(mail).__name__}.")
         now = self._clock.time()
-        text, html, alternatives = _bodies(mail)
+        text, html, alternatives = read_bodies(mail)
         message = Message(
             id=new_id(now),
-            message_id=_message_id(mail.msgId),
+            message_id=check_message_id(mail.msgId),
             created_at=now,
-            date=_date(mail.date),
+            date=check_date(mail.date),
             sender=self._sender(mail.sender),
             envelope_from=Address.parse(envelope_from, field="envelope_from").email
             if envelope_from
@@ -170,11 +172,11 @@ class Intake:
             reply_to=self._addresses(mail.reply_to, field="reply_to"),
             headers=check_headers(mail.extra_headers),
             attachments=self._attachments(mail.attachments),
-            tags=_tags(options.tags),
-            metadata=_metadata(options.metadata),
-            sensitive=_sensitive(options.sensitive),
-            mail_options=_smtp_options(mail.mail_options, field="mail_options"),
-            rcpt_options=_smtp_options(mail.rcpt_options, field="rcpt_options"),
+            tags=check_tags(options.tags),
+            metadata=check_metadata(options.metadata),
+            sensitive=check_sensitive(options.sensitive),
+            mail_options=check_smtp_options(mail.mail_options, field="mail_options"),
+            rcpt_options=check_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
         receipt = self._accept(message, self._addresses(mail.bcc, field="bcc"), options, now)
         note_queued(mail)
@@ -238,8 +240,10 @@ class Intake:
     def _attachments(
         self, given: Iterable[Attachment | flask_mail.Attachment] | None
     ) -> tuple[Attachment, ...]:
-        files = _each(given, field="attachments", of="Attachment(filename, data)")
-        attachments = [_attachment(one) for one in _while_small(files, self._settings.max_size)]
+        files = check_list(given, field="attachments", of="Attachment(filename, data)")
+        attachments = [
+            convert_attachment(one) for one in _while_small(files, self._settings.max_size)
+        ]
         if self._settings.mail_ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
@@ -251,8 +255,8 @@ class Intake:
 def _envelope(
     recipients: tuple[str, ...], size: int, key: Key | None, options: Options, now: float
 ) -> Envelope:
-    due_at = max(now, _seconds(options.send_at, now, field="send_at") or now)
-    expires_at = _seconds(options.expires_at, now, field="expires_at")
+    due_at = max(now, parse_time(options.send_at, now, field="send_at") or now)
+    expires_at = parse_time(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
         raise InvalidMail("expires_at: the mail would expire before it is due: give a later time.")
     return Envelope(
@@ -261,47 +265,9 @@ def _envelope(
         lane=Lane.parse(options.lane),
         due_at=due_at,
         expires_at=expires_at,
-        on_doubt=_on_doubt(options.on_doubt),
+        on_doubt=check_on_doubt(options.on_doubt),
         size=size,
     )
-
-
-def _on_doubt(given: OnDoubt | str) -> OnDoubt:
-    try:
-        return OnDoubt(given)
-    except ValueError:
-        raise InvalidMail(f"on_doubt: {given!r}: use 'resend' or 'hold'.") from None
-
-
-def _sensitive(given: bool) -> bool:
-    if not isinstance(given, bool):
-        raise InvalidMail(f"sensitive: {given!r}: use True or False.")
-    return given
-
-
-def _seconds(given: When, now: float, *, field: str) -> float | None:
-    if given is None:
-        return None
-    if isinstance(given, timedelta):
-        seconds = now + given.total_seconds()
-    elif isinstance(given, datetime) and given.utcoffset() is not None:
-        seconds = given.timestamp()
-    else:
-        raise InvalidMail(
-            f"{field}: {given!r}: give a timedelta, or a datetime with a time zone:"
-            " datetime.now(UTC) + …"
-        )
-    return _in_the_calendar(seconds, field=field)
-
-
-def _in_the_calendar(seconds: float, *, field: str) -> float:
-    try:
-        datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        raise InvalidMail(
-            f"{field}: {seconds!r} seconds since 1970 are in no year from 1 to 9999."
-        ) from None
-    return seconds
 
 
 # --- limits -------------------------------------------------------------------------------------
@@ -369,133 +335,3 @@ def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
                 f" {most}."
             )
         yield file
-
-
-# --- messages of Flask-Mail ---------------------------------------------------------------------
-
-_MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
-_SMTP_OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?")
-
-
-def _bodies(mail: flask_mail.Message) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
-    """Return text, html, and the alternatives beside them."""
-    alternatives = dict(mail.alts or {})
-    html = alternatives.pop("html", None)
-    if html is not None:
-        check_body(html, field="html")
-    text = (
-        check_body(mail.body, field="body")
-        if mail.body is not None
-        else text_from_html(html)
-        if html
-        else ""
-    )
-    return text, html, tuple(_alternative(kind, content) for kind, content in alternatives.items())
-
-
-def _alternative(kind: str, content: str) -> tuple[str, str]:
-    if not isinstance(kind, str) or not is_file_type(kind if "/" in kind else f"text/{kind}"):
-        raise InvalidMail(
-            f"alts: {kind!r} is no type of text: give one such as 'calendar' or 'text/calendar'."
-        )
-    return kind, check_body(content, field=f"alts[{kind!r}]")
-
-
-def _message_id(given: str) -> str:
-    if not isinstance(given, str) or not _MESSAGE_ID.fullmatch(given):
-        raise InvalidHeader(
-            f"msgId: {given!r} is no Message-ID: keep Flask-Mail's, or give one such as"
-            " '<unique@example.com>'."
-        )
-    return given
-
-
-def _date(given: float | None) -> float | None:
-    if given is None:
-        return None
-    if not isinstance(given, (int, float)):
-        raise InvalidMail(f"date: {given!r}: give seconds since 1970, as time.time() does.")
-    return _in_the_calendar(given, field="date")
-
-
-def _smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]:
-    options = tuple(_each(given, field=field, of="options such as 'BODY=8BITMIME'"))
-    for option in options:
-        if not isinstance(option, str) or not _SMTP_OPTION.fullmatch(option):
-            raise InvalidMail(
-                f"{field}: {option!r} is no option of SMTP: give one such as 'BODY=8BITMIME'."
-            )
-    return options
-
-
-def _attachment(given: Attachment | flask_mail.Attachment) -> Attachment:
-    if isinstance(given, Attachment):
-        return given
-    if not isinstance(given, flask_mail.Attachment):
-        raise InvalidAttachment(
-            f"attachments: give Attachment(filename, data), not {type(given).__name__}."
-        )
-    where = f"attachment {given.filename!r}"
-    if not isinstance(given.headers or {}, Mapping):
-        raise InvalidAttachment(
-            f"{where}: headers: give a dict, not {type(given.headers).__name__}."
-        )
-    headers = {str(name): value for name, value in (given.headers or {}).items()}
-    content_id = next(
-        (
-            str(headers.pop(name)).strip("<>")
-            for name in list(headers)
-            if name.lower() == "content-id"
-        ),
-        None,
-    )
-    data = (
-        check_body(given.data, field=where, error=InvalidAttachment).encode()
-        if isinstance(given.data, str)
-        else given.data
-    )
-    return Attachment(
-        given.filename,
-        data,
-        given.content_type,
-        content_id,
-        given.disposition,
-        tuple(headers.items()),
-    )
-
-
-# --- lists --------------------------------------------------------------------------------------
-
-
-def _tags(given: Iterable[str] | None) -> tuple[str, ...]:
-    return tuple(
-        check_text(tag, field="tags", error=InvalidMail)
-        for tag in _each(given, field="tags", of="texts")
-    )
-
-
-def _metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    """Return the pairs of a dict of short texts."""
-    if not isinstance(given or {}, Mapping):
-        raise InvalidMail(f"metadata: give a dict of texts, not {type(given).__name__}.")
-    pairs = tuple((given or {}).items())
-    for name, value in pairs:
-        if not (isinstance(name, str) and isinstance(value, str)):
-            wrong = value if isinstance(name, str) else name
-            raise InvalidMail(f"metadata: {name!r}: give texts, not {type(wrong).__name__}.")
-        check_text(name, field="metadata", error=InvalidMail)
-        check_text(value, field=f"metadata: {name}", error=InvalidMail)
-    if (size := sum(len(name) + len(value) for name, value in pairs)) > _MAX_METADATA:
-        raise OverLimit(
-            f"metadata: {size} characters: give {_MAX_METADATA} at most, such as an id."
-        )
-    return pairs
-
-
-def _each(given: Iterable[Item] | None, *, field: str, of: str) -> Iterable[Item]:
-    """Many of something, and never the letters of one text."""
-    if given is None:
-        return ()
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise InvalidMail(f"{field}: give a list of {of}, not {type(given).__name__}.")
-    return given
