@@ -2,7 +2,9 @@
 
 MailerError
 ├── ConfigurationError      a setting is missing or wrong; nothing has started
+│   └── MissingSender       neither the call nor MAIL_DEFAULT_SENDER names one
 ├── InvalidMail             the call was wrong; nothing was stored
+│   ├── MissingRecipient
 │   ├── InvalidAddress
 │   ├── InvalidHeader
 │   ├── InvalidAttachment
@@ -19,7 +21,13 @@ MailerError
     └── InUseElsewhere      another machine uses the same SQLite file
 
 Failures of delivery are values instead of exceptions: see `mailer.message.Outcome`.
+
+Four are those of Flask-Mail as well, so that an application that moves over keeps its `except`:
+`InvalidAddress` and `InvalidHeader` are a `flask_mail.BadHeaderError`, `MissingSender` and
+`MissingRecipient` an `AssertionError`.
 """
+
+import flask_mail
 
 
 class MailerError(Exception):
@@ -45,20 +53,43 @@ class ConfigurationError(MailerError):
     """
 
 
+class MissingSender(ConfigurationError, AssertionError):
+    """The mail has no sender, and `MAIL_DEFAULT_SENDER` is not set. Nothing was stored.
+
+    It is an `AssertionError`, too, as in Flask-Mail.
+
+    >>> app.extensions["mail"].default_sender = None
+    >>> mailer.send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.MissingSender: The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER.
+    """
+
+
 class InvalidMail(MailerError, ValueError):
     """The mail can't be sent as it was given. Nothing was stored.
 
     The error names the argument, its value and the remedy. It is a `ValueError`, too.
 
-    >>> mailer.send_email([], "Welcome", "mail/welcome", name="Ada")
+    >>> mailer.send_email("ada@example.com", None, "mail/welcome", name="Ada")
     Traceback (most recent call last):
         ...
-    mailer.errors.InvalidMail: The mail has no recipient: give at least one in to, cc or bcc.
+    mailer.errors.InvalidHeader: subject: give a str, not NoneType.
     """
 
 
-class InvalidAddress(InvalidMail):
-    """An address that no mail server would accept.
+class MissingRecipient(InvalidMail, AssertionError):
+    """The mail has no recipient. Nothing was stored. It is an `AssertionError`, too.
+
+    >>> mailer.send_email([], "Welcome", "mail/welcome", name="Ada")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.MissingRecipient: The mail has no recipient: give at least one in to, cc or bcc.
+    """
+
+
+class InvalidAddress(InvalidMail, flask_mail.BadHeaderError):
+    """An address that no mail server would accept. It is a `flask_mail.BadHeaderError`, too.
 
     >>> mailer.send_email("ada@", "Welcome", "mail/welcome", name="Ada")
     Traceback (most recent call last):
@@ -67,8 +98,10 @@ class InvalidAddress(InvalidMail):
     """
 
 
-class InvalidHeader(InvalidMail):
+class InvalidHeader(InvalidMail, flask_mail.BadHeaderError):
     """A header that would break the mail, or that Mailer writes itself.
+
+    It is a `flask_mail.BadHeaderError`, too.
 
     >>> headers = {"From": "bob@example.com"}
     >>> mailer.send_email("ada@example.com", "Hi", "mail/welcome", headers=headers, name="Ada")

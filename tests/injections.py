@@ -155,6 +155,7 @@ class Way:
     door: Literal["send_email", "enqueue"]
     changes: Changes
     refusal: str
+    folds: bool = False  # a line break before a blank is a fold, and no second line
 
 
 def attached(**changes: Any) -> dict[str, Any]:
@@ -189,6 +190,11 @@ _OF_SEND_EMAIL: list[tuple[str, Changes, str]] = [
         lambda text: {"headers": {"X-Campaign": text}},
         "headers['X-Campaign']: ",
     ),
+    (
+        "mailbox in Sender",
+        lambda text: {"headers": {"Sender": f"{text} <ada@example.com>"}},
+        "headers['Sender']: ",
+    ),
     ("tag", lambda text: {"tags": [text]}, "tags: "),
     ("key", lambda text: {"idempotency_key": text}, "idempotency_key: "),
     ("name of a file", _with_file, "attachment "),
@@ -214,6 +220,11 @@ _OF_A_MESSAGE: list[tuple[str, Changes, str]] = [
     ("sender", lambda text: {"sender": f"{text} <ada@example.com>"}, "sender: "),
     ("name of a header", lambda text: {"extra_headers": {text: "value"}}, "headers: "),
     ("header", lambda text: {"extra_headers": {"X-Campaign": text}}, "headers['X-Campaign']: "),
+    (
+        "Sender",
+        lambda text: {"extra_headers": {"Sender": f"ada@example.com{text}"}},
+        "headers['Sender']: ",
+    ),
     ("msgId", lambda text: {"msgId": f"<1@example.com>{text}"}, "msgId: "),
     ("mail_options", lambda text: {"mail_options": [f"SIZE=1{text}"]}, "mail_options: "),
     ("rcpt_options", lambda text: {"rcpt_options": [f"NOTIFY=NEVER{text}"]}, "rcpt_options: "),
@@ -240,7 +251,7 @@ _OF_A_MESSAGE: list[tuple[str, Changes, str]] = [
 WAYS_IN = [
     *(Way(name, "send_email", changes, refusal) for name, changes, refusal in _OF_SEND_EMAIL),
     *(
-        Way(f"message's {name}", "enqueue", changes, refusal)
+        Way(f"message's {name}", "enqueue", changes, refusal, folds=name == "subject")
         for name, changes, refusal in _OF_A_MESSAGE
     ),
 ]

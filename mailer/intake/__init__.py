@@ -12,7 +12,7 @@ import flask_mail
 from sqlalchemy import Connection
 
 from mailer.attendance import Watch
-from mailer.errors import ConfigurationError, InvalidMail, OverLimit
+from mailer.errors import InvalidMail, MissingRecipient, MissingSender, OverLimit
 from mailer.intake.arguments import (
     Item,
     When,
@@ -29,6 +29,7 @@ from mailer.intake.from_flask_mail import (
     check_smtp_options,
     convert_attachment,
     read_bodies,
+    read_subject,
 )
 from mailer.intake.changes import note_queued
 from mailer.intake.idempotency import Fingerprints
@@ -46,6 +47,7 @@ from mailer.message import (
     Receipt,
     check_headers,
     check_text,
+    evaluate,
     new_id,
     new_message_id,
     parse_addresses,
@@ -94,6 +96,9 @@ class Intake:
         self._clock = clock
         self._watch = watch
         self._fingerprints = Fingerprints(settings.secret_keys)
+        #: As in Flask-Mail, an application may change these two while it runs.
+        self.default_sender: AddressLike | None = settings.mail_default_sender
+        self.ascii_attachments = settings.mail_ascii_attachments
 
     def send_email(
         self,
@@ -163,7 +168,7 @@ class Intake:
             envelope_from=Address.parse(envelope_from, field="envelope_from").email
             if envelope_from
             else None,
-            subject=check_text(mail.subject or "", field="subject", quoted=False),
+            subject=read_subject(mail),
             text=text,
             html=html,
             alternatives=alternatives,
@@ -179,6 +184,8 @@ class Intake:
             rcpt_options=check_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
         receipt = self._accept(message, self._addresses(mail.bcc, field="bcc"), options, now)
+        if mail.date is None:
+            mail.date = now  # as Flask-Mail's send() does
         note_queued(mail)
         return receipt
 
@@ -190,7 +197,7 @@ class Intake:
             dict.fromkeys(address.email for address in (*message.to, *message.cc, *bcc))
         )
         if not recipients:
-            raise InvalidMail("The mail has no recipient: give at least one in to, cc or bcc.")
+            raise MissingRecipient("The mail has no recipient: give at least one in to, cc or bcc.")
         size = _size(message)
         _check_limits(message, size, recipients, self._settings)
         key = self._fingerprints.key(options.idempotency_key, message, recipients)
@@ -227,9 +234,9 @@ class Intake:
                 self._watch.notice()
 
     def _sender(self, given: AddressLike | None) -> Address:
-        sender = given or self._settings.mail_default_sender
+        sender = evaluate(given) or self.default_sender
         if not sender:
-            raise ConfigurationError(
+            raise MissingSender(
                 "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER."
             )
         return Address.parse(sender, field="sender")
@@ -244,7 +251,7 @@ class Intake:
         attachments = [
             convert_attachment(one) for one in _while_small(files, self._settings.max_size)
         ]
-        if self._settings.mail_ascii_attachments:
+        if self.ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
 

@@ -7,11 +7,21 @@ import flask_mail
 
 from mailer.errors import InvalidAttachment, InvalidHeader, InvalidMail
 from mailer.intake.arguments import check_calendar, check_list
-from mailer.message import Attachment, check_body, is_file_type
+from mailer.message import Attachment, check_body, check_text, evaluate, is_file_type
 from mailer.rendering import text_from_html
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
+# A line break before the blanks of the next line (RFC 5322), with the blanks before it.
+_FOLD = re.compile(r"(?<![ \t])[ \t]*\r\n[ \t]+")
 _SMTP_OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?")
+
+
+def read_subject(mail: flask_mail.Message) -> str:
+    """Return the subject, with the lines of a folded one joined. Refuse other line breaks."""
+    subject = evaluate(mail.subject) or ""
+    if isinstance(subject, str) and all(line.strip() for line in subject.split("\r\n")):
+        subject = _FOLD.sub(" ", subject)
+    return check_text(subject, field="subject", quoted=False)
 
 
 def read_bodies(mail: flask_mail.Message) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
@@ -19,7 +29,7 @@ def read_bodies(mail: flask_mail.Message) -> tuple[str, str | None, tuple[tuple[
     alternatives = dict(mail.alts or {})
     html = alternatives.pop("html", None)
     if html is not None:
-        check_body(html, field="html")
+        html = check_body(html, field="html")
     text = (
         check_body(mail.body, field="body")
         if mail.body is not None

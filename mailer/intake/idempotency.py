@@ -91,7 +91,7 @@ def _are_equal(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def _checked(name: str) -> str:
-    check_text(name, field="idempotency_key", error=InvalidMail)
+    name = check_text(name, field="idempotency_key", error=InvalidMail)
     if not 0 < len(name) <= _LONGEST_KEY:
         raise InvalidMail(
             f"idempotency_key: it has {len(name)} characters: give 1 to {_LONGEST_KEY}."

@@ -10,10 +10,11 @@ from datetime import datetime
 
 from mailer.message.addresses import Address, AddressLike, parse_addresses
 from mailer.message.attachments import Attachment, is_file_type
+from mailer.message.headers import check_headers
 from mailer.message.outcomes import Outcome, Phase, Verdict
 from mailer.message.states import FINAL, HELD, TRANSITIONS, Lane, OnDoubt, Status
 from mailer.message.statuses import Attempt, DeliveryStatus, MailStatus, Receipt
-from mailer.message.text import check_body, check_headers, check_text
+from mailer.message.text import check_body, check_text, evaluate
 
 __all__ = [
     "FINAL",
@@ -42,6 +43,7 @@ __all__ = [
     "check_headers",
     "check_text",
     "could_be_id",
+    "evaluate",
     "id_at",
     "is_file_type",
     "new_id",

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Self
+from typing import Any, Self
 
 from email_validator import EmailNotValidError, validate_email
 
 from mailer.errors import InvalidAddress, OverLimit
-from mailer.message.text import check_text, shown
+from mailer.message.text import check_text, evaluate, shown
 
 _PRIVATE_DOMAIN = re.compile(r"[@.](?:localhost|local|test)\Z", re.IGNORECASE)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -43,17 +43,17 @@ class Address:
         Raises:
             InvalidAddress: No mail server would accept the address. The error names the `field`.
         """
-        match given:
+        match texts := _evaluated(given):
             case Address(email, name):
                 pass
             case str():
-                name, email = _split(given)
-            case (None | str(), str()) if isinstance(given, tuple):
-                name, email = given[0] or "", given[1]
+                name, email = _split(texts)
+            case (None | str(), str()) if isinstance(texts, tuple):
+                name, email = texts[0] or "", texts[1]
             case _:
                 raise _no_address(given, field)
-        for part in (name, email):
-            check_text(part, field=field, error=InvalidAddress)
+        name = check_text(name, field=field, error=InvalidAddress)
+        email = check_text(email, field=field, error=InvalidAddress)
         return cls(_checked(email, field), name)
 
     @classmethod
@@ -75,6 +75,11 @@ class Address:
 
 
 AddressLike = str | tuple[str | None, str] | Address
+
+
+def _evaluated(given: Any) -> Any:
+    """Return an address, or the parts of one, with the texts of lazy strings."""
+    return tuple(map(evaluate, given)) if isinstance(given, tuple) else evaluate(given)
 
 
 def _split(given: str) -> tuple[str, str]:
@@ -116,6 +121,7 @@ def parse_addresses(
     """Parse one address or many. Stop after as many as are allowed."""
     if given is None:
         return ()
+    given = _evaluated(given)
     # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com",
     # "bob@example.com").
     if isinstance(given, tuple) and len(given) == 2 and "@" not in str(given[0] or ""):

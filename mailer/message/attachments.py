@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from mailer.errors import InvalidAttachment
-from mailer.message.text import HEADER_NAME, check_text
+from mailer.message.headers import HEADER_NAME
+from mailer.message.text import check_text
 
 # A multipart or a whole message is no file: base64, in which files travel, is forbidden for them.
 _WORD = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
@@ -66,9 +67,17 @@ class Attachment:
     def __post_init__(self) -> None:
         where = f"attachment {self.filename!r}"
         if not isinstance(self.data, bytes):
-            raise InvalidAttachment(f"{where}: its data is {type(self.data).__name__}: give bytes.")
+            hint = (
+                " The order is filename, data, content_type, unlike in flask_mail.Attachment."
+                if is_file_type(self.data)
+                else ""
+            )
+            raise InvalidAttachment(
+                f"{where}: its data is {type(self.data).__name__}: give bytes.{hint}"
+            )
         if self.filename is not None:
-            check_text(self.filename, field=f"{where}: filename", error=InvalidAttachment)
+            name = check_text(self.filename, field=f"{where}: filename", error=InvalidAttachment)
+            object.__setattr__(self, "filename", name)
         if not self.content_type:
             object.__setattr__(self, "content_type", _guessed_type(self.filename))
         if not is_file_type(self.content_type):
@@ -88,7 +97,7 @@ class Attachment:
             raise InvalidAttachment(
                 f"{where}: disposition {self.disposition!r}: use 'attachment' or 'inline'."
             )
-        _check_part_headers(where, self.headers)
+        object.__setattr__(self, "headers", _check_part_headers(where, self.headers))
 
     @classmethod
     def stored(cls, **fields: Any) -> Self:
@@ -121,23 +130,25 @@ def _guessed_type(filename: str | None) -> str:
     return kind if kind and not compression and is_file_type(kind) else "application/octet-stream"
 
 
-def _check_part_headers(where: str, headers: object) -> None:
-    pairs = isinstance(headers, tuple) and all(
+def _check_part_headers(where: str, headers: Any) -> tuple[tuple[str, str], ...]:
+    are_pairs = isinstance(headers, tuple) and all(
         isinstance(pair, tuple) and len(pair) == 2 for pair in headers
     )
-    if not pairs:
+    if not are_pairs:
         raise InvalidAttachment(
             f"{where}: headers {headers!r}: give pairs, such as (('Content-Description', 'The"
             " invoice'),)."
         )
-    for name, value in headers:  # type: ignore[attr-defined]  # pairs, as just seen
-        if (
-            not isinstance(name, str)
-            or not HEADER_NAME.fullmatch(name)
-            or name.lower() in _WRITTEN_FOR_PARTS
-        ):
-            raise InvalidAttachment(
-                f"{where}: the header {name!r} is written by Mailer or no header name: leave it"
-                " out."
-            )
-        check_text(value, field=f"{where}: {name}", error=InvalidAttachment)
+    return tuple(_check_part_header(where, name, value) for name, value in headers)
+
+
+def _check_part_header(where: str, name: str, value: str) -> tuple[str, str]:
+    if (
+        not isinstance(name, str)
+        or not HEADER_NAME.fullmatch(name)
+        or name.lower() in _WRITTEN_FOR_PARTS
+    ):
+        raise InvalidAttachment(
+            f"{where}: the header {name!r} is written by Mailer or no header name: leave it out."
+        )
+    return name, check_text(value, field=f"{where}: {name}", error=InvalidAttachment)

@@ -1,20 +1,18 @@
-"""Texts of mails: one line for a header or a command of SMTP, many for a body."""
+"""Texts of mails: one line for a header or a command of SMTP, many for a body.
+
+A lazy string, such as Flask-Babel's `lazy_gettext()` returns, is a text that is made when it is
+needed, in the language of the request. The checks here return it as a str, made at the call.
+"""
 
 import re
-from collections.abc import Mapping
+from typing import Any
 
 from mailer.errors import InvalidHeader, InvalidMail
 
 _NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_SHOWN = 200
 LONGEST_REPLY = 1000
-HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
-_OURS = frozenset(
-    (
-        "from sender to cc bcc reply-to subject date message-id mime-version return-path received"
-        " dkim-signature"
-    ).split()
-)
+_OF_TEXTS = ("__len__", "__add__", "__radd__", "__mod__")
 
 
 def check_text(
@@ -24,7 +22,7 @@ def check_text(
 
     Content is not `quoted` in errors: it may be secret.
     """
-    _check_is_text(value, field, error)
+    value = _text(value, field, error)
     if found := _NOT_IN_A_LINE.search(value):
         words = shown(value) if quoted else "it"
         raise error(
@@ -53,7 +51,7 @@ def printable(text: str) -> str:
 
 def check_body(value: str, *, field: str, error: type[InvalidMail] = InvalidMail) -> str:
     """Return a text of many lines."""
-    _check_is_text(value, field, error)
+    value = _text(value, field, error)
     at = value.find("\x00")
     try:
         value.encode()  # halves of characters fail; far faster than a regular expression
@@ -64,29 +62,21 @@ def check_body(value: str, *, field: str, error: type[InvalidMail] = InvalidMail
     return value
 
 
-def _check_is_text(value: object, field: str, error: type[InvalidMail]) -> None:
-    if not isinstance(value, str):
+def evaluate(value: Any) -> Any:
+    """Return the text of a lazy string, made now. Return anything else as it is.
+
+    A lazy string is a proxy of a str, or an object whose class has len(), + on both sides and %,
+    but no -. Bytes, lists and paths lack one of the former; numbers and arrays have the latter.
+    """
+    kind = type(value)
+    if issubclass(kind, str):
+        return value
+    is_like_text = all(hasattr(kind, name) for name in _OF_TEXTS) and not hasattr(kind, "__sub__")
+    return str(value) if is_like_text or isinstance(value, str) else value
+
+
+def _text(value: Any, field: str, error: type[InvalidMail]) -> str:
+    text = evaluate(value)
+    if not isinstance(text, str):
         raise error(f"{field}: give a str, not {type(value).__name__}.")
-
-
-def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    """Return the pairs of a dict of headers. Refuse headers that Mailer writes itself."""
-    if not isinstance(headers or {}, Mapping):
-        raise InvalidHeader(
-            f"headers: {headers!r}: give a dict, such as {{'List-Id': 'news.example.com'}}."
-        )
-    return tuple(_check_header(name, value) for name, value in (headers or {}).items())
-
-
-def _check_header(name: str, value: str) -> tuple[str, str]:
-    if not isinstance(name, str) or not HEADER_NAME.fullmatch(name):
-        raise InvalidHeader(
-            f"headers: {shown(name)} is no header name: use letters, digits and hyphens, 64 at"
-            " most."
-        )
-    if name.lower() in _OURS or name.lower().startswith(("content-", "resent-")):
-        raise InvalidHeader(
-            f"headers: {name!r} is written by Mailer: use the argument of that name, if there is"
-            " one."
-        )
-    return name, check_text(value, field=f"headers[{name!r}]", quoted=False)
+    return text

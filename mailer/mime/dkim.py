@@ -12,7 +12,7 @@ from mailer.policy import FAULTS_OF_A_MAIL
 
 #: The headers to sign if they are present: those for readers, for decoding, and for programs.
 _SIGNED = (
-    "from to cc reply-to subject date message-id mime-version content-type"
+    "from sender to cc reply-to subject date message-id mime-version content-type"
     " content-transfer-encoding in-reply-to references list-id list-help list-owner list-post"
     " list-subscribe list-archive list-unsubscribe list-unsubscribe-post auto-submitted"
     " feedback-id"

@@ -8,6 +8,7 @@ from email.utils import encode_rfc2231, format_datetime
 from functools import cache, lru_cache
 
 from mailer.message import Address, Attachment, Message
+from mailer.message.headers import SENDER
 
 _MAX_NAME = 60
 _LINE = 78
@@ -40,8 +41,15 @@ def header_lines(message: Message) -> list[str]:
         lines.append(_address_line("Reply-To", message.reply_to))
     lines.append(text_line("Subject", message.subject))
     lines.append(f"Message-ID: {message.message_id}")
-    lines.extend(text_line(name, value) for name, value in message.headers)
+    lines.extend(_added_line(name, value) for name, value in message.headers)
     return lines
+
+
+def _added_line(name: str, value: str) -> str:
+    """Return a header that the application added."""
+    if name.lower() == SENDER:
+        return _address_line(name, (Address.stored(value),))
+    return text_line(name, value)
 
 
 @lru_cache(maxsize=64)

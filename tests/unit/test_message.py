@@ -291,7 +291,7 @@ def test_a_bad_header_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("From", "sender", "TO", "cc", "BCC", "Reply-To", "subject", "date", "Message-ID"),
+        *("From", "TO", "cc", "BCC", "Reply-To", "subject", "date", "Message-ID"),
         *("Content-Type", "resent-to", "Received"),
     ],
 )
@@ -299,6 +299,15 @@ def test_a_header_that_mailer_writes_is_refused(name: str) -> None:
     """A header that Mailer writes is refused, since mail readers would differ on a second one."""
     with pytest.raises(InvalidHeader, match=f"{name}.* is written by Mailer"):
         check_headers({name: "value"})
+
+
+def test_the_sender_is_a_mailbox() -> None:
+    """The header Sender takes one mailbox, written as in any other header."""
+    for text in ("Ada <ada@bücher.example>", '"Ada" <ada@bücher.example>'):
+        assert check_headers({"sender": text}) == (("sender", '"Ada" <ada@xn--bcher-kva.example>'),)
+    for wrong in ("Ada", "ada@example.com, bob@example.com", "ada@example.com\nBcc: eve@b.de", 5):
+        with pytest.raises(InvalidAddress, match=r"^headers\['Sender'\]: "):
+            check_headers({"Sender": wrong})  # type: ignore[dict-item]
 
 
 def test_a_bad_header_value_is_refused() -> None:

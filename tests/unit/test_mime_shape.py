@@ -245,6 +245,17 @@ def test_a_domain_beyond_ascii_needs_no_smtputf8() -> None:
     )
 
 
+def test_sender_is_written_like_from() -> None:
+    """The header Sender is written as a mailbox: its name is encoded, and its address is not."""
+    mail = a_mail(headers=(("Sender", str(Address("robot@example.com", "Zoë, a robot"))),))
+
+    assert b"Sender: =?utf-8?b?Wm/DqywgYSByb2JvdA==?=\r\n <robot@example.com>" in (
+        compose(mail).as_bytes()
+    )
+    [sender] = parsed(mail)["Sender"].addresses
+    assert (sender.display_name, sender.addr_spec) == ("Zoë, a robot", "robot@example.com")
+
+
 # --- as Flask-Mail sees it ----------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ PUBLIC = set(
     DeliveryStatus MailStatus Receipt Status
     CommitLost ConfigurationError InUseElsewhere
     InvalidAddress InvalidAttachment InvalidHeader InvalidMail
-    KeyInUse KeyReused MailerError OverLimit
+    KeyInUse KeyReused MailerError MissingRecipient MissingSender OverLimit
     SchemaMismatch SigningFailed StoreError StoreUnavailable TemplateError UnknownMail
 """.split()
 )
@@ -94,6 +94,14 @@ def test_errors_are_what_python_calls_them() -> None:
     """InvalidMail is a ValueError, and UnknownMail a LookupError."""
     assert issubclass(mailer.InvalidMail, ValueError)
     assert issubclass(mailer.UnknownMail, LookupError)
+
+
+def test_errors_are_what_flask_mail_calls_them() -> None:
+    """An `except` that was written for Flask-Mail catches the errors that replace its own."""
+    for bad_header in (mailer.InvalidAddress, mailer.InvalidHeader):
+        assert issubclass(bad_header, flask_mail.BadHeaderError)
+    for missing in (mailer.MissingRecipient, mailer.MissingSender):
+        assert issubclass(missing, AssertionError)
 
 
 def test_message_is_flask_mails() -> None:
