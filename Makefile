@@ -29,7 +29,7 @@ CORE += tests/integration/test_workers_in_a_process.py tests/acceptance/test_cel
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz check lint types layers audit lock clean set-up-anew
+.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz flask-mail-suite check lint types layers audit lock clean set-up-anew
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ soak: $(DEV) ## Let mail flow for an hour with faults, and check that no resourc
 
 fuzz: $(TOOLS)/fuzz/installed ## Fuzz the code that parses and writes mail, ten minutes a target (ARGS="--help" for some)
 	$(TOOLS)/fuzz/bin/python -m tests.fuzz $(ARGS)
+
+flask-mail-suite: $(DEV) ## Run the tests of Flask-Mail itself with our Mail (CLONE=folder of a clone of its repository)
+	@$(BIN)/python -m tests.flask_mail_suite "$(CLONE)"
 
 check: lint types layers ## Run all checks of the source
 

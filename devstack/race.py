@@ -95,7 +95,8 @@ WAYS: dict[str, Callable[[Run], None]] = {
 def deliver(run: Run, number: int) -> None:
     run.mails[number] = Progress("transmitting")
     try:
-        flask_mail.Mail().send(make_mail(number))
+        with flask_mail.Connection(current_app.extensions["mail"]) as connection:
+            connection.send(make_mail(number))
         run.mails[number] = Progress("sent", None, datetime.now(UTC))
     except (OSError, SMTPException) as error:  # the server may refuse many connections at once
         run.mails[number] = Progress("failed", str(error), datetime.now(UTC))

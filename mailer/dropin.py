@@ -1,31 +1,61 @@
-"""The drop-in for `app.extensions["mail"]`: an object like Flask-Mail's, whose mail is queued.
+"""The drop-in for Flask-Mail: its objects and its ways of sending, whose mail is queued.
 
-Other extensions send through it (`current_app.extensions["mail"].send(message)`), so it must be the
-queue. What relays are configured with is a plain state of Flask-Mail's, which nobody else sees.
+Other extensions send through `app.extensions["mail"]`, so that must be the queue. Some make a
+`flask_mail.Mail` of their own, as Flask-AppBuilder does for each mail: on an app with a Mailer, its
+connection queues as well. Relays are configured with a plain state of Flask-Mail's.
 """
 
 from typing import Any, Self
 
 import flask_mail
-from flask import Flask, appcontext_pushed
+from flask import Flask, appcontext_pushed, current_app
 
+from mailer.errors import ConfigurationError
 from mailer.intake import Intake, Options
-from mailer.logs import get_logger
+from mailer.message import Receipt
 from mailer.settings import Settings, keys
 
-log = get_logger(__name__)
+#: The attributes that Flask-Mail's messages look up when they are made and written.
+_LIVE = ("default_sender", "ascii_attachments")
+
+# Flask-Mail documents no other name of its state and of what it has in common with Mail.
+_PlainState = flask_mail._Mail  # noqa: SLF001
+_PlainWays = flask_mail._MailMixin  # noqa: SLF001
+_plain_connect = _PlainWays.connect
 
 
-class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no other name of its state
+class QueueState(_PlainState):
     """The settings of Flask-Mail for one app, and its ways of sending, which all queue."""
+
+    __slots__ = ("_intake",)  # so that vars() has Flask-Mail's attributes and no others
+    _intake: Intake
 
     def __init__(self, plain: flask_mail._Mail, intake: Intake) -> None:
         vars(self).update(vars(plain))
-        self._intake = intake
+        object.__setattr__(self, "_intake", intake)
 
-    def send(self, message: flask_mail.Message) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute as an application does, in a test for example.
+
+        Raise `ConfigurationError` for one with which the relays are configured: code that counts on
+        it, such as `mail.state.suppress = True`, would send.
+        """
+        if name in _LIVE:
+            setattr(self._intake, name, value)
+        elif name in vars(self) and vars(self)[name] != value:
+            raise ConfigurationError(
+                f"app.extensions['mail'].{name} = … has no effect, since the relays are configured"
+                f" when the app starts: set {_key_of(name)} before Mail(app)."
+            )
+        super().__setattr__(name, value)
+
+    def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
         """Queue the message."""
-        self._intake.enqueue(message, Options())
+        return self._intake.enqueue(message, Options())
+
+    def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
+        """Make a message of the arguments, and queue it."""
+        return self.send(flask_mail.Message(*arguments, **named))
 
     def connect(self) -> "QueueConnection":
         """Return an object like a connection to the relay, whose `send()` queues."""
@@ -35,32 +65,21 @@ class QueueState(flask_mail._Mail):  # noqa: SLF001 -- Flask-Mail documents no o
 
     def take_place(self, app: Flask) -> None:
         """Be `app.extensions["mail"]`, also after a plain Flask-Mail was set up on the same app."""
-        if "mail" in app.extensions:
-            log.warning(
-                "%s: flask_mail.Mail was set up before Mailer: what is sent by that object waits"
-                " for the relay and is not queued. Use mailer.Mail instead of flask_mail.Mail, or"
-                " app.extensions['mail'].",
-                app.name,
-            )
         app.extensions["mail"] = self
         appcontext_pushed.connect(self._keep_place, sender=app)
+        _PlainWays.connect = _connect  # type: ignore[method-assign]  # see _connect()
 
     def _keep_place(self, app: Flask, **_signal: Any) -> None:
-        """Replace a plain Flask-Mail that took our place. Leave the objects of tests there."""
-        if type(app.extensions.get("mail")) is not flask_mail._Mail:  # noqa: SLF001 -- see above
-            return
-        app.extensions["mail"] = self
-        log.warning(
-            "%s: flask_mail.Mail was set up after Mailer, and took the place of"
-            " app.extensions['mail']; Mailer has put the queue back there. What is sent by that"
-            " flask_mail.Mail itself waits for the relay and is not queued: use mailer.Mail"
-            " instead.",
-            app.name,
-        )
+        """Replace the state of a plain Flask-Mail. Leave the objects of tests there."""
+        if type(app.extensions.get("mail")) is _PlainState:
+            app.extensions["mail"] = self
 
 
 class QueueConnection(flask_mail.Connection):
-    """An object like a connection to the relay, whose mail is queued."""
+    """An object like a connection to the relay, whose mail is queued.
+
+    If the application gives it a `host`, such as a mock, that gets the mail instead.
+    """
 
     mail: Any
 
@@ -75,12 +94,30 @@ class QueueConnection(flask_mail.Connection):
     def __exit__(self, *_exception: object) -> None:
         pass
 
-    def send(
+    def send(  # type: ignore[override]  # Flask-Mail's returns None
         self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None
-    ) -> None:
-        """Queue the message."""
-        self._intake.enqueue(message, Options(), envelope_from=envelope_from)
+    ) -> Receipt:
+        """Queue the message. The receipt of a mail that a `host` got has no id."""
+        if self.host is not None:
+            super().send(message, envelope_from)
+            return Receipt("", message.msgId, tuple(map(str, message.send_to)))
+        receipt = self._intake.enqueue(message, Options(), envelope_from=envelope_from)
         self.num_emails += 1
+        return receipt
+
+    def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
+        """Make a message of the arguments, and queue it."""
+        return self.send(flask_mail.Message(*arguments, **named))
+
+
+def _connect(self: flask_mail._MailMixin) -> flask_mail.Connection:
+    """Return what `flask_mail.Mail.connect()` does, but a connection that queues if it can.
+
+    The method is replaced, since nothing else is asked for by a `flask_mail.Mail` that sends.
+    """
+    app = getattr(self, "app", None) or current_app
+    queue = app.extensions.get("mailer")
+    return queue.mail.connect() if queue else _plain_connect(self)
 
 
 def flask_mail_state(settings: Settings) -> flask_mail._Mail:
@@ -89,3 +126,8 @@ def flask_mail_state(settings: Settings) -> flask_mail._Mail:
         key: getattr(settings, name) for key, name in keys().items() if key.startswith("MAIL_")
     }
     return flask_mail.Mail().init_mail(values)
+
+
+def _key_of(name: str) -> str:
+    """Return the key of a setting: its attribute is named like it but for one."""
+    return {"suppress": "MAIL_SUPPRESS_SEND"}.get(name, f"MAIL_{name.upper()}")

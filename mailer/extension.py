@@ -8,7 +8,7 @@ import flask_mail
 from flask import Flask, has_app_context
 
 from mailer.cli import mail_group
-from mailer.dropin import QueueConnection
+from mailer.dropin import QueueConnection, QueueState
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake import Addresses, Options
 from mailer.intake.arguments import When
@@ -45,7 +45,8 @@ class Mailer:
     def init_app(self, app: Flask) -> None:
         """Check the settings, and give the app its queue, its Celery app and `flask mail`.
 
-        A Celery app that is in `app.extensions["celery"]` already is used as it is.
+        A Celery app that is in `app.extensions["celery"]` already is used as it is. If a `Mail`
+        was there first, the two share one queue.
 
         >>> from flask import Flask
         >>> mailer = Mailer()
@@ -59,16 +60,12 @@ class Mailer:
         Raises:
             ConfigurationError: A setting can't be used, or the app has its Mailer already.
         """
-        if "mailer" in app.extensions:
+        if app.extensions.get(_OWNER):
             raise ConfigurationError(
                 "This app has its Mailer already: use that one, and call init_app() once."
             )
-        state = app.extensions["mailer"] = wire(app)
-        state.mail.take_place(app)
-        app.cli.add_command(mail_group)
-        log_database(app, state.settings)
-        warn_of_gaps(state.settings)
-        register_if_needed()
+        _give_queue(app)
+        app.extensions[_OWNER] = True
 
     def send_email(
         self,
@@ -395,11 +392,11 @@ class Mail(flask_mail.Mail):
     """A drop-in for `flask_mail.Mail` that queues each message instead of sending it.
 
     >>> mail = Mail(app)
-    >>> mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+    >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
     """
 
-    def init_app(self, app: Flask) -> flask_mail._Mail:
-        """Give the app its queue, if it has none yet.
+    def init_app(self, app: Flask) -> QueueState:
+        """Give the app its queue, if neither a `Mailer` nor a `Mail` has given it one.
 
         >>> from flask import Flask
         >>> mail = Mail()
@@ -409,26 +406,53 @@ class Mail(flask_mail.Mail):
         ...     return app
         >>> app = create_app()
         """
-        if "mailer" not in app.extensions:
-            Mailer(app)
+        _give_queue(app)
         return state_of(app).mail
 
-    def send(self, message: flask_mail.Message) -> None:
-        """Queue a message. `Mailer.enqueue()` does the same, takes options and returns a receipt.
+    def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
+        """Queue a message, and return its receipt. `Mailer.enqueue()` takes options as well.
 
-        >>> mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+        >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+        >>> [delivery.recipient for delivery in mailer.status(receipt.id)]
+        ['ada@example.com']
 
         Raises:
             InvalidMail: The message can't be sent as it is. Nothing is queued.
+            MissingSender: It has no sender, and there is no default.
             StoreUnavailable: The database does not answer.
         """
-        state_of(self.app).mail.send(message)
+        return state_of(self.app).mail.send(message)
+
+    def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
+        """Make a `Message` of the arguments, queue it, and return its receipt.
+
+        >>> receipt = mail.send_message("Welcome", ["ada@example.com"], body="Hello Ada!")
+        >>> receipt.recipients
+        ('ada@example.com',)
+        """
+        return state_of(self.app).mail.send_message(*arguments, **named)
 
     def connect(self) -> QueueConnection:
         """Return an object like a connection to the relay, whose `send()` queues.
 
         >>> with mail.connect() as connection:
         ...     for name in ["ada", "bob"]:
-        ...         connection.send(Message("News", [f"{name}@example.com"], "Hello!"))
+        ...         receipt = connection.send(Message("News", [f"{name}@example.com"], "Hello!"))
         """
         return state_of(self.app).mail.connect()
+
+
+#: In `app.extensions`, if a `Mailer` was initialised: a second one may be a mistake.
+_OWNER = "mailer.owner"
+
+
+def _give_queue(app: Flask) -> None:
+    """Give the app its queue and `flask mail`, if it has none yet."""
+    if "mailer" in app.extensions:
+        return
+    state = app.extensions["mailer"] = wire(app)
+    state.mail.take_place(app)
+    app.cli.add_command(mail_group)
+    log_database(app, state.settings)
+    warn_of_gaps(state.settings)
+    register_if_needed()

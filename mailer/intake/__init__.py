@@ -23,6 +23,7 @@ from mailer.intake.arguments import (
     check_tags,
     parse_time,
 )
+from mailer.intake.changes import note_queued
 from mailer.intake.from_flask_mail import (
     check_date,
     check_message_id,
@@ -31,7 +32,6 @@ from mailer.intake.from_flask_mail import (
     read_bodies,
     read_subject,
 )
-from mailer.intake.changes import note_queued
 from mailer.intake.idempotency import Fingerprints
 from mailer.intake.keywords import check_keywords
 from mailer.logs import addresses_shown, get_logger

@@ -31,12 +31,17 @@ def _warn_of_changes(app: Flask, **_signal: Any) -> None:
     """Warn of messages that were changed, and not sent again, before the end of the context."""
     for message, queued in g.pop(_QUEUED, {}).values():
         now = _contents(message)
-        if changed := sorted(name for name in now if now[name] != queued.get(name)):
+        if changed := sorted(name for name in now if _differ(now[name], queued.get(name))):
             log.warning(
                 "A Message was changed after it was queued: fields=%s. The mail is as the message"
                 " was at the call: change it before send() or enqueue().",
                 ",".join(changed),
             )
+
+
+def _differ(now: object, queued: object) -> bool:
+    # A lazy string may be no text any more, after its request.
+    return now is not queued and now != queued
 
 
 def _contents(message: flask_mail.Message) -> dict[str, Any]:

@@ -1,21 +1,27 @@
 """An application that used Flask-Mail keeps its calls, its mails and its own tests."""
 
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from email.utils import parseaddr
 from typing import Any
+from unittest import mock
 
 import flask_mail
 import pytest
 from flask import Flask, current_app
 from flask_mail import Attachment, Message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mailer import InvalidMail, Mail, Mailer, Status
+from mailer import ConfigurationError, InvalidHeader, Mail, Mailer, MailerError, Status
 from mailer.mime import WireMessage
 from tests.services.sink import Sink
-from tests.shop import close, store_of
+from tests.shop import close, on_the_wire, store_of
 
 
 def create_app(**config: Any) -> Flask:
@@ -171,17 +177,19 @@ def test_what_is_for_the_relay_only(mail: Mail) -> None:
 
 
 def test_every_way_of_sending_queues(app: Flask, mail: Mail) -> None:
-    """Every way of sending queues the mail."""
+    """Every way of sending queues the mail, and those of a `Mail` return a receipt."""
     message = Message("Hello", ["bob@example.com"])
+    state = app.extensions["mail"]
 
-    mail.send(message)
-    mail.send_message("Hello", ["bob@example.com"])
+    receipts = [mail.send(message), mail.send_message("Hello", ["bob@example.com"])]
+    receipts += [state.send(message), state.send_message("Hello", ["bob@example.com"])]
     with mail.connect() as connection:
-        connection.send(message)
-        connection.send_message("Hello", ["bob@example.com"])
+        receipts += [connection.send(message)]
+        receipts += [connection.send_message("Hello", ["bob@example.com"])]
         message.send(connection)
 
-    assert queued(app) == 5
+    assert queued(app) == 7
+    assert [Mailer().status(one).subject for one in receipts] == ["Hello"] * 6
 
 
 @pytest.fixture
@@ -243,27 +251,50 @@ def test_the_state_records_messages(app: Flask) -> None:
     assert [message.subject for message in outbox] == ["Hello"]
 
 
-def test_a_plain_flask_mail_beside_it(
-    waiting_app: Flask, sink: Sink, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Flask-Mail set up after Mailer does not replace the queue, and a warning is logged."""
-    flask_mail.Mail(waiting_app)
-    with waiting_app.app_context():
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_plain_flask_mail_beside_it(redis_url: str, sink: Sink, is_first: bool) -> None:
+    """A `flask_mail.Mail` on the same app queues, whether it was set up before Mailer or after."""
+    app = create_app(MAIL_SUPPRESS_SEND=False, MAILER_REDIS_URL=redis_url, MAIL_PORT=sink.port)
+    plain = flask_mail.Mail()
+    for extension in (plain, Mailer()) if is_first else (Mailer(), plain):
+        extension.init_app(app)
+
+    with app.app_context():
+        plain.send(Message("Hello", ["bob@example.com"]))
+        with plain.connect() as connection:
+            connection.send_message("Hello", ["bob@example.com"])
         current_app.extensions["mail"].send(Message("Hello", ["bob@example.com"]))
-    with waiting_app.app_context():
-        assert queued(waiting_app) == 1
+        assert queued(app) == 3
 
     assert sink.connections == 0
-    assert caplog.text.count("flask_mail.Mail was set up after Mailer") == 1
+    close(app)
 
 
-def test_a_plain_flask_mail_before_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Flask-Mail set up before Mailer sends past the queue, and a warning is logged."""
-    app = create_app()
-    flask_mail.Mail(app)
-    Mailer(app)
+def test_a_flask_mail_that_is_made_for_each_mail(waiting_app: Flask, sink: Sink) -> None:
+    """A `flask_mail.Mail` made in a request queues, as Flask-AppBuilder makes one for each mail."""
+    with waiting_app.test_request_context():
+        for _ in range(2):
+            mail = flask_mail.Mail(waiting_app)
+            mail.send(Message("Hello", ["bob@example.com"]))
+            waiting_app.extensions["mail"].send_message("Hello", ["bob@example.com"])
+        assert queued(waiting_app) == 4
 
-    assert "flask_mail.Mail was set up before Mailer" in caplog.text
+    with waiting_app.app_context():
+        assert waiting_app.extensions["mail"] is waiting_app.extensions["mailer"].mail
+    assert sink.connections == 0
+
+
+def test_a_flask_mail_of_another_app(waiting_app: Flask, sink: Sink) -> None:
+    """A `flask_mail.Mail` on an app without a Mailer sends at once, as ever."""
+    other = Flask("other")
+    other.config.update(MAIL_PORT=sink.port, MAIL_DEFAULT_SENDER="ada@example.com")
+    mail = flask_mail.Mail(other)
+
+    with other.app_context():
+        mail.send(Message("Hello", ["bob@example.com"], "Hello"))
+        assert len(sink.messages) == 1
+
+    assert queued(waiting_app) == 0
 
 
 def test_what_a_test_puts_in_its_place_stays(app: Flask) -> None:
@@ -281,18 +312,202 @@ def test_the_drop_in_uses_the_mailer_that_is_there(app: Flask, mail: Mail) -> No
     assert queued(app) == 2
 
 
-def test_what_flask_mail_refuses_is_refused(app: Flask, mail: Mail) -> None:
-    """A line break in a header, or no recipient, is refused and nothing is queued."""
-    for message in (
-        Message("Hello\nBcc: eve@example.com", ["bob@example.com"]),
-        Message("Hello", ["bob@example.com\nBcc: eve@example.com"]),
-        Message("Hello", ["bob@example.com"], extra_headers={"X-Tag": "1\r\nBcc: eve@example.com"}),
-        Message("Hello", []),
-    ):
-        with pytest.raises(InvalidMail):
-            mail.send(message)
+@pytest.mark.parametrize("first", [Mail, Mailer])
+def test_mail_and_mailer_in_any_order(first: type[Mail] | type[Mailer]) -> None:
+    """`Mail(app)` and `Mailer(app)` share a queue in any order; a second Mailer is an error."""
+    app = create_app()
+    for extension in (first, Mailer if first is Mail else Mail, Mail):
+        extension(app)
+    queue = app.extensions["mailer"]
+    with app.app_context():
+        Mail(app).send_message("Hello", ["bob@example.com"])
+        Mailer().enqueue(Message("Hello", ["bob@example.com"]))
 
+    assert queued(app) == 2
+    with pytest.raises(ConfigurationError, match=r"^This app has its Mailer already"):
+        Mailer(app)
+    assert app.extensions["mailer"] is queue
+    close(app)
+
+
+def test_a_host_of_the_application(app: Flask, mail: Mail) -> None:
+    """A connection whose `host` the application has set, to a mock for example, sends to that."""
+    message = Message("Hello", ["bob@example.com"], "Hello")
+    with mail.connect() as connection, mock.patch.object(connection, "host") as host:
+        receipt = connection.send(message, envelope_from="bounces@example.com")
+        connection.send_message("Hello", ["bob@example.com"])
+
+    host.sendmail.assert_any_call(
+        "bounces@example.com", ["bob@example.com"], message.as_bytes(), [], []
+    )
+    assert (host.sendmail.call_count, connection.num_emails) == (2, 2)
+    assert (receipt.id, receipt.message_id) == ("", message.msgId)
     assert queued(app) == 0
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        ({"subject": "Hello\nBcc: eve@example.com"}, flask_mail.BadHeaderError),
+        ({"subject": "Hello\r\n"}, flask_mail.BadHeaderError),
+        ({"sender": "Ada\n <ada@example.com>"}, flask_mail.BadHeaderError),
+        ({"recipients": ["bob@example.com\nBcc: e@example.com"]}, flask_mail.BadHeaderError),
+        ({"reply_to": "eve@example.com\r"}, flask_mail.BadHeaderError),
+        ({"extra_headers": {"X-Tag": "1\r\nBcc: e@example.com"}}, flask_mail.BadHeaderError),
+        ({"recipients": []}, AssertionError),
+        ({"sender": None}, AssertionError),
+    ],
+    ids=str,
+)
+def test_what_flask_mail_refuses_is_refused(
+    app: Flask, mail: Mail, said: dict[str, Any], raised: type[Exception]
+) -> None:
+    """The errors are those of Flask-Mail and of Mailer at once, and nothing is queued."""
+    app.extensions["mail"].default_sender = None
+    usual = {"subject": "Hello", "recipients": ["bob@example.com"], "sender": "ada@example.com"}
+    message = Message(**{**usual, **said})
+
+    with pytest.raises(raised) as error:
+        mail.send(message)
+
+    assert isinstance(error.value, MailerError)
+    assert message.date is None
+    assert queued(app) == 0
+
+
+def test_errors_do_not_depend_on_assertions() -> None:
+    """`python -O` removes assertions, and a missing sender or recipient is still refused."""
+    code = """
+import flask, mailer
+app = flask.Flask("app")
+app.config.update(TESTING=True, MAILER_DATABASE_URL="sqlite://")
+mail = mailer.Mail(app)
+with app.app_context():
+    for said in ({"sender": "ada@example.com"}, {"recipients": ["bob@example.com"]}):
+        try:
+            mail.send(mailer.Message("Hello", **said))
+        except AssertionError as error:
+            print(type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["MissingRecipient", "MissingSender"]
+
+
+#: Pieces of subjects: folds, and line breaks that fold nothing.
+pieces = st.sampled_from(
+    ["a", "b:", "é", " ", "\t", "\r\n", "\r\n ", "\r\n\t", "\r", "\n", "\u2003"]
+)
+
+
+@given(subject=st.lists(pieces, max_size=9).map("".join))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_folded_subject(app: Flask, mail: Mail, subject: str) -> None:
+    """A subject that Flask-Mail takes is sent as one line, and one that it refuses is refused."""
+    message = Message(subject, ["bob@example.com"])
+    unfolded = re.sub(r"[ \t]*\r\n[ \t]+", " ", subject)
+    if message.has_bad_headers():
+        with pytest.raises(flask_mail.BadHeaderError):
+            mail.send(message)
+    elif "\t" in unfolded:
+        with pytest.raises(InvalidHeader, match=r"^subject: it contains '\\t'"):
+            mail.send(message)
+    else:
+        receipt = mail.send(message)
+        assert Mailer().status(receipt).subject == unfolded
+        assert message.subject == subject
+
+
+def test_a_folded_subject_arrives_on_one_line(app: Flask, mail: Mail) -> None:
+    """Lines are joined with one blank each, as mail readers show them."""
+    receipt = mail.send_message("Your order\r\n of November \r\n \tis sent", ["bob@example.com"])
+
+    assert on_the_wire(app, receipt)["Subject"] == "Your order of November is sent"
+
+
+# --- what send() leaves in the message ----------------------------------------------------------
+
+
+def test_the_date_of_a_message(app: Flask, mail: Mail) -> None:
+    """`send()` sets the date of a message without one, and keeps a date that is set."""
+    message = Message("Hello", ["bob@example.com"])
+    dated = Message("Hello", ["bob@example.com"], date=1_000_000_000.0)
+    receipts = [mail.send(message), mail.send(dated)]
+
+    assert dated.date == 1_000_000_000.0
+    dates = [on_the_wire(app, one)["Date"].datetime.timestamp() for one in receipts]
+    assert dates == [int(message.date or 0), 1_000_000_000]
+
+
+def test_the_sender_for_the_author(app: Flask, mail: Mail) -> None:
+    """`Sender` in `extra_headers` is written; headers with an argument of their own are refused."""
+    receipt = mail.send_message(
+        "Hello", ["bob@example.com"], extra_headers={"Sender": "Robot <robot@example.com>"}
+    )
+
+    assert on_the_wire(app, receipt)["Sender"] == "Robot <robot@example.com>"
+    for name in ("From", "To", "Bcc", "Subject", "Message-ID"):
+        with pytest.raises(InvalidHeader, match=f"{name!r} is written by Mailer"):
+            mail.send_message("Hello", ["bob@example.com"], extra_headers={name: "e@example.com"})
+
+
+# --- the state ----------------------------------------------------------------------------------
+
+
+def test_the_default_sender_of_the_state(app: Flask, mail: Mail) -> None:
+    """A default sender that is changed while the app runs counts from then on, as in Flask-Mail."""
+    app.extensions["mail"].default_sender = ("Eve", "eve@example.com")
+    receipts = [
+        mail.send_message("Hello", ["bob@example.com"]),
+        Mailer().enqueue(Message("Hello", ["bob@example.com"])),
+    ]
+
+    assert [on_the_wire(app, one)["From"] for one in receipts] == ["Eve <eve@example.com>"] * 2
+
+
+def test_ascii_attachments_of_the_state(app: Flask, mail: Mail) -> None:
+    """`ascii_attachments` that is changed while the app runs counts from then on."""
+    app.extensions["mail"].ascii_attachments = True
+    receipt = mail.send_message("Hello", ["bob@example.com"], attachments=[NOTES])
+
+    [part] = on_the_wire(app, receipt).iter_attachments()
+    assert part.get_filename() == "Groe.txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key"),
+    [
+        ("suppress", False, "MAIL_SUPPRESS_SEND"),
+        ("server", "mail.example.com", "MAIL_SERVER"),
+        ("port", 587, "MAIL_PORT"),
+        ("use_tls", True, "MAIL_USE_TLS"),
+        ("max_emails", 5, "MAIL_MAX_EMAILS"),
+    ],
+)
+def test_what_is_changed_too_late(app: Flask, name: str, value: object, key: str) -> None:
+    """Changing a setting of the relays while the app runs is an error that names its key."""
+    state = app.extensions["mail"]
+    before = getattr(state, name)
+    with pytest.raises(ConfigurationError, match=rf"^app\.extensions\['mail'\]\.{name} .* {key} "):
+        setattr(state, name, value)
+
+    assert getattr(state, name) == before
+    setattr(state, name, before)
+
+
+def test_the_attributes_of_mail(app: Flask) -> None:
+    """A `Mail` has the attributes of its state; one without an app has none yet."""
+    mail = Mail(app)
+
+    assert vars(mail.state) == vars(mail.init_mail(app.config, app.debug, app.testing))
+    for name, value in vars(mail.state).items():
+        assert getattr(mail, name) == value
+    assert (Mail().server, Mail().state) == (None, None)
 
 
 # --- the application's own tests ----------------------------------------------------------------

@@ -152,8 +152,8 @@ queue.enqueue(
 mail = Mail(app)
 later = Mail()
 later.init_app(app)
-mail.send(message)
-mail.send_message("Welcome", ["ada@example.com"], "Hello")
+assert_type(mail.send(message), Receipt)
+assert_type(mail.send_message("Welcome", ["ada@example.com"], "Hello"), Receipt)
 with mail.connect() as connection:
     connection.send(message)
     connection.send(message, envelope_from="bounces@example.com")
