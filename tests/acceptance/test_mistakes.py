@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flask_mail
 import pytest
 from celery import Celery
 from flask import Flask, current_app
@@ -183,19 +182,6 @@ def test_two_mailers(make_shop: Callable[..., Flask], told: Callable[[object], N
         Mailer(app)
     told(error.value)
     Mail(app)
-
-
-@mistake("`flask_mail.Mail` is still set up beside `mailer.Mail`")
-def test_flask_mail_beside_it(
-    config: dict[str, str], told: Callable[[object], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The start of the app logs a warning."""
-    app = Flask("shop")
-    app.config.from_mapping(config)
-    flask_mail.Mail(app)
-    Mail(app)
-    told(caplog.text)
-    store_of(app).engine.dispose()
 
 
 @mistake("The app has no Mailer")
