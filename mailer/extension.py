@@ -9,9 +9,10 @@ from flask import Flask, has_app_context
 
 from mailer.cli import mail_group
 from mailer.dropin import QueueConnection, QueueState
-from mailer.errors import ConfigurationError, InvalidMail
+from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
 from mailer.intake.arguments import When
+from mailer.intake.content import Content
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.schema.autogenerate import register_if_needed
 from mailer.store import CallersConnection
@@ -71,8 +72,10 @@ class Mailer:
         self,
         to: Addresses,
         subject: str,
-        template: str,
+        template: str | None = None,
         *,
+        text: str | None = None,
+        html: str | None = None,
         cc: Addresses = None,
         bcc: Addresses = None,
         reply_to: Addresses = None,
@@ -97,6 +100,12 @@ class Mailer:
 
         >>> receipt = mailer.send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
 
+        A mail without a template is given as `text`, `html` or both.
+
+        >>> receipt = mailer.send_email(
+        ...     "ada@example.com", "Welcome", text="Hello Ada!", html="<p>Hello <b>Ada</b>!</p>"
+        ... )
+
         The mail becomes part of your transaction with `connection`, and is queued once with
         `idempotency_key`, however often the call is repeated.
 
@@ -114,6 +123,8 @@ class Mailer:
             to: An address, such as `"Ada <ada@example.com>"` or an `Address`, or several of them.
             subject: The subject. `MAILER_SUBJECT_PREFIX` comes before it.
             template: The name of the templates, without `.txt` and `.html`.
+            text: The text of a mail without a template.
+            html: Its html. Without `text`, the text is made from it.
             cc: Recipients whom the header `Cc` names.
             bcc: Recipients whom no header names.
             reply_to: The addresses that replies go to.
@@ -143,18 +154,12 @@ class Mailer:
                 `CommitLost`.
             ConfigurationError: There is no sender, or no Mailer in the app.
         """
-        if not isinstance(context or {}, Mapping):
-            raise InvalidMail(
-                f"context: give a dict of template variables, not {type(context).__name__}."
-            )
-        intake = self._state().intake
-        if more_context:
-            intake.check_keywords(template, more_context)
-        return intake.send_email(
+        return self._state().intake.send_email(
             to,
             subject,
-            template,
-            {**(context or {}), **more_context},
+            Content(
+                template=template, text=text, html=html, context=context, keywords=more_context
+            ),
             cc=cc,
             bcc=bcc,
             reply_to=reply_to,

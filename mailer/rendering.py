@@ -78,9 +78,8 @@ class Renderer:
             self._look_for_other_half(template, ".txt" if text_template is None else ".html")
         values = dict(context)
         self._app.update_template_context(values)
-        html = inline_css(_rendered(html_template, values)) if html_template else None
-        text = _rendered(text_template, values) if text_template else text_from_html(html or "")
-        return Bodies(text, html)
+        html = _rendered(html_template, values) if html_template else None
+        return make_bodies(_rendered(text_template, values) if text_template else None, html)
 
     def may_use(self, template: str, variable: str) -> bool:
         """Return whether the templates may use a variable, also in those that they refer to.
@@ -280,6 +279,12 @@ def _place(error: Exception) -> str:
         if path.suffix not in (".py", "", ".pyx")
     ]
     return places[-1] if places else ""
+
+
+def make_bodies(text: str | None, html: str | None) -> Bodies:
+    """Inline the CSS of a mail, and make its text from the html if it has none."""
+    html = None if html is None else inline_css(html)
+    return Bodies(text_from_html(html or "") if text is None else text, html)
 
 
 def inline_css(html: str) -> str:

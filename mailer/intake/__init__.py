@@ -6,7 +6,6 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import flask_mail
 from sqlalchemy import Connection
@@ -24,6 +23,7 @@ from mailer.intake.arguments import (
     parse_time,
 )
 from mailer.intake.changes import note_queued
+from mailer.intake.content import Content
 from mailer.intake.from_flask_mail import (
     check_date,
     check_message_id,
@@ -33,7 +33,6 @@ from mailer.intake.from_flask_mail import (
     read_subject,
 )
 from mailer.intake.idempotency import Fingerprints
-from mailer.intake.keywords import check_keywords
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import (
     Address,
@@ -104,8 +103,7 @@ class Intake:
         self,
         to: Addresses,
         subject: str,
-        template: str,
-        context: Mapping[str, Any],
+        content: Content,
         *,
         cc: Addresses,
         bcc: Addresses,
@@ -115,9 +113,9 @@ class Intake:
         headers: Mapping[str, str] | None,
         options: Options,
     ) -> Receipt:
-        """Render a template pair and queue it."""
+        """Render the content and queue the mail."""
         now = self._clock.time()
-        bodies = self._renderer.render(template, context)
+        bodies = content.render(self._renderer)
         author = self._sender(sender)
         mail_id = new_id(now)
         message = Message(
@@ -146,10 +144,6 @@ class Intake:
             sensitive=check_sensitive(options.sensitive),
         )
         return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
-
-    def check_keywords(self, template: str, keywords: Iterable[str]) -> None:
-        """Refuse keywords that were meant to be options of `send_email()`."""
-        check_keywords(self._renderer, template, keywords)
 
     def enqueue(
         self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None

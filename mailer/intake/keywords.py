@@ -12,6 +12,8 @@ _OPTIONS = (
         "to",
         "subject",
         "template",
+        "text",
+        "html",
         "cc",
         "bcc",
         "reply_to",
@@ -26,22 +28,12 @@ _OPTIONS = (
 )
 #: The names of an option elsewhere.
 _ALIASES = {
-    "template": (
-        *(
-            "body",
-            "html_body",
-            "body_html",
-            "text_body",
-            "body_text",
-            "text",
-            "html",
-            "plain",
-            "message",
-            "msg",
-            "content",
-        ),
-        *("html_message", "plain_message", "template_name", "template_prefix"),
+    "template": ("template_name", "template_prefix"),
+    "text": (
+        *("body", "text_body", "body_text", "plain", "plain_message"),
+        *("message", "msg", "content"),
     ),
+    "html": ("html_body", "body_html", "html_message"),
     "to": (
         "recipients",
         "recipient",
@@ -77,15 +69,27 @@ _ALIASES = {
 _KNOWN_WRONG = {alias: option for option, aliases in _ALIASES.items() for alias in aliases}
 
 
-def check_keywords(renderer: Renderer, template: str, keywords: Iterable[str]) -> None:
+def check_keywords(renderer: Renderer, template: str | None, keywords: Iterable[str]) -> None:
     """Refuse a near miss of an option, or its name elsewhere, unless the template uses it."""
     for keyword in keywords:
-        if (meant := _meant(keyword)) and not renderer.may_use(template, keyword):
-            raise InvalidMail(
-                f"{keyword}: there is no such option, and template {template!r} has no variable of"
-                f" this name: {did_you_mean(meant)} Pass variables for other templates in"
-                f" context={{…}}."
-            )
+        meant = _meant(keyword)
+        if meant and not (template is not None and renderer.may_use(template, keyword)):
+            raise InvalidMail(_refusal(keyword, meant, template))
+
+
+def _refusal(keyword: str, meant: tuple[str, ...], template: str | None) -> str:
+    question = did_you_mean(meant)
+    if template is None:
+        return f"{keyword}: there is no such option: {question}"
+    remedy = (
+        "A mail has a template, or text and html."
+        if {"text", "html"} & {*meant}
+        else "Pass variables for other templates in context={…}."
+    )
+    return (
+        f"{keyword}: there is no such option, and template {template!r} has no variable of this"
+        f" name: {question} {remedy}"
+    )
 
 
 @lru_cache(maxsize=1024)

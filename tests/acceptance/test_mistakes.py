@@ -450,6 +450,22 @@ def test_body(refusal: Callable[..., InvalidMail], told: Callable[[object], None
     told(refusal(*MAIL, number=1, body="Hello"))
 
 
+@mistake("A template, and `text=` as one of its variables")
+def test_text_for_a_template(
+    refusal: Callable[..., InvalidMail], told: Callable[[object], None]
+) -> None:
+    """The call is refused."""
+    told(refusal(*MAIL, number=1, text="Hello"))
+
+
+@mistake("The arguments of another `send_email()`: subject, sender, recipients")
+def test_the_order_of_another_function(
+    refusal: Callable[..., InvalidMail], told: Callable[[object], None]
+) -> None:
+    """The call is refused."""
+    told(refusal("Your order", "shop@example.com", ["ada@example.com"], text_body="Hello"))
+
+
 @mistake("`attachment=` for `send_email()`")
 def test_attachment(refusal: Callable[..., InvalidMail], told: Callable[[object], None]) -> None:
     """The call is refused."""

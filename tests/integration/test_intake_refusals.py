@@ -110,7 +110,7 @@ REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
         TemplateError,
         "template 'nothing': neither 'nothing.txt' nor 'nothing.html' is in",
     ),
-    ({"template": None}, TemplateError, "template None: neither"),
+    ({"template": None}, InvalidMail, "The mail has no content: give the name of a template, or"),
     (
         {"template": "broken"},
         TemplateError,

@@ -59,6 +59,10 @@ assert_type(
     Receipt,
 )
 
+assert_type(queue.send_email("ada@example.com", "Welcome", text="Hello"), Receipt)
+queue.send_email("ada@example.com", "Welcome", html="<p>Hello</p>")
+queue.send_email("ada@example.com", "Welcome", text="Hello", html=None)
+
 
 def recipients() -> Iterator[str]:
     yield "ada@example.com"

@@ -179,11 +179,11 @@ def check() -> Check:
         *[
             ("attachment", "attachments"),
             ("atachments", "attachments"),
-            ("body", "template"),
-            ("html_body", "template"),
+            ("body", "text"),
+            ("html_body", "html"),
         ],
         *[
-            ("msg", "template"),
+            ("msg", "text"),
             ("recipients", "to"),
             ("To", "to"),
             ("from_", "sender"),
