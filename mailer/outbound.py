@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -61,22 +61,36 @@ class Outbound:
 
 
 class InlineBell:
-    """The bell with MAIL_SUPPRESS_SEND: a ring delivers, to nobody, in the calling thread."""
+    """The bell that calls no worker: a ring delivers the mails that it is about, and no others.
+
+    They are delivered in the calling thread before the call returns. With MAIL_SUPPRESS_SEND, they
+    go to nobody.
+    """
 
     outbound: Outbound
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_most: float = math.inf) -> None:
+        self._at_most = at_most
         self._thread = threading.local()
 
-    def ring(self, *, urge: bool = False) -> bool:
-        """Deliver due mail. A ring out of that delivery itself adds nothing."""
-        if getattr(self._thread, "delivers", False):
+    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
+        """Deliver these mails, as far as they are due. Return False if there are none.
+
+        A receiver of a signal may queue mail while this thread delivers: that mail comes next.
+        """
+        if not mails:
+            return False  # nobody hears that there is mail
+        waiting: list[str] | None = getattr(self._thread, "waiting", None)
+        if waiting is not None:
+            waiting.extend(mails)
             return True
-        self._thread.delivers = True
+        self._thread.waiting = waiting = [*mails]
         try:
-            self.outbound.dispatcher.deliver(at_most=math.inf)
+            while waiting:
+                taken, waiting[:] = [*waiting], []
+                self.outbound.dispatcher.deliver(self._at_most, mails=taken)
         finally:
-            self._thread.delivers = False
+            self._thread.waiting = None
         return True
 
     def answer(self) -> None:

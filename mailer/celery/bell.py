@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Collection
 from typing import Any
 
 # Celery would import the first two at the first ring, while a request waits.
@@ -51,7 +52,7 @@ class CeleryBell:
         self._urged_at = -math.inf
         survive_forks(self)
 
-    def ring(self, *, urge: bool = False) -> bool:
+    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
         """Call a worker. The mail is committed.
 
         Return False if the broker does not answer or, with `urge`, if no worker seems to hear.

@@ -4,7 +4,7 @@
 """
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -56,14 +56,19 @@ class Dispatcher:
         self._pace = Pace()
         self.flags = WorkerFlags()
 
-    def deliver(self, at_most: float, avoided: Mapping[str, Pause] = _NONE) -> None:
-        """Deliver batch after batch, for about so many seconds.
+    def deliver(
+        self,
+        at_most: float,
+        avoided: Mapping[str, Pause] = _NONE,
+        mails: Collection[str] | None = None,
+    ) -> None:
+        """Deliver batch after batch, for about so many seconds: all mail, or only `mails`, by id.
 
         That is long enough that starting costs nothing, and short enough that others get their
         turn.
         """
         ends = self._clock.monotonic() + at_most
-        with self._thread_context(avoided) as context:
+        with self._thread_context(avoided, mails) as context:
             while self._deliver_batch(context).goes_on and not self.flags.is_stopped:
                 if self._clock.monotonic() > ends:
                     self._bell.ring()
@@ -80,11 +85,13 @@ class Dispatcher:
             state.relay.hang_up()
 
     @contextmanager
-    def _thread_context(self, avoided: Mapping[str, Pause] = _NONE) -> Iterator[ThreadContext]:
+    def _thread_context(
+        self, avoided: Mapping[str, Pause] = _NONE, mails: Collection[str] | None = None
+    ) -> Iterator[ThreadContext]:
         throttle, black_box = self._services.throttle, self._services.black_box
         with throttle.slots() as relays, throttle.slots() as domains, black_box.box() as box:
             try:
-                yield ThreadContext(relays, domains, box, self._budget, self.flags, avoided)
+                yield ThreadContext(relays, domains, box, self._budget, self.flags, avoided, mails)
             finally:
                 for state in self._states:
                     if state.settings.relay_concurrency:
@@ -124,7 +131,12 @@ class Dispatcher:
         context.box.claiming(token)
         until = now + self._settings.claim_lease
         return self._services.store.claim_due(
-            limit, token=token, now=now, lease_until=until, lanes=available.lanes
+            limit,
+            token=token,
+            now=now,
+            lease_until=until,
+            lanes=available.lanes,
+            mails=context.mails,
         )
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
@@ -143,7 +155,7 @@ class Dispatcher:
     ) -> bool:
         """Move mail out of the way that can't go now, if this batch met any."""
         limits = [share.limits for share in shares if share.limits.stopped_domains]
-        if not limits and not plan.waiting:
+        if context.mails is not None or (not limits and not plan.waiting):
             return False
         return self._head.clear(limits, self._router.look_again(available, context), ends=ends)
 

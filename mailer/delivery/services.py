@@ -1,6 +1,6 @@
 """The collaborators of a delivery."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mailer.blackbox import BlackBox, Box
@@ -38,3 +38,4 @@ class ThreadContext:
     flags: WorkerFlags
     #: Relays to treat as paused, since they would keep this thread waiting.
     avoided: Mapping[str, Pause]
+    mails: Collection[str] | None = None  #: the ids of the only mails to deliver. None: all mail

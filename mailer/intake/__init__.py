@@ -3,7 +3,7 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -207,11 +207,11 @@ class Intake:
 
     def _ring(self, mail_id: str, caller: Connection | None) -> None:
         if caller is None:
-            self._ring_safely()
+            self._ring_safely([mail_id])
         else:
             self._store.after_commit(caller, mail_id, self._ring_safely)
 
-    def _ring_safely(self) -> None:
+    def _ring_safely(self, mails: Sequence[str]) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
 
         Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
@@ -219,7 +219,7 @@ class Intake:
         # A handler of the log may fail as well.
         with suppress(Exception), addresses_shown(self._settings.log_addresses):
             try:
-                self._bell.ring()
+                self._bell.ring(mails)
             except Exception:
                 log.exception(
                     "A mail was queued, and nobody could be told; the sweep of the workers finds it"

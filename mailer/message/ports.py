@@ -1,6 +1,6 @@
 """The ports: interfaces that lower modules call, so that a test can put something else there."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,11 +11,12 @@ from mailer.message.events import Event, EventKind
 class Bell(Protocol):
     """The doorbell of the workers. A ring may come late, twice or never: it only saves time."""
 
-    def ring(self, *, urge: bool = False) -> bool:
+    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
         """Tell the workers that mail is due. Return False if no worker will hear it.
 
-        A ring never raises and never waits for long. With `urge`, ring even if the last ring was
-        not answered: it may have been lost.
+        `mails` are the ids of the mails that the caller has just stored, if the ring is about
+        these. A ring to workers never raises and never waits for long. With `urge`, ring even if
+        the last ring was not answered: it may have been lost.
         """
 
     def answer(self) -> None:

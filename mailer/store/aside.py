@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 
 from mailer.logs import get_logger
 from mailer.message import Envelope, Keyed, Message
+from mailer.store.callers import AfterCommit
 
 #: The key in a connection's `info` under which the mails wait for its commit.
 _INFO = "mailer-aside"
@@ -38,7 +39,7 @@ class _Mail:
     queue: Callable[[Message, Envelope], Keyed | None]
     message: Message
     envelope: Envelope
-    calls: list[Callable[[], object]] = field(default_factory=list)
+    calls: list[AfterCommit] = field(default_factory=list)
 
     def settle(self) -> None:
         """Queue the mail. Log an error instead of raising it: the application has committed."""
@@ -57,7 +58,7 @@ class _Mail:
             return
         for call in self.calls:
             with suppress(Exception):
-                call()
+                call([self.message.id])
 
 
 class _Kept:
@@ -122,9 +123,7 @@ class Aside:
         kept.entries.append(_Mail(self._queue, message, envelope))
         return None
 
-    def after_commit(
-        self, connection: Connection, mail_id: str, call: Callable[[], object]
-    ) -> None:
+    def after_commit(self, connection: Connection, mail_id: str, call: AfterCommit) -> None:
         """Make this call once the mail is queued."""
         for mail in self._kept_for(connection).mails():
             if mail.message.id == mail_id:

@@ -1,6 +1,6 @@
 """The caller's own transaction with mail in it: a commit queues the mail, a rollback removes it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from mailer.store.transactions import Row, sqlstate_of, values_hidden
 ARE_THERE = "SELECT id FROM mailer_message WHERE id {mails}"
 
 Render = Callable[[str], str]
+#: A call to make after a commit, with the ids of the mails that it is about.
+AfterCommit = Callable[[Sequence[str]], object]
 
 #: The key in a connection's `info` under which the calls wait for its commit.
 _INFO = "mailer"
@@ -122,14 +124,12 @@ class _Calls:
 
     render: Render
     #: Calls to make if the mail with this id is committed.
-    by_mail: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
-    #: Calls to make as soon as the commit is done: a dict keeps their order, each once.
-    committed: dict[Callable[[], object], None] = field(default_factory=dict)
+    by_mail: dict[str, list[AfterCommit]] = field(default_factory=dict)
+    #: Calls to make as soon as the commit is done, each once, in order, and with which mails.
+    committed: dict[AfterCommit, list[str]] = field(default_factory=dict)
 
 
-def after_commit(
-    connection: Connection, mail_id: str, call: Callable[[], object], render: Render
-) -> None:
+def after_commit(connection: Connection, mail_id: str, call: AfterCommit, render: Render) -> None:
     """Make a call once the caller's transaction has been committed with this mail in it."""
     if not event.contains(connection.engine, "commit", _look_for_mails):
         for name, listener in _LISTENERS.items():
@@ -153,7 +153,8 @@ def _look_for_mails(connection: Connection) -> None:
         committed = {mail_id for (mail_id,) in found}
         for mail_id, its_calls in calls.by_mail.items():
             if mail_id in committed:
-                calls.committed.update(dict.fromkeys(its_calls))
+                for call in its_calls:
+                    calls.committed.setdefault(call, []).append(mail_id)
     except SQLAlchemyError as error:
         # After this error, PostgreSQL answers the commit with a rollback, and no driver calls that
         # an error. So raise it, unless the transaction had failed before, which the caller knows.
@@ -185,9 +186,9 @@ def _call_at_return(_driver_connection: object, record: Any) -> None:
 
 def _call(info: dict[Any, Any]) -> None:
     calls: _Calls | None = info.pop(_INFO, None)
-    for call in calls.committed if calls else ():
+    for call, mail_ids in calls.committed.items() if calls else ():
         with suppress(Exception):  # the caller has committed, so nothing is raised
-            call()
+            call(mail_ids)
 
 
 # Most connections go back to their pool right after the commit. If one stays open and idle, the

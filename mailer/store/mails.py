@@ -24,7 +24,7 @@ from mailer.message.events import EventKind
 from mailer.message.ports import Outlet
 from mailer.store import blobs, callers, keys, loading, lookup, rows
 from mailer.store.aside import Aside
-from mailer.store.callers import CallersTransaction
+from mailer.store.callers import AfterCommit, CallersTransaction
 from mailer.store.moves import Moves
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
@@ -98,7 +98,7 @@ class Mails(Moves):
         with self._join(caller) as transaction:
             earlier = self._insert_mail(transaction, message, envelope)
         if transaction.events:
-            self.after_commit(caller, message.id, partial(self._publish, transaction.events))
+            self.after_commit(caller, message.id, lambda _mails: self._publish(transaction.events))
         return earlier
 
     def _insert_again(
@@ -142,8 +142,11 @@ class Mails(Moves):
         with self._look() as transaction:
             return keys.find(transaction, name)
 
-    def after_commit(self, caller: Connection, mail_id: str, call: Callable[[], object]) -> None:
-        """Make a call once the caller's transaction has been committed with this mail in it."""
+    def after_commit(self, caller: Connection, mail_id: str, call: AfterCommit) -> None:
+        """Make a call once the caller's transaction has been committed with this mail in it.
+
+        One call is made for all mails of the transaction that it is given for.
+        """
         if self._aside is not None:
             self._aside.after_commit(caller, mail_id, call)
             return

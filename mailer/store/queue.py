@@ -37,6 +37,8 @@ SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = a
 WHERE id IN (SELECT id FROM due)
 RETURNING {delivery}
 """
+# By the index of `mail_id`, whatever else is queued.
+CLAIM_OF = CLAIM.replace("status = 'queued'", "mail_id {mails} AND COALESCE(status, '') = 'queued'")
 MARK = """
 UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
 WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
@@ -226,8 +228,14 @@ class Queue(Moves):
         now: float,
         lease_until: float,
         lanes: Iterable[Lane] = tuple(Lane),
+        mails: Collection[str] | None = None,
     ) -> list[Delivery]:
-        """Claim due deliveries, the most urgent lane first, the longest due: queued -> claimed."""
+        """Claim due deliveries, the most urgent lane first, the longest due: queued -> claimed.
+
+        With `mails`, the ids of mails, claim those of no other mail.
+        """
+        statement = CLAIM if mails is None else CLAIM_OF
+        of_these = {} if mails is None else {"mails": packed(mails)}
 
         def claim(transaction: Transaction) -> list[Delivery]:
             claimed: list[Delivery] = []
@@ -240,8 +248,9 @@ class Queue(Moves):
                     "most": limit - len(claimed),
                     "token": token,
                     "lease_until": lease_until,
+                    **of_these,
                 }
-                claimed += rows.deliveries(transaction.execute(CLAIM, values), token)
+                claimed += rows.deliveries(transaction.execute(statement, values), token)
             return claimed
 
         return self._transact(claim)

@@ -65,6 +65,27 @@ def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
     assert len(claim(store, now=NOW + 0.5)) == 1
 
 
+def test_a_claim_of_mails_takes_no_others(store: Store) -> None:
+    """A claim of certain mails has their due deliveries, most urgent first, and no others."""
+    insert(store, "other@example.com", lane=Lane.CRITICAL)
+    mails = [
+        insert(store, "ada@example.com", "bob@example.com", lane=Lane.BULK),
+        insert(store, "cy@example.com", due_at=NOW + 1),
+        insert(store, "di@example.com", lane=Lane.CRITICAL),
+        insert(store, "eve@example.com", expires_at=NOW),
+    ]
+
+    def claim_mails(most: int, *ids: str) -> list[str]:
+        found = store.claim_due(most, token="mine", now=NOW, lease_until=LATER, mails=ids)
+        return [one.recipient.partition("@")[0] for one in found]
+
+    assert claim_mails(9) == claim_mails(9, "unknown") == []
+    assert claim_mails(2, *mails) == ["di", "ada"]
+    assert claim_mails(9, *mails) == ["bob"]
+    store.pause(Lane.CRITICAL, now=NOW, reason="a test")
+    assert claim_mails(9, insert(store, lane=Lane.CRITICAL)) == []
+
+
 def test_mail_that_came_too_late_is_not_claimed(store: Store) -> None:
     """Expired mail is not claimed, even before the sweep has marked it as expired."""
     insert(store, expires_at=NOW + 10)
@@ -215,10 +236,15 @@ HELD = [
 DUE, LEASED = "mailer_delivery_due", "mailer_delivery_leased"
 
 
+def claim_of_mails(store: Store) -> list[Delivery]:
+    return store.claim_due(9, token="mine", now=NOW, lease_until=LATER, mails=["mail1", "mail2"])
+
+
 @pytest.mark.parametrize(
     ("ask", "index"),
     [
         pytest.param(claim, DUE, id="claim"),
+        pytest.param(claim_of_mails, "ix_mailer_delivery_mail_id", id="claim of mails"),
         pytest.param(lambda store: store.is_due(NOW), DUE, id="is anything due"),
         pytest.param(lambda store: store.requeue_lapsed_claims(NOW), LEASED, id="lapsed claims"),
         pytest.param(

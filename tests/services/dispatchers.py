@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from flask import Flask
@@ -50,7 +50,7 @@ class CountingBell:
     rings = 0
     works = True
 
-    def ring(self, *, urge: bool = False) -> bool:
+    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
         self.rings += 1
         return self.works
 
