@@ -27,12 +27,15 @@ _plain_connect = _PlainWays.connect
 class QueueState(_PlainState):
     """The settings of Flask-Mail for one app, and its ways of sending, which all queue."""
 
-    __slots__ = ("_intake",)  # so that vars() has Flask-Mail's attributes and no others
+    # So that vars() has Flask-Mail's attributes and no others.
+    __slots__ = ("_intake", "_options")
     _intake: Intake
+    _options: Options
 
     def __init__(self, plain: flask_mail._Mail, intake: Intake) -> None:
         vars(self).update(vars(plain))
         object.__setattr__(self, "_intake", intake)
+        self.use(Options())
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute as an application does, in a test for example.
@@ -49,17 +52,23 @@ class QueueState(_PlainState):
             )
         super().__setattr__(name, value)
 
-    def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
+    def use(self, options: Options) -> None:
+        """Use these options from now on for what is sent without options, as by extensions."""
+        object.__setattr__(self, "_options", options)
+
+    def send(  # type: ignore[override]  # not None
+        self, message: flask_mail.Message, options: Options | None = None
+    ) -> Receipt:
         """Queue the message."""
-        return self._intake.enqueue(message, Options())
+        return self._intake.enqueue(message, options or self._options)
 
     def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
         """Make a message of the arguments, and queue it."""
         return self.send(flask_mail.Message(*arguments, **named))
 
-    def connect(self) -> "QueueConnection":
+    def connect(self, options: Options | None = None) -> "QueueConnection":
         """Return an object like a connection to the relay, whose `send()` queues."""
-        return QueueConnection(self, self._intake)
+        return QueueConnection(self, self._intake, options or self._options)
 
     # --- its place -------------------------------------------------------------------------------
 
@@ -83,9 +92,10 @@ class QueueConnection(flask_mail.Connection):
 
     mail: Any
 
-    def __init__(self, state: QueueState, intake: Intake) -> None:
+    def __init__(self, state: QueueState, intake: Intake, options: Options) -> None:
         super().__init__(state)  # type: ignore[arg-type]  # annotated as Mail, used as its state
         self._intake = intake
+        self._options = options
 
     def __enter__(self) -> Self:
         self.num_emails = 0
@@ -101,7 +111,7 @@ class QueueConnection(flask_mail.Connection):
         if self.host is not None:
             super().send(message, envelope_from)
             return Receipt("", message.msgId, tuple(map(str, message.send_to)))
-        receipt = self._intake.enqueue(message, Options(), envelope_from=envelope_from)
+        receipt = self._intake.enqueue(message, self._options, envelope_from=envelope_from)
         self.num_emails += 1
         return receipt
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import flask_mail
 from flask import Flask, has_app_context
@@ -398,10 +398,39 @@ class Mail(flask_mail.Mail):
 
     >>> mail = Mail(app)
     >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+
+    With `when="now"`, `send()` stores the message, and delivers it before it returns. A relay that
+    does not take it is no error: the message is kept, and stays queued for the workers if another
+    try may help. The receipt leads to the relay's words.
+
+    >>> mail = Mail(app, when="now")
+    >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+    >>> [delivery.status.value for delivery in mailer.status(receipt)]
+    ['sent']
+
+    Args:
+        app: The app to initialise. Without it, call `init_app()`.
+        when: `"queued"`: workers deliver. `"now"`: the calling thread delivers.
+
+    Raises:
+        ConfigurationError: `when` is something else, or a setting can't be used.
     """
+
+    def __init__(
+        self, app: Flask | None = None, *, when: Literal["queued", "now"] = "queued"
+    ) -> None:
+        if when not in ("queued", "now"):
+            raise ConfigurationError(
+                f"Mail(when={when!r}): give 'queued', so that workers deliver, or 'now', so that"
+                " send() delivers."
+            )
+        self._options = Options(at_once=when == "now")
+        super().__init__(app)
 
     def init_app(self, app: Flask) -> QueueState:
         """Give the app its queue, if neither a `Mailer` nor a `Mail` has given it one.
+
+        Extensions that send through `app.extensions["mail"]` send like the last `Mail` of the app.
 
         >>> from flask import Flask
         >>> mail = Mail()
@@ -412,10 +441,14 @@ class Mail(flask_mail.Mail):
         >>> app = create_app()
         """
         _give_queue(app)
-        return state_of(app).mail
+        state = state_of(app).mail
+        state.use(self._options)
+        return state
 
     def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
-        """Queue a message, and return its receipt. `Mailer.enqueue()` takes options as well.
+        """Queue a message, or deliver it with `when="now"`. Return its receipt.
+
+        `Mailer.enqueue()` takes options as well.
 
         >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
         >>> [delivery.recipient for delivery in mailer.status(receipt.id)]
@@ -426,7 +459,7 @@ class Mail(flask_mail.Mail):
             MissingSender: It has no sender, and there is no default.
             StoreUnavailable: The database does not answer.
         """
-        return state_of(self.app).mail.send(message)
+        return state_of(self.app).mail.send(message, self._options)
 
     def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
         """Make a `Message` of the arguments, queue it, and return its receipt.
@@ -435,7 +468,7 @@ class Mail(flask_mail.Mail):
         >>> receipt.recipients
         ('ada@example.com',)
         """
-        return state_of(self.app).mail.send_message(*arguments, **named)
+        return self.send(flask_mail.Message(*arguments, **named))
 
     def connect(self) -> QueueConnection:
         """Return an object like a connection to the relay, whose `send()` queues.
@@ -444,7 +477,7 @@ class Mail(flask_mail.Mail):
         ...     for name in ["ada", "bob"]:
         ...         receipt = connection.send(Message("News", [f"{name}@example.com"], "Hello!"))
         """
-        return state_of(self.app).mail.connect()
+        return state_of(self.app).mail.connect(self._options)
 
 
 #: In `app.extensions`, if a `Mailer` was initialised: a second one may be a mistake.

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mailer.delivery import DeliveryParts, Dispatcher, Maintenance
 
 
+# A caller waits no longer than this for many recipients or a slow relay, and for the last mail.
+_LONGEST_INLINE_SECONDS = 10.0
+
+
 class Outbound:
     """The objects that deliver the mail of one Flask app, as its Celery tasks and workers use them.
 
@@ -63,14 +67,14 @@ class Outbound:
 class InlineBell:
     """The bell that calls no worker: a ring delivers the mails that it is about, and no others.
 
-    They are delivered in the calling thread before the call returns. With MAIL_SUPPRESS_SEND, they
-    go to nobody.
+    They are delivered in the calling thread before the call returns: to nobody with
+    MAIL_SUPPRESS_SEND, and else to their relays. What a relay does not take at once stays queued
+    for the workers.
     """
 
     outbound: Outbound
 
-    def __init__(self, *, at_most: float = math.inf) -> None:
-        self._at_most = at_most
+    def __init__(self) -> None:
         self._thread = threading.local()
 
     def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
@@ -88,10 +92,15 @@ class InlineBell:
         try:
             while waiting:
                 taken, waiting[:] = [*waiting], []
-                self.outbound.dispatcher.deliver(self._at_most, mails=taken)
+                self.outbound.dispatcher.deliver(self._longest, mails=taken)
         finally:
             self._thread.waiting = None
         return True
+
+    @property
+    def _longest(self) -> float:
+        """The seconds after which no more mail is begun, while somebody waits for a relay."""
+        return math.inf if self.outbound.settings.mail_suppress_send else _LONGEST_INLINE_SECONDS
 
     def answer(self) -> None:
         """Do nothing: nobody was called."""

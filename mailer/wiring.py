@@ -77,15 +77,14 @@ def wire(app: Flask) -> State:
     clock = SystemClock()
     outlet = SignalOutlet(app, clock, inline=settings.mail_suppress_send)
     store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
-    bell = InlineBell() if settings.mail_suppress_send else CeleryBell(celery, settings, clock)
-    outbound = Outbound(app, settings, store, bell, clock)
-    if isinstance(bell, InlineBell):
-        bell.outbound = outbound
+    inline = InlineBell()
+    bell = inline if settings.mail_suppress_send else CeleryBell(celery, settings, clock, inline)
+    outbound = inline.outbound = Outbound(app, settings, store, bell, clock)
     install(celery, outbound)
     refuse_as_celery(app)
     check = CeleryCheck(app, celery)
     watch = _watch(settings, store, check.objection, clock)
-    intake = Intake(settings, store, Renderer(app), bell, clock, watch)
+    intake = Intake(settings, store, Renderer(app), bell, clock, watch, inline)
     return State(
         settings,
         store,

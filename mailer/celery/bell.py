@@ -16,7 +16,7 @@ from redis.retry import Retry
 from mailer.celery.app import ONE_TRY, SEND
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import addresses_shown, get_logger
-from mailer.message.ports import Clock
+from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
 from mailer.threads import start_daemon
 
@@ -40,12 +40,20 @@ log = get_logger(__name__)
 class CeleryBell:
     """The bell that publishes a task for each ring.
 
-    It raises nothing: when it rings, the mail is stored already.
+    It raises nothing: when it rings, the mail is stored already. If Celery is in eager mode, which
+    has no workers and no broker, the `inline` bell rings instead.
     """
 
-    def __init__(self, celery: Celery[Any], settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        celery: Celery[Any],
+        settings: Settings,
+        clock: Clock,
+        inline: Bell | None = None,
+    ) -> None:
         self._celery = celery
         self._clock = clock
+        self._inline = inline
         self._shows_addresses = settings.log_addresses
         self._flag = _flag(settings, clock)
         self._searching: threading.Thread | None = None  # for the broker
@@ -57,6 +65,8 @@ class CeleryBell:
 
         Return False if the broker does not answer or, with `urge`, if no worker seems to hear.
         """
+        if self._inline is not None and self._is_eager:
+            return self._inline.ring(mails, urge=urge)
         notice_fork()
         if self._is_away:
             return False
@@ -68,12 +78,17 @@ class CeleryBell:
 
     def answer(self) -> None:
         """Take the flag down: the next process that has mail may ring."""
-        if self._is_away:
+        if self._is_away or self._is_eager:
             return
         try:
             self._flag.lower_it()
         except (redis.RedisError, OSError) as error:
             self._search_broker(error)
+
+    @property
+    def _is_eager(self) -> bool:
+        """True if tasks are called in the calling thread: tests set this late, so look each time."""
+        return bool(self._celery.conf.task_always_eager)
 
     def _ring(self, urge: bool) -> bool:
         is_first, now = self._flag.raise_it(), self._clock.monotonic()

@@ -74,6 +74,7 @@ class Options:
     metadata: Mapping[str, str] | None = None
     idempotency_key: str | None = None
     connection: CallersConnection | None = None
+    at_once: bool = False  #: deliver in the calling thread, before the call returns
 
 
 class Intake:
@@ -87,6 +88,7 @@ class Intake:
         bell: Bell,
         clock: Clock,
         watch: Watch | None = None,
+        inline: Bell | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -94,6 +96,7 @@ class Intake:
         self._bell = bell
         self._clock = clock
         self._watch = watch
+        self._inline = inline or bell  # for mail that is delivered at once
         self._fingerprints = Fingerprints(settings.secret_keys)
         #: As in Flask-Mail, an application may change these two while it runs.
         self.default_sender: AddressLike | None = settings.mail_default_sender
@@ -201,7 +204,9 @@ class Intake:
         if earlier is not None:
             assert key is not None  # the earlier mail was found by it
             return self._fingerprints.receipt(earlier, key, message, recipients)
-        if envelope.due_at <= now:
+        if options.at_once:
+            self._ring_safely([message.id], self._inline)
+        elif envelope.due_at <= now:
             self._ring(message.id, caller)
         return Receipt(message.id, message.message_id, recipients)
 
@@ -211,7 +216,7 @@ class Intake:
         else:
             self._store.after_commit(caller, mail_id, self._ring_safely)
 
-    def _ring_safely(self, mails: Sequence[str]) -> None:
+    def _ring_safely(self, mails: Sequence[str], bell: Bell | None = None) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
 
         Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
@@ -219,7 +224,7 @@ class Intake:
         # A handler of the log may fail as well.
         with suppress(Exception), addresses_shown(self._settings.log_addresses):
             try:
-                self._bell.ring(mails)
+                (bell or self._bell).ring(mails)
             except Exception:
                 log.exception(
                     "A mail was queued, and nobody could be told; the sweep of the workers finds it"
