@@ -18,7 +18,7 @@ from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
 from mailer.message.events import Event
 from mailer.settings.database import file_of
-from mailer.store import callers, machine_lock, sqlite_locks
+from mailer.store import callers, machine_lock, memory, sqlite_locks
 from mailer.store.callers import CallersTransaction
 from mailer.store.engines import Turn, make_engine, without_timeouts
 from mailer.store.sql import render_sql
@@ -90,7 +90,9 @@ class Database:
     def _check_tables(self) -> None:
         with self.engine.connect().execution_options(reads_only=True) as connection:
             found = schema.look(connection)
-        if found.revision is None and self._sqlite:
+        if found.revision is None and self.is_in_memory:
+            memory.make_tables(self.engine)
+        elif found.revision is None and self._sqlite:
             schema.migrate(self.engine)
         else:
             schema.check(found)
