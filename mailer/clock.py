@@ -1,4 +1,4 @@
-"""The clock of the system."""
+"""The clock of the system, and that of an app."""
 
 import random
 import time
@@ -21,3 +21,16 @@ class SystemClock:
 
     def random(self) -> float:
         return random.random()  # noqa: S311 -- it spreads load, and keeps no secret
+
+
+class AppClock(SystemClock):
+    """The clock of an app: that of the system, which a test can put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0  #: in seconds
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead

@@ -57,6 +57,13 @@ class Outbound:
             built = vars(self).setdefault("_built", new)
         return built
 
+    def use(self, parts: "DeliveryParts | None") -> "DeliveryParts | None":
+        """Deliver with these objects from now on, as a test wants it. Return those before."""
+        before: DeliveryParts | None = vars(self).pop("_built", None)
+        if parts is not None:
+            vars(self)["_built"] = parts
+        return before
+
     @contextmanager
     def context(self) -> Iterator[None]:
         """Enter the context of the Flask app, and mask addresses in logs as it says."""
@@ -78,29 +85,29 @@ class InlineBell:
         self._thread = threading.local()
 
     def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
-        """Deliver these mails, as far as they are due. Return False if there are none.
+        """Deliver these mails, as far as they are due. Return False if there are none."""
+        if not mails:
+            return False  # nobody hears that there is mail
+        is_suppressed = self.outbound.settings.mail_suppress_send
+        self.deliver(mails, math.inf if is_suppressed else _LONGEST_INLINE_SECONDS)
+        return True
+
+    def deliver(self, mails: Collection[str], at_most: float) -> None:
+        """Deliver these mails, for about so many seconds.
 
         A receiver of a signal may queue mail while this thread delivers: that mail comes next.
         """
-        if not mails:
-            return False  # nobody hears that there is mail
         waiting: list[str] | None = getattr(self._thread, "waiting", None)
         if waiting is not None:
             waiting.extend(mails)
-            return True
+            return
         self._thread.waiting = waiting = [*mails]
         try:
             while waiting:
                 taken, waiting[:] = [*waiting], []
-                self.outbound.dispatcher.deliver(self._longest, mails=taken)
+                self.outbound.dispatcher.deliver(at_most, mails=taken)
         finally:
             self._thread.waiting = None
-        return True
-
-    @property
-    def _longest(self) -> float:
-        """The seconds after which no more mail is begun, while somebody waits for a relay."""
-        return math.inf if self.outbound.settings.mail_suppress_send else _LONGEST_INLINE_SECONDS
 
     def answer(self) -> None:
         """Do nothing: nobody was called."""

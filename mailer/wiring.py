@@ -13,7 +13,7 @@ from flask import Flask, current_app
 from sqlalchemy import make_url
 
 from mailer.attendance import Watch
-from mailer.clock import SystemClock
+from mailer.clock import AppClock
 from mailer.dropin import QueueState, flask_mail_state
 from mailer.errors import ConfigurationError
 from mailer.intake import Intake
@@ -39,8 +39,11 @@ class State:
     """The objects of one app."""
 
     settings: Settings
+    clock: AppClock
+    outlet: SignalOutlet
     store: Store
     intake: Intake
+    inline: InlineBell
     operations: Operations
     outbound: Outbound
     mail: QueueState  #: `app.extensions["mail"]`
@@ -74,7 +77,7 @@ def wire(app: Flask) -> State:
     if "celery" not in app.extensions:
         app.extensions["celery"] = make_celery(app, settings)
     celery = app.extensions["celery"]
-    clock = SystemClock()
+    clock = AppClock()
     outlet = SignalOutlet(app, clock, inline=settings.mail_suppress_send)
     store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
     inline = InlineBell()
@@ -87,8 +90,11 @@ def wire(app: Flask) -> State:
     intake = Intake(settings, store, Renderer(app), bell, clock, watch, inline)
     return State(
         settings,
+        clock,
+        outlet,
         store,
         intake,
+        inline,
         Operations(settings, store, clock),
         outbound,
         QueueState(flask_mail_state(settings), intake),

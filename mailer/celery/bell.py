@@ -87,7 +87,7 @@ class CeleryBell:
 
     @property
     def _is_eager(self) -> bool:
-        """True if tasks are called in the calling thread: tests set this late, so look each time."""
+        """True if tasks run in the calling thread. A test may set that at any time."""
         return bool(self._celery.conf.task_always_eager)
 
     def _ring(self, urge: bool) -> bool:

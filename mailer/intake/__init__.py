@@ -33,6 +33,7 @@ from mailer.intake.from_flask_mail import (
     read_subject,
 )
 from mailer.intake.idempotency import Fingerprints
+from mailer.intake.recording import Accepted, Recorder
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import (
     Address,
@@ -54,7 +55,7 @@ from mailer.message import (
 from mailer.message.ports import Bell, Clock
 from mailer.rendering import Renderer
 from mailer.settings import Settings
-from mailer.store import CallersConnection, Store, connection_of
+from mailer.store import AfterCommit, CallersConnection, Store, connection_of
 
 Addresses = AddressLike | Iterable[AddressLike] | None
 
@@ -93,7 +94,8 @@ class Intake:
         self._settings = settings
         self._store = store
         self._renderer = renderer
-        self._bell = bell
+        self.bell = bell  #: a test may replace it
+        self.recorder: Recorder | None = None  #: set by a test
         self._clock = clock
         self._watch = watch
         self._inline = inline or bell  # for mail that is delivered at once
@@ -146,7 +148,7 @@ class Intake:
             metadata=check_metadata(options.metadata),
             sensitive=check_sensitive(options.sensitive),
         )
-        return self._accept(message, self._addresses(bcc, field="bcc"), options, now)
+        return self._accept(message, self._addresses(bcc, field="bcc"), options, now, content)
 
     def enqueue(
         self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None
@@ -187,7 +189,12 @@ class Intake:
         return receipt
 
     def _accept(
-        self, message: Message, bcc: tuple[Address, ...], options: Options, now: float
+        self,
+        message: Message,
+        bcc: tuple[Address, ...],
+        options: Options,
+        now: float,
+        content: Content | None = None,
     ) -> Receipt:
         """Store, then ring: a ring before the commit would find nothing."""
         recipients = tuple(
@@ -204,17 +211,21 @@ class Intake:
         if earlier is not None:
             assert key is not None  # the earlier mail was found by it
             return self._fingerprints.receipt(earlier, key, message, recipients)
+        if (recorder := self.recorder) is not None:
+            accepted = Accepted(message, envelope, content)
+            self._call_if_stored(lambda _mails: recorder(accepted), message.id, caller)
         if options.at_once:
             self._ring_safely([message.id], self._inline)
         elif envelope.due_at <= now:
-            self._ring(message.id, caller)
+            self._call_if_stored(self._ring_safely, message.id, caller)
         return Receipt(message.id, message.message_id, recipients)
 
-    def _ring(self, mail_id: str, caller: Connection | None) -> None:
+    def _call_if_stored(self, call: AfterCommit, mail_id: str, caller: Connection | None) -> None:
+        """Make a call about a mail, in a caller's transaction after the commit."""
         if caller is None:
-            self._ring_safely([mail_id])
+            call([mail_id])
         else:
-            self._store.after_commit(caller, mail_id, self._ring_safely)
+            self._store.after_commit(caller, mail_id, call)
 
     def _ring_safely(self, mails: Sequence[str], bell: Bell | None = None) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
@@ -224,7 +235,7 @@ class Intake:
         # A handler of the log may fail as well.
         with suppress(Exception), addresses_shown(self._settings.log_addresses):
             try:
-                (bell or self._bell).ring(mails)
+                (bell or self.bell).ring(mails)
             except Exception:
                 log.exception(
                     "A mail was queued, and nobody could be told; the sweep of the workers finds it"

@@ -31,7 +31,12 @@ class Content:
             return self._literal(renderer)
         self._check_template(self.template)
         check_keywords(renderer, self.template, self.keywords)
-        return renderer.render(self.template, {**(self.context or {}), **self.keywords})
+        return renderer.render(self.template, self.variables)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Return the variables of the template."""
+        return {**(self.context or {}), **self.keywords}
 
     def _check_template(self, template: str) -> None:
         if not isinstance(template, str):

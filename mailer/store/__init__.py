@@ -5,7 +5,7 @@ It returns the ids of the rows it moved: of two at the same time, the second mov
 `moves.py`.
 """
 
-from mailer.store.callers import CallersConnection, connection_of
+from mailer.store.callers import AfterCommit, CallersConnection, connection_of
 from mailer.store.decisions import Decisions
 from mailer.store.moves import MOVED_AT_ONCE
 from mailer.store.outlook import Outlook
@@ -17,6 +17,7 @@ from mailer.store.workers import Workers
 
 __all__ = [
     "MOVED_AT_ONCE",
+    "AfterCommit",
     "CallersConnection",
     "Filter",
     "Outlook",

@@ -14,6 +14,7 @@ planner from reading the whole queue then:
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mailer.message import Delivery, Lane, Outcome, Status, Verdict
 from mailer.message.events import EventKind
@@ -22,6 +23,13 @@ from mailer.store import erasing, rows
 from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, Moves
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
+
+
+def _of_mails(statement: str, status: str) -> str:
+    """Return a statement for the deliveries of certain mails: by the index of `mail_id`."""
+    of_mails = f"mail_id {{mails}} AND COALESCE(status, '') = '{status}'"
+    return statement.replace(f"WHERE status = '{status}'", f"WHERE {of_mails}")
+
 
 # --- a worker's statements -----------------------------------------------------------------------
 # States are literals, not parameters: otherwise, the partial indexes would not be used.
@@ -37,8 +45,7 @@ SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = a
 WHERE id IN (SELECT id FROM due)
 RETURNING {delivery}
 """
-# By the index of `mail_id`, whatever else is queued.
-CLAIM_OF = CLAIM.replace("status = 'queued'", "mail_id {mails} AND COALESCE(status, '') = 'queued'")
+CLAIM_OF = _of_mails(CLAIM, "queued")
 MARK = """
 UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
 WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
@@ -163,6 +170,7 @@ UPDATE mailer_delivery SET status = 'queued', token = NULL
 WHERE id IN (SELECT id FROM again)
 RETURNING id
 """
+RESEND_OF = _of_mails(RESEND, "doubtful")
 RECALL = """
 WITH early AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -177,6 +185,7 @@ SELECT id, {private} FROM mailer_delivery
 WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now
 ORDER BY expires_at LIMIT :most
 """
+OVERDUE_OF = _of_mails(OVERDUE, "queued")
 EXPIRE = """
 WITH overdue AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -345,15 +354,26 @@ class Queue(Moves):
         """Doubt deliveries whose worker is gone since it began them: transmitting -> doubtful."""
         return self._move(DOUBT_LAPSED, kind=EventKind.DOUBTFUL, now=now, resend_at=resend_at)
 
-    def resend_doubtful(self, now: float) -> set[int]:
-        """Requeue doubtful deliveries that are to be sent again by now: doubtful -> queued."""
-        return self._move(RESEND, now=now)
+    def resend_doubtful(self, now: float, mails: Collection[str] | None = None) -> set[int]:
+        """Requeue doubtful deliveries that are to be sent again by now: doubtful -> queued.
 
-    def expire_overdue(self, now: float) -> set[int]:
-        """Expire deliveries after their `expires_at`, step by step: queued -> expired."""
-        values = {"now": now, "most": MOVED_AT_ONCE}
+        With `mails`, the ids of mails, requeue those of no other mail.
+        """
+        if mails is None:
+            return self._move(RESEND, now=now)
+        return self._move(RESEND_OF, now=now, mails=packed(mails))
+
+    def expire_overdue(self, now: float, mails: Collection[str] | None = None) -> set[int]:
+        """Expire deliveries after their `expires_at`, step by step: queued -> expired.
+
+        With `mails`, the ids of mails, expire those of no other mail.
+        """
+        values: dict[str, Any] = {"now": now, "most": MOVED_AT_ONCE}
+        choose = OVERDUE
+        if mails is not None:
+            choose, values["mails"] = OVERDUE_OF, packed(mails)
         kind = EventKind.EXPIRED
-        return set().union(*self._finish_in_steps(OVERDUE, EXPIRE, values, kind=kind, waits=False))
+        return set().union(*self._finish_in_steps(choose, EXPIRE, values, kind=kind, waits=False))
 
     def recall_queued(self, now: float, *, was: float) -> int:
         """Make deliveries due now that were due by `was`, before the clock was set back.

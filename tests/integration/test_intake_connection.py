@@ -43,7 +43,7 @@ def bell(shop: Flask) -> CountingBell:
     """Replace the bell of the shop by one that counts."""
     bell = CountingBell()
     intake: Intake = shop.extensions["mailer"].intake
-    intake._bell = bell
+    intake.bell = bell
     return bell
 
 

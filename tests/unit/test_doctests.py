@@ -13,9 +13,10 @@ from flask_sqlalchemy import SQLAlchemy
 from jinja2 import DictLoader
 
 import mailer
-from mailer import Mail, Mailer, Status, errors, extension, signals
+from mailer import Mail, Mailer, Status, errors, extension, signals, testing
 from mailer.message import addresses, attachments, events, new_id, states, statuses
 from mailer.schema import foreign
+from mailer.testing import mails, matching, outbox, relay, snapshots
 from mailer.web import inbox
 from tests.mails import a_message, bring
 from tests.shop import close, store_of
@@ -23,6 +24,7 @@ from tests.shop import close, store_of
 MODULES: list[ModuleType] = [
     *(mailer, errors, extension, signals, foreign, inbox),
     *(addresses, attachments, events, states, statuses),
+    *(testing, mails, matching, outbox, relay, snapshots),
 ]
 TEMPLATES = {
     "mail/welcome.txt": "Welcome, {{ name }}!",
@@ -46,10 +48,11 @@ def public_names() -> dict[str, object]:
     """Return what an application imports or calls, by name."""
     found: dict[str, object] = {f"mailer.{name}": getattr(mailer, name) for name in mailer.__all__}
     found |= {f"mailer.signals.{name}": getattr(signals, name) for name in signals.__all__}
-    for kind in (Mailer, Mail):
+    found |= {f"mailer.testing.{name}": getattr(testing, name) for name in testing.__all__}
+    for kind in (Mailer, Mail, testing.Outbox, testing.FakeRelay, testing.RecordedMail):
         for name, method in vars(kind).items():
             if inspect.isfunction(method) and not name.startswith("_"):
-                found[f"mailer.{kind.__name__}.{name}"] = method
+                found[f"{kind.__module__}.{kind.__name__}.{name}"] = method
     for function in (
         *(foreign.include_name, foreign.include_object),
         *(inbox.create_inbox_app, inbox.make_inbox_blueprint),
@@ -86,6 +89,7 @@ def namespace(tmp_path: Path) -> Iterator[dict[str, object]]:
         SQLALCHEMY_DATABASE_URI="sqlite://",
     )
     names = {name: getattr(mailer, name) for name in mailer.__all__}
+    names |= {name: getattr(testing, name) for name in testing.__all__}
     names |= {"app": app, "db": SQLAlchemy(app), "mailer": Mailer(app), "mail": Mail(app)}
     with app.app_context():
         store = store_of(app)
