@@ -92,7 +92,7 @@ audit: $(TOOLS)/audit/installed ## See whether a pinned dependency has a known v
 
 lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade takes the newest)
 	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
-	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) --all-extras --group dev --group extensions -o requirements/dev.txt
 	$(COMPILE) --extra inbox --extra postgres --extra web --group example --group devstack -c requirements/dev.txt -o requirements/local.txt
 	$(COMPILE) --extra dkim --extra flower --extra oauth --extra postgres --extra socks --extra web --group example -c requirements/dev.txt -o requirements/deploy.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
