@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections import UserString
 from collections.abc import Iterator
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -156,6 +157,15 @@ def part_that_is_read(part: EmailMessage) -> tuple[str, ...]:
         text,
         *named,
     )
+
+
+def test_text_as_an_attachment(app: Flask, mail: Mail) -> None:
+    """A str as the data of an attachment is encoded as UTF-8; Flask-Mail damages it."""
+    text = Attachment("a.txt", "text/plain", "Größe: 漢字")
+    receipt = mail.send_message("Hello", ["bob@example.com"], attachments=[text])
+
+    [part] = on_the_wire(app, receipt).iter_attachments()
+    assert part.get_payload(decode=True) == "Größe: 漢字".encode()
 
 
 def test_what_is_for_the_relay_only(mail: Mail) -> None:
@@ -357,6 +367,10 @@ def test_a_host_of_the_application(app: Flask, mail: Mail) -> None:
         ({"recipients": ["bob@example.com\nBcc: e@example.com"]}, flask_mail.BadHeaderError),
         ({"reply_to": "eve@example.com\r"}, flask_mail.BadHeaderError),
         ({"extra_headers": {"X-Tag": "1\r\nBcc: e@example.com"}}, flask_mail.BadHeaderError),
+        ({"cc": ["eve@example.com\nBcc: e@example.com"]}, flask_mail.BadHeaderError),
+        ({"bcc": ["eve@example.com\r\n"]}, flask_mail.BadHeaderError),
+        ({"subject": "Hello\tBob"}, flask_mail.BadHeaderError),
+        ({"recipients": ["Bob"]}, flask_mail.BadHeaderError),
         ({"recipients": []}, AssertionError),
         ({"sender": None}, AssertionError),
     ],
@@ -365,7 +379,7 @@ def test_a_host_of_the_application(app: Flask, mail: Mail) -> None:
 def test_what_flask_mail_refuses_is_refused(
     app: Flask, mail: Mail, said: dict[str, Any], raised: type[Exception]
 ) -> None:
-    """The errors are those of Flask-Mail and of Mailer at once, and nothing is queued."""
+    """The errors are Flask-Mail's and Mailer's at once, also for what Flask-Mail sends damaged."""
     app.extensions["mail"].default_sender = None
     usual = {"subject": "Hello", "recipients": ["bob@example.com"], "sender": "ada@example.com"}
     message = Message(**{**usual, **said})
@@ -468,6 +482,19 @@ def test_the_default_sender_of_the_state(app: Flask, mail: Mail) -> None:
     ]
 
     assert [on_the_wire(app, one)["From"] for one in receipts] == ["Eve <eve@example.com>"] * 2
+
+
+def test_a_lazy_default_sender(app: Flask, mail: Mail) -> None:
+    """A default sender with a lazy name is refused in the settings, and taken by the state."""
+    lazy = (UserString("Eve"), "eve@example.com")
+    other = create_app()
+    other.config["MAIL_DEFAULT_SENDER"] = lazy
+    with pytest.raises(ConfigurationError, match=r"^MAIL_DEFAULT_SENDER=.*: allowed: a text or"):
+        Mail(other)
+    app.extensions["mail"].default_sender = lazy
+    receipt = mail.send_message("Hello", ["bob@example.com"])
+
+    assert on_the_wire(app, receipt)["From"] == "Eve <eve@example.com>"
 
 
 def test_ascii_attachments_of_the_state(app: Flask, mail: Mail) -> None:
