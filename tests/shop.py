@@ -52,11 +52,18 @@ def store_of(app: Flask) -> Store:
 
 
 def close(app: Flask) -> None:
-    """Close its connections, once the thread that looks for workers has given its own back."""
+    """Close its connections, once the thread that looks for workers has given its own back.
+
+    Those that Flask-SQLAlchemy has for the application are closed as well.
+    """
     for thread in threading.enumerate():
         if thread.name == "mailer-watch":
             thread.join(30)
     store_of(app).engine.dispose()
+    if own := app.extensions.get("sqlalchemy"):
+        with app.app_context():
+            for engine in own.engines.values():
+                engine.dispose()
 
 
 def rows(app: Flask) -> dict[str, int]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,15 @@ from tests.mails import LATER, claim, mark, record
 from tests.services.databases import sqlite_only
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, StartWorker
-from tests.shop import rows, store_of
+from tests.shop import close, rows, store_of
 
 pytestmark = sqlite_only
 
 RACE = "/race/8a6e0804-2bd0-4672-b79d-d97027f9071a"
 AWAY = "postgresql+psycopg://mailer@127.0.0.1:1/mailer"
 PNG = b"\x89PNG\r\n\x1a\n"
+
+OpenApp = Callable[..., Flask]
 
 
 @pytest.fixture
@@ -45,10 +48,21 @@ def inbox(config: dict[str, str], tmp_path: Path) -> Iterator[Inbox]:
 
 
 @pytest.fixture
-def app(inbox: Inbox, config: dict[str, str]) -> Flask:
-    app = create_app({**config, "WTF_CSRF_ENABLED": False})
-    app.config["PROPAGATE_EXCEPTIONS"] = True
-    return app
+def open_app(config: dict[str, str]) -> Iterator[OpenApp]:
+    """Return a factory of applications that are closed after the test."""
+    with ExitStack() as opened:
+
+        def open_app(create: Callable[..., Flask] = create_app, **more: object) -> Flask:
+            app = create({**config, "WTF_CSRF_ENABLED": False, **more})
+            opened.callback(close, app)
+            return app
+
+        yield open_app
+
+
+@pytest.fixture
+def app(inbox: Inbox, open_app: OpenApp) -> Flask:
+    return open_app(PROPAGATE_EXCEPTIONS=True)
 
 
 @pytest.fixture
@@ -88,11 +102,9 @@ def part(mail: Received, kind: str) -> str:
 
 
 @pytest.fixture
-def without_database(inbox: Inbox, config: dict[str, str]) -> FlaskClient:
+def without_database(inbox: Inbox, open_app: OpenApp) -> FlaskClient:
     """Return a visitor of an application whose database is not running."""
-    return create_app(
-        {**config, "WTF_CSRF_ENABLED": False, "MAILER_DATABASE_URL": AWAY}
-    ).test_client()
+    return open_app(MAILER_DATABASE_URL=AWAY).test_client()
 
 
 def test_the_database_is_away(without_database: FlaskClient) -> None:
@@ -314,9 +326,9 @@ def test_three_ways_bring_the_same_mails(
     assert len(arrives(15)) == 15
 
 
-def test_mails_that_are_not_queued_fail_for_good(config: dict[str, str], app: Flask) -> None:
+def test_mails_that_are_not_queued_fail_for_good(open_app: OpenApp, app: Flask) -> None:
     """Only queued mail survives a mail server that is down."""
-    visitor = create_app({**config, "MAIL_PORT": "1", "WTF_CSRF_ENABLED": False}).test_client()
+    visitor = open_app(MAIL_PORT="1").test_client()
     for way in ("request", "thread", "queue"):
         visitor.post(RACE, data={"way": way, "count": "3"})
 
@@ -384,11 +396,9 @@ def test_an_unknown_received_mail_is_not_found(visitor: FlaskClient) -> None:
         assert visitor.get(f"/inbox/{received_id}").status_code == 404
 
 
-def test_without_a_local_inbox_the_pages_say_where_to_look(
-    config: dict[str, str], inbox: Inbox
-) -> None:
+def test_without_a_local_inbox_the_pages_say_where_to_look(open_app: OpenApp, inbox: Inbox) -> None:
     """The pages link to INBOX_URL instead of the local inbox."""
-    visitor = reference.create_app({**config, "INBOX_URL": "http://localhost:8025"}).test_client()
+    visitor = open_app(reference.create_app, INBOX_URL="http://localhost:8025").test_client()
 
     assert 'href="http://localhost:8025"' in visitor.get("/").text
 
@@ -441,13 +451,13 @@ def token_of(visitor: FlaskClient) -> str:
     return found[1]
 
 
-def test_a_cookie_outlives_a_restart(config: dict[str, str], visitor: FlaskClient) -> None:
+def test_a_cookie_outlives_a_restart(open_app: OpenApp, visitor: FlaskClient) -> None:
     """The key that signs cookies is created once and kept."""
     sign_up(visitor, "ada", "ada@example.org")
     cookie = visitor.get_cookie("session")
     assert cookie is not None
 
-    restarted = create_app(config).test_client()
+    restarted = open_app().test_client()
     restarted.set_cookie("session", cookie.value)
 
     assert 'href="/members/ada"' in restarted.get("/").text

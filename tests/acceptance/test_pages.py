@@ -14,6 +14,7 @@ from mailer.smtpd.server import InboxServer
 from tests.services.databases import sqlite_only
 from tests.services.requirement import find_program, require
 from tests.services.worker import StartWorker
+from tests.shop import close
 
 pytestmark = sqlite_only
 
@@ -48,13 +49,15 @@ def site(config: dict[str, str], tmp_path: Path) -> Iterator[str]:
             "MAILER_INBOX_DIR": str(inbox.directory),
             "INSTANCE_PATH": str(tmp_path),
         }
-        web = make_server("127.0.0.1", 0, create_app(config), threaded=True)
+        app = create_app(config)
+        web = make_server("127.0.0.1", 0, app, threaded=True)
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{web.port}"
         web.shutdown()
         thread.join()
         web.server_close()
+        close(app)
 
 
 @pytest.fixture

@@ -79,7 +79,6 @@ def test_a_relative_path(open_app: OpenApp, url: str) -> None:
 
     with app.app_context():
         assert db.session.scalar(text("SELECT COUNT(*) FROM mailer_message")) == 1
-        db.engine.dispose()
     assert (open_app.folder / "shop.db").exists()
     close(app)
 
