@@ -26,7 +26,9 @@ def write() -> ResponseReturnValue:
     if form.validate_on_submit():
         to = [address.strip() for address in form.to.data.split(",") if address.strip()]
         try:
-            receipt = send_email(to, form.subject.data, "mail/letter", text=form.text.data)
+            receipt = send_email(
+                to, form.subject.data, "mail/letter", context={"text": form.text.data}
+            )
             return redirect(url_for(".status", mail_id=receipt.id))
         except InvalidMail as error:
             refusal = str(error)

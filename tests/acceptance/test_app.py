@@ -470,7 +470,7 @@ def test_it_says_that_it_is_up(visitor: FlaskClient) -> None:
 
 SHELL_SESSION = """
 mail.send(Message("One", recipients=["ada@example.org"], body="from the shell"))
-send_email("ada@example.org", "Two", "mail/letter", text="from the shell")
+send_email("ada@example.org", "Two", text="from the shell")
 """
 
 
