@@ -13,7 +13,7 @@ POSTGRESQL_MARK = "mailer_was_here"
 CURE = (
     " Restore them from a backup, the mail in them is gone; 'flask mail migrate --new-tables' makes"
     " new, empty ones. If a migration of the application dropped them, take the drop_table lines"
-    " out of it first (see docs/guide.md)."
+    " out of it first (see docs/flask-sqlalchemy.md)."
 )
 GONE = (
     f"The tables of Mailer are gone: they were in this database, and somebody dropped them.{CURE}"

@@ -31,7 +31,7 @@ from tests.services.databases import Databases
 from tests.services.pages import Block, Reader, blocks, commands
 from tests.services.requirement import find_program, require
 from tests.services.sink import Sink
-from tests.shop import close, create_shop, store_of
+from tests.shop import close, create_shop, rows, store_of
 
 #: The pages that a reader follows from the first block to the last, in an empty folder.
 FOLLOWED = ["install", "quickstart", "flask-sqlalchemy", "testing"]
@@ -259,6 +259,29 @@ def test_snippets(
                 Settings.load(given, {}, default_database_url="sqlite://")
         elif block.reason is None:
             exec(compile(block.text, str(block), "exec"), names)  # noqa: S102 -- the page's own code
+
+
+def test_a_repeated_order(config: dict[str, str]) -> None:
+    """The guide's snippet with an idempotency key queues one mail for each order."""
+    url = config["MAILER_DATABASE_URL"]
+    app = create_shop(
+        {**config, "SQLALCHEMY_DATABASE_URI": url}, {"mail/order.txt": "Order {{ order.id }}"}
+    )
+    db = SQLAlchemy(app)
+
+    class Order(db.Model):  # type: ignore[name-defined,misc]
+        id = Column(Integer, primary_key=True)
+
+    [block] = [block for block in blocks("docs/guide.md") if "connection=db.session" in block.text]
+    with app.app_context():
+        db.create_all()
+        store_of(app).check_schema()  # as `flask mail migrate` does
+        names = {"db": db, "mailer": mailer.Mailer()}
+        for order in (old := Order(), Order(), old):
+            exec(block.text, {**names, "order": order})  # noqa: S102 -- the page's own code
+        assert rows(app)["mailer_message"] == 2
+        db.engine.dispose()
+    close(app)
 
 
 #: The state of the mail that a command is for.

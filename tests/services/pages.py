@@ -101,7 +101,7 @@ def fits(shown: str, printed: str) -> bool:
 _PORTS = ("5000", "1025", "8025")
 _SERVERS = {
     r"\bflask run\b": "5000",
-    r"\bflask mail inbox\b": "1025",
+    r"\bmail inbox\b": "1025",
     r"\bcelery .*\bworker\b": READY,
 }
 #: What the environment of the tests has already, or what only changes the shell.
@@ -306,7 +306,8 @@ def installed(folder: Path) -> Path:
     metadata = folder / f"{str(_project()['name']).replace('-', '_')}-0.dist-info"
     if not metadata.exists():
         metadata.mkdir(parents=True)
-        (folder / "mailer").symlink_to(PROJECT / "mailer")
+        for name in ("mailer", "pytest_mailer.py"):
+            (folder / name).symlink_to(PROJECT / name)
         (metadata / "METADATA").write_text(
             f"Metadata-Version: 2.4\nName: {_project()['name']}\nVersion: 0\n"
         )
