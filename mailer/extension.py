@@ -193,7 +193,7 @@ class Mailer:
         idempotency_key: str | None = None,
         connection: CallersConnection | None = None,
     ) -> Receipt:
-        """Queue a message of Flask-Mail as it is.
+        """Queue a message of Flask-Mail as it is. If it has no `date`, that is set.
 
         The options, the receipt and the errors are those of `send_email()`.
 

@@ -159,7 +159,7 @@ later.init_app(app)
 assert_type(mail.send(message), Receipt)
 assert_type(mail.send_message("Welcome", ["ada@example.com"], "Hello"), Receipt)
 with mail.connect() as connection:
-    connection.send(message)
+    assert_type(connection.send(message), Receipt)
     connection.send(message, envelope_from="bounces@example.com")
 outbox: AbstractContextManager[Any] = mail.record_messages()
 
