@@ -6,7 +6,7 @@ from typing import Any
 
 from mailer.errors import InvalidMail
 from mailer.intake.keywords import check_keywords
-from mailer.message import check_body
+from mailer.message import check_body, evaluate
 from mailer.rendering import Bodies, Renderer, make_bodies
 
 
@@ -55,7 +55,8 @@ class Content:
 
     def _literal(self, renderer: Renderer) -> Bodies:
         check_keywords(renderer, None, self.keywords)
-        if self.text is None and not self.html:
+        text, html = evaluate(self.text), evaluate(self.html) or None
+        if text is None and html is None:
             raise InvalidMail(
                 "The mail has no content: give the name of a template, or text=… and html=…, or"
                 " one of these two."
@@ -66,7 +67,6 @@ class Content:
                 " variable. Write its value into the text, or give a template instead of text and"
                 " html."
             )
-        text, html = self.text, self.html or None
         return make_bodies(
             None if text is None else check_body(text, field="text"),
             None if html is None else check_body(html, field="html"),

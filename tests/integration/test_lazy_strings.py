@@ -64,11 +64,12 @@ ADA = lazy_gettext("Ada of the shop <ada@example.com>")
 MONTH = lazy_gettext("November")
 
 
-def send_lazily() -> Receipt:
+def send_lazily(template: str | None = "thanks", **bodies: Any) -> Receipt:
     return send_email(
         ADA,
         SUBJECT,
-        "thanks",
+        template,
+        **bodies,
         sender=(SHOP, "shop@example.com"),
         cc=[Address("bob@example.com", SHOP)],
         reply_to=[(SHOP, "help@example.com")],
@@ -96,10 +97,11 @@ def make_message() -> Message:
     "queue",
     [
         send_lazily,
+        lambda: send_lazily(template=None, text=BODY, html=HTML),
         lambda: Mailer().enqueue(make_message()),
         lambda: Mail().send(make_message()),
     ],
-    ids=["send_email", "enqueue", "send"],
+    ids=["template", "text and html", "enqueue", "send"],
 )
 def test_the_language_is_that_of_the_request(app: Flask, queue: Callable[[], Receipt]) -> None:
     """Each lazy string of a mail is translated in the request, and stays so outside of it."""
@@ -141,6 +143,9 @@ def test_each_is_made_once(app: Flask) -> None:
         made.clear()
         send_email(ada, subject, "plain", sender=(shop, "a@b.de"), headers={"X-Name": value})
         assert sorted(made) == sorted([texts[0], texts[3], texts[5], texts[6]])
+        made.clear()
+        send_email("bob@example.com", "Hello", text=body, html=html, sender="shop@example.com")
+        assert sorted(made) == sorted([texts[1], texts[2]])
 
 
 @pytest.mark.parametrize(
