@@ -151,11 +151,13 @@ class Reader:
         """Do what each block of the page says, in their order."""
         for block in blocks(page):
             self.do(block)
-        self.import_modules()
+        self.run(self.imports)
 
-    def import_modules(self) -> None:
-        """Import the modules that were written."""
-        self.run("\n".join(f"import {name}" for name in self._modules))
+    @property
+    def imports(self) -> str:
+        """The code that imports the modules that were written, but for those of pytest."""
+        names = [name for name in self._modules if not name.startswith(("test_", "conftest"))]
+        return "".join(f"import {name}\n" for name in names)
 
     def do(self, block: Block) -> None:
         """Write a file, or call commands."""
@@ -200,7 +202,8 @@ class Reader:
         if _INSTALLATION.match(line):
             return
         if re.search(r"\bcelery .*\bworker\b", line):
-            line += " --loglevel INFO"  # it says when it is ready
+            # It says when it is ready, and does not wait for other workers.
+            line += " --loglevel INFO --without-mingle --without-gossip"
         if moved := re.fullmatch(r"(?:mkdir (\S+) && )?cd (\S+)", line):
             self.folder /= moved[2]
             self.folder.mkdir(exist_ok=moved[1] is None)
