@@ -1,6 +1,7 @@
 """The outbox of an application under test: what it sent, and a way to deliver what waits."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -8,9 +9,11 @@ from typing import Self, Unpack, overload
 
 from flask import Flask
 
+from mailer.errors import ConfigurationError
 from mailer.intake.recording import Accepted, Recorder
 from mailer.message import DeliveryStatus, MailStatus
 from mailer.outbound import InlineBell
+from mailer.settings import Settings
 from mailer.testing.bells import SilentBell, ring_instead
 from mailer.testing.mails import RecordedMail, is_sent
 from mailer.testing.matching import Criteria, check, describe, differences, in_words
@@ -39,11 +42,12 @@ class Outbox(Sequence[RecordedMail]):
         snapshots: The folder for `assert_matches_snapshot()`.
 
     Raises:
-        ConfigurationError: The app has no Mailer.
+        ConfigurationError: The app has no Mailer, or `TESTING` was set after it.
     """
 
     def __init__(self, app: Flask, *, snapshots: Snapshots | None = None) -> None:
         self._state = state_of(app)
+        _check_testing(app, self._state.settings)
         self._snapshots = snapshots
         self._recorded: list[RecordedMail] = []
         self._outer: Recorder | None = None  # of another outbox, around this one
@@ -56,6 +60,8 @@ class Outbox(Sequence[RecordedMail]):
             stack.callback(setattr, intake, "recorder", self._outer)
             if not isinstance(intake.bell, InlineBell):
                 stack.enter_context(ring_instead(SilentBell(), intake))
+            clock = self._state.clock
+            stack.callback(setattr, clock, "ahead", clock.ahead)
             self._stack = stack.pop_all()
         return self
 
@@ -253,7 +259,7 @@ class Outbox(Sequence[RecordedMail]):
 
         Args:
             after: The time by which the clock of the app is put forward first. Nobody waits for it.
-                The clock stays ahead for the rest of the life of the app.
+                It is set back at the end of the `with` block.
 
         Returns:
             The status of each delivery that was tried, or has another status than before.
@@ -277,6 +283,17 @@ class Outbox(Sequence[RecordedMail]):
 
     def _deliveries(self) -> dict[int, DeliveryStatus]:
         return {delivery.id: delivery for _mail, status in self._looked_up() for delivery in status}
+
+
+def _check_testing(app: Flask, settings: Settings) -> None:
+    """Refuse an app that was set up for production, and is under test now."""
+    chosen = app.config.get("MAIL_SUPPRESS_SEND", os.environ.get("MAIL_SUPPRESS_SEND") or None)
+    if app.testing and not settings.mail_suppress_send and chosen is None:
+        raise ConfigurationError(
+            "TESTING was set after Mailer(app) or init_app(app), so that mail of this app would go"
+            " to its relays, and is kept in its database. Set TESTING before: give it to the"
+            " function that makes the app. Set MAIL_SUPPRESS_SEND to False if this is intended."
+        )
 
 
 def _in_words(delivery: DeliveryStatus, now: datetime) -> str:

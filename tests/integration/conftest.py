@@ -31,16 +31,23 @@ def store(database_url: str) -> Iterator[Store]:
     store.engine.dispose()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "memory"])
 def shared_store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """Share a database between the small tests of a file, which empty it themselves."""
-    databases = request.getfixturevalue(
-        {"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param]
-    )
-    with databases.migrated() as url:
+    """Share a database between the small tests of a file, which empty it themselves.
+
+    One of them is in memory, as in the tests of applications: it keeps the same promises.
+    """
+    with ExitStack() as stack:
+        url = "sqlite://"
+        if request.param != "memory":
+            databases = request.getfixturevalue(
+                {"sqlite": "sqlite_databases", "postgresql": "postgres_databases"}[request.param]
+            )
+            url = stack.enter_context(databases.migrated())
         store = Store(url)
+        stack.callback(store.engine.dispose)
+        store.check_schema()
         yield store
-        store.engine.dispose()
 
 
 @pytest.fixture

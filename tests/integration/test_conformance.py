@@ -312,6 +312,21 @@ def test_a_transaction(world: World, ada: str) -> None:
     assert world.received(ada) == 1
 
 
+def test_rings_without_need(world: World, ada: str) -> None:
+    """A ring for nothing, for mail that is gone or unknown, and an answer to none do no harm."""
+    bell = world.app.extensions["mailer"].intake.bell
+    receipt = send(ada)
+    world.deliver([receipt])
+
+    bell.answer()
+    rings = [bell.ring([receipt.id, "unknown"]), bell.ring(), bell.ring(urge=True)]
+    bell.answer()
+
+    assert {type(heard) for heard in rings} == {bool}
+    world.deliver([receipt])
+    assert world.received(ada) == 1
+
+
 def test_sensitive_mail(world: World, ada: str) -> None:
     """The content of a sensitive mail is erased once it is delivered."""
     receipt = send(ada, sensitive=True)

@@ -101,13 +101,16 @@ def test_all_that_a_call_said(outbox: Outbox) -> None:
 
 
 def test_messages_of_flask_mail(app: Flask, outbox: Outbox) -> None:
-    """Messages of Flask-Mail are recorded, too, also with `when="now"`; they have no template."""
+    """Messages of Flask-Mail, also with `when="now"`, and texts are recorded without a template."""
     Mail(app).send(flask_mail.Message("first", ["ada@example.com"], "Hello"))
     Mail(app, when="now").send(flask_mail.Message("second", ["ada@example.com"], "Hello"))
+
+    mailer.send_email("ada@example.com", "third", text="Hello", html="<p>Hello</p>")
 
     assert [(mail.subject, mail.template, mail.context) for mail in outbox] == [
         ("first", None, {}),
         ("second", None, {}),
+        ("third", None, {}),
     ]
 
 
@@ -179,6 +182,31 @@ def test_an_app_without_mailer() -> None:
     """The error of an app without Mailer says how to set it up."""
     with pytest.raises(ConfigurationError, match="init_app"):
         Outbox(Flask("tests"))
+
+
+def test_testing_that_was_set_too_late(open_shop: OpenShop) -> None:
+    """An app that became one under test after Mailer was set up is refused, with the remedy."""
+    app = open_shop()
+    app.config["TESTING"] = True
+
+    with pytest.raises(ConfigurationError, match=r"TESTING was set after Mailer\(app\).*before"):
+        Outbox(app)
+    app.config["MAIL_SUPPRESS_SEND"] = False
+    Outbox(app)
+
+
+def test_the_clock_is_set_back(app: Flask) -> None:
+    """After the block, the clock of the app is as before: an app may serve many tests."""
+    with Outbox(app) as outer:
+        outer.drain(after=HOUR)
+        with Outbox(app) as inner:
+            welcome(send_at=HOUR)
+            assert inner.drain() == []
+            inner.drain(after=HOUR)
+        welcome(send_at=HOUR)
+        assert outer.drain() == []
+
+    assert app.extensions["mailer"].clock.ahead == 0
 
 
 # --- assertions ---------------------------------------------------------------------------------

@@ -145,6 +145,8 @@ def test_threads_claim_each_delivery_once(store: Store) -> None:
     assert len(claimed) == 500
 
 
+# A database in memory belongs to one process.
+@pytest.mark.parametrize("shared_store", ["sqlite", "postgresql"], indirect=True)
 def test_processes_claim_each_delivery_once(store: Store) -> None:
     """Processes that share a database claim each delivery once."""
     insert(store, *(f"reader{number}@example.com" for number in range(500)))
