@@ -29,7 +29,7 @@ CORE += tests/integration/test_workers_in_a_process.py tests/acceptance/test_cel
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz flask-mail-suite check lint types layers audit lock clean set-up-anew
+.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz flask-mail-suite check lint types public-types layers audit lock clean set-up-anew
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,11 @@ lint: $(DEV) ## Check the style
 types: $(DEV) ## Check the types
 	$(BIN)/python -m mypy
 
+# The python on PATH tells pyright the packages. --ignoreexternal: Celery, which has no types, is not our business.
+public-types: $(TOOLS)/pyright/installed ## Check that pyright knows all types, and agrees on the calls in tests/typing
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(TOOLS)/pyright/bin/basedpyright --ignoreexternal --verifytypes mailer
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(TOOLS)/pyright/bin/basedpyright --level error tests/typing
+
 layers: $(DEV) ## Check that a module imports only modules above it
 	$(BIN)/lint-imports
 
@@ -98,6 +103,7 @@ lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade t
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(PIN) --resolution lowest-direct pyproject.toml --all-extras --group dev -o requirements/lowest.txt
 	$(PIN) --group audit -o requirements/audit.txt
+	$(PIN) --group pyright -o requirements/pyright.txt
 	$(PIN) bench/peers.in -o bench/peers.txt
 
 PIN = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)

@@ -1,15 +1,18 @@
 """Every public call, as an application writes it.
 
-The file is never run: mypy checks each call and the type of its result.
+The file is never run: mypy and pyright check each call and the type of its result.
+`tests/unit/test_public_types.py` checks that nothing public is missing.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any, assert_type
+from pathlib import Path
+from typing import assert_type
 
 import flask_mail
-from flask import Flask
+from blinker import NamedSignal
+from flask import Blueprint, Flask
+from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -18,9 +21,15 @@ import mailer
 from mailer import (
     Address,
     Attachment,
+    CommitLost,
+    ConfigurationError,
     DeliveryStatus,
+    InUseElsewhere,
     InvalidAddress,
+    InvalidAttachment,
+    InvalidHeader,
     InvalidMail,
+    KeyInUse,
     KeyReused,
     Lane,
     Mail,
@@ -28,14 +37,34 @@ from mailer import (
     MailerError,
     MailStatus,
     Message,
+    MissingRecipient,
+    MissingSender,
     OnDoubt,
     OverLimit,
     Receipt,
+    SchemaMismatch,
+    SigningFailed,
     Status,
+    StoreError,
     StoreUnavailable,
+    TemplateError,
     UnknownMail,
     send_email,
 )
+from mailer.schema import include_name, include_object
+from mailer.signals import (
+    Event,
+    EventKind,
+    mail_cancelled,
+    mail_deferred,
+    mail_doubtful,
+    mail_expired,
+    mail_failed,
+    mail_queued,
+    mail_sent,
+)
+from mailer.smtpd.inbox import Inbox
+from mailer.web.inbox import create_inbox_app, make_inbox_blueprint
 
 app = Flask(__name__)
 
@@ -53,6 +82,7 @@ assert_type(receipt.id, str)
 assert_type(receipt.message_id, str)
 assert_type(receipt.recipients, tuple[str, ...])
 assert_type(receipt.is_new, bool)
+assert_type(str(receipt), str)
 assert_type(send_email("ada@example.com", "Welcome", "mail/welcome", user="Ada", count=5), Receipt)
 assert_type(
     mailer.send_email("ada@example.com", "Welcome", "mail/welcome", context={"subject": "Welcome"}),
@@ -109,6 +139,7 @@ queue.send_email(
     on_doubt="hold",
     sensitive=True,
     tags=["invoice"],
+    metadata={"invoice": "42"},
     idempotency_key="invoice-42",
     context={"subject": "a name that an argument has"},
     invoice=object(),
@@ -116,6 +147,18 @@ queue.send_email(
 queue.send_email(
     "ada@example.com", "News", "mail/news", lane=Lane.BULK, on_doubt=OnDoubt.HOLD, tags=("news",)
 )
+
+address = Address("ada@example.com", "Ada")
+assert_type(address.email, str)
+assert_type(address.name, str)
+assert_type(address.domain, str)
+attachment = Attachment("logo.png", b"PNG", content_id="logo")
+assert_type(attachment.filename, str | None)
+assert_type(attachment.data, bytes)
+assert_type(attachment.content_type, str)
+assert_type(attachment.content_id, str | None)
+assert_type(attachment.disposition, str)
+assert_type(attachment.headers, tuple[tuple[str, str], ...])
 
 # --- in the application's own transaction --------------------------------------------------------
 
@@ -151,17 +194,21 @@ queue.enqueue(
     expires_at=timedelta(days=1),
     on_doubt=OnDoubt.RESEND,
     sensitive=False,
+    tags={"news"},
+    metadata={"issue": "7"},
 )
 
 mail = Mail(app)
 later = Mail()
-later.init_app(app)
+state: flask_mail._Mail = later.init_app(app)
 assert_type(mail.send(message), Receipt)
 assert_type(mail.send_message("Welcome", ["ada@example.com"], "Hello"), Receipt)
 with mail.connect() as connection:
     assert_type(connection.send(message), Receipt)
     connection.send(message, envelope_from="bounces@example.com")
-outbox: AbstractContextManager[Any] = mail.record_messages()
+    connection.send_message("Welcome", ["ada@example.com"], "Hello")
+with mail.record_messages() as outbox:
+    assert_type(outbox, list[flask_mail.Message])
 
 # --- status --------------------------------------------------------------------------------------
 
@@ -171,6 +218,10 @@ assert_type(status.id, str)
 assert_type(status.message_id, str)
 assert_type(status.subject, str)
 assert_type(status.created_at, datetime)
+assert_type(status.sensitive, bool)
+assert_type(status.erased_at, datetime | None)
+assert_type(status.tags, tuple[str, ...])
+assert_type(status.metadata, tuple[tuple[str, str], ...])
 assert_type(status.is_finished, bool)
 assert_type(status.deliveries, tuple[DeliveryStatus, ...])
 assert_type(queue.statuses([receipt.id]), dict[str, MailStatus])
@@ -180,10 +231,28 @@ assert_type(queue.status(receipt), MailStatus)
 assert_type(queue.statuses([receipt]), dict[str, MailStatus])
 assert_type(queue.cancel(receipt, to="ada@example.com"), bool)
 assert_type(queue.retry(receipt), bool)
+assert_type(queue.retry(receipt.id, to="ada@example.com"), bool)
 assert_type(queue.resolve(receipt, "sent"), bool)
+assert_type(queue.resolve(receipt.id, "failed", to="ada@example.com"), bool)
 assert_type(queue.mails(state="failed", since=datetime.now(UTC), before=receipt), list[MailStatus])
+assert_type(
+    queue.mails(
+        state=Status.FAILED,
+        to="@example.com",
+        tag="news",
+        subject="News",
+        relay="backup",
+        until=datetime.now(UTC),
+        before=receipt.id,
+        limit=10,
+    ),
+    list[MailStatus],
+)
 assert_type(queue.pause("bulk", reason="restored from a backup"), int)
+assert_type(queue.pause(Lane.BULK), int)
+assert_type(queue.resume("bulk"), bool)
 assert_type(queue.resume(relay="backup"), bool)
+assert_type(queue.absence(), str | None)
 
 for delivery in status:
     assert_type(delivery, DeliveryStatus)
@@ -197,28 +266,76 @@ for delivery in status:
     assert_type(delivery.finished_at, datetime | None)
     assert_type(delivery.reply, str | None)
     assert_type(delivery.relay, str | None)
+    assert_type(delivery.is_being_tried, bool)
     for attempt in delivery.history:
         assert_type(attempt.at, datetime)
         assert_type(attempt.reply, str)
+        assert_type(attempt.relay, str)
+        verdict_and_phase: tuple[str, str] = (attempt.verdict, attempt.phase)
+
+lanes: list[Lane] = [Lane.CRITICAL, Lane.NORMAL, Lane.BULK]
+doubts: list[OnDoubt] = [OnDoubt.RESEND, OnDoubt.HOLD]
+
+# --- signals -------------------------------------------------------------------------------------
+
+signals: list[NamedSignal] = [
+    *(mail_queued, mail_sent, mail_deferred, mail_failed),
+    *(mail_doubtful, mail_expired, mail_cancelled),
+]
+
+
+@mail_failed.connect
+def note_failure(sender: Flask, event: Event) -> None:
+    assert_type(event.kind, EventKind)
+    assert_type(event.at, datetime)
+    assert_type(event.mail_id, str)
+    assert_type(event.delivery_id, int)
+    assert_type(event.message_id, str)
+    assert_type(event.recipient, str)
+    assert_type(event.status, Status)
+    assert_type(event.lane, Lane)
+    assert_type(event.attempts, int)
+    assert_type(event.tags, tuple[str, ...])
+    assert_type(event.metadata, tuple[tuple[str, str], ...])
+    assert_type(event.reply, str | None)
+    assert_type(event.relay, str | None)
+
+
+# --- migrations of the application, and pages ----------------------------------------------------
+
+Migrate(app, db, include_object=include_object, include_name=include_name)
+assert_type(include_object(None, "mailer_message", "table", reflected=True, compare_to=None), bool)
+assert_type(include_name("users", "table", {}), bool)
+
+inbox = Inbox(Path("inbox"))
+assert_type(make_inbox_blueprint(inbox), Blueprint)
+assert_type(make_inbox_blueprint(inbox, layout="layout.html"), Blueprint)
+assert_type(create_inbox_app(inbox, smtp_address="127.0.0.1:1025"), Flask)
 
 # --- errors --------------------------------------------------------------------------------------
 
+errors: list[type[MailerError]] = [
+    *(ConfigurationError, SigningFailed, UnknownMail),
+    *(InvalidMail, InvalidAddress, InvalidHeader, InvalidAttachment),
+    *(KeyReused, OverLimit, TemplateError, MissingRecipient, MissingSender),
+    *(StoreError, StoreUnavailable, CommitLost, KeyInUse, SchemaMismatch, InUseElsewhere),
+]
+invalid: list[type[InvalidMail]] = [
+    *(InvalidAddress, InvalidHeader, InvalidAttachment),
+    *(KeyReused, OverLimit, TemplateError),
+]
+store_errors: list[type[StoreError]] = [StoreUnavailable, SchemaMismatch, InUseElsewhere]
+unavailable: list[type[StoreUnavailable]] = [CommitLost, KeyInUse]
+value_error: type[ValueError] = InvalidMail
+lookup_error: type[LookupError] = UnknownMail
+assertion_errors: list[type[AssertionError]] = [MissingRecipient, MissingSender]
+bad_header_errors: list[type[flask_mail.BadHeaderError]] = [InvalidHeader, InvalidAddress]
 try:
     queue.send_email("ada@example.com", "Welcome", "mail/welcome")
-except InvalidAddress as invalid_address:
-    assert_type(invalid_address, InvalidAddress)
-except KeyReused as reused:
-    assert_type(reused, KeyReused)
-except OverLimit as over:
-    assert_type(over, OverLimit)
-except InvalidMail as invalid:
-    value_error: ValueError = invalid
-except StoreUnavailable as unavailable:
-    mailer_error: MailerError = unavailable
-try:
-    queue.status("unknown")
-except UnknownMail as unknown:
-    lookup_error: LookupError = unknown
+except (InvalidAddress, OverLimit) as error:
+    assert_type(error, InvalidAddress | OverLimit)
+except StoreUnavailable as error:
+    assert_type(error, StoreUnavailable)
 
 # --- wrong calls: each needs its ignore, since mypy reports an unused one ------------------------
 

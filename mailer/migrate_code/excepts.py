@@ -1,0 +1,153 @@
+"""Errors and results of `mail.send()`: what no longer is raised, and what is returned now."""
+
+from collections.abc import Collection, Iterable, Iterator
+
+import libcst as cst
+
+from mailer.migrate_code.findings import Edits, Finding
+from mailer.migrate_code.reading import (
+    File,
+    children,
+    connections,
+    dotted,
+    is_sending,
+    last_name,
+    walk,
+)
+
+_SMTP = frozenset(
+    """
+    SMTPException SMTPServerDisconnected SMTPResponseException SMTPSenderRefused
+    SMTPRecipientsRefused SMTPDataError SMTPConnectError SMTPHeloError SMTPNotSupportedError
+    SMTPAuthenticationError
+""".split()
+)
+_NETWORK = frozenset(
+    """
+    OSError IOError ConnectionError ConnectionRefusedError ConnectionResetError TimeoutError
+    gaierror herror timeout SSLError BrokenPipeError socket.error
+""".split()
+)
+_DETAILS = frozenset({"smtp_code", "smtp_error", "recipients", "sender"})
+
+_REPLACED = (
+    "mail.send() queues, so it raises no error of a relay: this never fires. It raises a"
+    " MailerError if the mail can't be queued; a relay's reply is in the status of the mail."
+)
+_SEVERAL = (
+    "mail.send() queues, so none of these errors is raised any more: {names}. Catch MailerError"
+    " (from mailer import MailerError) instead of them."
+)
+_NETWORK_ONLY = (
+    "mail.send() queues, so it does not meet the network: {names} is not raised by it any more."
+    " Catch MailerError (from mailer import MailerError)."
+)
+_DETAILED = (
+    "mail.send() queues, so {names} is not raised any more, and MailerError has no"
+    " {details}: a relay's reply is in Mailer().status(receipt), and in the log of the workers."
+)
+_INDIRECT = (
+    "If the mail in this block goes through mail.send(), {names} is not raised any more: catch"
+    " MailerError (from mailer import MailerError) instead."
+)
+_RETURNED = "mail.send() returned None, and returns a receipt now: look at the use of the result."
+
+
+def plan_excepts(file: File, mail: Collection[str], senders: Collection[str], edits: Edits) -> None:
+    """Replace `except SMTPException` around `mail.send()` by `except MailerError`.
+
+    Args:
+        senders: The names of functions of the project that send mail.
+    """
+    sending = set(_sending(file, mail))
+    for node in file.every(cst.Try):
+        inside = list(_own(node.body))
+        if {last_name(one) for one in inside} & {"SMTP", "SMTP_SSL", "LMTP"}:
+            continue
+        if sending & set(inside):
+            _plan(file, node, edits)
+        elif any(isinstance(one, cst.Call) and last_name(one) in senders for one in inside):
+            for handler in node.handlers:
+                if names := _names(handler.type, _SMTP):
+                    text = _INDIRECT.format(names=", ".join(names))
+                    edits.advice.append(Finding(file.line(handler), text))
+
+
+def plan_results(file: File, mail: Collection[str], edits: Edits) -> None:
+    """Point to places where the result of `mail.send()` is used: it was None."""
+    for call in file.every(cst.Call):
+        if is_sending(call, mail) and not isinstance(
+            file.parent(call), cst.Expr | cst.Return | cst.Lambda | cst.Arg
+        ):
+            edits.advice.append(Finding(file.line(call), _RETURNED))
+
+
+def _sending(file: File, mail: Collection[str]) -> Iterator[cst.CSTNode]:
+    connected = connections(file, mail)
+    for call in file.every(cst.Call):
+        match call.func:
+            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="send")):
+                if name in connected:
+                    yield call
+        if is_sending(call, mail):
+            yield call
+
+
+def _plan(file: File, node: cst.Try, edits: Edits) -> None:
+    typed = [one for one in node.handlers if one.type is not None]
+    smtp = [one for one in typed if _names(one.type, _SMTP)]
+    if any(_names(one.type, {"MailerError"}) for one in typed):
+        return
+    network = [name for one in typed for name in _names(one.type, _NETWORK)]
+    if len(smtp) > 1:
+        names = ", ".join(name for one in smtp for name in _names(one.type, _SMTP))
+        edits.advice.append(Finding(file.line(smtp[0]), _SEVERAL.format(names=names)))
+    elif smtp:
+        _replace(file, smtp[0], edits)
+    elif network:
+        text = _NETWORK_ONLY.format(names=", ".join(network))
+        edits.advice.append(Finding(file.line(node), text))
+
+
+def _replace(file: File, handler: cst.ExceptHandler, edits: Edits) -> None:
+    line, names = file.line(handler), _names(handler.type, _SMTP)
+    details = {
+        one.attr.value
+        for one in walk(handler.body)
+        if isinstance(one, cst.Attribute)
+        and one.attr.value in _DETAILS
+        and handler.name is not None
+        and dotted(one.value) == dotted(handler.name.name)
+    }
+    if details:
+        text = _DETAILED.format(names=", ".join(names), details=" or ".join(sorted(details)))
+        edits.advice.append(Finding(line, text))
+        return
+    first, *others = _types(handler.type, _SMTP)
+    caught = handler.type
+    if isinstance(caught, cst.Tuple) and len(caught.elements) == 1 + len(others):
+        first, others = caught, []
+    edits.replaced[first] = cst.Name("MailerError", lpar=first.lpar, rpar=first.rpar)
+    edits.removed.update(file.parent(one) for one in others)
+    edits.imported["MailerError"] = None
+    edits.released.update(name.partition(".")[0] for name in names)
+    edits.changes.append(Finding(line, _REPLACED))
+
+
+def _types(node: cst.BaseExpression | None, wanted: Collection[str]) -> list[cst.BaseExpression]:
+    """Return the wanted errors among those of an `except`."""
+    found = [one.value for one in node.elements] if isinstance(node, cst.Tuple) else [node]
+    return [one for one in found if one and {last_name(one), dotted(one)} & {*wanted}]
+
+
+def _names(node: cst.BaseExpression | None, wanted: Collection[str]) -> list[str]:
+    return [dotted(one) for one in _types(node, wanted)]
+
+
+def _own(block: cst.BaseSuite) -> Iterable[cst.CSTNode]:
+    """Yield the nodes of a block, without those of functions in it."""
+    waiting: list[cst.CSTNode] = [block]
+    while waiting:
+        one = waiting.pop()
+        yield one
+        waiting.extend(x for x in children(one) if not isinstance(x, cst.FunctionDef | cst.Lambda))

@@ -1,0 +1,257 @@
+"""The functions of a project that send mail, and what else they do."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import libcst as cst
+
+from mailer.migrate_code.reading import (
+    File,
+    Scope,
+    children,
+    connections,
+    dotted,
+    is_mail,
+    is_sending,
+    last_name,
+    text_of,
+    walk,
+)
+
+#: Decorators of tutorials that run a function in a thread.
+THREAD_DECORATORS = frozenset({"async_", "asynch", "run_async"})
+THREADS = frozenset({"Thread", "Process", "Timer"})
+#: Of Celery, and of RQ, whose functions are called with delay() as well.
+_TASKS = frozenset({"task", "shared_task", "job"})
+_HARMLESS = frozenset({"copy_current_request_context", "staticmethod", "classmethod"})
+#: What a function may call that does no more than build a mail, send it, and say so.
+_BUILDING = frozenset(
+    """
+    Message Attachment attach add_recipient render_template render_template_string url_for
+    app_context test_request_context push _get_current_object create_app
+    format join strip getenv str repr len list tuple dict isinstance getattr
+    format_exc print_exc print flash debug info warning error exception critical
+""".split()
+)
+_STATEMENTS = (
+    *(cst.Expr, cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Return, cst.Pass, cst.Raise),
+    *(cst.Import, cst.ImportFrom, cst.SimpleStatementLine),
+    *(cst.With, cst.If, cst.Else, cst.For, cst.Try, cst.ExceptHandler, cst.Finally),
+)
+
+
+class Does(Enum):
+    """What a function does with mail."""
+
+    SENDS = "sends the message that it is given"
+    BUILDS = "builds a message and sends it"
+    MORE = "sends mail, among other things"
+
+
+class Runs(Enum):
+    """How a function is run."""
+
+    CALLED = "by who calls it"
+    THREAD = "in a thread, by its decorator"
+    TASK = "by a worker of Celery"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Helper:
+    """A function that sends mail."""
+
+    node: cst.FunctionDef
+    scope: Scope
+    does: Does
+    runs: Runs
+    parameters: tuple[str, ...]
+    #: Of a function that SENDS: the name of its `Mail`, and its parameter that is the message.
+    mail: str = ""
+    message: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.node.name.value
+
+
+def find_helpers(file: File, mail: Collection[str], in_threads: Collection[str]) -> list[Helper]:
+    """Return the functions of a file that send mail and could be run by threads or by Celery."""
+    senders = connections(file, mail)
+    found = []
+    for node in file.every(cst.FunctionDef):
+        runs = _runs(node, in_threads)
+        sends = any(is_sending(one, mail) or _is_on(one, senders) for one in own_nodes(node))
+        if runs is None or node.asynchronous or not sends:
+            continue
+        scope, parameters = next(file.scopes(node)), _parameters(node)
+        if in_method(scope, node) or _is_bound(node):
+            parameters = parameters[1:]
+        if sent := _only_sends(node, mail, parameters):
+            found.append(Helper(node, scope, Does.SENDS, runs, parameters, *sent))
+        else:
+            does = Does.BUILDS if _only_builds(node, mail, senders) else Does.MORE
+            found.append(Helper(node, scope, does, runs, parameters))
+    return found
+
+
+def thread_decorators(file: File) -> set[str]:
+    """Return the decorators of a file that run a function in a thread."""
+    found = set[str]()
+    for node in file.every(cst.FunctionDef):
+        names, inner = _parameters(node), list(walk(node.body))
+        targets = {
+            last_name(argument.value)
+            for one in inner
+            if isinstance(one, cst.Call) and last_name(one.func) in {*THREADS, "submit", "spawn"}
+            for argument in one.args
+        }
+        if names[:1] and names[0] in targets and any(isinstance(x, cst.FunctionDef) for x in inner):
+            found.add(node.name.value)
+    return found
+
+
+def in_method(scope: Scope, node: cst.FunctionDef) -> bool:
+    decorators = {last_name(one.decorator) for one in node.decorators}
+    return isinstance(scope, cst.ClassDef) and "staticmethod" not in decorators
+
+
+def own_nodes(node: cst.FunctionDef) -> Iterator[cst.CSTNode]:
+    """Yield the nodes in the body of a function, without those of functions inside it."""
+    waiting: list[cst.CSTNode] = [node.body]
+    while waiting:
+        one = waiting.pop()
+        yield one
+        waiting.extend(
+            child for child in children(one) if not isinstance(child, cst.FunctionDef | cst.Lambda)
+        )
+
+
+def _runs(node: cst.FunctionDef, in_threads: Collection[str]) -> Runs | None:
+    """Return how a function is run, or None if a decorator has another use for it: a view."""
+    runs = Runs.CALLED
+    for decorator in node.decorators:
+        name = last_name(decorator.decorator)
+        if name in _TASKS and "sched" not in text_of(decorator.decorator).lower():
+            runs = Runs.TASK
+        elif name in in_threads:
+            runs = Runs.THREAD
+        elif name not in _HARMLESS:
+            return None
+    return runs
+
+
+def _parameters(node: cst.FunctionDef) -> tuple[str, ...]:
+    parameters = node.params
+    return tuple(one.name.value for one in [*parameters.posonly_params, *parameters.params])
+
+
+def _is_bound(node: cst.FunctionDef) -> bool:
+    """Return whether a task is given itself: `@celery.task(bind=True)`."""
+    return any(
+        argument.keyword is not None
+        and argument.keyword.value == "bind"
+        and dotted(argument.value) == "True"
+        for decorator in node.decorators
+        if isinstance(decorator.decorator, cst.Call)
+        for argument in decorator.decorator.args
+    )
+
+
+def _only_sends(
+    node: cst.FunctionDef, mail: Collection[str], parameters: tuple[str, ...]
+) -> tuple[str, str] | None:
+    """Return the `Mail` and the message of a function that does nothing but send it."""
+    statements = statements_of(node.body)
+    if statements and _is_docstring(statements[0]):
+        del statements[0]
+    while len(statements) == 1 and isinstance(statements[0], cst.With):
+        if not _is_context(statements[0]):
+            return None
+        statements = statements_of(statements[0].body)
+    match statements:
+        case [cst.Expr(value=call) | cst.Return(value=call)]:
+            match call:
+                case cst.Call(
+                    func=cst.Attribute(value=owner, attr=cst.Name(value="send")),
+                    args=[cst.Arg(value=cst.Name(value=message), star="")],
+                ) if is_mail(owner, mail) and message in parameters:
+                    name = dotted(owner)
+                    by_name = name.partition(".")[0] not in parameters
+                    return (name, message) if name and by_name else None
+    return None
+
+
+def statements_of(block: cst.CSTNode) -> list[cst.CSTNode]:
+    """Return the statements of a block, also those that share a line."""
+    found = list[cst.CSTNode]()
+    for one in children(block):
+        if isinstance(one, cst.SimpleStatementLine):
+            found += one.body
+        elif isinstance(one, cst.BaseStatement | cst.BaseSmallStatement):
+            found.append(one)
+    return found
+
+
+def _is_docstring(node: cst.CSTNode) -> bool:
+    return isinstance(node, cst.Expr) and isinstance(
+        node.value, cst.SimpleString | cst.ConcatenatedString
+    )
+
+
+def _is_context(node: cst.With) -> bool:
+    """Return whether a block is `with app.app_context():`, or `with context:`."""
+    return all(
+        item.asname is None
+        and (
+            isinstance(item.item, cst.Name)
+            or (isinstance(item.item, cst.Call) and last_name(item.item) == "app_context")
+        )
+        for item in node.items
+    )
+
+
+def _only_builds(node: cst.FunctionDef, mail: Collection[str], senders: Collection[str]) -> bool:
+    """Return whether a function builds and sends a mail, and at most reports that."""
+    for one in walk(node.body):
+        match one:
+            case cst.BaseStatement() | cst.BaseSmallStatement():
+                known = isinstance(one, _STATEMENTS)
+            case cst.Call():
+                known = (
+                    last_name(one.func) in _BUILDING
+                    or is_sending(one, mail)
+                    or _is_on(one, senders)
+                    or _is_connect(one, mail)
+                    or _is_look_up(one, node)
+                )
+            case cst.Lambda() | cst.Await() | cst.Yield():
+                known = False
+            case _:
+                known = True
+        if not known:
+            return False
+    return True
+
+
+def _is_connect(node: cst.Call, mail: Collection[str]) -> bool:
+    match node.func:
+        case cst.Attribute(value=owner, attr=cst.Name(value="connect")):
+            return is_mail(owner, mail)
+    return False
+
+
+def _is_look_up(node: cst.Call, function: cst.FunctionDef) -> bool:
+    """Return whether a call looks into settings, or into data that the function is given."""
+    match node.func:
+        case cst.Attribute(value=owner, attr=cst.Name(value="get")):
+            return last_name(owner) in {"config", "extensions", "environ", *_parameters(function)}
+    return False
+
+
+def _is_on(node: cst.CSTNode, connected: Collection[str]) -> bool:
+    """Return whether a node sends over a connection: `connection.send(message)`."""
+    match node:
+        case cst.Call(func=cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="send"))):
+            return name in connected
+    return False

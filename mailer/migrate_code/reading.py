@@ -1,0 +1,182 @@
+"""Questions about a file: the nodes of libcst, their lines and their surroundings."""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+
+FLASK_MAIL = ("flask_mail", "flask.ext.mail")
+Scope = cst.Module | cst.ClassDef | cst.FunctionDef | cst.Lambda
+_Node = TypeVar("_Node", bound=cst.CSTNode)
+
+
+class File:
+    """A parsed file."""
+
+    def __init__(self, text: str) -> None:
+        wrapper = MetadataWrapper(cst.parse_module(text))
+        self.text = text
+        self.module = wrapper.module
+        self.nodes = list(walk(self.module))
+        self._parents = {child: node for node in self.nodes for child in children(node)}
+        self._positions = wrapper.resolve(PositionProvider)
+
+    def every(self, kind: type[_Node]) -> Iterator[_Node]:
+        return (node for node in self.nodes if isinstance(node, kind))
+
+    def line(self, node: cst.CSTNode) -> int:
+        return self._positions[node].start.line
+
+    def parent(self, node: cst.CSTNode) -> cst.CSTNode:
+        return self._parents[node]
+
+    def parents(self, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+        while node in self._parents:
+            node = self._parents[node]
+            yield node
+
+    def scopes(self, node: cst.CSTNode) -> Iterator[Scope]:
+        """Yield the functions and classes around a node, from the inside, and the module."""
+        return (parent for parent in self.parents(node) if isinstance(parent, Scope))
+
+    def function(self, node: cst.CSTNode) -> cst.FunctionDef | cst.Module:
+        """Return the function around a node, or else the module."""
+        around = (one for one in self.parents(node) if isinstance(one, cst.FunctionDef))
+        return next(around, self.module)
+
+    def block(self, node: cst.CSTNode) -> cst.CSTNode:
+        """Return the block of a statement."""
+        found = (one for one in self.parents(node) if isinstance(one, cst.BaseSuite | cst.Module))
+        return next(found)
+
+    def is_statement(self, expression: cst.CSTNode) -> bool:
+        """Return whether nothing uses the value of an expression."""
+        return isinstance(self.parent(expression), cst.Expr)
+
+
+def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """Yield a node and all below it."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(children(node))
+
+
+def children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """Yield the nodes right below a node: as node.children of libcst, which is slow."""
+    for name in node.__dataclass_fields__:
+        value = getattr(node, name)
+        below = value if isinstance(value, list | tuple) else (value,)
+        yield from (one for one in below if isinstance(one, cst.CSTNode))
+
+
+def names_in(node: cst.CSTNode) -> list[str]:
+    return [one.value for one in walk(node) if isinstance(one, cst.Name)]
+
+
+def dotted(node: cst.CSTNode | None) -> str:
+    """Return `threading.Thread` for the node of it, or "" for all but names and attributes."""
+    match node:
+        case cst.Name(value=name):
+            return name
+        case cst.Attribute(value=owner, attr=cst.Name(value=name)):
+            before = dotted(owner)
+            return f"{before}.{name}" if before else ""
+    return ""
+
+
+def last_name(node: cst.CSTNode | None) -> str:
+    """Return the name of a variable or attribute, or that of what a call calls."""
+    match node:
+        case cst.Name(value=name) | cst.Attribute(attr=cst.Name(value=name)):
+            return name
+        case cst.Call(func=function):
+            return last_name(function)
+    return ""
+
+
+def text_of(node: cst.CSTNode) -> str:
+    return cst.Module([]).code_for_node(node)
+
+
+def string(node: cst.CSTNode | None) -> str:
+    """Return the value of a literal string, or "" for all else."""
+    value = node.evaluated_value if isinstance(node, cst.SimpleString) else ""
+    return value if isinstance(value, str) else ""
+
+
+def has_comment(node: cst.CSTNode) -> bool:
+    return any(isinstance(one, cst.Comment) for one in walk(node))
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+# --- mail ----------------------------------------------------------------------------------------
+
+
+def is_mail(node: cst.CSTNode, names: Collection[str]) -> bool:
+    """Return whether a node is the `Mail` of Flask-Mail, which has one of these names."""
+    match node:
+        case cst.Name() | cst.Attribute():
+            return last_name(node) in names
+        case cst.Subscript(value=owner, slice=[cst.SubscriptElement(slice=cst.Index(value=key))]):
+            return last_name(owner) == "extensions" and string(key) == "mail"
+        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="get")), args=[key, *_]):
+            return last_name(owner) == "extensions" and string(key.value) == "mail"
+    return False
+
+
+def is_sending(node: cst.CSTNode, names: Collection[str]) -> bool:
+    """Return whether a node is a call such as `mail.send(message)`."""
+    match node:
+        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value=verb)), args=[_, *_]):
+            return verb in {"send", "send_message"} and is_mail(owner, names)
+    return False
+
+
+def connections(file: File, names: Collection[str]) -> set[str]:
+    """Return the names of connections: `with mail.connect() as connection`."""
+    found = set[str]()
+    for item in file.every(cst.WithItem):
+        match item:
+            case cst.WithItem(
+                item=cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="connect"))),
+                asname=cst.AsName(name=cst.Name(value=name)),
+            ) if is_mail(owner, names):
+                found.add(name)
+    return found
+
+
+def mail_names(file: File) -> set[str]:
+    """Return the names that a file gives to objects of Flask-Mail's class `Mail`."""
+    makers = {*imported_as(file, "Mail"), "flask_mail.Mail", "mailer.Mail"}
+    assigned = [(one.target, one.value) for one in file.every(cst.AnnAssign)]
+    for assignment in file.every(cst.Assign):
+        assigned += [(one.target, assignment.value) for one in assignment.targets]
+    return {
+        last_name(target)
+        for target, value in assigned
+        if isinstance(value, cst.Call) and dotted(value.func) in makers and last_name(target)
+    }
+
+
+def bound_name(alias: cst.ImportAlias) -> str:
+    """Return the name that an import gives to a file."""
+    return dotted(alias.asname.name if alias.asname else alias.name)
+
+
+def imported_as(file: File, wanted: str) -> set[str]:
+    """Return the names under which a file imports a name of Flask-Mail, or of Mailer."""
+    return {
+        bound_name(alias)
+        for statement in file.every(cst.ImportFrom)
+        if dotted(statement.module) in {*FLASK_MAIL, "mailer"}
+        and not isinstance(statement.names, cst.ImportStar)
+        for alias in statement.names
+        if alias.name.value == wanted
+    }

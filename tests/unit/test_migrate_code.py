@@ -1,0 +1,273 @@
+"""`mailer.migrate_code`: imports, errors, results and the files themselves."""
+
+import pytest
+
+from mailer.migrate_code import migrate
+from tests.migrating import advice, check, moved
+
+# --- imports -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("from flask_mail import Mail", "from mailer import Mail"),
+        ("from flask_mail import Mail, Message", "from mailer import Mail, Message"),
+        (
+            "from flask_mail import Message, Mail  # both",
+            "from mailer import Message, Mail  # both",
+        ),
+        (
+            "from flask_mail import (\n    Mail,\n    Message,\n)",
+            "from mailer import (\n    Mail,\n    Message,\n)",
+        ),
+        ("from flask_mail import Mail as FlaskMail", "from mailer import Mail as FlaskMail"),
+        ("from flask.ext.mail import Mail", "from mailer import Mail"),
+        ("from flask.ext.mail import Message", "from flask_mail import Message"),
+        (
+            "from flask_mail import Attachment, Mail",
+            "from flask_mail import Attachment\nfrom mailer import Mail",
+        ),
+        (
+            "from flask_mail import Mail as M, BadHeaderError, Message",
+            "from flask_mail import BadHeaderError, Message\nfrom mailer import Mail as M",
+        ),
+        (
+            "import flask_mail\n\nmail = flask_mail.Mail()",
+            "from mailer import Mail\n\nmail = Mail()",
+        ),
+        (
+            "import flask_mail\n\nmail, x = flask_mail.Mail(), flask_mail.Message()",
+            "import flask_mail\nfrom mailer import Mail\n\nmail, x = Mail(), flask_mail.Message()",
+        ),
+        (
+            "try:\n    from flask_mail import Mail\nexcept ImportError:\n    Mail = None",
+            "try:\n    from mailer import Mail\nexcept ImportError:\n    Mail = None",
+        ),
+    ],
+)
+def test_the_import_of_mail(before: str, after: str) -> None:
+    """`Mail` comes from mailer, `Message` from either, and all else from Flask-Mail."""
+    check(before + "\n", after + "\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from flask_mail import Message\n",
+        "from mailer import Mail\n\nmail = Mail()\n",
+        "from sendgrid.helpers.mail import Mail\n\nmail = Mail()\nmail.send(1)\n",
+        "from django.core.mail import send_mail\n",
+        "from .flask_mail import Mail\n",
+    ],
+)
+def test_what_needs_no_change(text: str) -> None:
+    """`Message` may stay, and so does the mail of other libraries."""
+    check(text, text)
+
+
+def test_an_import_of_everything() -> None:
+    """`from flask_mail import *` is left to a person."""
+    [(line, text)] = advice("from flask_mail import *\n")
+
+    assert line == 1
+    assert "`import *`" in text
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("smtplib.SMTPException", "MailerError"),
+        ("smtplib.SMTPException as error", "MailerError as error"),
+        ("(smtplib.SMTPException)", "(MailerError)"),
+        ("(smtplib.SMTPException, AssertionError)", "(MailerError, AssertionError)"),
+        ("(smtplib.SMTPException, smtplib.SMTPDataError)", "(MailerError)"),
+        ("(KeyError, smtplib.SMTPException, smtplib.SMTPDataError)", "(KeyError, MailerError)"),
+    ],
+)
+def test_an_error_of_a_relay(before: str, after: str) -> None:
+    """`except SMTPException` around `mail.send()` never fires any more: it catches MailerError."""
+    text = (
+        "from app import mail\n{added}\n\ndef welcome(message):\n    try:\n"
+        "        mail.send(message)\n    except {caught}:\n        return 'later'\n"
+    )
+    added = "from mailer import MailerError\n"
+    check(
+        "import smtplib\n" + text.format(added="", caught=before),
+        text.format(added=added, caught=after),
+        extensions="from mailer import Mail\n\nmail = Mail()\n",
+    )
+
+
+def test_an_error_is_imported_beside_what_is() -> None:
+    """MailerError joins an import from mailer, and what is used elsewhere stays imported."""
+    check(
+        """\
+        from smtplib import SMTP, SMTPException
+
+        from flask_mail import Mail, Message
+
+        mail = Mail()
+
+
+        def send(message):
+            try:
+                with mail.connect() as connection:
+                    connection.send(message)
+            except SMTPException:
+                print(SMTP)
+        """,
+        """\
+        from smtplib import SMTP
+
+        from mailer import Mail, Message, MailerError
+
+        mail = Mail()
+
+
+        def send(message):
+            try:
+                with mail.connect() as connection:
+                    connection.send(message)
+            except MailerError:
+                print(SMTP)
+        """,
+    )
+
+
+@pytest.mark.parametrize(
+    ("handlers", "words"),
+    [
+        ("except SMTPDataError as e:\n    print(e.smtp_code)", "MailerError has no smtp_code"),
+        (
+            "except SMTPDataError:\n    pass\nexcept SMTPException:\n    pass",
+            "SMTPDataError, SMTPException",
+        ),
+        ("except ConnectionRefusedError:\n    pass", "ConnectionRefusedError is not raised"),
+        ("except (socket.timeout, OSError):\n    pass", "socket.timeout, OSError"),
+    ],
+)
+def test_errors_for_a_person(handlers: str, words: str) -> None:
+    """Details of a reply, several handlers, and errors of the network are left to a person."""
+    start = "from mailer import Mail\nmail = Mail()\ntry:\n    mail.send(note)\n"
+
+    assert [words in text for _, text in advice(start + handlers + "\n")] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "try:\n    mail.send(note)\nexcept Exception:\n    pass\n",
+        "try:\n    mail.send(note)\nexcept MailerError:\n    pass\n",
+        "try:\n    mail.send(note)\nfinally:\n    pass\n",
+        "try:\n    SMTP(host).quit()\n    mail.send(note)\nexcept SMTPException:\n    pass\n",
+        "try:\n    other.run(note)\nexcept SMTPException:\n    pass\n",
+    ],
+)
+def test_errors_that_still_fire(text: str) -> None:
+    """`except Exception` still works, and `smtplib` of one's own still raises its errors."""
+    assert advice("from mailer import Mail\nmail = Mail()\n" + text) == []
+
+
+def test_an_error_around_a_function_that_sends() -> None:
+    """`except SMTPException` around a function of the project that sends is pointed to."""
+    [(line, text)] = advice(
+        """\
+        from smtplib import SMTPException
+        from shop import send_welcome
+
+        def register(user):
+            try:
+                send_welcome(user)
+            except SMTPException:
+                return "later"
+        """,
+        shop="""\
+        from mailer import Mail, Message
+        mail = Mail()
+
+        def send_welcome(user):
+            mail.send(Message("Welcome", [user.email]))
+        """,
+    )
+
+    assert line == 7
+    assert "SMTPException is not raised any more" in text
+
+
+def test_the_result_of_send() -> None:
+    """`mail.send()` returned None: a use of its result is pointed to."""
+    found = advice(
+        """\
+        from mailer import Mail
+        mail = Mail()
+
+        def view(message):
+            mail.send(message)
+            if mail.send(message):
+                pass
+            sent = mail.send(message)
+        """
+    )
+
+    assert [line for line, _ in found] == [6, 8]
+    assert "returns a receipt now" in found[0][1]
+
+
+# --- logs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from logging.handlers import SMTPHandler\nh = SMTPHandler(('a', 25), 'b', ['c'], 'd')\n",
+        "import logging.handlers\nh = logging.handlers.SMTPHandler('a', 'b', ['c'], 'd')\n",
+        "import logging.handlers\nclass Handler(logging.handlers.SMTPHandler):\n    pass\n",
+        "HANDLERS = {\n'mail': {'class': 'logging.handlers.SMTPHandler'}}\n",
+    ],
+)
+def test_error_mails_of_a_log(text: str) -> None:
+    """SMTPHandler is pointed to, in a project without Flask-Mail as well."""
+    [(line, words)] = advice(text)
+
+    assert line == 2
+    assert "QueuedMailHandler" in words
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("from .decorators import async\nfrom flask_mail import Mail\n", "line 1: invalid syntax"),
+        ("from flask_mail import Mail\nprint 'mail'\n", "line 2: Missing parentheses"),
+        ("mail = 1\x00\n", "null bytes"),
+        ("def mail():\nreturn 1\n", "line 2: expected an indented block"),
+        ("return mail\n", "line 1: 'return' outside function"),
+    ],
+)
+def test_what_is_no_python(text: str, words: str) -> None:
+    """A file that is no Python is named with the reason, and left as it is."""
+    migration = moved(text)
+
+    assert words in migration.unreadable
+    assert migration.text == text
+
+
+def test_the_layout_of_a_file_stays() -> None:
+    """Line ends, tabs, comments and the missing end of the last line stay as they are."""
+    before = (
+        "# first\r\nfrom flask_mail import Mail # second\r\n\r\nmail=Mail( )\r\n"
+        "if mail :\r\n\tname = 'Zo\xeb'  # third"
+    )
+
+    assert moved(before).text == before.replace("flask_mail", "mailer")
+
+
+def test_files_that_do_not_mention_mail() -> None:
+    """A file without mail is not even parsed."""
+    assert dict(migrate({"old.py": "print 'hello'\n"})) == {}

@@ -1,0 +1,388 @@
+"""`mailer.migrate_code`: threads, processes and pools that send mail."""
+
+from textwrap import dedent
+
+import pytest
+
+from mailer.migrate_code import migrate
+from tests.migrating import advice, check, moved
+
+#: The function that most tutorials have.
+HELPER = """\
+def send_async_email(app, msg):
+    with app.app_context():
+        mail.send(msg)
+
+
+"""
+
+
+EXTENSIONS = "from mailer import Mail\nmail = Mail()\n"
+THREAD = "from threading import Thread\n"
+SPREAD_OUT = """t = threading.Thread(
+        target=send_async_email,
+        args=(app, msg),
+    )
+    t.daemon = True
+    t.setName('mail')
+    t.start()"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "Thread(target=send_async_email, args=(app, msg)).start()",
+        "Thread(target=send_async_email, args=[app, msg]).start()",
+        "Thread(None, send_async_email, 'mail', (app, msg)).start()",
+        "Thread(target=send_async_email, kwargs={'app': app, 'msg': msg}, daemon=True).start()",
+        "Thread(target=send_async_email, args=(app,), kwargs=dict(msg=msg)).start()",
+        "threading.Thread(target=send_async_email, args=(app, msg)).start()",
+        "Process(target=send_async_email, args=(app, msg)).start()",
+        "thr = Thread(target=send_async_email, args=[app, msg])\n    thr.start()",
+        "thr = Thread(target=send_async_email, args=[app, msg]); thr.start()",
+        SPREAD_OUT,
+        "executor.submit(send_async_email, app, msg)",
+        "gevent.spawn(send_async_email, app, msg)",
+        "socketio.start_background_task(send_async_email, app, msg)",
+    ],
+)
+def test_a_thread_that_only_sends(start: str) -> None:
+    """A thread that only sends becomes `mail.send()`; its function and its imports go."""
+    imports = {
+        "threading.": "import threading\n",
+        "Thread(": THREAD,
+        "Process(": "from multiprocessing import Process\n",
+    }
+    needed = next((line for name, line in imports.items() if name in start), "")
+    check(
+        f"{needed}from flask import current_app\nfrom app import mail\n\n\n{HELPER}"
+        "def welcome(user):\n    app = current_app._get_current_object()\n"
+        f"    msg = Message(user.email)\n    {start}\n",
+        "from app import mail\n\n\n"
+        "def welcome(user):\n    msg = Message(user.email)\n    mail.send(msg)\n",
+        extensions=EXTENSIONS,
+    )
+
+
+def test_a_thread_that_is_returned() -> None:
+    """`return thr` returns the receipt, comments stay, and `app` stays where it is used."""
+    migration = check(
+        '''\
+        """Mail."""
+
+        from threading import Thread
+
+        from flask import current_app, render_template
+
+        from . import mail
+
+
+        # The mail is sent here.
+        def send_async_email(app, msg):
+            """Send a mail."""
+            with app.app_context():
+                mail.send(msg)
+
+
+        def send_email(to, subject, template, **kwargs):
+            app = current_app._get_current_object()
+            msg = Message(app.config["PREFIX"] + subject, [to])
+            msg.html = render_template(template + ".html", **kwargs)
+
+            # create the thread
+            thr = Thread(target=send_async_email, args=[app, msg])
+            thr.start()
+            return thr
+        ''',
+        '''\
+        """Mail."""
+
+        from flask import current_app, render_template
+
+        from . import mail
+
+
+        def send_email(to, subject, template, **kwargs):
+            app = current_app._get_current_object()
+            msg = Message(app.config["PREFIX"] + subject, [to])
+            msg.html = render_template(template + ".html", **kwargs)
+
+            # create the thread
+            return mail.send(msg)
+        ''',
+        extensions=EXTENSIONS,
+    )
+
+    assert [finding.line for finding in migration.changes] == [11, 23]
+    assert "queues the mail in a millisecond" in migration.changes[1].text
+    assert "Nothing calls send_async_email() any more" in migration.changes[0].text
+
+
+def test_an_annotation_of_the_thread() -> None:
+    """A function that was annotated to return the thread is pointed to."""
+    text = f"{THREAD}from app import mail\n{HELPER}" + dedent("""\
+        def welcome(msg) -> Thread:
+            thr = Thread(target=send_async_email, args=[app, msg])
+            thr.start()
+            return thr
+        """)
+    migration = moved(text, extensions=EXTENSIONS)
+
+    assert "    return mail.send(msg)\n" in migration.text
+    assert "import Thread" in migration.text
+    assert "correct its annotation" in migration.advice[0].text
+
+
+@pytest.mark.parametrize(
+    ("start", "direct"),
+    [
+        ("Thread(target=mail.send, args=(msg,)).start()", "mail.send(msg)"),
+        ("Thread(target=mail.send(msg)).start()", "mail.send(msg)"),
+        ("Thread(target=current_app.mail.send, args=[msg]).start()", "current_app.mail.send(msg)"),
+    ],
+)
+def test_a_thread_of_send_itself(start: str, direct: str) -> None:
+    """`Thread(target=mail.send)` becomes the call, also where the call was made by mistake."""
+    begin = "from flask import current_app\nfrom mailer import Mail\nmail = Mail()\ncurrent_app.x\n"
+    check(f"{THREAD}{begin}{start}\n", f"{begin}{direct}\n")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        """try:
+            mail.send(msg)
+        except Exception as error:
+            app.logger.error('no mail: %s', error)""",
+        """mail.send(msg)
+        print('sent', msg.recipients)""",
+        "app.extensions['mail'].send(msg)",
+        """with mail.connect() as link:
+            link.send(msg)""",
+        """from app import mail
+        mail.send(msg)""",
+        """mail = app.extensions.get('mail')
+        mail.send(Message('Hello', [msg], render_template('hello.txt')))""",
+    ],
+)
+def test_a_thread_that_builds_and_sends(body: str) -> None:
+    """A function that also builds the mail, or reports an error, is called without a thread."""
+    begin = (
+        "from app import mail\n\n\ndef send_async_email(app, msg):\n    with app.app_context():\n"
+        f"        {body}\n\n\ndef welcome(app, msg):\n    "
+    )
+    check(
+        f"{THREAD}\n{begin}Thread(target=send_async_email, args=(app, msg)).start()\n",
+        f"{begin}send_async_email(app, msg)\n",
+        extensions=EXTENSIONS,
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "call"),
+    [
+        ("args=values", "*values"),
+        ("args=(app, *rest)", "app, *rest"),
+        ("args=[app], kwargs=values", "app, **values"),
+        ("args=(create_app(), msg)", "create_app(), msg"),
+    ],
+)
+def test_arguments_that_are_not_written_out(args: str, call: str) -> None:
+    """Arguments that are computed are passed on to the function, which stays."""
+    begin = f"from app import mail\n{HELPER}"
+    check(
+        f"{THREAD}{begin}Thread(target=send_async_email, {args}).start()\n",
+        f"{begin}send_async_email({call})\n",
+        extensions=EXTENSIONS,
+    )
+
+
+def test_a_name_that_is_hidden() -> None:
+    """Where `mail` is another object, the function is called instead."""
+    begin = f"from app import mail\n{HELPER}def welcome(mail, msg):\n"
+    check(
+        f"{THREAD}{begin}    Thread(target=send_async_email, args=(app, msg)).start()\n",
+        f"{begin}    send_async_email(app, msg)\n",
+        extensions=EXTENSIONS,
+    )
+
+
+def test_methods() -> None:
+    """A thread of a method becomes a call of `self.mail`, or of the method."""
+    check(
+        """\
+        from threading import Thread
+        from flask_mail import Mail
+
+        class Post:
+            def __init__(self, app):
+                self.app = app
+                self.mail = Mail(app)
+
+            def _send(self, message):
+                with self.app.app_context():
+                    self.mail.send(message)
+
+            @staticmethod
+            def _report(app, message):
+                with app.app_context():
+                    app.mail.send(message)
+                    print("sent")
+
+            def send(self, message):
+                Thread(target=self._send, args=(message,)).start()
+                Thread(target=Post._report, args=(self.app, message)).start()
+        """,
+        """\
+        from mailer import Mail
+
+        class Post:
+            def __init__(self, app):
+                self.app = app
+                self.mail = Mail(app)
+
+            @staticmethod
+            def _report(app, message):
+                with app.app_context():
+                    app.mail.send(message)
+                    print("sent")
+
+            def send(self, message):
+                self.mail.send(message)
+                Post._report(self.app, message)
+        """,
+    )
+
+
+def test_functions_inside_of_functions() -> None:
+    """A function with `copy_current_request_context` inside of a view is found."""
+    check(
+        """\
+        from threading import Thread
+        from flask import copy_current_request_context
+        from flask_mail import Mail, Message
+
+        mail = Mail()
+
+        def send_email(to):
+            msg = Message("Hello", [to])
+
+            @copy_current_request_context
+            def send_message(message):
+                mail.send(message)
+
+            sender = Thread(name="mail", target=send_message, args=(msg,))
+            sender.start()
+        """,
+        """\
+        from mailer import Mail, Message
+
+        mail = Mail()
+
+        def send_email(to):
+            msg = Message("Hello", [to])
+
+            mail.send(msg)
+        """,
+    )
+
+
+def test_a_decorator() -> None:
+    """A decorator that runs a function in a thread is found in the project, and goes."""
+    check(
+        """\
+        from app import mail
+        from decorators import in_background
+
+
+        @in_background
+        def send_async_email(app, msg):
+            with app.app_context():
+                mail.send(msg)
+
+
+        @in_background
+        def send_news(app, to):
+            with app.app_context():
+                mail.send(Message("News", [to]))
+
+
+        def welcome(app, msg):
+            send_async_email(app, msg)
+            send_news(app, "ada@example.com")
+        """,
+        """\
+        from app import mail
+
+
+        def send_news(app, to):
+            with app.app_context():
+                mail.send(Message("News", [to]))
+
+
+        def welcome(app, msg):
+            mail.send(msg)
+            send_news(app, "ada@example.com")
+        """,
+        extensions=EXTENSIONS,
+        decorators="""\
+        from threading import Thread
+        def in_background(mail_function):
+            def run(*args):
+                Thread(target=mail_function, args=args).start()
+            return run
+        """,
+    )
+
+
+def test_a_function_that_others_use() -> None:
+    """A function that another file or a string mentions stays, and is called from elsewhere."""
+    post = f"from app import mail\n\n\n{HELPER}"
+    extensions = "from mailer import Mail\nmail = Mail()\n"
+    thread = "Thread(target=send_async_email, args=(app, msg)).start()\n"
+    before = f"from threading import Thread\n\nfrom post import send_async_email\n\n{thread}"
+    after = "from post import send_async_email\n\nsend_async_email(app, msg)\n"
+    check(before, after, post=post, extensions=extensions)
+    check(post, post, tests="import send_async_email\n", extensions=extensions)
+    named = f"{THREAD}from app import mail\n__all__ = ['send_async_email']\n{HELPER}"
+    assert "def send_async_email" in moved(named + thread, extensions=extensions).text
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        ("thr = Thread(target=f, args=(app, msg))\nthr.start()\nthr.join()\n", "used again below"),
+        ("threads.append(Thread(target=f, args=(app, msg)))\n", "used again below"),
+        (
+            "thr = Thread(target=f, args=(app, msg))\nif late:\n    thr.start()\n",
+            "used again below",
+        ),
+        ("done = executor.submit(f, app, msg)\n", "`mail.send(msg)`"),
+        ("Thread(target=f, args=(app,  # this app\n msg)).start()\n", "comments inside"),
+        ("Timer(60, f, (app, msg)).start()\n", "send_at=timedelta"),
+        ("Thread(target=archive, args=(app, msg)).start()\n", "does more than send a mail"),
+    ],
+)
+def test_threads_for_a_person(use: str, words: str) -> None:
+    """A thread that is waited for, or whose function does other work, is left to a person."""
+    begin = (
+        "from threading import Thread, Timer\nfrom mailer import Mail\nmail = Mail()\n"
+        "def f(app, msg):\n    with app.app_context():\n        mail.send(msg)\n"
+        "def archive(app, msg):\n    db.session.add(msg)\n    mail.send(msg)\n"
+    )
+    [(line, text)] = advice(begin + use)
+
+    assert line == 10
+    assert words in text
+
+
+def test_other_threads() -> None:
+    """Threads of a function that sends no mail are not mentioned."""
+    assert advice("from mailer import Mail\ndef f(): pass\nThread(target=f).start()\n") == []
+
+
+def test_a_project_without_flask_mail() -> None:
+    """Without Flask-Mail in the project, `mail.send()` is something else."""
+    text = f"{THREAD}{HELPER}Thread(target=send_async_email, args=(a, b)).start()\n"
+
+    assert dict(migrate({"app.py": text})) == {}
