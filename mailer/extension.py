@@ -16,7 +16,7 @@ from mailer.intake.content import Content
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.schema.autogenerate import register_if_needed
 from mailer.store import CallersConnection
-from mailer.wiring import State, log_database, state_of, warn_of_gaps, wire
+from mailer.wiring import State, log_database, refuse_changes, state_of, warn_of_gaps, wire
 
 
 class Mailer:
@@ -487,6 +487,7 @@ _OWNER = "mailer.owner"
 def _give_queue(app: Flask) -> None:
     """Give the app its queue and `flask mail`, if it has none yet."""
     if "mailer" in app.extensions:
+        refuse_changes(app)
         return
     state = app.extensions["mailer"] = wire(app)
     state.mail.take_place(app)

@@ -5,9 +5,9 @@ They belong to the app, as `app.extensions["mailer"]`. Those that deliver its ma
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app
 from sqlalchemy import make_url
@@ -48,6 +48,8 @@ class State:
     outbound: Outbound
     mail: QueueState  #: `app.extensions["mail"]`
     celery_check: "CeleryCheck"  #: kept here, since Celery's signal has a weak reference
+    #: The configuration that the settings were made of. It has passwords.
+    config: Mapping[str, Any] = field(repr=False)
 
 
 def state_of(app: Flask | None = None) -> State:
@@ -99,7 +101,27 @@ def wire(app: Flask) -> State:
         outbound,
         QueueState(flask_mail_state(settings), intake),
         check,
+        _configuration(app),
     )
+
+
+def refuse_changes(app: Flask) -> None:
+    """Raise `ConfigurationError` if the configuration was changed since the app was wired."""
+    before, now = state_of(app).config, _configuration(app)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed)}: changed after the first Mail(app) or Mailer(app), which reads"
+            " the settings for all of them. Set it before."
+        )
+
+
+def _configuration(app: Flask) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in app.config.items()
+        if key == "TESTING" or key.startswith(("MAIL_", "MAILER_"))
+    }
 
 
 def _load_settings(app: Flask, broker_url: str | None) -> Settings:

@@ -184,6 +184,19 @@ def test_two_mailers(make_shop: Callable[..., Flask], told: Callable[[object], N
     Mail(app)
 
 
+@mistake("`Mail(app)`, then the settings, then `Mail(app)` again")
+def test_settings_after_the_first_mail(
+    make_shop: Callable[..., Flask], told: Callable[[object], None]
+) -> None:
+    """The second one is refused if a setting is another one now, and only then."""
+    app = make_shop()
+    Mail(app)
+    app.config["MAIL_SERVER"] = "smtp.example.com"
+    with pytest.raises(ConfigurationError) as error:
+        Mail(app)
+    told(error.value)
+
+
 @mistake("The app has no Mailer")
 def test_no_mailer(told: Callable[[object], None]) -> None:
     """The call is refused."""
