@@ -1,6 +1,15 @@
 """`flask mail …`: the operator's command. Each module has the commands of one subject."""
 
-from mailer.cli import inbox, mails, migrate_code, pauses, queue, relays, tables  # noqa: F401 -- adds their commands
+from mailer.cli import (  # noqa: F401 -- adds their commands
+    inbox,
+    init,
+    mails,
+    migrate_code,
+    pauses,
+    queue,
+    relays,
+    tables,
+)
 from mailer.cli.group import mail_group
 
 __all__ = ["mail_group"]

@@ -6,7 +6,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from mailer.errors import MailerError
+from mailer.errors import ConfigurationError, MailerError
 from mailer.message import Lane
 from mailer.operations import Operations
 from mailer.store import Store
@@ -29,15 +29,27 @@ class _MailGroup(AppGroup):
 mail_group = _MailGroup("mail", help="The email queue.")
 
 
+def state() -> Any:
+    """Return the objects of the current app."""
+    try:
+        return current_app.extensions["mailer"]
+    except KeyError:
+        raise ConfigurationError(
+            f"The app {current_app.import_name!r} has no Mailer. Where it is made, write `from"
+            " mailer import Mailer` and `Mailer(app)`, or in a factory mailer.init_app(app);"
+            " `flask mail init` shows how, and writes what the workers need."
+        ) from None
+
+
 def store() -> Store:
     """Return the store of the current app."""
-    store: Store = current_app.extensions["mailer"].store
+    store: Store = state().store
     return store
 
 
 def operations() -> Operations:
     """Return the operations of the current app."""
-    operations: Operations = current_app.extensions["mailer"].operations
+    operations: Operations = state().operations
     return operations
 
 

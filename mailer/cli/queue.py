@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from operator import itemgetter
 
 import click
-from flask import current_app
 
 from mailer.attendance import SILENT_SECONDS, absence, silence
-from mailer.cli.group import SHOWN, mail_group, operations, store
+from mailer.cli.group import SHOWN, mail_group, operations, state, store
 from mailer.cli.pauses import show_pauses
 from mailer.cli.times import format_time
 from mailer.message import Status
@@ -47,8 +46,8 @@ def due() -> None:
 
 def _show_workers() -> None:
     """Print the workers that are there, or a warning if mail waits and there is none."""
-    state, now = current_app.extensions["mailer"], time.time()
-    if state.settings.mail_suppress_send:
+    mailer, now = state(), time.time()
+    if mailer.settings.mail_suppress_send:
         return
     if present := store().present_workers(now, silent=SILENT_SECONDS):
         names = ", ".join(
@@ -72,7 +71,7 @@ def _show_workers() -> None:
         click.echo(said)
     elif (seen_at := store().worker_seen_at(now)) is not None and now - seen_at > SILENT_SECONDS:
         click.echo(f"{silence(seen_at, now).capitalize()}.")
-    if objection := state.celery_check.objection():
+    if objection := mailer.celery_check.objection():
         click.echo(objection)
 
 

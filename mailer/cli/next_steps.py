@@ -1,0 +1,80 @@
+"""The last words of `flask mail init`: the steps that are left for the user."""
+
+import shlex
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from flask import Flask
+
+from mailer.cli.app_source import AppSource
+
+_FOR_AN_APP = """
+       from mailer import Mailer
+
+       mailer = Mailer({name})  # after the configuration of the app
+"""
+_FOR_A_FACTORY = """
+       from mailer import Mailer
+
+       mailer = Mailer()  # beside the other extensions
+
+       mailer.init_app(app)  # in {name}(), after the configuration of the app
+"""
+
+
+def next_steps(source: AppSource, app: Flask | None, worker: str) -> str:
+    """Return the steps after `flask mail init`, numbered.
+
+    Args:
+        source: The place of the app.
+        app: The app itself, or None if it could not be made.
+        worker: The name of the worker's module.
+    """
+    steps = [*_set_up(source, app), *_settings(), *_broker(app), *_start(source, worker)]
+    numbered = (f"{number}. {step}" for number, step in enumerate(steps, start=1))
+    return "\n".join(["Next:", *numbered])
+
+
+def _set_up(source: AppSource, app: Flask | None) -> Iterator[str]:
+    if app is not None and "mailer" in app.extensions:
+        return
+    if app is not None and "mail" in app.extensions:
+        yield (
+            "Change `from flask_mail import Mail` to `from mailer import Mail`, so that the app"
+            " queues its mail. mail.init_app(app) stays."
+        )
+        return
+    missing = "The app has no Mailer yet" if app is not None else "If the app has no Mailer yet"
+    code = _FOR_AN_APP if source.arguments is None else _FOR_A_FACTORY
+    yield f"{missing}: set it up in {source.place}:\n{code.format(name=source.name)}"
+
+
+def _settings() -> Iterator[str]:
+    yield "Name the relay and the sender in .env: MAIL_SERVER and MAIL_DEFAULT_SENDER at least."
+    if find_spec("dotenv") is None:
+        yield (
+            "pip install python-dotenv, so that `flask` and the worker read .env. (Docker Compose"
+            " reads it anyway.)"
+        )
+
+
+def _broker(app: Flask | None) -> Iterator[str]:
+    if app is not None and _has_own_celery(app):
+        yield (
+            "The app has a Celery app of its own: let that take its broker_url from"
+            " MAILER_REDIS_URL, which is the Redis of the stack in the containers."
+        )
+
+
+def _has_own_celery(app: Flask) -> bool:
+    celery, mailer = app.extensions.get("celery"), app.extensions.get("mailer")
+    if celery is None or mailer is None:
+        return celery is not None
+    return bool(celery.conf.task_default_queue != mailer.settings.queue_name)
+
+
+def _start(source: AppSource, worker: str) -> Iterator[str]:
+    flask = f"flask --app {shlex.quote(source.for_flask)}"
+    yield f"Start a worker beside the web server and a Redis: celery -A {worker} worker"
+    yield "Or start all of them in containers: docker compose up --build"
+    yield f"See the workers, and what became of the mail: {flask} mail queue"
