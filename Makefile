@@ -29,7 +29,7 @@ CORE += tests/integration/test_workers_in_a_process.py tests/acceptance/test_cel
 # The Python of a virtual environment can go away with an upgrade of the system. Then it is set up anew.
 BROKEN := $(shell $(BIN)/python -c "" 2>/dev/null || echo set-up-anew)
 
-.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz flask-mail-suite check lint types public-types layers audit lock clean set-up-anew
+.PHONY: help setup run test test-min test-all coverage bench chaos soak fuzz flask-mail-suite check lint types public-types layers audit lock package release clean set-up-anew
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,10 @@ lint: $(DEV) ## Check the style
 
 types: $(DEV) ## Check the types
 	$(BIN)/python -m mypy
+	@for example in examples/*/; do \
+		(cd $$example && MYPYPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml \
+			--cache-dir $(CURDIR)/.mypy_cache .) || failed=yes; \
+	done; [ -z "$$failed" ]
 
 # The python on PATH tells pyright the packages. --ignoreexternal: Celery, which has no types, is not our business.
 public-types: $(TOOLS)/pyright/installed ## Check that pyright knows all types, and agrees on the calls in tests/typing
@@ -98,16 +102,43 @@ audit: $(TOOLS)/audit/installed ## See whether a pinned dependency has a known v
 lock: ## Pin the dependencies of pyproject.toml anew (needs uv; ARGS=--upgrade takes the newest)
 	@command -v uv >/dev/null || { echo "make lock needs uv: install it, for example with pipx install uv." >&2; exit 1; }
 	$(COMPILE) --all-extras --group dev --group extensions -o requirements/dev.txt
+	$(COMPILE) -c requirements/dev.txt -o requirements/package.txt
 	$(COMPILE) --extra inbox --extra postgres --extra web --group example --group devstack -c requirements/dev.txt -o requirements/local.txt
 	$(COMPILE) --extra dkim --extra flower --extra oauth --extra postgres --extra socks --extra web --group example -c requirements/dev.txt -o requirements/deploy.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(PIN) --resolution lowest-direct pyproject.toml --all-extras --group dev -o requirements/lowest.txt
 	$(PIN) --group audit -o requirements/audit.txt
 	$(PIN) --group pyright -o requirements/pyright.txt
+	$(PIN) --group release -o requirements/release.txt
 	$(PIN) bench/peers.in -o bench/peers.txt
 
 PIN = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
 COMPILE = $(PIN) pyproject.toml
+
+# The environments have the locked dependencies of the package, each with its hash. The second one has the extra "inbox" as well.
+package: $(TOOLS)/release/installed $(TOOLS)/package/installed $(TOOLS)/local/installed ## Build wheel and sdist in dist/, and try both in environments of their own
+	rm -rf dist
+	$(TOOLS)/release/bin/python -m hatchling build
+	$(TOOLS)/release/bin/python -m twine check --strict dist/*
+	$(TOOLS)/release/bin/python -m pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir dist/from-sdist dist/*.tar.gz
+	$(TOOLS)/package/bin/python -m pip install --quiet --force-reinstall --no-index --no-deps dist/*.whl
+	$(TOOLS)/local/bin/python -m pip install --quiet --force-reinstall --no-index --no-deps dist/from-sdist/*.whl
+	rm -r dist/from-sdist
+	$(TOOLS)/package/bin/python -m pip check
+	$(TOOLS)/local/bin/python -m pip check
+	TEST_PACKAGES=dist TEST_PYTHON=$(TOOLS)/package/bin/python TEST_PYTHON_WITH_INBOX=$(TOOLS)/local/bin/python \
+		$(BIN)/python -m pytest tests/acceptance/test_packages.py tests/acceptance/test_init.py $(TEN_LINES)
+	TEST_PACKAGES=dist TEST_PYTHON=$(TOOLS)/local/bin/python $(BIN)/python -m pytest $(TEN_LINES)
+
+TEN_LINES = tests/acceptance/test_readme.py::test_the_ten_lines_deliver_a_mail
+
+release: $(TOOLS)/release/installed ## Check that this commit is a tagged version, then make package; it uploads nothing
+	@tag=v$$($(TOOLS)/release/bin/python -m hatchling version); \
+	[ -z "$$(git status --porcelain)" ] || { echo "Commit everything first: a release is made from a commit." >&2; exit 1; }; \
+	git tag --points-at HEAD | grep -qx "$$tag" || { \
+		echo "This commit has no tag $$tag, which mailer.__version__ asks for: git tag $$tag, or change the version." >&2; exit 1; }
+	@$(MAKE) --no-print-directory package
+	@echo "dist/ is ready. Upload it with: $(TOOLS)/release/bin/python -m twine upload dist/*"
 
 clean: ## Remove the virtual environment and the caches; the mails in instance/ stay
 	rm -rf $(VENV) bench/.peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

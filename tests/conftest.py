@@ -15,6 +15,7 @@ from tests.application import create_app
 from tests.services.broker import RedisServer
 from tests.services.databases import Databases, PostgresDatabases, SqliteDatabases, fast_folder
 from tests.services.machine import share_of_machine
+from tests.services.packages import Packages, build_packages, install
 from tests.services.postgres import DEBIAN_FOLDERS, running_postgres
 from tests.services.requirement import do_without, find_program, require
 from tests.services.sink import Sink
@@ -173,3 +174,38 @@ def start_workers(config: Mapping[str, str], tmp_path: Path) -> Iterator[StartWo
 def start_worker(start_workers: StartWorkers) -> StartWorker:
     """Return `start_worker(pool=, concurrency=, env=)`, which starts one worker."""
     return lambda **options: start_workers(1, **options)[0]
+
+
+# The packages
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Return the wheel and the sdist of this checkout."""
+    return build_packages(_of_all_processes(tmp_path_factory) / "packages")
+
+
+@pytest.fixture(scope="session")
+def installed_python(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment with the wheel and its dependencies, and nothing else."""
+    return install(packages.wheel, _of_all_processes(tmp_path_factory) / "installed")
+
+
+@pytest.fixture(scope="session")
+def installed_with_inbox(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment with the sdist and the extra `inbox`."""
+    folder = _of_all_processes(tmp_path_factory) / "installed-with-inbox"
+    return install(packages.sdist, folder, "inbox")
+
+
+@pytest.fixture(scope="session")
+def installed_beside_others(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment with Flask-SQLAlchemy and Flask-Migrate as well."""
+    folder = _of_all_processes(tmp_path_factory) / "installed-beside-others"
+    return install(packages.wheel, folder, beside=("flask-sqlalchemy", "flask-migrate"))
+
+
+def _of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that the processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

@@ -41,7 +41,8 @@ def _set_up(source: AppSource, app: Flask | None) -> Iterator[str]:
     if app is not None and "mail" in app.extensions:
         yield (
             "Change `from flask_mail import Mail` to `from mailer import Mail`, so that the app"
-            " queues its mail. mail.init_app(app) stays."
+            " queues its mail. mail.init_app(app) stays. `flask mail migrate-code` finds the other"
+            " places in the project."
         )
         return
     missing = "The app has no Mailer yet" if app is not None else "If the app has no Mailer yet"

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-PAGES = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")]
+PAGES = [
+    *PROJECT.glob("*.md"),
+    *(PROJECT / "docs").glob("*.md"),
+    *(PROJECT / "examples").glob("**/README.md"),
+]
 FORMS = {
     "vendor.github-workflows": "workflows/ci.yml",
     "vendor.github-issue-config": "ISSUE_TEMPLATE/config.yml",
@@ -22,7 +26,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     """Each link on a page leads to an existing file and heading."""
     for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", page.read_text(encoding="utf-8")):

@@ -45,11 +45,13 @@ def test_the_readme_leads_there() -> None:
 
 
 def test_what_is_installed_has_a_hash() -> None:
-    """Each command that installs packages requires hashes."""
+    """Each command that installs packages requires hashes, or downloads nothing."""
     # A list of arguments may be spread over several lines.
     texts = [re.sub(r'",\s+"', '", "', file.read_text()) for file in INSTALLERS]
     lines = [line for text in texts for line in text.splitlines()]
-    commands = [line for line in lines if _INSTALLS.search(line)]
+    commands = [
+        line for line in lines if _INSTALLS.search(line) and "--no-index --no-deps" not in line
+    ]
 
     assert len(commands) == 4  # the image, two kinds of virtual environments, and that of the bench
     assert [command for command in commands if "--require-hashes" not in command] == []
@@ -61,6 +63,20 @@ def test_each_package_of_a_lock_has_hashes(lock: Path) -> None:
     text = lock.read_text().replace(" \\\n", "\n")
 
     assert len(_PINNED.findall(text)) == len(re.findall("^[^ #\n]", text, re.MULTILINE)) > 0
+
+
+def test_the_lowest_versions_are_tested() -> None:
+    """`make test-min` has the lowest version of each dependency, of the extras as well."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    required = [text for group in groups for text in group]
+    bounds = [re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", text) for text in required]
+    locked = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?==([\d.]+)", LOWEST.read_text(), re.MULTILINE))
+
+    assert len(bounds) > 15
+    for bound in bounds:
+        assert bound is not None
+        assert f"{locked[bound[1]]}.".startswith(f"{bound[2]}."), bound[0]
 
 
 def test_all_rules_of_the_linter_are_on() -> None:
