@@ -230,18 +230,26 @@ class Intake:
     def _ring_safely(self, mails: Sequence[str], bell: Bell | None = None) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
 
-        Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent.
+        Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent, the
+        soft time limit of a Celery task.
         """
+        time_limit: Exception | None = None
         # A handler of the log may fail as well.
         with suppress(Exception), addresses_shown(self._settings.log_addresses):
             try:
                 (bell or self.bell).ring(mails)
-            except Exception:
-                log.exception(
-                    "A mail was queued, and nobody could be told; the sweep of the workers finds it"
-                )
+            except Exception as error:
+                if _is_time_limit(error):
+                    time_limit = error
+                else:
+                    log.exception(
+                        "A mail was queued, and nobody could be told; the sweep of the workers"
+                        " finds it"
+                    )
             if self._watch is not None:
                 self._watch.notice()
+        if time_limit is not None:
+            raise time_limit
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = evaluate(given) or self.default_sender
@@ -264,6 +272,13 @@ class Intake:
         if self.ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
+
+
+def _is_time_limit(error: Exception) -> bool:
+    """Return whether an error is the end of the Celery task that calls us."""
+    from celery.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 -- see wiring.wire()
+
+    return isinstance(error, SoftTimeLimitExceeded)
 
 
 # --- how it is to travel ------------------------------------------------------------------------

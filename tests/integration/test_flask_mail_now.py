@@ -1,11 +1,15 @@
 """`Mail(app, when="now")`: a message is stored, and then delivered in the calling thread."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import flask_mail
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from flask import Flask
 
 from mailer import ConfigurationError, Mail, Mailer, Message, Receipt, Status
@@ -13,6 +17,7 @@ from mailer.smtpd.faults import DROP, HANG, Fault
 from tests.services.databases import sqlite_only
 from tests.services.relay import LONG, TIMEOUTS
 from tests.services.sink import Sink
+from tests.services.waiting import wait_until
 from tests.shop import OpenShop, create_shop, store_of
 
 NO_BROKER = "redis://127.0.0.1:1/0"
@@ -190,6 +195,31 @@ def test_many_recipients_at_a_slow_relay(
 
     assert set(states(receipt)) == {Status.SENT, Status.QUEUED}
     assert 0 < len(sink.messages) < len(everybody)
+
+
+def test_the_time_limit_of_a_task(mail: Mail, sink: Sink) -> None:
+    """The soft time limit of the task that sends ends the task; the message stays queued."""
+
+    def end_task(*_arguments: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    def signal_while_it_hangs() -> None:
+        wait_until(lambda: len(sink.faults) == 0)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, end_task)
+    sink.faults.add(Fault("mail", HANG))
+    thread = threading.Thread(target=signal_while_it_hangs)
+    thread.start()
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            mail.send(message())
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+    [found] = mailer.mails(to="ada@example.com")
+    assert [delivery.status for delivery in found] == [Status.QUEUED]
 
 
 # --- Celery's eager mode ------------------------------------------------------------------------
