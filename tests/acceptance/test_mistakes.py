@@ -28,6 +28,7 @@ from mailer import (
     send_email,
 )
 from mailer.store import engines
+from mailer.testing import FakeRelay, Outbox
 from mailer.web.serving import serve_inbox
 from tests.services.databases import Databases
 from tests.services.relay import SHORT, RawServer, make_relay, send
@@ -237,7 +238,8 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in ("settings.database", "settings.oauth", "settings.proxy", "mime.signer"):
         monkeypatch.setattr(f"mailer.{module}.find_spec", find)
-    monkeypatch.setattr("mailer.web.serving.find_spec", find)
+    for module in ("web.serving", "testing.relay"):
+        monkeypatch.setattr(f"mailer.{module}.find_spec", find)
 
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -296,6 +298,25 @@ def test_no_inbox(told: Callable[[object], None], tmp_path: Path) -> None:
     """The command is refused in the same way."""
     with pytest.raises(ConfigurationError) as error:
         serve_inbox(tmp_path, 1025, 8025, print)
+    told(error.value)
+
+
+@pytest.mark.usefixtures("without_extras")
+@mistake("An extra is missing: the fake relay of tests")
+def test_no_fake_relay(told: Callable[[object], None]) -> None:
+    """The relay of the test kit is refused in the same way."""
+    with pytest.raises(ConfigurationError) as error:
+        FakeRelay()
+    told(error.value)
+
+
+@mistake("`TESTING` is set after `init_app()`")
+def test_testing_too_late(make_shop: Callable[..., Flask], told: Callable[[object], None]) -> None:
+    """An app that was set up for production is no app under test."""
+    app = make_shop()
+    app.config["TESTING"] = True
+    with pytest.raises(ConfigurationError) as error:
+        Outbox(app)
     told(error.value)
 
 
