@@ -7,10 +7,12 @@
 from flask_mail import Message
 
 from mailer.errors import (
+    BrokerUnavailable,
     CommitLost,
     ConfigurationError,
     InUseElsewhere,
     InvalidAddress,
+    InvalidArgument,
     InvalidAttachment,
     InvalidHeader,
     InvalidMail,
@@ -61,10 +63,12 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     "Receipt",
     "Status",
     # Errors
+    "BrokerUnavailable",
     "CommitLost",
     "ConfigurationError",
     "InUseElsewhere",
     "InvalidAddress",
+    "InvalidArgument",
     "InvalidAttachment",
     "InvalidHeader",
     "InvalidMail",

@@ -11,6 +11,8 @@ MailerError
 │   ├── KeyReused           the idempotency key belongs to another mail, or to an erased one
 │   ├── OverLimit           more than a MAILER_MAX_… setting allows
 │   └── TemplateError       missing, or it could not be rendered
+├── InvalidArgument         an argument of a background function, or of its decorator
+├── BrokerUnavailable       no answer; the call of a background function is NOT queued
 ├── SigningFailed           a DKIM key could not sign a mail, which is tried again
 ├── UnknownMail             no mail has this id, or several ids begin so
 └── StoreError              the database
@@ -157,6 +159,28 @@ class TemplateError(InvalidMail):
     Traceback (most recent call last):
         ...
     mailer.errors.TemplateError: template 'mail/welcome.html': 'name' is undefined...
+    """
+
+
+class InvalidArgument(MailerError, TypeError):
+    """An argument of a background function that can't be sent to a worker, or of its decorator.
+
+    The error names the argument and the remedy. It is a `TypeError`, too.
+
+    >>> @mailer.background
+    ... def rebuild_index(app):
+    ...     app.logger.info("rebuilt")
+    >>> rebuild_index(app)
+    Traceback (most recent call last):
+        ...
+    mailer.errors.InvalidArgument: ...: app can't be sent to a worker: it is of the type Flask. ...
+    """
+
+
+class BrokerUnavailable(MailerError, ConnectionError):
+    """The broker did not answer. The call of a background function is not queued.
+
+    Mail is never concerned: it is stored without the broker. It is a `ConnectionError`, too.
     """
 
 

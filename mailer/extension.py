@@ -7,6 +7,7 @@ from typing import Any, Literal
 import flask_mail
 from flask import Flask, has_app_context
 
+from mailer.background import HasBackground, install_functions
 from mailer.cli import mail_group
 from mailer.dropin import QueueConnection, QueueState
 from mailer.errors import ConfigurationError
@@ -19,7 +20,7 @@ from mailer.store import CallersConnection
 from mailer.wiring import State, log_database, refuse_changes, state_of, warn_of_gaps, wire
 
 
-class Mailer:
+class Mailer(HasBackground):
     """The email queue of a Flask app: it queues mails, and finds, cancels and retries them.
 
     One object serves any number of apps. Its methods need an app context, as a request has one;
@@ -491,6 +492,7 @@ def _give_queue(app: Flask) -> None:
         return
     state = app.extensions["mailer"] = wire(app)
     state.mail.take_place(app)
+    install_functions(state.celery)
     app.cli.add_command(mail_group)
     log_database(app, state.settings)
     warn_of_gaps(state.settings)

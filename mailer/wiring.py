@@ -29,6 +29,8 @@ from mailer.store import Store
 from mailer.store.leftover import warn_of_leftover
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from mailer.celery.check import CeleryCheck
 
 log = get_logger(__name__)
@@ -47,6 +49,7 @@ class State:
     operations: Operations
     outbound: Outbound
     mail: QueueState  #: `app.extensions["mail"]`
+    celery: "Celery[Any]"
     celery_check: "CeleryCheck"  #: kept here, since Celery's signal has a weak reference
     #: The configuration that the settings were made of. It has passwords.
     config: Mapping[str, Any] = field(repr=False)
@@ -100,6 +103,7 @@ def wire(app: Flask) -> State:
         Operations(settings, store, clock),
         outbound,
         QueueState(flask_mail_state(settings), intake),
+        celery,
         check,
         _configuration(app),
     )

@@ -11,6 +11,7 @@ from typing import assert_type
 
 import flask_mail
 from blinker import NamedSignal
+from celery.result import AsyncResult
 from flask import Blueprint, Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
@@ -92,6 +93,24 @@ assert_type(
 assert_type(queue.send_email("ada@example.com", "Welcome", text="Hello"), Receipt)
 queue.send_email("ada@example.com", "Welcome", html="<p>Hello</p>")
 queue.send_email("ada@example.com", "Welcome", text="Hello", html=None)
+
+
+# --- functions of the application -----------------------------------------------------------------
+
+
+@queue.background
+def resize(path: str, width: int = 200) -> str:
+    return f"{path} {width}"
+
+
+@queue.background(queue="slow", name="shop.report", time_limit=600)
+def make_report(year: int) -> None: ...
+
+
+assert_type(resize("ada.png", width=100), AsyncResult[str])
+assert_type(make_report.delay(2026), AsyncResult[None])
+assert_type(resize.run("ada.png"), str)
+resize.apply_async(["ada.png"], {"width": 100}, countdown=60)
 
 
 def recipients() -> Iterator[str]:

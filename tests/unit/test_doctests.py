@@ -13,7 +13,8 @@ from flask_sqlalchemy import SQLAlchemy
 from jinja2 import DictLoader
 
 import mailer
-from mailer import Mail, Mailer, Status, errors, extension, signals, testing
+from mailer import Mail, Mailer, Status, background, errors, extension, signals, testing
+from mailer.background import BackgroundFunction, HasBackground
 from mailer.message import addresses, attachments, events, new_id, states, statuses
 from mailer.schema import foreign
 from mailer.testing import mails, matching, outbox, relay, snapshots
@@ -22,7 +23,7 @@ from tests.mails import a_message, bring
 from tests.shop import close, store_of
 
 MODULES: list[ModuleType] = [
-    *(mailer, errors, extension, signals, foreign, inbox),
+    *(mailer, background, errors, extension, signals, foreign, inbox),
     *(addresses, attachments, events, states, statuses),
     *(testing, mails, matching, outbox, relay, snapshots),
 ]
@@ -41,6 +42,7 @@ WITHOUT_EXAMPLE = {
     "mailer.SchemaMismatch": "the tables have to be old",
     "mailer.InUseElsewhere": "it takes two machines",
     "mailer.SigningFailed": "only a worker raises it",
+    "mailer.BrokerUnavailable": "the broker has to be down",
 }
 
 
@@ -49,7 +51,11 @@ def public_names() -> dict[str, object]:
     found: dict[str, object] = {f"mailer.{name}": getattr(mailer, name) for name in mailer.__all__}
     found |= {f"mailer.signals.{name}": getattr(signals, name) for name in signals.__all__}
     found |= {f"mailer.testing.{name}": getattr(testing, name) for name in testing.__all__}
-    for kind in (Mailer, Mail, testing.Outbox, testing.FakeRelay, testing.RecordedMail):
+    found["mailer.background.BackgroundFunction"] = BackgroundFunction
+    for kind in (
+        *(Mailer, HasBackground, BackgroundFunction, Mail),
+        *(testing.Outbox, testing.FakeRelay, testing.RecordedMail),
+    ):
         for name, method in vars(kind).items():
             if inspect.isfunction(method) and not name.startswith("_"):
                 found[f"{kind.__module__}.{kind.__name__}.{name}"] = method

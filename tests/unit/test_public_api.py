@@ -20,8 +20,8 @@ PUBLIC = set(
     Mail Mailer send_email
     Address Attachment Lane Message OnDoubt
     DeliveryStatus MailStatus Receipt Status
-    CommitLost ConfigurationError InUseElsewhere
-    InvalidAddress InvalidAttachment InvalidHeader InvalidMail
+    BrokerUnavailable CommitLost ConfigurationError InUseElsewhere
+    InvalidAddress InvalidArgument InvalidAttachment InvalidHeader InvalidMail
     KeyInUse KeyReused MailerError MissingRecipient MissingSender OverLimit
     SchemaMismatch SigningFailed StoreError StoreUnavailable TemplateError UnknownMail
 """.split()

@@ -1,0 +1,242 @@
+"""Functions of the application that workers run: `@mailer.background`.
+
+Each is an ordinary task of the application's Celery app: a call that Redis loses is lost.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from weakref import WeakSet
+
+from mailer.errors import ConfigurationError, InvalidArgument
+from mailer.wiring import State, state_of
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.result import AsyncResult
+
+# Celery wants these with a call. As attributes of a task it deprecates them.
+_OF_A_CALL = frozenset({"queue", "exchange", "routing_key"})
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class BackgroundFunction(Generic[P, R]):
+    """A function that a worker runs, in an app context, when it is called.
+
+    The function itself is `run`, for tests.
+
+    >>> @mailer.background
+    ... def count_words(text):
+    ...     return len(text.split())
+    >>> count_words.run("to be or not to be")
+    6
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        find_state: Callable[[], State],
+        name: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check(function)
+        functools.update_wrapper(self, function)
+        self.run = function
+        self.name = name or _name_of(function)
+        options = options or {}
+        #: Options of the Celery task, and those of each call.
+        self.options = {key: value for key, value in options.items() if key not in _OF_A_CALL}
+        self._call_options = {key: value for key, value in options.items() if key in _OF_A_CALL}
+        self._find_state = find_state
+        self._signature = inspect.signature(function)
+        _add(self)
+
+    def __repr__(self) -> str:
+        return f"<background function {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "AsyncResult[R]":
+        """Queue a call for the workers.
+
+        Raises:
+            InvalidArgument: An argument can't be sent to a worker.
+            BrokerUnavailable: The broker does not answer. The call is not queued.
+        """
+        return self.apply_async(args, kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> "AsyncResult[R]":
+        """Queue a call for the workers, as a call of the function does.
+
+        >>> @mailer.background
+        ... def greet(name):
+        ...     print("Hello", name)
+        >>> result = greet.delay("Ada")  # at once: the app is TESTING
+        Hello Ada
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> "AsyncResult[R]":
+        """Queue a call with options of Celery, such as `countdown=60` or `queue="slow"`.
+
+        >>> @mailer.background
+        ... def greet(name):
+        ...     print("Hello", name)
+        >>> result = greet.apply_async(["Ada"], countdown=60)  # at once: the app is TESTING
+        Hello Ada
+        """
+        from mailer.celery.calls import call_here, publish  # noqa: PLC0415 -- loads Celery
+
+        state = self._find_state()
+        if objection := state.celery_check.objection():
+            raise ConfigurationError(f"{self.name}: the call can't be queued. {objection}")
+        bound = self._signature.bind(*([None] if self._gets_task else []), *args, **(kwargs or {}))
+        options = {**self._call_options, **options}
+        call = (tuple(args), dict(kwargs or {}), bound.arguments, options)
+        task = state.celery.tasks[self.name]
+        if state.settings.mail_suppress_send:
+            return call_here(task, state.outbound, *call)
+        return publish(task, state.outbound, *call)
+
+    @property
+    def _gets_task(self) -> bool:
+        return bool(self.options.get("bind"))
+
+
+class HasBackground:
+    """The decorator `background()` of a `Mailer`."""
+
+    @overload
+    def background(self, function: Callable[P, R], /) -> BackgroundFunction[P, R]: ...
+
+    @overload
+    def background(
+        self, function: None = None, /, *, name: str | None = None, **options: Any
+    ) -> Callable[[Callable[P, R]], BackgroundFunction[P, R]]: ...
+
+    def background(
+        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
+    ) -> BackgroundFunction[P, R] | Callable[[Callable[P, R]], BackgroundFunction[P, R]]:
+        """Decorate a function of the application that workers run, in an app context.
+
+        A call of the function queues it, as `delay()` does, and returns Celery's result.
+        `apply_async()` takes Celery's options, and `run()` calls the function itself. It is an
+        ordinary task of the application's Celery app: if Redis loses the call, or the worker dies,
+        the call is lost. With `MAIL_SUPPRESS_SEND`, as in tests, it runs at once.
+
+        >>> @mailer.background
+        ... def resize(path, width=200):
+        ...     print("resized", path, "to", width)
+        >>> result = resize("ada.png", width=100)
+        resized ada.png to 100
+
+        With options:
+
+        >>> @mailer.background(queue="slow", time_limit=600, autoretry_for=[OSError])
+        ... def make_report(year):
+        ...     return f"report of {year}"
+
+        Args:
+            function: The function. Its arguments must be texts, numbers, dates, and lists and
+                dicts of them.
+            name: The name of the task, if it is not that of the function with its module.
+            **options: Options of a Celery task.
+
+        Raises:
+            InvalidArgument: This can't be a function for workers.
+        """
+
+        def decorate(function: Callable[P, R]) -> BackgroundFunction[P, R]:
+            return BackgroundFunction(function, self._state, name, options)
+
+        return decorate if function is None else decorate(function)
+
+    def _state(self) -> State:
+        """Return the objects of the app whose workers are meant."""
+        return state_of()
+
+
+# --- registration -------------------------------------------------------------------------------
+
+_functions: dict[str, BackgroundFunction[..., Any]] = {}
+_celery_apps: "WeakSet[Celery[Any]]" = WeakSet()
+
+
+def install_functions(celery: "Celery[Any]") -> None:
+    """Give a Celery app the background functions of this process, and those of later modules."""
+    if celery in _celery_apps:
+        return
+    _celery_apps.add(celery)
+    celery.on_after_finalize.connect(_register_all)
+    if _is_finalized(celery):
+        _register_all(celery)
+
+
+def _add(function: BackgroundFunction[..., Any]) -> None:
+    """Register a function. One of the same name is replaced, as a definition is in Python."""
+    _functions[function.name] = function
+    for celery in list(_celery_apps):
+        if _is_finalized(celery):
+            _register(celery, function)
+
+
+def _register_all(sender: "Celery[Any]", **_signal: Any) -> None:
+    for function in list(_functions.values()):
+        _register(sender, function)
+
+
+def _register(celery: "Celery[Any]", function: BackgroundFunction[..., Any]) -> None:
+    from mailer.celery.calls import add_task  # noqa: PLC0415 -- loads Celery
+
+    add_task(celery, function.name, function.run, function.options)
+
+
+def _is_finalized(celery: "Celery[Any]") -> bool:
+    """Return whether the Celery app has its tasks already, without making it complete."""
+    return bool(vars(celery)["finalized"])
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def _check(function: object) -> None:
+    if not callable(function):
+        raise InvalidArgument(
+            f"background: {function!r} is no function. Write @mailer.background, or"
+            " @mailer.background(queue=…) with options."
+        )
+    if hasattr(function, "apply_async"):
+        raise InvalidArgument(
+            f"background: {function!r} is a Celery task already. Use one of the two decorators."
+        )
+    if inspect.iscoroutinefunction(function):
+        raise InvalidArgument(
+            f"background: {function!r} is async, and workers run no event loop. Decorate a plain"
+            " function that calls asyncio.run()."
+        )
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Return the name under which the application and its workers know a function."""
+    name = getattr(function, "__qualname__", "<unnamed>").replace("<locals>.", "")
+    if "<" in name:
+        raise InvalidArgument(
+            f"background: {function!r} has no name that a worker could find. Define it with def, or"
+            " give a name: mailer.background(name=…)."
+        )
+    module = function.__module__
+    return f"{_name_of_main() if module == '__main__' else module}.{name}"
+
+
+def _name_of_main() -> str:
+    """Return the name under which a worker imports the program that runs: `app` for app.py."""
+    main = sys.modules["__main__"]
+    if (spec := getattr(main, "__spec__", None)) is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else "__main__"

@@ -1,0 +1,482 @@
+"""`@mailer.background`: functions of the application that workers run."""
+
+import datetime as dt
+import decimal
+import json
+import re
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, Task
+from celery.contrib.testing.worker import start_worker
+from flask import Flask, current_app, g, request, session
+from flask_mail import Message
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from mailer import BrokerUnavailable, ConfigurationError, InvalidArgument, Mailer, MailerError
+from mailer.background import BackgroundFunction
+from mailer.celery.app import installed
+from tests.application import create_app, write_note
+from tests.services.broker import RedisServer
+from tests.services.databases import Databases, sqlite_only
+from tests.services.ports import free_port
+from tests.services.waiting import wait_until
+from tests.services.worker import StartWorker
+from tests.shop import OpenShop, close
+
+pytestmark = sqlite_only
+
+mailer = Mailer()
+calls: list[tuple[Any, ...]] = []
+
+
+@mailer.background
+def note(*args: Any, **kwargs: Any) -> str:
+    """Note a call with its app and its thread."""
+    calls.append((current_app.name, threading.current_thread().name, args, kwargs))
+    return "noted"
+
+
+@mailer.background
+def greet(name: str, *, greeting: str = "Hello") -> str:
+    """Greet somebody."""
+    return f"{greeting} {name}"
+
+
+@mailer.background
+def fail() -> None:
+    raise LookupError("no such order")
+
+
+@pytest.fixture(autouse=True)
+def _no_calls(databases: Databases) -> None:
+    calls.clear()
+
+
+# --- the function -------------------------------------------------------------------------------
+
+
+def test_the_function_itself() -> None:
+    """The function is reachable, and its name, docstring and signature are those of the task."""
+    assert greet.run("Ada") == greet.__wrapped__("Ada") == "Hello Ada"  # type: ignore[attr-defined]
+    assert (greet.__name__, greet.__doc__) == ("greet", "Greet somebody.")  # type: ignore[attr-defined]
+    assert greet.name == f"{__name__}.greet"
+    assert repr(greet) == f"<background function {__name__}.greet>"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [(None, "app.work"), (ModuleSpec("shop.app", None), "shop.app.work")],
+    ids=["python app.py", "python -m shop.app"],
+)
+def test_a_program_that_is_run(
+    spec: ModuleSpec | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function of the program that runs has the name by which a worker imports it."""
+    program = ModuleType("__main__")
+    program.__file__, program.__spec__ = "/srv/shop/app.py", spec
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    exec("def work():\n    pass\n", vars(program))  # noqa: S102 -- as Python runs a program
+
+    assert mailer.background(program.work).name == name
+
+
+_theirs: Any = Celery("theirs", set_as_current=False)
+THEIR_TASK = _theirs.task(greet.run, shared=False)
+
+
+async def wait_for_it() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (5, "background: 5 is no function. Write @mailer.background, or"),
+        (greet, "is a Celery task already. Use one of the two decorators."),
+        (THEIR_TASK, "is a Celery task already"),
+        (wait_for_it, "is async, and workers run no event loop."),
+        (lambda: None, "has no name that a worker could find. Define it with def, or give a name"),
+        (partial(print), "has no name that a worker could find."),
+    ],
+    ids=["number", "twice", "task", "async", "lambda", "partial"],
+)
+def test_no_background_function(function: Any, words: str) -> None:
+    """An object that can't be a function for workers is refused where it is decorated."""
+    with pytest.raises(InvalidArgument, match=r"^background: ") as refused:
+        mailer.background(function)
+
+    assert words in str(refused.value)
+    assert isinstance(refused.value, (MailerError, TypeError))
+
+
+# --- in tests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quiet_shop(open_shop: OpenShop) -> Iterator[Flask]:
+    """Return an app with MAIL_SUPPRESS_SEND, whose broker is nowhere, in its context."""
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    shop = open_shop(MAIL_SUPPRESS_SEND=True, MAILER_REDIS_URL=url)
+    with shop.test_request_context():
+        yield shop
+
+
+def test_it_runs_at_once_in_tests(quiet_shop: Flask) -> None:
+    """With MAIL_SUPPRESS_SEND, a call runs in the calling thread, and needs no broker."""
+    results = [note(1), note.delay(2), note.apply_async([3], {"a": 4}, countdown=60)]
+
+    here = (quiet_shop.name, threading.current_thread().name)
+    assert calls == [(*here, (1,), {}), (*here, (2,), {}), (*here, (3,), {"a": 4})]
+    assert [result.get() for result in results] == ["noted"] * 3
+
+
+def test_its_errors_are_seen_in_tests(quiet_shop: Flask) -> None:
+    """With MAIL_SUPPRESS_SEND, an exception of the function reaches the caller."""
+    with pytest.raises(LookupError, match="no such order"):
+        fail()
+
+
+def test_it_has_a_context_of_its_own(quiet_shop: Flask) -> None:
+    """With MAIL_SUPPRESS_SEND, the function shares no `g` with its caller, as on a worker."""
+    found: list[bool] = []
+
+    @mailer.background
+    def look() -> None:
+        found.append("user" in g)
+        g.user = "Bob"
+
+    g.user = "Ada"
+    look()
+
+    assert (found, g.user) == ([False], "Ada")
+
+
+def test_its_arguments_are_those_of_a_worker(quiet_shop: Flask) -> None:
+    """With MAIL_SUPPRESS_SEND, arguments arrive as a message would carry them."""
+    carried: list[Any] = [
+        *(None, True, 5, 0.5, "Ä", [1], {"a": None}, b"x"),
+        *(uuid.UUID(int=5), decimal.Decimal("1.10"), dt.date(2026, 1, 2)),
+        dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+    ]
+
+    note(*carried, (1, 2), {3: 4})
+
+    [(_, _, args, _)] = calls
+    assert args == (*carried, [1, 2], {"3": 4})
+
+
+def test_retries(quiet_shop: Flask) -> None:
+    """With MAIL_SUPPRESS_SEND, a task that is retried runs again at once, until it gives up."""
+    tries: list[tuple[str, str, int]] = []
+
+    @mailer.background(bind=True, name="shop.tasks.persist", max_retries=3)
+    def persist(task: Any, word: str, enough: int) -> str:
+        tries.append((task.name, word, task.request.retries))
+        if task.request.retries < enough:
+            raise task.retry(exc=OSError("again"), countdown=60)
+        return word
+
+    @mailer.background(autoretry_for=(OSError,), max_retries=1)
+    def insist() -> None:
+        tries.append(("insist", "", 0))
+        raise OSError("never")
+
+    assert persist.apply_async(["x", 2]).get() == "x"
+    assert tries == [("shop.tasks.persist", "x", number) for number in range(3)]
+    with pytest.raises(OSError, match="again"):
+        persist.apply_async(["x", 4])
+    tries.clear()
+    with pytest.raises(OSError, match="never"):
+        insist()
+    assert len(tries) == 2
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "user"
+
+    number: Mapped[int] = mapped_column("id", primary_key=True)
+
+
+ANY = "Pass texts, numbers, dates, and lists and dicts of them."
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            current_app._get_current_object,  # type: ignore[attr-defined]
+            "of the type Flask. Leave it out: the function runs in an app context, where current",
+        ),
+        (lambda: current_app, "of the type Flask. Leave it out"),
+        (lambda: request, "of the type Request. The request is over when the function runs"),
+        (lambda: session, "The request is over when the function runs"),
+        (lambda: g, "The request is over when the function runs"),
+        (
+            lambda: Message("Hello", ["ada@example.com"]),
+            "of the type Message. Call mailer.enqueue(message) instead",
+        ),
+        (
+            lambda: User(number=5),
+            "Pass name.number, and load the object in the function: db.session.get(User, …).",
+        ),
+        (lambda: {1}, f"of the type set. {ANY}"),
+        (object, f"of the type object. {ANY}"),
+    ],
+    ids=["app", "proxy", "request", "session", "g", "message", "model", "set", "object"],
+)
+def test_an_argument_that_cannot_be_sent(
+    shop: Flask, value: Callable[[], object], words: str
+) -> None:
+    """An argument that no message carries is refused at the call, with the remedy."""
+    with shop.test_request_context(), pytest.raises(InvalidArgument) as refused:
+        greet(value())  # type: ignore[arg-type]
+
+    assert str(refused.value).startswith(f"{greet.name}: name can't be sent to a worker: it is")
+    assert words in str(refused.value)
+
+
+def test_where_it_is(shop: Flask) -> None:
+    """The error names the place of the argument, also in lists and dicts."""
+    places: dict[str, tuple[list[Any], dict[str, Any]]] = {
+        "args[1]": ([1, object()], {}),
+        "kwargs['a'][0]": ([], {"a": [object()]}),
+        "args[0]['x'][1]": ([{"x": [1, object()]}], {}),
+    }
+    for place, (args, kwargs) in places.items():
+        with pytest.raises(InvalidArgument, match=rf": {re.escape(place)} can't be sent"):
+            note(*args, **kwargs)
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(InvalidArgument, match="can't be sent to a worker: it is of the type list"):
+        note(endless)
+
+
+def test_arguments_that_do_not_fit(shop: Flask) -> None:
+    """A call with too few or unknown arguments fails as that of a plain function."""
+    with pytest.raises(TypeError, match="missing a required argument: 'name'"):
+        greet()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'language'"):
+        greet("Ada", language="en")  # type: ignore[call-arg]
+
+
+def test_without_an_app_context() -> None:
+    """A call outside an app context says so, as those of Flask do."""
+    with pytest.raises(RuntimeError, match="application context"):
+        greet("Ada")
+
+
+# --- the way to a worker ------------------------------------------------------------------------
+
+
+def broker_of(redis_url: str) -> str:
+    return redis_url.replace("unix://", "redis+socket://")
+
+
+@contextmanager
+def app_with(celery: Celery[Any], config: dict[str, str], **changes: str) -> Iterator[Flask]:
+    """Yield an app with a Celery app of the application's own."""
+    app = Flask("theirs")
+    app.config.from_mapping({**config, **changes})
+    app.extensions["celery"] = celery
+    Mailer(app)
+    yield app
+    app.extensions["mailer"].outbound.dispatcher.hang_up()
+    close(app)
+
+
+def their_celery(redis_url: str, **options: Any) -> Celery[Any]:
+    return Celery("theirs", broker=broker_of(redis_url), set_as_current=False, **options)
+
+
+def queued(redis_url: str, queue: str) -> list[str]:
+    """Return the names of the tasks in a queue."""
+    with redis.Redis.from_url(redis_url) as client:
+        messages: Any = client.lrange(queue, 0, -1)
+    return [json.loads(message)["headers"]["task"] for message in messages]
+
+
+def test_the_queue(shop: Flask, redis_url: str) -> None:
+    """A call goes to the default queue of our Celery app, or to the one that is named."""
+    greet("Ada")
+    greet.apply_async(["Ada"], queue="slow")
+    mailer.background(queue="slower", name="greet_slowly")(greet.run)("Ada")
+
+    own = shop.extensions["mailer"].settings.queue_name
+    assert queued(redis_url, own) == queued(redis_url, "slow") == [greet.name]
+    assert queued(redis_url, "slower") == ["greet_slowly"]
+
+
+def test_the_queue_of_their_celery_app(config: dict[str, str], redis_url: str) -> None:
+    """A call goes to the default queue of the application's own Celery app, as its routes say."""
+    celery = their_celery(redis_url)
+    celery.conf.task_default_queue = "theirs"
+    celery.conf.task_routes = {"greet_slowly": {"queue": "slow"}}
+    slowly = mailer.background(name="greet_slowly")(greet.run)
+
+    with app_with(celery, config) as app, app.app_context():
+        greet("Ada")
+        slowly("Ada")
+
+    assert queued(redis_url, "theirs") == [greet.name]
+    assert queued(redis_url, "slow") == ["greet_slowly"]
+
+
+def test_no_broker(open_shop: OpenShop, config: dict[str, str]) -> None:
+    """Without a broker the call raises, in our Celery app and in that of the application."""
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    shop = open_shop(MAILER_REDIS_URL=url)
+    with shop.test_request_context(), pytest.raises(BrokerUnavailable) as raised:
+        greet("Ada")
+    assert str(raised.value).startswith(
+        f"{greet.name}: the call is not queued, since the broker does not answer:"
+    )
+    assert isinstance(raised.value, ConnectionError)
+
+    with (
+        app_with(Celery("theirs", broker=url, set_as_current=False), config) as app,
+        app.app_context(),
+        pytest.raises(BrokerUnavailable),
+    ):
+        greet("Ada")
+
+
+def test_a_broker_that_hangs(
+    open_shop: OpenShop, config: dict[str, str], redis_server: RedisServer
+) -> None:
+    """A call does not wait for a frozen Redis without an end, whatever the application has set."""
+    config["MAILER_REDIS_URL"] = redis_server.url
+    shop = open_shop()
+    with app_with(their_celery(redis_server.url), config) as app:
+        redis_server.pause()
+        for one in (shop, app):
+            with one.app_context(), pytest.raises(BrokerUnavailable):
+                greet("Ada")
+        redis_server.resume()
+        with app.app_context():
+            greet("Ada")
+
+    assert queued(redis_server.url, "celery") == [greet.name]
+
+
+def test_a_celery_app_that_came_too_late(shop: Flask, redis_url: str) -> None:
+    """A call says that app.extensions['celery'] was set after Mailer(app)."""
+    shop.extensions["celery"] = their_celery(redis_url)
+
+    with pytest.raises(ConfigurationError, match="was set after Mailer"):
+        greet("Ada")
+
+
+# --- on a worker --------------------------------------------------------------------------------
+
+
+def test_a_real_worker(
+    make_app: Callable[..., Flask], start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """A worker runs the function in an app context, and goes on after one that fails."""
+    start_worker(pool="prefork", concurrency=1)
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    with make_app().test_request_context():
+        write_note(str(tmp_path / "no" / "such" / "folder"), "lost")
+        write_note(str(first), "Hello")
+        write_note.delay(str(second), text="Bye")
+
+    wait_until(lambda: second.exists() and second.read_text(), timeout=30)
+    assert first.read_text() == "tests.application: Hello"
+    assert second.read_text() == "tests.application: Bye"
+
+
+@contextmanager
+def working(app: Flask) -> Iterator[None]:
+    """Run a worker of this app's Celery app in a thread."""
+    with start_worker_of(app.extensions["celery"]):
+        yield
+
+
+def start_worker_of(celery: Celery[Any]) -> Any:
+    return start_worker(celery, perform_ping_check=False, shutdown_timeout=60)
+
+
+def test_a_function_that_is_defined_late(config: dict[str, str]) -> None:
+    """A function reaches Celery apps that exist already, and the last definition counts."""
+    app = create_app(config)
+    app.extensions["celery"].finalize()
+
+    def define(word: str) -> BackgroundFunction[[], None]:
+        @mailer.background
+        def say() -> None:
+            calls.append((word,))
+
+        return say
+
+    define("first")
+    say = define("last")
+    with app.app_context(), working(app):
+        say()
+        wait_until(lambda: calls)
+    close(app)
+
+    assert calls == [("last",)]
+
+
+def test_the_context_of_their_task_class(config: dict[str, str], redis_url: str) -> None:
+    """If the task class of the application enters its context, the function runs in that one."""
+
+    class FlaskTask(Task):  # type: ignore[type-arg]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with app.app_context():
+                g.tenant = "example.com"
+                return self.run(*args, **kwargs)
+
+    found = []
+
+    @mailer.background
+    def look() -> None:
+        found.append((current_app.name, g.get("tenant")))
+
+    celery = their_celery(redis_url, task_cls=FlaskTask)
+    with app_with(celery, config) as app, app.app_context(), working(app):
+        look()
+        wait_until(lambda: found)
+
+    assert found == [("theirs", "example.com")]
+
+
+def test_several_apps_of_one_celery_app(
+    config: dict[str, str], redis_url: str, sqlite_databases: Databases
+) -> None:
+    """A worker runs a call in the app that queued it."""
+    celery = their_celery(redis_url)
+    with (
+        sqlite_databases.migrated() as other_url,
+        app_with(celery, config) as app,
+        app_with(celery, config, MAILER_DATABASE_URL=other_url) as other,
+    ):
+        other.name = "other"
+        apps = [outbound.app for outbound in installed(celery)]
+        with working(app):
+            for one in (other, app):
+                with one.app_context():
+                    note()
+            wait_until(lambda: len(calls) == 2)
+
+    assert apps == [app, other]
+    assert sorted(call[0] for call in calls) == ["other", "theirs"]
