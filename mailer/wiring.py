@@ -4,10 +4,12 @@ They belong to the app, as `app.extensions["mailer"]`. Those that deliver its ma
 `delivery/wiring.py`, when they are needed.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from flask import Flask, current_app
 from sqlalchemy import make_url
@@ -66,6 +68,17 @@ def state_of(app: Flask | None = None) -> State:
     return state
 
 
+# The apps with a Mailer, in the order in which they were made.
+_apps: WeakValueDictionary[int, Flask] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def newest_app() -> Flask | None:
+    """Return the app with a Mailer that was made last, for code that has no app context."""
+    made = [app for app in list(_apps.values()) if "mailer" in app.extensions]
+    return made[-1] if made else None
+
+
 def wire(app: Flask) -> State:
     """Build the objects of an app, and give it a Celery app if it has none.
 
@@ -93,6 +106,7 @@ def wire(app: Flask) -> State:
     check = CeleryCheck(app, celery)
     watch = _watch(settings, store, check.objection, clock)
     intake = Intake(settings, store, Renderer(app), bell, clock, watch, inline)
+    _apps[next(_numbers)] = app
     return State(
         settings,
         clock,

@@ -30,6 +30,7 @@ from tests.services.databases import Databases
 from tests.services.pages import Block, Reader, blocks, commands
 from tests.services.requirement import find_program, require
 from tests.services.sink import Sink
+from tests.services.waiting import wait_until
 from tests.shop import close, create_shop, rows, store_of
 
 #: The pages that a reader follows from the first block to the last, in an empty folder.
@@ -94,14 +95,25 @@ celery.conf.task_always_eager = True  # the task of the page runs without a work
 app = create_app()
 with app.test_request_context():
     from shop.contact import answer
+    from shop.logs import init_app
     from shop.mails import send_email
     from shop.notices import send_notice
     from shop.tasks import register
+
+    init_app(app)
+    app.logger.error("No parcels")
 
     answer("ada@example.com")
     send_email("bob@example.com", "Welcome", "mail/welcome", name="Bob")
     send_notice("News", "shop@example.com", ["cleo@example.com"], "Text", "<p>Html</p>")
     register("dan@example.com", "Dan")
+"""
+_REPORT = """
+from shop import create_app
+with create_app().app_context():
+    from shop.reports import order_report
+
+    order_report(2026)
 """
 
 
@@ -134,7 +146,11 @@ def test_moving_over(make_reader: Callable[..., Reader], sink: Sink) -> None:
             [worker] = [block for block in here if "celery -A worker" in block.text]
             reader.do(worker)
         reader.run(reader.imports + _CALLS)
-        mails[place] = {one.recipients: one.parsed for one in sink.wait_for(4)}
+        reader.run(reader.imports + _REPORT)
+        report = reader.folder / "shop" / "report.txt"
+        wait_until(lambda: report.exists() and report.read_text() == "Report of 2026", timeout=30)  # noqa: B023 -- it is called here
+        mails[place] = {one.recipients: one.parsed for one in sink.wait_for(5)}
+        assert str(mails[place].pop(("admin@example.com",))["Subject"]).startswith("Shop failed")
     for block in page:
         if block.language == "console" and "flask --app" in block.text:
             reader.do(block)

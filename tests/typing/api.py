@@ -22,11 +22,13 @@ import mailer
 from mailer import (
     Address,
     Attachment,
+    BrokerUnavailable,
     CommitLost,
     ConfigurationError,
     DeliveryStatus,
     InUseElsewhere,
     InvalidAddress,
+    InvalidArgument,
     InvalidAttachment,
     InvalidHeader,
     InvalidMail,
@@ -52,6 +54,8 @@ from mailer import (
     UnknownMail,
     send_email,
 )
+from mailer.background import BackgroundFunction
+from mailer.logging import QueuedMailHandler
 from mailer.schema import include_name, include_object
 from mailer.signals import (
     Event,
@@ -98,6 +102,13 @@ queue.send_email("ada@example.com", "Welcome", text="Hello", html=None)
 # --- functions of the application -----------------------------------------------------------------
 
 
+def cube(number: int, /) -> int:
+    return number**3
+
+
+assert_type(queue.background(cube), BackgroundFunction[[int], int])
+
+
 @queue.background
 def resize(path: str, width: int = 200) -> str:
     return f"{path} {width}"
@@ -111,6 +122,9 @@ assert_type(resize("ada.png", width=100), AsyncResult[str])
 assert_type(make_report.delay(2026), AsyncResult[None])
 assert_type(resize.run("ada.png"), str)
 resize.apply_async(["ada.png"], {"width": 100}, countdown=60)
+
+app.logger.addHandler(QueuedMailHandler("admin@example.com", subject="Shop failed"))
+QueuedMailHandler([("Ada", "ada@example.com")], app=app, period=timedelta(hours=1), level="ERROR")
 
 
 def recipients() -> Iterator[str]:
@@ -334,7 +348,7 @@ assert_type(create_inbox_app(inbox, smtp_address="127.0.0.1:1025"), Flask)
 # --- errors --------------------------------------------------------------------------------------
 
 errors: list[type[MailerError]] = [
-    *(ConfigurationError, SigningFailed, UnknownMail),
+    *(ConfigurationError, SigningFailed, UnknownMail, InvalidArgument, BrokerUnavailable),
     *(InvalidMail, InvalidAddress, InvalidHeader, InvalidAttachment),
     *(KeyReused, OverLimit, TemplateError, MissingRecipient, MissingSender),
     *(StoreError, StoreUnavailable, CommitLost, KeyInUse, SchemaMismatch, InUseElsewhere),

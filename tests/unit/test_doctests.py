@@ -13,6 +13,7 @@ from flask_sqlalchemy import SQLAlchemy
 from jinja2 import DictLoader
 
 import mailer
+import mailer.logging
 from mailer import Mail, Mailer, Status, background, errors, extension, signals, testing
 from mailer.background import BackgroundFunction, HasBackground
 from mailer.message import addresses, attachments, events, new_id, states, statuses
@@ -23,7 +24,7 @@ from tests.mails import a_message, bring
 from tests.shop import close, store_of
 
 MODULES: list[ModuleType] = [
-    *(mailer, background, errors, extension, signals, foreign, inbox),
+    *(mailer, background, errors, extension, mailer.logging, signals, foreign, inbox),
     *(addresses, attachments, events, states, statuses),
     *(testing, mails, matching, outbox, relay, snapshots),
 ]
@@ -51,6 +52,7 @@ def public_names() -> dict[str, object]:
     found: dict[str, object] = {f"mailer.{name}": getattr(mailer, name) for name in mailer.__all__}
     found |= {f"mailer.signals.{name}": getattr(signals, name) for name in signals.__all__}
     found |= {f"mailer.testing.{name}": getattr(testing, name) for name in testing.__all__}
+    found["mailer.logging.QueuedMailHandler"] = mailer.logging.QueuedMailHandler
     found["mailer.background.BackgroundFunction"] = BackgroundFunction
     for kind in (
         *(Mailer, HasBackground, BackgroundFunction, Mail),
