@@ -222,6 +222,27 @@ def test_the_time_limit_of_a_task(mail: Mail, sink: Sink) -> None:
     assert [delivery.status for delivery in found] == [Status.QUEUED]
 
 
+def test_a_request_that_is_killed(shop: Flask, mail: Mail, sink: Sink) -> None:
+    """The black box of a web process that is killed says that the relay took the message."""
+
+    def kill(app: Flask, message: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not (child := os.fork()):
+        try:
+            with flask_mail.email_dispatched.connected_to(kill):
+                mail.send(message())
+        finally:
+            os._exit(1)  # so that pytest goes on in the parent only
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    shop.extensions["mailer"].outbound.maintenance.settle()
+
+    [found] = mailer.mails(to="ada@example.com")
+    assert [delivery.status for delivery in found] == [Status.SENT]
+    assert len(sink.messages) == 1
+
+
 # --- Celery's eager mode ------------------------------------------------------------------------
 
 
