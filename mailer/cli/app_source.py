@@ -133,18 +133,16 @@ def _import_hint(error: ImportError, name: str, worker: str) -> str:
 
 def _parse(given: str) -> tuple[str, str | None]:
     """Split `create_app("production")` into the name and the arguments. None: no call."""
+    given = given.strip()
     try:
-        expression = ast.parse(given.strip(), mode="eval").body
+        expression = ast.parse(given, mode="eval").body
     except SyntaxError:
         expression = None
     if isinstance(expression, ast.Name):
         return expression.id, None
     if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name):
-        arguments = [
-            *map(ast.unparse, expression.args),
-            *(ast.unparse(keyword) for keyword in expression.keywords),
-        ]
-        return expression.func.id, ", ".join(arguments)
+        name = expression.func.id
+        return name, given.removeprefix(name).strip()[1:-1]
     raise ConfigurationError(
         f"{given!r} is neither a name nor a call: give one such as create_app or"
         ' create_app("production").'

@@ -1,6 +1,7 @@
 """`flask mail init`: the files that it writes, and its answers to a project that it can't use."""
 
 import ast
+import json
 import re
 import stat
 import subprocess
@@ -96,9 +97,9 @@ def refusal(result: Result, folder: Path) -> str:
         (
             {"shop2": FACTORY},
             'shop2.py:create_app("b")',
-            "shop2:create_app('b')",
-            "shop2:create_app('b')",
-            ["from shop2 import create_app", """celery = create_app('b').extensions["celery"]"""],
+            'shop2:create_app("b")',
+            'shop2:create_app("b")',
+            ["from shop2 import create_app", 'celery = create_app("b").extensions["celery"]'],
         ),
         (
             {"wsgi": "from shop3 import create_app\napplication = create_app()", "shop3": FACTORY},
@@ -154,7 +155,8 @@ def test_the_worker_imports_the_app(
     assert worker.splitlines()[-1] == lines[1]
     assert "app" not in names(worker)
     assert services(tmp_path)["web"]["environment"]["FLASK_APP"] == flask_app
-    assert f'CMD ["gunicorn", "{server}", ' in (tmp_path / "Dockerfile").read_text()
+    [command] = re.findall(r"^CMD (.*)$", (tmp_path / "Dockerfile").read_text(), re.MULTILINE)
+    assert json.loads(command)[:2] == ["gunicorn", server]
 
 
 def test_an_app_without_mailer(init: Init, tmp_path: Path) -> None:
@@ -402,6 +404,8 @@ def test_the_stack_delivers_safely(stack: dict[str, Any]) -> None:
             "condition": "service_completed_successfully"
         }
         assert stack[name]["environment"]["MAIL_SERVER"] == "${MAIL_SERVER:-mailpit}"
+        assert "MAIL_PORT" not in stack[name]["environment"]  # a named relay has its own
+    assert stack["mailpit"]["environment"]["MP_SMTP_BIND_ADDR"].endswith(f":{defaults.mail_port}")
     assert stack["worker"]["init"] is True
     assert grace is not None
     assert int(grace[1]) * 60 > defaults.longest_try
