@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,8 +48,7 @@ def build_packages(folder: Path) -> Packages:
         do_without("hatchling")
     with _once(folder) as is_first:
         if is_first:
-            command = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
-            subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=60)
+            _build(PROJECT, folder)
     return Packages.found_in(folder)
 
 
@@ -64,7 +64,9 @@ def install(package: Path, folder: Path, *extras: str, beside: Iterable[str] = (
         if is_first:
             venv.create(folder, symlinks=True, with_pip=False)
             wheel = package if package.suffix == ".whl" else _build_wheel(package, folder)
-            _pip("--python", str(python), "install", "--no-index", "--no-deps", str(wheel))
+            pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "install"]
+            pip += ["--no-index", "--no-deps", "--no-compile", str(wheel)]
+            subprocess.run(pip, check=True, timeout=60)
             site = _site_packages(folder)
             [installed] = [one for one in distributions(path=[str(site)]) if one.name == NAME]
             seen: set[str] = set()
@@ -75,16 +77,18 @@ def install(package: Path, folder: Path, *extras: str, beside: Iterable[str] = (
     return python
 
 
+def _build(source: Path, folder: Path) -> None:
+    """Build sdist and wheel from a folder with pyproject.toml."""
+    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=60)
+
+
 def _build_wheel(sdist: Path, folder: Path) -> Path:
-    # With the builder of this environment: pip would download another one.
-    options = ["--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    _pip("wheel", *options, str(sdist))
-    [wheel] = folder.glob("*.whl")
-    return wheel
-
-
-def _pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True, timeout=60)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    [source] = folder.glob("*/pyproject.toml")
+    _build(source.parent, folder / "built")
+    return Packages.found_in(folder / "built").wheel
 
 
 @contextmanager
