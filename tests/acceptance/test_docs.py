@@ -117,51 +117,64 @@ with create_app().app_context():
 """
 
 
+_SAME = ("Subject", "From", "To")
+
+
 def bodies(mail: EmailMessage) -> dict[str, str]:
     parts = [part for part in mail.walk() if not part.is_multipart()]
     return {part.get_content_type(): str(part.get_content()).strip() for part in parts}
 
 
+def move_over(reader: Reader, sink: Sink, page: list[Block], place: str) -> dict[Any, EmailMessage]:
+    """Write the files of the application before or after the change, and call its functions.
+
+    Return the mails by their recipients.
+    """
+    for name, text in _TEMPLATES.items():
+        file = reader.folder / "shop/templates/mail" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for block in page:
+        if block.name is not None and block.place in (None, place):
+            reader.do(block)
+    if place == "after":
+        [worker] = [block for block in page if "$ celery -A worker" in block.text]
+        reader.do(worker)
+    del sink.messages[:]
+    reader.run(reader.imports + _CALLS)
+    reader.run(_REPORT)
+    report = reader.folder / "shop" / "report.txt"
+    wait_until(lambda: report.exists() and report.read_text() == "Report of 2026", timeout=30)
+    return {one.recipients: one.parsed for one in sink.wait_for(5)}
+
+
 def test_moving_over(make_reader: Callable[..., Reader], sink: Sink) -> None:
     """Before and after, each function of the page sends the same mail."""
+    page = blocks("docs/moving-over.md")
     settings = {
         "FLASK_MAIL_SERVER": sink.host,
         "FLASK_MAIL_PORT": str(sink.port),
         "FLASK_MAIL_DEFAULT_SENDER": "shop@example.com",
     }
-    page = blocks("docs/moving-over.md")
-    mails = {}
-    for place in ("before", "after"):
-        del sink.messages[:]
-        reader = make_reader(place, **settings)
-        for name, text in _TEMPLATES.items():
-            file = reader.folder / "shop/templates/mail" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        here = [block for block in page if block.place in (None, place)]
-        files = [block for block in here if block.name is not None]
-        for block in files:
-            reader.do(block)
-        if place == "after":
-            [worker] = [block for block in here if "celery -A worker" in block.text]
-            reader.do(worker)
-        reader.run(reader.imports + _CALLS)
-        reader.run(reader.imports + _REPORT)
-        report = reader.folder / "shop" / "report.txt"
-        wait_until(lambda: report.exists() and report.read_text() == "Report of 2026", timeout=30)  # noqa: B023 -- it is called here
-        mails[place] = {one.recipients: one.parsed for one in sink.wait_for(5)}
-        assert str(mails[place].pop(("admin@example.com",))["Subject"]).startswith("Shop failed")
+    old, new = (make_reader(place, **settings) for place in ("before", "after"))
+
+    before = move_over(old, sink, page, "before")
+    after = move_over(new, sink, page, "after")
+    [find_places] = [block for block in page if "migrate-code" in block.text]
+    old.do(find_places)
     for block in page:
         if block.language == "console" and "flask --app" in block.text:
-            reader.do(block)
+            new.do(block)
 
-    assert len(mails["before"]) == 4
-    assert mails["after"].keys() == mails["before"].keys()
-    for recipient, before in mails["before"].items():
-        after = mails["after"][recipient]
-        for header in ("Subject", "From", "To"):
-            assert str(after[header]) == str(before[header])
-        assert bodies(after) == bodies(before)
+    for mails in (before, after):
+        error = mails.pop(("admin@example.com",))
+        assert str(error["Subject"]).startswith("Shop failed")
+    assert after.keys() == before.keys()
+    for recipient, one in before.items():
+        other = after[recipient]
+        assert [str(other[name]) for name in _SAME] == [str(one[name]) for name in _SAME]
+        assert bodies(other) == bodies(one)
+    assert "from mailer import Mail" in (old.folder / "shop/__init__.py").read_text()
 
 
 # --- pages of snippets --------------------------------------------------------------------------
