@@ -4,6 +4,8 @@
 >>> receipt = send_email("ada@example.com", "Welcome", "mail/welcome", name="Ada")
 """
 
+import typing
+
 from flask_mail import Message
 
 from mailer.errors import (
@@ -44,7 +46,7 @@ from mailer.message import (
 __version__ = "0.1.0"
 
 #: Queue a mail of the current app, for code that has no `Mailer` at hand.
-send_email = Mailer().send_email
+send_email: typing.Final = Mailer().send_email
 
 __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     # Entry points

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable
+from logging import Logger
 
 from mailer.errors import MailerError
 from mailer.forks import survive_forks
@@ -21,7 +22,7 @@ _REMEDY = "Start one, with the same MAILER_DATABASE_URL as this process."
 # Each unit is used from twice its length on, and rounded down: "90 seconds", "4 minutes".
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def absence(store: Store, now: float) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from logging import Logger
 from pathlib import Path
 
 from mailer.forks import notice_fork, survive_forks
@@ -28,7 +29,7 @@ _LOOK_AGAIN_SECONDS = 10.0
 # A box has the notes of one claim, a few hundred kilobytes at most. Larger files are not read.
 _MAX_SIZE = 64 << 20
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Box:
         self._file = file
         self._warn = warn
         #: The notes of the present claim could be neither continued nor removed.
-        self.is_stale = False
+        self.is_stale: bool = False
 
     def claiming(self, token: str) -> None:
         """Begin the notes of a new claim: everything before is settled."""

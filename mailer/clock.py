@@ -27,7 +27,7 @@ class AppClock(SystemClock):
     """The clock of an app: that of the system, which a test can put forward."""
 
     def __init__(self) -> None:
-        self.ahead = 0.0  #: in seconds
+        self.ahead: float = 0.0  #: in seconds
 
     def time(self) -> float:
         return time.time() + self.ahead

@@ -13,9 +13,14 @@ from mailer.private import create_private_file, make_private_folder
 class SystemDisk:
     """Implement the port `Disk`. Open files are descriptors."""
 
-    make_folder = staticmethod(make_private_folder)
-    write = staticmethod(os.write)
-    close = staticmethod(os.close)
+    def make_folder(self, folder: Path) -> None:
+        make_private_folder(folder)
+
+    def write(self, fd: int, data: bytes) -> int:
+        return os.write(fd, data)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
 
     def list_files(self, folder: Path) -> list[Path]:
         return sorted(folder.iterdir())

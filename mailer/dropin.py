@@ -91,6 +91,7 @@ class QueueConnection(flask_mail.Connection):
     """
 
     mail: Any
+    num_emails: int
 
     def __init__(self, state: QueueState, intake: Intake, options: Options) -> None:
         super().__init__(state)  # type: ignore[arg-type]  # annotated as Mail, used as its state

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from logging import Logger
 from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any
@@ -38,7 +39,7 @@ _ENDINGS = (".txt", ".html")
 #: Endings that are often given to templates instead.
 _OTHER_ENDING = re.compile(r"\.(html?|xhtml|hmtl|htlm|te?xt|j2|jinja2?|tpl)", re.IGNORECASE)
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from logging import Logger
 
 from blinker import NamedSignal, Namespace
 from flask import Flask
@@ -47,11 +48,11 @@ _LOGGED_EVERY = 60.0
 # An idle thread ends after so many seconds, and an exiting process waits so long for it.
 _IDLE_SECONDS, _EXIT_SECONDS = 5.0, 2.0
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 _signals = Namespace()
 
-mail_queued = _signals.signal(
+mail_queued: NamedSignal = _signals.signal(
     "mail-queued",
     """A mail is stored. The signal is sent once for each recipient, in the process that queues.
 
@@ -63,7 +64,7 @@ mail_queued = _signals.signal(
     queued for ada@example.com
     """,
 )
-mail_sent = _signals.signal(
+mail_sent: NamedSignal = _signals.signal(
     "mail-sent",
     """A relay took the delivery, or a person said so. A bounce may still come back.
 
@@ -77,7 +78,7 @@ mail_sent = _signals.signal(
     order 42 is confirmed
     """,
 )
-mail_deferred = _signals.signal(
+mail_deferred: NamedSignal = _signals.signal(
     "mail-deferred",
     """A try failed, and a worker will try again later. `event.reply` says why.
 
@@ -87,7 +88,7 @@ mail_deferred = _signals.signal(
     ...     app.logger.info("Try %d failed: %s", event.attempts, event.reply)
     """,
 )
-mail_failed = _signals.signal(
+mail_failed: NamedSignal = _signals.signal(
     "mail-failed",
     """The delivery is given up: the relay refused it, or the last try is over.
 
@@ -100,7 +101,7 @@ mail_failed = _signals.signal(
     no mail to eve@example.com
     """,
 )
-mail_doubtful = _signals.signal(
+mail_doubtful: NamedSignal = _signals.signal(
     "mail-doubtful",
     """All of the mail was sent, and no reply came: nobody knows whether the relay took it.
 
@@ -110,7 +111,7 @@ mail_doubtful = _signals.signal(
     ...     app.logger.warning("Was it sent? flask mail resolve %s sent", event.mail_id)
     """,
 )
-mail_expired = _signals.signal(
+mail_expired: NamedSignal = _signals.signal(
     "mail-expired",
     """The time `expires_at` is over, and the mail will not be sent.
 
@@ -122,7 +123,7 @@ mail_expired = _signals.signal(
     ...     app.logger.warning("Too late for %s: %s", event.recipient, event.tags)
     """,
 )
-mail_cancelled = _signals.signal(
+mail_cancelled: NamedSignal = _signals.signal(
     "mail-cancelled",
     """A person or a program cancelled the delivery while it was queued.
 

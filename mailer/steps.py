@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from logging import Logger
 from typing import Any, TypeVar
 
 from mailer.errors import MailerError
@@ -13,7 +14,7 @@ _REPEATED_EVERY = 60.0
 
 T = TypeVar("T")
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class Steps:

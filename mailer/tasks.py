@@ -4,6 +4,7 @@ So a task may come late, twice or never, and no mail does. The tasks work in eac
 the `app.extensions["celery"]` of a Flask app with Mailer.
 """
 
+from logging import Logger
 from typing import Any
 
 from celery import Task, shared_task
@@ -15,7 +16,7 @@ from mailer.logs import get_logger
 from mailer.outbound import Outbound
 from mailer.store.workers import SWEEP
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @shared_task(bind=True, name=SEND, ignore_result=True)

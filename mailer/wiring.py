@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from logging import Logger
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from mailer.celery.check import CeleryCheck
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

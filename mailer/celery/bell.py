@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Collection
+from logging import Logger
 from typing import Any
 
 # Celery would import the first two at the first ring, while a request waits.
@@ -34,7 +35,7 @@ _BARE: dict[str, Any] = {"time_limit": None, "soft_time_limit": None}
 # Without a flag that all processes share, a process rings this seldom.
 _OWN_FLAG_SECONDS = 0.02
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class CeleryBell:

@@ -1,5 +1,6 @@
 """Checks that a worker starts with the Celery app that delivers the mail of a Flask app."""
 
+from logging import Logger
 from typing import Any
 
 import click
@@ -8,7 +9,7 @@ from flask import Flask
 
 from mailer.logs import get_logger
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class CeleryCheck:

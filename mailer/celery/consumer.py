@@ -7,6 +7,7 @@ short line in the log.
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from logging import Logger
 from typing import Any
 
 import redis
@@ -42,7 +43,7 @@ _NONSENSE = (
 _OWN = "mailer."
 _EXTRAS = ("eta", "expires", "group", "retries", "shadow", "stamped_headers")
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class PatientWorker(bootsteps.Step):

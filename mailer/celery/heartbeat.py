@@ -7,6 +7,7 @@ import os
 import platform
 import threading
 from importlib.metadata import PackageNotFoundError, version
+from logging import Logger
 from uuid import uuid4
 
 from mailer.attendance import BEAT_SECONDS
@@ -20,7 +21,7 @@ from mailer.store.workers import Worker
 # A worker that stops waits for the thread no longer: it is a daemon, and its row gets old.
 _STOP_SECONDS = 5.0
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class Heartbeat:

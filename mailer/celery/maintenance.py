@@ -6,6 +6,7 @@ worker. It needs no beat, and nobody can forget to start it.
 
 import gc
 import threading
+from logging import Logger
 from typing import Any
 from weakref import WeakSet
 
@@ -28,7 +29,7 @@ _SHORTEST_WAIT_SECONDS = 0.05  # so that mails that get due one by one do not ri
 # now may have been given its time a moment before.
 _SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class MaintenanceThread:
@@ -141,7 +142,7 @@ class MailerStep(bootsteps.StartStopStep):
     forks its processes, and started after that, since no thread survives a fork.
     """
 
-    requires = ("celery.worker.components:Pool",)
+    requires: tuple[str, ...] = ("celery.worker.components:Pool",)
 
     def create(self, worker: Any) -> None:
         threads = [MaintenanceThread(outbound, worker) for outbound in installed(worker.app)]

@@ -26,7 +26,7 @@ class _MailGroup(AppGroup):
             raise click.ClickException(str(error)) from error
 
 
-mail_group = _MailGroup("mail", help="The email queue.")
+mail_group: AppGroup = _MailGroup("mail", help="The email queue.")
 
 
 def state() -> Any:

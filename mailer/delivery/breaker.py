@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from logging import Logger
 
 from mailer.delivery.services import Services
 from mailer.logs import get_logger
@@ -10,7 +11,7 @@ from mailer.message import Outcome, Pause
 from mailer.policy import rest
 from mailer.smtp import Relay
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class Breaker:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging import Logger
 
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.clearing import HeadOfQueue
@@ -27,7 +28,7 @@ from mailer.smtp import Relay
 _LATE_PARTS = 2
 _NONE: Mapping[str, Pause] = {}
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Dispatcher:
         self._head = HeadOfQueue(services, self._router)
         self._budget = ByteBudget(services.settings.max_bytes_in_flight, services.clock)
         self._pace = Pace()
-        self.flags = WorkerFlags()
+        self.flags: WorkerFlags = WorkerFlags()
 
     def deliver(
         self,

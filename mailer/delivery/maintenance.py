@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from logging import Logger
 
 from mailer.delivery.dispatcher import Dispatcher
 from mailer.delivery.services import Services
@@ -21,7 +22,7 @@ _ALONE_SECONDS = 1.0
 # It avoids a relay that has kept somebody waiting for so long, for so many seconds.
 _STALLED_SECONDS, _AVOIDED_SECONDS = 5.0, 10.0
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class Maintenance:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from logging import Logger
 from operator import attrgetter
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -24,7 +25,7 @@ _LARGE = 100_000
 _ERASED = "what it said is erased, or can't be read"
 _NOT_ALLOWED = "its recipient is not among MAILER_ALLOWED_RECIPIENTS: nothing was sent"
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(slots=True)

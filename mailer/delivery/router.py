@@ -55,8 +55,8 @@ class Router:
         self._store = services.store
         self._clock = services.clock
         self._longest_rest = services.settings.relay_rest_longest
-        self.breaker = Breaker(services)
-        self.states = {state.name: state for state in states}
+        self.breaker: Breaker = Breaker(services)
+        self.states: dict[str, RelayState] = {state.name: state for state in states}
         self._needs_senders = routes_by_sender(state.settings for state in states)
 
     def look(self, context: ThreadContext) -> Availability:

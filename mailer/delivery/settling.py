@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from logging import Logger
 
 from mailer.blackbox import Remains
 from mailer.delivery.results import result_of
@@ -15,7 +16,7 @@ _ON_THE_WIRE = Outcome(
 )
 _POISON = Outcome(Verdict.DEFERRED, "the worker died while it composed this mail", Phase.CONNECT)
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def settle(services: Services, remains: Remains) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from logging import Logger
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -23,7 +24,7 @@ _WRITE_AGAIN_AFTER = (0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 20.0)
 # A mail that found no room beside those of other threads is due again after so many seconds.
 _NO_ROOM_SECONDS = 0.5
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,10 @@ class Share:
         self._book = WindowBook(deliveries)
         self._preparer = Preparer(services, context, self._set_aside)
         token = self._book.token
-        self.limits = DomainLimits(
+        self.limits: DomainLimits = DomainLimits(
             services, context, relay=state.name, pace=state.pace, token=token
         )
-        self.report = ShareReport()
+        self.report: ShareReport = ShareReport()
         self._window_began_at = services.clock.monotonic()
         # Settings derive these from all relays, which would take long for each mail.
         self._longest_delivery = services.settings.longest_delivery

@@ -16,12 +16,12 @@ class WindowBook:
     """
 
     def __init__(self, deliveries: Sequence[Delivery]) -> None:
-        self.token = deliveries[0].token
-        self.waiting = deque(deliveries)
+        self.token: str = deliveries[0].token
+        self.waiting: deque[Delivery] = deque(deliveries)
         self.ready: list[PreparedMail] = []  #: to be marked next
         #: From here on, a death of this process means doubt.
-        self.marked = deque[PreparedMail]()
-        self.in_flight = deque[PreparedMail]()  #: taken by the connection, the oldest first
+        self.marked: deque[PreparedMail] = deque()
+        self.in_flight: deque[PreparedMail] = deque()  #: taken by the connection, the oldest first
         self.results: list[Result] = []  #: of finished deliveries, to be recorded
         self.expired: dict[int, None] = {}  #: to be released: the sweep expires them
         self._postponed: dict[int, float] = {}  # due times of deliveries that can't go now

@@ -6,6 +6,7 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from logging import Logger
 
 import flask_mail
 from sqlalchemy import Connection
@@ -59,7 +60,7 @@ from mailer.store import AfterCommit, CallersConnection, Store, connection_of
 
 Addresses = AddressLike | Iterable[AddressLike] | None
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ class Intake:
         self._fingerprints = Fingerprints(settings.secret_keys)
         #: As in Flask-Mail, an application may change these two while it runs.
         self.default_sender: AddressLike | None = settings.mail_default_sender
-        self.ascii_attachments = settings.mail_ascii_attachments
+        self.ascii_attachments: bool = settings.mail_ascii_attachments
 
     def send_email(
         self,

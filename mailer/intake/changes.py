@@ -4,6 +4,7 @@ The mail is as the message was at the call. Code that was written for Flask-Mail
 afterwards, up to the commit of its transaction for example, and would notice nothing.
 """
 
+from logging import Logger
 from typing import Any
 
 import flask_mail
@@ -16,7 +17,7 @@ _QUEUED = "_mailer_queued"
 #: Flask-Mail writes these while it sends.
 _NOT_COMPARED = frozenset({"date", "msgId"})
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def note_queued(message: flask_mail.Message) -> None:

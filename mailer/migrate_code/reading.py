@@ -18,8 +18,8 @@ class File:
     def __init__(self, text: str) -> None:
         wrapper = MetadataWrapper(cst.parse_module(text))
         self.text = text
-        self.module = wrapper.module
-        self.nodes = list(walk(self.module))
+        self.module: cst.Module = wrapper.module
+        self.nodes: list[cst.CSTNode] = list(walk(self.module))
         self._parents = {child: node for node in self.nodes for child in children(node)}
         self._positions = wrapper.resolve(PositionProvider)
 

@@ -22,7 +22,7 @@ class Composed:
     def __init__(self, message: Message, keys: tuple[SigningKey, ...]) -> None:
         # RFC 6376, 5.3: a signed body must never be encoded again.
         head, chunks = _serialise(message, keys, eightbit=not keys)
-        self.needs_smtputf8 = not (head.isascii() and message.bounce_address.isascii())
+        self.needs_smtputf8: bool = not (head.isascii() and message.bounce_address.isascii())
         self._eight = Form(head, chunks)
         # A mail whose head alone is 8-bit has a single form.
         is_seven = not self._eight.is_8bit or all(chunk.isascii() for chunk in chunks)
@@ -49,11 +49,11 @@ class Form:
 
     def __init__(self, head: bytes, chunks: Iterable[bytes]) -> None:
         mail = b"".join([head, *chunks, _END])
-        self.size = len(mail) - len(_END)  #: as RFC 1870 counts, without the additions of DATA
-        self.is_8bit = not mail.isascii()
+        self.size: int = len(mail) - len(_END)  #: as RFC 1870 counts, without the additions of DATA
+        self.is_8bit: bool = not mail.isascii()
         if mail.find(b"\r\n.", 0, -1 - len(b"\r\n")) >= 0:  # before the last line
             mail = mail[: -len(_END)].replace(b"\r\n.", b"\r\n..") + _END
-        self.wire = mail
+        self.wire: bytes = mail
 
     def as_bytes(self) -> bytes:
         return self.wire[:-3].replace(b"\r\n..", b"\r\n.")

@@ -20,8 +20,8 @@ class WireMessage(flask_mail.Message):
 
     def __init__(self, message: Message, recipient: str, composed: Composed) -> None:
         self.recipient = recipient
-        self.mail_options = list(message.mail_options)
-        self.rcpt_options = list(message.rcpt_options)
+        self.mail_options: list[str] = list(message.mail_options)
+        self.rcpt_options: list[str] = list(message.rcpt_options)
         self._mail = message
         self._composed = composed
 

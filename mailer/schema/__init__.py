@@ -56,7 +56,7 @@ __all__ = [
 #: The newest migration in migrations/versions.
 REVISION = "0006"
 
-metadata = MetaData()
+metadata: MetaData = MetaData()
 _Time = Float(53)
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys
 
@@ -65,14 +65,14 @@ def _one_of(column: str, values: Any) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
-version = Table(
+version: Table = Table(
     "mailer_version",
     MetaData(),
     Column("version_num", Text, primary_key=True),
     Column("readable_from", Text),  # the oldest revision whose code can work with these tables
 )
 
-message = Table(
+message: Table = Table(
     "mailer_message",
     metadata,
     Column("id", Text, primary_key=True),
@@ -101,7 +101,7 @@ message = Table(
 )
 
 #: The bytes of attachments, stored once however many mails carry them.
-blob = Table(
+blob: Table = Table(
     "mailer_blob",
     metadata,
     Column("sha256", Text, primary_key=True),
@@ -109,7 +109,7 @@ blob = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-attachment = Table(
+attachment: Table = Table(
     "mailer_attachment",
     metadata,
     Column("mail_id", ForeignKey(message.c.id, ondelete="CASCADE"), primary_key=True),
@@ -122,7 +122,7 @@ attachment = Table(
     Column("headers", JSON, nullable=False),
 )
 
-delivery = Table(
+delivery: Table = Table(
     "mailer_delivery",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
@@ -164,7 +164,7 @@ delivery = Table(
 
 
 #: Failed tries: a mail that is sent at once has no row here.
-attempt = Table(
+attempt: Table = Table(
     "mailer_attempt",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
@@ -179,7 +179,7 @@ attempt = Table(
 )
 
 #: The periodic tasks of the installation: the process that moves `due_at` runs the task.
-chore = Table(
+chore: Table = Table(
     "mailer_chore",
     metadata,
     Column("name", Text, primary_key=True),
@@ -188,7 +188,7 @@ chore = Table(
 
 
 #: The pauses of relays, of lanes and of everything.
-pause = Table(
+pause: Table = Table(
     "mailer_pause",
     metadata,
     Column("scope", Text, primary_key=True),
@@ -200,7 +200,7 @@ pause = Table(
 )
 
 #: The machine that uses the SQLite file, and when it was last seen. Empty in PostgreSQL.
-home = Table(
+home: Table = Table(
     "mailer_home",
     metadata,
     Column("id", SmallInteger, primary_key=True, autoincrement=False),
@@ -211,7 +211,7 @@ home = Table(
 )
 
 #: A row for each worker, renewed every few seconds. Those who queue mail look for them.
-worker = Table(
+worker: Table = Table(
     "mailer_worker",
     metadata,
     Column("id", Text, primary_key=True),

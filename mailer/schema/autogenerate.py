@@ -4,6 +4,7 @@ Alembic finds it by its entry point if Mailer is installed. `register_if_needed`
 """
 
 import sys
+from logging import Logger
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from mailer.schema.foreign import is_ours
 #: Alembic uses all plugins with this prefix, unless an application configures others.
 NAME = "alembic.autogenerate.mailer"
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def setup(plugin: Any) -> None:

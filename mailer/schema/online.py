@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from logging import Logger
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
@@ -26,7 +27,7 @@ WHERE pid <> pg_backend_pid() AND pid IN (
 ORDER BY xact_start LIMIT 3
 """
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def change_online(engine: Engine, change: Callable[[Connection], None]) -> None:

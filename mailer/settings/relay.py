@@ -4,7 +4,7 @@ import ipaddress
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -42,7 +42,9 @@ def key(alias: str, description: str, default: Any = PydanticUndefined, **bounds
 class RelaySettings(BaseModel):
     """The settings of a relay: the keys of the app, or an entry of `MAILER_RELAYS`."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     mail_server: str = key(
         "MAIL_SERVER",
@@ -334,7 +336,7 @@ class RelaySettings(BaseModel):
 class ListedRelay(RelaySettings):
     """An entry of MAILER_RELAYS. Its defaults are the `MAILER_*` keys of the app."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod

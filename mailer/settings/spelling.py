@@ -8,6 +8,7 @@ contains the variables of other programs, only near misses are warnings.
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from logging import Logger
 from typing import Any
 
 from mailer.errors import ConfigurationError
@@ -25,7 +26,7 @@ _LONG = 11
 #: The similarity (0 to 1) from which a warning suggests a key.
 _LOOSE = 0.65
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def near(word: str, known: Iterable[str]) -> list[str]:

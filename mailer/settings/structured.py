@@ -29,4 +29,4 @@ def parse_json(value: Any) -> Any:
     raise PydanticCustomError(NOT_JSON, "not JSON (line {line}, column {column})", place)
 
 
-FromJson = BeforeValidator(parse_json)
+FromJson: BeforeValidator = BeforeValidator(parse_json)

@@ -27,7 +27,7 @@ class Relay:
     """A relay and its warm connections in this process. Threads share it."""
 
     def __init__(self, settings: RelaySettings, app: Flask, mail: flask_mail._Mail) -> None:
-        self.name = settings.name
+        self.name: str = settings.name
         self.settings = settings
         self._app = app
         self._mail = mail

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from logging import Logger
 from math import inf
 from typing import Self
 
@@ -26,13 +27,14 @@ _LAST = (Verdict.UNREACHED, Verdict.DOUBTFUL)
 _UNCARRIED = (Phase.CONNECT, Phase.MAIL)
 _PLACES = {phase: place for place, phase in enumerate(Phase)}
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class RelayConnection(flask_mail.Connection):
     """A connection, opened on demand and again after the relay closed it. Not thread-safe."""
 
     host: Session | None
+    num_emails: int
 
     def __init__(
         self,

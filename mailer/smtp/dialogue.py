@@ -45,12 +45,12 @@ class Dialogue:
 
     def __init__(self, session: Session, settings: RelaySettings, at_once: int = AT_ONCE) -> None:
         self.session = session
-        self.offers = Offers.of(session)
-        self.awaits_body = False  #: the relay has replied 354
+        self.offers: Offers = Offers.of(session)
+        self.awaits_body: bool = False  #: the relay has replied 354
         self._needs_reset = False
         self._settings = settings
         #: Commands to send at once; each other one waits for the previous reply.
-        self.at_once = at_once
+        self.at_once: int = at_once
         self._unsent = _NOTHING  # commands of the present envelope
 
     # --- the envelope ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The learnt limit of mails that a relay accepts on a connection. Threads share it."""
 
 import threading
+from logging import Logger
 from math import inf
 
 from mailer.logs import get_logger
@@ -19,7 +20,7 @@ _MAX_CARRIED_WITH_TEXT = 8
 # The phases before the mail itself, after which it may begin again.
 _BEFORE_THE_MAIL = (Phase.MAIL, Phase.RCPT, Phase.DATA)
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class ConnectionLimit:

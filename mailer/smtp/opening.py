@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 import time
+from logging import Logger
 from math import inf
 
 from mailer.logs import get_logger
@@ -20,7 +21,7 @@ from mailer.smtp.session import Session, Step
 from mailer.smtp.sockets import Misconfigured, connect, connect_unix
 from mailer.smtp.tls import make_context
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class SessionOpener:

@@ -38,20 +38,22 @@ class Session(smtplib.SMTP):
 
     sock: socket.socket | None
     #: The time-out of optional commands: a slow relay only loses its warm connection.
-    courtesy_seconds = 2.0
+    courtesy_seconds: float = 2.0
+    does_esmtp: bool
+    esmtp_features: dict[str, str]
 
     def __init__(self, name: str, *, command_timeout: float, is_lmtp: bool) -> None:
         super().__init__(local_hostname=own_name(self.courtesy_seconds))
         self.is_lmtp = is_lmtp
         self.ehlo_msg = "lhlo" if is_lmtp else "ehlo"
         self._host = name  # the name in the certificate of the relay
-        self.step = Step.CONNECT
+        self.step: Step = Step.CONNECT
         self._command_timeout = command_timeout
         self._arrived = b""
         self._read = 0  # position in `_arrived`
         self._timeout: float | None = None  # of the socket
         self.expires = inf  #: the deadline of the login sequence
-        self.sent = 0  #: bytes of the last `send_bytes` that the kernel has accepted
+        self.sent: int = 0  #: bytes of the last `send_bytes` that the kernel has accepted
         self.logs_in = False  #: commands and replies may contain a password: MAIL_DEBUG hides them
 
     # --- bytes -----------------------------------------------------------------------------------

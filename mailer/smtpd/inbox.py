@@ -50,7 +50,7 @@ class Inbox:
     """A directory of received mails. One process writes; any number read at the same time."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = Path(directory)
+        self.directory: Path = Path(directory)
 
     def add(self, envelope_from: str, recipients: Iterable[str], raw: bytes) -> str:
         """Write a mail and return its id. A reader sees the whole mail or none of it."""

@@ -32,7 +32,7 @@ from mailer.smtpd.faults import (
     Stage,
 )
 
-log = logging.getLogger("mailer.inbox")
+log: logging.Logger = logging.getLogger("mailer.inbox")
 
 #: (envelope sender, recipients, bytes of the mail) -> the id for the reply; called in the server's
 #: thread. `Inbox.add` is one.
@@ -60,8 +60,8 @@ class InboxServer:
     ) -> None:
         self.accept = accept
         self.host = host
-        self.port = port
-        self.faults = Faults(faults)
+        self.port: int = port
+        self.faults: Faults = Faults(faults)
         self.tls = tls
         self.implicit_tls = implicit_tls
         self.credentials = credentials

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from logging import Logger
 from typing import Any
 from weakref import WeakSet
 
@@ -29,7 +30,7 @@ _SAVEPOINT = re.compile(
     re.IGNORECASE,
 )
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(slots=True)

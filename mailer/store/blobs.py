@@ -11,6 +11,7 @@ A sensitive mail always has a copy of its own, which is deleted with it.
 """
 
 from collections.abc import Callable, Mapping
+from logging import Logger
 
 from mailer.errors import StoreUnavailable
 from mailer.logs import get_logger
@@ -54,7 +55,7 @@ _IS_FRESH = 1800.0
 #: A function that does some work in a short transaction of our own.
 InOwnTransaction = Callable[[Callable[[Transaction], None]], None]
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def insert_attachments(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
+from logging import Logger
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet, finalize
@@ -39,20 +40,20 @@ T = TypeVar("T")
 # The sqlstates of a serialization failure and of a deadlock.
 _UNDONE_FOR_OTHERS = frozenset({"40001", "40P01"})
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 class Database:
     """A database, safe to share between threads and to carry over a fork."""
 
     def __init__(self, url: str, *, pgbouncer: bool = False) -> None:
-        self.engine = make_engine(make_url(url), pgbouncer=pgbouncer)
+        self.engine: Engine = make_engine(make_url(url), pgbouncer=pgbouncer)
         self._sqlite = self.engine.dialect.name == "sqlite"
         self._render = cache(partial(render_sql, sqlite=self._sqlite))
         self._transactions = Transactions(self.engine, self._render, limits_each=pgbouncer)
         self._checked = False
         self._file = file_of(self.engine.url)
-        self.is_in_memory = self._sqlite and self._file is None
+        self.is_in_memory: bool = self._sqlite and self._file is None
         self._turn = self._new_turn()
         self._joint = threading.local()
         self._known_callers: WeakSet[Engine] = WeakSet()  # engines that lead to the same tables

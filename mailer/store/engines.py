@@ -37,7 +37,7 @@ class Turn:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         #: The deadline of the turn that the same thread has in another database.
         self._outer: float | None = None
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from logging import Logger
 from pathlib import Path
 
 from mailer.logs import get_logger
@@ -18,7 +19,7 @@ SELECT
 """
 _MOST = 10_000
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def warn_of_leftover(file: Path, used: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
+from logging import Logger
 
 from mailer.logs import get_logger
 from mailer.message import Message
@@ -25,7 +26,7 @@ WHERE mail_id {mails}
 ORDER BY mail_id, position
 """
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 def find(transaction: Transaction, mail_ids: Collection[str]) -> list[tuple[Row, list[Row]]]:

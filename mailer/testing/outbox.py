@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Self, Unpack, overload
+from typing import ClassVar, Self, Unpack, overload
 
 from flask import Flask
 
@@ -121,7 +121,7 @@ class Outbox(Sequence[RecordedMail]):
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # the list changes
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # the list changes
 
     def __repr__(self) -> str:
         return repr(self._sent)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from logging import Logger
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import redis
@@ -38,7 +39,7 @@ _MANY_STATES = 1000
 
 T = TypeVar("T")
 
-log = get_logger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Throttle:
 
     def __init__(self, settings: Settings, redis_url: str | None, clock: Clock) -> None:
         self._relays, self._domains = _configured(settings)
-        self.limits_anything = bool(self._relays or self._domains)
+        self.limits_anything: bool = bool(self._relays or self._domains)
         self.clock = clock
         self._shared: Shared | None = None
         if redis_url and self.limits_anything:

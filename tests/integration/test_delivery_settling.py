@@ -290,7 +290,7 @@ class ReadOnlyDisk(SystemDisk):
         if self.is_read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    def write(self, file: int, data: bytes) -> int:  # type: ignore[override]
+    def write(self, file: int, data: bytes) -> int:
         self._check()
         return os.write(file, data)
 
