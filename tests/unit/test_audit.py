@@ -43,7 +43,10 @@ def test_each_lock_is_audited() -> None:
         "dev.txt",
         "fuzz.txt",
         "local.txt",
+        "package.txt",
         "peers.txt",
+        "pyright.txt",
+        "release.txt",
     }
     for lock in LOCKS:
         assert pinned(lock)
