@@ -1,8 +1,10 @@
 """The blocks of the documentation's pages are run as they are printed."""
 
 import ast
+import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -31,6 +33,7 @@ from tests.services.pages import Block, Reader, blocks, commands
 from tests.services.requirement import find_program, require
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
+from tests.services.worker import PROJECT
 from tests.shop import close, create_shop, rows, store_of
 
 #: The pages that a reader follows from the first block to the last, in an empty folder.
@@ -81,6 +84,15 @@ def test_the_settings_for_a_celery_app() -> None:
         "worker_consumer",
     )
     assert {name: given[name] for name in alike} == {name: own[name] for name in alike}
+
+
+def test_the_extras() -> None:
+    """The page about the installation names each extra."""
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| (`.*?) \|", (PROJECT / "docs/install.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+    assert sorted(named) == sorted(extras["optional-dependencies"])
 
 
 # --- moving over --------------------------------------------------------------------------------

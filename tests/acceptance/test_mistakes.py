@@ -116,12 +116,14 @@ def make_shop(config: dict[str, str]) -> Iterator[Callable[..., Flask]]:
         store_of(app).engine.dispose()
 
 
-def celery_command(folder: Path, config: dict[str, str], **files: str) -> str:
+def celery_command(
+    folder: Path, config: dict[str, str], options: tuple[str, ...] = (), **files: str
+) -> str:
     """Return all that `celery -A worker worker` prints, with these files beside it."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     ran = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "worker", "worker"],
+        [sys.executable, "-m", "celery", "-A", "worker", "worker", *options],
         cwd=folder,
         env={**os.environ, **config, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
@@ -230,6 +232,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
         "google.auth",
         "python_socks",
         "aiosmtpd",
+        "libcst",
     }
     find_spec = importlib.util.find_spec
 
@@ -238,7 +241,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in ("settings.database", "settings.oauth", "settings.proxy", "mime.signer"):
         monkeypatch.setattr(f"mailer.{module}.find_spec", find)
-    for module in ("web.serving", "testing.relay"):
+    for module in ("web.serving", "testing.relay", "cli.migrate_code"):
         monkeypatch.setattr(f"mailer.{module}.find_spec", find)
 
 
@@ -290,6 +293,20 @@ def test_no_oauth(config: dict[str, str], told: Callable[[object], None]) -> Non
 def test_no_socks(config: dict[str, str], told: Callable[[object], None]) -> None:
     """The same."""
     told(check_extra(config, "a proxy"))
+
+
+@pytest.mark.usefixtures("without_extras")
+@mistake("An extra is missing: `flask mail migrate-code`")
+def test_no_libcst(make_shop: Callable[..., Flask], told: Callable[[object], None]) -> None:
+    """The command is refused."""
+    told(make_shop().test_cli_runner().invoke(args=["mail", "migrate-code"]).output)
+
+
+@mistake("An extra is missing: gevent")
+def test_no_gevent(config: dict[str, str], told: Callable[[object], None], tmp_path: Path) -> None:
+    """Celery names the package before it loads any app."""
+    missing = "raise ModuleNotFoundError(\"No module named 'gevent'\")\n"
+    told(celery_command(tmp_path, config, ("--pool", "gevent"), gevent=missing))
 
 
 @pytest.mark.usefixtures("without_extras")
