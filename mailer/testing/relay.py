@@ -50,7 +50,7 @@ class FakeRelay:
         ConfigurationError: aiosmtpd is not installed: `pip install 'flask-mailer-queue[testing]'`.
     """
 
-    def __init__(self, app: Flask | None = None, *, timeout: float = 1.0) -> None:
+    def __init__(self, app: Flask | None = None, *, timeout: float = 2.0) -> None:
         if find_spec("aiosmtpd") is None:
             raise ConfigurationError(
                 "FakeRelay needs aiosmtpd, which is not installed. Install it with: pip install"

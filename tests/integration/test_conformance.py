@@ -24,6 +24,7 @@ from mailer.testing import FakeRelay, Outbox
 from tests.services.broker import RedisServer
 from tests.services.databases import Databases
 from tests.services.mail_servers import MailServer, running_postfix
+from tests.services.relay import LONG
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import Fleet
@@ -33,6 +34,8 @@ HOUR = timedelta(hours=1)
 NO_BROKER = "redis://127.0.0.1:1/0"
 #: A deferred mail is due again at once, for a worker, whose clock nobody puts forward.
 SOON = {"MAILER_RETRY_FIRST": "0.01", "MAILER_RETRY_JITTER": "0"}
+#: Seconds after which a test fails that waits for a delivery.
+PATIENCE = 30.0
 
 _numbers = count(1)
 
@@ -67,7 +70,7 @@ class World:
         """Return how many mails to a recipient the relay has accepted."""
         if isinstance(self.relay, MailServer):
             relay = self.relay
-            wait_until(lambda: recipient in relay.recipients())
+            wait_until(lambda: recipient in relay.recipients(), PATIENCE)
             return relay.recipients().count(recipient)
         mails = self.relay.messages if isinstance(self.relay, Sink) else self.relay.mails
         return sum(recipient in mail.recipients for mail in mails)
@@ -114,7 +117,7 @@ def kit(stack: ExitStack, url: str, request: pytest.FixtureRequest) -> World:
     """The test kit: `drain()` and a fake relay."""
     app = make_app(stack, url, TESTING=True)
     outbox = stack.enter_context(Outbox(app))
-    relay = stack.enter_context(FakeRelay(app))
+    relay = stack.enter_context(FakeRelay(app, timeout=LONG))
     return World(app, engine_for(stack, url), relay, lambda _receipts: outbox.drain(after=HOUR))
 
 
@@ -126,7 +129,7 @@ def inline(stack: ExitStack, url: str, request: pytest.FixtureRequest) -> World:
     task = app.extensions["celery"].tasks["mailer.send_email"]
 
     def try_again(receipts: Sequence[Receipt]) -> None:
-        wait_until(lambda: task.delay() and are_tried(receipts))
+        wait_until(lambda: task.delay() and are_tried(receipts), PATIENCE)
 
     return World(app, engine_for(stack, url), sink, try_again)
 
@@ -142,7 +145,10 @@ def celery(stack: ExitStack, url: str, request: pytest.FixtureRequest) -> World:
     stack.callback(fleet.end)
     fleet.start(1, pool="threads")
     return World(
-        app, engine_for(stack, url), sink, lambda receipts: wait_until(lambda: are_tried(receipts))
+        app,
+        engine_for(stack, url),
+        sink,
+        lambda receipts: wait_until(lambda: are_tried(receipts), PATIENCE),
     )
 
 
