@@ -47,10 +47,12 @@ class BackgroundFunction(Generic[P, R]):
         _check(function)
         functools.update_wrapper(self, function)
         self.run = function
-        self.name = name or _name_of(function)
+        self.name: str = name or _name_of(function)
         options = options or {}
         #: Options of the Celery task, and those of each call.
-        self.options = {key: value for key, value in options.items() if key not in _OF_A_CALL}
+        self.options: dict[str, Any] = {
+            key: value for key, value in options.items() if key not in _OF_A_CALL
+        }
         self._call_options = {key: value for key, value in options.items() if key in _OF_A_CALL}
         self._find_state = find_state
         self._signature = inspect.signature(function)

@@ -174,6 +174,11 @@ class QueuedMailHandler(logging.Handler):
         with self._busy():  # the process ends, and no thread can start
             self._queue_all()
 
+    def count_waiting(self) -> int:
+        """Return the number of mails that are due, or will be at the end of a period."""
+        with self._changed:
+            return self._pending.count_waiting()
+
     def close(self) -> None:
         """Queue all mails. Python calls this at the end of a process."""
         self.flush()
@@ -306,6 +311,8 @@ def flush_handlers(**_signal: Any) -> None:
     """Queue the last mails, before the process ends."""
     for handler in list(_handlers):
         handler.flush()
+        if waiting := handler.count_waiting():
+            log.error("Error mails are lost with this process: mails=%d", waiting)
 
 
 # A process of a prefork pool ends without `atexit`.

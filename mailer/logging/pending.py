@@ -22,6 +22,10 @@ class _Error:
     is_mailed: bool = False
     repeats: int = 0
 
+    @property
+    def is_told(self) -> bool:
+        return self.is_mailed and not self.repeats
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorMail:
@@ -88,10 +92,14 @@ class Pending:
         error.repeats -= mail.repeats
         self._lost -= mail.lost
 
+    def count_waiting(self) -> int:
+        """Return the number of errors of which not all is told."""
+        return sum(not error.is_told for error in self._errors.values())
+
     def forget_settled(self) -> None:
         """Forget the errors of which all is told."""
         for kind, error in list(self._errors.items()):
-            if error.is_mailed and not error.repeats:
+            if error.is_told:
                 del self._errors[kind]
 
     def next_at(self) -> float:

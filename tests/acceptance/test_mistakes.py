@@ -19,6 +19,7 @@ from sqlalchemy import Column, Integer, String
 
 from mailer import (
     ConfigurationError,
+    InvalidArgument,
     InvalidMail,
     Mail,
     Mailer,
@@ -546,6 +547,41 @@ def test_a_user_as_recipient(
             told(error.value)
         db.session.close()
         db.engine.dispose()
+
+
+@mistake("An object of the database as argument of a `@mailer.background` function")
+def test_an_object_for_a_worker(
+    make_shop: Callable[..., Flask], told: Callable[[object], None]
+) -> None:
+    """The call is refused, with the attribute to pass."""
+    app = make_shop(SQLALCHEMY_DATABASE_URI="sqlite://")
+    db = SQLAlchemy(app)
+
+    class User(db.Model):  # type: ignore[name-defined,misc]
+        id = Column(Integer, primary_key=True)
+
+    @Mailer().background
+    def greet(user: object) -> None:
+        raise AssertionError(user)
+
+    with app.app_context(), pytest.raises(InvalidArgument) as error:
+        greet(User(id=1))
+    told(error.value)
+
+
+@mistake("The app as argument of a `@mailer.background` function")
+def test_the_app_for_a_worker(
+    make_shop: Callable[..., Flask], told: Callable[[object], None]
+) -> None:
+    """The call is refused."""
+
+    @Mailer().background
+    def greet(app: object) -> None:
+        raise AssertionError(app)
+
+    with make_shop().app_context(), pytest.raises(InvalidArgument) as error:
+        greet(current_app)
+    told(error.value)
 
 
 @mistake("A call outside an app context")

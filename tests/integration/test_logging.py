@@ -14,7 +14,7 @@ from celery import signals
 from flask import Flask, abort
 
 from mailer import ConfigurationError, InvalidAddress, InvalidMail, Mail, Mailer
-from mailer.logging import QueuedMailHandler
+from mailer.logging import QueuedMailHandler, flush_handlers
 from mailer.message import Message
 from tests.services.databases import Databases, sqlite_only
 from tests.services.waiting import wait_until
@@ -344,6 +344,8 @@ def test_a_database_that_is_down(
         for _ in range(5):
             logger.error("No parcels")
         wait_until(lambda: "Error mail waits for the database" in caplog.text, timeout=60)
+        flush_handlers()
+    assert "Error mails are lost with this process: mails=1" in caplog.text
     away.rename(folder)
 
     wait_until(lambda: subjects(app), timeout=60)
@@ -379,6 +381,7 @@ def test_a_handler_that_is_closed(open_shop: OpenShop, add_handler: AddHandler) 
     handler.close()
 
     assert len(subjects(app)) == 2
+    assert handler.count_waiting() == 0
     wait_until(lambda: handler._thread is None)
 
 
