@@ -43,7 +43,7 @@ _TASK_LOGGER = "celery.app.trace"
 # The only thread of Mailer in a web process that calls functions of the application.
 _THREAD_OF_RECEIVERS = "mailer-signals"
 
-log = get_logger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 
 class QueuedMailHandler(logging.Handler):

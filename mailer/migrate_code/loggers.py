@@ -6,9 +6,9 @@ from mailer.migrate_code.findings import Edits, Finding
 from mailer.migrate_code.reading import File, last_name, string
 
 _HANDLER = (
-    "SMTPHandler makes the request wait for the relay, and mails every repeat. Use"
-    " QueuedMailHandler (from mailer.logging import QueuedMailHandler): it queues, and the relay is"
-    " that of the MAIL_* settings."
+    "SMTPHandler makes the request wait for the relay, and mails every repeat. Write"
+    " QueuedMailHandler(addresses, subject) in its place (from mailer.logging import"
+    " QueuedMailHandler): it queues, and the relay is that of the MAIL_* settings."
 )
 
 

@@ -31,7 +31,7 @@ _DIRECT = (
 _CALLED = "{name}() only builds and sends a mail: mail.send() queues it, so it needs no thread."
 _STAYS = (
     "{name}() does more than send a mail, so it may stay in its thread. Its mail.send() queues. If"
-    " the rest is quick, call it directly."
+    " the rest is quick, call it directly; if not, a worker can run it: see @mailer.background."
 )
 _KEPT = "This thread is used again below. Write `{direct}` in its place, and remove those uses."
 _RESULT = "The result of {verb}() is used. Write `{direct}` in its place: it returns at once."

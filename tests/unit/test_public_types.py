@@ -1,4 +1,4 @@
-"""`tests/typing/api.py`, which mypy and pyright check, has every public call."""
+"""The files of `tests/typing`, which mypy and pyright check, have every public call."""
 
 import ast
 import inspect
@@ -10,22 +10,26 @@ import flask_mail
 import pytest
 
 import mailer
+import mailer.logging
+import mailer.testing
 from mailer import Mail, Mailer, signals
 from mailer.message import Attempt
 from mailer.schema import foreign
 from mailer.web import inbox
 
-API = Path(__file__).parents[1] / "typing" / "api.py"
-TREE = ast.parse(API.read_text(encoding="utf-8"))
+FILES = sorted((Path(__file__).parents[1] / "typing").glob("*.py"))
+TREES = [ast.parse(file.read_text(encoding="utf-8")) for file in FILES]
 
 #: The public names that an application imports.
 NAMES = {
     *mailer.__all__,
     *signals.__all__,
+    *mailer.logging.__all__,
+    *mailer.testing.__all__,
     *(foreign.include_object.__name__, foreign.include_name.__name__),
     *(inbox.make_inbox_blueprint.__name__, inbox.create_inbox_app.__name__),
 }
-#: The variables of the file that are objects of public classes with attributes.
+#: The variables of the files that are objects of public classes with attributes.
 OBJECTS = {
     "address": mailer.Address,
     "attachment": mailer.Attachment,
@@ -42,7 +46,7 @@ DOORS = {"queue": Mailer, "mail": Mail, "later": Mail}
 
 
 def nodes(kind: type[Any]) -> Iterator[Any]:
-    return (node for node in ast.walk(TREE) if isinstance(node, kind))
+    return (node for tree in TREES for node in ast.walk(tree) if isinstance(node, kind))
 
 
 USED = {node.id for node in nodes(ast.Name)} | {node.attr for node in nodes(ast.Attribute)}
@@ -65,7 +69,7 @@ def methods() -> list[tuple[type, str]]:
 
 
 def calls(kind: type, method: str) -> list[ast.Call]:
-    """Return the calls of a method in the file."""
+    """Return the calls of a method in the files."""
     names = {f"{name}.{method}" for name, door in DOORS.items() if door is kind}
     return [call for call in nodes(ast.Call) if ast.unparse(call.func) in names]
 
