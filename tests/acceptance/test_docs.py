@@ -288,6 +288,7 @@ def test_snippets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each snippet runs, each setting is valid, and each command works."""
+    require("openssl", find_program("openssl"))
     reader = make_reader(page, FLASK_DEBUG="1")
     for name in ("shop", "shop.tokens"):  # a module that a setting names
         module = module_from_spec(ModuleSpec(name, None))
