@@ -449,8 +449,10 @@ logger.error("in the parent again")
 
 def test_the_end_of_processes(config: dict[str, str]) -> None:
     """With `dictConfig()`, each process queues its own mails before it ends, also after a fork."""
+    # Python 3.12 warns of each fork beside threads.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM % config]
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM % config],
+        command,
         cwd=PROJECT,
         capture_output=True,
         text=True,
