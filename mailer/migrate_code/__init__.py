@@ -4,6 +4,7 @@ Pure functions: the texts of the files in, the changed texts out. `flask mail mi
 and writes the files.
 """
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,10 @@ from mailer.migrate_code.threads import drop_helpers, plan_decorators, plan_thre
 
 __all__ = ["Finding", "Migration", "migrate"]
 
+_SENDING = re.compile(
+    r"flask_mail|flask\.ext\.mail|SMTP|\bMail\(|\.(?:send\w*|delay|apply_async|si?|submit)\("
+    r"|Thread|Process|Timer|\.spawn|start_background_task"
+)
 _UNSAFE = "The changes that were planned here would break the file, so it is left as it is."
 
 
@@ -51,7 +56,7 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
     """
     files = dict[str, File]()
     for name, text in sources.items():
-        if not _mentions_mail(text):
+        if not _matters(text):
             continue
         if reason := _why_unreadable(text):
             yield name, Migration(text, unreadable=reason)
@@ -64,9 +69,11 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
             yield name, migration
 
 
-def _mentions_mail(text: str) -> bool:
+def _matters(text: str) -> bool:
+    """Return whether a file may have to do with sending mail, or with a decorator for threads."""
     lowered = text.lower()
-    return "mail" in lowered or "smtp" in lowered
+    mentions = "mail" in lowered or "smtp" in lowered or "Thread(" in text
+    return mentions and _SENDING.search(text) is not None
 
 
 def _why_unreadable(text: str) -> str:

@@ -245,9 +245,9 @@ def test_error_mails_of_a_log(text: str) -> None:
     [
         ("from .decorators import async\nfrom flask_mail import Mail\n", "line 1: invalid syntax"),
         ("from flask_mail import Mail\nprint 'mail'\n", "line 2: Missing parentheses"),
-        ("mail = 1\x00\n", "null bytes"),
-        ("def mail():\nreturn 1\n", "line 2: expected an indented block"),
-        ("return mail\n", "line 1: 'return' outside function"),
+        ("import flask_mail\x00\n", "null bytes"),
+        ("def mail():\nreturn Mail()\n", "line 2: expected an indented block"),
+        ("return Mail()\n", "line 1: 'return' outside function"),
     ],
 )
 def test_what_is_no_python(text: str, words: str) -> None:

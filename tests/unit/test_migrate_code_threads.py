@@ -327,9 +327,9 @@ def test_a_decorator() -> None:
         extensions=EXTENSIONS,
         decorators="""\
         from threading import Thread
-        def in_background(mail_function):
+        def in_background(function):
             def run(*args):
-                Thread(target=mail_function, args=args).start()
+                Thread(target=function, args=args).start()
             return run
         """,
     )
