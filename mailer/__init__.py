@@ -31,7 +31,8 @@ from mailer.errors import (
     TemplateError,
     UnknownMail,
 )
-from mailer.extension import Mail, Mailer
+from mailer.extension import Mailer
+from mailer.mail import Mail
 from mailer.message import (
     Address,
     Attachment,

@@ -53,6 +53,7 @@ TIMED = [
     "delivery",
     "extension.py",
     "intake",
+    "mail.py",
     "operations.py",
     "outbound.py",
     "signals.py",

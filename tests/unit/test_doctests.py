@@ -14,7 +14,7 @@ from jinja2 import DictLoader
 
 import mailer
 import mailer.logging
-from mailer import Mail, Mailer, Status, background, errors, extension, signals, testing
+from mailer import Mail, Mailer, Status, background, errors, extension, mail, signals, testing
 from mailer.background import BackgroundFunction, HasBackground
 from mailer.message import addresses, attachments, events, new_id, states, statuses
 from mailer.schema import foreign
@@ -24,7 +24,7 @@ from tests.mails import a_message, bring
 from tests.shop import close, store_of
 
 MODULES: list[ModuleType] = [
-    *(mailer, background, errors, extension, mailer.logging, signals, foreign, inbox),
+    *(mailer, background, errors, extension, mail, mailer.logging, signals, foreign, inbox),
     *(addresses, attachments, events, states, statuses),
     *(testing, mails, matching, outbox, relay, snapshots),
 ]

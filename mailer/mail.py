@@ -1,0 +1,116 @@
+"""`Mail`: the entry point of an application that has used Flask-Mail."""
+
+from typing import Any, Literal
+
+import flask_mail
+from flask import Flask
+
+from mailer.background import install_functions
+from mailer.cli import mail_group
+from mailer.dropin import QueueConnection, QueueState
+from mailer.errors import ConfigurationError
+from mailer.intake import Options
+from mailer.message import Receipt
+from mailer.schema.autogenerate import register_if_needed
+from mailer.wiring import log_database, refuse_changes, state_of, warn_of_gaps, wire
+
+
+class Mail(flask_mail.Mail):
+    """A drop-in for `flask_mail.Mail` that queues each message instead of sending it.
+
+    >>> mail = Mail(app)
+    >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+
+    With `when="now"`, `send()` stores the message, and delivers it before it returns. A relay that
+    does not take it is no error: the message is kept, and stays queued for the workers if another
+    try may help. The receipt leads to the relay's words.
+
+    >>> mail = Mail(app, when="now")
+    >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+    >>> [delivery.status.value for delivery in mailer.status(receipt)]
+    ['sent']
+
+    Args:
+        app: The app to initialise. Without it, call `init_app()`.
+        when: `"queued"`: workers deliver. `"now"`: the calling thread delivers.
+
+    Raises:
+        ConfigurationError: `when` is something else, or a setting can't be used.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, *, when: Literal["queued", "now"] = "queued"
+    ) -> None:
+        if when not in ("queued", "now"):
+            raise ConfigurationError(
+                f"Mail(when={when!r}): give 'queued', so that workers deliver, or 'now', so that"
+                " send() delivers."
+            )
+        self._options = Options(at_once=when == "now")
+        super().__init__(app)
+
+    def init_app(self, app: Flask) -> QueueState:
+        """Give the app its queue, if neither a `Mailer` nor a `Mail` has given it one.
+
+        Extensions that send through `app.extensions["mail"]` send like the last `Mail` of the app.
+
+        >>> from flask import Flask
+        >>> mail = Mail()
+        >>> def create_app():
+        ...     app = Flask("shop")
+        ...     mail.init_app(app)
+        ...     return app
+        >>> app = create_app()
+        """
+        give_queue(app)
+        state = state_of(app).mail
+        state.use(self._options)
+        return state
+
+    def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
+        """Queue a message, or deliver it with `when="now"`. Return its receipt.
+
+        `Mailer.enqueue()` takes options as well.
+
+        >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
+        >>> [delivery.recipient for delivery in mailer.status(receipt.id)]
+        ['ada@example.com']
+
+        Raises:
+            InvalidMail: The message can't be sent as it is. Nothing is queued.
+            MissingSender: It has no sender, and there is no default.
+            StoreUnavailable: The database does not answer.
+        """
+        return state_of(self.app).mail.send(message, self._options)
+
+    def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
+        """Make a `Message` of the arguments, queue it, and return its receipt.
+
+        >>> receipt = mail.send_message("Welcome", ["ada@example.com"], body="Hello Ada!")
+        >>> receipt.recipients
+        ('ada@example.com',)
+        """
+        return self.send(flask_mail.Message(*arguments, **named))
+
+    def connect(self) -> QueueConnection:
+        """Return an object like a connection to the relay, whose `send()` queues.
+
+        >>> with mail.connect() as connection:
+        ...     for name in ["ada", "bob"]:
+        ...         receipt = connection.send(Message("News", [f"{name}@example.com"], "Hello!"))
+        """
+        return state_of(self.app).mail.connect(self._options)
+
+
+def give_queue(app: Flask) -> None:
+    """Give the app its queue and `flask mail`, if it has none yet."""
+    if "mailer" in app.extensions:
+        refuse_changes(app)
+        return
+    state = app.extensions["mailer"] = wire(app)
+    state.mail.take_place(app)
+    install_functions(state.celery)
+    app.cli.add_command(mail_group)
+    log_database(app, state.settings)
+    warn_of_gaps(state.settings)
+    register_if_needed()
