@@ -12,6 +12,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _SQLITE = ("sqlite", "sqlite+pysqlite")
+_PLAIN_NAME = re.compile(r"[\w.-]{1,64}(/[\w.-]{1,64}){0,8}")
 _OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 # The values of `?uri=` that SQLAlchemy takes for true.
 _YES = frozenset({"true", "yes", "on", "y", "t", "1"})
@@ -125,15 +126,14 @@ def _misnamed_file(url: URL) -> str:
         return ""
     if url.host:
         file = "/".join(filter(None, [url.host, url.database]))
+        if not _PLAIN_NAME.fullmatch(file):  # perhaps a secret in the wrong place
+            file = "mailer.db"
         return (
             f"a server follows two slashes, and SQLite has none: write sqlite:///{file} for a file"
             " in the instance folder, sqlite:////path/to/file for another one"
         )
     if os.name != "nt" and _OF_WINDOWS.match(url.database or ""):
-        return (
-            f"{url.database} is a path of Windows, and this machine has no drives: write"
-            " sqlite:////path/to/file"
-        )
+        return "a path of Windows, and this machine has no drives: write sqlite:////path/to/file"
     return ""
 
 

@@ -29,6 +29,7 @@ from mailer.message import new_id
 from mailer.settings import Settings
 from tests.mails import NOW, a_message, bring
 from tests.services.databases import Databases
+from tests.services.loggers import error_mails_ended
 from tests.services.pages import Block, Reader, blocks, commands
 from tests.services.requirement import find_program, require
 from tests.services.sink import Sink
@@ -258,7 +259,7 @@ def names(tmp_path: Path) -> Iterator[dict[str, Any]]:
         email = Column(String)
         email_works = Column(Boolean)
 
-    with app.app_context():
+    with app.app_context(), error_mails_ended():
         db.create_all()
         yield {
             **{name: getattr(mailer, name) for name in mailer.__all__},

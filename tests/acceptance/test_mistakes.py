@@ -477,7 +477,7 @@ def test_two_slashes(refused: Callable[..., str], told: Callable[[object], None]
 def test_a_path_of_windows(refused: Callable[..., str], told: Callable[[object], None]) -> None:
     """The start of the app is refused, however the path is written."""
     told(refused(MAILER_DATABASE_URL=r"sqlite:///C:\shop\m.db"))
-    assert "is a path of Windows" in refused(MAILER_DATABASE_URL="sqlite:///C:/shop/m.db")
+    assert "a path of Windows" in refused(MAILER_DATABASE_URL="sqlite:///C:/shop/m.db")
 
 
 # --- calls --------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_a_dns_that_does_not_answer() -> None:
     )
 
     assert done.stdout.endswith(
-        "TimeoutError: the DNS took too long to find 'smtp.example.com'\n"
+        "NameTimeout: the DNS took too long to find 'smtp.example.com'\n"
     ), done.stderr
 
 

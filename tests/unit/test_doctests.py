@@ -21,6 +21,7 @@ from mailer.schema import foreign
 from mailer.testing import mails, matching, outbox, relay, snapshots
 from mailer.web import inbox
 from tests.mails import a_message, bring
+from tests.services.loggers import error_mails_ended
 from tests.shop import close, store_of
 
 MODULES: list[ModuleType] = [
@@ -99,7 +100,7 @@ def namespace(tmp_path: Path) -> Iterator[dict[str, object]]:
     names = {name: getattr(mailer, name) for name in mailer.__all__}
     names |= {name: getattr(testing, name) for name in testing.__all__}
     names |= {"app": app, "db": SQLAlchemy(app), "mailer": Mailer(app), "mail": Mail(app)}
-    with app.app_context():
+    with app.app_context(), error_mails_ended():
         store = store_of(app)
         for status, tag in [(Status.FAILED, "invoice"), (Status.DOUBTFUL, "code")]:
             now, subject = time.time(), f"Your {tag}"
