@@ -110,7 +110,7 @@ def give_queue(app: Flask) -> None:
     state = app.extensions["mailer"] = wire(app)
     state.mail.take_place(app)
     install_functions(state.celery)
-    app.cli.add_command(mail_group)
+    app.cli.commands.setdefault(str(mail_group.name), mail_group)
     log_database(app, state.settings)
     warn_of_gaps(state.settings)
     register_if_needed()

@@ -167,6 +167,8 @@ class Operations:
 
         Return whether there was one.
         """
+        if lane is not None and relay is not None:
+            raise InvalidMail("resume: give a lane or a relay, not both.")
         if relay is None:
             return self._store.resume(None if lane is None else Lane.parse(lane))
         if relay not in (known := self.relays()):

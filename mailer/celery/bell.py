@@ -11,6 +11,7 @@ import celery.app.amqp  # noqa: F401
 import kombu.transport.redis  # noqa: F401
 import redis
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -73,6 +74,8 @@ class CeleryBell:
             return False
         try:
             return self._ring(urge)
+        except SoftTimeLimitExceeded:
+            raise  # the limit of the task that queues the mail
         except Exception as error:  # noqa: BLE001 -- else the caller thinks that there is no mail
             self._search_broker(error)
             return False

@@ -1,10 +1,11 @@
 """The group `flask mail`, and what its commands share."""
 
+from contextlib import suppress
 from typing import Any
 
 import click
 from flask import current_app
-from flask.cli import AppGroup
+from flask.cli import AppGroup, ScriptInfo
 
 from mailer.errors import ConfigurationError, MailerError
 from mailer.message import Lane
@@ -17,7 +18,29 @@ SHOWN = 10
 
 
 class _MailGroup(AppGroup):
-    """A group whose commands print the text of an error of Mailer, and no traceback."""
+    """A group whose commands print the text of an error of Mailer, and no traceback.
+
+    Flask prefers it to a group `mail` of the application, whose commands are called as well.
+    """
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (command := super().get_command(ctx, cmd_name)) is not None:
+            return command
+        own = self._group_of_the_app(ctx)
+        return None if own is None else own.get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        own = self._group_of_the_app(ctx)
+        names = set(super().list_commands(ctx)) | set(own.list_commands(ctx) if own else ())
+        return sorted(names)
+
+    def _group_of_the_app(self, ctx: click.Context) -> click.Group | None:
+        """Return the application's own group of the same name."""
+        info = ctx.ensure_object(ScriptInfo)
+        with suppress(Exception):  # `flask mail init` works without an app
+            group = info.load_app().cli.commands.get(self.name or "")
+            return group if isinstance(group, click.Group) and group is not self else None
+        return None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -89,6 +89,8 @@ def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -
     """Cancel the queued deliveries of a mail, or all that were due before a time."""
     if (mail_id is None) == (due_before is None):
         raise click.UsageError("Give the id of a mail, or --due-before.")
+    if mail_id is not None and lane is not None:
+        raise click.UsageError("--lane goes with --due-before: leave it out.")
     if mail_id is not None:
         _settle(mail_id, Status.CANCELLED)
     elif due_before is not None:

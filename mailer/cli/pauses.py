@@ -29,7 +29,7 @@ def resume(relay: str | None, lane: str | None) -> None:
         none = "Nothing is paused as a whole." if lane is None else f"{what} is not paused."
         click.echo(f"The pause of {what.lower()} is over." if is_over else none)
         return
-    is_over = operations().resume(relay=relay)
+    is_over = operations().resume(lane, relay=relay)
     click.echo(f"The pause of {relay} is over." if is_over else f"{relay} is not paused.")
 
 

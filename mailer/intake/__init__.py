@@ -184,9 +184,10 @@ class Intake:
             rcpt_options=check_smtp_options(mail.rcpt_options, field="rcpt_options"),
         )
         receipt = self._accept(message, self._addresses(mail.bcc, field="bcc"), options, now)
-        if mail.date is None:
-            mail.date = now  # as Flask-Mail's send() does
-        note_queued(mail)
+        with suppress(Exception):  # the mail is stored, whatever a subclass of Message does
+            if mail.date is None:
+                mail.date = now  # as Flask-Mail's send() does
+            note_queued(mail)
         return receipt
 
     def _accept(

@@ -257,10 +257,15 @@ class QueuedMailHandler(logging.Handler):
     def _queue_all(self) -> None:
         """Queue what is due in the calling thread, until the first failure."""
         now = self._clock.monotonic()
-        while mail := self._pending.take(now, early=True):
+        while mail := self._take_early(now):
             if not self._queue(mail):
                 return
-            self._pending.settle(mail, now)
+            with self._changed:
+                self._pending.settle(mail, now)
+
+    def _take_early(self, now: float) -> ErrorMail | None:
+        with self._changed:
+            return self._pending.take(now, early=True)
 
     def _queue(self, mail: ErrorMail) -> bool:
         """Queue a mail. Return False if that may succeed later."""

@@ -52,14 +52,15 @@ def make_report(
     """Return the report about a record. An object in it that can't be written is left out."""
     host = socket.gethostname()
     opening = subject or f"{record.levelname} on {host}"
-    subject = printable(f"{opening}: {_headline(record)}")[:_LONGEST_SUBJECT]
+    headline = _headline(record)[:_LONGEST_LINE]
+    subject = printable(f"{opening}: {headline}")[:_LONGEST_SUBJECT]
     facts = {
         "Logger": f"{record.name}, line {record.lineno} of {record.pathname}",
         "Time": f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%d %H:%M:%S} UTC",
         "Process": f"{os.getpid()} ({record.processName}) on {host}, thread {record.threadName}",
         "Request": _request(),
     }
-    lines = [f"{name:8} {printable(fact)[:_LONGEST_LINE]}" for name, fact in facts.items() if fact]
+    lines = [f"{name:8} {printable(fact[:_LONGEST_LINE])}" for name, fact in facts.items() if fact]
     text = "\n".join([_cut(_written(record, write)), "", *lines, ""])
     return Report(subject, text, None if app is None else weakref.ref(app))
 
@@ -103,8 +104,7 @@ def _request() -> str:
 
 def _cut(text: str) -> str:
     """Return a text that a mail can carry, without its middle if it is long."""
-    text = text.encode(errors="backslashreplace").decode().replace("\x00", "\\x00")
-    if len(text) <= _LONGEST_TEXT:
-        return text
-    half = _LONGEST_TEXT // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+    if (more := len(text) - _LONGEST_TEXT) > 0:
+        half = _LONGEST_TEXT // 2
+        text = f"{text[:half]}\n… {more:,} characters left out …\n{text[-half:]}"
+    return text.encode(errors="backslashreplace").decode().replace("\x00", "\\x00")

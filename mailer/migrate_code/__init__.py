@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import NamedTuple
 
 import libcst as cst
@@ -30,6 +31,7 @@ from mailer.migrate_code.threads import drop_helpers, plan_decorators, plan_thre
 
 __all__ = ["Finding", "Migration", "migrate"]
 
+_DEFINITION = re.compile(r"\bdef\s+(\w+)")
 _SENDING = re.compile(
     r"flask_mail|flask\.ext\.mail|SMTP|\bMail\(|\.(?:send\w*|delay|apply_async|si?|submit)\("
     r"|Thread|Process|Timer|\.spawn|start_background_task"
@@ -46,6 +48,8 @@ class _Project(NamedTuple):
     helpers: dict[str, list[Helper]]
     #: In how many files a word is.
     words: Counter[str]
+    #: How many functions have a name.
+    defined: Counter[str]
 
 
 def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
@@ -102,10 +106,11 @@ def _look(files: dict[str, File], sources: Mapping[str, str]) -> _Project:
     if mail or any(module in text for text in sources.values() for module in FLASK_MAIL):
         mail.add("mail")
     helpers = {name: find_helpers(file, mail, decorators) for name, file in files.items()}
-    counts = Counter[str]()
+    counts, defined = Counter[str](), Counter[str]()
     for text in sources.values():
         counts.update(words(text))
-    return _Project(files, mail, helpers, counts)
+        defined.update(_DEFINITION.findall(text))
+    return _Project(files, mail, helpers, counts, defined)
 
 
 def _migrate(name: str, project: _Project) -> Migration:
@@ -124,14 +129,22 @@ def _migrate(name: str, project: _Project) -> Migration:
     return _written(file, edits)
 
 
-def _others(name: str, project: _Project) -> Iterator[Helper]:
-    """Yield the functions of other files that this one could import: no two of the same name."""
-    found = dict[str, list[Helper]]()
+def _others(name: str, project: _Project) -> Iterator[tuple[str, Helper]]:
+    """Yield the functions that this file could import, with their modules.
+
+    A name that is defined twice in the project says nothing, whatever the other function does.
+    """
     for other, helpers in project.helpers.items():
         for helper in helpers:
-            if other != name and isinstance(helper.scope, cst.Module):
-                found.setdefault(helper.name, []).append(helper)
-    return (helpers[0] for helpers in found.values() if len(helpers) == 1)
+            is_only = project.defined[helper.name] == 1
+            if other != name and is_only and isinstance(helper.scope, cst.Module):
+                yield _module(other), helper
+
+
+def _module(name: str) -> str:
+    """Return the last part of the name of a file's module."""
+    path = PurePath(name)
+    return path.parent.name if path.stem == "__init__" else path.stem
 
 
 def _written(file: File, edits: Edits) -> Migration:

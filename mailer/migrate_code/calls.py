@@ -11,11 +11,20 @@ from mailer.migrate_code.reading import File, bound_name, dotted, names_in, stri
 class Callees:
     """The functions that send mail, found by the expressions that name them."""
 
-    def __init__(self, file: File, own: Sequence[Helper], imported: Iterable[Helper]) -> None:
+    def __init__(
+        self, file: File, own: Sequence[Helper], others: Iterable[tuple[str, Helper]]
+    ) -> None:
         self._file = file
         self._own = own
-        self._imported = {helper.name: helper for helper in imported}
-        self._bound = {bound_name(alias) for alias in file.every(cst.ImportAlias)}
+        #: Those of other files, by module and name.
+        self._others = {(module, helper.name): helper for module, helper in others}
+        #: The module of each name that is imported from one.
+        self._sources = {
+            bound_name(alias): _last(dotted(one.module))
+            for one in file.every(cst.ImportFrom)
+            if one.module is not None and not isinstance(one.names, cst.ImportStar)
+            for alias in one.names
+        }
 
     def find(self, node: cst.BaseExpression) -> Helper | None:
         """Return the function that an expression names."""
@@ -26,9 +35,9 @@ class Callees:
                 for helper in same:
                     if helper.scope is scope and not isinstance(scope, cst.ClassDef):
                         return helper
-            return self._imported.get(last) if last in self._bound else None
+            return self._others.get((self._sources.get(last, ""), last))
         methods = [helper for helper in same if isinstance(helper.scope, cst.ClassDef)]
-        return methods[0] if len(methods) == 1 else self._imported.get(last)
+        return methods[0] if len(methods) == 1 else self._others.get((_last(owner), last))
 
     def inlined(
         self, helper: Helper, callee: cst.BaseExpression, given: Sequence[cst.Arg]
@@ -134,3 +143,7 @@ def _keyword(name: str, value: cst.BaseExpression) -> cst.Arg:
         whitespace_before=cst.SimpleWhitespace(""), whitespace_after=cst.SimpleWhitespace("")
     )
     return cst.Arg(keyword=cst.Name(name), value=value, equal=tight)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -24,7 +24,7 @@ THREAD_DECORATORS = frozenset({"async_", "asynch", "run_async"})
 THREADS = frozenset({"Thread", "Process", "Timer"})
 #: Of Celery, and of RQ, whose functions are called with delay() as well.
 _TASKS = frozenset({"task", "shared_task", "job"})
-_HARMLESS = frozenset({"copy_current_request_context", "staticmethod", "classmethod"})
+HARMLESS = frozenset({"copy_current_request_context", "staticmethod", "classmethod"})
 #: What a function may call that does no more than build a mail, send it, and say so.
 _BUILDING = frozenset(
     """
@@ -132,11 +132,15 @@ def _runs(node: cst.FunctionDef, in_threads: Collection[str]) -> Runs | None:
     runs = Runs.CALLED
     for decorator in node.decorators:
         name = last_name(decorator.decorator)
+        if name in HARMLESS:
+            continue
+        if runs is not Runs.CALLED:
+            return None  # a task in a thread
         if name in _TASKS and "sched" not in text_of(decorator.decorator).lower():
             runs = Runs.TASK
         elif name in in_threads:
             runs = Runs.THREAD
-        elif name not in _HARMLESS:
+        else:
             return None
     return runs
 

@@ -6,7 +6,7 @@ import libcst as cst
 
 from mailer.migrate_code.calls import Callees, argument, literal_arguments
 from mailer.migrate_code.findings import Edits, Finding
-from mailer.migrate_code.helpers import Does, Helper, Runs, statements_of
+from mailer.migrate_code.helpers import HARMLESS, Does, Helper, Runs, statements_of
 from mailer.migrate_code.reading import (
     File,
     dotted,
@@ -240,8 +240,9 @@ def plan_decorators(file: File, own: Collection[Helper], callees: Callees, edits
                     edits.replaced[call] = direct
                     edits.changes.append(Finding(file.line(call), _DIRECT))
                     edits.released.update(names_in(call))
-        edits.removed.update(helper.node.decorators)
-        edits.decorators.update(last_name(one.decorator) for one in helper.node.decorators)
+        gone = [one for one in helper.node.decorators if last_name(one.decorator) not in HARMLESS]
+        edits.removed.update(gone)
+        edits.decorators.update(last_name(one.decorator) for one in gone)
         edits.changes.append(Finding(line, _CALLED.format(name=helper.name)))
 
 

@@ -14,7 +14,8 @@ def checked_server(value: str) -> str:
         return value
     try:
         url = urlsplit(value if "://" in value else f"//{value}")
-        host, port = url.hostname, url.port
+        is_smtps = url.scheme.lower() == "smtps"
+        host, port = url.hostname, url.port or (465 if is_smtps else None)
     except ValueError:
         raise ValueError(_ALLOWED) from None
     if not host or not (_is_address(host) or not _NOT_IN_A_HOST.search(host)):
@@ -22,7 +23,7 @@ def checked_server(value: str) -> str:
     keys = [f"MAIL_SERVER={host!r}"]
     if port is not None:
         keys.append(f"MAIL_PORT={port}")
-    if url.scheme.lower() == "smtps":
+    if is_smtps:
         keys.append("MAIL_USE_SSL=True")
     if url.username:
         keys.append("MAIL_USERNAME and MAIL_PASSWORD for the login")

@@ -1,7 +1,7 @@
 """Criteria for recorded mails: what matches, and how a mail that does not match differs."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypedDict
 
 from mailer.message import AddressLike, Lane, parse_addresses
@@ -55,6 +55,9 @@ def check(criteria: Criteria) -> None:
         raise TypeError(
             f"{', '.join(unknown)}: there is no such criterion. There are {', '.join(_CHECKS)}."
         )
+    for name, wanted in criteria.items():
+        if isinstance(wanted, Collection) and not wanted and not isinstance(wanted, str):
+            raise ValueError(f"{name}={wanted!r} asks for nothing: name at least one.")
 
 
 def differences(mail: RecordedMail, criteria: Criteria) -> list[str]:

@@ -153,17 +153,16 @@ class Outbox(Sequence[RecordedMail]):
             TypeError: A criterion is unknown.
         """
         __tracebackhide__ = True
+        if times is not None and times < 1:
+            raise ValueError(f"times={times}: use assert_not_sent() instead.")
         found = self._find(criteria)
-        if times is None and found:
+        if found and times in (None, len(found)):
             return found[0]
-        if times is not None and len(found) == times:
-            if found:
-                return found[0]
-            raise ValueError("times=0: use assert_not_sent() instead.")
         wanted = in_words(criteria)
         if found:
+            alike = f" with {wanted}" if criteria else ""
             raise AssertionError(
-                f"{_mails(len(found))} sent with {wanted}, not {times}.\n{self._report()}"
+                f"{_mails(len(found))} sent{alike}, not {times}.\n{self._report()}"
             )
         nearest = self._nearest(criteria)
         raise AssertionError(

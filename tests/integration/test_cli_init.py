@@ -16,8 +16,10 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from ruamel.yaml import YAML
 
+from mailer import Mailer
 from mailer.cli import mail_group
 from mailer.settings import Settings, keys
+from tests.shop import close
 
 #: `init(app, *options)`: the command with `flask --app`, in an empty folder.
 Init = Callable[..., Result]
@@ -440,3 +442,22 @@ def test_the_image_has_the_packages_of_the_app(
     assert line in dockerfile
     assert re.search(r"^USER [1-9]\d*$", dockerfile, re.MULTILINE)
     assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim" in dockerfile
+
+
+@pytest.mark.parametrize("has_mailer", [False, True])
+def test_an_own_group_of_the_application(tmp_path: Path, *, has_mailer: bool) -> None:
+    """The commands of an application's own group `mail` are called beside those of Mailer."""
+    app = Flask("shop", instance_path=str(tmp_path))
+    app.config.update(TESTING=True, MAIL_DEFAULT_SENDER="shop@example.com")
+    app.cli.group("mail")(lambda: None).command("send-digest")(lambda: print("Sent."))
+    if has_mailer:
+        Mailer(app)
+    info = ScriptInfo(create_app=lambda: app)
+
+    done = CliRunner().invoke(mail_group, ["send-digest"], obj=info)
+    listed = CliRunner().invoke(mail_group, ["--help"], obj=info)
+
+    assert done.output == "Sent.\n"
+    assert {"send-digest", "migrate-code", "queue"} <= set(listed.output.split())
+    if has_mailer:
+        close(app)

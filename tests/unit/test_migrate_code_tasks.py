@@ -118,6 +118,17 @@ def test_a_task_that_does_more() -> None:
     assert "idempotency_key" in found[0][1]
 
 
+def test_a_task_and_another_function_of_its_name() -> None:
+    """A call of something else that has the name of a task stays as it is."""
+    other = "@shared_task\ndef send_async_email(data):\n    text(data)\n"
+    text = "from sms import send_async_email\nsend_async_email.delay(data)\n"
+
+    assert moved(text, tasks=BUILDS, sms=other, extensions=EXTENSIONS).text == text
+    assert moved(text, tasks=BUILDS, extensions=EXTENSIONS).text == text
+    called = "import sms\nsms.send_async_email.delay(data)\n"
+    assert moved(called, tasks=BUILDS, extensions=EXTENSIONS).text == called
+
+
 def test_two_tasks_of_the_same_name() -> None:
     """Nothing is concluded from a name that two files define."""
     text = "from tasks import send_async_email\nsend_async_email.delay(data)\n"
