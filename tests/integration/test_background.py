@@ -29,6 +29,7 @@ from mailer.celery.app import installed
 from tests.application import create_app, write_note
 from tests.services.broker import RedisServer
 from tests.services.databases import Databases, sqlite_only
+from tests.services.loggers import logging_left_alone
 from tests.services.ports import free_port
 from tests.services.waiting import wait_until
 from tests.services.worker import StartWorker
@@ -407,12 +408,10 @@ def test_a_real_worker(
 @contextmanager
 def working(app: Flask) -> Iterator[None]:
     """Run a worker of this app's Celery app in a thread."""
-    with start_worker_of(app.extensions["celery"]):
+    celery = app.extensions["celery"]
+    worker = start_worker(celery, perform_ping_check=False, shutdown_timeout=60)
+    with logging_left_alone(), worker:
         yield
-
-
-def start_worker_of(celery: Celery[Any]) -> Any:
-    return start_worker(celery, perform_ping_check=False, shutdown_timeout=60)
 
 
 def test_a_function_that_is_defined_late(config: dict[str, str]) -> None:

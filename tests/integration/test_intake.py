@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from mailer import Attachment, Lane, Mail, Mailer, OnDoubt, Status, send_email
 from tests.mails import table
 from tests.services.databases import sqlite_only
+from tests.services.loggers import logging_left_alone
 from tests.services.sink import Sink
 from tests.shop import OpenShop, on_the_wire, rows, store_of, stored
 
@@ -407,7 +408,8 @@ def test_a_task_of_the_application_sends_mail(open_shop: OpenShop, sink: Sink) -
     def remind(address: str) -> None:
         send_email(address, "Your order", "link")
 
-    with start_worker(celery, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+    worker = start_worker(celery, pool="solo", perform_ping_check=False, shutdown_timeout=30)
+    with logging_left_alone(), worker:
         remind.delay("ada@example.com")
         [mail] = sink.wait_for(1)
 

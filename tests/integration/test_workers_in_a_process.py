@@ -18,6 +18,7 @@ from mailer.celery.app import TASKS
 from mailer.celery.maintenance import MailerStep
 from tests.application import create_app
 from tests.services.databases import sqlite_only
+from tests.services.loggers import logging_left_alone
 
 pytestmark = sqlite_only
 
@@ -77,13 +78,8 @@ def test_limits_of_the_application(config: dict[str, str], own_celery: bool) -> 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """Keep a worker from replacing the log handlers of pytest."""
-
-    def leave_alone(**_signal: Any) -> None:
-        pass
-
-    signals.setup_logging.connect(leave_alone)
-    yield
-    signals.setup_logging.disconnect(leave_alone)
+    with logging_left_alone():
+        yield
 
 
 @contextmanager
