@@ -9,6 +9,7 @@ from mailer.errors import MailerError
 from mailer.forks import survive_forks
 from mailer.logs import addresses_shown, get_logger
 from mailer.message.ports import Clock
+from mailer.message.text import span
 from mailer.store import Store
 from mailer.store.workers import Due
 from mailer.threads import start_daemon
@@ -19,8 +20,6 @@ BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 _LOOK_SECONDS = 60.0
 _REMEDY = "Start one, with the same MAILER_DATABASE_URL as this process."
-# Each unit is used from twice its length on, and rounded down: "90 seconds", "4 minutes".
-_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 log: Logger = get_logger(__name__)
 
@@ -38,12 +37,7 @@ def silence(seen_at: float | None, now: float) -> str:
     """Return the time since a worker was seen, in words."""
     if seen_at is None:
         return "no worker has ever been seen"
-    seconds = max(0.0, now - seen_at)
-    size, unit = next(
-        ((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds")
-    )
-    count = int(seconds // size)
-    return f"no worker has been seen for {count} {unit if count != 1 else unit[:-1]}"
+    return f"no worker has been seen for {span(now - seen_at)}"
 
 
 def _mails(due: Due) -> str:

@@ -8,11 +8,11 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from mailer.errors import ConfigurationError, InvalidArgument
-from mailer.wiring import State, state_of
+from mailer.wiring import State
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -49,7 +49,7 @@ class BackgroundFunction(Generic[P, R]):
         self.run = function
         self.name: str = name or _name_of(function)
         options = options or {}
-        #: Options of the Celery task, and those of each call.
+        #: Options of the Celery task, but for those that Celery wants with each call.
         self.options: dict[str, Any] = {
             key: value for key, value in options.items() if key not in _OF_A_CALL
         }
@@ -92,6 +92,7 @@ class BackgroundFunction(Generic[P, R]):
         >>> result = greet.apply_async(["Ada"], countdown=60)  # at once: the app is TESTING
         Hello Ada
         """
+        from mailer.celery.arguments import Call  # noqa: PLC0415 -- loads Celery
         from mailer.celery.calls import call_here, publish  # noqa: PLC0415 -- loads Celery
 
         state = self._find_state()
@@ -99,68 +100,14 @@ class BackgroundFunction(Generic[P, R]):
             raise ConfigurationError(f"{self.name}: the call can't be queued. {objection}")
         bound = self._signature.bind(*([None] if self._gets_task else []), *args, **(kwargs or {}))
         options = {**self._call_options, **options}
-        call = (tuple(args), dict(kwargs or {}), bound.arguments, options)
+        call = Call(tuple(args), dict(kwargs or {}), bound.arguments, options)
         task = state.celery.tasks[self.name]
-        if state.settings.mail_suppress_send:
-            return call_here(task, state.outbound, *call)
-        return publish(task, state.outbound, *call)
+        run = call_here if state.settings.mail_suppress_send else publish
+        return run(task, state.outbound, call)
 
     @property
     def _gets_task(self) -> bool:
         return bool(self.options.get("bind"))
-
-
-class HasBackground:
-    """The decorator `background()` of a `Mailer`."""
-
-    @overload
-    def background(self, function: Callable[P, R], /) -> BackgroundFunction[P, R]: ...
-
-    @overload
-    def background(
-        self, function: None = None, /, *, name: str | None = None, **options: Any
-    ) -> Callable[[Callable[P, R]], BackgroundFunction[P, R]]: ...
-
-    def background(
-        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
-    ) -> BackgroundFunction[P, R] | Callable[[Callable[P, R]], BackgroundFunction[P, R]]:
-        """Decorate a function of the application that workers run, in an app context.
-
-        A call of the function queues it, as `delay()` does, and returns Celery's result.
-        `apply_async()` takes Celery's options, and `run()` calls the function itself. It is an
-        ordinary task of the application's Celery app: if Redis loses the call, or the worker dies,
-        the call is lost. With `MAIL_SUPPRESS_SEND`, as in tests, it runs at once.
-
-        >>> @mailer.background
-        ... def resize(path, width=200):
-        ...     print("resized", path, "to", width)
-        >>> result = resize("ada.png", width=100)
-        resized ada.png to 100
-
-        With options:
-
-        >>> @mailer.background(queue="slow", time_limit=600, autoretry_for=[OSError])
-        ... def make_report(year):
-        ...     return f"report of {year}"
-
-        Args:
-            function: The function. Its arguments must be texts, numbers, dates, and lists and
-                dicts of them.
-            name: The name of the task, if it is not that of the function with its module.
-            **options: Options of a Celery task.
-
-        Raises:
-            InvalidArgument: This can't be a function for workers.
-        """
-
-        def decorate(function: Callable[P, R]) -> BackgroundFunction[P, R]:
-            return BackgroundFunction(function, self._state, name, options)
-
-        return decorate if function is None else decorate(function)
-
-    def _state(self) -> State:
-        """Return the objects of the app whose workers are meant."""
-        return state_of()
 
 
 # --- registration -------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class QueueState(_PlainState):
 
     def __init__(self, plain: flask_mail._Mail, intake: Intake) -> None:
         vars(self).update(vars(plain))
-        object.__setattr__(self, "_intake", intake)
+        self._intake = intake
         self.use(Options())
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -54,7 +54,7 @@ class QueueState(_PlainState):
 
     def use(self, options: Options) -> None:
         """Use these options from now on for what is sent without options, as by extensions."""
-        object.__setattr__(self, "_options", options)
+        self._options = options
 
     def send(  # type: ignore[override]  # not None
         self, message: flask_mail.Message, options: Options | None = None
@@ -122,9 +122,9 @@ class QueueConnection(flask_mail.Connection):
 
 
 def _connect(self: flask_mail._MailMixin) -> flask_mail.Connection:
-    """Return what `flask_mail.Mail.connect()` does, but a connection that queues if it can.
+    """Return a connection that queues on an app with a Mailer, and else that of Flask-Mail.
 
-    The method is replaced, since nothing else is asked for by a `flask_mail.Mail` that sends.
+    It replaces the method `connect()`, the only one that a `flask_mail.Mail` that sends calls.
     """
     app = getattr(self, "app", None) or current_app
     queue = app.extensions.get("mailer")

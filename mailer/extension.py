@@ -1,13 +1,13 @@
 """`Mailer`: the entry point of an application."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import flask_mail
 from flask import Flask, has_app_context
 
-from mailer.background import HasBackground
+from mailer.background import BackgroundFunction
 from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
 from mailer.intake.arguments import When
@@ -20,8 +20,11 @@ from mailer.wiring import State, state_of
 #: In `app.extensions`, if a `Mailer` was initialised: a second one may be a mistake.
 _OWNER = "mailer.owner"
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class Mailer(HasBackground):
+
+class Mailer:
     """The email queue of a Flask app: it queues mails, and finds, cancels and retries them.
 
     One object serves any number of apps. Its methods need an app context, as a request has one;
@@ -214,6 +217,51 @@ class Mailer(HasBackground):
             connection=connection,
         )
         return self._state().intake.enqueue(message, options)
+
+    @overload
+    def background(self, function: Callable[P, R], /) -> BackgroundFunction[P, R]: ...
+
+    @overload
+    def background(
+        self, function: None = None, /, *, name: str | None = None, **options: Any
+    ) -> Callable[[Callable[P, R]], BackgroundFunction[P, R]]: ...
+
+    def background(
+        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
+    ) -> BackgroundFunction[P, R] | Callable[[Callable[P, R]], BackgroundFunction[P, R]]:
+        """Decorate a function of the application that workers run, in an app context.
+
+        A call of the function queues it, as `delay()` does, and returns Celery's result.
+        `apply_async()` takes Celery's options, and `run()` calls the function itself. It is an
+        ordinary task of the application's Celery app: if Redis loses the call, or the worker dies,
+        the call is lost. With `MAIL_SUPPRESS_SEND`, as in tests, it runs at once.
+
+        >>> @mailer.background
+        ... def resize(path, width=200):
+        ...     print("resized", path, "to", width)
+        >>> result = resize("ada.png", width=100)
+        resized ada.png to 100
+
+        With options:
+
+        >>> @mailer.background(queue="slow", time_limit=600, autoretry_for=[OSError])
+        ... def make_report(year):
+        ...     return f"report of {year}"
+
+        Args:
+            function: The function. Its arguments must be texts, numbers, dates, and lists and
+                dicts of them.
+            name: The name of the task, if it is not that of the function with its module.
+            **options: Options of a Celery task.
+
+        Raises:
+            InvalidArgument: This can't be a function for workers.
+        """
+
+        def decorate(function: Callable[P, R]) -> BackgroundFunction[P, R]:
+            return BackgroundFunction(function, self._state, name, options)
+
+        return decorate if function is None else decorate(function)
 
     # --- operations ------------------------------------------------------------------------------
 

@@ -20,6 +20,16 @@ _DEEPEST = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a background function."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    named: Mapping[str, Any]  #: the arguments by name, for errors
+    options: dict[str, Any]  #: Celery's
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """The arguments of a call in the form of a message."""
 
@@ -35,33 +45,26 @@ class Packed:
         return tuple(args), kwargs
 
 
-def pack(
-    task: Task[Any, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    named: Mapping[str, Any],
-    serializer: str | None = None,
-) -> Packed:
-    """Write the arguments of a call. Raise InvalidArgument for one that a message can't carry.
-
-    `named` has them by name, for the error.
-    """
-    serializer = serializer or task.serializer
-    if (error := _objection((args, kwargs), serializer)) is None:
-        return Packed(*serialization.dumps((args, kwargs), serializer))
-    where, value = next(_unusable(named, serializer), ("its arguments", (args, kwargs)))
-    raise InvalidArgument(
-        f"{task.name}: {where} can't be sent to a worker: it is of the type"
-        f" {type(_unwrapped(value)).__name__}. {_remedy(where, value)}"
-    ) from error
+def pack(task: Task[Any, Any], call: Call) -> Packed:
+    """Write the arguments of a call. Raise InvalidArgument for one that a message can't carry."""
+    serializer = call.options.get("serializer") or task.serializer
+    given = call.args, call.kwargs
+    try:
+        return Packed(*serialization.dumps(given, serializer))
+    except Exception as error:
+        where, value = next(_unusable(call.named, serializer), ("its arguments", given))
+        raise InvalidArgument(
+            f"{task.name}: {where} can't be sent to a worker: it is of the type"
+            f" {type(_unwrapped(value)).__name__}. {_remedy(where, value)}"
+        ) from error
 
 
-def _objection(value: object, serializer: str) -> Exception | None:
+def _is_usable(value: object, serializer: str) -> bool:
     try:
         serialization.dumps(value, serializer)
-    except Exception as error:  # noqa: BLE001 -- an object of the application may raise anything
-        return error
-    return None
+    except Exception:  # noqa: BLE001 -- an object of the application may raise anything
+        return False
+    return True
 
 
 def _unusable(
@@ -69,7 +72,7 @@ def _unusable(
 ) -> Iterator[tuple[str, object]]:
     """Yield the place and the value of each object that can't be written."""
     for where, value in values.items():
-        if _objection(value, serializer) is None:
+        if _is_usable(value, serializer):
             continue
         parts: dict[str, Any] = {}
         if depth and type(value) is dict:

@@ -12,19 +12,15 @@ from celery.result import AsyncResult
 from flask import Flask, current_app, has_app_context
 from kombu.exceptions import KombuError
 
-from mailer.celery.app import ONE_TRY, broker_of, installed
-from mailer.celery.arguments import pack
+from mailer.celery.app import ONE_TRY, broker_of, installed, transport_options
+from mailer.celery.arguments import Call, pack
 from mailer.errors import BrokerUnavailable, ConfigurationError
 from mailer.outbound import Outbound
 
 # The header of a call that names its Flask app: several may share a Celery app.
 _APP = "mailer_app"
 _REDIS = ("redis://", "rediss://", "redis+socket://", "unix://")
-_TIME_OUTS = {"socket_connect_timeout": 1, "socket_timeout": 2}
 _UNREACHABLE = (KombuError, redis.RedisError, OSError)
-
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
 
 
 def add_task(
@@ -76,43 +72,33 @@ def _id_of(outbound: Outbound) -> str:
 # --- a call -------------------------------------------------------------------------------------
 
 
-def call_here(
-    task: Task[Any, Any],
-    outbound: Outbound,
-    args: Args,
-    kwargs: Kwargs,
-    named: Mapping[str, Any],
-    options: Kwargs,
-) -> AsyncResult[Any]:
+def call_here(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult[Any]:
     """Run a task at once, and its retries, with arguments as on a worker. Let its errors pass."""
-    message = pack(task, args, kwargs, named, options.get("serializer"))
+    message = pack(task, call)
     run: Callable[..., AsyncResult[Any]] = functools.partial(task.apply, *message.read())
     retries = 0
     with outbound.app.app_context():
         while True:
             try:
-                return run(throw=True, retries=retries, headers=_headers(outbound, options))
+                return run(throw=True, retries=retries, headers=_headers(outbound, call))
             except Retry as again:
-                if (call := getattr(again, "sig", None)) is None:
+                if (repeated := getattr(again, "sig", None)) is None:
                     raise
-                run, retries = call.apply, retries + 1
+                run, retries = repeated.apply, retries + 1
 
 
-def publish(
-    task: Task[Any, Any],
-    outbound: Outbound,
-    args: Args,
-    kwargs: Kwargs,
-    named: Mapping[str, Any],
-    options: Kwargs,
-) -> AsyncResult[Any]:
+def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult[Any]:
     """Send a call to the workers. Raise BrokerUnavailable within a few seconds if that fails."""
-    pack(task, args, kwargs, named, options.get("serializer"))
+    pack(task, call)  # Celery's own error would name neither the argument nor the remedy
     send: Any = task.apply_async  # its types lack `connection`
-    options = {"retry_policy": dict(ONE_TRY), **options, "headers": _headers(outbound, options)}
+    options = {
+        "retry_policy": dict(ONE_TRY),
+        **call.options,
+        "headers": _headers(outbound, call),
+    }
     try:
         with _bounded_connection(task.app) as connection:
-            return send(args, kwargs, connection=connection, **options)  # type: ignore[no-any-return]
+            return send(call.args, call.kwargs, connection=connection, **options)  # type: ignore[no-any-return]
     except _UNREACHABLE as error:
         raise BrokerUnavailable(
             f"{task.name}: the call is not queued, since the broker does not answer:"
@@ -120,8 +106,8 @@ def publish(
         ) from error
 
 
-def _headers(outbound: Outbound, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {**(options.get("headers") or {}), _APP: _id_of(outbound)}
+def _headers(outbound: Outbound, call: Call) -> dict[str, Any]:
+    return {**(call.options.get("headers") or {}), _APP: _id_of(outbound)}
 
 
 @contextmanager
@@ -134,5 +120,6 @@ def _bounded_connection(celery: Celery[Any]) -> Iterator[Any]:
     if not url.startswith(_REDIS) or "socket_timeout" in celery.conf.broker_transport_options:
         yield None
         return
-    with celery.connection_for_write(transport_options=_TIME_OUTS) as connection:
+    limits = transport_options(connect=1, answer=2)
+    with celery.connection_for_write(transport_options=limits) as connection:
         yield connection

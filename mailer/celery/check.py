@@ -16,7 +16,7 @@ class CeleryCheck:
     """The check for a Celery app that was put into the Flask app after Mailer was set up."""
 
     def __init__(self, app: Flask, celery: Celery[Any]) -> None:
-        self._extensions = app.extensions  # not the app, so that nothing keeps it alive
+        self._extensions = app.extensions
         self._celery = celery
         signals.worker_init.connect(self._tell_worker)  # a weak reference
 

@@ -57,8 +57,7 @@ def find_source(given: str | None, worker: str) -> AppSource:
     Raises:
         ConfigurationError: There is no such app, or no other module can import it.
     """
-    path, name = [*re.split(r":(?![\\/])", given or _default_file(), maxsplit=1), None][:2]
-    assert path is not None
+    path, name = _split(given or _default_file())
     module = _import(path, worker)
     found = module.__name__
     if not all(part.isidentifier() for part in found.split(".")):
@@ -76,6 +75,12 @@ def find_source(given: str | None, worker: str) -> AppSource:
             " Name the right one, as in: flask --app shop:create_app mail init"
         )
     return AppSource(found, name, arguments, str(getattr(module, "__file__", None) or found))
+
+
+def _split(given: str) -> tuple[str, str]:
+    """Split `shop:create_app` into module and name. The colon of a Windows path is no separator."""
+    path, *names = re.split(r":(?![\\/])", given, maxsplit=1)
+    return path, names[0] if names else ""
 
 
 def _default_file() -> str:
@@ -154,8 +159,12 @@ def _find_in(module: ModuleType) -> str:
     apps = [name for name, value in vars(module).items() if issubclass(type(value), Flask)]
     factories = [name for name in _FACTORIES if inspect.isfunction(getattr(module, name, None))]
     first = [name for name in _APPS if name in apps]
-    if found := first or apps[:1] * (len(apps) == 1) or (factories if not apps else []):
-        return found[0]
+    if first:
+        return first[0]
+    if len(apps) == 1:
+        return apps[0]
+    if factories and not apps:
+        return factories[0]
     reason = f"has several Flask apps: {', '.join(apps)}" if apps else "has no Flask app"
     raise ConfigurationError(
         f"The module {module.__name__} {reason}. Name the one to use, as in: flask --app"

@@ -1,4 +1,4 @@
-"""The group `flask mail`, and what its commands share."""
+"""The group `flask mail`, and the functions that its commands share."""
 
 from contextlib import suppress
 from typing import Any

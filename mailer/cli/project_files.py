@@ -29,7 +29,7 @@ class ProjectFile:
 
     @property
     def exists(self) -> bool:
-        """Whether there is such a file, or a link of this name."""
+        """Return whether there is such a file, or a link of this name."""
         return os.path.lexists(self.path)
 
     def write(self) -> None:

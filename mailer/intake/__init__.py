@@ -235,23 +235,24 @@ class Intake:
         Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent, the
         soft time limit of a Celery task.
         """
-        time_limit: Exception | None = None
-        # A handler of the log may fail as well.
-        with suppress(Exception), addresses_shown(self._settings.log_addresses):
-            try:
-                (bell or self.bell).ring(mails)
-            except Exception as error:
-                if _is_time_limit(error):
-                    time_limit = error
-                else:
-                    log.exception(
-                        "A mail was queued, and nobody could be told; the sweep of the workers"
-                        " finds it"
-                    )
-            if self._watch is not None:
-                self._watch.notice()
-        if time_limit is not None:
-            raise time_limit
+        try:
+            with addresses_shown(self._settings.log_addresses):
+                self._ring(mails, bell or self.bell)
+        except Exception as error:  # of a handler of the log, for example
+            if _is_time_limit(error):
+                raise
+
+    def _ring(self, mails: Sequence[str], bell: Bell) -> None:
+        try:
+            bell.ring(mails)
+        except Exception as error:
+            if _is_time_limit(error):
+                raise
+            log.exception(
+                "A mail was queued, and nobody could be told; the sweep of the workers finds it"
+            )
+        if self._watch is not None:
+            self._watch.notice()
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = evaluate(given) or self.default_sender
@@ -356,7 +357,7 @@ def _size(message: Message) -> int:
 
 
 def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
-    """No more is looked at, or asked of a generator, than a mail can carry."""
+    """Yield the files. Raise `OverLimit` at the first that a mail can't carry as well."""
     size = 0
     for file in files:
         data = getattr(file, "data", b"")

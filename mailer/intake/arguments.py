@@ -78,7 +78,7 @@ def check_metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ..
 
 
 def check_list(given: Iterable[Item] | None, *, field: str, of: str) -> Iterable[Item]:
-    """Many of something, and never the letters of one text."""
+    """Return the items. Refuse a text, whose letters would be items."""
     if given is None:
         return ()
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):

@@ -8,31 +8,13 @@ from mailer.rendering import Renderer
 from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (
-    *(
-        "to",
-        "subject",
-        "template",
-        "text",
-        "html",
-        "cc",
-        "bcc",
-        "reply_to",
-        "sender",
-        "attachments",
-        "headers",
-        "lane",
-        "send_at",
-        "expires_at",
-    ),
-    *("on_doubt", "sensitive", "tags", "metadata", "idempotency_key", "connection", "context"),
-)
+    "to subject template text html cc bcc reply_to sender attachments headers lane send_at"
+    " expires_at on_doubt sensitive tags metadata idempotency_key connection context"
+).split()
 #: The names of an option elsewhere.
 _ALIASES = {
     "template": ("template_name", "template_prefix"),
-    "text": (
-        *("body", "text_body", "body_text", "plain", "plain_message"),
-        *("message", "msg", "content"),
-    ),
+    "text": "body text_body body_text plain plain_message message msg content".split(),
     "html": ("html_body", "body_html", "html_message"),
     "to": (
         "recipients",

@@ -36,7 +36,7 @@ __all__ = ["QueuedMailHandler"]
 _MOST_RECIPIENTS = 1000
 # The pauses between tries while the database does not answer.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
-# `flush()`, and so the end of a process, waits no longer.
+# A `flush()` waits no longer. At the end of a process, Python calls it several times.
 _FLUSH_SECONDS = 5.0
 # The logger of Celery's line about a failed task.
 _TASK_LOGGER = "celery.app.trace"
@@ -201,7 +201,7 @@ class QueuedMailHandler(logging.Handler):
 
     @property
     def _is_busy(self) -> bool:
-        """Whether this thread writes a report or queues a mail: its records are our own."""
+        """True while this thread writes a report or queues a mail: its records are our own."""
         return getattr(self._here, "is_busy", False)
 
     @contextmanager
@@ -215,7 +215,7 @@ class QueuedMailHandler(logging.Handler):
     # --- the thread ------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Let the thread look what is due. The lock is held."""
+        """Let the thread look for due mail. The lock is held."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = start_daemon(self._run, "mailer-logging")
         self._changed.notify_all()
@@ -255,7 +255,7 @@ class QueuedMailHandler(logging.Handler):
             return None
 
     def _queue_all(self) -> None:
-        """Queue what is due in the calling thread, until the first failure."""
+        """Queue due mail in the calling thread, until the first failure."""
         now = self._clock.monotonic()
         while mail := self._take_early(now):
             if not self._queue(mail):

@@ -8,9 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from mailer.logging.report import Report
-
-# Each unit is used from twice its length on, and rounded down.
-_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+from mailer.message.text import span
 
 
 @dataclass(slots=True)
@@ -119,12 +117,3 @@ class Pending:
             )
         text = f"{opening}{report.text}{closing}"
         return ErrorMail(kind, report, subject, text, repeats, self._lost)
-
-
-def span(seconds: float) -> str:
-    """Return a length of time in words, such as "10 minutes"."""
-    size, unit = next(
-        ((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds")
-    )
-    count = max(1, int(seconds // size))
-    return f"{count} {unit if count != 1 else unit[:-1]}"

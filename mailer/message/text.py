@@ -11,6 +11,8 @@ from mailer.errors import InvalidHeader, InvalidMail
 
 _NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_SHOWN = 200
+# Each unit is used from twice its length on, and rounded down: "90 seconds", "4 minutes".
+_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 LONGEST_REPLY = 1000
 _OF_TEXTS = ("__len__", "__add__", "__radd__", "__mod__")
 
@@ -80,3 +82,12 @@ def _text(value: Any, field: str, error: type[InvalidMail]) -> str:
     if not isinstance(text, str):
         raise error(f"{field}: give a str, not {type(value).__name__}.")
     return text
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in words, such as "10 minutes"."""
+    size, unit = next(
+        ((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "seconds")
+    )
+    count = max(1, int(seconds // size))
+    return f"{count} {unit if count != 1 else unit[:-1]}"

@@ -40,7 +40,7 @@ _UNSAFE = "The changes that were planned here would break the file, so it is lef
 
 
 class _Project(NamedTuple):
-    """What the files of a project know about each other."""
+    """The knowledge of the files of a project about each other."""
 
     files: dict[str, File]
     #: The names of its `Mail`; none if it does not use Flask-Mail.

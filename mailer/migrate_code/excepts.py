@@ -1,17 +1,17 @@
 """Errors and results of `mail.send()`: what no longer is raised, and what is returned now."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import libcst as cst
 
 from mailer.migrate_code.findings import Edits, Finding
 from mailer.migrate_code.reading import (
     File,
-    children,
     connections,
     dotted,
     is_sending,
     last_name,
+    own_nodes,
     walk,
 )
 
@@ -61,7 +61,7 @@ def plan_excepts(file: File, mail: Collection[str], senders: Collection[str], ed
     """
     sending = set(_sending(file, mail))
     for node in file.every(cst.Try):
-        inside = list(_own(node.body))
+        inside = list(own_nodes(node.body))
         if {last_name(one) for one in inside} & {"SMTP", "SMTP_SSL", "LMTP"}:
             continue
         if sending & set(inside):
@@ -142,12 +142,3 @@ def _types(node: cst.BaseExpression | None, wanted: Collection[str]) -> list[cst
 
 def _names(node: cst.BaseExpression | None, wanted: Collection[str]) -> list[str]:
     return [dotted(one) for one in _types(node, wanted)]
-
-
-def _own(block: cst.BaseSuite) -> Iterable[cst.CSTNode]:
-    """Yield the nodes of a block, without those of functions in it."""
-    waiting: list[cst.CSTNode] = [block]
-    while waiting:
-        one = waiting.pop()
-        yield one
-        waiting.extend(x for x in children(one) if not isinstance(x, cst.FunctionDef | cst.Lambda))

@@ -1,4 +1,4 @@
-"""The result of a search: what to change in a file, and what a person has to decide."""
+"""The result of a search: the changes of a file, and the decisions left to a person."""
 
 from dataclasses import dataclass, field
 

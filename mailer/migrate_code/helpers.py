@@ -1,6 +1,6 @@
 """The functions of a project that send mail, and what else they do."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,6 +15,7 @@ from mailer.migrate_code.reading import (
     is_mail,
     is_sending,
     last_name,
+    own_nodes,
     text_of,
     walk,
 )
@@ -42,7 +43,7 @@ _STATEMENTS = (
 
 
 class Does(Enum):
-    """What a function does with mail."""
+    """The use that a function makes of mail."""
 
     SENDS = "sends the message that it is given"
     BUILDS = "builds a message and sends it"
@@ -50,7 +51,7 @@ class Does(Enum):
 
 
 class Runs(Enum):
-    """How a function is run."""
+    """The way in which a function is run."""
 
     CALLED = "by who calls it"
     THREAD = "in a thread, by its decorator"
@@ -81,7 +82,7 @@ def find_helpers(file: File, mail: Collection[str], in_threads: Collection[str])
     found = []
     for node in file.every(cst.FunctionDef):
         runs = _runs(node, in_threads)
-        sends = any(is_sending(one, mail) or _is_on(one, senders) for one in own_nodes(node))
+        sends = any(is_sending(one, mail) or _is_on(one, senders) for one in own_nodes(node.body))
         if runs is None or node.asynchronous or not sends:
             continue
         scope, parameters = next(file.scopes(node)), _parameters(node)
@@ -114,17 +115,6 @@ def thread_decorators(file: File) -> set[str]:
 def in_method(scope: Scope, node: cst.FunctionDef) -> bool:
     decorators = {last_name(one.decorator) for one in node.decorators}
     return isinstance(scope, cst.ClassDef) and "staticmethod" not in decorators
-
-
-def own_nodes(node: cst.FunctionDef) -> Iterator[cst.CSTNode]:
-    """Yield the nodes in the body of a function, without those of functions inside it."""
-    waiting: list[cst.CSTNode] = [node.body]
-    while waiting:
-        one = waiting.pop()
-        yield one
-        waiting.extend(
-            child for child in children(one) if not isinstance(child, cst.FunctionDef | cst.Lambda)
-        )
 
 
 def _runs(node: cst.FunctionDef, in_threads: Collection[str]) -> Runs | None:

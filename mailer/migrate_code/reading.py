@@ -73,6 +73,17 @@ def children(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
         yield from (one for one in below if isinstance(one, cst.CSTNode))
 
 
+def own_nodes(block: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """Yield the nodes of a block, without those of functions in it."""
+    waiting = [block]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(
+            one for one in children(node) if not isinstance(one, cst.FunctionDef | cst.Lambda)
+        )
+
+
 def names_in(node: cst.CSTNode) -> list[str]:
     return [one.value for one in walk(node) if isinstance(one, cst.Name)]
 

@@ -47,19 +47,19 @@ def plan_tasks(file: File, own: Collection[Helper], callees: Callees, edits: Edi
             case cst.Attribute(value=callee, attr=cst.Name(value=verb)):
                 task = callees.find(callee)
                 if task and task.runs is Runs.TASK and task.does is not Does.MORE:
-                    _plan(file, call, callee, verb, callees, edits)
+                    _plan(file, call, callee, task, verb, callees, edits)
 
 
 def _plan(
     file: File,
     call: cst.Call,
     callee: cst.BaseExpression,
+    helper: Helper,
     verb: str,
     callees: Callees,
     edits: Edits,
 ) -> None:
-    helper, line = callees.find(callee), file.line(call)
-    assert helper is not None
+    line = file.line(call)
     match verb:
         case "delay":
             given, options = list(call.args), list[str]()

@@ -1,4 +1,4 @@
-"""Criteria for recorded mails: what matches, and how a mail that does not match differs."""
+"""Criteria for recorded mails, and the differences of a mail that does not meet them."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping

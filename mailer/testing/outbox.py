@@ -1,4 +1,4 @@
-"""The outbox of an application under test: what it sent, and a way to deliver what waits."""
+"""The outbox of an application under test: its sent mail, and a way to deliver waiting mail."""
 
 import math
 import os
@@ -209,7 +209,7 @@ class Outbox(Sequence[RecordedMail]):
         return [mail for mail in self._sent if not differences(mail, criteria)]
 
     def _report(self) -> str:
-        """Return a list of what was sent, and of the recorded mail that was not."""
+        """Return a list of the mail that was sent, and of that which was not."""
         looked_up = self._looked_up()
         sent = [mail for mail, status in looked_up if is_sent(status)]
         lines = [f"{_mails(len(sent))} sent{':' if sent else '.'}"]
@@ -240,7 +240,7 @@ class Outbox(Sequence[RecordedMail]):
     # --- delivery --------------------------------------------------------------------------------
 
     def drain(self, *, after: timedelta = timedelta(0)) -> list[DeliveryStatus]:
-        """Deliver the recorded mail that is due, in this thread, and return what has changed.
+        """Deliver the recorded mail that is due, in this thread, and return the changes.
 
         Without Redis and without a worker: to the relays of the app, to a `FakeRelay`, or to nobody
         with `TESTING`. Mail of others in the same database stays as it is. Failed tries, expired

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mailer.message import Message
 
-#: What differs from run to run, in the order in which it is looked for.
+#: Ids and times, which differ from run to run, in the order in which they are looked for.
 _VARIABLE = {
     r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b": "<uuid>",
     # ISO 8601, as `isoformat()` and `str()` write a datetime

@@ -15,7 +15,7 @@ from jinja2 import DictLoader
 import mailer
 import mailer.logging
 from mailer import Mail, Mailer, Status, background, errors, extension, mail, signals, testing
-from mailer.background import BackgroundFunction, HasBackground
+from mailer.background import BackgroundFunction
 from mailer.message import addresses, attachments, events, new_id, states, statuses
 from mailer.schema import foreign
 from mailer.testing import mails, matching, outbox, relay, snapshots
@@ -56,7 +56,7 @@ def public_names() -> dict[str, object]:
     found["mailer.logging.QueuedMailHandler"] = mailer.logging.QueuedMailHandler
     found["mailer.background.BackgroundFunction"] = BackgroundFunction
     for kind in (
-        *(Mailer, HasBackground, BackgroundFunction, Mail),
+        *(Mailer, BackgroundFunction, Mail),
         *(testing.Outbox, testing.FakeRelay, testing.RecordedMail),
     ):
         for name, method in vars(kind).items():

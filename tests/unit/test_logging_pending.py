@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from mailer.logging.pending import Pending, span
+from mailer.logging.pending import Pending
 from mailer.logging.report import Report
+from mailer.message.text import span
 
 PERIOD = 600.0
 

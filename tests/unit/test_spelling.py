@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
 from flask import Flask
 from jinja2 import DictLoader, pass_context
 
+from mailer import Mailer
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.intake.keywords import check_keywords
+from mailer.intake.keywords import _OPTIONS, check_keywords
 from mailer.rendering import Renderer
 from mailer.settings import Settings, keys
 from mailer.settings.spelling import check_keys
@@ -136,6 +138,14 @@ def test_a_misspelt_key_of_a_relay() -> None:
 
 
 # --- keywords of send_email() -------------------------------------------------------------------
+
+
+def test_the_options_are_those_of_the_call() -> None:
+    """A near miss of each argument of `send_email()` is noticed, and of no other name."""
+    arguments = signature(Mailer.send_email).parameters
+
+    assert {*_OPTIONS} == arguments.keys() - {"self", "more_context"}
+
 
 TEMPLATES = {
     "plain.txt": "Hello {{ name }}",
