@@ -139,11 +139,10 @@ def _held(store: Store, mail_id: str) -> Delivery:
 
 
 def table(store: Store) -> dict[int, dict[str, Any]]:
-    """Every delivery as it stands in the database, by id."""
+    """Every delivery as it stands in the database, by id, in the order of the ids."""
+    query = select(schema.delivery).order_by(schema.delivery.c.id)
     with store.engine.connect() as connection:
-        return {
-            row["id"]: dict(row) for row in connection.execute(select(schema.delivery)).mappings()
-        }
+        return {row["id"]: dict(row) for row in connection.execute(query).mappings()}
 
 
 def emptied(store: Store) -> Store:

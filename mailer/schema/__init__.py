@@ -286,6 +286,10 @@ def migrate(engine: Engine, to: str = "head", *, new_tables: bool = False) -> No
 
 @_quiet_alembic()
 def _migrate(connection: Connection, to: str, *, new_tables: bool) -> None:
+    tables = look(connection)
+    if to == "head" and tables.revision == REVISION:
+        return  # another process has just made them
+
     # Imported here: it takes 0.1 s, and only migrations need it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -294,7 +298,6 @@ def _migrate(connection: Connection, to: str, *, new_tables: bool) -> None:
     config = Config()
     config.set_main_option("script_location", "mailer.schema:migrations")
     config.set_main_option("path_separator", "os")
-    tables = look(connection)
     if tables.has_vanished and not new_tables:
         found.check(tables, REVISION)
     if tables.revision is not None and tables.revision > REVISION:

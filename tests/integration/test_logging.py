@@ -16,6 +16,7 @@ from flask import Flask, abort
 from mailer import ConfigurationError, InvalidAddress, InvalidMail, Mail, Mailer
 from mailer.logging import QueuedMailHandler, flush_handlers
 from mailer.message import Message
+from tests.mails import table
 from tests.services.databases import Databases, sqlite_only
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT
@@ -51,10 +52,11 @@ def add_handler() -> Iterator[AddHandler]:
 
 
 def error_mails(app: Flask) -> list[Message]:
-    """Return the queued mails, the oldest first."""
-    with app.app_context():
-        found = [mail.id for mail in reversed(mailer.mails(to="admin@example.com", limit=1000))]
-    return [store_of(app).load_messages([one])[one] for one in found]
+    """Return the queued mails, in the order in which they were queued."""
+    store = store_of(app)
+    store.check_schema()  # makes the tables, if there was no mail
+    found = [row["mail_id"] for row in table(store).values()]
+    return [store.load_messages([one])[one] for one in found]
 
 
 def subjects(app: Flask) -> list[str]:

@@ -226,4 +226,4 @@ def take_the_first_chore(url: str) -> bool:
 @sqlite_only
 def test_many_processes_find_no_database(empty_database_url: str) -> None:
     """Many processes that find no database create it once."""
-    assert sorted(at_once(8, take_the_first_chore, empty_database_url)) == [False] * 7 + [True]
+    assert sorted(at_once(16, take_the_first_chore, empty_database_url)) == [False] * 15 + [True]
