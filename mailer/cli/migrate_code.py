@@ -6,13 +6,19 @@ import os
 import shutil
 import tokenize
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import click
 
 from mailer.cli.group import mail_group
 from mailer.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mailer.migrate_code import Migration
 
 #: Folders that are not looked into, besides hidden ones and virtual environments.
 _SKIPPED = frozenset({"migrations", "node_modules", "site-packages", "__pycache__"})
@@ -34,29 +40,28 @@ def migrate_code(paths: tuple[Path, ...], *, write: bool) -> None:
         )
     from mailer.migrate_code import migrate  # noqa: PLC0415 -- libcst is an extra
 
-    texts, encodings, unreadable = dict[str, str](), dict[str, str](), dict[str, str]()
-    for path in _python_files(paths or (Path(),)):
-        name = str(path)
-        try:
-            texts[name], encodings[name] = _read(path)
-        except (OSError, SyntaxError, UnicodeDecodeError) as error:
-            unreadable[name] = str(error)
-    changed = 0
+    project = _read_all(paths or (Path(),))
+    texts, unreadable = project.texts, project.unreadable
     advice = [f"{name}:1: {_HIDDEN}" for name in texts if _hides_mailer(Path(name))]
+    changed, unwritten = 0, dict[str, str]()
     for name, migration in migrate(texts):
         if migration.unreadable:
             unreadable[name] = migration.unreadable
         if migration.changes:
-            changed += 1
-            for change in migration.changes:
-                click.echo(f"{name}:{change.line}: {change.text}")
-            click.echo(_diff(name, texts[name], migration.text))
-        if write and migration.text != texts[name]:
-            _write(Path(name), migration.text, encodings[name])
+            _show(name, texts[name], migration)
+            reason = _write(Path(name), migration.text, project.encodings[name]) if write else ""
+            if reason:
+                unwritten[name] = reason
+            changed += not reason
         advice += [f"{name}:{finding.line}: {finding.text}" for finding in migration.advice]
     _list("To look at yourself:", advice)
     _list("Could not be read, and left as they are:", [f"{n}: {r}" for n, r in unreadable.items()])
+    _list(
+        "Could not be written, and left as they are:", [f"{n}: {r}" for n, r in unwritten.items()]
+    )
     click.echo(_summary(changed, len(advice), written=write))
+    if unwritten:
+        raise SystemExit(1)
 
 
 _HIDDEN = (
@@ -81,13 +86,17 @@ def _list(heading: str, lines: Iterable[str]) -> None:
 
 
 def _python_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the Python files of a project, without those of other projects inside it."""
+    """Yield the Python files of a project, without those of other projects.
+
+    These may be in folders inside it, or behind links.
+    """
     for path in paths:
         if path.is_file():
             yield path
         for folder, folders, files in os.walk(path):
             folders[:] = sorted(name for name in folders if not _is_skipped(Path(folder, name)))
-            yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+            found = (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+            yield from (file for file in found if file.resolve().is_relative_to(path.resolve()))
 
 
 def _is_skipped(folder: Path) -> bool:
@@ -101,6 +110,26 @@ def _hides_mailer(path: Path) -> bool:
     return module.name == "mailer" and not (module.parent / "__init__.py").exists()
 
 
+@dataclass(frozen=True, slots=True)
+class _Project:
+    """The Python files of a project, by name."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    encodings: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  #: the reasons
+
+
+def _read_all(paths: Iterable[Path]) -> _Project:
+    project = _Project()
+    for path in _python_files(paths):
+        name = str(path)
+        try:
+            project.texts[name], project.encodings[name] = _read(path)
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            project.unreadable[name] = str(error)
+    return project
+
+
 def _read(path: Path) -> tuple[str, str]:
     """Return the text of a file with its own line ends, and its encoding."""
     raw = path.read_bytes()
@@ -108,13 +137,25 @@ def _read(path: Path) -> tuple[str, str]:
     return raw.decode(encoding), encoding
 
 
-def _write(path: Path, text: str, encoding: str) -> None:
-    """Replace a file at once, so that it is never half written."""
+def _write(path: Path, text: str, encoding: str) -> str:
+    """Replace a file at once, so that it is never half written. Return why it failed, or ""."""
     target = path.resolve()
-    whole = target.with_name(f".{target.name}.new")
-    whole.write_bytes(text.encode(encoding))
-    shutil.copymode(target, whole)
-    whole.replace(target)
+    try:
+        with TemporaryDirectory(dir=target.parent, prefix=".migrate-code-") as folder:
+            whole = Path(folder, target.name)
+            whole.write_bytes(text.encode(encoding))
+            shutil.copymode(target, whole)
+            whole.replace(target)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _show(name: str, before: str, migration: "Migration") -> None:
+    """Print the changes of a file with their reasons, and as a diff."""
+    for change in migration.changes:
+        click.echo(f"{name}:{change.line}: {change.text}")
+    click.echo(_diff(name, before, migration.text))
 
 
 def _diff(name: str, before: str, after: str) -> str:

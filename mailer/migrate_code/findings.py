@@ -4,6 +4,13 @@ from dataclasses import dataclass, field
 
 import libcst as cst
 
+from mailer.migrate_code.reading import File, names_in
+
+_IN_A_LOOP = (
+    "A mail that can't be queued, for example to an address that is none, now raises a MailerError"
+    " here and ends the loop. Catch it if the loop should go on with the others."
+)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
@@ -39,3 +46,11 @@ class Edits:
     decorators: set[str] = field(default_factory=set)
     changes: list[Finding] = field(default_factory=list)
     advice: list[Finding] = field(default_factory=list)
+
+    def note_call(self, file: File, call: cst.Call, reason: str) -> None:
+        """Note that a call leaves its thread or task, and why."""
+        line = file.line(call)
+        self.changes.append(Finding(line, reason))
+        self.released.update(names_in(call))
+        if file.is_in_a_loop(call):
+            self.advice.append(Finding(line, _IN_A_LOOP))

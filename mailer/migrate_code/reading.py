@@ -1,5 +1,6 @@
 """Questions about a file: the nodes of libcst, their lines and their surroundings."""
 
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from typing import TypeVar
@@ -50,6 +51,13 @@ class File:
         """Return the block of a statement."""
         found = (one for one in self.parents(node) if isinstance(one, cst.BaseSuite | cst.Module))
         return next(found)
+
+    def is_in_a_loop(self, node: cst.CSTNode) -> bool:
+        """Return whether a node runs again and again, in one call of its function."""
+        inside = itertools.takewhile(
+            lambda one: not isinstance(one, cst.FunctionDef | cst.Lambda), self.parents(node)
+        )
+        return any(isinstance(one, cst.For | cst.While | cst.CompFor) for one in inside)
 
     def is_statement(self, expression: cst.CSTNode) -> bool:
         """Return whether nothing uses the value of an expression."""

@@ -7,7 +7,7 @@ import libcst as cst
 from mailer.migrate_code.calls import Callees, argument, literal_arguments
 from mailer.migrate_code.findings import Edits, Finding
 from mailer.migrate_code.helpers import Does, Helper, Runs
-from mailer.migrate_code.reading import File, has_comment, names_in, text_of
+from mailer.migrate_code.reading import File, has_comment, text_of
 
 _DIRECT = (
     "mail.send() queues the mail, so it needs no task. If the mail can't be queued, the request"
@@ -86,6 +86,4 @@ def _plan(
         edits.advice.append(Finding(line, _RESULT.format(direct=text_of(called).strip())))
         return
     edits.replaced[call] = called
-    edits.released.update(names_in(call))
-    text = _DIRECT if direct else _CALLED.format(name=helper.name)
-    edits.changes.append(Finding(line, text))
+    edits.note_call(file, call, _DIRECT if direct else _CALLED.format(name=helper.name))

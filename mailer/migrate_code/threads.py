@@ -105,18 +105,13 @@ def _plan(file: File, call: cst.Call, work: _Work, edits: Edits) -> None:
     elif words["verb"] not in _THREADS:
         if file.is_statement(call):
             edits.replaced[call] = direct
-            _note(file, call, work, edits)
+            edits.note_call(file, call, work.reason)
         else:
             edits.advice.append(Finding(line, _RESULT.format_map(words)))
     elif _start_at_once(file, call, direct, edits) or _start_later(file, call, direct, edits):
-        _note(file, call, work, edits)
+        edits.note_call(file, call, work.reason)
     else:
         edits.advice.append(Finding(line, _KEPT.format_map(words)))
-
-
-def _note(file: File, call: cst.Call, work: _Work, edits: Edits) -> None:
-    edits.changes.append(Finding(file.line(call), work.reason))
-    edits.released.update(names_in(call))
 
 
 def _start_at_once(file: File, call: cst.Call, direct: cst.Call, edits: Edits) -> bool:
@@ -238,8 +233,7 @@ def plan_decorators(file: File, own: Collection[Helper], callees: Callees, edits
                 direct = callees.inlined(helper, call.func, call.args)
                 if direct and not has_comment(call):
                     edits.replaced[call] = direct
-                    edits.changes.append(Finding(file.line(call), _DIRECT))
-                    edits.released.update(names_in(call))
+                    edits.note_call(file, call, _DIRECT)
         gone = [one for one in helper.node.decorators if last_name(one.decorator) not in HARMLESS]
         edits.removed.update(gone)
         edits.decorators.update(last_name(one.decorator) for one in gone)

@@ -1,5 +1,6 @@
 """`flask mail migrate-code`: the files that it reads, what it prints and what it writes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mailer.cli.group import mail_group
+from tests.services.users import WITHOUT_PRIVILEGES
 
 PROJECT = Path(__file__).parents[2]
 POST = """\
@@ -26,6 +28,7 @@ def send_async_email(app, msg):
 def send(app, msg):
     Thread(target=send_async_email, args=(app, msg)).start()
 """
+ADMIN = "from flask_mail import Mail, Message\n"
 MOVED = """\
 from mailer import Mail
 
@@ -112,6 +115,39 @@ def test_a_link(project: Path) -> None:
     assert (project / "real.txt").read_text(encoding="utf-8") == MOVED
 
 
+def test_a_link_to_elsewhere(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A link that leads out of the project is left alone."""
+    elsewhere = tmp_path_factory.mktemp("other") / "post.py"
+    (project / "post.py").rename(elsewhere)
+    (project / "post.py").symlink_to(elsewhere)
+
+    assert migrate_code("--write").output.startswith("Nothing to change.")
+    assert elsewhere.read_text(encoding="utf-8") == POST
+
+
+def test_a_file_that_cannot_be_written(project: Path) -> None:
+    """A file that can't be written is named with the reason, and the others are changed."""
+    closed = project / "closed"
+    closed.mkdir()
+    (closed / "admin.py").write_text(ADMIN, encoding="utf-8")
+    closed.chmod(0o500)
+    command = "from mailer.cli.group import mail_group; mail_group()"
+    done = subprocess.run(
+        [*WITHOUT_PRIVILEGES, sys.executable, "-c", command, "migrate-code", "--write"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "and left as they are:\n  closed/admin.py: Permission denied\n" in done.stdout
+    assert "Files changed: 1." in done.stdout
+    assert done.returncode == 1
+    assert (project / "post.py").read_text(encoding="utf-8") == MOVED
+    assert [path.name for path in closed.iterdir()] == ["admin.py"]
+
+
 @pytest.mark.parametrize(
     "folder", [".git", ".tox", "migrations", "node_modules", "lib/site-packages", "venv"]
 )
@@ -188,6 +224,7 @@ WITHOUT_LIBCST = """
 import sys
 sys.modules["libcst"] = None
 from mailer.cli.group import mail_group
+from tests.services.users import WITHOUT_PRIVILEGES
 mail_group(["migrate-code"])
 """
 

@@ -376,6 +376,26 @@ def test_threads_for_a_person(use: str, words: str) -> None:
     assert words in text
 
 
+@pytest.mark.parametrize(
+    ("begin", "is_warned"),
+    [
+        ("for msg in messages:\n    ", True),
+        ("while msg := next(messages):\n    ", True),
+        ("for send in senders:\n    def later():\n        ", False),
+        ("if late:\n    ", False),
+    ],
+)
+def test_a_thread_in_a_loop(begin: str, is_warned: bool) -> None:
+    """A loop of threads becomes one that an error ends, and the advice says so."""
+    start = "Thread(target=send_async_email, args=(app, msg)).start()\n"
+    before = f"from threading import Thread\nfrom mailer import Mail\nmail = Mail()\n{HELPER}"
+    found = moved(f"{before}{begin}{start}").advice
+
+    assert ["raises a MailerError here and ends the loop" in one.text for one in found] == (
+        [True] if is_warned else []
+    )
+
+
 def test_other_threads() -> None:
     """Threads of a function that sends no mail are not mentioned."""
     assert advice("from mailer import Mail\ndef f(): pass\nThread(target=f).start()\n") == []
