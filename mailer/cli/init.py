@@ -13,9 +13,9 @@ from mailer.cli.group import mail_group
 from mailer.cli.next_steps import next_steps
 from mailer.cli.project_files import (
     ProjectFile,
-    add_to_gitignore,
+    add_lines,
     make_files,
-    missing_in_gitignore,
+    missing_lines,
 )
 
 
@@ -35,8 +35,8 @@ from mailer.cli.project_files import (
 def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> None:
     """Write a worker, a compose file and settings for this app into the current folder.
 
-    An existing file is not changed: the text for it is shown instead. Only .gitignore gets the
-    lines that it lacks. The app is that of `flask --app`.
+    An existing file is not changed: the text for it is shown instead. Only .gitignore and
+    .dockerignore get the lines that they lack. The app is that of `flask --app`.
     """
     if not worker.isidentifier():
         raise click.BadParameter(f"{worker!r} is no name of a module: give one such as worker.")
@@ -47,7 +47,9 @@ def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> Non
     files = make_files(folder, source, worker, postgres=postgres, app_database=database)
     for file in files:
         _write_or_show(file, dry_run=dry_run)
-    _ignore(folder, dry_run=dry_run)
+    _ignore(folder / ".gitignore", dry_run=dry_run)
+    if (folder / ".dockerignore").exists():
+        _ignore(folder / ".dockerignore", dry_run=dry_run)
     click.echo("\nNothing is written." if dry_run else f"\n{next_steps(source, app, worker)}")
 
 
@@ -78,14 +80,15 @@ def _write_or_show(file: ProjectFile, *, dry_run: bool) -> None:
         click.echo(f"{name}written")
 
 
-def _ignore(folder: Path, *, dry_run: bool) -> None:
-    lines = missing_in_gitignore(folder)
+def _ignore(file: Path, *, dry_run: bool) -> None:
+    """Add the lines that keep secrets and mail out of Git, or out of an image."""
+    lines = missing_lines(file)
     if lines and not dry_run:
-        with _explained(folder / ".gitignore"):
-            add_to_gitignore(folder, lines)
+        with _explained(file):
+            add_lines(file, lines)
     if lines:
         gets = "would get" if dry_run else "got"
-        click.echo(f"{'.gitignore':20}{gets} {' and '.join(lines)}")
+        click.echo(f"{file.name:20}{gets} {' and '.join(lines)}")
 
 
 @contextmanager

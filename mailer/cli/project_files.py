@@ -87,7 +87,8 @@ def make_files(
     yield rendered("env", ".env", is_private=True)
     yield rendered("docker-compose.yml", compose_file(folder))
     yield rendered("Dockerfile", "Dockerfile")
-    yield rendered("dockerignore", ".dockerignore")
+    if not os.path.lexists(folder / ".dockerignore"):  # one that exists gets lines
+        yield rendered("dockerignore", ".dockerignore")
 
 
 def compose_file(folder: Path) -> str:
@@ -96,23 +97,26 @@ def compose_file(folder: Path) -> str:
     return found[0] if found else _COMPOSE_FILES[-1]
 
 
-def missing_in_gitignore(folder: Path) -> list[str]:
-    """Return the lines that .gitignore needs, so that no secret and no mail gets into Git."""
-    try:
-        text = (folder / ".gitignore").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        text = ""
-    known = {line.strip().strip("/") for line in text.splitlines()}
+def missing_lines(ignore: Path) -> list[str]:
+    """Return the lines that a .gitignore or .dockerignore needs, to keep out secrets and mail."""
+    known = {line.strip().strip("/") for line in _text(ignore).splitlines()}
     return [line for line in _IGNORED if line.strip("/") not in known]
 
 
-def add_to_gitignore(folder: Path, lines: list[str]) -> None:
-    """Append lines to .gitignore, which keeps what it has."""
-    file = folder / ".gitignore"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    with file.open("a", encoding="utf-8") as ignored:
-        ignored.write("\n" * (text != "" and not text.endswith("\n")))
-        ignored.writelines(f"{line}\n" for line in lines)
+def add_lines(ignore: Path, lines: list[str]) -> None:
+    """Append lines to a file, which keeps what it has."""
+    text = _text(ignore)
+    with ignore.open("a", encoding="utf-8") as file:
+        file.write("\n" if text and not text.endswith("\n") else "")
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _text(file: Path) -> str:
+    """Return the text of a file, in whichever encoding, or "" if there is none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _local_name(source: AppSource) -> str:

@@ -336,6 +336,20 @@ def test_secrets_are_kept_out_of_git_and_the_image(init: Init, tmp_path: Path) -
     assert ".env" in (tmp_path / ".dockerignore").read_text().splitlines()
 
 
+def test_files_of_ignored_names_that_exist(init: Init, tmp_path: Path) -> None:
+    """A .dockerignore gets the lines that it lacks as well. Neither file needs to be UTF-8."""
+    write(tmp_path, shop19=FACTORY)
+    (tmp_path / ".gitignore").write_bytes(b"# R\xe9glages\n.env\ninstance")
+    (tmp_path / ".dockerignore").write_bytes(b"node_modules # \xff\n")
+    result = init("shop19")
+
+    assert result.exit_code == 0
+    assert ".dockerignore       got .env and instance/\n" in result.stdout
+    assert (tmp_path / ".gitignore").read_bytes() == b"# R\xe9glages\n.env\ninstance"
+    assert (tmp_path / ".dockerignore").read_bytes() == b"node_modules # \xff\n.env\ninstance/\n"
+    assert ".dockerignore" not in init("shop19").stdout
+
+
 def test_a_file_that_can_not_be_written(init: Init, tmp_path: Path) -> None:
     """The error names the file and the reason, with no traceback."""
     write(tmp_path, shop17=FACTORY)
