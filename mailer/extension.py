@@ -234,7 +234,7 @@ class Mailer:
         A call of the function queues it, as `delay()` does, and returns Celery's result.
         `apply_async()` takes Celery's options, and `run()` calls the function itself. It is an
         ordinary task of the application's Celery app: if Redis loses the call, or the worker dies,
-        the call is lost. With `MAIL_SUPPRESS_SEND`, as in tests, it runs at once.
+        the call is lost. In a test, with `TESTING`, it runs at once.
 
         >>> @mailer.background
         ... def resize(path, width=200):

@@ -11,6 +11,7 @@ from flask import Flask, Request
 from flask.ctx import _AppCtxGlobals
 from flask.sessions import SessionMixin
 from kombu import serialization
+from kombu.exceptions import SerializerNotInstalled
 from werkzeug.local import LocalProxy
 
 from mailer.errors import InvalidArgument
@@ -51,6 +52,11 @@ def pack(task: Task[Any, Any], call: Call) -> Packed:
     given = call.args, call.kwargs
     try:
         return Packed(*serialization.dumps(given, serializer))
+    except SerializerNotInstalled as error:
+        raise InvalidArgument(
+            f"{task.name}: there is no serializer {serializer!r}. Name one that Celery knows, such"
+            " as 'json', or register it with kombu."
+        ) from error
     except Exception as error:
         where, value = next(_unusable(call.named, serializer), ("its arguments", given))
         raise InvalidArgument(

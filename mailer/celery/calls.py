@@ -10,7 +10,7 @@ from celery import Celery, Task
 from celery.exceptions import Retry
 from celery.result import AsyncResult
 from flask import Flask, current_app, has_app_context
-from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError
 
 from mailer.celery.app import ONE_TRY, broker_of, installed, transport_options
 from mailer.celery.arguments import Call, pack
@@ -20,7 +20,7 @@ from mailer.outbound import Outbound
 # The header of a call that names its Flask app: several may share a Celery app.
 _APP = "mailer_app"
 _REDIS = ("redis://", "rediss://", "redis+socket://", "unix://")
-_UNREACHABLE = (KombuError, redis.RedisError, OSError)
+_UNREACHABLE = (OperationalError, redis.RedisError, OSError)
 
 
 def add_task(
@@ -88,7 +88,10 @@ def call_here(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResu
 
 
 def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult[Any]:
-    """Send a call to the workers. Raise BrokerUnavailable within a few seconds if that fails."""
+    """Send a call to the workers. Raise BrokerUnavailable within a few seconds if that fails.
+
+    In Celery's eager mode it runs here, and its errors are those of the function.
+    """
     pack(task, call)  # Celery's own error would name neither the argument nor the remedy
     send: Any = task.apply_async  # its types lack `connection`
     options = {
@@ -96,6 +99,8 @@ def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult
         **call.options,
         "headers": _headers(outbound, call),
     }
+    if task.app.conf.task_always_eager:
+        return send(call.args, call.kwargs, **options)  # type: ignore[no-any-return]
     try:
         with _bounded_connection(task.app) as connection:
             return send(call.args, call.kwargs, connection=connection, **options)  # type: ignore[no-any-return]

@@ -126,15 +126,15 @@ def test_no_background_function(function: Any, words: str) -> None:
 
 @pytest.fixture
 def quiet_shop(open_shop: OpenShop) -> Iterator[Flask]:
-    """Return an app with MAIL_SUPPRESS_SEND, whose broker is nowhere, in its context."""
+    """Return an app with TESTING, whose broker is nowhere, in its context."""
     url = f"redis://127.0.0.1:{free_port()}/0"
-    shop = open_shop(MAIL_SUPPRESS_SEND=True, MAILER_REDIS_URL=url)
+    shop = open_shop(TESTING=True, MAIL_SUPPRESS_SEND=True, MAILER_REDIS_URL=url)
     with shop.test_request_context():
         yield shop
 
 
 def test_it_runs_at_once_in_tests(quiet_shop: Flask) -> None:
-    """With MAIL_SUPPRESS_SEND, a call runs in the calling thread, and needs no broker."""
+    """With TESTING, a call runs in the calling thread, and needs no broker."""
     results = [note(1), note.delay(2), note.apply_async([3], {"a": 4}, countdown=60)]
 
     here = (quiet_shop.name, threading.current_thread().name)
@@ -143,13 +143,13 @@ def test_it_runs_at_once_in_tests(quiet_shop: Flask) -> None:
 
 
 def test_its_errors_are_seen_in_tests(quiet_shop: Flask) -> None:
-    """With MAIL_SUPPRESS_SEND, an exception of the function reaches the caller."""
+    """With TESTING, an exception of the function reaches the caller."""
     with pytest.raises(LookupError, match="no such order"):
         fail()
 
 
 def test_it_has_a_context_of_its_own(quiet_shop: Flask) -> None:
-    """With MAIL_SUPPRESS_SEND, the function shares no `g` with its caller, as on a worker."""
+    """With TESTING, the function shares no `g` with its caller, as on a worker."""
     found: list[bool] = []
 
     @mailer.background
@@ -164,7 +164,7 @@ def test_it_has_a_context_of_its_own(quiet_shop: Flask) -> None:
 
 
 def test_its_arguments_are_those_of_a_worker(quiet_shop: Flask) -> None:
-    """With MAIL_SUPPRESS_SEND, arguments arrive as a message would carry them."""
+    """With TESTING, arguments arrive as a message would carry them."""
     carried: list[Any] = [
         *(None, True, 5, 0.5, "Ä", [1], {"a": None}, b"x"),
         *(uuid.UUID(int=5), decimal.Decimal("1.10"), dt.date(2026, 1, 2)),
@@ -178,7 +178,7 @@ def test_its_arguments_are_those_of_a_worker(quiet_shop: Flask) -> None:
 
 
 def test_retries(quiet_shop: Flask) -> None:
-    """With MAIL_SUPPRESS_SEND, a task that is retried runs again at once, until it gives up."""
+    """With TESTING, a task that is retried runs again at once, until it gives up."""
     tries: list[tuple[str, str, int]] = []
 
     @mailer.background(bind=True, name="shop.tasks.persist", max_retries=3)
@@ -201,6 +201,42 @@ def test_retries(quiet_shop: Flask) -> None:
     with pytest.raises(OSError, match="never"):
         insist()
     assert len(tries) == 2
+
+
+def test_suppressed_mail_moves_no_work(open_shop: OpenShop) -> None:
+    """With MAIL_SUPPRESS_SEND alone, as on a staging server, calls go to the workers."""
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    shop = open_shop(MAIL_SUPPRESS_SEND=True, MAILER_REDIS_URL=url)
+
+    with shop.app_context(), pytest.raises(BrokerUnavailable, match="the call is not queued"):
+        note(1)
+
+    assert calls == []
+
+
+def test_eager_mode(open_shop: OpenShop) -> None:
+    """In Celery's eager mode a call needs no broker, and an error is that of the function."""
+
+    @mailer.background
+    def write() -> None:
+        raise OSError("disk full")
+
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    shop = open_shop(MAILER_REDIS_URL=url)
+    shop.extensions["celery"].conf.task_always_eager = True
+
+    with shop.app_context():
+        assert note(1).get() == "noted"
+        assert isinstance(write().result, OSError)
+        shop.extensions["celery"].conf.task_eager_propagates = True
+        with pytest.raises(OSError, match="disk full"):
+            write()
+
+
+def test_a_serializer_that_is_not_there(shop: Flask) -> None:
+    """A serializer that is not installed is named, and no argument is blamed."""
+    with shop.app_context(), pytest.raises(InvalidArgument, match="no serializer 'yoml'"):
+        note.apply_async([1], serializer="yoml")
 
 
 # --- arguments ----------------------------------------------------------------------------------
