@@ -60,11 +60,14 @@ class State:
 
 def state_of(app: Flask | None = None) -> State:
     """Return the objects of an app, or of the current app."""
+    app = app or current_app
     try:
-        state: State = (app or current_app).extensions["mailer"]
+        state: State = app.extensions["mailer"]
     except KeyError:
         raise ConfigurationError(
-            "This app has no Mailer: call Mailer().init_app(app) where the app is made."
+            f"The app {app.import_name!r} has no Mailer. Where it is made, write `from mailer"
+            " import Mailer` and `Mailer(app)`, or in a factory mailer.init_app(app); `flask mail"
+            " init` shows how, and writes what the workers need."
         ) from None
     return state
 

@@ -4,13 +4,13 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from flask import current_app
 from flask.cli import AppGroup, ScriptInfo
 
-from mailer.errors import ConfigurationError, MailerError
+from mailer.errors import MailerError
 from mailer.message import Lane
 from mailer.operations import Operations
 from mailer.store import Store
+from mailer.wiring import state_of
 
 LANE = click.Choice([lane.name.lower() for lane in Lane])
 #: The length of a list that is no page by itself.
@@ -52,28 +52,14 @@ class _MailGroup(AppGroup):
 mail_group: AppGroup = _MailGroup("mail", help="The email queue.")
 
 
-def state() -> Any:
-    """Return the objects of the current app."""
-    try:
-        return current_app.extensions["mailer"]
-    except KeyError:
-        raise ConfigurationError(
-            f"The app {current_app.import_name!r} has no Mailer. Where it is made, write `from"
-            " mailer import Mailer` and `Mailer(app)`, or in a factory mailer.init_app(app);"
-            " `flask mail init` shows how, and writes what the workers need."
-        ) from None
-
-
 def store() -> Store:
     """Return the store of the current app."""
-    store: Store = state().store
-    return store
+    return state_of().store
 
 
 def operations() -> Operations:
     """Return the operations of the current app."""
-    operations: Operations = state().operations
-    return operations
+    return state_of().operations
 
 
 def find_mail(given: str) -> str:

@@ -8,12 +8,13 @@ from operator import itemgetter
 import click
 
 from mailer.attendance import SILENT_SECONDS, absence, silence
-from mailer.cli.group import SHOWN, mail_group, operations, state, store
+from mailer.cli.group import SHOWN, mail_group, operations, store
 from mailer.cli.pauses import show_pauses
 from mailer.cli.times import format_time
 from mailer.message import Status
 from mailer.message.text import printable
 from mailer.store import Outlook
+from mailer.wiring import state_of
 
 #: The ages of due mail, by the number that the store has for each.
 _AGES = ("not due yet", "less than an hour", "less than a day", "less than a week", "longer")
@@ -46,7 +47,7 @@ def due() -> None:
 
 def _show_workers() -> None:
     """Print the workers that are there, or a warning if mail waits and there is none."""
-    mailer, now = state(), time.time()
+    mailer, now = state_of(), time.time()
     if mailer.settings.mail_suppress_send:
         return
     if present := store().present_workers(now, silent=SILENT_SECONDS):

@@ -16,6 +16,8 @@ from mailer.logs import get_logger
 _QUEUED = "_mailer_queued"
 #: Flask-Mail writes these while it sends.
 _NOT_COMPARED = frozenset({"date", "msgId"})
+# The messages that one app context remembers: one in development may send for hours.
+_MOST = 1000
 
 log: Logger = get_logger(__name__)
 
@@ -25,7 +27,9 @@ def note_queued(message: flask_mail.Message) -> None:
     if not has_app_context() or not (current_app.debug or current_app.testing):
         return
     appcontext_tearing_down.connect(_warn_of_changes)
-    g.setdefault(_QUEUED, {})[id(message)] = message, _contents(message)
+    queued = g.setdefault(_QUEUED, {})
+    if len(queued) < _MOST or id(message) in queued:
+        queued[id(message)] = message, _contents(message)
 
 
 def _warn_of_changes(app: Flask, **_signal: Any) -> None:

@@ -52,8 +52,11 @@ class Outbox(Sequence[RecordedMail]):
         self._recorded: list[RecordedMail] = []
         self._outer: Recorder | None = None  # of another outbox, around this one
         self._stack = ExitStack()
+        self._is_open = False
 
     def __enter__(self) -> Self:
+        if self._is_open:
+            raise RuntimeError("This outbox is in use already: make another one for this block.")
         with ExitStack() as stack:
             intake = self._state.intake
             self._outer, intake.recorder = intake.recorder, self._record
@@ -63,9 +66,11 @@ class Outbox(Sequence[RecordedMail]):
             clock = self._state.clock
             stack.callback(setattr, clock, "ahead", clock.ahead)
             self._stack = stack.pop_all()
+        self._is_open = True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._is_open = False
         self._stack.close()
 
     def _record(self, accepted: Accepted) -> None:

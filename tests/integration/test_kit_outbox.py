@@ -163,6 +163,19 @@ def test_only_in_the_block(app: Flask) -> None:
     assert (intake.recorder, intake.bell) == (None, before)
 
 
+def test_a_second_block(app: Flask, outbox: Outbox) -> None:
+    """An outbox serves one block at a time: the end of a second one would end the first."""
+    with pytest.raises(RuntimeError, match="in use already"), outbox:
+        pass
+    again = Outbox(app)
+    for _ in range(2):
+        with again:
+            pass
+    welcome()
+
+    assert len(outbox) == 1
+
+
 def test_a_list(outbox: Outbox) -> None:
     """The outbox is like a list, and its errors say what is in it."""
     assert outbox == []
