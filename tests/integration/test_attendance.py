@@ -55,7 +55,7 @@ def worker(name: str = "one", seen_at: float = NOW) -> Worker:
         (299, "been seen for 4 minutes"),
         (7200, "been seen for 2 hours"),
         (86400 * 9, "been seen for 9 days"),
-        (-5, "been seen for 0 seconds"),
+        (-5, "been seen for 1 second"),
     ],
 )
 def test_how_long_nobody_was_there(seconds: float | None, words: str) -> None:
