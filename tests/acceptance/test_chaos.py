@@ -12,7 +12,6 @@ from tests.chaos.scenarios import SCENARIOS
 _CANARIES = (
     "kill -9 of workers, prefork",
     "a mail that kills the process that composes it",
-    "Redis FLUSHALL",
     "PostgreSQL terminates all connections",
     "SQLite, the disk is full",
     "the clock jumps an hour, backwards",

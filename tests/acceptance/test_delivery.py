@@ -54,14 +54,10 @@ def assert_each_was_sent_once(app: Flask, sink: Sink, ids: list[str]) -> None:
     """Compare the ids that were returned, the mails that arrived, and the database."""
     expected = {address(number): 1 for number in range(len(ids))}
     with app.app_context():
-        waiting = [*ids]
-
-        def are_finished() -> bool:
-            while waiting and mailer.status(waiting[-1]).is_finished:
-                waiting.pop()
-            return not waiting
-
-        wait_until(are_finished, timeout=120)
+        wait_until(
+            lambda: all(status.is_finished for status in mailer.statuses(ids).values()),
+            timeout=120,
+        )
         statuses = mailer.statuses(ids)
 
     assert Counter(recipient for mail in sink.messages for recipient in mail.recipients) == expected

@@ -1,7 +1,7 @@
 """Work that several processes do at the same moment."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
@@ -10,19 +10,24 @@ T = TypeVar("T")
 
 # With "fork", a child inherits the test's open files; with "spawn", it imports everything anew.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["mailer", "tests.mails", "tests.shop"])
+_processes.set_forkserver_preload(["mailer", "tests.application", "tests.mails", "tests.shop"])
 
 
 def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
-    """Call `work(*arguments)` in this many new processes, and return all results.
+    """Call `work(*arguments)` in this many new processes, and return all results."""
+    return all_at_once(work, [arguments] * count)
+
+
+def all_at_once(work: Callable[..., T], calls: Sequence[tuple[object, ...]]) -> list[T]:
+    """Make each of these calls of `work` in a new process, and return all results.
 
     `work` has to be a function of a module.
     """
-    together = _processes.Barrier(count)
-    ends = [_processes.Pipe(duplex=False) for _ in range(count)]
+    together = _processes.Barrier(len(calls))
+    ends = [_processes.Pipe(duplex=False) for _ in calls]
     started = [
         _processes.Process(target=_do, args=(writing, together, work, arguments))
-        for _reading, writing in ends
+        for (_reading, writing), arguments in zip(ends, calls, strict=True)
     ]
     for process in started:
         process.start()

@@ -1,17 +1,10 @@
-"""Web processes that queue mail.
+"""Web processes that queue mail."""
 
-`python -m tests.services.queueing FIRST COUNT` prints the id of each mail that it queued.
-"""
-
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from mailer import send_email
 from tests.application import create_app
-from tests.services.worker import PROJECT
+from tests.services.processes import all_at_once
 
 
 def address(number: int) -> str:
@@ -20,26 +13,16 @@ def address(number: int) -> str:
 
 def queue_from_processes(config: Mapping[str, str], *, processes: int, each: int) -> list[str]:
     """Queue `processes * each` mails to addresses numbered from 0, and return their ids."""
-
-    def queue(number: int) -> list[str]:
-        command = [sys.executable, "-m", "tests.services.queueing", str(number * each), str(each)]
-        environment = {**os.environ, **config}
-        return subprocess.run(
-            command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True
-        ).stdout.split()
-
-    with ThreadPoolExecutor(processes) as threads:
-        return [mail_id for ids in threads.map(queue, range(processes)) for mail_id in ids]
+    calls = [(dict(config), number * each, each) for number in range(processes)]
+    return [mail_id for ids in all_at_once(queue, calls) for mail_id in ids]
 
 
-def main(first: int, count: int) -> None:
-    app = create_app({})
+def queue(config: Mapping[str, str], first: int, count: int) -> list[str]:
+    """Queue each mail in a request of its own."""
+    app = create_app(config)
+    ids = []
     for number in range(first, first + count):
         with app.test_request_context():
-            print(
-                send_email(address(number), f"Mail {number}", "welcome", name=f"reader {number}").id
-            )
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+            receipt = send_email(address(number), f"Mail {number}", "welcome", name="reader")
+            ids.append(receipt.id)
+    return ids
