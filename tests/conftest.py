@@ -165,7 +165,7 @@ def make_app(config: Mapping[str, str]) -> Iterator[Callable[..., Flask]]:
 @pytest.fixture
 def start_workers(config: Mapping[str, str], tmp_path: Path) -> Iterator[StartWorkers]:
     """Return `start_workers(count, pool=, concurrency=, env=)`. The workers end with the test."""
-    fleet = Fleet(config, tmp_path)
+    fleet = Fleet(config, tmp_path, forked=True)
     yield fleet.start
     fleet.end()
 

@@ -1,8 +1,8 @@
 """Criteria for recorded mails, and the differences of a mail that does not meet them."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypedDict, cast
 
 from mailer.message import AddressLike, Lane, parse_addresses
 from mailer.testing.mails import RecordedMail
@@ -48,16 +48,27 @@ class Criteria(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-def check(criteria: Criteria) -> None:
-    """Raise `TypeError` for a criterion that there is not."""
+def checked(criteria: Criteria) -> Criteria:
+    """Return the criteria, to compare with several mails: with a list for each iterator.
+
+    Raise `TypeError` for a criterion that does not exist, and `ValueError` for one that asks for
+    nothing.
+    """
     unknown = sorted(criteria.keys() - _CHECKS.keys())
     if unknown:
         raise TypeError(
             f"{', '.join(unknown)}: there is no such criterion. There are {', '.join(_CHECKS)}."
         )
-    for name, wanted in criteria.items():
+    found: dict[str, Any] = {
+        name: [*wanted] if isinstance(wanted, Iterator) else wanted
+        for name, wanted in criteria.items()
+    }
+    for name, wanted in found.items():
+        if name in ("text", "html") and wanted == "":
+            raise ValueError(f"{name}='' asks for nothing, since each mail contains it.")
         if isinstance(wanted, Collection) and not wanted and not isinstance(wanted, str):
             raise ValueError(f"{name}={wanted!r} asks for nothing: name at least one.")
+    return cast(Criteria, found)
 
 
 def differences(mail: RecordedMail, criteria: Criteria) -> list[str]:

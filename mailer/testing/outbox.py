@@ -16,7 +16,7 @@ from mailer.outbound import InlineBell
 from mailer.settings import Settings
 from mailer.testing.bells import SilentBell, ring_instead
 from mailer.testing.mails import RecordedMail, is_sent
-from mailer.testing.matching import Criteria, check, describe, differences, in_words
+from mailer.testing.matching import Criteria, checked, describe, differences, in_words
 from mailer.testing.snapshots import Snapshots
 from mailer.wiring import state_of
 
@@ -160,6 +160,7 @@ class Outbox(Sequence[RecordedMail]):
         __tracebackhide__ = True
         if times is not None and times < 1:
             raise ValueError(f"times={times}: use assert_not_sent() instead.")
+        criteria = checked(criteria)
         found = self._find(criteria)
         if found and times in (None, len(found)):
             return found[0]
@@ -191,6 +192,7 @@ class Outbox(Sequence[RecordedMail]):
             TypeError: A criterion is unknown.
         """
         __tracebackhide__ = True
+        criteria = checked(criteria)
         if found := self._find(criteria):
             listed = "\n".join(f"  {describe(mail)}" for mail in found)
             wanted = f" with {in_words(criteria)}" if criteria else ""
@@ -210,7 +212,6 @@ class Outbox(Sequence[RecordedMail]):
         self.assert_not_sent()
 
     def _find(self, criteria: Criteria) -> list[RecordedMail]:
-        check(criteria)
         return [mail for mail in self._sent if not differences(mail, criteria)]
 
     def _report(self) -> str:
@@ -269,7 +270,7 @@ class Outbox(Sequence[RecordedMail]):
             The status of each delivery that was tried, or has another status than before.
         """
         if after < timedelta(0):
-            raise ValueError(f"after={after!r}: time does not run backwards: give a positive time.")
+            raise ValueError(f"after={after!r}: time does not run backwards: give 0 or more.")
         state, store = self._state, self._state.store
         state.clock.ahead += after.total_seconds()
         store.settle_aside()

@@ -25,7 +25,8 @@ class FakeRelay:
     """A relay on this machine that accepts each mail, or answers as a test has told it.
 
     In the `with` block, mail of the app waits in the queue. `drain()` delivers it to this relay,
-    which keeps it in `mails`, and passes nothing on.
+    which keeps it in `mails`, and passes nothing on. Only `Mail(app, when="now")` delivers to it in
+    the call.
 
     >>> from mailer.testing import FakeRelay, Outbox
     >>> with Outbox(app) as outbox, FakeRelay(app) as relay:
@@ -41,10 +42,9 @@ class FakeRelay:
     [('ada@example.com',)]
 
     Args:
-        app: The app whose mail the relay gets. None: the current app; without one, nothing is
-            delivered to the relay unless `host` and `port` are `MAIL_SERVER` and `MAIL_PORT` of an
-            app.
-        timeout: The seconds after which Mailer gives the relay up that hangs.
+        app: The app whose mail the relay gets. None: the current app. Without an app context, set
+            `MAIL_SERVER` and `MAIL_PORT` of an app to `host` and `port`.
+        timeout: The seconds after which Mailer gives up on a relay that does not answer.
 
     Raises:
         ConfigurationError: aiosmtpd is not installed: `pip install 'flask-mailer-queue[testing]'`.
@@ -188,7 +188,7 @@ class FakeRelay:
         self.mails.append(Received(mail_id, datetime.now(UTC), sender, tuple(recipients), raw))
         return mail_id
 
-    # --- its life --------------------------------------------------------------------------------
+    # --- start and stop ---------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         app = self._app or (current_app._get_current_object() if has_app_context() else None)  # type: ignore[attr-defined]  # noqa: SLF001 -- Werkzeug's own name

@@ -84,7 +84,7 @@ def snapshot_of(message: Message, bcc: Iterable[str], replace: Mapping[str, str]
     text = "\n".join(_lines(message, bcc)) + "\n"
     for own in (message.message_id, message.id):
         text = text.replace(own, "<id>")
-    for pattern, word in {**replace, **_VARIABLE}.items():
+    for pattern, word in (*replace.items(), *_VARIABLE.items()):
         text = re.sub(pattern, word, text)
     return text
 

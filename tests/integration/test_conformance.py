@@ -141,7 +141,7 @@ def celery(stack: ExitStack, url: str, request: pytest.FixtureRequest) -> World:
     app = make_app(stack, url, sink, MAILER_REDIS_URL=redis.url, **SOON)
     folder = Path(stack.enter_context(TemporaryDirectory()))
     config = {key: str(value) for key, value in app.config.items() if key.startswith("MAIL")}
-    fleet = Fleet(config, folder)
+    fleet = Fleet(config, folder, forked=True)
     stack.callback(fleet.end)
     fleet.start(1, pool="threads")
     return World(

@@ -8,9 +8,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# With "fork", a child inherits the test's open files; with "spawn", it imports everything anew.
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["mailer", "tests.application", "tests.mails", "tests.shop"])
+_MAILER = ["mailer", "tests.application", "tests.mails", "tests.shop"]
+_CELERY = [
+    "celery.bin.celery",
+    "celery.apps.worker",
+    "celery.concurrency.prefork",
+    "celery.concurrency.thread",
+    "kombu.transport.redis",
+]
+
+#: With "fork", a child inherits the test's open files; with "spawn", it imports everything anew.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload([*_MAILER, *_CELERY])
 
 
 def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
@@ -23,10 +32,10 @@ def all_at_once(work: Callable[..., T], calls: Sequence[tuple[object, ...]]) -> 
 
     `work` has to be a function of a module.
     """
-    together = _processes.Barrier(len(calls))
-    ends = [_processes.Pipe(duplex=False) for _ in calls]
+    together = processes.Barrier(len(calls))
+    ends = [processes.Pipe(duplex=False) for _ in calls]
     started = [
-        _processes.Process(target=_do, args=(writing, together, work, arguments))
+        processes.Process(target=_do, args=(writing, together, work, arguments))
         for (_reading, writing), arguments in zip(ends, calls, strict=True)
     ]
     for process in started:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from tests.services.forked import ForkedCelery
 from tests.services.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -31,39 +32,26 @@ class Worker:
         within: Sequence[str] = (),
         loglevel: str = "INFO",
         options: Sequence[str] = (),
+        forked: bool = False,
     ) -> None:
         self.log = folder / f"{name}.log"
         self._killed = False
         self._told = False
-        command = [
-            *within,
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "tests.worker_app",
-            "worker",
-            "--loglevel",
-            loglevel,
-        ]
-        command += [
-            "--hostname",
-            f"{name}@localhost",
-            "--pool",
-            pool,
-            "--concurrency",
-            str(concurrency),
-        ]
+        arguments = ["-A", "tests.worker_app", "worker", "--loglevel", loglevel]
+        arguments += ["--hostname", f"{name}@localhost"]
+        arguments += ["--pool", pool, "--concurrency", str(concurrency)]
         # Both wait a second for other workers. The README's test runs with them.
-        command += [
-            "--without-mingle",
-            "--without-gossip",
-        ]
-        command += options
+        arguments += ["--without-mingle", "--without-gossip"]
+        arguments += options
+        environment = {**os.environ, **env}
+        self.log.touch()
+        self.process: subprocess.Popen[bytes] | ForkedCelery
+        if forked:
+            self.process = ForkedCelery(arguments, PROJECT, environment, self.log)
+            return
         with self.log.open("wb") as log:
-            environment = {**os.environ, **env}
             self.process = subprocess.Popen(
-                command,
+                [*within, sys.executable, "-m", "celery", *arguments],
                 cwd=PROJECT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -115,15 +103,20 @@ class Worker:
         self._killed = self._killed or self.is_running
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # one that is forked has no group at first
         self.process.wait()
 
 
 class Fleet:
-    """The workers of one test."""
+    """The workers of one test.
 
-    def __init__(self, config: Mapping[str, str], folder: Path) -> None:
+    With `forked`, workers are forked where that makes no difference, instead of started anew.
+    """
+
+    def __init__(self, config: Mapping[str, str], folder: Path, *, forked: bool = False) -> None:
         self._config = config
         self._folder = folder
+        self._forked = forked
         self._workers: list[Worker] = []
 
     def start(
@@ -145,6 +138,9 @@ class Fleet:
         environment = {**self._config, **(env or {})}
         names = [f"worker{len(self._workers) + number}" for number in range(1, count + 1)]
         make = partial(Worker, within=within, loglevel=loglevel, options=options)
+        # gevent has to come before all imports, and Python reads its variables at the start.
+        if self._forked and not within and pool != "gevent" and not _are_for_python(env or {}):
+            make = partial(make, forked=True)
         started = [make(name, pool, concurrency, environment, self._folder) for name in names]
         self._workers += started
         for worker in started if until_ready else ():
@@ -158,6 +154,10 @@ class Fleet:
             if show_logs:
                 # Shown by pytest if the test failed.
                 print(f"--- {worker.log.name}\n{worker.log.read_text()}")
+
+
+def _are_for_python(environment: Mapping[str, str]) -> bool:
+    return any(name.startswith("PYTHON") for name in environment)
 
 
 StartWorkers = Callable[..., list[Worker]]
