@@ -62,10 +62,11 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
     for name, text in sources.items():
         if not _matters(text):
             continue
-        if reason := _why_unreadable(text):
-            yield name, Migration(text, unreadable=reason)
+        parsed = _parsed(text)
+        if isinstance(parsed, File):
+            files[name] = parsed
         else:
-            files[name] = File(text)
+            yield name, Migration(text, unreadable=parsed)
     project = _look(files, sources)
     for name in files:
         migration = _migrate(name, project)
@@ -80,16 +81,15 @@ def _matters(text: str) -> bool:
     return mentions and _SENDING.search(text) is not None
 
 
-def _why_unreadable(text: str) -> str:
-    """Return why a text is no Python, or "" if it is."""
+def _parsed(text: str) -> File | str:
+    """Return the file, or the reason why its text can't be read."""
     try:
         _compile(text)
-        cst.parse_module(text)
+        return File(text)
     except SyntaxError as error:
         return f"line {error.lineno}: {error.msg}"
     except (cst.ParserSyntaxError, ValueError, RecursionError) as error:
         return str(error).partition("\n")[0]
-    return ""
 
 
 def _compile(text: str) -> None:
@@ -155,7 +155,7 @@ def _written(file: File, edits: Edits) -> Migration:
         text = rewrite(file.module, edits).code
         _compile(text)
         cst.parse_module(text)
-    except (SyntaxError, cst.ParserSyntaxError, cst.CSTValidationError):
+    except (SyntaxError, RecursionError, cst.ParserSyntaxError, cst.CSTValidationError):
         unsafe = Finding(changes[0].line, _UNSAFE)
         return Migration(
             file.text, advice=(unsafe, *(Finding(o.line, o.text) for o in changes), *advice)

@@ -1,6 +1,7 @@
 """Calls that run a function elsewhere, written as calls of the function."""
 
 from collections.abc import Iterable, Sequence
+from keyword import iskeyword
 
 import libcst as cst
 
@@ -135,7 +136,8 @@ def _is_plain(node: cst.BaseExpression) -> bool:
 
 
 def _is_keyword(element: cst.BaseDictElement) -> bool:
-    return isinstance(element, cst.DictElement) and string(element.key).isidentifier()
+    name = string(element.key) if isinstance(element, cst.DictElement) else ""
+    return name.isidentifier() and not iskeyword(name)
 
 
 def _keyword(name: str, value: cst.BaseExpression) -> cst.Arg:

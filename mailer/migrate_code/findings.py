@@ -7,7 +7,7 @@ import libcst as cst
 from mailer.migrate_code.reading import File, names_in
 
 _IN_A_LOOP = (
-    "A mail that can't be queued, for example to an address that is none, now raises a MailerError"
+    "A mail that can't be queued, for example to an invalid address, now raises a MailerError"
     " here and ends the loop. Catch it if the loop should go on with the others."
 )
 

@@ -6,7 +6,15 @@ from collections.abc import Collection
 import libcst as cst
 
 from mailer.migrate_code.findings import Edits, Finding
-from mailer.migrate_code.reading import FLASK_MAIL, File, bound_name, dotted, names_in, walk
+from mailer.migrate_code.reading import (
+    FLASK_MAIL,
+    File,
+    bound_name,
+    dotted,
+    module_of,
+    names_in,
+    walk,
+)
 
 _DROP_IN = "The Mail of mailer is a drop-in for that of Flask-Mail: its send() queues."
 _GONE = "Flask has no flask.ext since version 1.0: the module is flask_mail."
@@ -19,7 +27,7 @@ _STAR = (
 def plan_imports(file: File, edits: Edits) -> None:
     """Take `Mail` from `mailer`."""
     for statement in file.every(cst.ImportFrom):
-        if dotted(statement.module) in FLASK_MAIL and not statement.relative:
+        if module_of(statement) in FLASK_MAIL:
             _plan(file, statement, edits)
     used = [one for one in file.every(cst.Attribute) if dotted(one) == "flask_mail.Mail"]
     if used and "Mail" not in map(bound_name, file.every(cst.ImportAlias)):
@@ -56,7 +64,7 @@ def _plan(file: File, statement: cst.ImportFrom, edits: Edits) -> None:
 
 
 def add_imports(module: cst.Module, names: dict[str, str | None]) -> cst.Module:
-    """Import names from `mailer`, after the first imports of a file, or beside those of mailer."""
+    """Import names from `mailer`, after the imports that need them, or beside those of mailer."""
     missing = {name: alias for name, alias in names.items() if not _has(module, name, alias)}
     if not missing:
         return module
@@ -66,8 +74,7 @@ def add_imports(module: cst.Module, names: dict[str, str | None]) -> cst.Module:
         )
         for name, alias in sorted(missing.items())
     ]
-    first = next((i for i, one in enumerate(module.body) if _is_import(one)), 0)
-    last = first
+    first = last = _place(module)
     while last < len(module.body) and _is_import(module.body[last]):
         last += 1
     for position, line in enumerate(module.body[first:last], first):
@@ -83,9 +90,22 @@ def add_imports(module: cst.Module, names: dict[str, str | None]) -> cst.Module:
     added = cst.SimpleStatementLine(
         [cst.ImportFrom(module=cst.Name("mailer"), names=_separated(aliases))]
     )
+    if last == first == 1:  # below the docstring
+        added = added.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
     return module.with_changes(body=[*module.body[:last], added, *module.body[last:]])
 
 
+def _place(module: cst.Module) -> int:
+    """Return the position of the first import of mail, or else of any, or that after a docstring.
+
+    Not every program may import mailer above the others: a call of `monkey_patch()` comes first.
+    """
+    imports = [i for i, line in enumerate(module.body) if _is_import(line)]
+    of_mail = [i for i in imports if _MAIL & set(names_in(module.body[i]))]
+    return next(iter(of_mail or imports), int(module.get_docstring() is not None))
+
+
+_MAIL = frozenset({"flask_mail", "mailer", "smtplib"})
 _COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
 
 
@@ -100,7 +120,7 @@ def _is_import(line: cst.CSTNode) -> bool:
 
 
 def _is_mailer(statement: cst.ImportFrom) -> bool:
-    return dotted(statement.module) == "mailer" and not isinstance(statement.names, cst.ImportStar)
+    return module_of(statement) == "mailer" and not isinstance(statement.names, cst.ImportStar)
 
 
 def _has(module: cst.Module, name: str, alias: str | None) -> bool:

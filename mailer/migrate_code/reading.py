@@ -184,6 +184,11 @@ def mail_names(file: File) -> set[str]:
     }
 
 
+def module_of(statement: cst.ImportFrom) -> str:
+    """Return the name of the module, or "" for one that is relative to the file."""
+    return "" if statement.relative else dotted(statement.module)
+
+
 def bound_name(alias: cst.ImportAlias) -> str:
     """Return the name that an import gives to a file."""
     return dotted(alias.asname.name if alias.asname else alias.name)
@@ -194,7 +199,7 @@ def imported_as(file: File, wanted: str) -> set[str]:
     return {
         bound_name(alias)
         for statement in file.every(cst.ImportFrom)
-        if dotted(statement.module) in {*FLASK_MAIL, "mailer"}
+        if module_of(statement) in {*FLASK_MAIL, "mailer"}
         and not isinstance(statement.names, cst.ImportStar)
         for alias in statement.names
         if alias.name.value == wanted

@@ -170,7 +170,7 @@ def test_folders_of_others(project: Path, folder: str) -> None:
         (b"# coding: klingon\nfrom flask_mail import Mail\n", "unknown encoding"),
     ],
 )
-def test_what_is_no_python(project: Path, raw: bytes, words: str) -> None:
+def test_what_is_not_python(project: Path, raw: bytes, words: str) -> None:
     """A file that can't be read is named with the reason, and the others are changed."""
     (project / "old.py").write_bytes(raw)
     result = migrate_code("--write")

@@ -1,5 +1,7 @@
 """`mailer.migrate_code`: imports, errors, results and the files themselves."""
 
+from textwrap import dedent
+
 import pytest
 
 from mailer.migrate_code import migrate
@@ -138,6 +140,53 @@ def test_an_error_is_imported_beside_what_is() -> None:
     )
 
 
+def test_a_module_of_the_project_that_is_named_mailer() -> None:
+    """MailerError is imported from the package mailer, not from a module beside the file."""
+    text = dedent("""\
+        from .mailer import send_welcome
+        {added}from .extensions import mail
+
+        def welcome(message):
+            try:
+                mail.send(message)
+            except {caught}:
+                send_welcome(message)
+        """)
+    check(
+        "from smtplib import SMTPException\n" + text.format(added="", caught="SMTPException"),
+        text.format(added="", caught="MailerError").replace(
+            "import mail\n", "import mail\nfrom mailer import MailerError\n"
+        ),
+        extensions="from mailer import Mail\n\nmail = Mail()\n",
+    )
+    check(
+        "from .mailer import Mail\n\nmessenger = Mail()\nmessenger.send(1) or 2\n",
+        "from .mailer import Mail\n\nmessenger = Mail()\nmessenger.send(1) or 2\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            '"""Mail."""\n\ndef make():\n    import flask_mail\n    return flask_mail.Mail()',
+            '"""Mail."""\n\nfrom mailer import Mail\n\ndef make():\n    return Mail()',
+        ),
+        (
+            "# mail\ndef make():\n    import flask_mail\n    return flask_mail.Mail()",
+            "# mail\nfrom mailer import Mail\ndef make():\n    return Mail()",
+        ),
+        (
+            "import eventlet\neventlet.monkey_patch()\nimport flask_mail\nx = flask_mail.Mail()",
+            "import eventlet\neventlet.monkey_patch()\nfrom mailer import Mail\nx = Mail()",
+        ),
+    ],
+)
+def test_the_place_of_a_new_import(before: str, after: str) -> None:
+    """A new import comes below the docstring, and not above the other imports of mail."""
+    check(before + "\n", after + "\n")
+
+
 @pytest.mark.parametrize(
     ("handlers", "words"),
     [
@@ -248,10 +297,12 @@ def test_error_mails_of_a_log(text: str) -> None:
         ("import flask_mail\x00\n", "null bytes"),
         ("def mail():\nreturn Mail()\n", "line 2: expected an indented block"),
         ("return Mail()\n", "line 1: 'return' outside function"),
+        (f"mail.send({'1 + ' * 400}1)\n", "recursion"),
+        (f"mail.send({'1 + ' * 4000}1)\n", "recursion"),
     ],
 )
-def test_what_is_no_python(text: str, words: str) -> None:
-    """A file that is no Python is named with the reason, and left as it is."""
+def test_what_is_not_python(text: str, words: str) -> None:
+    """A file that is not Python, or too deep to read, is named with the reason, and left alone."""
     migration = moved(text)
 
     assert words in migration.unreadable

@@ -184,6 +184,7 @@ def test_a_thread_that_builds_and_sends(body: str) -> None:
         ("args=values", "*values"),
         ("args=(app, *rest)", "app, *rest"),
         ("args=[app], kwargs=values", "app, **values"),
+        ("args=[app], kwargs={'from': 1}", "app, **{'from': 1}"),
         ("args=(create_app(), msg)", "create_app(), msg"),
     ],
 )
