@@ -439,5 +439,5 @@ class Mailer:
         return self._state().operations.absence()
 
     def _state(self) -> State:
-        """Return the objects of the current app, or outside a context those of our own app."""
+        """Return the objects of the current app, or outside of an app context those of our own."""
         return state_of(None if has_app_context() else self._app)

@@ -72,13 +72,13 @@ def state_of(app: Flask | None = None) -> State:
     return state
 
 
-# The apps with a Mailer, in the order in which they were made.
+# The apps with a Mailer, in the order in which they got it.
 _apps: WeakValueDictionary[int, Flask] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
 def newest_app() -> Flask | None:
-    """Return the app with a Mailer that was made last, for code that has no app context."""
+    """Return the app that got its Mailer last, for code that has no app context."""
     made = [app for app in list(_apps.values()) if "mailer" in app.extensions]
     return made[-1] if made else None
 
@@ -112,18 +112,18 @@ def wire(app: Flask) -> State:
     intake = Intake(settings, store, Renderer(app), bell, clock, watch, inline)
     _apps[next(_numbers)] = app
     return State(
-        settings,
-        clock,
-        outlet,
-        store,
-        intake,
-        inline,
-        Operations(settings, store, clock),
-        outbound,
-        QueueState(flask_mail_state(settings), intake),
-        celery,
-        check,
-        _configuration(app),
+        settings=settings,
+        clock=clock,
+        outlet=outlet,
+        store=store,
+        intake=intake,
+        inline=inline,
+        operations=Operations(settings, store, clock),
+        outbound=outbound,
+        mail=QueueState(flask_mail_state(settings), intake),
+        celery=celery,
+        celery_check=check,
+        config=_configuration(app),
     )
 
 

@@ -1,7 +1,10 @@
 """`flask mail init`: worker, compose file and settings for the project of a user."""
 
+import keyword
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import click
@@ -38,9 +41,8 @@ def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> Non
     An existing file is not changed: the text for it is shown instead. Only .gitignore and
     .dockerignore get the lines that they lack. The app is that of `flask --app`.
     """
-    if not worker.isidentifier():
-        raise click.BadParameter(f"{worker!r} is no name of a module: give one such as worker.")
     folder = Path.cwd()
+    _check_name(worker)
     source = find_source(info.app_import_path, worker)
     app = _load(info, source)
     database = app.config.get("SQLALCHEMY_DATABASE_URI") if app else None
@@ -48,9 +50,19 @@ def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> Non
     for file in files:
         _write_or_show(file, dry_run=dry_run)
     _ignore(folder / ".gitignore", dry_run=dry_run)
-    if (folder / ".dockerignore").exists():
+    if (folder / ".dockerignore").exists():  # also one that was just written, and lacks nothing
         _ignore(folder / ".dockerignore", dry_run=dry_run)
     click.echo("\nNothing is written." if dry_run else f"\n{next_steps(source, app, worker)}")
+
+
+def _check_name(worker: str) -> None:
+    """Refuse a name that no module can have, or that would hide a package."""
+    if not worker.isidentifier() or keyword.iskeyword(worker):
+        raise click.BadParameter(f"{worker!r} is not a module name: give one such as worker.")
+    if worker in sys.stdlib_module_names or worker in {"mailer", *packages_distributions()}:
+        raise click.BadParameter(
+            f"{worker}.py would hide the package {worker!r}, which is installed: give another name."
+        )
 
 
 def _load(info: ScriptInfo, source: AppSource) -> Flask | None:

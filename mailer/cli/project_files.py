@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +43,10 @@ class ProjectFile:
 
 def make_files(
     folder: Path, source: AppSource, worker: str, *, postgres: bool, app_database: object
-) -> Iterator[ProjectFile]:
-    """Yield the files of a project in the order in which a reader needs them.
+) -> list[ProjectFile]:
+    """Return the files of a project in the order in which a reader needs them.
+
+    An existing .dockerignore is left out: it gets lines.
 
     Args:
         folder: The folder of the project.
@@ -83,12 +84,14 @@ def make_files(
         text = templates.get_template(f"{template}.jinja").render(values)
         return ProjectFile(folder / name, text, is_private)
 
-    yield rendered("worker.py", f"{worker}.py")
-    yield rendered("env", ".env", is_private=True)
-    yield rendered("docker-compose.yml", compose_file(folder))
-    yield rendered("Dockerfile", "Dockerfile")
-    if not os.path.lexists(folder / ".dockerignore"):  # one that exists gets lines
-        yield rendered("dockerignore", ".dockerignore")
+    files = [
+        rendered("worker.py", f"{worker}.py"),
+        rendered("env", ".env", is_private=True),
+        rendered("docker-compose.yml", compose_file(folder)),
+        rendered("Dockerfile", "Dockerfile"),
+    ]
+    dockerignore = rendered("dockerignore", ".dockerignore")
+    return files if dockerignore.exists else [*files, dockerignore]
 
 
 def compose_file(folder: Path) -> str:

@@ -6,6 +6,8 @@ partial indexes for the queries of every second.
 """
 
 import logging
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -55,6 +57,7 @@ __all__ = [
 
 #: The newest migration in migrations/versions.
 REVISION = "0006"
+_NAME = re.compile(r"head|base|\d{4}")
 
 metadata: MetaData = MetaData()
 _Time = Float(53)
@@ -264,16 +267,23 @@ def check(tables: Found) -> None:
     found.check(tables, REVISION)
 
 
+_here = threading.local()
+
+
 @contextmanager
 def _quiet_alembic() -> Iterator[None]:
-    """Silence the log lines of Alembic about each step."""
-    logger = logging.getLogger("alembic")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    """Silence the log lines of Alembic about each step, in this thread."""
+    for name in ("alembic.runtime.migration", "alembic.runtime.plugins"):
+        logging.getLogger(name).addFilter(_is_to_be_logged)
+    _here.migrates = True
     try:
         yield
     finally:
-        logger.setLevel(level)
+        _here.migrates = False
+
+
+def _is_to_be_logged(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or not getattr(_here, "migrates", False)
 
 
 def migrate(engine: Engine, to: str = "head", *, new_tables: bool = False) -> None:
@@ -281,6 +291,10 @@ def migrate(engine: Engine, to: str = "head", *, new_tables: bool = False) -> No
 
     With `new_tables`, dropped tables are made anew, and empty.
     """
+    if not _NAME.fullmatch(to):
+        raise SchemaMismatch(
+            f"{to!r} is not a revision: give head, base, or a number such as {REVISION}."
+        )
     change_online(engine, partial(_migrate, to=to, new_tables=new_tables))
 
 
@@ -299,7 +313,7 @@ def _migrate(connection: Connection, to: str, *, new_tables: bool) -> None:
     config.set_main_option("script_location", "mailer.schema:migrations")
     config.set_main_option("path_separator", "os")
     if tables.has_vanished and not new_tables:
-        found.check(tables, REVISION)
+        check(tables)
     if tables.revision is not None and tables.revision > REVISION:
         check(tables)
         if to == "head":

@@ -454,7 +454,7 @@ def test_migrate_to_a_revision(flask_mail: Flasks) -> None:
         == f"The tables of Mailer are at {REVISION}.\n"
     )
     assert failure(flask_mail("migrate", "--to", "nonsense")).startswith(
-        "Error: There is no migration to 'nonsense'"
+        "Error: 'nonsense' is not a revision: give head, base, or a number such as 0006."
     )
     assert flask_mail("migrate", "--to", "base").output == "The tables of Mailer are at base.\n"
 

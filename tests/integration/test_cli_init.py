@@ -266,7 +266,10 @@ def test_a_name_for_the_worker(init: Init, tmp_path: Path) -> None:
     assert "celery -A mail_worker worker" in result.stdout
     assert services(tmp_path)["worker"]["command"][2] == "mail_worker"
     assert (tmp_path / "mail_worker.py").exists()
-    assert init("shop12", "--worker", "my-worker").exit_code == 2
+    for name in ("my-worker", "class", "celery", "mailer", "json"):
+        assert init("shop12", "--worker", name).exit_code == 2
+        assert not (tmp_path / f"{name}.py").exists()
+    assert "celery.py would hide the package" in init("shop12", "--worker", "celery").stderr
 
 
 @pytest.mark.parametrize("command", ["queue", "migrate", "inbox", "relays", "list"])

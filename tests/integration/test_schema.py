@@ -1,6 +1,7 @@
 """The schema: migrations make exactly the tables that `mailer.schema` describes."""
 
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -251,14 +252,34 @@ def test_a_migration_of_tables_that_are_too_new(store: Store) -> None:
             store.migrate(to)
 
 
-def test_a_migration_to_nowhere(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ("1234", f"There is no migration to '1234'.*The newest is {schema.REVISION}"),
+        ("+1", "'\\+1' is not a revision: give head, base, or a number"),
+        ("-1", "'-1' is not a revision"),
+        ("heads", "'heads' is not a revision"),
+    ],
+)
+def test_a_migration_to_nowhere(store: Store, to: str, words: str) -> None:
     """A migration to an unknown revision is refused and changes nothing."""
-    with pytest.raises(
-        SchemaMismatch, match=f"There is no migration to '1234'.*The newest is {schema.REVISION}"
-    ):
-        store.migrate("1234")
+    with pytest.raises(SchemaMismatch, match=words):
+        store.migrate(to)
 
     store.check_schema()
+
+
+def test_the_log_of_alembic(empty_database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A migration does not log each step, and the application's own migrations still do."""
+    logger = logging.getLogger("alembic.runtime.migration")
+    caplog.set_level(logging.INFO, "alembic")
+    store = Store(empty_database_url)
+    store.migrate()
+    store.engine.dispose()
+    logger.info("Running upgrade of the application")
+
+    steps = [one.message for one in caplog.records if one.name.startswith("alembic")]
+    assert steps == ["Running upgrade of the application"]
 
 
 # --- what the tables refuse ---------------------------------------------------------------------
