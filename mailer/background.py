@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
 # Celery wants these with a call. As attributes of a task it deprecates them.
-_OF_A_CALL = frozenset({"queue", "exchange", "routing_key"})
+_PER_CALL_OPTIONS = frozenset({"queue", "exchange", "routing_key"})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,16 +44,20 @@ class BackgroundFunction(Generic[P, R]):
         name: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        _check(function)
+        options = options or {}
+        if isinstance(function, staticmethod):
+            function = function.__func__
+        _check_function(function, gets_task=bool(options.get("bind")))
         functools.update_wrapper(self, function)
         self.run = function
         self.name: str = name or _name_of(function)
-        options = options or {}
         #: Options of the Celery task, but for those that Celery wants with each call.
         self.options: dict[str, Any] = {
-            key: value for key, value in options.items() if key not in _OF_A_CALL
+            key: value for key, value in options.items() if key not in _PER_CALL_OPTIONS
         }
-        self._call_options = {key: value for key, value in options.items() if key in _OF_A_CALL}
+        self._call_options = {
+            key: value for key, value in options.items() if key in _PER_CALL_OPTIONS
+        }
         self._find_state = find_state
         self._signature = inspect.signature(function)
         _add(self)
@@ -64,14 +68,19 @@ class BackgroundFunction(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "AsyncResult[R]":
         """Queue a call for the workers.
 
+        With `TESTING` the function runs at once, and raises its own errors, unless
+        `MAIL_SUPPRESS_SEND` is False.
+
         Raises:
             InvalidArgument: An argument can't be sent to a worker.
+            TypeError: The arguments do not fit the function.
             BrokerUnavailable: The broker does not answer. The call is not queued.
+            ConfigurationError: The app has no Mailer, or was given another Celery app since.
         """
         return self.apply_async(args, kwargs)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> "AsyncResult[R]":
-        """Queue a call for the workers, as a call of the function does.
+        """Queue a call for the workers, as a call of the function does, with the same errors.
 
         >>> @mailer.background
         ... def greet(name):
@@ -85,6 +94,8 @@ class BackgroundFunction(Generic[P, R]):
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> "AsyncResult[R]":
         """Queue a call with options of Celery, such as `countdown=60` or `queue="slow"`.
+
+        The errors are those of a call without options.
 
         >>> @mailer.background
         ... def greet(name):
@@ -101,10 +112,12 @@ class BackgroundFunction(Generic[P, R]):
         bound = self._signature.bind(*([None] if self._gets_task else []), *args, **(kwargs or {}))
         options = {**self._call_options, **options}
         call = Call(tuple(args), dict(kwargs or {}), bound.arguments, options)
-        task = state.celery.tasks[self.name]
+        celery = state.celery
         is_test = state.outbound.app.testing and state.settings.mail_suppress_send
-        run = call_here if is_test else publish
-        return run(task, state.outbound, call)
+        if is_test or celery.conf.task_always_eager:
+            _register_again(celery, self)
+        dispatch = call_here if is_test else publish
+        return dispatch(celery.tasks[self.name], state.outbound, call)
 
     @property
     def _gets_task(self) -> bool:
@@ -115,6 +128,8 @@ class BackgroundFunction(Generic[P, R]):
 
 _functions: dict[str, BackgroundFunction[..., Any]] = {}
 _celery_apps: "WeakSet[Celery[Any]]" = WeakSet()
+# The attribute of a Celery app with the functions that are its tasks, by name.
+_REGISTERED = "mailer_functions"
 
 
 def install_functions(celery: "Celery[Any]") -> None:
@@ -144,6 +159,17 @@ def _register(celery: "Celery[Any]", function: BackgroundFunction[..., Any]) -> 
     from mailer.celery.calls import add_task  # noqa: PLC0415 -- loads Celery
 
     add_task(celery, function.name, function.run, function.options)
+    vars(celery).setdefault(_REGISTERED, {})[function.name] = function
+
+
+def _register_again(celery: "Celery[Any]", function: BackgroundFunction[..., Any]) -> None:
+    """Register a function that runs here, if another definition has taken its name since.
+
+    A worker knows a name only, and runs the definition that it imported last.
+    """
+    celery.finalize()
+    if vars(celery)[_REGISTERED].get(function.name) is not function:
+        _register(celery, function)
 
 
 def _is_finalized(celery: "Celery[Any]") -> bool:
@@ -154,10 +180,10 @@ def _is_finalized(celery: "Celery[Any]") -> bool:
 # --- names --------------------------------------------------------------------------------------
 
 
-def _check(function: object) -> None:
+def _check_function(function: object, *, gets_task: bool) -> None:
     if not callable(function):
         raise InvalidArgument(
-            f"background: {function!r} is no function. Write @mailer.background, or"
+            f"background: {function!r} is not a function. Write @mailer.background, or"
             " @mailer.background(queue=…) with options."
         )
     if hasattr(function, "apply_async"):
@@ -169,6 +195,21 @@ def _check(function: object) -> None:
             f"background: {function!r} is async, and workers run no event loop. Decorate a plain"
             " function that calls asyncio.run()."
         )
+    if not gets_task and _is_method(function):
+        raise InvalidArgument(
+            f"background: {function!r} is a method, and a worker has no object to call it with."
+            " Define a function outside the class, or a @staticmethod, and pass it the values that"
+            " it needs."
+        )
+
+
+def _is_method(function: Callable[..., Any]) -> bool:
+    """Return whether a function of a class wants the object or the class first."""
+    owner = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if not owner or owner.endswith("<locals>"):
+        return False
+    first = next(iter(inspect.signature(function).parameters), None)
+    return first in ("self", "cls")
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -234,7 +234,7 @@ class Mailer:
         A call of the function queues it, as `delay()` does, and returns Celery's result.
         `apply_async()` takes Celery's options, and `run()` calls the function itself. It is an
         ordinary task of the application's Celery app: if Redis loses the call, or the worker dies,
-        the call is lost. In a test, with `TESTING`, it runs at once.
+        the call is lost. With `TESTING` it runs at once, unless `MAIL_SUPPRESS_SEND` is False.
 
         >>> @mailer.background
         ... def resize(path, width=200):
@@ -255,7 +255,12 @@ class Mailer:
             **options: Options of a Celery task.
 
         Raises:
-            InvalidArgument: This can't be a function for workers.
+            InvalidArgument: This can't be a function for workers. A call raises it for an argument
+                that can't be sent to one.
+            TypeError: A call has arguments that do not fit the function.
+            BrokerUnavailable: The broker does not answer a call, which is not queued.
+            ConfigurationError: A call is in an app without Mailer, or one that was given another
+                Celery app since.
         """
 
         def decorate(function: Callable[P, R]) -> BackgroundFunction[P, R]:

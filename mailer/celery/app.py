@@ -3,6 +3,7 @@
 import logging
 import signal
 import ssl
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ _ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 # One try. retry=False would be slower: it waits for a connection at intervals of its own.
 ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
-_OUTBOUNDS = "mailer_outbounds"
+_INSTALLED = "mailer_installed"
 _TASK_MASK = TaskMask(*TASKS)  # one for all apps
 
 
@@ -132,9 +133,32 @@ def _word_for(cert_reqs: object) -> object:
 # --- Mailer in a Celery app ---------------------------------------------------------------------
 
 
+class _Installed:
+    """The Flask apps that have a Celery app, the oldest first.
+
+    Of those with one id, as a factory makes them in tests, only the newest is kept alive.
+    """
+
+    def __init__(self) -> None:
+        self._known: list[weakref.ref[Outbound]] = []
+        self._kept: dict[str, Outbound] = {}
+
+    def add(self, outbound: Outbound) -> None:
+        self._known.append(weakref.ref(outbound, self._known.remove))
+        self._kept[app_id_of(outbound)] = outbound
+
+    def outbounds(self) -> Sequence[Outbound]:
+        return [outbound for one in list(self._known) if (outbound := one()) is not None]
+
+
+def app_id_of(outbound: Outbound) -> str:
+    """Return the name of a Flask app for other processes: several may share a Celery app."""
+    return f"{outbound.app.name} {outbound.settings.installation}"
+
+
 def install(celery: Celery[Any], outbound: Outbound) -> None:
     """Make the tasks and the workers of this Celery app deliver the mail of a Flask app."""
-    vars(celery).setdefault(_OUTBOUNDS, []).append(outbound)
+    vars(celery).setdefault(_INSTALLED, _Installed()).add(outbound)
     # By name: only a worker imports it.
     celery.steps["worker"].add("mailer.celery.maintenance:MailerStep")
     celery.on_after_finalize.connect(_set_own_options)
@@ -145,9 +169,9 @@ def install(celery: Celery[Any], outbound: Outbound) -> None:
 
 
 def installed(celery: Celery[Any]) -> Sequence[Outbound]:
-    """Return the outbound side of each Flask app that has this Celery app."""
-    found: Sequence[Outbound] = vars(celery).get(_OUTBOUNDS, ())
-    if not found:
+    """Return the outbound side of each Flask app that has this Celery app, the oldest first."""
+    known: _Installed = vars(celery).get(_INSTALLED) or _Installed()
+    if not (found := known.outbounds()):
         raise ConfigurationError(
             f"The Celery app {celery.main!r} delivers no mail: no Mailer knows it. Set"
             " app.extensions['celery'] to it before Mailer(app) or init_app()."

@@ -38,7 +38,7 @@ class Packed:
     encoding: str
     data: bytes | str
 
-    def read(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments as a worker gets them."""
         args, kwargs = serialization.loads(
             self.data, self.content_type, self.encoding, accept=[self.content_type]
@@ -107,7 +107,7 @@ def _remedy(where: str, given: object) -> str:
         return "The request is over when the function runs: pass the values that it needs."
     if isinstance(value, flask_mail.Message):
         return "Call mailer.enqueue(message) instead: it queues the mail, and needs no task."
-    from sqlalchemy.orm import InstanceState  # noqa: PLC0415 -- an application without it has no models
+    from sqlalchemy.orm import InstanceState  # noqa: PLC0415 -- slow, and needed for models only
 
     state = sqlalchemy.inspect(value, raiseerr=False)
     if isinstance(state, InstanceState):

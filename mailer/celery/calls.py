@@ -1,24 +1,31 @@
-"""Calls of background functions: their tasks, and the way of a call to a worker."""
+"""Calls of background functions: their tasks, and how a call is sent to a worker."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import redis
 from celery import Celery, Task
+from celery.canvas import Signature
 from celery.exceptions import Retry
 from celery.result import AsyncResult
+from celery.utils.functional import maybe_list
 from flask import Flask, current_app, has_app_context
 from kombu.exceptions import OperationalError
 
-from mailer.celery.app import ONE_TRY, broker_of, installed, transport_options
+from mailer.celery.app import ONE_TRY, app_id_of, broker_of, installed, transport_options
 from mailer.celery.arguments import Call, pack
 from mailer.errors import BrokerUnavailable, ConfigurationError
 from mailer.outbound import Outbound
 
 # The header of a call that names its Flask app: several may share a Celery app.
 _APP = "mailer_app"
+# The Flask app of a call that runs in the calling thread.
+_calling_app: ContextVar[Flask | None] = ContextVar("mailer_calling_app", default=None)
+# The options of a call that bring a connection of the caller's.
+_CONNECTIONS = ("connection", "producer", "publisher")
 _REDIS = ("redis://", "rediss://", "redis+socket://", "unix://")
 _UNREACHABLE = (OperationalError, redis.RedisError, OSError)
 
@@ -40,6 +47,9 @@ def add_task(
     celery.task(run, **{**options, **own})
 
 
+# --- the app of a call --------------------------------------------------------------------------
+
+
 @contextmanager
 def _context(task: Task[Any, Any]) -> Iterator[None]:
     """Enter the context of the Flask app of a call, unless the task class has done that."""
@@ -52,12 +62,19 @@ def _context(task: Task[Any, Any]) -> Iterator[None]:
 
 
 def _app_of(task: Task[Any, Any]) -> Flask:
+    """Return the app in which the call was made: in a worker, the newest one with the same id."""
     outbounds = installed(task.app)
     if len(outbounds) == 1:
         return outbounds[0].app
-    name = (task.request.headers or {}).get(_APP)
-    for outbound in outbounds:
-        if _id_of(outbound) == name:
+    if task.request.is_eager or task.request.called_directly:
+        # The task class may have entered the context of another app.
+        caller = _calling_app.get() or (current_app if has_app_context() else None)
+        for outbound in outbounds:
+            if outbound.app == caller:
+                return outbound.app
+    app_id = (task.request.headers or {}).get(_APP)
+    for outbound in reversed(outbounds):
+        if app_id_of(outbound) == app_id:
             return outbound.app
     raise ConfigurationError(
         f"{task.name}: {len(outbounds)} Flask apps share this Celery app, and this call is of none"
@@ -65,26 +82,48 @@ def _app_of(task: Task[Any, Any]) -> Flask:
     )
 
 
-def _id_of(outbound: Outbound) -> str:
-    return f"{outbound.app.name} {outbound.settings.installation}"
+@contextmanager
+def _called_from(app: Flask) -> Iterator[None]:
+    token = _calling_app.set(app)
+    try:
+        yield
+    finally:
+        _calling_app.reset(token)
 
 
 # --- a call -------------------------------------------------------------------------------------
 
 
 def call_here(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult[Any]:
-    """Run a task at once, and its retries, with arguments as on a worker. Let its errors pass."""
-    message = pack(task, call)
-    run: Callable[..., AsyncResult[Any]] = functools.partial(task.apply, *message.read())
-    retries = 0
-    with outbound.app.app_context():
-        while True:
-            try:
-                return run(throw=True, retries=retries, headers=_headers(outbound, call))
-            except Retry as again:
-                if (repeated := getattr(again, "sig", None)) is None:
-                    raise
-                run, retries = repeated.apply, retries + 1
+    """Run a task at once, with arguments as on a worker. Let its errors pass."""
+    args, kwargs = pack(task, call).decode()
+    options = {**call.options, "headers": _headers(outbound, call)}
+    with outbound.app.app_context(), _called_from(outbound.app):
+        return _run(Signature(task, args, kwargs, options, app=task.app))
+
+
+def _run(signature: Signature[Any], *given: Any) -> AsyncResult[Any]:
+    """Run a task and its retries, then the tasks in its `link`, which Celery would queue."""
+    links = maybe_list(signature.options.get("link")) or []
+    # An error that Celery lets pass runs no task in `link_error`.
+    options: dict[str, Any] = {"throw": not signature.options.get("link_error")}
+    if links:
+        options["link"] = []
+    todo: Any = signature
+    while True:
+        try:
+            result: AsyncResult[Any] = todo.apply(given, **options)
+            break
+        except Retry as again:
+            if (repeated := getattr(again, "sig", None)) is None:
+                raise
+            todo, given = repeated, ()
+    if result.failed():
+        raise result.result
+    if result.successful():
+        for link in links:
+            _run(signature.app.signature(link), result.result)
+    return result
 
 
 def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult[Any]:
@@ -100,10 +139,12 @@ def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult
         "headers": _headers(outbound, call),
     }
     if task.app.conf.task_always_eager:
-        return send(call.args, call.kwargs, **options)  # type: ignore[no-any-return]
+        with _called_from(outbound.app):
+            return send(call.args, call.kwargs, **options)  # type: ignore[no-any-return]
     try:
-        with _bounded_connection(task.app) as connection:
-            return send(call.args, call.kwargs, connection=connection, **options)  # type: ignore[no-any-return]
+        with _connection(task.app, call) as connection:
+            options["connection"] = connection
+            return send(call.args, call.kwargs, **options)  # type: ignore[no-any-return]
     except _UNREACHABLE as error:
         raise BrokerUnavailable(
             f"{task.name}: the call is not queued, since the broker does not answer:"
@@ -112,18 +153,21 @@ def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult
 
 
 def _headers(outbound: Outbound, call: Call) -> dict[str, Any]:
-    return {**(call.options.get("headers") or {}), _APP: _id_of(outbound)}
+    return {**(call.options.get("headers") or {}), _APP: app_id_of(outbound)}
 
 
 @contextmanager
-def _bounded_connection(celery: Celery[Any]) -> Iterator[Any]:
-    """Yield a connection with time-outs if the application has set none for Redis, or else None.
+def _connection(celery: Celery[Any], call: Call) -> Iterator[Any]:
+    """Yield the caller's connection, or one with time-outs if the application has set none.
 
-    None stands for a connection of the pool. A frozen Redis would block the caller for ever.
+    None stands for that of the caller's producer, or for one of the pool. A frozen Redis would
+    block the caller for ever.
     """
     url = broker_of(celery) or ""
-    if not url.startswith(_REDIS) or "socket_timeout" in celery.conf.broker_transport_options:
-        yield None
+    is_bounded = "socket_timeout" in celery.conf.broker_transport_options
+    is_given = any(call.options.get(name) for name in _CONNECTIONS)
+    if is_given or is_bounded or not url.startswith(_REDIS):
+        yield call.options.get("connection")
         return
     limits = transport_options(connect=1, answer=2)
     with celery.connection_for_write(transport_options=limits) as connection:

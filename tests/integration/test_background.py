@@ -8,7 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -100,17 +100,35 @@ async def wait_for_it() -> None:
     pass
 
 
+class Account:
+    def close(self, reason: str) -> None:
+        pass
+
+    async def wait(self) -> None:
+        pass
+
+    @classmethod
+    def close_all(cls, reason: str) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (5, "background: 5 is no function. Write @mailer.background, or"),
+        (5, "background: 5 is not a function. Write @mailer.background, or"),
         (greet, "is a Celery task already. Use one of the two decorators."),
         (THEIR_TASK, "is a Celery task already"),
         (wait_for_it, "is async, and workers run no event loop."),
         (lambda: None, "has no name that a worker could find. Define it with def, or give a name"),
         (partial(print), "has no name that a worker could find."),
+        (Account.close, "is a method, and a worker has no object to call it with. Define a"),
+        (Account.close_all.__func__, "is a method"),  # type: ignore[attr-defined]
+        (staticmethod(Account.wait), "is async"),
     ],
-    ids=["number", "twice", "task", "async", "lambda", "partial"],
+    ids=[
+        *("number", "twice", "task", "async", "lambda", "partial", "method", "classmethod"),
+        "async staticmethod",
+    ],
 )
 def test_no_background_function(function: Any, words: str) -> None:
     """An object that can't be a function for workers is refused where it is decorated."""
@@ -119,6 +137,30 @@ def test_no_background_function(function: Any, words: str) -> None:
 
     assert words in str(refused.value)
     assert isinstance(refused.value, (MailerError, TypeError))
+
+
+def test_functions_of_a_class(quiet_shop: Flask) -> None:
+    """A static method is a background function, in either order of the decorators."""
+
+    class Parcel:
+        @staticmethod
+        @mailer.background
+        def pack(number: int) -> int:
+            return number
+
+        @mailer.background
+        @staticmethod
+        def send(number: int) -> int:
+            return number
+
+        @mailer.background(bind=True)
+        def track(self: Any, number: int) -> tuple[str, int]:
+            return self.name, number
+
+    assert (Parcel.pack(1).get(), Parcel().pack(2).get()) == (1, 2)
+    assert (Parcel.send(3).get(), Parcel().send(4).get()) == (3, 4)
+    name = f"{__name__}.test_functions_of_a_class.Parcel.track"
+    assert Parcel().track.apply_async([5]).get() == (name, 5)
 
 
 # --- in tests -----------------------------------------------------------------------------------
@@ -201,6 +243,105 @@ def test_retries(quiet_shop: Flask) -> None:
     with pytest.raises(OSError, match="never"):
         insist()
     assert len(tries) == 2
+
+
+def test_links(quiet_shop: Flask) -> None:
+    """With TESTING, the tasks that are linked to a call run at once, and so do theirs."""
+    celery: Celery[Any] = quiet_shop.extensions["celery"]
+    told: list[Any] = []
+
+    @celery.task
+    def tell(value: object) -> str:
+        told.append(value)
+        return "told"
+
+    @celery.task(autoretry_for=(OSError,), max_retries=1)
+    def insist(value: object) -> None:
+        told.append(("try", value))
+        raise OSError("never")
+
+    result = note.apply_async([1], link=tell.s().set(link=[tell.s()]), task_id="first")
+    assert (result.get(), result.id) == ("noted", "first")
+    assert told == ["noted", "told"]
+    told.clear()
+    with pytest.raises(OSError, match="never"):
+        note.apply_async([1], link=[dict(tell.s()), insist.s()], link_error=tell.s())
+    assert told == ["noted", ("try", "noted"), ("try", "noted")]
+    told.clear()
+    with pytest.raises(LookupError, match="no such order"):
+        fail.apply_async(link=tell.s(), link_error=tell.s(), task_id="second")
+    assert told == ["second"]
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["testing", "eager"])
+def test_a_factory_that_is_called_for_each_test(
+    config: dict[str, str], redis_url: str, eager: bool
+) -> None:
+    """A call runs in the calling app, also if others like it share its Celery app."""
+    apps: list[Flask] = []
+
+    class FlaskTask(Task):  # type: ignore[type-arg]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with apps[0].app_context():
+                return self.run(*args, **kwargs)
+
+    found: list[Flask] = []
+
+    @mailer.background
+    def look() -> None:
+        found.append(current_app._get_current_object())  # type: ignore[attr-defined]
+
+    celery = their_celery(redis_url, task_cls=FlaskTask)
+    celery.conf.task_always_eager = eager
+    settings = {"TESTING": not eager, "MAIL_SUPPRESS_SEND": not eager}
+    with ExitStack() as stack:
+        apps += [stack.enter_context(app_with(celery, config, **settings)) for _ in range(3)]
+        for app in apps:
+            with app.app_context():
+                look()
+    assert found == apps
+
+
+def test_a_task_that_is_called_without_us(config: dict[str, str], redis_url: str) -> None:
+    """A task that is called by Celery's own methods runs in the current app as well."""
+    found: list[Flask] = []
+
+    @mailer.background
+    def look() -> None:
+        found.append(current_app._get_current_object())  # type: ignore[attr-defined]
+
+    celery = their_celery(redis_url)
+    with app_with(celery, config) as app, app_with(celery, config) as other:
+        for one in (app, other):
+            with one.app_context():
+                celery.tasks[look.name]()
+                celery.tasks[look.name].apply(throw=True)
+        stranger = Flask("stranger")
+        with stranger.app_context(), pytest.raises(ConfigurationError, match="2 Flask apps share"):
+            celery.tasks[look.name]()
+
+    assert found == [app, app, other, other]
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["testing", "eager"])
+def test_a_function_that_is_defined_in_a_factory(
+    config: dict[str, str], redis_url: str, eager: bool
+) -> None:
+    """A call runs the function that is called, even if a later one has taken its name."""
+
+    def make_who(word: str) -> BackgroundFunction[[], str]:
+        @mailer.background
+        def who() -> str:
+            return word
+
+        return who
+
+    celery = their_celery(redis_url)
+    celery.conf.task_always_eager = eager
+    settings = {"TESTING": not eager, "MAIL_SUPPRESS_SEND": not eager}
+    with app_with(celery, config, **settings) as app, app.app_context():
+        one, other = make_who("one"), make_who("other")
+        assert [who().get() for who in (one, other, one)] == ["one", "other", "one"]
 
 
 def test_suppressed_mail_moves_no_work(open_shop: OpenShop) -> None:
@@ -328,7 +469,7 @@ def broker_of(redis_url: str) -> str:
 
 
 @contextmanager
-def app_with(celery: Celery[Any], config: dict[str, str], **changes: str) -> Iterator[Flask]:
+def app_with(celery: Celery[Any], config: dict[str, str], **changes: object) -> Iterator[Flask]:
     """Yield an app with a Celery app of the application's own."""
     app = Flask("theirs")
     app.config.from_mapping({**config, **changes})
@@ -374,6 +515,22 @@ def test_the_queue_of_their_celery_app(config: dict[str, str], redis_url: str) -
 
     assert queued(redis_url, "theirs") == [greet.name]
     assert queued(redis_url, "slow") == ["greet_slowly"]
+
+
+def test_the_connection_of_the_caller(config: dict[str, str], redis_server: RedisServer) -> None:
+    """A call goes through the connection or the producer that it brings, or None of them."""
+    broker, other = f"{broker_of(redis_server.url)}?virtual_host=1", f"{redis_server.url}?db=1"
+    with app_with(their_celery(redis_server.url), config) as app, app.app_context():
+        greet.apply_async(["Ada"], connection=None, producer=None)
+        assert queued(redis_server.url, "celery") == [greet.name]
+
+        celery: Celery[Any] = app.extensions["celery"]
+        with celery.connection_for_write(broker) as connection:
+            greet.apply_async(["Ada"], connection=connection)
+            greet.apply_async(["Ada"], producer=celery.amqp.Producer(connection))
+
+    assert queued(redis_server.url, "celery") == [greet.name]
+    assert queued(other, "celery") == [greet.name] * 2
 
 
 def test_no_broker(open_shop: OpenShop, config: dict[str, str]) -> None:

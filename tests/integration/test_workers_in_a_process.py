@@ -14,7 +14,7 @@ from celery.contrib.testing.worker import start_worker
 from flask import Flask
 
 from mailer import Mailer
-from mailer.celery.app import TASKS
+from mailer.celery.app import TASKS, installed
 from mailer.celery.maintenance import MailerStep
 from tests.application import create_app
 from tests.services.databases import sqlite_only
@@ -56,6 +56,29 @@ def test_an_app_that_is_dropped_is_gone(config: dict[str, str], own_celery: bool
 
     assert sum(one() is not None for one in dropped) <= int(own_celery)
     assert sum(pool.checkedin() for pool in pools) <= int(own_celery)
+
+
+def test_apps_that_share_a_celery_app(config: dict[str, str]) -> None:
+    """A Celery app keeps the newest app of a factory, and no other that is dropped.
+
+    A `worker.py` may hold the Celery app alone; a test suite may make many apps for one.
+    """
+    celery: Celery[Any] = Celery("theirs", broker="memory://", set_as_current=False)
+    celery.finalize()
+
+    def make(name: str) -> weakref.ref[Flask]:
+        app = Flask(name)
+        app.config.from_mapping(config)
+        app.extensions["celery"] = celery
+        Mailer(app)
+        return weakref.ref(app)
+
+    made = [make(name) for name in (*("shop", "forum") * 20, "shop")]
+    gc.collect()
+
+    left = [app for one in made if (app := one()) is not None]
+    assert left == [outbound.app for outbound in installed(celery)]
+    assert [app.import_name for app in left] == ["forum", "shop"]
 
 
 @pytest.mark.parametrize("own_celery", [True, False])
