@@ -41,6 +41,8 @@ __all__ = [
     "mail_sent",
 ]
 
+#: The name of the threads that call receivers.
+RECEIVERS_THREAD = "mailer-signals"
 # So many events may wait for receivers that are slow.
 _MAX_WAITING = 10_000
 # Events that are lost are logged this seldom, in seconds.
@@ -187,7 +189,7 @@ class SignalOutlet:
             self._waiting.extend(events[:room])
             self._lost += len(events[room:])
             if self._thread is None or not self._thread.is_alive():
-                self._thread = start_daemon(self._run, "mailer-signals")
+                self._thread = start_daemon(self._run, RECEIVERS_THREAD)
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> bool:

@@ -28,6 +28,7 @@ from mailer.logging.report import kind_of, make_report
 from mailer.logs import get_logger
 from mailer.message import Address, AddressLike, Lane, parse_addresses
 from mailer.message.ports import Clock
+from mailer.signals import RECEIVERS_THREAD
 from mailer.threads import start_daemon
 from mailer.wiring import newest_app, state_of
 
@@ -36,12 +37,11 @@ __all__ = ["QueuedMailHandler"]
 _MOST_RECIPIENTS = 1000
 # The pauses between tries while the database does not answer.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
-# A `flush()` waits no longer. At the end of a process, Python calls it several times.
+# A `flush()` takes no longer, but for the mail in hand. At the end of a process, Python calls it
+# several times.
 _FLUSH_SECONDS = 5.0
 # The logger of Celery's line about a failed task.
 _TASK_LOGGER = "celery.app.trace"
-# The only thread of Mailer in a web process that calls functions of the application.
-_THREAD_OF_RECEIVERS = "mailer-signals"
 
 log: logging.Logger = get_logger(__name__)
 
@@ -95,6 +95,7 @@ class QueuedMailHandler(logging.Handler):
 
     Raises:
         InvalidAddress: An address can't be used.
+        InvalidMail: `to` has no address, or `lane` is not a lane.
         ConfigurationError: `period` or `capacity` can't be used.
     """
 
@@ -121,7 +122,7 @@ class QueuedMailHandler(logging.Handler):
         self._options = Options(lane=Lane.parse(lane))
         self._period = period.total_seconds() if isinstance(period, timedelta) else float(period)
         self._capacity = capacity
-        if self._period <= 0 or capacity < 1:
+        if not self._period > 0 or capacity < 1:  # NaN is not more than 0 either
             raise ConfigurationError(
                 f"QueuedMailHandler: period={period!r}, capacity={capacity!r}: give a period of"
                 " more than 0 seconds, and a capacity of 1 or more."
@@ -152,13 +153,23 @@ class QueuedMailHandler(logging.Handler):
         with self._changed:
             if not self._pending.admit(kind, self._clock.monotonic()):
                 return
-        report = make_report(record, self.format, self._subject, _current_app())
+        try:
+            report = make_report(record, self.format, self._subject, _current_app())
+        except BaseException:  # such as a time-out of gevent, in a formatter
+            with self._changed:
+                self._pending.drop(kind)
+                self._changed.notify_all()
+            raise
         with self._changed:
             self._pending.add(kind, report)
             self._wake()
 
     def flush(self) -> None:
-        """Queue all mails, also about repeats in a period at hand. Wait five seconds at most."""
+        """Queue all mails, also about repeats in a period at hand.
+
+        Wait five seconds at most. At the end of a process, when no thread can start, the calling
+        thread queues the mails, and begins none after these five seconds.
+        """
         notice_fork()
         if self._is_busy:
             return
@@ -255,9 +266,10 @@ class QueuedMailHandler(logging.Handler):
             return None
 
     def _queue_all(self) -> None:
-        """Queue due mail in the calling thread, until the first failure."""
+        """Queue mail in the calling thread, until the first failure or the end of the time."""
         now = self._clock.monotonic()
-        while mail := self._take_early(now):
+        ends = now + _FLUSH_SECONDS
+        while self._clock.monotonic() < ends and (mail := self._take_early(now)):
             if not self._queue(mail):
                 return
             with self._changed:
@@ -291,11 +303,12 @@ class QueuedMailHandler(logging.Handler):
 
 
 def _is_of_mailer(record: logging.LogRecord) -> bool:
-    """Return whether a record tells of trouble with mail, of which a mail would tell in vain."""
+    """Return whether a record is about Mailer itself: a mail about it would fail too."""
     if record.name == _TASK_LOGGER and isinstance(record.args, Mapping):
         return str(record.args.get("name")).startswith("mailer.")
     thread = str(record.threadName)
-    is_ours = thread.startswith("mailer-") and thread != _THREAD_OF_RECEIVERS
+    # Receivers of signals are functions of the application.
+    is_ours = thread.startswith("mailer-") and thread != RECEIVERS_THREAD
     return is_ours or record.name.partition(".")[0] == "mailer"
 
 

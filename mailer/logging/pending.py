@@ -65,6 +65,10 @@ class Pending:
         """Let a mail be queued with the report of a first record."""
         self._errors[kind].report = report
 
+    def drop(self, kind: Hashable) -> None:
+        """Forget an error whose report failed: the next record of its kind is the first again."""
+        del self._errors[kind]
+
     def take(self, now: float, *, early: bool = False) -> ErrorMail | None:
         """Return a mail that is due; `early`, also one about repeats in a period at hand."""
         for kind, error in list(self._errors.items()):
@@ -77,7 +81,7 @@ class Pending:
                 subject = f"{error.report.subject} ({words})"
                 opening = f"This was {words}. The first time:\n\n"
                 return self._mail(kind, error.report, subject, opening, error.repeats)
-            if is_over:
+            if error.report is not None and is_over:
                 del self._errors[kind]
         return None
 
@@ -101,10 +105,9 @@ class Pending:
                 del self._errors[kind]
 
     def next_at(self) -> float:
-        """Return the time at which a period ends. Return infinity if no error is known."""
-        return min(
-            (error.since + self._period for error in self._errors.values()), default=math.inf
-        )
+        """Return the time at which a period ends, or infinity. Reports in the making have none."""
+        ends = [one.since + self._period for one in self._errors.values() if one.report is not None]
+        return min(ends, default=math.inf)
 
     def _mail(
         self, kind: Hashable, report: Report, subject: str, opening: str, repeats: int

@@ -1,11 +1,12 @@
 """`QueuedMailHandler` queues mail about errors, and disturbs nobody."""
 
 import logging
+import math
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from celery import signals
 from flask import Flask, abort
 
 from mailer import ConfigurationError, InvalidAddress, InvalidMail, Mail, Mailer
+from mailer.clock import SystemClock
 from mailer.logging import QueuedMailHandler, flush_handlers
 from mailer.message import Message
 from tests.mails import table
@@ -213,6 +215,52 @@ def test_a_record_that_cannot_be_written(
     ]
 
 
+class TimeUp(BaseException):
+    """A time-out of the application, as gevent has them."""
+
+
+def test_a_report_that_is_interrupted(open_shop: OpenShop, add_handler: AddHandler) -> None:
+    """A time-out while a record is written ends the call, and the next record makes a mail."""
+
+    class Slow(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            raise TimeUp
+
+    app = open_shop()
+    handler = add_handler()
+    for formatter in (Slow(), logging.Formatter()):
+        handler.setFormatter(formatter)
+        with suppress(TimeUp):
+            logger.error("No parcels")
+    handler.flush()
+
+    assert [one.partition(": ")[2] for one in subjects(app)] == ["No parcels"]
+
+
+def test_a_report_that_takes_longer_than_a_period(
+    open_shop: OpenShop, add_handler: AddHandler
+) -> None:
+    """An error whose formatter is slower than the period still gets its mail."""
+
+    class Slow(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            if record.msg == "slow":
+                wait_until(lambda: subjects(app) and len(handler._pending) <= 1)
+            return record.getMessage()
+
+    app = open_shop()
+    handler = add_handler(period=0.01)
+    handler.setFormatter(Slow())
+    thread = threading.Thread(target=logger.error, args=("slow",))
+    thread.start()
+    wait_until(handler.count_waiting)
+    logger.error("quick")
+    thread.join()
+    handler.flush()
+
+    assert [one.partition(": ")[2] for one in subjects(app)] == ["quick", "slow"]
+
+
 # --- repeats ------------------------------------------------------------------------------------
 
 
@@ -394,7 +442,7 @@ def test_unusable_recipients(to: Any, error: type[Exception]) -> None:
         QueuedMailHandler(to)
 
 
-@pytest.mark.parametrize("options", [{"period": 0}, {"capacity": 0}])
+@pytest.mark.parametrize("options", [{"period": 0}, {"period": math.nan}, {"capacity": 0}])
 def test_unusable_limits(options: dict[str, Any]) -> None:
     """A handler that could never queue a mail is refused when it is made."""
     with pytest.raises(ConfigurationError, match="give a period of more than 0 seconds, and a"):
@@ -411,6 +459,36 @@ def test_it_is_seen_in_tests(open_shop: OpenShop, add_handler: AddHandler) -> No
         handler.flush()
 
     assert [mail.subject for mail in outbox] == ["Shop: No parcels"]
+
+
+def test_a_slow_database_at_the_end_of_a_process(
+    open_shop: OpenShop, add_handler: AddHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When no thread can start, `flush()` begins no mail after five seconds."""
+
+    class Clock(SystemClock):
+        ahead = 0.0
+
+        def monotonic(self) -> float:
+            self.ahead += 2.0
+            return super().monotonic() + self.ahead
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    app = open_shop()
+    handler = add_handler()
+    handler._clock = Clock()
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    for number in range(5):
+        logger.handle(logger.makeRecord("warehouse", 40, "pack.py", number, f"{number}", (), None))
+    handler.flush()
+
+    assert 0 < len(subjects(app)) < 5
+    assert handler.count_waiting() == 5 - len(subjects(app))
+    handler._clock = SystemClock()
+    handler.flush()
+    assert len(subjects(app)) == 5
 
 
 # --- processes ----------------------------------------------------------------------------------

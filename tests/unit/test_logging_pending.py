@@ -73,6 +73,29 @@ def test_an_error_that_is_over_is_forgotten() -> None:
     assert len(mails(pending, PERIOD)) == 1
 
 
+def test_a_report_that_takes_longer_than_a_period() -> None:
+    """An error whose report is not written yet is kept, and ends no period."""
+    pending = Pending(PERIOD, 10)
+    assert pending.admit("failed", 0)
+    assert not pending.admit("failed", 1)
+    assert (pending.take(PERIOD + 1), pending.next_at()) == (None, math.inf)
+
+    pending.add("failed", a_report())
+
+    assert [subject for subject, _ in mails(pending, PERIOD + 1)] == [
+        "Shop: failed",
+        "Shop: failed (seen 1 more time in the last 10 minutes)",
+    ]
+
+
+def test_a_report_that_fails() -> None:
+    """After a report that could not be written, the next record is the first again."""
+    pending = Pending(PERIOD, 10)
+    assert pending.admit("failed", 0)
+    pending.drop("failed")
+    assert (len(pending), pending.admit("failed", 1)) == (0, True)
+
+
 def test_a_mail_that_could_not_be_queued() -> None:
     """A mail that is not settled stays due, and repeats that come meanwhile are counted."""
     pending = Pending(PERIOD, 10)
