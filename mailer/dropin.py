@@ -20,8 +20,8 @@ _LIVE = ("default_sender", "ascii_attachments")
 
 # Flask-Mail documents no other name of its state and of what it has in common with Mail.
 _PlainState = flask_mail._Mail  # noqa: SLF001
-_PlainWays = flask_mail._MailMixin  # noqa: SLF001
-_plain_connect = _PlainWays.connect
+_PlainMixin = flask_mail._MailMixin  # noqa: SLF001
+_plain_connect = _PlainMixin.connect
 
 
 class QueueState(_PlainState):
@@ -35,7 +35,7 @@ class QueueState(_PlainState):
     def __init__(self, plain: flask_mail._Mail, intake: Intake) -> None:
         vars(self).update(vars(plain))
         self._intake = intake
-        self.use(Options())
+        self.set_default_options(Options())
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute as an application does, in a test for example.
@@ -52,8 +52,8 @@ class QueueState(_PlainState):
             )
         super().__setattr__(name, value)
 
-    def use(self, options: Options) -> None:
-        """Use these options from now on for what is sent without options, as by extensions."""
+    def set_default_options(self, options: Options) -> None:
+        """Set the options of messages that are sent without any, as by extensions."""
         self._options = options
 
     def send(  # type: ignore[override]  # not None
@@ -72,11 +72,11 @@ class QueueState(_PlainState):
 
     # --- its place -------------------------------------------------------------------------------
 
-    def take_place(self, app: Flask) -> None:
-        """Be `app.extensions["mail"]`, also after a plain Flask-Mail was set up on the same app."""
+    def install(self, app: Flask) -> None:
+        """Become `app.extensions["mail"]`, and stay it if a plain Flask-Mail is set up later."""
         app.extensions["mail"] = self
         appcontext_pushed.connect(self._keep_place, sender=app)
-        _PlainWays.connect = _connect  # type: ignore[method-assign]  # see _connect()
+        _patch_flask_mail()
 
     def _keep_place(self, app: Flask, **_signal: Any) -> None:
         """Replace the state of a plain Flask-Mail. Leave the objects of tests there."""
@@ -119,6 +119,11 @@ class QueueConnection(flask_mail.Connection):
     def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
         """Make a message of the arguments, and queue it."""
         return self.send(flask_mail.Message(*arguments, **named))
+
+
+def _patch_flask_mail() -> None:
+    """Let the objects of Flask-Mail that extensions make queue as well, on apps with a Mailer."""
+    _PlainMixin.connect = _connect  # type: ignore[method-assign]
 
 
 def _connect(self: flask_mail._MailMixin) -> flask_mail.Connection:

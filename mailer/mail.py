@@ -46,7 +46,7 @@ class Mail(flask_mail.Mail):
                 f"Mail(when={when!r}): give 'queued', so that workers deliver, or 'now', so that"
                 " send() delivers."
             )
-        self._options = Options(at_once=when == "now")
+        self._options = Options(inline=when == "now")
         super().__init__(app)
 
     def init_app(self, app: Flask) -> QueueState:
@@ -64,7 +64,7 @@ class Mail(flask_mail.Mail):
         """
         give_queue(app)
         state = state_of(app).mail
-        state.use(self._options)
+        state.set_default_options(self._options)
         return state
 
     def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
@@ -108,7 +108,7 @@ def give_queue(app: Flask) -> None:
         refuse_changes(app)
         return
     state = app.extensions["mailer"] = wire(app)
-    state.mail.take_place(app)
+    state.mail.install(app)
     install_functions(state.celery)
     app.cli.commands.setdefault(str(mail_group.name), mail_group)
     log_database(app, state.settings)

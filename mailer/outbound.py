@@ -57,8 +57,8 @@ class Outbound:
             built = vars(self).setdefault("_built", new)
         return built
 
-    def use(self, parts: "DeliveryParts | None") -> "DeliveryParts | None":
-        """Deliver with these objects from now on, as a test wants it. Return those before."""
+    def replace_parts(self, parts: "DeliveryParts | None") -> "DeliveryParts | None":
+        """Deliver with these objects from now on, in a test. Return the earlier ones."""
         before: DeliveryParts | None = vars(self).pop("_built", None)
         if parts is not None:
             vars(self)["_built"] = parts

@@ -76,7 +76,7 @@ class Options:
     metadata: Mapping[str, str] | None = None
     idempotency_key: str | None = None
     connection: CallersConnection | None = None
-    at_once: bool = False  #: deliver in the calling thread, before the call returns
+    inline: bool = False  #: deliver in the calling thread, before the call returns
 
 
 class Intake:
@@ -216,7 +216,7 @@ class Intake:
         if (recorder := self.recorder) is not None:
             accepted = Accepted(message, envelope, content)
             self._call_if_stored(lambda _mails: recorder(accepted), message.id, caller)
-        if options.at_once:
+        if options.inline:
             self._ring_safely([message.id], self._inline)
         elif envelope.due_at <= now:
             self._call_if_stored(self._ring_safely, message.id, caller)

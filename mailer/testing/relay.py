@@ -208,11 +208,11 @@ class FakeRelay:
         settings = self._settings(state.settings)
         parts = build_delivery(app, settings, state.store, SilentBell(), state.clock)
         with ring_instead(SilentBell(), state.intake):
-            before = state.outbound.use(parts)
+            before = state.outbound.replace_parts(parts)
             try:
                 yield
             finally:
-                state.outbound.use(before)
+                state.outbound.replace_parts(before)
                 parts.dispatcher.hang_up()
 
     def _settings(self, settings: Settings) -> Settings:
