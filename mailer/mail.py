@@ -112,5 +112,5 @@ def give_queue(app: Flask) -> None:
     install_functions(state.celery)
     app.cli.commands.setdefault(str(mail_group.name), mail_group)
     log_database(app, state.settings)
-    warn_of_gaps(state.settings)
+    warn_of_gaps(app, state.settings)
     register_if_needed()

@@ -163,10 +163,15 @@ def _watch(
     return Watch(store, objection, clock, shown=settings.log_addresses)
 
 
-def warn_of_gaps(settings: Settings) -> None:
+def warn_of_gaps(app: Flask, settings: Settings) -> None:
     """Warn at start of settings whose absence some mail would meet later."""
     if settings.mail_suppress_send:
         return
+    if database.is_in_memory(make_url(settings.database_url)) and not app.testing:
+        log.warning(
+            "Mail is kept in the memory of this process, where no worker finds it, and is lost at"
+            " its end: MAILER_DATABASE_URL=sqlite:// is for tests. Name a file or a PostgreSQL."
+        )
     if settings.mail_default_sender is None:
         log.warning(
             "MAIL_DEFAULT_SENDER is not set: a mail without a sender of its own is refused. Set it,"

@@ -42,7 +42,7 @@ def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> Non
     .dockerignore get the lines that they lack. The app is that of `flask --app`.
     """
     folder = Path.cwd()
-    _check_name(worker)
+    _check_name(worker, folder)
     source = find_source(info.app_import_path, worker)
     app = _load(info, source)
     database = app.config.get("SQLALCHEMY_DATABASE_URI") if app else None
@@ -55,10 +55,15 @@ def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> Non
     click.echo("\nNothing is written." if dry_run else f"\n{next_steps(source, app, worker)}")
 
 
-def _check_name(worker: str) -> None:
+def _check_name(worker: str, folder: Path) -> None:
     """Refuse a name that no module can have, or that would hide a package."""
     if not worker.isidentifier() or keyword.iskeyword(worker):
         raise click.BadParameter(f"{worker!r} is not a module name: give one such as worker.")
+    if worker in [path.name for path in folder.iterdir() if path.is_dir()]:
+        raise click.BadParameter(
+            f"There is a folder {worker}/ already, which Python may import instead of {worker}.py:"
+            " give another name with --worker."
+        )
     if worker in sys.stdlib_module_names or worker in {"mailer", *packages_distributions()}:
         raise click.BadParameter(
             f"{worker}.py would hide the package {worker!r}, which is installed: give another name."

@@ -102,8 +102,11 @@ def compose_file(folder: Path) -> str:
 
 def missing_lines(ignore: Path) -> list[str]:
     """Return the lines that a .gitignore or .dockerignore needs, to keep out secrets and mail."""
-    known = {line.strip().strip("/") for line in _text(ignore).splitlines()}
-    return [line for line in _IGNORED if line.strip("/") not in known]
+    known = dict[str, bool]()  # the last line about a path decides
+    for line in _text(ignore).splitlines():
+        path = line.strip()
+        known[path.removeprefix("!").strip("/")] = not path.startswith("!")
+    return [line for line in _IGNORED if not known.get(line.strip("/"))]
 
 
 def add_lines(ignore: Path, lines: list[str]) -> None:

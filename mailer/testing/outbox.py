@@ -13,12 +13,11 @@ from mailer.errors import ConfigurationError
 from mailer.intake.recording import Accepted, Recorder
 from mailer.message import DeliveryStatus, MailStatus
 from mailer.outbound import InlineBell
-from mailer.settings import Settings
 from mailer.testing.bells import SilentBell, ring_instead
 from mailer.testing.mails import RecordedMail, is_sent
 from mailer.testing.matching import Criteria, checked, describe, differences, in_words
 from mailer.testing.snapshots import Snapshots
-from mailer.wiring import state_of
+from mailer.wiring import State, state_of
 
 #: The seconds that receivers of signals may take after a `drain()`.
 _RECEIVERS_SECONDS = 10.0
@@ -47,7 +46,7 @@ class Outbox(Sequence[RecordedMail]):
 
     def __init__(self, app: Flask, *, snapshots: Snapshots | None = None) -> None:
         self._state = state_of(app)
-        _check_testing(app, self._state.settings)
+        _check_testing(app, self._state)
         self._snapshots = snapshots
         self._recorded: list[RecordedMail] = []
         self._outer: Recorder | None = None  # of another outbox, around this one
@@ -290,13 +289,18 @@ class Outbox(Sequence[RecordedMail]):
         return {delivery.id: delivery for _mail, status in self._looked_up() for delivery in status}
 
 
-def _check_testing(app: Flask, settings: Settings) -> None:
+def _check_testing(app: Flask, state: State) -> None:
     """Refuse an app that was set up for production, and is under test now."""
-    chosen = app.config.get("MAIL_SUPPRESS_SEND", os.environ.get("MAIL_SUPPRESS_SEND") or None)
-    if app.testing and not settings.mail_suppress_send and chosen is None:
+    if state.settings.mail_suppress_send:
+        return
+    key = "MAIL_SUPPRESS_SEND"
+    chosen = app.config.get(key, os.environ.get(key) or None)
+    is_late = chosen is not False and app.config.get(key) != state.config.get(key)
+    if is_late or (app.testing and chosen is None):
+        late = key if is_late else "TESTING"
         raise ConfigurationError(
-            "TESTING was set after Mailer(app) or init_app(app), so that mail of this app would go"
-            " to its relays, and is kept in its database. Set TESTING before: give it to the"
+            f"{late} was set after Mailer(app) or init_app(app), so that mail of this app would go"
+            f" to its relays, and is kept in its database. Set {late} before: give it to the"
             " function that makes the app. Set MAIL_SUPPRESS_SEND to False if this is intended."
         )
 

@@ -182,6 +182,21 @@ def test_a_test_of_an_application_hears_nothing() -> None:
     assert app.extensions["mailer"].intake._watch is None
 
 
+@pytest.mark.parametrize(("testing", "is_warned"), [(False, True), (True, False)])
+def test_mail_in_memory(testing: bool, is_warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Mail in memory, which no worker finds, is warned of at start, but in a test."""
+    app = Flask("app")
+    app.config.update(
+        TESTING=testing,
+        MAIL_SUPPRESS_SEND=False,
+        MAILER_DATABASE_URL="sqlite://",
+        MAIL_DEFAULT_SENDER="ada@example.com",
+    )
+    Mailer(app)
+
+    assert ("memory of this process, where no worker finds it" in caplog.text) is is_warned
+
+
 class Starting:
     """The sender that Celery names when a worker starts."""
 

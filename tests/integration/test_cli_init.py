@@ -266,7 +266,8 @@ def test_a_name_for_the_worker(init: Init, tmp_path: Path) -> None:
     assert "celery -A mail_worker worker" in result.stdout
     assert services(tmp_path)["worker"]["command"][2] == "mail_worker"
     assert (tmp_path / "mail_worker.py").exists()
-    for name in ("my-worker", "class", "celery", "mailer", "json"):
+    (tmp_path / "mails").mkdir()
+    for name in ("my-worker", "class", "celery", "mailer", "json", "mails"):
         assert init("shop12", "--worker", name).exit_code == 2
         assert not (tmp_path / f"{name}.py").exists()
     assert "celery.py would hide the package" in init("shop12", "--worker", "celery").stderr
@@ -342,14 +343,16 @@ def test_secrets_are_kept_out_of_git_and_the_image(init: Init, tmp_path: Path) -
 def test_files_of_ignored_names_that_exist(init: Init, tmp_path: Path) -> None:
     """A .dockerignore gets the lines that it lacks as well. Neither file needs to be UTF-8."""
     write(tmp_path, shop19=FACTORY)
-    (tmp_path / ".gitignore").write_bytes(b"# R\xe9glages\n.env\ninstance")
-    (tmp_path / ".dockerignore").write_bytes(b"node_modules # \xff\n")
+    (tmp_path / ".gitignore").write_bytes(b"# R\xe9glages\n!.env\n.env\ninstance")
+    (tmp_path / ".dockerignore").write_bytes(b"node_modules # \xff\n.env\n!.env\n")
     result = init("shop19")
 
     assert result.exit_code == 0
     assert ".dockerignore       got .env and instance/\n" in result.stdout
-    assert (tmp_path / ".gitignore").read_bytes() == b"# R\xe9glages\n.env\ninstance"
-    assert (tmp_path / ".dockerignore").read_bytes() == b"node_modules # \xff\n.env\ninstance/\n"
+    assert (tmp_path / ".gitignore").read_bytes() == b"# R\xe9glages\n!.env\n.env\ninstance"
+    assert (tmp_path / ".dockerignore").read_bytes() == (
+        b"node_modules # \xff\n.env\n!.env\n.env\ninstance/\n"
+    )
     assert ".dockerignore" not in init("shop19").stdout
 
 

@@ -204,6 +204,9 @@ def test_testing_that_was_set_too_late(open_shop: OpenShop) -> None:
 
     with pytest.raises(ConfigurationError, match=r"TESTING was set after Mailer\(app\).*before"):
         Outbox(app)
+    app.config["MAIL_SUPPRESS_SEND"] = True
+    with pytest.raises(ConfigurationError, match="MAIL_SUPPRESS_SEND was set after"):
+        Outbox(app)
     app.config["MAIL_SUPPRESS_SEND"] = False
     Outbox(app)
 
