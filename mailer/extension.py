@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import flask_mail
 from flask import Flask, has_app_context
@@ -19,6 +19,15 @@ from mailer.wiring import State, state_of
 
 #: In `app.extensions`, if a `Mailer` was initialised: a second one may be a mistake.
 _OWNER = "mailer.owner"
+
+#: The ends of errors: methods of `Mail` that are not here.
+_INSTEAD_OF_MAIL = {
+    "send": ": Mailer has enqueue(message), and send(message) is a method of Mail.",
+    "send_message": ": Mailer has send_email(to, subject, template), and send_message() is a method"
+    " of Mail.",
+    "connect": ": call enqueue(message) for each message. connect() is a method of Mail.",
+    "record_messages": ": that is a method of Mail; tests of a Mailer have the fixture outbox.",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -442,6 +451,17 @@ class Mailer:
         'ok'
         """
         return self._state().operations.absence()
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise `AttributeError`, for a method of `Mail` with the one to call instead."""
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+                f"{_INSTEAD_OF_MAIL.get(name, '')}",
+                name=name,
+                obj=self,
+            )
 
     def _state(self) -> State:
         """Return the objects of the current app, or outside of an app context those of our own."""

@@ -1,6 +1,6 @@
 """`Mail`: the entry point of an application that has used Flask-Mail."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import flask_mail
 from flask import Flask
@@ -13,6 +13,12 @@ from mailer.intake import Options
 from mailer.message import Receipt
 from mailer.schema.autogenerate import register_if_needed
 from mailer.wiring import log_database, refuse_changes, state_of, warn_of_gaps, wire
+
+#: The public methods of `Mailer` that a `Mail` does not have.
+_OF_MAILER = frozenset(
+    "send_email enqueue background status statuses mails cancel retry resolve pause resume"
+    " absence".split()
+)
 
 
 class Mail(flask_mail.Mail):
@@ -67,10 +73,12 @@ class Mail(flask_mail.Mail):
         state.set_default_options(self._options)
         return state
 
-    def send(self, message: flask_mail.Message) -> Receipt:  # type: ignore[override]  # not None
+    def send(  # type: ignore[override]  # returns a receipt instead of None
+        self, message: flask_mail.Message, **options: Never
+    ) -> Receipt:
         """Queue a message, or deliver it with `when="now"`. Return its receipt.
 
-        `Mailer.enqueue()` takes options as well.
+        It takes no options: `Mailer.enqueue()` does.
 
         >>> receipt = mail.send(Message("Welcome", ["ada@example.com"], "Hello Ada!"))
         >>> [delivery.recipient for delivery in mailer.status(receipt.id)]
@@ -80,7 +88,14 @@ class Mail(flask_mail.Mail):
             InvalidMail: The message can't be sent as it is. Nothing is queued.
             MissingSender: It has no sender, and there is no default.
             StoreUnavailable: The database does not answer.
+            TypeError: An option is given.
         """
+        if options:
+            given = ", ".join(f"{name}=…" for name in options)
+            raise TypeError(
+                f"Mail.send(message, {given}): send() takes the message alone. Options are for"
+                f" Mailer().enqueue(message, {given}), which works beside a Mail."
+            )
         return state_of(self.app).mail.send(message, self._options)
 
     def send_message(self, *arguments: Any, **named: Any) -> Receipt:  # type: ignore[override]
@@ -100,6 +115,22 @@ class Mail(flask_mail.Mail):
         ...         receipt = connection.send(Message("News", [f"{name}@example.com"], "Hello!"))
         """
         return state_of(self.app).mail.connect(self._options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the app's state, or else None, as Flask-Mail does.
+
+        Raise `AttributeError` for a method of `Mailer`: a None would be called.
+        """
+        if name not in _OF_MAILER:
+            return super().__getattr__(name)
+        imported = "send_email" if name == "send_email" else "Mailer"
+        called = "send_email(…)" if name == "send_email" else f"Mailer().{name}"
+        raise AttributeError(
+            f"Mail has no {name}(): write `from mailer import {imported}` and {called}, which works"
+            " beside a Mail.",
+            name=name,
+            obj=self,
+        )
 
 
 def give_queue(app: Flask) -> None:

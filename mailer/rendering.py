@@ -223,7 +223,10 @@ def _rendered(template: Template, values: dict[str, Any]) -> str:
     try:
         rendered = template.render(values)
     except UndefinedError as error:
-        hint = "correct the name there, or pass the value: a keyword, or context={…}."
+        hint = (
+            "correct the name there, or pass the value: a keyword, or context={…}. For one that may"
+            " be missing, write |default('') after its name."
+        )
         raise TemplateError(f"{where}: {error.message}{_place(error)}: {hint}") from error
     except TemplateNotFound as error:
         raise TemplateError(

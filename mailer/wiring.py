@@ -190,7 +190,9 @@ def log_database(app: Flask, settings: Settings) -> None:
     """Log the database at start, and warn of unfinished mail in files that are not used now."""
     url = make_url(settings.database_url)
     used = database.shown(settings.database_url)
-    log.info("Mail is kept in %s (%s)", used, database.source(app.config, os.environ))
+    log.info(
+        "Mail is kept in %s", database.described(settings.database_url, app.config, os.environ)
+    )
     if database.is_in_memory(url):
         return
     others = [database.default_file(app.instance_path)]

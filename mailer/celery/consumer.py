@@ -26,7 +26,8 @@ _LONGEST_PAUSE_SECONDS = 3.0
 # After a broker that answers has refused to work, such as a Redis that is full.
 _PAUSE_SECONDS = 1.0
 _LONGEST_ID = 255
-_LONGEST_OBJECTION = 200
+_LONGEST_OBJECTION = 300
+_LONGEST_NAME = 120
 
 # Exceptions of code that trusted a message.
 _NONSENSE = (
@@ -133,12 +134,21 @@ def _objection(message: Any, tasks: Mapping[str, Any]) -> str:
     """Return the reason to refuse a message, or an empty string."""
     name, number = message.headers.get("task"), message.headers.get("id")
     if not isinstance(name, str) or name not in tasks:
-        return f"no task has the name {str(name)[:_LONGEST_OBJECTION]}"
+        return f"no task has the name {str(name)[:_LONGEST_NAME]}{_import_hint(name)}"
     if not isinstance(number, str) or len(number) > _LONGEST_ID or not number.isprintable():
         return f"{name}: its id is no id"
     if name.startswith(_OWN) and not _is_bare(message, tasks[name]):
         return f"{name}: it is called with nothing, and this call has something"
     return ""
+
+
+def _import_hint(name: object) -> str:
+    """Return the remedy if the name may be that of a function which the worker has not imported."""
+    module, _, function = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    is_path = all(part.isidentifier() for part in (*module.split("."), function))
+    if not is_path or module.startswith(_OWN) or len(str(name)) > _LONGEST_NAME:
+        return ""
+    return f": the module after -A has to import {module}"
 
 
 def _is_bare(message: Any, task: Any) -> bool:

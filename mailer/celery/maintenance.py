@@ -5,6 +5,7 @@ worker. It needs no beat, and nobody can forget to start it.
 """
 
 import gc
+import os
 import threading
 from logging import Logger
 from typing import Any
@@ -17,6 +18,7 @@ from mailer.celery.heartbeat import Heartbeat
 from mailer.errors import StoreUnavailable
 from mailer.logs import addresses_shown, get_logger
 from mailer.outbound import Outbound
+from mailer.settings import database
 from mailer.signals import drain_outlets
 from mailer.steps import Steps
 from mailer.store.workers import SWEEP
@@ -50,7 +52,14 @@ class MaintenanceThread:
         self._thread = threading.Thread(target=self._run, name="mailer-maintenance", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. Raise `SchemaMismatch`, which stops the worker."""
+        """Start the thread. Raise `SchemaMismatch`, which stops the worker.
+
+        Log the database again: when the app was made, a worker had not set up its log yet.
+        """
+        url = self._outbound.settings.database_url
+        log.info(
+            "Mail is kept in %s", database.described(url, self._outbound.app.config, os.environ)
+        )
         try:
             self._store.check_schema()
         except StoreUnavailable as error:

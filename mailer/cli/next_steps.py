@@ -30,7 +30,13 @@ def next_steps(source: AppSource, app: Flask | None, worker: str) -> str:
         app: The app itself, or None if it could not be made.
         worker: The name of the worker's module.
     """
-    steps = [*_set_up(source, app), *_settings(), *_broker(app), *_start(source, worker)]
+    has_own_celery = app is not None and _has_own_celery(app)
+    steps = [
+        *_set_up(source, app),
+        *(_own_celery() if has_own_celery else ()),
+        *_settings(),
+        *_start(source, worker, has_own_celery=has_own_celery),
+    ]
     numbered = (f"{number}. {step}" for number, step in enumerate(steps, start=1))
     return "\n".join(["Next:", *numbered])
 
@@ -59,12 +65,15 @@ def _settings() -> Iterator[str]:
         )
 
 
-def _broker(app: Flask | None) -> Iterator[str]:
-    if app is not None and _has_own_celery(app):
-        yield (
-            "The app has a Celery app of its own: let that take its broker_url from"
-            " MAILER_REDIS_URL, which is the Redis of the stack in the containers."
-        )
+def _own_celery() -> Iterator[str]:
+    yield (
+        'The app has a Celery app of its own: set app.extensions["celery"] to it before'
+        " mail.init_app(app) or mailer.init_app(app), so that its workers deliver the mail."
+    )
+    yield (
+        "Let that Celery app take its broker_url from MAILER_REDIS_URL, which is the Redis of the"
+        " stack in the containers."
+    )
 
 
 def _has_own_celery(app: Flask) -> bool:
@@ -74,8 +83,14 @@ def _has_own_celery(app: Flask) -> bool:
     return bool(celery.conf.task_default_queue != mailer.settings.queue_name)
 
 
-def _start(source: AppSource, worker: str) -> Iterator[str]:
+def _start(source: AppSource, worker: str, *, has_own_celery: bool) -> Iterator[str]:
     flask = f"flask --app {shlex.quote(source.for_flask)}"
-    yield f"Start a worker beside the web server and a Redis: celery -A {worker} worker"
+    if has_own_celery:
+        yield (
+            "Restart the workers of that Celery app, with the command that you have: they deliver"
+            f" the mail, and you need no other. If you have none yet: celery -A {worker} worker"
+        )
+    else:
+        yield f"Start a worker beside the web server and a Redis: celery -A {worker} worker"
     yield "Or start all of them in containers: docker compose up --build"
     yield f"See the workers, and what became of the mail: {flask} mail queue"

@@ -1,11 +1,13 @@
 """`flask mail queue` and `due`: how much mail there is, and who delivers it."""
 
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from operator import itemgetter
 
 import click
+from flask import current_app
 
 from mailer.attendance import SILENT_SECONDS, absence, silence
 from mailer.cli.group import SHOWN, mail_group, operations, store
@@ -13,6 +15,7 @@ from mailer.cli.pauses import show_pauses
 from mailer.cli.times import format_time
 from mailer.message import Status
 from mailer.message.text import printable
+from mailer.settings import database
 from mailer.store import Outlook
 from mailer.wiring import state_of
 
@@ -22,7 +25,7 @@ _AGES = ("not due yet", "less than an hour", "less than a day", "less than a wee
 
 @mail_group.command()
 def queue() -> None:
-    """Count the deliveries in each state, lane by lane."""
+    """Count the deliveries in each state, lane by lane, and name the database."""
     show_pauses()
     _show_workers()
     counts = operations().counts()
@@ -35,6 +38,8 @@ def queue() -> None:
             else ""
         )
         click.echo(f"{lane.name.lower():10}{status:14}{count:>9}{waits}")
+    url = state_of().settings.database_url
+    click.echo(f"Mail is kept in {database.described(url, current_app.config, os.environ)}.")
 
 
 @mail_group.command()

@@ -268,6 +268,8 @@ class Intake:
     def _attachments(
         self, given: Iterable[Attachment | flask_mail.Attachment] | None
     ) -> tuple[Attachment, ...]:
+        if isinstance(given, (Attachment, flask_mail.Attachment)):
+            raise InvalidMail("attachments: a list is needed for one as well: [Attachment(…)].")
         files = check_list(given, field="attachments", of="Attachment(filename, data)")
         attachments = [
             convert_attachment(one) for one in _while_small(files, self._settings.max_size)

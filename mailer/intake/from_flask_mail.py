@@ -80,7 +80,8 @@ def convert_attachment(given: Attachment | flask_mail.Attachment) -> Attachment:
         return given
     if not isinstance(given, flask_mail.Attachment):
         raise InvalidAttachment(
-            f"attachments: give Attachment(filename, data), not {type(given).__name__}."
+            "attachments: give Attachment(filename, data, content_type), not"
+            f" {type(given).__name__}: `from mailer import Attachment`."
         )
     where = f"attachment {given.filename!r}"
     if not isinstance(given.headers or {}, Mapping):

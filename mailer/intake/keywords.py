@@ -38,15 +38,31 @@ _ALIASES = {
     ),
     "cc": ("carbon_copy",),
     "bcc": ("blind_copy",),
-    "attachments": ("attachment", "attach", "attached", "attached_files"),
+    "attachments": ("attachment", "attach", "attached", "attached_files", "file", "files"),
     "headers": ("extra_headers", "header"),
     "lane": ("priority",),
     "metadata": ("meta", "custom_args", "extra_data"),
-    "send_at": ("countdown", "eta", "scheduled_at", "schedule_at", "deliver_at"),
-    "expires_at": ("expires", "expires_in", "expiry", "expiration"),
-    "idempotency_key": ("idempotency", "idempotence_key", "idempotent"),
-    "connection": ("db_session", "transaction"),
+    "send_at": "countdown eta scheduled_at schedule_at deliver_at delay when".split(),
+    "expires_at": ("expires", "expires_in", "expiry", "expiration", "ttl"),
+    "idempotency_key": (
+        "idempotency",
+        "idempotence_key",
+        "idempotent",
+        "dedupe_key",
+        "unique",
+        "unique_key",
+        "key",
+    ),
+    "connection": ("db_session", "session", "transaction"),
     "context": ("ctx", "template_context", "context_data"),
+}
+#: Names for which there is no option, and the remedy.
+_NO_OPTION = {
+    **dict.fromkeys(
+        ("retry", "retries", "max_retries"),
+        "Workers try again by themselves, for as long as MAILER_RETRY_AGE says.",
+    ),
+    "sync": "The call queues the mail, and a worker delivers it: leave it out.",
 }
 _KNOWN_WRONG = {alias: option for option, aliases in _ALIASES.items() for alias in aliases}
 
@@ -55,12 +71,13 @@ def check_keywords(renderer: Renderer, template: str | None, keywords: Iterable[
     """Refuse a near miss of an option, or its name elsewhere, unless the template uses it."""
     for keyword in keywords:
         meant = _meant(keyword)
-        if meant and not (template is not None and renderer.may_use(template, keyword)):
+        is_wrong = meant or keyword.lower() in _NO_OPTION
+        if is_wrong and not (template is not None and renderer.may_use(template, keyword)):
             raise InvalidMail(_refusal(keyword, meant, template))
 
 
 def _refusal(keyword: str, meant: tuple[str, ...], template: str | None) -> str:
-    question = did_you_mean(meant)
+    question = _NO_OPTION.get(keyword.lower()) or did_you_mean(meant)
     if template is None:
         return f"{keyword}: there is no such option: {question}"
     remedy = (

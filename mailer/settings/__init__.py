@@ -13,7 +13,7 @@ from mailer.message import Address, check_text
 from mailer.policy import RetryPolicy
 from mailer.settings import database
 from mailer.settings.dkim import DkimKeys
-from mailer.settings.messages import LOGINS, explain
+from mailer.settings.messages import LOGINS, explain, origins
 from mailer.settings.namespace import check_namespace, namespace_of
 from mailer.settings.proxy import EnvironmentProxy, is_local
 from mailer.settings.rates import DomainLimits
@@ -290,7 +290,7 @@ class Settings(RelaySettings):
             raise ConfigurationError(explain(cls, error, given)) from None
         settings.check_for_pgbouncer()
         if is_debugging:
-            settings.check_for_debugging()
+            settings.check_for_debugging(origins(config, environ))
         return settings
 
     def check_for_pgbouncer(self) -> None:
@@ -303,17 +303,20 @@ class Settings(RelaySettings):
                 " this installation a MAILER_NAMESPACE, too."
             )
 
-    def check_for_debugging(self) -> None:
-        """Refuse, in debug mode, settings that could send mail to real people by accident."""
+    def check_for_debugging(self, origins: str) -> None:
+        """Refuse, in debug mode, settings that could send mail to real people by accident.
+
+        `origins` says where the keys of the relay are set.
+        """
         if self.mail_suppress_send or self.allowed_recipients or self.redirect_to:
             return
         if real := [relay.name for relay in self.relays if not relay.is_inbox]:
             raise ConfigurationError(
                 f"MAIL_SERVER: the app is in debug mode, and {', '.join(real)} may bring its mail"
                 " to real people: set MAILER_REDIRECT_TO to your own address, or"
-                " MAILER_ALLOWED_RECIPIENTS to those who may get mail ('*': everybody), or unset"
-                f" MAIL_SERVER and MAIL_PORT, and start the inbox at 127.0.0.1:{INBOX_PORT} with"
-                " `flask mail inbox`."
+                " MAILER_ALLOWED_RECIPIENTS to those who may get mail ('*': everybody), or start"
+                " the inbox of this machine with `flask mail inbox`, and set MAIL_SERVER to"
+                f" 127.0.0.1 and MAIL_PORT to {INBOX_PORT}. {origins}"
             )
 
     @field_validator("listed_relays")

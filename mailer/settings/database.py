@@ -68,6 +68,11 @@ def source(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     return "SQLALCHEMY_DATABASE_URI" if is_own else "the default"
 
 
+def described(url: str, config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Return the database without secrets, and the setting that chooses it, for people."""
+    return f"{shown(url)} ({source(config, environ)})"
+
+
 def placed(value: object, folder: str) -> object:
     """Make a relative SQLite path absolute, in the instance folder, as Flask-SQLAlchemy does."""
     url = _parsed(value)

@@ -27,6 +27,8 @@ _KINDS = {
     "array": "a pair (name, address)",
     "object": "an object",
 }
+#: The keys that choose a relay.
+_OF_RELAY = ("MAILER_RELAYS", "MAIL_SERVER", "MAIL_PORT")
 #: Stands for a value that is not there.
 _MISSING = object()
 
@@ -43,6 +45,15 @@ def explain(model: type[BaseModel], error: ValidationError, given: Mapping[str, 
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [_line(schema, fault, given) for fault in faults]
     return "\n".join(f"{line.rstrip('.')}." for line in dict.fromkeys(lines) if line)
+
+
+def origins(config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Say which keys of the relay are set in the app's config, and which in the environment."""
+    own = [key for key in _OF_RELAY if config.get(key) is not None]
+    others = [key for key in _OF_RELAY if environ.get(key) and key not in own]
+    places = (("app.config", own), ("the environment", others))
+    said = [f"{' and '.join(keys)} in {place}" for place, keys in places if keys]
+    return f"Now set: {', '.join(said)}."
 
 
 def _line(schema: "_Schema", fault: ErrorDetails, given: Mapping[str, Any]) -> str:

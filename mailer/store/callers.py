@@ -86,7 +86,8 @@ def check_leads_to(
         raise ConfigurationError(
             f"connection: {connection.engine.url!r} does not lead to the tables that Mailer has in"
             f" {engine.url!r}: set MAILER_DATABASE_URL to the database (on PostgreSQL, the schema)"
-            " of your application, or leave connection= out."
+            " of your application, or leave connection= out. In tests, set it to 'sqlite://', which"
+            " goes with any connection."
         )
 
 

@@ -35,7 +35,7 @@ from tests.services.databases import Databases
 from tests.services.relay import SHORT, RawServer, make_relay, send
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
-from tests.services.worker import PROJECT
+from tests.services.worker import PROJECT, StartWorker
 from tests.shop import create_shop, store_of
 
 TEMPLATES = {"mail/order.txt": "Order {{ number }}", "mail/bill.txt": "Bill", "mail/bill.htm": "B"}
@@ -220,6 +220,22 @@ def test_no_worker(
         send_email(*MAIL, number=1)
     wait_until(lambda: "no worker" in caplog.text)
     told(caplog.text)
+
+
+@mistake("The worker does not import the module of a `@mailer.background` function")
+def test_a_function_that_no_worker_imports(
+    make_shop: Callable[..., Flask], start_worker: StartWorker, told: Callable[[object], None]
+) -> None:
+    """The worker refuses the call, with the module to import."""
+
+    @Mailer().background(name="shop.reports.make_report")
+    def make_report() -> None: ...
+
+    worker = start_worker(pool="threads", concurrency=1)
+    with make_shop().app_context():
+        make_report()
+    wait_until(lambda: "was refused" in worker.log.read_text())
+    told(worker.log.read_text())
 
 
 @pytest.fixture
@@ -480,6 +496,29 @@ def test_a_path_of_windows(refused: Callable[..., str], told: Callable[[object],
     assert "a path of Windows" in refused(MAILER_DATABASE_URL="sqlite:///C:/shop/m.db")
 
 
+@mistake("The tests inherit `MAILER_DATABASE_URL` from the configuration of the application")
+def test_the_database_of_the_application_in_tests(
+    make_shop: Callable[..., Flask], told: Callable[[object], None]
+) -> None:
+    """A call with connection= is refused; with the cure, its commit sends the mail."""
+    own = {"TESTING": True, "SQLALCHEMY_DATABASE_URI": "sqlite://"}
+    app = make_shop(**own)
+    db = SQLAlchemy(app)
+    with app.app_context(), pytest.raises(ConfigurationError) as error:
+        send_email(*MAIL, number=1, connection=db.session)
+    told(error.value)
+
+    app = make_shop(**own, MAILER_DATABASE_URL="sqlite://")
+    db = SQLAlchemy(app)
+    with app.app_context(), Outbox(app) as outbox:
+        send_email(*MAIL, number=1, connection=db.session)
+        db.session.rollback()
+        outbox.assert_nothing_sent()
+        send_email(*MAIL, number=1, connection=db.session)
+        db.session.commit()
+        outbox.assert_sent(to="ada@example.com")
+
+
 # --- calls --------------------------------------------------------------------------------------
 
 
@@ -522,6 +561,61 @@ def test_the_order_of_another_function(
 def test_attachment(refusal: Callable[..., InvalidMail], told: Callable[[object], None]) -> None:
     """The call is refused."""
     told(refusal(*MAIL, number=1, attachment=b"%PDF"))
+
+
+@mistake("A pair or a tuple as attachment")
+def test_a_tuple_as_attachment(
+    refusal: Callable[..., InvalidMail], told: Callable[[object], None]
+) -> None:
+    """The call is refused, with the class to import and the order of its arguments."""
+    for file in (("a.pdf", b"%PDF"), ("a.pdf", "application/pdf", b"%PDF")):
+        told(refusal(*MAIL, number=1, attachments=[file]))
+
+
+@mistake("`session=`, `delay=`, `files=` and the like for `send_email()`")
+def test_names_of_other_libraries(
+    refusal: Callable[..., InvalidMail], told: Callable[[object], None]
+) -> None:
+    """The call is refused."""
+    told(refusal(*MAIL, number=1, session=object()))
+
+
+@mistake("A method of `Mailer` on a `Mail`")
+def test_a_method_of_mailer(
+    make_shop: Callable[..., Flask], told: Callable[[object], None]
+) -> None:
+    """The call is refused; any other unknown name is None, as with Flask-Mail."""
+    mail = Mail(make_shop())
+    with pytest.raises(AttributeError) as error:
+        mail.send_email(*MAIL)
+    told(error.value)
+    with pytest.raises(AttributeError, match=r"`from mailer import Mailer` and Mailer\(\)\.status"):
+        mail.status("1")
+    assert mail.unknown is None
+    assert mail.port == make_shop().extensions["mail"].port
+
+
+@mistake("A method of `Mail` on a `Mailer`")
+def test_a_method_of_mail(told: Callable[[object], None]) -> None:
+    """The call is refused."""
+    mailer: Any = Mailer()
+    with pytest.raises(AttributeError) as error:
+        mailer.send(Message("Hello", ["ada@example.com"], "Hello"))
+    told(error.value)
+    with pytest.raises(AttributeError, match=r"'Mailer' object has no attribute 'unknown'$"):
+        _ = mailer.unknown
+
+
+@mistake("An option for `mail.send()`")
+def test_an_option_for_send(
+    make_shop: Callable[..., Flask], told: Callable[[object], None]
+) -> None:
+    """The call is refused."""
+    app = make_shop()
+    mail: Any = Mail(app)
+    with app.app_context(), pytest.raises(TypeError) as error:
+        mail.send(Message("Hello", ["ada@example.com"], "Hello"), connection=object())
+    told(error.value)
 
 
 @mistake("A user object as recipient")

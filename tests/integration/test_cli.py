@@ -51,8 +51,11 @@ def failure(result: Result) -> str:
 
 
 def test_an_empty_queue(flask_mail: Flasks) -> None:
-    """An empty queue is reported in words, not by silence."""
-    assert flask_mail("queue").output == "No mail yet.\n"
+    """An empty queue is reported in words, not by silence, and with its database."""
+    said, place = flask_mail("queue").output.splitlines()
+
+    assert said == "No mail yet."
+    assert re.fullmatch(r"Mail is kept in (sqlite|postgresql).+ \(MAILER_DATABASE_URL\)\.", place)
 
 
 def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
@@ -63,8 +66,10 @@ def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
     insert(store, lane=Lane.BULK)
     result = flask_mail("queue")
 
+    *lines, _place = result.output.splitlines()
+
     assert result.exit_code == 0
-    assert [line.split() for line in result.output.splitlines()] == [
+    assert [line.split() for line in lines] == [
         "critical sent 1".split(),
         "bulk queued 3 the first due at 2027-01-15 08:00:00 UTC".split(),
     ]

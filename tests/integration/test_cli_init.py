@@ -193,11 +193,15 @@ def test_an_app_with_mailer(init: Init, tmp_path: Path) -> None:
 
 
 def test_an_app_with_a_celery_app_of_its_own(init: Init, tmp_path: Path) -> None:
-    """The steps say that its broker has to come from the environment."""
+    """The steps are about its order, its broker and its workers, and ask for no second worker."""
     own = 'from celery import Celery\napp.extensions["celery"] = Celery("own")\n'
     write(tmp_path, shop10=f"{PLAIN}{own}from mailer import Mailer\nMailer(app)\n")
+    said = init("shop10").stdout
 
-    assert "broker_url from MAILER_REDIS_URL" in init("shop10").stdout
+    assert 'set app.extensions["celery"] to it before mail.init_app(app)' in said
+    assert "broker_url from MAILER_REDIS_URL" in said
+    assert "Restart the workers of that Celery app" in said
+    assert "Start a worker" not in said
 
 
 def test_an_app_that_can_not_be_made_here(init: Init, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mailer.store import Store
 from mailer.store.leftover import warn_of_leftover
 from tests.mails import insert
 from tests.services.users import as_another_user
+from tests.services.worker import StartWorker
 from tests.shop import close, store_of
 
 
@@ -136,6 +137,14 @@ def test_the_choice_is_logged(open_app: OpenApp, caplog: pytest.LogCaptureFixtur
     assert "db/shop" in line
     assert "SQLALCHEMY_DATABASE_URI" in line
     assert "geheim" not in line
+
+
+def test_a_worker_logs_the_choice(start_worker: StartWorker, config: dict[str, str]) -> None:
+    """A worker logs it with --loglevel INFO, though the app is made before its log is set up."""
+    worker = start_worker(pool="threads", concurrency=1)
+
+    url = make_url(config["MAILER_DATABASE_URL"]).render_as_string()
+    assert f"Mail is kept in {url} (MAILER_DATABASE_URL)" in worker.log.read_text()
 
 
 def test_mail_in_the_other_place(open_app: OpenApp, caplog: pytest.LogCaptureFixture) -> None:

@@ -71,7 +71,8 @@ NO_OPTION = (
 MISSPELT = "Pass variables for other templates in context={…}."
 UNUSABLE = "'ada' is not a usable address: An email address must have an @-sign."
 GIVE_A_LIST = "attachments: give a list of Attachment(filename, data), not"
-GIVE_ATTACHMENTS = "attachments: give Attachment(filename, data), not"
+GIVE_ATTACHMENTS = "attachments: give Attachment(filename, data, content_type), not"
+IMPORT_IT = "`from mailer import Attachment`."
 GIVE_A_TIME = "give a timedelta, or a datetime with a time zone"
 TOO_EARLY = "expires_at: the mail would expire before it is due"
 NO_YEAR = "seconds since 1970 are in no year from 1 to 9999."
@@ -127,12 +128,16 @@ REFUSED_MAILS: list[tuple[dict[str, Any], type[MailerError], str]] = [
         TemplateError,
         "template 'link.txt' could not be rendered: RuntimeError: Unable to build URLs",
     ),
-    ({"attachments": FILE}, InvalidMail, f"{GIVE_A_LIST} Attachment."),
+    ({"attachments": FILE}, InvalidMail, "attachments: a list is needed for one as well: [A"),
     ({"attachments": "a.pdf"}, InvalidMail, f"{GIVE_A_LIST} str."),
     ({"attachments": b"%PDF"}, InvalidMail, f"{GIVE_A_LIST} bytes."),
     ({"attachments": {"a.pdf": b"%PDF"}}, InvalidMail, f"{GIVE_A_LIST} dict."),
-    ({"attachments": ["a.pdf"]}, InvalidAttachment, f"{GIVE_ATTACHMENTS} str."),
-    ({"attachments": [FILE, Path("a.pdf")]}, InvalidAttachment, f"{GIVE_ATTACHMENTS} PosixPath."),
+    ({"attachments": ["a.pdf"]}, InvalidAttachment, f"{GIVE_ATTACHMENTS} str: {IMPORT_IT}"),
+    (
+        {"attachments": [FILE, Path("a.pdf")]},
+        InvalidAttachment,
+        f"{GIVE_ATTACHMENTS} PosixPath: {IMPORT_IT}",
+    ),
     ({"headers": [("X-A", "b")]}, InvalidHeader, "headers: [('X-A', 'b')]: give a dict"),
     ({"headers": {"X-A": 5}}, InvalidHeader, "headers['X-A']: give a str, not int."),
     (
@@ -238,7 +243,7 @@ REFUSED_MESSAGES: list[tuple[dict[str, Any], type[MailerError], str]] = [
     ),
     ({"rcpt_options": ["NOTIFY=Ä"]}, InvalidMail, "rcpt_options: 'NOTIFY=Ä' is no option of SMTP"),
     ({"rcpt_options": [5]}, InvalidMail, "rcpt_options: 5 is no option of SMTP"),
-    ({"attachments": ["a.pdf"]}, InvalidAttachment, f"{GIVE_ATTACHMENTS} str."),
+    ({"attachments": ["a.pdf"]}, InvalidAttachment, f"{GIVE_ATTACHMENTS} str: {IMPORT_IT}"),
     (attached(data=5), InvalidAttachment, "attachment 'a.pdf': its data is int: give bytes."),
     (attached(data="\ud800"), InvalidAttachment, r"attachment 'a.pdf': the character '\ud800'"),
     (

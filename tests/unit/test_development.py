@@ -51,10 +51,22 @@ def test_a_real_relay_is_refused(name: str) -> None:
     assert str(error.value) == (
         f"MAIL_SERVER: the app is in debug mode, and {name} may bring its mail to real people:"
         " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who"
-        " may get mail ('*': everybody), or unset MAIL_SERVER and MAIL_PORT, and start the inbox"
-        " at 127.0.0.1:1025 with `flask mail inbox`."
+        " may get mail ('*': everybody), or start the inbox of this machine with `flask mail"
+        " inbox`, and set MAIL_SERVER to 127.0.0.1 and MAIL_PORT to 1025. Now set:"
+        f" {' and '.join(RISKY[name])} in app.config."
     )
     load(**RISKY[name])
+
+
+def test_the_error_says_where_the_relay_is_set() -> None:
+    """A key that the code sets in app.config can't be unset in the environment."""
+    environ = {"MAIL_SERVER": "smtp.example.com", "MAIL_PORT": "1025"}
+    with pytest.raises(ConfigurationError) as error:
+        Settings.load({"DEBUG": True, "MAIL_PORT": 25}, environ, default_database_url="sqlite://")
+
+    assert str(error.value).endswith(
+        "Now set: MAIL_PORT in app.config, MAIL_SERVER in the environment."
+    )
 
 
 @pytest.mark.parametrize(

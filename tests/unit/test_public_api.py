@@ -11,6 +11,7 @@ import pytest
 
 import mailer
 from mailer import errors
+from mailer.mail import _OF_MAILER
 
 PROJECT = Path(__file__).parents[2]
 
@@ -68,6 +69,13 @@ def test_everything_public_is_explained(name: str) -> None:
 def test_every_method_is_explained(method: str) -> None:
     """Each method of Mailer has a docstring."""
     assert getattr(mailer.Mailer, method).__doc__
+
+
+def test_a_mail_knows_the_methods_of_mailer() -> None:
+    """A method of Mailer that Mail does not have is an error on Mail, not None."""
+    methods = {name for name in vars(mailer.Mailer) if not name.startswith("_")}
+
+    assert methods - {"init_app"} == _OF_MAILER
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS))

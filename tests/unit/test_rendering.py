@@ -249,7 +249,10 @@ def test_what_may_be_missing_can_be_said(template: Callable[..., None], render: 
 
 # --- what is wrong with a template --------------------------------------------------------------
 
-ADVICE = "correct the name there, or pass the value: a keyword, or context={…}."
+ADVICE = (
+    "correct the name there, or pass the value: a keyword, or context={…}. For one that may be"
+    " missing, write |default('') after its name."
+)
 
 
 def test_a_variable_is_missing(template: Callable[..., None], refusal: Callable[..., str]) -> None:

@@ -150,6 +150,8 @@ def test_the_options_are_those_of_the_call() -> None:
 TEMPLATES = {
     "plain.txt": "Hello {{ name }}",
     "uses.txt": "{{ body }} {% if attachment %}{{ attachment }}{% endif %}",
+    "uses_all.txt": "{{ [session, delay, when, ttl, files, file, key, retry, retries, max_retries,"
+    " sync] }}",
     "html_only.html": "{% for recipient in recipients %}{{ recipient }}{% endfor %}",
     "base.txt": "{{ body }}{% block main %}{% endblock %}",
     "extends.txt": "{% extends 'base.txt' %}",
@@ -219,6 +221,19 @@ def check() -> Check:
             ("header", "headers"),
             ("contxt", "context"),
         ],
+        *[
+            ("session", "connection"),
+            ("delay", "send_at"),
+            ("when", "send_at"),
+            ("ttl", "expires_at"),
+        ],
+        *[
+            ("files", "attachments"),
+            ("file", "attachments"),
+            ("dedupe_key", "idempotency_key"),
+            ("unique", "idempotency_key"),
+            ("key", "idempotency_key"),
+        ],
     ],
 )
 def test_a_near_miss_of_an_option_is_refused(check: Check, keyword: str, meant: str) -> None:
@@ -227,6 +242,20 @@ def test_a_near_miss_of_an_option_is_refused(check: Check, keyword: str, meant: 
         InvalidMail, match=rf"^{keyword}: there is no such option.*'plain'.* did you mean {meant}\?"
     ):
         check("plain", "name", keyword)
+
+
+@pytest.mark.parametrize("keyword", ["retry", "retries", "max_retries", "sync"])
+def test_what_no_option_does_is_refused(check: Check, keyword: str) -> None:
+    """A wish that no option grants is refused with the remedy, unless the template uses it."""
+    with pytest.raises(InvalidMail, match=rf"^{keyword}: there is no such option, .*[Ww]orker"):
+        check("plain", keyword)
+    check("uses_all", keyword)
+
+
+@pytest.mark.parametrize("keyword", ["session", "delay", "when", "ttl", "files", "file", "key"])
+def test_words_that_are_variables_as_well(check: Check, keyword: str) -> None:
+    """A template that uses such a word gets it."""
+    check("uses_all", keyword)
 
 
 def test_words_of_their_own(check: Check) -> None:
