@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,73 +41,14 @@ def migrate_code(paths: tuple[Path, ...], *, write: bool) -> None:
     from mailer.migrate_code import migrate  # noqa: PLC0415 -- libcst is an extra
 
     project = _read_all(paths or (Path(),))
-    texts, unreadable = project.texts, project.unreadable
-    advice = [f"{name}:1: {_HIDDEN}" for name in texts if _hides_mailer(Path(name))]
-    changed, unwritten = 0, dict[str, str]()
-    for name, migration in migrate(texts):
-        if migration.unreadable:
-            unreadable[name] = migration.unreadable
-        if migration.changes:
-            _show(name, texts[name], migration)
-            reason = _write(Path(name), migration.text, project.encodings[name]) if write else ""
-            if reason:
-                unwritten[name] = reason
-            changed += not reason
-        advice += [f"{name}:{finding.line}: {finding.text}" for finding in migration.advice]
-    _list("To look at yourself:", advice)
-    _list("Could not be read, and left as they are:", [f"{n}: {r}" for n, r in unreadable.items()])
-    _list(
-        "Could not be written, and left as they are:", [f"{n}: {r}" for n, r in unwritten.items()]
-    )
-    click.echo(_summary(changed, len(advice), written=write))
+    migrations = dict(migrate(project.texts))
+    unwritten = _write_all(project, migrations) if write else {}
+    _report(project, migrations, unwritten, written=write)
     if unwritten:
         raise SystemExit(1)
 
 
-_HIDDEN = (
-    "This module hides the package mailer, so that `from mailer import Mail` finds this file."
-    " Rename it first."
-)
-
-
-def _summary(changed: int, looks: int, *, written: bool) -> str:
-    if not changed:
-        files = "Nothing to change."
-    elif written:
-        files = f"Files changed: {changed}."
-    else:
-        files = f"Files to change: {changed}. Nothing is written yet: --write makes the changes."
-    return f"{files} To look at yourself: {looks}."
-
-
-def _list(heading: str, lines: Iterable[str]) -> None:
-    if lines := list(lines):
-        click.echo("\n".join([heading, *(f"  {line}" for line in lines), ""]))
-
-
-def _python_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the Python files of a project, without those of other projects.
-
-    These may be in folders inside it, or behind links.
-    """
-    for path in paths:
-        if path.is_file():
-            yield path
-        for folder, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not _is_skipped(Path(folder, name)))
-            found = (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
-            yield from (file for file in found if file.resolve().is_relative_to(path.resolve()))
-
-
-def _is_skipped(folder: Path) -> bool:
-    is_known = folder.name in _SKIPPED or folder.name.startswith(".")
-    return is_known or (folder / "pyvenv.cfg").exists()
-
-
-def _hides_mailer(path: Path) -> bool:
-    """Return whether a file is a module `mailer` at the top of a project."""
-    module = path.parent if path.name == "__init__.py" else path.with_suffix("")
-    return module.name == "mailer" and not (module.parent / "__init__.py").exists()
+# --- read ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +78,86 @@ def _read(path: Path) -> tuple[str, str]:
     return raw.decode(encoding), encoding
 
 
-def _write(path: Path, text: str, encoding: str) -> str:
-    """Replace a file at once, so that it is never half written. Return why it failed, or ""."""
+def _python_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the Python files of a project, without those of other projects.
+
+    These may be in folders inside it, or behind links.
+    """
+    for path in paths:
+        if path.is_file():
+            yield path
+        for folder, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not _is_skipped(Path(folder, name)))
+            found = (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+            yield from (file for file in found if file.resolve().is_relative_to(path.resolve()))
+
+
+def _is_skipped(folder: Path) -> bool:
+    is_known = folder.name in _SKIPPED or folder.name.startswith(".")
+    return is_known or (folder / "pyvenv.cfg").exists()
+
+
+# --- write ---------------------------------------------------------------------------------------
+
+
+def _write_all(project: _Project, migrations: Mapping[str, "Migration"]) -> dict[str, str]:
+    """Write the files that change. Return the reasons of those that can't be written."""
+    failed = dict[str, str]()
+    for name, migration in migrations.items():
+        if migration.changes:
+            try:
+                _write(Path(name), migration.text, project.encodings[name])
+            except OSError as error:
+                failed[name] = error.strerror or str(error)
+    return failed
+
+
+def _write(path: Path, text: str, encoding: str) -> None:
+    """Replace a file at once, so that it is never half written."""
     target = path.resolve()
-    try:
-        with TemporaryDirectory(dir=target.parent, prefix=".migrate-code-") as folder:
-            whole = Path(folder, target.name)
-            whole.write_bytes(text.encode(encoding))
-            shutil.copymode(target, whole)
-            whole.replace(target)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
+    with TemporaryDirectory(dir=target.parent, prefix=".migrate-code-") as folder:
+        whole = Path(folder, target.name)
+        whole.write_bytes(text.encode(encoding))
+        shutil.copymode(target, whole)
+        whole.replace(target)
+
+
+# --- report --------------------------------------------------------------------------------------
+
+_HIDDEN = (
+    "This module hides the package mailer, so that `from mailer import Mail` finds this file."
+    " Rename it first."
+)
+
+
+def _report(
+    project: _Project,
+    migrations: Mapping[str, "Migration"],
+    unwritten: Mapping[str, str],
+    *,
+    written: bool,
+) -> None:
+    """Print the changes, then the files and places that a person has to look at."""
+    changed = [name for name, migration in migrations.items() if migration.changes]
+    for name in changed:
+        _show(name, project.texts[name], migrations[name])
+    advice = [f"{name}:1: {_HIDDEN}" for name in project.texts if _hides_mailer(Path(name))]
+    unreadable = [f"{name}: {reason}" for name, reason in project.unreadable.items()]
+    for name, migration in migrations.items():
+        advice += [f"{name}:{finding.line}: {finding.text}" for finding in migration.advice]
+        if migration.unreadable:
+            unreadable.append(f"{name}: {migration.unreadable}")
+    failed = [f"{name}: {reason}" for name, reason in unwritten.items()]
+    _list("To look at yourself:", advice)
+    _list("Could not be read, and left as they are:", unreadable)
+    _list("Could not be written, and left as they are:", failed)
+    click.echo(_summary(len(changed) - len(failed), len(advice), written=written))
+
+
+def _hides_mailer(path: Path) -> bool:
+    """Return whether a file is a module `mailer` at the top of a project."""
+    module = path.parent if path.name == "__init__.py" else path.with_suffix("")
+    return module.name == "mailer" and not (module.parent / "__init__.py").exists()
 
 
 def _show(name: str, before: str, migration: "Migration") -> None:
@@ -165,3 +174,18 @@ def _diff(name: str, before: str, after: str) -> str:
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
     )
+
+
+def _list(heading: str, lines: Sequence[str]) -> None:
+    if lines:
+        click.echo("\n".join([heading, *(f"  {line}" for line in lines), ""]))
+
+
+def _summary(changed: int, looks: int, *, written: bool) -> str:
+    if not changed:
+        files = "Nothing to change."
+    elif written:
+        files = f"Files changed: {changed}."
+    else:
+        files = f"Files to change: {changed}. Nothing is written yet: --write makes the changes."
+    return f"{files} To look at yourself: {looks}."
