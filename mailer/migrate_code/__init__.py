@@ -14,20 +14,26 @@ from typing import NamedTuple
 import libcst as cst
 
 from mailer.migrate_code.calls import Callees
+from mailer.migrate_code.definitions import plan_decorators, plan_unused
 from mailer.migrate_code.excepts import plan_excepts, plan_results
-from mailer.migrate_code.findings import Edits, Finding, Migration
-from mailer.migrate_code.helpers import (
-    THREAD_DECORATORS,
-    Helper,
-    find_helpers,
-    thread_decorators,
-)
+from mailer.migrate_code.findings import Decision, Edits, Finding, Migration
 from mailer.migrate_code.imports import plan_imports
 from mailer.migrate_code.loggers import plan_loggers
-from mailer.migrate_code.reading import FLASK_MAIL, File, mail_names, words
+from mailer.migrate_code.mail_functions import (
+    THREAD_DECORATORS,
+    MailFunction,
+    find_mail_functions,
+    thread_decorators,
+)
+from mailer.migrate_code.mail_objects import (
+    MailObjects,
+    advise_unknown,
+    find_mail_objects,
+)
+from mailer.migrate_code.reading import File, words
 from mailer.migrate_code.rewriting import rewrite
 from mailer.migrate_code.tasks import plan_tasks
-from mailer.migrate_code.threads import drop_helpers, plan_decorators, plan_threads
+from mailer.migrate_code.threads import plan_threads
 
 __all__ = ["Finding", "Migration", "migrate"]
 
@@ -43,9 +49,8 @@ class _Project(NamedTuple):
     """The knowledge of the files of a project about each other."""
 
     files: dict[str, File]
-    #: The names of its `Mail`; none if it does not use Flask-Mail.
-    mail: set[str]
-    helpers: dict[str, list[Helper]]
+    mail: dict[str, MailObjects]
+    functions: dict[str, list[MailFunction]]
     #: In how many files a word is.
     words: Counter[str]
     #: How many functions have a name.
@@ -99,46 +104,52 @@ def _compile(text: str) -> None:
 
 
 def _look(files: dict[str, File], sources: Mapping[str, str]) -> _Project:
-    mail, decorators = set[str](), set(THREAD_DECORATORS)
-    for file in files.values():
-        mail |= mail_names(file)
-        decorators |= thread_decorators(file)
-    if mail or any(module in text for text in sources.values() for module in FLASK_MAIL):
-        mail.add("mail")
-    helpers = {name: find_helpers(file, mail, decorators) for name, file in files.items()}
+    mail = find_mail_objects(files)
+    decorators = THREAD_DECORATORS.union(*map(thread_decorators, files.values()))
+    functions = {
+        name: find_mail_functions(file, mail[name], decorators) for name, file in files.items()
+    }
     counts, defined = Counter[str](), Counter[str]()
     for text in sources.values():
         counts.update(words(text))
         defined.update(_DEFINITION.findall(text))
-    return _Project(files, mail, helpers, counts, defined)
+    return _Project(files, mail, functions, counts, defined)
 
 
 def _migrate(name: str, project: _Project) -> Migration:
-    file, own, edits = project.files[name], project.helpers[name], Edits()
-    callees = Callees(file, own, _others(name, project))
-    plan_loggers(file, edits)
-    if project.mail:
-        senders = {one.name for helpers in project.helpers.values() for one in helpers}
-        plan_imports(file, edits)
-        plan_threads(file, project.mail, callees, edits)
-        plan_decorators(file, own, callees, edits)
-        plan_tasks(file, own, callees, edits)
-        plan_excepts(file, project.mail, senders, edits)
-        plan_results(file, project.mail, edits)
-        drop_helpers(file, [one for one in own if project.words[one.name] == 1], edits)
+    file, own, edits = project.files[name], project.functions[name], Edits()
+    for decision in _decisions(name, project):
+        edits.apply(decision)
+    unshared = [function for function in own if project.words[function.name] == 1]
+    for removal in plan_unused(file, unshared, edits):
+        edits.apply(removal)
     return _written(file, edits)
 
 
-def _others(name: str, project: _Project) -> Iterator[tuple[str, Helper]]:
+def _decisions(name: str, project: _Project) -> Iterator[Decision]:
+    file, mail, functions = project.files[name], project.mail[name], project.functions[name]
+    callees = Callees(file, mail, functions, _others(name, project))
+    senders = {one.name for functions in project.functions.values() for one in functions}
+    yield from plan_loggers(file)
+    yield from plan_imports(file)
+    yield from advise_unknown(file, mail)
+    yield from plan_threads(file, callees)
+    yield from plan_decorators(file, functions, callees)
+    yield from plan_tasks(file, functions, callees)
+    yield from plan_excepts(file, mail, senders)
+    yield from plan_results(file, mail)
+
+
+def _others(name: str, project: _Project) -> Iterator[tuple[str, MailFunction]]:
     """Yield the functions that this file could import, with their modules.
 
     A name that is defined twice in the project says nothing, whatever the other function does.
     """
-    for other, helpers in project.helpers.items():
-        for helper in helpers:
-            is_only = project.defined[helper.name] == 1
-            if other != name and is_only and isinstance(helper.scope, cst.Module):
-                yield _module(other), helper
+    for other, functions in project.functions.items():
+        for function in functions:
+            is_only = project.defined[function.name] == 1
+            if other != name and is_only and isinstance(function.scope, cst.Module):
+                yield _module(other), function
 
 
 def _module(name: str) -> str:

@@ -1,78 +1,128 @@
 """Calls that run a function elsewhere, written as calls of the function."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from keyword import iskeyword
 
 import libcst as cst
 
-from mailer.migrate_code.helpers import Does, Helper, in_method
-from mailer.migrate_code.reading import File, bound_name, dotted, names_in, string
+from mailer.migrate_code.findings import Finding
+from mailer.migrate_code.mail_functions import Does, MailFunction, in_method
+from mailer.migrate_code.mail_objects import MailObjects
+from mailer.migrate_code.reading import (
+    File,
+    bound_name,
+    dotted,
+    last_name,
+    names_in,
+    own_nodes,
+    string,
+    targets,
+)
+
+_IN_A_LOOP = (
+    "A mail that can't be queued, for example to an invalid address, now raises a MailerError here"
+    " and ends the loop. Catch it if the loop should go on with the others."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectCall:
+    """A call that sends the same mail, without a thread or a task."""
+
+    call: cst.Call
+    #: The function that it calls, or None if that is `mail.send()` itself.
+    function: MailFunction | None = None
 
 
 class Callees:
     """The functions that send mail, found by the expressions that name them."""
 
     def __init__(
-        self, file: File, own: Sequence[Helper], others: Iterable[tuple[str, Helper]]
+        self,
+        file: File,
+        mail: MailObjects,
+        own: Sequence[MailFunction],
+        others: Iterable[tuple[str, MailFunction]],
     ) -> None:
         self._file = file
+        self._mail = mail
         self._own = own
         #: Those of other files, by module and name.
-        self._others = {(module, helper.name): helper for module, helper in others}
+        self._others = {(module, function.name): function for module, function in others}
         #: The module of each name that is imported from one.
         self._sources = {
-            bound_name(alias): _last(dotted(one.module))
+            bound_name(alias): last_name(one.module)
             for one in file.every(cst.ImportFrom)
             if one.module is not None and not isinstance(one.names, cst.ImportStar)
             for alias in one.names
         }
 
-    def find(self, node: cst.BaseExpression) -> Helper | None:
+    def find(self, node: cst.BaseExpression) -> MailFunction | None:
         """Return the function that an expression names."""
         owner, _, last = dotted(node).rpartition(".")
-        same = [helper for helper in self._own if helper.name == last]
+        same = [function for function in self._own if function.name == last]
         if not owner:
             for scope in self._file.scopes(node):
-                for helper in same:
-                    if helper.scope is scope and not isinstance(scope, cst.ClassDef):
-                        return helper
+                for function in same:
+                    if function.scope is scope and not isinstance(scope, cst.ClassDef):
+                        return function
             return self._others.get((self._sources.get(last, ""), last))
-        methods = [helper for helper in same if isinstance(helper.scope, cst.ClassDef)]
-        return methods[0] if len(methods) == 1 else self._others.get((_last(owner), last))
+        methods = [function for function in same if isinstance(function.scope, cst.ClassDef)]
+        module = owner.rpartition(".")[2]
+        return methods[0] if len(methods) == 1 else self._others.get((module, last))
+
+    def direct(self, callee: cst.BaseExpression, given: Sequence[cst.Arg]) -> DirectCall | None:
+        """Return a call of an expression that sends mail, with these arguments."""
+        match callee:
+            case cst.Call() if self._mail.is_sending(callee):  # Thread(target=mail.send(message))
+                return DirectCall(callee)
+            case cst.Attribute(value=owner, attr=cst.Name(value="send")) if self._mail.has(owner):
+                return DirectCall(cst.Call(func=callee, args=given))
+        function = self.find(callee)
+        if function is None:
+            return None
+        sending = self.inlined(function, callee, given)
+        if sending is not None:
+            return DirectCall(sending)
+        return DirectCall(cst.Call(func=callee, args=given), function)
 
     def inlined(
-        self, helper: Helper, callee: cst.BaseExpression, given: Sequence[cst.Arg]
+        self, function: MailFunction, callee: cst.BaseExpression, given: Sequence[cst.Arg]
     ) -> cst.Call | None:
         """Return `mail.send(message)` for a function that does nothing else, if that works here."""
-        if helper.does is not Does.SENDS or helper not in self._own:
+        if function.does is not Does.SENDS_ITS_ARGUMENT or function not in self._own:
             return None
-        message = _argument(helper, given)
+        message = _message_of(function, given)
         others = [one.value for one in given if one.value is not message]
-        if message is None or not all(map(_is_plain, others)):
+        if message is None or not all(map(is_plain, others)):
             return None
-        first = helper.mail.partition(".")[0]
-        if in_method(helper.scope, helper.node) and first == "self":
+        first = function.mail.partition(".")[0]
+        if in_method(function.scope, function.node) and first == "self":
             known = dotted(callee).startswith("self.")
         else:
             known = not self._is_hidden(first, callee)
         if not known:
             return None
-        sender = cst.parse_expression(f"{helper.mail}.send")
+        sender = cst.parse_expression(f"{function.mail}.send")
         return cst.Call(func=sender, args=[cst.Arg(value=message)])
 
     def _is_hidden(self, name: str, node: cst.CSTNode) -> bool:
         """Return whether a function around a node has a name of its own that hides a global one."""
         for scope in self._file.scopes(node):
             if isinstance(scope, cst.FunctionDef):
-                parameters = names_in(scope.params)
-                assigned = [
-                    dotted(one.target)
-                    for one in self._file.every(cst.AssignTarget)
-                    if self._file.function(one) is scope
-                ]
-                if name in {*parameters, *assigned}:
+                bound = names_in(scope.params)
+                for target in targets(own_nodes(scope.body)):
+                    if not isinstance(target, cst.Attribute | cst.Subscript):
+                        bound += names_in(target)
+                if name in bound:
                     return True
         return False
+
+
+def warn_in_a_loop(file: File, call: cst.Call) -> tuple[Finding, ...]:
+    """Return advice for a call that leaves its thread or task, if an error would end a loop."""
+    return (Finding(file.line(call), _IN_A_LOOP),) if file.is_in_a_loop(call) else ()
 
 
 def literal_arguments(
@@ -115,23 +165,23 @@ def argument(call: cst.Call, position: int, name: str) -> cst.BaseExpression | N
     return None
 
 
-def _argument(helper: Helper, given: Sequence[cst.Arg]) -> cst.BaseExpression | None:
+def _message_of(function: MailFunction, given: Sequence[cst.Arg]) -> cst.BaseExpression | None:
     """Return the value of the parameter that is the message."""
-    position = helper.parameters.index(helper.message)
-    return argument(cst.Call(func=cst.Name("f"), args=given), position, helper.message)
+    position = function.parameters.index(function.message)
+    return argument(cst.Call(func=cst.Name("f"), args=given), position, function.message)
 
 
-def _is_plain(node: cst.BaseExpression) -> bool:
+def is_plain(node: cst.BaseExpression) -> bool:
     """Return whether nothing is lost if an expression is not evaluated: `app`, for example."""
     match node:
         case cst.Name() | cst.SimpleString() | cst.Integer():
             return True
         case cst.Attribute(value=owner):
-            return _is_plain(owner)
+            return is_plain(owner)
         case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="_get_current_object"))):
-            return _is_plain(owner)
+            return is_plain(owner)
         case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="app_context"))):
-            return _is_plain(owner)
+            return is_plain(owner)
     return False
 
 
@@ -145,7 +195,3 @@ def _keyword(name: str, value: cst.BaseExpression) -> cst.Arg:
         whitespace_before=cst.SimpleWhitespace(""), whitespace_after=cst.SimpleWhitespace("")
     )
     return cst.Arg(keyword=cst.Name(name), value=value, equal=tight)
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]

@@ -4,16 +4,9 @@ from collections.abc import Collection, Iterator
 
 import libcst as cst
 
-from mailer.migrate_code.findings import Edits, Finding
-from mailer.migrate_code.reading import (
-    File,
-    connections,
-    dotted,
-    is_sending,
-    last_name,
-    own_nodes,
-    walk,
-)
+from mailer.migrate_code.findings import Decision, Finding, Replacement
+from mailer.migrate_code.mail_objects import MailObjects
+from mailer.migrate_code.reading import File, dotted, last_name, own_nodes, walk
 
 _SMTP = frozenset(
     """
@@ -53,7 +46,7 @@ _INDIRECT = (
 _RETURNED = "mail.send() returned None, and returns a receipt now: look at the use of the result."
 
 
-def plan_excepts(file: File, mail: Collection[str], senders: Collection[str], edits: Edits) -> None:
+def plan_excepts(file: File, mail: MailObjects, senders: Collection[str]) -> Iterator[Decision]:
     """Replace `except SMTPException` around `mail.send()` by `except MailerError`.
 
     Args:
@@ -65,35 +58,34 @@ def plan_excepts(file: File, mail: Collection[str], senders: Collection[str], ed
         if {last_name(one) for one in inside} & {"SMTP", "SMTP_SSL", "LMTP"}:
             continue
         if sending & set(inside):
-            _plan(file, node, edits)
+            yield from _plan_try(file, node)
         elif any(isinstance(one, cst.Call) and last_name(one) in senders for one in inside):
             for handler in node.handlers:
                 if names := _names(handler.type, _SMTP):
-                    text = _INDIRECT.format(names=", ".join(names))
-                    edits.advice.append(Finding(file.line(handler), text))
+                    yield Finding(file.line(handler), _INDIRECT.format(names=", ".join(names)))
 
 
-def plan_results(file: File, mail: Collection[str], edits: Edits) -> None:
+def plan_results(file: File, mail: MailObjects) -> Iterator[Finding]:
     """Point to places where the result of `mail.send()` is used: it was None."""
     for call in file.every(cst.Call):
-        if is_sending(call, mail) and not isinstance(
+        if mail.is_sending(call) and not isinstance(
             file.parent(call), cst.Expr | cst.Return | cst.Lambda | cst.Arg
         ):
-            edits.advice.append(Finding(file.line(call), _RETURNED))
+            yield Finding(file.line(call), _RETURNED)
 
 
-def _sending(file: File, mail: Collection[str]) -> Iterator[cst.CSTNode]:
-    connected = connections(file, mail)
+def _sending(file: File, mail: MailObjects) -> Iterator[cst.CSTNode]:
+    connected = mail.connections(file)
     for call in file.every(cst.Call):
         match call.func:
             case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="send")):
                 if name in connected:
                     yield call
-        if is_sending(call, mail):
+        if mail.is_sending(call):
             yield call
 
 
-def _plan(file: File, node: cst.Try, edits: Edits) -> None:
+def _plan_try(file: File, node: cst.Try) -> Iterator[Decision]:
     typed = [one for one in node.handlers if one.type is not None]
     smtp = [one for one in typed if _names(one.type, _SMTP)]
     if any(_names(one.type, {"MailerError"}) for one in typed):
@@ -101,37 +93,37 @@ def _plan(file: File, node: cst.Try, edits: Edits) -> None:
     network = [name for one in typed for name in _names(one.type, _NETWORK)]
     if len(smtp) > 1:
         names = ", ".join(name for one in smtp for name in _names(one.type, _SMTP))
-        edits.advice.append(Finding(file.line(smtp[0]), _SEVERAL.format(names=names)))
+        yield Finding(file.line(smtp[0]), _SEVERAL.format(names=names))
     elif smtp:
-        _replace(file, smtp[0], edits)
+        yield _plan_handler(file, smtp[0])
     elif network:
-        text = _NETWORK_ONLY.format(names=", ".join(network))
-        edits.advice.append(Finding(file.line(node), text))
+        yield Finding(file.line(node), _NETWORK_ONLY.format(names=", ".join(network)))
 
 
-def _replace(file: File, handler: cst.ExceptHandler, edits: Edits) -> None:
-    line, names = file.line(handler), _names(handler.type, _SMTP)
-    details = {
-        one.attr.value
-        for one in walk(handler.body)
-        if isinstance(one, cst.Attribute)
-        and one.attr.value in _DETAILS
-        and handler.name is not None
-        and dotted(one.value) == dotted(handler.name.name)
-    }
-    if details:
-        text = _DETAILED.format(names=", ".join(names), details=" or ".join(sorted(details)))
-        edits.advice.append(Finding(line, text))
-        return
+def _plan_handler(file: File, handler: cst.ExceptHandler) -> Decision:
+    line = file.line(handler)
+    if details := _details(handler):
+        names = ", ".join(_names(handler.type, _SMTP))
+        return Finding(line, _DETAILED.format(names=names, details=" or ".join(details)))
     first, *others = _types(handler.type, _SMTP)
     caught = handler.type
     if isinstance(caught, cst.Tuple) and len(caught.elements) == 1 + len(others):
         first, others = caught, []
-    edits.replaced[first] = cst.Name("MailerError", lpar=first.lpar, rpar=first.rpar)
-    edits.removed.update(file.parent(one) for one in others)
-    edits.imported["MailerError"] = None
-    edits.released.update(name.partition(".")[0] for name in names)
-    edits.changes.append(Finding(line, _REPLACED))
+    return Replacement(
+        Finding(line, _REPLACED),
+        {first: cst.Name("MailerError", lpar=first.lpar, rpar=first.rpar)},
+        frozenset(file.parent(one) for one in others),
+        frozenset({("MailerError", "")}),
+    )
+
+
+def _details(handler: cst.ExceptHandler) -> list[str]:
+    """Return the details of a relay's reply that a handler uses: `error.smtp_code`."""
+    if handler.name is None:
+        return []
+    error = dotted(handler.name.name)
+    attributes = (one for one in walk(handler.body) if isinstance(one, cst.Attribute))
+    return sorted({a.attr.value for a in attributes if dotted(a.value) == error} & _DETAILS)
 
 
 def _types(node: cst.BaseExpression | None, wanted: Collection[str]) -> list[cst.BaseExpression]:

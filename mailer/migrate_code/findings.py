@@ -1,15 +1,11 @@
 """The result of a search: the changes of a file, and the decisions left to a person."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import libcst as cst
 
-from mailer.migrate_code.reading import File, names_in
-
-_IN_A_LOOP = (
-    "A mail that can't be queued, for example to an invalid address, now raises a MailerError"
-    " here and ends the loop. Catch it if the loop should go on with the others."
-)
+from mailer.migrate_code.reading import names_in
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,26 +27,46 @@ class Migration:
     unreadable: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A change of a file, with its reason."""
+
+    reason: Finding
+    replaced: Mapping[cst.CSTNode, cst.CSTNode] = field(default_factory=dict)
+    #: Statements, functions and decorators, and names of imports.
+    removed: frozenset[cst.CSTNode] = frozenset()
+    #: Names to import from `mailer`, each with the name it gets here, or "" for the same.
+    imported: frozenset[tuple[str, str]] = frozenset()
+    #: The consequences that a person has to look at.
+    advice: tuple[Finding, ...] = ()
+
+
+#: A change, or else advice.
+Decision = Replacement | Finding
+
+
 @dataclass(slots=True)
 class Edits:
-    """The changes of one file, collected before the first is made."""
+    """The decisions about one file, collected before the first change is made."""
 
     replaced: dict[cst.CSTNode, cst.CSTNode] = field(default_factory=dict)
-    #: Statements, functions and decorators.
     removed: set[cst.CSTNode] = field(default_factory=set)
-    #: Names to import from `mailer`, with the name they get here, or None.
-    imported: dict[str, str | None] = field(default_factory=dict)
-    #: Names that are used less. Their imports go if nothing uses them any more.
-    released: set[str] = field(default_factory=set)
-    #: Names of the project that are used less, and whose imports go as well.
-    decorators: set[str] = field(default_factory=set)
+    imported: set[tuple[str, str]] = field(default_factory=set)
     changes: list[Finding] = field(default_factory=list)
     advice: list[Finding] = field(default_factory=list)
 
-    def note_call(self, file: File, call: cst.Call, reason: str) -> None:
-        """Note that a call leaves its thread or task, and why."""
-        line = file.line(call)
-        self.changes.append(Finding(line, reason))
-        self.released.update(names_in(call))
-        if file.is_in_a_loop(call):
-            self.advice.append(Finding(line, _IN_A_LOOP))
+    def apply(self, decision: Decision) -> None:
+        """Add a change, or advice."""
+        if isinstance(decision, Finding):
+            self.advice.append(decision)
+            return
+        self.replaced.update(decision.replaced)
+        self.removed.update(decision.removed)
+        self.imported.update(decision.imported)
+        self.changes.append(decision.reason)
+        self.advice.extend(decision.advice)
+
+    @property
+    def maybe_unused(self) -> set[str]:
+        """The names in code that goes: their imports go too if nothing else uses them."""
+        return {name for node in (*self.replaced, *self.removed) for name in names_in(node)}

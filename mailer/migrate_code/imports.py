@@ -1,20 +1,13 @@
 """Imports: `Mail` comes from `mailer`, and what nothing uses any more goes."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import libcst as cst
 
-from mailer.migrate_code.findings import Edits, Finding
-from mailer.migrate_code.reading import (
-    FLASK_MAIL,
-    File,
-    bound_name,
-    dotted,
-    module_of,
-    names_in,
-    walk,
-)
+from mailer.migrate_code.findings import Decision, Finding, Replacement
+from mailer.migrate_code.mail_objects import FLASK_MAIL, flask_mail_classes, is_mail_taken
+from mailer.migrate_code.reading import File, bound_name, dotted, module_of, names_in, walk
 
 _DROP_IN = "The Mail of mailer is a drop-in for that of Flask-Mail: its send() queues."
 _GONE = "Flask has no flask.ext since version 1.0: the module is flask_mail."
@@ -22,57 +15,61 @@ _STAR = (
     "`import *` hides where Mail comes from. Import Mail from mailer, and the other names from"
     " flask_mail."
 )
+_TAKEN = (
+    "Mail has another meaning in this file, so this Mail of Flask-Mail stays, and with it the"
+    " threads and tasks that use it. Write QueuedMail in its place (from mailer import Mail as"
+    " QueuedMail), and call this command again."
+)
 
 
-def plan_imports(file: File, edits: Edits) -> None:
+def plan_imports(file: File) -> Iterator[Decision]:
     """Take `Mail` from `mailer`."""
     for statement in file.every(cst.ImportFrom):
         if module_of(statement) in FLASK_MAIL:
-            _plan(file, statement, edits)
-    used = [one for one in file.every(cst.Attribute) if dotted(one) == "flask_mail.Mail"]
-    if used and "Mail" not in map(bound_name, file.every(cst.ImportAlias)):
-        for one in used:
-            edits.replaced[one] = cst.Name("Mail")
-            edits.changes.append(Finding(file.line(one), _DROP_IN))
-        edits.imported["Mail"] = None
-        edits.released.add("flask_mail")
-
-
-def _plan(file: File, statement: cst.ImportFrom, edits: Edits) -> None:
-    line = file.line(statement)
-    if isinstance(statement.names, cst.ImportStar):
-        edits.advice.append(Finding(line, _STAR))
+            yield from _plan_import(file, statement)
+    used = flask_mail_classes(file)
+    if used and is_mail_taken(file):
+        yield Finding(min(map(file.line, used)), _TAKEN)
         return
+    for node in used:
+        reason = Finding(file.line(node), _DROP_IN)
+        yield Replacement(reason, {node: cst.Name("Mail")}, imported=frozenset({("Mail", "")}))
+
+
+def _plan_import(file: File, statement: cst.ImportFrom) -> Iterator[Decision]:
+    line, is_gone = file.line(statement), module_of(statement) != "flask_mail"
+    if isinstance(statement.names, cst.ImportStar):
+        yield Finding(line, _STAR)
+        return
+    assert statement.module is not None
     aliases = {dotted(one.name): one for one in statement.names}
-    module: cst.BaseExpression | None = None
-    if "Mail" in aliases and aliases.keys() <= {"Mail", "Message"}:
-        module, reason = cst.Name("mailer"), _DROP_IN
-    elif "Mail" in aliases:
-        alias = aliases.pop("Mail")
-        edits.imported["Mail"] = dotted(alias.asname.name) if alias.asname else None
-        edits.removed.add(alias)
-        reason = _DROP_IN
+    replaced: dict[cst.CSTNode, cst.CSTNode] = {}
+    if is_gone:
+        replaced[statement.module] = cst.Name("flask_mail")
+    if "Mail" not in aliases:
+        if is_gone:
+            yield Replacement(Finding(line, _GONE), replaced)
+    elif aliases.keys() <= {"Mail", "Message"}:
+        replaced[statement.module] = cst.Name("mailer")
+        yield Replacement(Finding(line, _DROP_IN), replaced)
     else:
-        reason = _GONE
-    if module is None and dotted(statement.module) != "flask_mail":
-        module = cst.Name("flask_mail")
-    if module is not None:
-        assert statement.module is not None
-        edits.replaced[statement.module] = module
-    if module is not None or reason is _DROP_IN:
-        edits.changes.append(Finding(line, reason))
+        mail = aliases["Mail"]
+        alias = bound_name(mail) if mail.asname else ""
+        yield Replacement(
+            Finding(line, _DROP_IN), replaced, frozenset([mail]), frozenset({("Mail", alias)})
+        )
 
 
-def add_imports(module: cst.Module, names: dict[str, str | None]) -> cst.Module:
+def add_imports(module: cst.Module, names: Collection[tuple[str, str]]) -> cst.Module:
     """Import names from `mailer`, after the imports that need them, or beside those of mailer."""
-    missing = {name: alias for name, alias in names.items() if not _has(module, name, alias)}
+    missing = sorted(pair for pair in names if not _has(module, *pair))
     if not missing:
         return module
     aliases = [
         cst.ImportAlias(
             name=cst.Name(name), asname=cst.AsName(name=cst.Name(alias)) if alias else None
         )
-        for name, alias in sorted(missing.items())
+        for name, alias in missing
     ]
     first = last = _place(module)
     while last < len(module.body) and _is_import(module.body[last]):
@@ -123,10 +120,10 @@ def _is_mailer(statement: cst.ImportFrom) -> bool:
     return module_of(statement) == "mailer" and not isinstance(statement.names, cst.ImportStar)
 
 
-def _has(module: cst.Module, name: str, alias: str | None) -> bool:
+def _has(module: cst.Module, name: str, alias: str) -> bool:
     """Return whether a module imports a name from `mailer` for all of its code."""
     return any(
-        dotted(one.name) == name and (dotted(one.asname.name) if one.asname else None) == alias
+        dotted(one.name) == name and bound_name(one) == (alias or name)
         for line in module.body
         if isinstance(line, cst.SimpleStatementLine)
         for statement in line.body
@@ -138,23 +135,42 @@ def _has(module: cst.Module, name: str, alias: str | None) -> bool:
 
 # --- what nothing uses any more ------------------------------------------------------------------
 
+#: The modules whose import does nothing else, by the form of the import. Others stay.
+_MODULES = frozenset({"threading", "multiprocessing", "smtplib", "flask_mail"})
+_NAMES = frozenset({"threading", "multiprocessing", "smtplib"})
+_OF_FLASK = frozenset({"copy_current_request_context", "current_app"})
 
-def unused(before: cst.Module, after: cst.Module, released: Collection[str]) -> set[str]:
-    """Return those of the names that were used, and are not any more."""
+
+def unused_imports(
+    before: cst.Module, after: cst.Module, decorators: Collection[str]
+) -> set[cst.CSTNode]:
+    """Return the imports, or the parts of them, that were used before and are not any more.
+
+    Args:
+        decorators: Those that are removed. Their imports go as well, whatever their module.
+    """
     used, left = _uses(before), _uses(after)
     strings = " ".join(one.value for one in walk(after) if isinstance(one, cst.SimpleString))
-    return {name for name in released if used[name] and not left[name] and name not in strings}
-
-
-def imports_of(module: cst.Module, names: Collection[str]) -> set[cst.CSTNode]:
-    """Return the statements that import these names and no others, and else the parts of them."""
     found = set[cst.CSTNode]()
-    for node in walk(module):
-        if isinstance(node, cst.Import | cst.ImportFrom):
-            every = [one for one in walk(node) if isinstance(one, cst.ImportAlias)]
-            unneeded = [one for one in every if bound_name(one) in names]
-            found.update([node] if every and len(unneeded) == len(every) else unneeded)
+    for statement in walk(after):
+        if not isinstance(statement, cst.Import | cst.ImportFrom):
+            continue
+        every = [one for one in walk(statement) if isinstance(one, cst.ImportAlias)]
+        unneeded = [
+            one
+            for one in every
+            if used[name := bound_name(one)] and not left[name] and name not in strings
+            if name in decorators or _does_nothing_else(statement, one)
+        ]
+        found.update([statement] if every and len(unneeded) == len(every) else unneeded)
     return found
+
+
+def _does_nothing_else(statement: cst.Import | cst.ImportFrom, alias: cst.ImportAlias) -> bool:
+    if isinstance(statement, cst.Import):
+        return dotted(alias.name) in _MODULES
+    module = module_of(statement)
+    return module in _NAMES or (module == "flask" and dotted(alias.name) in _OF_FLASK)
 
 
 def _uses(module: cst.Module) -> Counter[str]:

@@ -1,8 +1,10 @@
 """Error mails of a log: `SMTPHandler`."""
 
+from collections.abc import Iterator
+
 import libcst as cst
 
-from mailer.migrate_code.findings import Edits, Finding
+from mailer.migrate_code.findings import Finding
 from mailer.migrate_code.reading import File, last_name, string
 
 _HANDLER = (
@@ -12,7 +14,7 @@ _HANDLER = (
 )
 
 
-def plan_loggers(file: File, edits: Edits) -> None:
+def plan_loggers(file: File) -> Iterator[Finding]:
     """Point to the SMTPHandlers of a log."""
     for node in file.nodes:
         match node:
@@ -25,4 +27,4 @@ def plan_loggers(file: File, edits: Edits) -> None:
             case _:
                 found = False
         if found:
-            edits.advice.append(Finding(file.line(node), _HANDLER))
+            yield Finding(file.line(node), _HANDLER)

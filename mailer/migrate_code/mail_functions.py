@@ -6,16 +6,14 @@ from enum import Enum
 
 import libcst as cst
 
+from mailer.migrate_code.mail_objects import MailObjects
 from mailer.migrate_code.reading import (
     File,
     Scope,
-    children,
-    connections,
     dotted,
-    is_mail,
-    is_sending,
     last_name,
     own_nodes,
+    statements_of,
     text_of,
     walk,
 )
@@ -45,9 +43,9 @@ _STATEMENTS = (
 class Does(Enum):
     """The use that a function makes of mail."""
 
-    SENDS = "sends the message that it is given"
-    BUILDS = "builds a message and sends it"
-    MORE = "sends mail, among other things"
+    SENDS_ITS_ARGUMENT = "sends the message that it is given"
+    BUILDS_AND_SENDS = "builds a message and sends it"
+    DOES_MORE = "sends mail, among other things"
 
 
 class Runs(Enum):
@@ -59,15 +57,15 @@ class Runs(Enum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Helper:
-    """A function that sends mail."""
+class MailFunction:
+    """A function of the project that sends mail."""
 
     node: cst.FunctionDef
     scope: Scope
     does: Does
     runs: Runs
     parameters: tuple[str, ...]
-    #: Of a function that SENDS: the name of its `Mail`, and its parameter that is the message.
+    #: The name of its `Mail`, and its parameter that is the message, if it SENDS_ITS_ARGUMENT.
     mail: str = ""
     message: str = ""
 
@@ -76,23 +74,27 @@ class Helper:
         return self.node.name.value
 
 
-def find_helpers(file: File, mail: Collection[str], in_threads: Collection[str]) -> list[Helper]:
+def find_mail_functions(
+    file: File, mail: MailObjects, in_threads: Collection[str]
+) -> list[MailFunction]:
     """Return the functions of a file that send mail and could be run by threads or by Celery."""
-    senders = connections(file, mail)
+    senders = mail.connections(file)
     found = []
     for node in file.every(cst.FunctionDef):
         runs = _runs(node, in_threads)
-        sends = any(is_sending(one, mail) or _is_on(one, senders) for one in own_nodes(node.body))
+        sends = any(mail.is_sending(one) or _is_on(one, senders) for one in own_nodes(node.body))
         if runs is None or node.asynchronous or not sends:
             continue
         scope, parameters = next(file.scopes(node)), _parameters(node)
         if in_method(scope, node) or _is_bound(node):
             parameters = parameters[1:]
         if sent := _only_sends(node, mail, parameters):
-            found.append(Helper(node, scope, Does.SENDS, runs, parameters, *sent))
+            does = Does.SENDS_ITS_ARGUMENT
+            found.append(MailFunction(node, scope, does, runs, parameters, *sent))
         else:
-            does = Does.BUILDS if _only_builds(node, mail, senders) else Does.MORE
-            found.append(Helper(node, scope, does, runs, parameters))
+            only_builds = _only_builds(node, mail, senders)
+            does = Does.BUILDS_AND_SENDS if only_builds else Does.DOES_MORE
+            found.append(MailFunction(node, scope, does, runs, parameters))
     return found
 
 
@@ -153,7 +155,7 @@ def _is_bound(node: cst.FunctionDef) -> bool:
 
 
 def _only_sends(
-    node: cst.FunctionDef, mail: Collection[str], parameters: tuple[str, ...]
+    node: cst.FunctionDef, mail: MailObjects, parameters: tuple[str, ...]
 ) -> tuple[str, str] | None:
     """Return the `Mail` and the message of a function that does nothing but send it."""
     statements = statements_of(node.body)
@@ -169,22 +171,11 @@ def _only_sends(
                 case cst.Call(
                     func=cst.Attribute(value=owner, attr=cst.Name(value="send")),
                     args=[cst.Arg(value=cst.Name(value=message), star="")],
-                ) if is_mail(owner, mail) and message in parameters:
+                ) if mail.has(owner) and message in parameters:
                     name = dotted(owner)
                     by_name = name.partition(".")[0] not in parameters
                     return (name, message) if name and by_name else None
     return None
-
-
-def statements_of(block: cst.CSTNode) -> list[cst.CSTNode]:
-    """Return the statements of a block, also those that share a line."""
-    found = list[cst.CSTNode]()
-    for one in children(block):
-        if isinstance(one, cst.SimpleStatementLine):
-            found += one.body
-        elif isinstance(one, cst.BaseStatement | cst.BaseSmallStatement):
-            found.append(one)
-    return found
 
 
 def _is_docstring(node: cst.CSTNode) -> bool:
@@ -205,7 +196,7 @@ def _is_context(node: cst.With) -> bool:
     )
 
 
-def _only_builds(node: cst.FunctionDef, mail: Collection[str], senders: Collection[str]) -> bool:
+def _only_builds(node: cst.FunctionDef, mail: MailObjects, senders: Collection[str]) -> bool:
     """Return whether a function builds and sends a mail, and at most reports that."""
     for one in walk(node.body):
         match one:
@@ -214,7 +205,7 @@ def _only_builds(node: cst.FunctionDef, mail: Collection[str], senders: Collecti
             case cst.Call():
                 known = (
                     last_name(one.func) in _BUILDING
-                    or is_sending(one, mail)
+                    or mail.is_sending(one)
                     or _is_on(one, senders)
                     or _is_connect(one, mail)
                     or _is_look_up(one, node)
@@ -228,10 +219,10 @@ def _only_builds(node: cst.FunctionDef, mail: Collection[str], senders: Collecti
     return True
 
 
-def _is_connect(node: cst.Call, mail: Collection[str]) -> bool:
+def _is_connect(node: cst.Call, mail: MailObjects) -> bool:
     match node.func:
         case cst.Attribute(value=owner, attr=cst.Name(value="connect")):
-            return is_mail(owner, mail)
+            return mail.has(owner)
     return False
 
 

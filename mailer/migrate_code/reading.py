@@ -2,13 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
 
-FLASK_MAIL = ("flask_mail", "flask.ext.mail")
 Scope = cst.Module | cst.ClassDef | cst.FunctionDef | cst.Lambda
 _Node = TypeVar("_Node", bound=cst.CSTNode)
 
@@ -135,53 +134,41 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text))
 
 
-# --- mail ----------------------------------------------------------------------------------------
+# --- statements and imports ----------------------------------------------------------------------
 
 
-def is_mail(node: cst.CSTNode, names: Collection[str]) -> bool:
-    """Return whether a node is the `Mail` of Flask-Mail, which has one of these names."""
-    match node:
-        case cst.Name() | cst.Attribute():
-            return last_name(node) in names
-        case cst.Subscript(value=owner, slice=[cst.SubscriptElement(slice=cst.Index(value=key))]):
-            return last_name(owner) == "extensions" and string(key) == "mail"
-        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="get")), args=[key, *_]):
-            return last_name(owner) == "extensions" and string(key.value) == "mail"
-    return False
-
-
-def is_sending(node: cst.CSTNode, names: Collection[str]) -> bool:
-    """Return whether a node is a call such as `mail.send(message)`."""
-    match node:
-        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value=verb)), args=[_, *_]):
-            return verb in {"send", "send_message"} and is_mail(owner, names)
-    return False
-
-
-def connections(file: File, names: Collection[str]) -> set[str]:
-    """Return the names of connections: `with mail.connect() as connection`."""
-    found = set[str]()
-    for item in file.every(cst.WithItem):
-        match item:
-            case cst.WithItem(
-                item=cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="connect"))),
-                asname=cst.AsName(name=cst.Name(value=name)),
-            ) if is_mail(owner, names):
-                found.add(name)
+def statements_of(block: cst.CSTNode) -> list[cst.CSTNode]:
+    """Return the statements of a block, also those that share a line."""
+    found = list[cst.CSTNode]()
+    for one in children(block):
+        if isinstance(one, cst.SimpleStatementLine):
+            found += one.body
+        elif isinstance(one, cst.BaseStatement | cst.BaseSmallStatement):
+            found.append(one)
     return found
 
 
-def mail_names(file: File) -> set[str]:
-    """Return the names that a file gives to objects of Flask-Mail's class `Mail`."""
-    makers = {*imported_as(file, "Mail"), "flask_mail.Mail", "mailer.Mail"}
-    assigned = [(one.target, one.value) for one in file.every(cst.AnnAssign)]
-    for assignment in file.every(cst.Assign):
-        assigned += [(one.target, assignment.value) for one in assignment.targets]
-    return {
-        last_name(target)
-        for target, value in assigned
-        if isinstance(value, cst.Call) and dotted(value.func) in makers and last_name(target)
-    }
+def targets(nodes: Iterable[cst.CSTNode]) -> Iterator[cst.CSTNode]:
+    """Yield the expressions that nodes bind, change or delete. Imports bind names as well."""
+    for node in nodes:
+        match node:
+            case (
+                cst.AssignTarget(target=target)
+                | cst.AnnAssign(target=target)
+                | cst.AugAssign(target=target)
+                | cst.NamedExpr(target=target)
+                | cst.For(target=target)
+                | cst.Del(target=target)
+            ):
+                yield target
+            case (
+                cst.AsName(name=name)
+                | cst.FunctionDef(name=name)
+                | cst.ClassDef(name=name)
+                | cst.MatchAs(name=name)
+                | cst.MatchStar(name=name)
+            ) if name is not None:
+                yield name
 
 
 def module_of(statement: cst.ImportFrom) -> str:
@@ -194,13 +181,11 @@ def bound_name(alias: cst.ImportAlias) -> str:
     return dotted(alias.asname.name if alias.asname else alias.name)
 
 
-def imported_as(file: File, wanted: str) -> set[str]:
-    """Return the names under which a file imports a name of Flask-Mail, or of Mailer."""
+def imported_modules(file: File, wanted: Collection[str]) -> set[str]:
+    """Return the names under which a file imports modules: `fm` for `import flask_mail as fm`."""
     return {
         bound_name(alias)
-        for statement in file.every(cst.ImportFrom)
-        if module_of(statement) in {*FLASK_MAIL, "mailer"}
-        and not isinstance(statement.names, cst.ImportStar)
+        for statement in file.every(cst.Import)
         for alias in statement.names
-        if alias.name.value == wanted
+        if dotted(alias.name) in wanted
     }

@@ -6,19 +6,8 @@ from typing import Any, TypeVar
 import libcst as cst
 
 from mailer.migrate_code.findings import Edits
-from mailer.migrate_code.imports import add_imports, imports_of, unused
+from mailer.migrate_code.imports import add_imports, unused_imports
 from mailer.migrate_code.reading import last_name, names_in, walk
-
-#: Modules and names whose import does nothing else: others stay, used or not.
-_STANDARD = frozenset(
-    """
-    threading Thread multiprocessing Process smtplib SMTPException SMTPServerDisconnected
-    SMTPResponseException SMTPSenderRefused SMTPRecipientsRefused SMTPDataError SMTPConnectError
-    SMTPHeloError SMTPNotSupportedError SMTPAuthenticationError copy_current_request_context
-    flask_mail
-""".split()
-)
-_ALWAYS = frozenset({"current_app"})
 
 _Block = TypeVar("_Block", cst.Module, cst.IndentedBlock)
 
@@ -27,12 +16,14 @@ def rewrite(module: cst.Module, edits: Edits) -> cst.Module:
     """Return the module with all edits, and without the imports that nothing uses any more."""
     written = module.visit(_Rewriter(edits))
     written = add_imports(written, edits.imported)
-    written = written.visit(_Rewriter(Edits(removed=_idle_apps(written, edits.released))))
-    names = unused(module, written, (edits.released & _STANDARD) | edits.decorators | _ALWAYS)
-    return written.visit(_Rewriter(Edits(removed=imports_of(written, names))))
+    written = written.visit(_Rewriter(Edits(removed=_idle_apps(written, edits.maybe_unused))))
+    decorators = {
+        last_name(one.decorator) for one in edits.removed if isinstance(one, cst.Decorator)
+    }
+    return written.visit(_Rewriter(Edits(removed=unused_imports(module, written, decorators))))
 
 
-def _idle_apps(module: cst.Module, released: Collection[str]) -> set[cst.CSTNode]:
+def _idle_apps(module: cst.Module, maybe_unused: Collection[str]) -> set[cst.CSTNode]:
     """Return the statements `app = current_app._get_current_object()` that nothing needs."""
     found = set[cst.CSTNode]()
     for function in walk(module):
@@ -44,7 +35,7 @@ def _idle_apps(module: cst.Module, released: Collection[str]) -> set[cst.CSTNode
                 case cst.Assign(
                     targets=[cst.AssignTarget(target=cst.Name(value=name))], value=cst.Call()
                 ) if last_name(node.value) == "_get_current_object":
-                    if name in released and names.count(name) == 1:
+                    if name in maybe_unused and names.count(name) == 1:
                         found.add(node)
     return found
 

@@ -1,39 +1,55 @@
 """Threads, processes and pools that send a mail: `Thread(target=send_async_email, …).start()`."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import libcst as cst
 
-from mailer.migrate_code.calls import Callees, argument, literal_arguments
-from mailer.migrate_code.findings import Edits, Finding
-from mailer.migrate_code.helpers import HARMLESS, Does, Helper, Runs, statements_of
+from mailer.migrate_code.calls import (
+    Callees,
+    DirectCall,
+    argument,
+    is_plain,
+    literal_arguments,
+    warn_in_a_loop,
+)
+from mailer.migrate_code.findings import Decision, Finding, Replacement
+from mailer.migrate_code.mail_functions import Does
 from mailer.migrate_code.reading import (
     File,
     dotted,
     has_comment,
-    is_mail,
-    is_sending,
     last_name,
     names_in,
+    statements_of,
+    targets,
     text_of,
     walk,
 )
 
 _POOLS = frozenset({"submit", "spawn", "spawn_n", "start_background_task"})
 _SETTINGS = frozenset({"daemon", "name", "setDaemon", "setName"})
-#: The positions of the function, its arguments and its keyword arguments.
-_THREADS = {"Thread": (1, 3, 4), "Process": (1, 3, 4)}
+#: The position and name of the function, and the positions of args and kwargs.
+_THREADS = {
+    "Thread": (1, "target", 3, 4),
+    "Process": (1, "target", 3, 4),
+    "Timer": (1, "function", 2, 3),
+}
 
-_DIRECT = (
+SENT_AT_ONCE = (
     "mail.send() queues the mail in a millisecond, so it needs no thread. If the mail can't be"
     " queued, the request gets the MailerError."
 )
-_CALLED = "{name}() only builds and sends a mail: mail.send() queues it, so it needs no thread."
-_STAYS = (
+SENT_BY = "{name}() only builds and sends a mail: mail.send() queues it, so it needs no thread."
+STAYS = (
     "{name}() does more than send a mail, so it may stay in its thread. Its mail.send() queues. If"
     " the rest is quick, call it directly; if not, a worker can run it: see @mailer.background."
 )
 _KEPT = "This thread is used again below. Write `{direct}` in its place, and remove those uses."
+_CHANGED = (
+    "The arguments of this thread may change before its start() below. Write `{direct}` in place"
+    " of this line, and remove start()."
+)
 _RESULT = "The result of {verb}() is used. Write `{direct}` in its place: it returns at once."
 _COMMENTED = "There are comments inside of this call. Write `{direct}` in its place."
 _ANNOTATED = "{name}() returned a thread, and now returns the receipt: correct its annotation."
@@ -43,125 +59,144 @@ _LATER = (
 )
 
 
-def plan_threads(file: File, mail: Collection[str], callees: Callees, edits: Edits) -> None:
+def plan_threads(file: File, callees: Callees) -> Iterator[Decision]:
     """Replace threads that only send a mail, and the work of pools."""
     for call in file.every(cst.Call):
-        match call.func:
-            case cst.Name() | cst.Attribute() if last_name(call.func) in _THREADS:
-                target, args, kwargs = _THREADS[last_name(call.func)]
-                callee = argument(call, target, "target")
-                given = literal_arguments(
-                    argument(call, args, "args"), argument(call, kwargs, "kwargs")
-                )
-            case cst.Name() | cst.Attribute() if last_name(call.func) == "Timer":
-                callee = argument(call, 1, "function")
-                if callee is not None and callees.find(callee):
-                    edits.advice.append(Finding(file.line(call), _LATER))
-                continue
-            case cst.Attribute(attr=cst.Name(value=verb)) if verb in _POOLS and call.args:
-                callee, given = call.args[0].value, list(call.args[1:])
-            case _:
-                continue
-        if callee is not None:
-            _plan(file, call, _Work(callee, given, mail, callees), edits)
+        launch = find_launch(call)
+        direct = callees.direct(launch.callee, launch.given) if launch else None
+        if launch and direct:
+            yield _plan_launch(file, launch, direct)
 
 
-class _Work:
-    """A function and its arguments, which are given to a thread."""
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A call that hands a function to a thread, a process or a pool."""
 
-    def __init__(
-        self,
-        callee: cst.BaseExpression,
-        given: list[cst.Arg],
-        mail: Collection[str],
-        callees: Callees,
-    ) -> None:
-        self.helper = callees.find(callee)
-        #: The call that does the same here, if the function sends mail.
-        self.direct: cst.Call | None = None
-        self.reason = _DIRECT
-        match callee:
-            case cst.Call() if is_sending(callee, mail):  # Thread(target=mail.send(message))
-                self.direct = callee
-            case cst.Attribute(value=owner, attr=cst.Name(value="send")) if is_mail(owner, mail):
-                self.direct = cst.Call(func=callee, args=given)
-            case _ if self.helper:
-                self.direct = callees.inlined(self.helper, callee, given)
-                if self.direct is None:
-                    self.direct = cst.Call(func=callee, args=given)
-                    self.reason = _CALLED.format(name=self.helper.name)
+    call: cst.Call
+    verb: str  #: `Thread`, for example, or `submit`
+    callee: cst.BaseExpression
+    given: Sequence[cst.Arg]  #: the arguments of the function
 
 
-def _plan(file: File, call: cst.Call, work: _Work, edits: Edits) -> None:
-    line, direct = file.line(call), work.direct
-    if direct is None:
-        return
-    if work.helper and work.helper.does is Does.MORE:
-        edits.advice.append(Finding(line, _STAYS.format(name=work.helper.name)))
-        return
-    words = {"direct": text_of(direct), "verb": last_name(call.func)}
-    if has_comment(call):
-        edits.advice.append(Finding(line, _COMMENTED.format_map(words)))
-    elif words["verb"] not in _THREADS:
-        if file.is_statement(call):
-            edits.replaced[call] = direct
-            edits.note_call(file, call, work.reason)
-        else:
-            edits.advice.append(Finding(line, _RESULT.format_map(words)))
-    elif _start_at_once(file, call, direct, edits) or _start_later(file, call, direct, edits):
-        edits.note_call(file, call, work.reason)
-    else:
-        edits.advice.append(Finding(line, _KEPT.format_map(words)))
+def find_launch(call: cst.Call) -> Launch | None:
+    """Return what a call launches, if it does."""
+    match call.func:
+        case cst.Name(value=verb) | cst.Attribute(attr=cst.Name(value=verb)) if verb in _THREADS:
+            position, name, args, kwargs = _THREADS[verb]
+            callee = argument(call, position, name)
+            given = literal_arguments(
+                argument(call, args, "args"), argument(call, kwargs, "kwargs")
+            )
+            return Launch(call, verb, callee, given) if callee is not None else None
+        case cst.Attribute(attr=cst.Name(value=verb)) if verb in _POOLS and call.args:
+            return Launch(call, verb, call.args[0].value, call.args[1:])
+    return None
 
 
-def _start_at_once(file: File, call: cst.Call, direct: cst.Call, edits: Edits) -> bool:
-    """Replace `Thread(…).start()`."""
-    attribute = file.parent(call)
-    if not isinstance(attribute, cst.Attribute) or attribute.attr.value != "start":
-        return False
-    started = file.parent(attribute)
-    if not isinstance(started, cst.Call) or not file.is_statement(started):
-        return False
-    edits.replaced[started] = direct
-    return True
+def _plan_launch(file: File, launch: Launch, direct: DirectCall) -> Decision:
+    line = file.line(launch.call)
+    name = direct.function.name if direct.function else ""
+    match start_of(file, launch):
+        case _ if launch.verb == "Timer":
+            advice = _LATER
+        case _ if direct.function and direct.function.does is Does.DOES_MORE:
+            advice = STAYS
+        case _ if has_comment(launch.call):
+            advice = _COMMENTED
+        case Kept(advice):
+            pass
+        case Start(place, removed):
+            return Replacement(
+                Finding(line, SENT_BY.format(name=name) if name else SENT_AT_ONCE),
+                {place: direct.call},
+                removed,
+                advice=(*_check_annotation(file, place), *warn_in_a_loop(file, launch.call)),
+            )
+    words = {"direct": text_of(direct.call), "verb": launch.verb, "name": name}
+    return Finding(line, advice.format_map(words))
 
 
-def _start_later(file: File, call: cst.Call, direct: cst.Call, edits: Edits) -> bool:
-    """Replace `thread = Thread(…)`, `thread.start()` and `return thread`."""
-    assignment = file.parent(call)
-    match assignment:
-        case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name) as target)]):
-            block = file.block(assignment)
+def _check_annotation(file: File, place: cst.CSTNode) -> Iterator[Finding]:
+    """Point to a function that was annotated to return the thread."""
+    match file.parent(place), file.function(place):
+        case cst.Return(), cst.FunctionDef(name=name, returns=cst.Annotation()):
+            yield Finding(file.line(name), _ANNOTATED.format(name=name.value))
+
+
+# --- the start of a thread -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The expression that starts a thread, which a direct call can replace."""
+
+    place: cst.CSTNode
+    removed: frozenset[cst.CSTNode] = frozenset()  #: the other statements about the thread
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The reason why a thread is left to a person."""
+
+    advice: str
+
+
+def start_of(file: File, launch: Launch) -> Start | Kept:
+    """Return where a thread is started, or why its start can't be replaced."""
+    call = launch.call
+    if launch.verb in _POOLS:
+        return Start(call) if file.is_statement(call) else Kept(_RESULT)
+    match file.parent(call):
+        case cst.Attribute(attr=cst.Name(value="start")) as attribute:  # Thread(…).start()
+            started = file.parent(attribute)
+            is_alone = isinstance(started, cst.Call) and file.is_statement(started)
+            return Start(started) if is_alone else Kept(_KEPT)
+        case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))]) as assignment:
+            return _start_of_variable(file, launch, assignment, name)
+    return Kept(_KEPT)
+
+
+def _start_of_variable(
+    file: File, launch: Launch, assignment: cst.Assign, name: str
+) -> Start | Kept:
+    """Return the start of `thread = Thread(…)`: `thread.start()`, maybe before `return thread`."""
+    block = file.block(assignment)
+    every = list(_uses(file, name, block))
+    settings = [one for one in every if _verb(one, name) in _SETTINGS]
+    uses = [one for one in every if one not in settings]
+    statements = [one for one in statements_of(block) if one not in settings]
+    in_order = [one for one in statements if one in uses]
+    removed = frozenset([assignment, *settings])
+    match in_order:
+        case [first, cst.Expr(value=call) as started]:
+            start = Start(call, removed)
+        case [first, cst.Expr() as started, cst.Return(value=cst.Name() as place) as returned] if (
+            statements.index(returned) == statements.index(started) + 1
+        ):
+            start = Start(place, removed | {started})
         case _:
-            return False
-    uses = list(_uses(file, name, block, target))
-    started = [one for one in uses if isinstance(one, cst.Expr) and _verb(one, name) == "start"]
-    returned = [one for one in uses if isinstance(one, cst.Return) and dotted(one.value) == name]
-    settings = [one for one in uses if _verb(one, name) in _SETTINGS]
-    known = len(started) + len(returned) + len(settings) == len(uses)
-    if not known or len(started) != 1 or _is_used_elsewhere(file, name, block):
-        return False
-    statements = statements_of(block)
-    position = next((i for i, one in enumerate(statements) if one is started[0]), None)
-    if position is None:
-        return False
-    if returned:
-        if statements[position + 1 : position + 2] != returned:
-            return False
-        edits.removed.add(started[0])
-        assert returned[0].value is not None
-        edits.replaced[returned[0].value] = direct
-        _check_annotation(file, call, edits)
-    else:
-        edits.replaced[started[0].value] = direct
-    edits.removed.update([assignment, *settings])
-    return True
+            return Kept(_KEPT)
+    is_known = len(in_order) == len(uses) and not _is_used_elsewhere(file, name, block)
+    if not is_known or first is not assignment or _verb(started, name) != "start":
+        return Kept(_KEPT)
+    between = statements[statements.index(assignment) + 1 : statements.index(started)]
+    return Kept(_CHANGED) if _may_change(launch, between) else start
 
 
-def _uses(file: File, name: str, block: cst.CSTNode, target: cst.CSTNode) -> Iterator[cst.CSTNode]:
+def _may_change(launch: Launch, between: Sequence[cst.CSTNode]) -> bool:
+    """Return whether the arguments of a thread may be others where it is started."""
+    given = [one.value for one in launch.given]
+    if not all(map(is_plain, given)):
+        return bool(between)
+    used = {name for one in [launch.callee, *given] for name in names_in(one)}
+    nodes = (node for one in between for node in walk(one))
+    return any(used & {*names_in(target)} for target in targets(nodes))
+
+
+def _uses(file: File, name: str, block: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """Yield the statements of a block that use a variable, once for each use."""
     for node in walk(block):
-        if isinstance(node, cst.Name) and node.value == name and node is not target:
+        if isinstance(node, cst.Name) and node.value == name:
             yield next(
                 one
                 for one in file.parents(node)
@@ -172,20 +207,11 @@ def _uses(file: File, name: str, block: cst.CSTNode, target: cst.CSTNode) -> Ite
 def _verb(statement: cst.CSTNode, name: str) -> str:
     """Return `start` for `thread.start()`, and `daemon` for `thread.daemon = True`."""
     match statement:
-        case cst.Expr(
-            value=cst.Call(
-                func=cst.Attribute(value=cst.Name(value=owner), attr=cst.Name(value=verb))
-            )
-        ) if owner == name:
-            return verb
-        case cst.Assign(
-            targets=[
-                cst.AssignTarget(
-                    target=cst.Attribute(value=cst.Name(value=owner), attr=cst.Name(value=verb))
-                )
-            ]
-        ) if owner == name:
-            return verb
+        case (
+            cst.Expr(value=cst.Call(func=cst.Attribute() as attribute))
+            | cst.Assign(targets=[cst.AssignTarget(target=cst.Attribute() as attribute)])
+        ) if dotted(attribute.value) == name:
+            return attribute.attr.value
     return ""
 
 
@@ -207,55 +233,3 @@ def _sets(block: cst.CSTNode, name: str) -> bool:
         isinstance(one, cst.Assign) and last_name(one.targets[0].target) == name
         for one in statements_of(block)
     )
-
-
-def _check_annotation(file: File, call: cst.Call, edits: Edits) -> None:
-    function = file.function(call)
-    if isinstance(function, cst.FunctionDef) and function.returns is not None:
-        line, name = file.line(function.name), function.name.value
-        edits.advice.append(Finding(line, _ANNOTATED.format(name=name)))
-
-
-# --- helpers -------------------------------------------------------------------------------------
-
-
-def plan_decorators(file: File, own: Collection[Helper], callees: Callees, edits: Edits) -> None:
-    """Take mail out of the threads of a decorator: `@async_`."""
-    for helper in own:
-        if helper.runs is not Runs.THREAD:
-            continue
-        line = file.line(helper.node.name)
-        if helper.does is Does.MORE:
-            edits.advice.append(Finding(line, _STAYS.format(name=helper.name)))
-            continue
-        for call in file.every(cst.Call):
-            if callees.find(call.func) is helper and file.is_statement(call):
-                direct = callees.inlined(helper, call.func, call.args)
-                if direct and not has_comment(call):
-                    edits.replaced[call] = direct
-                    edits.note_call(file, call, _DIRECT)
-        gone = [one for one in helper.node.decorators if last_name(one.decorator) not in HARMLESS]
-        edits.removed.update(gone)
-        edits.decorators.update(last_name(one.decorator) for one in gone)
-        edits.changes.append(Finding(line, _CALLED.format(name=helper.name)))
-
-
-def drop_helpers(file: File, own: Collection[Helper], edits: Edits) -> None:
-    """Remove the functions whose calls are all replaced by `mail.send(message)`.
-
-    Args:
-        own: The functions of the file that no other file mentions.
-    """
-    gone = {below for node in (*edits.replaced, *edits.removed) for below in walk(node)}
-    added = {below for node in edits.replaced.values() for below in walk(node)}
-    strings = "".join(one.value for one in file.every(cst.SimpleString))
-    for helper in own:
-        if helper.does is not Does.SENDS or helper.runs is Runs.TASK:
-            continue
-        mentions = {node for node in file.every(cst.Name) if node.value == helper.name}
-        mentions.remove(helper.node.name)
-        if mentions and mentions <= gone - added and helper.name not in strings:
-            edits.removed.add(helper.node)
-            edits.released.update(names_in(helper.node))
-            line = file.line(helper.node.name)
-            edits.changes.append(Finding(line, f"Nothing calls {helper.name}() any more."))

@@ -208,6 +208,16 @@ def test_a_name_that_is_hidden() -> None:
     )
 
 
+def test_a_loop_over_mail() -> None:
+    """A variable `mail` of a loop is not the `Mail` that sends."""
+    begin = f"from app import mail\n{HELPER}def welcome(mails):\n    for mail in mails:\n        "
+    check(
+        f"{THREAD}{begin}Thread(target=send_async_email, args=(app, mail)).start()\n",
+        f"{begin}send_async_email(app, mail)\n",
+        extensions=EXTENSIONS,
+    )
+
+
 def test_methods() -> None:
     """A thread of a method becomes a call of `self.mail`, or of the method."""
     check(
@@ -378,6 +388,67 @@ def test_threads_for_a_person(use: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "between", "changes"),
+    [
+        ("app, msg", "msg = Message('two')", True),
+        ("app, msg", "if late:\n    msg = None", True),
+        ("app, msg", "for msg in others:\n    print(msg)", True),
+        ("app, msg", "msg.subject = 'two'", True),
+        ("app, msg", "app, n = other, 1", True),
+        ("app, msg", "with make() as msg:\n    pass", True),
+        ("app, msg", "del msg", True),
+        ("app, msg", "print(msg := 1)", True),
+        ("app, self.msg", "self.msg = None", True),
+        ("app, queue.pop()", "queue.pop()", True),
+        ("app, msgs[0]", "msgs.pop()", True),
+        ("app, msg", "thr.name = 'two'", False),
+        ("app, msg", "n = len(msg.recipients)", False),
+        ("current_app._get_current_object(), msg", "print(msg)", False),
+        ("app, self.msg", "print(msg)", False),
+    ],
+)
+def test_arguments_that_change_before_the_start(args: str, between: str, changes: bool) -> None:
+    """The arguments are those where the thread was made, not those where it is started."""
+    begin = f"{THREAD}from app import mail\n{HELPER}"
+    text = f"{begin}thr = Thread(target=send_async_email, args=({args}))\n{between}\nthr.start()\n"
+    if changes:
+        [(line, words)] = advice(text, extensions=EXTENSIONS)
+        assert line == 8
+        assert "may change before its start()" in words
+    else:
+        left = "" if between.startswith("thr.") else f"{between}\n"
+        sent = f"mail.send({args.rpartition(', ')[2]})\n"
+        check(text, f"from app import mail\n\n\n{left}{sent}", extensions=EXTENSIONS)
+
+
+def test_two_threads_of_one_variable() -> None:
+    """Mail one is sent once, and so is mail two, as before."""
+    [(line, _)] = [
+        (finding.line, finding.text)
+        for finding in moved(
+            f"{THREAD}from app import mail\n{HELPER}"
+            "msg = Message('one')\nfirst = Thread(target=send_async_email, args=(app, msg))\n"
+            "msg = Message('two')\nsecond = Thread(target=send_async_email, args=(app, msg))\n"
+            "first.start()\nsecond.start()\n",
+            extensions=EXTENSIONS,
+        ).advice
+    ]
+
+    assert line == 9
+
+
+def test_a_thread_that_is_started_before() -> None:
+    """A thread that the next round of a loop starts stays."""
+    found = advice(
+        f"{THREAD}from app import mail\n{HELPER}for msg in messages:\n"
+        "    thr.start()\n    thr = Thread(target=send_async_email, args=(app, msg))\n",
+        extensions=EXTENSIONS,
+    )
+
+    assert "used again below" in found[0][1]
+
+
+@pytest.mark.parametrize(
     ("begin", "is_warned"),
     [
         ("for msg in messages:\n    ", True),
@@ -400,6 +471,100 @@ def test_a_thread_in_a_loop(begin: str, is_warned: bool) -> None:
 def test_other_threads() -> None:
     """Threads of a function that sends no mail are not mentioned."""
     assert advice("from mailer import Mail\ndef f(): pass\nThread(target=f).start()\n") == []
+
+
+@pytest.mark.parametrize(
+    ("made", "after"),
+    [
+        ("import flask_mail as fm\nmail = fm.Mail(app)\n", "from mailer import Mail\n"),
+        ("import flask_mail\nmail = flask_mail.Mail(app)\n", "from mailer import Mail\n"),
+        ("import mailer as m\nmail = m.Mail(app)\n", "import mailer as m\n"),
+        (
+            "from flask_mail import Mail\nclass Post(Mail):\n    x = 1\nmail = Post(app)\n",
+            "from mailer import Mail\nclass Post(Mail):\n    x = 1\n",
+        ),
+    ],
+)
+def test_a_mail_that_queues(made: str, after: str) -> None:
+    """The class Mail is found under each name that an import gives it."""
+    thread = "Thread(target=send_async_email, args=(app, msg)).start()\n"
+    assigned = made.splitlines()[-1].replace("flask_mail.", "").replace("fm.", "")
+    check(f"{THREAD}{made}{HELPER}{thread}", f"{after}{assigned}\n\n\nmail.send(msg)\n")
+
+
+MAIL_THREAD = f"{HELPER}Thread(target=send_async_email, args=(app, msg)).start()\n"
+OF_MODELS = "import flask_mail\nfrom shop.models import Mail\nmail = flask_mail.Mail(app)\n"
+
+
+WAITING = [
+    OF_MODELS,
+    "from flask_mail import *\nmail = Mail(app)\n",
+    "import flask_mail\nfrom flask_mailman import Mail\nmail = Mail(app)\n",
+    "from flask_mail_sendgrid import MailSendGrid\nmail = MailSendGrid(app)\n",
+    "from flask_mail import Message\nfrom flask_mailman import Mail\nmail = Mail(app)\n",
+    "from flask_mail import Mail\nclass P(Mail):\n    def send(self, m): 1\nmail = P(app)\n",
+]
+MIXED = "from flask_mail import Mail\nfrom a import Post\nmail = Post(app)\nx = Mail(app)\n"
+
+
+@pytest.mark.parametrize("made", [*WAITING, MIXED])
+def test_a_mail_that_still_waits(made: str) -> None:
+    """Mail that is not sent by a Mail of mailer keeps its threads, in its own file and others."""
+    assert MAIL_THREAD in moved(f"{THREAD}{made}{MAIL_THREAD}").text
+    text = f"{THREAD}from shop.made import mail\n{MAIL_THREAD}"
+    assert moved(text, made=made).text == text
+
+
+@pytest.mark.parametrize("made", WAITING)
+def test_an_extension_that_still_waits(made: str) -> None:
+    """The mail of `app.extensions` keeps its threads if it is not a Mail of mailer."""
+    thread = MAIL_THREAD.replace("mail.send", "app.extensions['mail'].send")
+    assert thread in moved(f"{THREAD}{made}{thread}").text
+
+
+def test_advice_about_a_mail_that_still_waits() -> None:
+    """The reason why threads stay is told, once for each file."""
+    found = advice(f"{THREAD}{OF_MODELS}{MAIL_THREAD}")
+
+    assert [line for line, _ in found] == [4, 7]
+    assert "Mail has another meaning in this file" in found[0][1]
+    assert "not known to be a Mail that queues" in found[1][1]
+
+
+def test_a_mail_of_another_file() -> None:
+    """An imported `mail` is that of the file it comes from, also where that imports it as well."""
+    queues = "from mailer import Mail\nmail = Mail()\n"
+    waits = "from flask_mailman import Mail\nmail = Mail()\n"
+    others = {
+        "shop/extensions.py": queues,
+        "shop/__init__.py": "from .extensions import mail\nmail.send_message(1)\n",
+        "news/extensions.py": waits,
+        "news/__init__.py": "from flask_mailman import Mail\nmail = Mail()\n",
+    }
+    for module, name, is_changed in [
+        ("from shop import mail", "other.py", True),
+        ("from . import mail", "shop/post.py", True),
+        ("from .. import mail", "shop/post/send.py", True),
+        ("from news import mail", "other.py", False),
+        ("from . import mail", "news/post.py", False),
+        ("from shop import mail as post", "other.py", True),
+        ("from news import mail as post", "other.py", False),
+    ]:
+        text = f"{THREAD}{module}\n{MAIL_THREAD}"
+        if " as " in module:
+            text = text.replace("mail.send(", "post.send(")
+        found = dict(migrate({**others, name: text}))
+        assert (name in found and "Thread" not in found[name].text) is is_changed, module
+
+
+def test_a_part_of_a_project() -> None:
+    """A file whose Mail was not read stays, and the advice is to read the whole project."""
+    [(line, text)] = advice(
+        f"{THREAD}from flask_mail import Message\nfrom app import mail\n{MAIL_THREAD}"
+    )
+
+    assert line == 6
+    assert "give this command the whole project" in text
 
 
 def test_a_project_without_flask_mail() -> None:
