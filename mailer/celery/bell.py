@@ -1,4 +1,4 @@
-"""The doorbell: a ring is a task, and only an urge sends another while one is pending."""
+"""The doorbell: a ring is a task. While one is pending, only `urge` sends another."""
 
 import math
 import threading
@@ -22,18 +22,17 @@ from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
 from mailer.threads import start_daemon
 
-# While the broker is away, a thread of the process tries again so often.
-_TRY_AGAIN_SECONDS = 1.0
-# Processes that queue repeat a ring that nobody answers this seldom: Redis stays small while no
-# worker runs.
+# While the broker is down, a thread of the process tries again after each pause.
+_PAUSE_SECONDS = 1.0
+# While no worker answers, the processes that queue ring once in this time, so that Redis does not
+# fill.
 _FLAG_MILLISECONDS = 60_000
-# A worker that is only busy answers sooner, since no task keeps the others waiting for longer. From
-# then on the sweep of each worker rings this seldom: the worker that took the rings before may be
-# frozen, or was never there, while others hear.
-_DEAF_AFTER_SECONDS = 10.0
+# A worker that is only busy answers sooner. If a ring is unanswered for this long, the sweep of
+# each worker still rings, but only once in this time: the worker that should answer may be frozen.
+_UNANSWERED_SECONDS = 10.0
 # The limits of the task in the worker hold: it refuses a message with others.
-_BARE: dict[str, Any] = {"time_limit": None, "soft_time_limit": None}
-# Without a flag that all processes share, a process rings this seldom.
+_NO_LIMITS: dict[str, Any] = {"time_limit": None, "soft_time_limit": None}
+# Without a flag that all processes share, a process rings at most once in this time.
 _OWN_FLAG_SECONDS = 0.02
 
 log: Logger = get_logger(__name__)
@@ -58,36 +57,37 @@ class CeleryBell:
         self._inline = inline
         self._shows_addresses = settings.log_addresses
         self._flag = _flag(settings, clock)
-        self._searching: threading.Thread | None = None  # for the broker
+        self._probe: threading.Thread | None = None
         self._urged_at = -math.inf
         survive_forks(self)
 
     def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
         """Call a worker. The mail is committed.
 
-        Return False if the broker does not answer or, with `urge`, if no worker seems to hear.
+        Return False if the broker does not answer or, with `urge`, if no ring is sent, since
+        earlier ones are unanswered.
         """
         if self._inline is not None and self._is_eager:
             return self._inline.ring(mails, urge=urge)
         notice_fork()
-        if self._is_away:
+        if self._broker_is_down:
             return False
         try:
             return self._ring(urge)
         except SoftTimeLimitExceeded:
             raise  # the limit of the task that queues the mail
         except Exception as error:  # noqa: BLE001 -- else the caller thinks that there is no mail
-            self._search_broker(error)
+            self._start_probe(error)
             return False
 
     def answer(self) -> None:
-        """Take the flag down: the next process that has mail may ring."""
-        if self._is_away or self._is_eager:
+        """Clear the flag: the next process that has mail may ring."""
+        if self._broker_is_down or self._is_eager:
             return
         try:
-            self._flag.lower_it()
+            self._flag.clear()
         except (redis.RedisError, OSError) as error:
-            self._search_broker(error)
+            self._start_probe(error)
 
     @property
     def _is_eager(self) -> bool:
@@ -95,40 +95,41 @@ class CeleryBell:
         return bool(self._celery.conf.task_always_eager)
 
     def _ring(self, urge: bool) -> bool:
-        is_first, now = self._flag.raise_it(), self._clock.monotonic()
+        is_first, now = self._flag.set(), self._clock.monotonic()
         if urge:
-            has_urged = now - self._urged_at < _DEAF_AFTER_SECONDS
-            if has_urged and not is_first and self._flag.seconds_up() >= _DEAF_AFTER_SECONDS:
-                return False  # no worker hears
+            has_urged = now - self._urged_at < _UNANSWERED_SECONDS
+            if has_urged and not is_first and self._flag.age() >= _UNANSWERED_SECONDS:
+                return False
             self._urged_at = now
         if urge or is_first:
-            options = {"ignore_result": True, "retry": True, "retry_policy": dict(ONE_TRY), **_BARE}
-            self._celery.send_task(SEND, **options)
+            policy: dict[str, Any] = {"retry": True, "retry_policy": dict(ONE_TRY)}
+            self._celery.send_task(SEND, ignore_result=True, **policy, **_NO_LIMITS)
         return True
 
-    # --- while the broker is away ----------------------------------------------------------------
+    # --- while the broker is down ----------------------------------------------------------------
 
     @property
-    def _is_away(self) -> bool:
-        return self._searching is not None and self._searching.is_alive()
+    def _broker_is_down(self) -> bool:
+        return self._probe is not None and self._probe.is_alive()
 
     def after_fork_in_child(self) -> None:
-        """Forget the search: no thread of a child goes on with it, and its first ring asks."""
-        self._searching = None
+        """Forget the probe, a thread of the parent: the child's first ring tries the broker."""
+        self._probe = None
 
-    def _search_broker(self, error: Exception) -> None:
-        """Let a thread find the broker again, so that no other request waits for a time-out."""
-        if not self._is_away:  # two threads that are here at once both search, which does no harm
-            self._searching = start_daemon(self._search, "mailer-bell")
+    def _start_probe(self, error: Exception) -> None:
+        """Let a thread try the broker, so that no other request waits for a time-out."""
+        if not self._broker_is_down:  # two probes, of two threads that are here at once, do no harm
+            self._probe = start_daemon(self._ring_again, "mailer-bell")
             with addresses_shown(self._shows_addresses):
                 log.warning(
                     "The broker does not answer; mail is stored, and the sweep finds it: error=%s",
                     error,
                 )
 
-    def _search(self) -> None:
+    def _ring_again(self) -> None:
+        """Ring until the broker answers."""
         while True:
-            self._clock.sleep(_TRY_AGAIN_SECONDS)
+            self._clock.sleep(_PAUSE_SECONDS)
             try:
                 self._ring(urge=True)
             except Exception as error:  # noqa: BLE001 -- as in ring()
@@ -162,20 +163,21 @@ class _SharedFlag:
         )
         unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # of redis
         pack = unconnected.pack_command
-        self._raise = pack("SET", name, 1, "PX", _FLAG_MILLISECONDS, "NX")
-        self._left = pack("PTTL", name)
-        self._lower = pack("DEL", name)
+        self._set = pack("SET", name, 1, "PX", _FLAG_MILLISECONDS, "NX")
+        self._time_left = pack("PTTL", name)
+        self._delete = pack("DEL", name)
 
-    def raise_it(self) -> bool:
-        """Raise the flag, and return whether it was down."""
-        return bool(self._ask(self._raise))
+    def set(self) -> bool:
+        """Set the flag. Return False if it was set already."""
+        return bool(self._ask(self._set))
 
-    def seconds_up(self) -> float:
-        left = self._ask(self._left)
+    def age(self) -> float:
+        """Return the seconds since the flag was set."""
+        left = self._ask(self._time_left)
         return (_FLAG_MILLISECONDS - left) / 1000 if left > 0 else 0.0
 
-    def lower_it(self) -> None:
-        self._ask(self._lower)
+    def clear(self) -> None:
+        self._ask(self._delete)
 
     def _ask(self, command: Any) -> Any:
         connection: Any = self._pool.get_connection()
@@ -187,24 +189,24 @@ class _SharedFlag:
 
 
 class _OwnFlag:
-    """The flag of one process, where the broker is no plain Redis.
+    """The flag of one process, if the broker is not a plain Redis.
 
-    Nobody can tell then whether a worker hears.
+    Whether a worker has answered is unknown then, so its age is always 0.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._raised_at = 0.0
+        self._set_at = 0.0
 
-    def raise_it(self) -> bool:
+    def set(self) -> bool:
         now = self._clock.monotonic()
-        if now - self._raised_at < _OWN_FLAG_SECONDS:
+        if now - self._set_at < _OWN_FLAG_SECONDS:
             return False
-        self._raised_at = now
+        self._set_at = now
         return True
 
-    def seconds_up(self) -> float:
+    def age(self) -> float:
         return 0.0
 
-    def lower_it(self) -> None:
-        self._raised_at = 0.0
+    def clear(self) -> None:
+        self._set_at = 0.0

@@ -4,7 +4,7 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging import Logger
 
@@ -230,29 +230,14 @@ class Intake:
             self._store.after_commit(caller, mail_id, call)
 
     def _ring_safely(self, mails: Sequence[str], bell: Bell | None = None) -> None:
-        """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again.
-
-        Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent, the
-        soft time limit of a Celery task.
-        """
-        try:
-            with addresses_shown(self._settings.log_addresses):
-                self._ring(mails, bell or self.bell)
-        except Exception as error:  # of a handler of the log, for example
-            if _is_time_limit(error):
-                raise
-
-    def _ring(self, mails: Sequence[str], bell: Bell) -> None:
-        try:
-            bell.ring(mails)
-        except Exception as error:
-            if _is_time_limit(error):
-                raise
-            log.exception(
+        """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again."""
+        with _suppressed(), addresses_shown(self._settings.log_addresses):
+            with _suppressed(
                 "A mail was queued, and nobody could be told; the sweep of the workers finds it"
-            )
-        if self._watch is not None:
-            self._watch.notice()
+            ):
+                (bell or self.bell).ring(mails)
+            if self._watch is not None:
+                self._watch.notice()
 
     def _sender(self, given: AddressLike | None) -> Address:
         sender = evaluate(given) or self.default_sender
@@ -279,11 +264,22 @@ class Intake:
         return tuple(attachments)
 
 
-def _is_time_limit(error: Exception) -> bool:
-    """Return whether an error is the end of the Celery task that calls us."""
-    from celery.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 -- see wiring.wire()
+@contextmanager
+def _suppressed(message: str | None = None) -> Iterator[None]:
+    """Suppress an error, and log it if there is a message. A handler of the log may fail as well.
 
-    return isinstance(error, SoftTimeLimitExceeded)
+    Exceptions for the caller pass: `KeyboardInterrupt`, `SystemExit`, a time-out of gevent, the
+    soft time limit of a Celery task.
+    """
+    try:
+        yield
+    except Exception as error:
+        from celery.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 -- see wiring.wire()
+
+        if isinstance(error, SoftTimeLimitExceeded):
+            raise
+        if message is not None:
+            log.exception(message)
 
 
 # --- how it is to travel ------------------------------------------------------------------------

@@ -64,27 +64,27 @@ def test_a_ring_brings_no_limits_of_its_own(bell: CeleryBell, client: redis.Redi
     assert ring["headers"]["timelimit"] == [None, None]
 
 
-@pytest.mark.parametrize(("left", "somebody_hears"), [(55_000, True), (49_000, False)])
+@pytest.mark.parametrize(("left", "is_sent"), [(55_000, True), (49_000, False)])
 def test_rings_that_nobody_answers(
-    bell: CeleryBell, client: redis.Redis, left: int, somebody_hears: bool
+    bell: CeleryBell, client: redis.Redis, left: int, is_sent: bool
 ) -> None:
-    """After ten seconds without an answer, the sweep learns of it and adds no more rings."""
+    """After ten seconds without an answer, the sweep learns of it, and adds no more rings."""
     bell.ring(urge=True)
     client.set("mailer:tests:ring", 1, px=left)
 
-    assert bell.ring(urge=True) is somebody_hears
-    assert client.llen("mailer-tests") == 1 + somebody_hears
+    assert bell.ring(urge=True) is is_sent
+    assert client.llen("mailer-tests") == 1 + is_sent
 
 
 def test_rings_that_somebody_else_took(bell: CeleryBell, client: redis.Redis, clock: Clock) -> None:
     """A new worker rings first, however long others went unanswered, and every ten seconds."""
     client.set("mailer:tests:ring", 1, px=49_000)
 
-    heard = [bell.ring(urge=True), bell.ring(urge=True)]
+    sent = [bell.ring(urge=True), bell.ring(urge=True)]
     clock.ahead = 10.0
-    heard += [bell.ring(urge=True), bell.ring(urge=True)]
+    sent += [bell.ring(urge=True), bell.ring(urge=True)]
 
-    assert heard == [True, False, True, False]
+    assert sent == [True, False, True, False]
     assert client.llen("mailer-tests") == 2
 
 

@@ -6,12 +6,13 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from flask import Flask
 from jinja2 import DictLoader
 
@@ -150,8 +151,23 @@ def test_the_context_of_another_app_decides_nothing(
 class Loud(logging.Handler):
     """A log handler that fails, as one does that writes to a full disk."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
     def emit(self, record: logging.LogRecord) -> None:
-        raise OSError(record.getMessage())
+        raise self._error
+
+
+@contextmanager
+def loud(error: Exception) -> Iterator[None]:
+    """Add a handler that fails to the log of Mailer."""
+    handler = Loud(error)
+    logging.getLogger("mailer").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("mailer").removeHandler(handler)
 
 
 @sqlite_only
@@ -161,20 +177,33 @@ def test_nothing_raises_once_a_mail_is_stored(
 ) -> None:
     """No failure after the commit reaches the caller, who would otherwise queue the mail twice."""
     app = open_shop(MAILER_REDIS_URL="redis://127.0.0.1:1/0", MAIL_SUPPRESS_SEND=False)
-    loud = Loud()
-    logging.getLogger("mailer").addHandler(loud)
 
     def no_thread(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", no_thread)
-    try:
-        with app.app_context(), store_of(app).engine.connect() as connection:
-            host = None if own_transaction else connection
-            send_email("ada@example.com", "Hello", "only_text", name="Ada", connection=host)
-            connection.commit()
-    finally:
-        logging.getLogger("mailer").removeHandler(loud)
+    with (
+        loud(OSError("disk full")),
+        app.app_context(),
+        store_of(app).engine.connect() as connection,
+    ):
+        host = None if own_transaction else connection
+        send_email("ada@example.com", "Hello", "only_text", name="Ada", connection=host)
+        connection.commit()
+
+    assert rows(app) == {"mailer_message": 1, "mailer_delivery": 1}
+
+
+@sqlite_only
+def test_the_time_limit_of_a_task_that_queues(open_shop: OpenShop) -> None:
+    """The soft time limit of the caller's task passes on, also from a handler of the log."""
+    app = open_shop(MAILER_REDIS_URL="redis://127.0.0.1:1/0", MAIL_SUPPRESS_SEND=False)
+    with (
+        loud(SoftTimeLimitExceeded()),
+        app.app_context(),
+        pytest.raises(SoftTimeLimitExceeded),
+    ):
+        send_email("ada@example.com", "Hello", "only_text", name="Ada")
 
     assert rows(app) == {"mailer_message": 1, "mailer_delivery": 1}
 
