@@ -678,6 +678,19 @@ def test_the_app_for_a_worker(
     told(error.value)
 
 
+@mistake("A method as `@mailer.background` function")
+def test_a_method_for_a_worker(told: Callable[[object], None]) -> None:
+    """The class can't be defined."""
+    with pytest.raises(InvalidArgument) as error:
+
+        class Order:
+            @Mailer().background
+            def confirm(self, by: str) -> None:
+                raise AssertionError(by)
+
+    told(error.value)
+
+
 @mistake("A call outside an app context")
 def test_outside_of_a_context(
     config: dict[str, str], make_shop: Callable[..., Flask], told: Callable[[object], None]
