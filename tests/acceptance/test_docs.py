@@ -108,6 +108,7 @@ celery.conf.task_always_eager = True  # the task of the page runs without a work
 app = create_app()
 with app.test_request_context():
     from shop.contact import answer
+    from shop.invites import invite
     from shop.logs import init_app
     from shop.mails import send_email
     from shop.notices import send_notice
@@ -118,8 +119,10 @@ with app.test_request_context():
 
     answer("ada@example.com")
     send_email("bob@example.com", "Welcome", "mail/welcome", name="Bob")
-    send_notice("News", "shop@example.com", ["cleo@example.com"], "Text", "<p>Html</p>")
+    file = ("a.json", "application/json", "{}")
+    send_notice("News", "shop@example.com", ["cleo@example.com"], "Text", "<p>Html</p>", [file])
     register("dan@example.com", "Dan")
+    invite("eve@example.com")
 """
 _REPORT = """
 from shop import create_app
@@ -163,7 +166,7 @@ def move_over(reader: Reader, sink: Sink, page: list[Block], place: str) -> dict
     reader.run(_REPORT)
     report = reader.folder / "shop" / "report.txt"
     wait_until(lambda: report.exists() and report.read_text() == "Report of 2026", timeout=30)
-    return {one.recipients: one.parsed for one in sink.wait_for(5)}
+    return {one.recipients: one.parsed for one in sink.wait_for(6)}
 
 
 def test_moving_over(make_reader: Callable[..., Reader], sink: Sink) -> None:
@@ -186,6 +189,7 @@ def test_moving_over(make_reader: Callable[..., Reader], sink: Sink) -> None:
 
     for mails in (before, after):
         error = mails.pop(("admin@example.com",))
+        assert error["From"] == "errors@example.com"
         assert str(error["Subject"]).startswith("Shop failed")
     assert after.keys() == before.keys()
     for recipient, one in before.items():
