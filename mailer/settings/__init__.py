@@ -314,9 +314,9 @@ class Settings(RelaySettings):
             raise ConfigurationError(
                 f"MAIL_SERVER: the app is in debug mode, and {', '.join(real)} may bring its mail"
                 " to real people: set MAILER_REDIRECT_TO to your own address, or"
-                " MAILER_ALLOWED_RECIPIENTS to those who may get mail ('*': everybody), or start"
-                " the inbox of this machine with `flask mail inbox`, and set MAIL_SERVER to"
-                f" 127.0.0.1 and MAIL_PORT to {INBOX_PORT}. {origins}"
+                " MAILER_ALLOWED_RECIPIENTS to those who may get mail ('*': everybody), or set"
+                f" MAIL_SERVER to 127.0.0.1 and MAIL_PORT to {INBOX_PORT}, and start the inbox with"
+                f" `flask mail inbox`. {origins}"
             )
 
     @field_validator("listed_relays")

@@ -51,8 +51,8 @@ def test_a_real_relay_is_refused(name: str) -> None:
     assert str(error.value) == (
         f"MAIL_SERVER: the app is in debug mode, and {name} may bring its mail to real people:"
         " set MAILER_REDIRECT_TO to your own address, or MAILER_ALLOWED_RECIPIENTS to those who"
-        " may get mail ('*': everybody), or start the inbox of this machine with `flask mail"
-        " inbox`, and set MAIL_SERVER to 127.0.0.1 and MAIL_PORT to 1025. Now set:"
+        " may get mail ('*': everybody), or set MAIL_SERVER to 127.0.0.1 and MAIL_PORT to 1025, and"
+        " start the inbox with `flask mail inbox`. Now set:"
         f" {' and '.join(RISKY[name])} in app.config."
     )
     load(**RISKY[name])
