@@ -192,11 +192,20 @@ def test_an_app_with_mailer(init: Init, tmp_path: Path) -> None:
     assert "flask --app shop9:create_app mail queue" in said
 
 
-def test_an_app_with_a_celery_app_of_its_own(init: Init, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [
+        ("shop10", "from mailer import Mailer\nMailer(app)\n"),
+        ("shop10b", "from flask_mail import Mail\nMail(app)\n"),
+    ],
+)
+def test_an_app_with_a_celery_app_of_its_own(
+    init: Init, tmp_path: Path, name: str, extension: str
+) -> None:
     """The steps are about its order, its broker and its workers, and ask for no second worker."""
     own = 'from celery import Celery\napp.extensions["celery"] = Celery("own")\n'
-    write(tmp_path, shop10=f"{PLAIN}{own}from mailer import Mailer\nMailer(app)\n")
-    said = init("shop10").stdout
+    write(tmp_path, **{name: f"{PLAIN}{own}{extension}"})
+    said = init(name).stdout
 
     assert 'set app.extensions["celery"] to it before mail.init_app(app)' in said
     assert "broker_url from MAILER_REDIS_URL" in said
