@@ -147,6 +147,9 @@ class _Bindings(NamedTuple):
     shared: frozenset[str]  #: those of the others that are not local to a function
     imported: dict[str, tuple[str, str]]  #: with the module, and the name in it
 
+    def binds(self, name: str) -> bool:
+        return name in self.queueing or name in self.others or name in self.imported
+
 
 class _Names:
     """The names of a project."""
@@ -173,9 +176,8 @@ class _Names:
             sources = [
                 other
                 for other, there in self._files.items()
-                if other not in {file, *seen}
-                and _is_module(other, module)
-                and original in there.queueing | there.others | there.imported.keys()
+                if other not in {file, *seen} and there.binds(original)
+                if _is_module(other, module)
             ]
             if sources:
                 return all(self._queues(other, original, {file, *seen}) for other in sources)
@@ -188,11 +190,16 @@ def _bindings(name: str, file: File, in_extensions: bool) -> _Bindings:
     queueing, others, shared = set[str](), set[str](), set[str]()
     for target, value in _assignments(file):
         bound = last_name(target)
-        if value is not None and _is_extension(value):
-            queueing |= {bound} if in_extensions else set()
-        elif isinstance(value, cst.Call) and dotted(value.func) in makers:
+        match value:
+            case _ if value is not None and _is_extension(value):
+                queues = in_extensions
+            case cst.Call(func=function):
+                queues = dotted(function) in makers
+            case _:
+                continue
+        if queues:
             queueing.add(bound)
-        elif isinstance(value, cst.Call):
+        else:
             others.add(bound)
             if isinstance(target, cst.Attribute) or file.function(target) is file.module:
                 shared.add(bound)

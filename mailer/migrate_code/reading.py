@@ -2,8 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
@@ -22,9 +23,13 @@ class File:
         self.nodes: list[cst.CSTNode] = list(walk(self.module))
         self._parents = {child: node for node in self.nodes for child in children(node)}
         self._positions = wrapper.resolve(PositionProvider)
+        self._by_kind = defaultdict[type, list[Any]](list)
+        for node in self.nodes:
+            self._by_kind[type(node)].append(node)
 
-    def every(self, kind: type[_Node]) -> Iterator[_Node]:
-        return (node for node in self.nodes if isinstance(node, kind))
+    def every(self, kind: type[_Node]) -> Sequence[_Node]:
+        """Return the nodes of a class, without those of its subclasses."""
+        return self._by_kind.get(kind, [])
 
     def line(self, node: cst.CSTNode) -> int:
         return self._positions[node].start.line

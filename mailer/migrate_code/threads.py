@@ -94,26 +94,26 @@ def find_launch(call: cst.Call) -> Launch | None:
 
 
 def _plan_launch(file: File, launch: Launch, direct: DirectCall) -> Decision:
-    line = file.line(launch.call)
-    name = direct.function.name if direct.function else ""
-    match start_of(file, launch):
-        case _ if launch.verb == "Timer":
-            advice = _LATER
-        case _ if direct.function and direct.function.does is Does.DOES_MORE:
-            advice = STAYS
-        case _ if has_comment(launch.call):
-            advice = _COMMENTED
-        case Kept(advice):
-            pass
-        case Start(place, removed):
-            return Replacement(
-                Finding(line, SENT_BY.format(name=name) if name else SENT_AT_ONCE),
-                {place: direct.call},
-                removed,
-                advice=(*_check_annotation(file, place), *warn_in_a_loop(file, launch.call)),
-            )
-    words = {"direct": text_of(direct.call), "verb": launch.verb, "name": name}
-    return Finding(line, advice.format_map(words))
+    line, name = file.line(launch.call), direct.function.name if direct.function else ""
+    start = _why_left(launch, direct) or start_of(file, launch)
+    if isinstance(start, Kept):
+        words = {"direct": text_of(direct.call), "verb": launch.verb, "name": name}
+        return Finding(line, start.advice.format_map(words))
+    return Replacement(
+        Finding(line, SENT_BY.format(name=name) if name else SENT_AT_ONCE),
+        {start.place: direct.call},
+        start.removed,
+        advice=(*_check_annotation(file, start.place), *warn_in_a_loop(file, launch.call)),
+    )
+
+
+def _why_left(launch: Launch, direct: DirectCall) -> "Kept | None":
+    """Return why a call is left to a person, however the thread is started."""
+    if launch.verb == "Timer":
+        return Kept(_LATER)
+    if direct.function and direct.function.does is Does.DOES_MORE:
+        return Kept(STAYS)
+    return Kept(_COMMENTED) if has_comment(launch.call) else None
 
 
 def _check_annotation(file: File, place: cst.CSTNode) -> Iterator[Finding]:
