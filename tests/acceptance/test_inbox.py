@@ -10,9 +10,12 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
+from click.testing import CliRunner
 from flask import Flask
+from flask.cli import ScriptInfo
 
 from mailer import Mailer
+from mailer.cli import mail_group
 from tests.services.inbox import MAIL, Inbox
 from tests.services.ports import free_port
 
@@ -90,6 +93,25 @@ def test_a_port_in_use(app: Flask, option: str) -> None:
     assert f"Port {ports[option]} can't be used" in result.stderr
     assert f"Choose another one with {option}." in result.stderr
     assert f"set MAIL_SERVER=127.0.0.1 and MAIL_PORT={ports['--smtp-port']}." in result.stdout
+
+
+def test_an_app_whose_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inbox starts without the app, says why, and tries to open its port."""
+
+    def create_app() -> Flask:
+        app = Flask("shop", instance_path=str(tmp_path))
+        app.config.from_mapping(DEBUG=True, MAIL_PORT=25)
+        Mailer(app)
+        return app
+
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = ["inbox", "--smtp-port", str(taken.getsockname()[1])]
+        result = CliRunner().invoke(mail_group, words, obj=ScriptInfo(create_app=create_app))
+
+    assert "The inbox starts, but the app can't: MAIL_SERVER:" in result.stdout
+    assert "MAIL_PORT in app.config" in result.stdout
+    assert "Choose another one with --smtp-port." in result.stderr
 
 
 def test_without_aiosmtpd(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
