@@ -15,7 +15,8 @@ from mailer.errors import ConfigurationError, InvalidArgument
 from mailer.wiring import State
 
 if TYPE_CHECKING:
-    from celery import Celery
+    from celery import Celery, Task
+    from celery.canvas import Signature
     from celery.result import AsyncResult
 
 # Celery wants these with a call. As attributes of a task it deprecates them.
@@ -106,22 +107,88 @@ class BackgroundFunction(Generic[P, R]):
         from mailer.celery.arguments import Call  # noqa: PLC0415 -- loads Celery
         from mailer.celery.calls import call_here, publish  # noqa: PLC0415 -- loads Celery
 
-        state = self._find_state()
-        if objection := state.celery_check.objection():
-            raise ConfigurationError(f"{self.name}: the call can't be queued. {objection}")
+        state = self._checked_state()
         bound = self._signature.bind(*([None] if self._gets_task else []), *args, **(kwargs or {}))
         options = {**self._call_options, **options}
         call = Call(tuple(args), dict(kwargs or {}), bound.arguments, options)
-        celery = state.celery
-        is_test = state.outbound.app.testing and state.settings.mail_suppress_send
-        if is_test or celery.conf.task_always_eager:
-            _register_again(celery, self)
-        dispatch = call_here if is_test else publish
-        return dispatch(celery.tasks[self.name], state.outbound, call)
+        dispatch = call_here if _is_test(state) else publish
+        return dispatch(self._task(state), state.outbound, call)
+
+    def s(self, *args: Any, **kwargs: Any) -> "Signature[R]":
+        """Return Celery's signature of a call, for `link=`, a chain, a group or a chord.
+
+        Celery puts the result of the task before it in front of the arguments. The call runs in the
+        app in which the signature was made.
+
+        >>> @mailer.background
+        ... def fetch(number):
+        ...     return f"picture {number}"
+        >>> @mailer.background
+        ... def show(picture, size):
+        ...     print(picture, size)
+        >>> result = fetch.apply_async([42], link=show.s("small"))  # at once: the app is TESTING
+        picture 42 small
+
+        Raises:
+            ConfigurationError: The app has no Mailer, or was given another Celery app since.
+        """
+        return self.signature(args, kwargs)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> "Signature[R]":
+        """Return an immutable signature, with these arguments and no result of another task.
+
+        >>> @mailer.background
+        ... def greet(name):
+        ...     print("Hello", name)
+        >>> result = greet.apply_async(["Ada"], link=greet.si("Bob"))  # at once, as above
+        Hello Ada
+        Hello Bob
+        """
+        return self.signature(args, kwargs, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> "Signature[R]":
+        """Return a signature with options of Celery, such as `countdown=60` or `immutable=True`.
+
+        >>> @mailer.background
+        ... def greet(name):
+        ...     print("Hello", name)
+        >>> later = greet.signature(["Bob"], immutable=True, countdown=60)
+        >>> result = greet.apply_async(["Ada"], link=later)  # at once, as above
+        Hello Ada
+        Hello Bob
+        """
+        from mailer.celery.calls import make_signature  # noqa: PLC0415 -- loads Celery
+
+        state = self._checked_state()
+        options = {**self._call_options, **options}
+        return make_signature(self._task(state), state.outbound, args, kwargs, options)
+
+    def _checked_state(self) -> State:
+        """Return the objects of the app of a call. Raise ConfigurationError if it has no worker."""
+        state = self._find_state()
+        if objection := state.celery_check.objection():
+            raise ConfigurationError(f"{self.name}: the call can't be queued. {objection}")
+        return state
+
+    def _task(self, state: State) -> "Task[Any, Any]":
+        """Return the task of this function in the Celery app of a Flask app."""
+        if _is_test(state) or state.celery.conf.task_always_eager:
+            _register_again(state.celery, self)
+        return state.celery.tasks[self.name]
 
     @property
     def _gets_task(self) -> bool:
         return bool(self.options.get("bind"))
+
+
+def _is_test(state: State) -> bool:
+    """Return whether calls run at once in the calling thread."""
+    return state.outbound.app.testing and state.settings.mail_suppress_send
 
 
 # --- registration -------------------------------------------------------------------------------

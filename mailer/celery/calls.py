@@ -1,13 +1,15 @@
 """Calls of background functions: their tasks, and how a call is sent to a worker."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import redis
-from celery import Celery, Task
+from celery import Celery, Task, signals
+from celery._state import get_current_task
 from celery.canvas import Signature
 from celery.exceptions import Retry
 from celery.result import AsyncResult
@@ -28,6 +30,10 @@ _calling_app: ContextVar[Flask | None] = ContextVar("mailer_calling_app", defaul
 _CONNECTIONS = ("connection", "producer", "publisher")
 _REDIS = ("redis://", "rediss://", "redis+socket://", "unix://")
 _UNREACHABLE = (OperationalError, redis.RedisError, OSError)
+# In a test, a function that sets no limit is retried so often: for ever would be no help.
+_MOST_RETRIES = 100
+# The names of the tasks that are background functions.
+_names: set[str] = set()
 
 
 def add_task(
@@ -45,6 +51,7 @@ def add_task(
     celery.tasks.pop(name, None)
     own = {"name": name, "bind": True, "shared": False, "lazy": False}
     celery.task(run, **{**options, **own})
+    _names.add(name)
 
 
 # --- the app of a call --------------------------------------------------------------------------
@@ -82,6 +89,23 @@ def _app_of(task: Task[Any, Any]) -> Flask:
     )
 
 
+@signals.before_task_publish.connect
+def _name_app(sender: str, headers: dict[str, Any], **_signal: Any) -> None:
+    """Name the app of a call that Celery sends without us, as those of a link or a chain.
+
+    That is the app of the task that runs here, which has ended when its links are sent, or the
+    current app.
+    """
+    if sender not in _names or _APP in headers:
+        return
+    running: Task[Any, Any] | None = get_current_task()
+    app_id = running and (running.request.headers or {}).get(_APP)
+    if app_id is None and has_app_context() and (state := current_app.extensions.get("mailer")):
+        app_id = app_id_of(state.outbound)
+    if app_id is not None:
+        headers[_APP] = app_id
+
+
 @contextmanager
 def _called_from(app: Flask) -> Iterator[None]:
     token = _calling_app.set(app)
@@ -97,7 +121,7 @@ def _called_from(app: Flask) -> Iterator[None]:
 def call_here(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult[Any]:
     """Run a task at once, with arguments as on a worker. Let its errors pass."""
     args, kwargs = pack(task, call).decode()
-    options = {**call.options, "headers": _headers(outbound, call)}
+    options = {**call.options, "headers": _headers(outbound, call.options)}
     with outbound.app.app_context(), _called_from(outbound.app):
         return _run(Signature(task, args, kwargs, options, app=task.app))
 
@@ -110,13 +134,19 @@ def _run(signature: Signature[Any], *given: Any) -> AsyncResult[Any]:
     if links:
         options["link"] = []
     todo: Any = signature
-    while True:
+    for retries in itertools.count():
         try:
             result: AsyncResult[Any] = todo.apply(given, **options)
             break
         except Retry as again:
             if (repeated := getattr(again, "sig", None)) is None:
                 raise
+            if retries >= _MOST_RETRIES and signature.type.max_retries is None:
+                raise ConfigurationError(
+                    f"{signature.task}: retried {retries} times in this test, and max_retries=None"
+                    " allows any number. Let the function succeed in the test, or give it a limit:"
+                    " max_retries=…"
+                ) from again
             todo, given = repeated, ()
     if result.failed():
         raise result.result
@@ -136,7 +166,7 @@ def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult
     options = {
         "retry_policy": dict(ONE_TRY),
         **call.options,
-        "headers": _headers(outbound, call),
+        "headers": _headers(outbound, call.options),
     }
     if task.app.conf.task_always_eager:
         with _called_from(outbound.app):
@@ -152,8 +182,20 @@ def publish(task: Task[Any, Any], outbound: Outbound, call: Call) -> AsyncResult
         ) from error
 
 
-def _headers(outbound: Outbound, call: Call) -> dict[str, Any]:
-    return {**(call.options.get("headers") or {}), _APP: app_id_of(outbound)}
+def make_signature(
+    task: Task[Any, Any],
+    outbound: Outbound,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: dict[str, Any],
+) -> Signature[Any]:
+    """Return Celery's signature of a call that runs in this app, wherever it is sent."""
+    headers = _headers(outbound, options)
+    return task.signature(tuple(args or ()), dict(kwargs or {}), **{**options, "headers": headers})
+
+
+def _headers(outbound: Outbound, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**(options.get("headers") or {}), _APP: app_id_of(outbound)}
 
 
 @contextmanager

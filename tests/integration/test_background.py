@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery, Task
+from celery import Celery, Task, chain, group
 from celery.contrib.testing.worker import start_worker
 from flask import Flask, current_app, g, request, session
 from flask_mail import Message
@@ -243,6 +243,32 @@ def test_retries(quiet_shop: Flask) -> None:
     with pytest.raises(OSError, match="never"):
         insist()
     assert len(tries) == 2
+
+
+def test_retries_without_an_end(quiet_shop: Flask) -> None:
+    """With TESTING, a function that may be retried for ever ends after a hundred retries."""
+    tries: list[int] = []
+
+    @mailer.background(bind=True, max_retries=None)
+    def wait_for_ever(task: Any) -> None:
+        tries.append(task.request.retries)
+        raise task.retry(countdown=30)
+
+    with pytest.raises(ConfigurationError, match=r"retried 100 times in this test.* a limit: max"):
+        wait_for_ever.apply_async()
+    assert tries == list(range(101))
+
+
+def test_many_retries_with_an_end(quiet_shop: Flask) -> None:
+    """With TESTING, a function whose limit is higher than a hundred is retried so often."""
+
+    @mailer.background(bind=True, max_retries=101)
+    def wait_long(task: Any) -> int:
+        if task.request.retries < 101:
+            raise task.retry(countdown=30)
+        return int(task.request.retries)
+
+    assert wait_long.apply_async().get() == 101
 
 
 def test_links(quiet_shop: Flask) -> None:
@@ -672,3 +698,51 @@ def test_several_apps_of_one_celery_app(
 
     assert apps == [app, other]
     assert sorted(call[0] for call in calls) == ["other", "theirs"]
+
+
+@mailer.background
+def plus(number: int, more: int) -> int:
+    assert current_app.name == "other"
+    return number + more
+
+
+@mailer.background(queue="celery")
+def hear(number: int, *, of: str) -> None:
+    calls.append((of, number, current_app.name))
+
+
+def test_calls_that_celery_sends(config: dict[str, str], redis_url: str) -> None:
+    """Of several apps of a Celery app, linked tasks, chains and groups run in that of the call."""
+    celery = their_celery(redis_url)
+
+    @celery.task(name="theirs", shared=False)
+    def return_it(number: int) -> int:
+        return number
+
+    with app_with(celery, config) as app, app_with(celery, config) as other, working(app):
+        app.name, other.name = "app", "other"
+        with other.app_context():
+            plus.apply_async([3, 4], link=hear.s(of="link"))
+            chain(plus.s(3, 4), plus.s(5), hear.s(of="chain")).apply_async()
+            chain(celery.tasks["theirs"].s(1), hear.s(of="a task of theirs")).apply_async()
+            group(hear.si(one, of="group") for one in (1, 2)).apply_async()
+            hear.signature((1,), {"of": "signature"}, countdown=0).delay()
+            # Signatures of Celery name no app.
+            theirs = celery.tasks[hear.name].s
+            plus.apply_async([3, 4], link=theirs(of="their link"))
+            chain(celery.tasks[plus.name].s(3, 4), theirs(of="their chain")).apply_async()
+            group(theirs(one, of="their group") for one in (1, 2)).apply_async()
+        wait_until(lambda: len(calls) == 10)
+
+    assert sorted(calls) == [
+        ("a task of theirs", 1, "other"),
+        ("chain", 12, "other"),
+        ("group", 1, "other"),
+        ("group", 2, "other"),
+        ("link", 7, "other"),
+        ("signature", 1, "other"),
+        ("their chain", 7, "other"),
+        ("their group", 1, "other"),
+        ("their group", 2, "other"),
+        ("their link", 7, "other"),
+    ]

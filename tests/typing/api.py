@@ -11,6 +11,7 @@ from typing import assert_type
 
 import flask_mail
 from blinker import NamedSignal
+from celery.canvas import Signature
 from celery.result import AsyncResult
 from flask import Blueprint, Flask
 from flask_migrate import Migrate
@@ -121,7 +122,14 @@ def make_report(year: int) -> None: ...
 assert_type(resize("ada.png", width=100), AsyncResult[str])
 assert_type(make_report.delay(2026), AsyncResult[None])
 assert_type(resize.run("ada.png"), str)
-resize.apply_async(["ada.png"], {"width": 100}, countdown=60)
+assert_type(
+    resize.apply_async(["ada.png"], {"width": 100}, countdown=60, link=make_report.si(2026)),
+    AsyncResult[str],
+)
+assert_type(resize.delay("ada.png"), AsyncResult[str])
+assert_type(resize.s(width=100), Signature[str])
+assert_type(resize.si("ada.png", width=100), Signature[str])
+assert_type(resize.signature(["ada.png"], {"width": 100}, countdown=60), Signature[str])
 
 app.logger.addHandler(QueuedMailHandler("admin@example.com", subject="Shop failed"))
 QueuedMailHandler([("Ada", "ada@example.com")], app=app, period=timedelta(hours=1), level="ERROR")

@@ -13,6 +13,7 @@ import mailer
 import mailer.logging
 import mailer.testing
 from mailer import Mail, Mailer, signals
+from mailer.background import BackgroundFunction
 from mailer.message import Attempt
 from mailer.schema import foreign
 from mailer.web import inbox
@@ -42,7 +43,7 @@ OBJECTS = {
 #: Attributes whose own types are not public.
 NOT_ASSERTED = {"attempt.verdict", "attempt.phase", "delivery.history"}
 #: The variables that are objects with methods.
-DOORS = {"queue": Mailer, "mail": Mail, "later": Mail}
+DOORS = {"queue": Mailer, "mail": Mail, "later": Mail, "resize": BackgroundFunction}
 
 
 def nodes(kind: type[Any]) -> Iterator[Any]:
@@ -62,7 +63,7 @@ def methods() -> list[tuple[type, str]]:
     """Return the public methods of the objects that an application calls."""
     return [
         (kind, name)
-        for kind in (Mailer, Mail)
+        for kind in (Mailer, Mail, BackgroundFunction)
         for name, _ in inspect.getmembers(kind, inspect.isfunction)
         if not name.startswith("_") and name != flask_mail.Mail.init_mail.__name__
     ]
