@@ -117,10 +117,10 @@ def _look(files: dict[str, File], sources: Mapping[str, str]) -> _Project:
 
 
 def _migrate(name: str, project: _Project) -> Migration:
-    file, own, edits = project.files[name], project.functions[name], Edits()
+    file, edits = project.files[name], Edits()
     for decision in _decisions(name, project):
         edits.apply(decision)
-    unshared = [function for function in own if project.words[function.name] == 1]
+    unshared = [one for one in project.functions[name] if project.words[one.name] == 1]
     for removal in plan_unused(file, unshared, edits):
         edits.apply(removal)
     return _written(file, edits)
@@ -129,7 +129,7 @@ def _migrate(name: str, project: _Project) -> Migration:
 def _decisions(name: str, project: _Project) -> Iterator[Decision]:
     file, mail, functions = project.files[name], project.mail[name], project.functions[name]
     callees = Callees(file, mail, functions, _others(name, project))
-    senders = {one.name for functions in project.functions.values() for one in functions}
+    senders = {one.name for found in project.functions.values() for one in found}
     yield from plan_loggers(file)
     yield from plan_imports(file)
     yield from advise_unknown(file, mail)

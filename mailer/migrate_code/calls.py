@@ -42,12 +42,12 @@ class Callees:
         self,
         file: File,
         mail: MailObjects,
-        own: Sequence[MailFunction],
+        functions: Sequence[MailFunction],
         others: Iterable[tuple[str, MailFunction]],
     ) -> None:
         self._file = file
         self._mail = mail
-        self._own = own
+        self._functions = functions
         #: Those of other files, by module and name.
         self._others = {(module, function.name): function for module, function in others}
         #: The module of each name that is imported from one.
@@ -61,7 +61,7 @@ class Callees:
     def find(self, node: cst.BaseExpression) -> MailFunction | None:
         """Return the function that an expression names."""
         owner, _, last = dotted(node).rpartition(".")
-        same = [function for function in self._own if function.name == last]
+        same = [function for function in self._functions if function.name == last]
         if not owner:
             for scope in self._file.scopes(node):
                 for function in same:
@@ -91,7 +91,7 @@ class Callees:
         self, function: MailFunction, callee: cst.BaseExpression, given: Sequence[cst.Arg]
     ) -> cst.Call | None:
         """Return `mail.send(message)` for a function that does nothing else, if that works here."""
-        if function.does is not Does.SENDS_ITS_ARGUMENT or function not in self._own:
+        if function.does is not Does.SENDS_ITS_ARGUMENT or function not in self._functions:
             return None
         message = _message_of(function, given)
         others = [one.value for one in given if one.value is not message]

@@ -14,10 +14,10 @@ _UNUSED = "Nothing calls {name}() any more."
 
 
 def plan_decorators(
-    file: File, own: Iterable[MailFunction], callees: Callees
+    file: File, functions: Iterable[MailFunction], callees: Callees
 ) -> Iterator[Decision]:
     """Take mail out of the threads of a decorator: `@async_`."""
-    for function in own:
+    for function in functions:
         if function.runs is not Runs.THREAD:
             continue
         line = file.line(function.node.name)

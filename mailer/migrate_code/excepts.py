@@ -52,7 +52,7 @@ def plan_excepts(file: File, mail: MailObjects, senders: Collection[str]) -> Ite
     Args:
         senders: The names of functions of the project that send mail.
     """
-    sending = set(_sending(file, mail))
+    sending = mail.sending_in(file)
     for node in file.every(cst.Try):
         inside = list(own_nodes(node.body))
         if {last_name(one) for one in inside} & {"SMTP", "SMTP_SSL", "LMTP"}:
@@ -72,17 +72,6 @@ def plan_results(file: File, mail: MailObjects) -> Iterator[Finding]:
             file.parent(call), cst.Expr | cst.Return | cst.Lambda | cst.Arg
         ):
             yield Finding(file.line(call), _RETURNED)
-
-
-def _sending(file: File, mail: MailObjects) -> Iterator[cst.CSTNode]:
-    connected = mail.connections(file)
-    for call in file.every(cst.Call):
-        match call.func:
-            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="send")):
-                if name in connected:
-                    yield call
-        if mail.is_sending(call):
-            yield call
 
 
 def _plan_try(file: File, node: cst.Try) -> Iterator[Decision]:

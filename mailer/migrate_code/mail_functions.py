@@ -78,12 +78,11 @@ def find_mail_functions(
     file: File, mail: MailObjects, in_threads: Collection[str]
 ) -> list[MailFunction]:
     """Return the functions of a file that send mail and could be run by threads or by Celery."""
-    senders = mail.connections(file)
+    sending = mail.sending_in(file)
     found = []
     for node in file.every(cst.FunctionDef):
         runs = _runs(node, in_threads)
-        sends = any(mail.is_sending(one) or _is_on(one, senders) for one in own_nodes(node.body))
-        if runs is None or node.asynchronous or not sends:
+        if runs is None or node.asynchronous or sending.isdisjoint(own_nodes(node.body)):
             continue
         scope, parameters = next(file.scopes(node)), _parameters(node)
         if in_method(scope, node) or _is_bound(node):
@@ -92,7 +91,7 @@ def find_mail_functions(
             does = Does.SENDS_ITS_ARGUMENT
             found.append(MailFunction(node, scope, does, runs, parameters, *sent))
         else:
-            only_builds = _only_builds(node, mail, senders)
+            only_builds = _only_builds(node, mail, sending)
             does = Does.BUILDS_AND_SENDS if only_builds else Does.DOES_MORE
             found.append(MailFunction(node, scope, does, runs, parameters))
     return found
@@ -196,7 +195,9 @@ def _is_context(node: cst.With) -> bool:
     )
 
 
-def _only_builds(node: cst.FunctionDef, mail: MailObjects, senders: Collection[str]) -> bool:
+def _only_builds(
+    node: cst.FunctionDef, mail: MailObjects, sending: Collection[cst.CSTNode]
+) -> bool:
     """Return whether a function builds and sends a mail, and at most reports that."""
     for one in walk(node.body):
         match one:
@@ -205,8 +206,7 @@ def _only_builds(node: cst.FunctionDef, mail: MailObjects, senders: Collection[s
             case cst.Call():
                 known = (
                     last_name(one.func) in _BUILDING
-                    or mail.is_sending(one)
-                    or _is_on(one, senders)
+                    or one in sending
                     or _is_connect(one, mail)
                     or _is_look_up(one, node)
                 )
@@ -231,12 +231,4 @@ def _is_look_up(node: cst.Call, function: cst.FunctionDef) -> bool:
     match node.func:
         case cst.Attribute(value=owner, attr=cst.Name(value="get")):
             return last_name(owner) in {"config", "extensions", "environ", *_parameters(function)}
-    return False
-
-
-def _is_on(node: cst.CSTNode, connected: Collection[str]) -> bool:
-    """Return whether a node sends over a connection: `connection.send(message)`."""
-    match node:
-        case cst.Call(func=cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="send"))):
-            return name in connected
     return False

@@ -47,17 +47,18 @@ class MailObjects:
                 return verb in {"send", "send_message"} and self.has(owner)
         return False
 
-    def connections(self, file: File) -> set[str]:
-        """Return the names of connections: `with mail.connect() as connection`."""
-        found = set[str]()
+    def sending_in(self, file: File) -> set[cst.CSTNode]:
+        """Return the calls of a file that send, also those of `mail.connect()` as connection."""
+        connected = set[str]()
         for item in file.every(cst.WithItem):
             match item:
                 case cst.WithItem(
                     item=cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="connect"))),
                     asname=cst.AsName(name=cst.Name(value=name)),
                 ) if self.has(owner):
-                    found.add(name)
-        return found
+                    connected.add(f"{name}.send")
+        calls = file.every(cst.Call)
+        return {one for one in calls if self.is_sending(one) or dotted(one.func) in connected}
 
 
 def find_mail_objects(files: Mapping[str, File]) -> dict[str, MailObjects]:
@@ -162,17 +163,17 @@ class _Names:
 
     def queueing_in(self, file: str) -> frozenset[str]:
         """Return the names of a file that are a mail object."""
-        own = self._files[file]
-        known = {*self._everywhere, *own.queueing, *own.imported}
+        here = self._files[file]
+        known = {*self._everywhere, *here.queueing, *here.imported}
         return frozenset(name for name in known if self._queues(file, name))
 
     def _queues(self, file: str, name: str, seen: Collection[str] = ()) -> bool:
         """Return whether a name of a file is a mail object."""
-        own = self._files[file]
-        if name in own.queueing:
-            return name not in own.shared
-        if name in own.imported:
-            module, original = own.imported[name]
+        here = self._files[file]
+        if name in here.queueing:
+            return name not in here.shared
+        if name in here.imported:
+            module, original = here.imported[name]
             sources = [
                 other
                 for other, there in self._files.items()
@@ -182,7 +183,7 @@ class _Names:
             if sources:
                 return all(self._queues(other, original, {file, *seen}) for other in sources)
             return original in self._everywhere
-        return name in self._everywhere and name not in own.others
+        return name in self._everywhere and name not in here.others
 
 
 def _bindings(name: str, file: File, in_extensions: bool) -> _Bindings:

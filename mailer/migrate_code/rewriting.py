@@ -123,9 +123,11 @@ class _Rewriter(cst.CSTTransformer):
         return block.with_changes(body=kept, footer=[*footer, *block.footer])
 
 
-def _joined(carried: Sequence[cst.EmptyLine], own: Sequence[cst.EmptyLine]) -> list[cst.EmptyLine]:
+def _joined(
+    carried: Sequence[cst.EmptyLine], above: Sequence[cst.EmptyLine]
+) -> list[cst.EmptyLine]:
     """Return the comments of statements that are gone, and the lines above the next one."""
-    return [*(one for one in carried if one.comment), *own] if own else [*carried]
+    return [*(one for one in carried if one.comment), *above] if above else [*carried]
 
 
 def _ended(parts: Sequence[Any]) -> list[Any]:

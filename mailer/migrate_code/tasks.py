@@ -41,9 +41,11 @@ _SIGNATURES = frozenset({"s", "si", "signature", "subtask"})
 _VERBS = _SIGNATURES | {"delay", "apply_async"}
 
 
-def plan_tasks(file: File, own: Iterable[MailFunction], callees: Callees) -> Iterator[Decision]:
+def plan_tasks(
+    file: File, functions: Iterable[MailFunction], callees: Callees
+) -> Iterator[Decision]:
     """Replace calls of tasks that only send a mail."""
-    for function in own:
+    for function in functions:
         if function.runs is Runs.TASK:
             text = _STAYS if function.does is Does.DOES_MORE else _KEEP
             line = file.line(function.node.name)
