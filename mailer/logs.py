@@ -123,10 +123,18 @@ def _masked_arg(value: Any) -> Any:
 
 
 _MASK = Mask()
+# The names of the loggers of the package.
+_own: set[str] = set()
 
 
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module, which masks addresses."""
+    _own.add(name)
     logger = logging.getLogger(name)
     logger.addFilter(_MASK)
     return logger
+
+
+def is_own_logger(name: str) -> bool:
+    """Return whether a logger is that of a module of the package."""
+    return name in _own

@@ -50,7 +50,10 @@ _LOGGED_EVERY = 60.0
 # An idle thread ends after so many seconds, and an exiting process waits so long for it.
 _IDLE_SECONDS, _EXIT_SECONDS = 5.0, 2.0
 
-log: Logger = get_logger(__name__)
+#: The logger of lines about receivers, which are functions of the application.
+SIGNALS_LOGGER = __name__
+
+log: Logger = get_logger(SIGNALS_LOGGER)
 
 _signals = Namespace()
 

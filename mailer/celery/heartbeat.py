@@ -17,6 +17,7 @@ from mailer.message import Lane
 from mailer.outbound import Outbound
 from mailer.steps import Steps
 from mailer.store.workers import Worker
+from mailer.threads import OwnThread
 
 # A worker that stops waits for the thread no longer: it is a daemon, and its row gets old.
 _STOP_SECONDS = 5.0
@@ -36,7 +37,7 @@ class Heartbeat:
         self._started_at = self._clock.time()
         self._stopping = threading.Event()
         self._steps = Steps()
-        self._thread = threading.Thread(target=self._run, name="mailer-heartbeat", daemon=True)
+        self._thread = OwnThread(self._run, "mailer-heartbeat")
 
     def start(self) -> None:
         """Write the row at once, then every few seconds."""

@@ -22,6 +22,7 @@ from mailer.settings import database
 from mailer.signals import drain_outlets
 from mailer.steps import Steps
 from mailer.store.workers import SWEEP
+from mailer.threads import OwnThread
 
 _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
@@ -49,7 +50,7 @@ class MaintenanceThread:
         self._is_purging = False
         self._stopping = threading.Event()
         self._steps = Steps()
-        self._thread = threading.Thread(target=self._run, name="mailer-maintenance", daemon=True)
+        self._thread = OwnThread(self._run, "mailer-maintenance")
 
     def start(self) -> None:
         """Start the thread. Raise `SchemaMismatch`, which stops the worker.

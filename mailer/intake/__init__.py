@@ -77,6 +77,8 @@ class Options:
     idempotency_key: str | None = None
     connection: CallersConnection | None = None
     inline: bool = False  #: deliver in the calling thread, before the call returns
+    #: Call workers even in Celery's eager mode. With MAIL_SUPPRESS_SEND it makes no difference.
+    by_workers: bool = False
 
 
 class Intake:
@@ -219,7 +221,9 @@ class Intake:
         if options.inline:
             self._ring_safely([message.id], self._inline)
         elif envelope.due_at <= now:
-            self._call_if_stored(self._ring_safely, message.id, caller)
+            is_for_workers = options.by_workers and not self._settings.mail_suppress_send
+            ring = self._call_workers if is_for_workers else self._ring_safely
+            self._call_if_stored(ring, message.id, caller)
         return Receipt(message.id, message.message_id, recipients)
 
     def _call_if_stored(self, call: AfterCommit, mail_id: str, caller: Connection | None) -> None:
@@ -228,6 +232,10 @@ class Intake:
             call([mail_id])
         else:
             self._store.after_commit(caller, mail_id, call)
+
+    def _call_workers(self, _mails: Sequence[str]) -> None:
+        """Ring without naming a mail: no bell delivers it in the calling thread."""
+        self._ring_safely([])
 
     def _ring_safely(self, mails: Sequence[str], bell: Bell | None = None) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again."""

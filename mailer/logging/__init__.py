@@ -25,11 +25,11 @@ from mailer.forks import notice_fork, survive_forks
 from mailer.intake import Options
 from mailer.logging.pending import ErrorMail, Pending
 from mailer.logging.report import kind_of, make_report
-from mailer.logs import get_logger
+from mailer.logs import get_logger, is_own_logger
 from mailer.message import Address, AddressLike, Lane, parse_addresses
 from mailer.message.ports import Clock
-from mailer.signals import RECEIVERS_THREAD
-from mailer.threads import start_daemon
+from mailer.signals import RECEIVERS_THREAD, SIGNALS_LOGGER
+from mailer.threads import is_own_thread, start_daemon
 from mailer.wiring import newest_app, state_of
 
 __all__ = ["QueuedMailHandler"]
@@ -119,7 +119,7 @@ class QueuedMailHandler(logging.Handler):
         self._subject = subject
         self._app = None if app is None else weakref.ref(app)
         self._sender = None if sender is None else str(Address.parse(sender, field="sender"))
-        self._options = Options(lane=Lane.parse(lane))
+        self._options = Options(lane=Lane.parse(lane), by_workers=True)
         self._period = period.total_seconds() if isinstance(period, timedelta) else float(period)
         self._capacity = capacity
         if not self._period > 0 or capacity < 1:  # NaN is not more than 0 either
@@ -129,6 +129,7 @@ class QueuedMailHandler(logging.Handler):
             )
         self._clock: Clock = SystemClock()
         self._here = threading.local()
+        self.ends_process = False  #: set when the process ends: the next `close()` is the last try
         self._begin()
         survive_forks(self)
         _handlers.add(self)
@@ -193,6 +194,12 @@ class QueuedMailHandler(logging.Handler):
     def close(self) -> None:
         """Queue all mails. Python calls this at the end of a process."""
         self.flush()
+        if self.ends_process and (waiting := self.count_waiting()):
+            log.error(
+                "This process ends before its error mails are queued: mails=%d. They are lost,"
+                " unless the database answers at once.",
+                waiting,
+            )
         with self._changed:
             self._pending.forget_settled()
             self._changed.notify_all()
@@ -306,10 +313,9 @@ def _is_of_mailer(record: logging.LogRecord) -> bool:
     """Return whether a record is about Mailer itself: a mail about it would fail too."""
     if record.name == _TASK_LOGGER and isinstance(record.args, Mapping):
         return str(record.args.get("name")).startswith("mailer.")
-    thread = str(record.threadName)
     # Receivers of signals are functions of the application.
-    is_ours = thread.startswith("mailer-") and thread != RECEIVERS_THREAD
-    return is_ours or record.name.partition(".")[0] == "mailer"
+    is_of_thread = is_own_thread(record.thread) and record.threadName != RECEIVERS_THREAD
+    return is_of_thread or (is_own_logger(record.name) and record.name != SIGNALS_LOGGER)
 
 
 def _current_app() -> Flask | None:
@@ -325,13 +331,16 @@ _handlers: weakref.WeakSet[QueuedMailHandler] = weakref.WeakSet()
 
 
 @atexit.register
-def flush_handlers(**_signal: Any) -> None:
-    """Queue the last mails, before the process ends."""
+def flush_handlers() -> None:
+    """Queue the last mails, before the process ends. Python closes the handlers after that."""
     for handler in list(_handlers):
         handler.flush()
-        if waiting := handler.count_waiting():
-            log.error("Error mails are lost with this process: mails=%d", waiting)
+        handler.ends_process = True
 
 
-# A process of a prefork pool ends without `atexit`.
-signals.worker_process_shutdown.connect(flush_handlers)
+@signals.worker_process_shutdown.connect
+def close_handlers(**_signal: Any) -> None:
+    """Queue the last mails of a process of a prefork pool, which ends without `atexit`."""
+    for handler in list(_handlers):
+        handler.ends_process = True
+        handler.close()

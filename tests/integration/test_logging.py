@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,10 +15,13 @@ import pytest
 from celery import signals
 from flask import Flask, abort
 
-from mailer import ConfigurationError, InvalidAddress, InvalidMail, Mail, Mailer
+from mailer import ConfigurationError, InvalidAddress, InvalidMail, Mail, Mailer, Status
 from mailer.clock import SystemClock
+from mailer.delivery import breaker
 from mailer.logging import QueuedMailHandler, flush_handlers
 from mailer.message import Message
+from mailer.signals import Event, mail_queued
+from mailer.threads import start_daemon
 from tests.mails import table
 from tests.services.databases import Databases, sqlite_only
 from tests.services.waiting import wait_until
@@ -353,12 +357,48 @@ def test_records_of_mailer_itself(open_shop: OpenShop, add_handler: AddHandler) 
     app = open_shop()
     handler = add_handler(logging.getLogger())
 
-    logging.getLogger("mailer.delivery").error("A relay is down")
+    breaker.log.error("A relay is down")
+    own = start_daemon(lambda: logger.error("The database of a thread of Mailer is down"), "ours")
+    assert own is not None
+    own.join()
     logging.getLogger("celery.app.trace").error("%(name)s", {"name": "mailer.send_email"})
     logging.getLogger("celery.app.trace").error("%(name)s", {"name": "shop.tasks.pack"})
     handler.flush()
 
     assert [one.partition(": ")[2] for one in subjects(app)] == ["shop.tasks.pack"]
+
+
+def test_names_of_the_application(open_shop: OpenShop, add_handler: AddHandler) -> None:
+    """A logger or a thread of the application may have a name that begins like those of Mailer."""
+    app = open_shop()
+    handler = add_handler(logging.getLogger())
+
+    Flask("mailer").logger.error("of the app")
+    logging.getLogger("mailer.orders").error("of its module")
+    thread = threading.Thread(target=logger.error, args=("of its thread",), name="mailer-orders")
+    thread.start()
+    thread.join()
+    handler.flush()
+
+    found = [one.partition(": ")[2] for one in subjects(app)]
+    assert found == ["of the app", "of its module", "of its thread"]
+
+
+def test_a_receiver_of_a_signal(open_shop: OpenShop, add_handler: AddHandler) -> None:
+    """A receiver of the application that fails makes a mail."""
+
+    def count_stock(app: Flask, event: Event) -> None:
+        if not event.recipient.startswith("admin@"):
+            raise LookupError("no stock")
+
+    app = open_shop()
+    handler = add_handler(logging.getLogger())
+    with mail_queued.connected_to(count_stock), app.app_context():
+        mailer.send_email("ada@example.com", "Welcome", text="Hello")
+        app.extensions["mailer"].outlet.drain(60)
+    handler.flush()
+
+    assert [one.partition(": ")[2] for one in subjects(app)] == ["", "LookupError: no stock"]
 
 
 def test_its_own_queries(open_shop: OpenShop, add_handler: AddHandler) -> None:
@@ -394,8 +434,6 @@ def test_a_database_that_is_down(
         for _ in range(5):
             logger.error("No parcels")
         wait_until(lambda: "Error mail waits for the database" in caplog.text, timeout=60)
-        flush_handlers()
-    assert "Error mails are lost with this process: mails=1" in caplog.text
     away.rename(folder)
 
     wait_until(lambda: subjects(app), timeout=60)
@@ -404,6 +442,35 @@ def test_a_database_that_is_down(
     first, repeats = subjects(app)
     assert first.endswith(": No parcels")
     assert "(seen 4 more times in the last " in repeats
+
+
+@pytest.mark.parametrize("is_back", [True, False], ids=["back", "away"])
+def test_the_end_while_the_database_is_down(
+    open_shop: OpenShop,
+    add_handler: AddHandler,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    is_back: bool,
+) -> None:
+    """The log says that mails are lost after the last try of a process, once, and if it failed."""
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    app = open_shop(MAILER_DATABASE_URL=f"sqlite:///{folder}/mailer.sqlite3")
+    handler = add_handler()
+    folder.rename(away)
+    logger.error("No parcels")
+    wait_until(lambda: "Error mail waits for the database" in caplog.text, timeout=60)
+
+    flush_handlers()  # as `atexit` does
+    if is_back:
+        away.rename(folder)
+    logging.shutdown([weakref.ref(handler)])
+
+    assert caplog.text.count(" are lost") == (0 if is_back else 1)
+    told = "This process ends before its error mails are queued: mails=1."
+    assert (told in caplog.text) is not is_back
+    if not is_back:
+        away.rename(folder)
+    wait_until(lambda: subjects(app))
 
 
 def test_a_mail_that_is_refused(
@@ -459,6 +526,25 @@ def test_it_is_seen_in_tests(open_shop: OpenShop, add_handler: AddHandler) -> No
         handler.flush()
 
     assert [mail.subject for mail in outbox] == ["Shop: No parcels"]
+
+
+def test_eager_mode(open_shop: OpenShop, add_handler: AddHandler) -> None:
+    """In Celery's eager mode the handler stores the mail for the workers: a relay may hang."""
+    app = open_shop()
+    app.extensions["celery"].conf.task_always_eager = True
+    handler = add_handler()
+
+    logger.error("No parcels")
+    handler.flush()
+
+    [mail] = error_mails(app)
+    with app.app_context():
+        [delivery] = mailer.status(mail.id)
+        assert delivery.status == Status.QUEUED
+        assert [
+            one.status
+            for one in mailer.status(mailer.send_email("ada@example.com", "Hi", text="Hi"))
+        ] == [Status.SENT]
 
 
 def test_a_slow_database_at_the_end_of_a_process(
