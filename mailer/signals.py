@@ -238,7 +238,11 @@ class SignalOutlet:
             try:
                 self._send([event])
             except BaseException:  # such as a time-out of gevent: the thread goes on
-                log.exception("Receiver of a signal failed: signal=mail_%s", event.kind)
+                log.exception(
+                    "Receiver of a signal failed: signal=mail_%s",
+                    event.kind,
+                    extra={"mailer_tags": event.tags},
+                )
 
     def _send(self, events: Sequence[Event]) -> None:
         app = self._app()
@@ -255,6 +259,7 @@ class SignalOutlet:
                         event.kind,
                         event.mail_id,
                         event.delivery_id,
+                        extra={"mailer_tags": event.tags},  # for QueuedMailHandler
                     )
 
     def _take_losses(self) -> int:

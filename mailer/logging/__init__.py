@@ -40,6 +40,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # A `flush()` takes no longer, but for the mail in hand. At the end of a process, Python calls it
 # several times.
 _FLUSH_SECONDS = 5.0
+# The tag of error mails.
+_TAG = "error-mail"
 # The logger of Celery's line about a failed task.
 _TASK_LOGGER = "celery.app.trace"
 
@@ -119,7 +121,7 @@ class QueuedMailHandler(logging.Handler):
         self._subject = subject
         self._app = None if app is None else weakref.ref(app)
         self._sender = None if sender is None else str(Address.parse(sender, field="sender"))
-        self._options = Options(lane=Lane.parse(lane), by_workers=True)
+        self._options = Options(lane=Lane.parse(lane), tags=[_TAG], by_workers=True)
         self._period = period.total_seconds() if isinstance(period, timedelta) else float(period)
         self._capacity = capacity
         if not self._period > 0 or capacity < 1:  # NaN is not more than 0 either
@@ -313,9 +315,12 @@ def _is_of_mailer(record: logging.LogRecord) -> bool:
     """Return whether a record is about Mailer itself: a mail about it would fail too."""
     if record.name == _TASK_LOGGER and isinstance(record.args, Mapping):
         return str(record.args.get("name")).startswith("mailer.")
-    # Receivers of signals are functions of the application.
+    # Receivers of signals are functions of the application. One that fails for an error mail would
+    # fail for the mail about that as well.
+    if record.name == SIGNALS_LOGGER:
+        return _TAG in getattr(record, "mailer_tags", ())
     is_of_thread = is_own_thread(record.thread) and record.threadName != RECEIVERS_THREAD
-    return is_of_thread or (is_own_logger(record.name) and record.name != SIGNALS_LOGGER)
+    return is_of_thread or is_own_logger(record.name)
 
 
 def _current_app() -> Flask | None:
