@@ -36,7 +36,7 @@ from tests.services.relay import SHORT, RawServer, make_relay, send
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import PROJECT, StartWorker
-from tests.shop import create_shop, store_of
+from tests.shop import close, create_shop, store_of
 
 TEMPLATES = {"mail/order.txt": "Order {{ number }}", "mail/bill.txt": "Bill", "mail/bill.htm": "B"}
 MAIL = ("ada@example.com", "Your order", "mail/order")
@@ -114,7 +114,7 @@ def make_shop(config: dict[str, str]) -> Iterator[Callable[..., Flask]]:
 
     yield make_shop
     for app in apps:
-        store_of(app).engine.dispose()
+        close(app)
 
 
 def celery_command(
