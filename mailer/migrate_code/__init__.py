@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import libcst as cst
 
+from mailer.migrate_code.callers import Senders, advise_callers, find_senders
 from mailer.migrate_code.calls import Callees
 from mailer.migrate_code.definitions import plan_decorators, plan_unused
 from mailer.migrate_code.excepts import plan_excepts, plan_results
@@ -51,10 +52,10 @@ class _Project(NamedTuple):
     files: dict[str, File]
     mail: dict[str, MailObjects]
     functions: dict[str, list[MailFunction]]
+    callees: dict[str, Callees]
+    senders: Senders
     #: In how many files a word is.
     words: Counter[str]
-    #: How many functions have a name.
-    defined: Counter[str]
 
 
 def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
@@ -77,6 +78,9 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
         migration = _migrate(name, project)
         if migration.changes or migration.advice:
             yield name, migration
+    for name, text in sources.items():
+        if not _matters(text) and (advice := _advise_caller(text, project.senders)):
+            yield name, Migration(text, advice=advice)
 
 
 def _matters(text: str) -> bool:
@@ -113,7 +117,21 @@ def _look(files: dict[str, File], sources: Mapping[str, str]) -> _Project:
     for text in sources.values():
         counts.update(words(text))
         defined.update(_DEFINITION.findall(text))
-    return _Project(files, mail, functions, counts, defined)
+    callees = {
+        name: Callees(file, mail[name], functions[name], _others(name, functions, defined))
+        for name, file in files.items()
+    }
+    senders = find_senders(files, functions, callees)
+    return _Project(files, mail, functions, callees, senders, counts)
+
+
+def _advise_caller(text: str, senders: Senders) -> tuple[Finding, ...]:
+    """Return the advice for a file that sends no mail, but may call functions that do."""
+    if not senders.may_be_in(text):
+        return ()
+    parsed = _parsed(text)
+    found = advise_callers(parsed, (), senders) if isinstance(parsed, File) else ()
+    return tuple(sorted(found))
 
 
 def _migrate(name: str, project: _Project) -> Migration:
@@ -128,26 +146,28 @@ def _migrate(name: str, project: _Project) -> Migration:
 
 def _decisions(name: str, project: _Project) -> Iterator[Decision]:
     file, mail, functions = project.files[name], project.mail[name], project.functions[name]
-    callees = Callees(file, mail, functions, _others(name, project))
-    senders = {one.name for found in project.functions.values() for one in found}
+    callees, senders = project.callees[name], project.senders
     yield from plan_loggers(file)
     yield from plan_imports(file)
     yield from advise_unknown(file, mail)
     yield from plan_threads(file, callees)
     yield from plan_decorators(file, functions, callees)
     yield from plan_tasks(file, functions, callees)
-    yield from plan_excepts(file, mail, senders)
+    yield from plan_excepts(file, mail, senders.names)
     yield from plan_results(file, mail)
+    yield from advise_callers(file, functions, senders)
 
 
-def _others(name: str, project: _Project) -> Iterator[tuple[str, MailFunction]]:
+def _others(
+    name: str, functions: Mapping[str, list[MailFunction]], defined: Counter[str]
+) -> Iterator[tuple[str, MailFunction]]:
     """Yield the functions that this file could import, with their modules.
 
     A name that is defined twice in the project says nothing, whatever the other function does.
     """
-    for other, functions in project.functions.items():
-        for function in functions:
-            is_only = project.defined[function.name] == 1
+    for other, found in functions.items():
+        for function in found:
+            is_only = defined[function.name] == 1
             if other != name and is_only and isinstance(function.scope, cst.Module):
                 yield _module(other), function
 

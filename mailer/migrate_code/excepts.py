@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 import libcst as cst
 
 from mailer.migrate_code.findings import Decision, Finding, Replacement
+from mailer.migrate_code.mail_functions import is_building
 from mailer.migrate_code.mail_objects import MailObjects
 from mailer.migrate_code.reading import File, dotted, last_name, own_nodes, walk
 
@@ -28,15 +29,25 @@ _REPLACED = (
     " MailerError if the mail can't be queued; a relay's reply is in the status of the mail."
 )
 _SEVERAL = (
-    "mail.send() queues, so none of these errors is raised any more: {names}. Catch MailerError"
-    " (from mailer import MailerError) instead of them."
+    "mail.send() queues, so it raises none of these errors any more: {names}. It raises a"
+    " MailerError (from mailer import MailerError), and for a bad address an InvalidAddress, which"
+    " is one."
 )
 _NETWORK_ONLY = (
     "mail.send() queues, so it does not meet the network: {names} is not raised by it any more."
     " Catch MailerError (from mailer import MailerError)."
 )
+_NARROW = (
+    "mail.send() queues, so it does not raise {names} any more. It raises a MailerError if the mail"
+    " can't be queued, for whatever reason, and for a bad address an InvalidAddress, which is one"
+    " (from mailer import InvalidAddress)."
+)
+_MIXED = (
+    "mail.send() queues, so it does not raise {names} any more, but another call in this block may."
+    " Catch MailerError (from mailer import MailerError) as well."
+)
 _DETAILED = (
-    "mail.send() queues, so {names} is not raised any more, and MailerError has no"
+    "mail.send() queues, so it does not raise {names} any more, and MailerError has no"
     " {details}: a relay's reply is in Mailer().status(receipt), and in the log of the workers."
 )
 _INDIRECT = (
@@ -58,7 +69,12 @@ def plan_excepts(file: File, mail: MailObjects, senders: Collection[str]) -> Ite
         if {last_name(one) for one in inside} & {"SMTP", "SMTP_SSL", "LMTP"}:
             continue
         if sending & set(inside):
-            yield from _plan_try(file, node)
+            only_mail = all(
+                is_building(one, mail, sending, file.function(node))
+                for one in inside
+                if isinstance(one, cst.Call)
+            )
+            yield from _plan_try(file, node, only_mail)
         elif any(isinstance(one, cst.Call) and last_name(one) in senders for one in inside):
             for handler in node.handlers:
                 if names := _names(handler.type, _SMTP):
@@ -74,7 +90,7 @@ def plan_results(file: File, mail: MailObjects) -> Iterator[Finding]:
             yield Finding(file.line(call), _RETURNED)
 
 
-def _plan_try(file: File, node: cst.Try) -> Iterator[Decision]:
+def _plan_try(file: File, node: cst.Try, only_mail: bool) -> Iterator[Decision]:
     typed = [one for one in node.handlers if one.type is not None]
     smtp = [one for one in typed if _names(one.type, _SMTP)]
     if any(_names(one.type, {"MailerError"}) for one in typed):
@@ -84,16 +100,19 @@ def _plan_try(file: File, node: cst.Try) -> Iterator[Decision]:
         names = ", ".join(name for one in smtp for name in _names(one.type, _SMTP))
         yield Finding(file.line(smtp[0]), _SEVERAL.format(names=names))
     elif smtp:
-        yield _plan_handler(file, smtp[0])
+        yield _plan_handler(file, smtp[0], only_mail)
     elif network:
         yield Finding(file.line(node), _NETWORK_ONLY.format(names=", ".join(network)))
 
 
-def _plan_handler(file: File, handler: cst.ExceptHandler) -> Decision:
-    line = file.line(handler)
+def _plan_handler(file: File, handler: cst.ExceptHandler, only_mail: bool) -> Decision:
+    line, names = file.line(handler), ", ".join(_names(handler.type, _SMTP))
     if details := _details(handler):
-        names = ", ".join(_names(handler.type, _SMTP))
         return Finding(line, _DETAILED.format(names=names, details=" or ".join(details)))
+    if not _names(handler.type, {"SMTPException"}):
+        return Finding(line, _NARROW.format(names=names))
+    if not only_mail:
+        return Finding(line, _MIXED.format(names=names))
     first, *others = _types(handler.type, _SMTP)
     caught = handler.type
     if isinstance(caught, cst.Tuple) and len(caught.elements) == 1 + len(others):

@@ -22,13 +22,16 @@ from mailer.migrate_code.reading import (
 THREAD_DECORATORS = frozenset({"async_", "asynch", "run_async"})
 THREADS = frozenset({"Thread", "Process", "Timer"})
 #: Of Celery, and of RQ, whose functions are called with delay() as well.
-_TASKS = frozenset({"task", "shared_task", "job"})
+TASKS = frozenset({"task", "shared_task", "job"})
+#: The contexts of Flask, by their functions and as variables. Any other `with` may be a lock.
+_CONTEXTS = frozenset({"app_context", "test_request_context", "request_context", "context", "ctx"})
 HARMLESS = frozenset({"copy_current_request_context", "staticmethod", "classmethod"})
 #: What a function may call that does no more than build a mail, send it, and say so.
 _BUILDING = frozenset(
     """
     Message Attachment attach add_recipient render_template render_template_string url_for
-    app_context test_request_context push _get_current_object create_app
+    app_context test_request_context request_context _get_current_object create_app
+    _ gettext lazy_gettext ngettext
     format join strip getenv str repr len list tuple dict isinstance getattr
     format_exc print_exc print flash debug info warning error exception critical
 """.split()
@@ -127,13 +130,36 @@ def _runs(node: cst.FunctionDef, in_threads: Collection[str]) -> Runs | None:
             continue
         if runs is not Runs.CALLED:
             return None  # a task in a thread
-        if name in _TASKS and "sched" not in text_of(decorator.decorator).lower():
+        if is_task(decorator):
             runs = Runs.TASK
         elif name in in_threads:
             runs = Runs.THREAD
         else:
             return None
     return runs
+
+
+def is_task(decorator: cst.Decorator) -> bool:
+    """Return whether a decorator makes a task of Celery, and not one of a scheduler."""
+    is_scheduled = "sched" in text_of(decorator.decorator).lower()
+    return last_name(decorator.decorator) in TASKS and not is_scheduled
+
+
+def is_building(
+    call: cst.Call,
+    mail: MailObjects,
+    sending: Collection[cst.CSTNode],
+    function: cst.FunctionDef | cst.Module,
+) -> bool:
+    """Return whether a call in a function only builds a mail, sends it, or reports that."""
+    return (
+        call in sending
+        or last_name(call.func) in _BUILDING
+        or _is_push(call)
+        or _is_connect(call, mail)
+        or _is_look_up(call, function)
+        or _is_of_message(call, sending)
+    )
 
 
 def _parameters(node: cst.FunctionDef) -> tuple[str, ...]:
@@ -184,13 +210,9 @@ def _is_docstring(node: cst.CSTNode) -> bool:
 
 
 def _is_context(node: cst.With) -> bool:
-    """Return whether a block is `with app.app_context():`, or `with context:`."""
+    """Return whether a block is `with app.app_context():`, or `with context:` of that."""
     return all(
-        item.asname is None
-        and (
-            isinstance(item.item, cst.Name)
-            or (isinstance(item.item, cst.Call) and last_name(item.item) == "app_context")
-        )
+        item.asname is None and last_name(item.item) in {"app_context", "context", "ctx"}
         for item in node.items
     )
 
@@ -201,15 +223,15 @@ def _only_builds(
     """Return whether a function builds and sends a mail, and at most reports that."""
     for one in walk(node.body):
         match one:
+            case cst.With(items=items):
+                known = all(
+                    last_name(item.item) in _CONTEXTS or _is_connect(item.item, mail)
+                    for item in items
+                )
             case cst.BaseStatement() | cst.BaseSmallStatement():
                 known = isinstance(one, _STATEMENTS)
             case cst.Call():
-                known = (
-                    last_name(one.func) in _BUILDING
-                    or one in sending
-                    or _is_connect(one, mail)
-                    or _is_look_up(one, node)
-                )
+                known = is_building(one, mail, sending, node)
             case cst.Lambda() | cst.Await() | cst.Yield():
                 known = False
             case _:
@@ -219,16 +241,33 @@ def _only_builds(
     return True
 
 
-def _is_connect(node: cst.Call, mail: MailObjects) -> bool:
-    match node.func:
-        case cst.Attribute(value=owner, attr=cst.Name(value="connect")):
+def _is_connect(node: cst.BaseExpression, mail: MailObjects) -> bool:
+    match node:
+        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="connect"))):
             return mail.has(owner)
     return False
 
 
-def _is_look_up(node: cst.Call, function: cst.FunctionDef) -> bool:
+def _is_push(node: cst.Call) -> bool:
+    match node.func:
+        case cst.Attribute(value=owner, attr=cst.Name(value="push")):
+            return last_name(owner) in _CONTEXTS
+    return False
+
+
+def _is_look_up(node: cst.Call, function: cst.FunctionDef | cst.Module) -> bool:
     """Return whether a call looks into settings, or into data that the function is given."""
+    given = _parameters(function) if isinstance(function, cst.FunctionDef) else ()
     match node.func:
         case cst.Attribute(value=owner, attr=cst.Name(value="get")):
-            return last_name(owner) in {"config", "extensions", "environ", *_parameters(function)}
+            return last_name(owner) in {"config", "extensions", "environ", *given}
+    return False
+
+
+def _is_of_message(node: cst.Call, sending: Collection[cst.CSTNode]) -> bool:
+    """Return whether a call is one of a method of a message that is sent."""
+    match node.func:
+        case cst.Attribute(value=cst.Name(value=name)):
+            sent = (one.args[0].value for one in sending if isinstance(one, cst.Call) and one.args)
+            return any(isinstance(one, cst.Name) and one.value == name for one in sent)
     return False

@@ -16,6 +16,7 @@ from mailer.migrate_code.reading import (
     last_name,
     module_of,
     string,
+    walk,
 )
 
 FLASK_MAIL = ("flask_mail", "flask.ext.mail")
@@ -75,10 +76,13 @@ def advise_unknown(file: File, mail: MailObjects) -> Iterator[Finding]:
         *(module_of(one) for one in file.every(cst.ImportFrom)),
         *(dotted(alias.name) for one in file.every(cst.Import) for alias in one.names),
     }
-    if "mail" not in mail.names and modules & {*FLASK_MAIL}:
-        sent = filter(MailObjects(frozenset({"mail"})).is_sending, file.every(cst.Call))
-        if lines := [file.line(one) for one in sent]:
-            yield Finding(min(lines), _UNKNOWN)
+    names = {"mail"} if modules & {*FLASK_MAIL} else set[str]()
+    for target, value in _assignments(file):  # engine = app.extensions.get("mail")
+        if value is not None and any(map(_is_extension, walk(value))):
+            names.add(last_name(target))
+    unknown = MailObjects(frozenset(names - mail.names), not mail.in_extensions)
+    if lines := [file.line(one) for one in file.every(cst.Call) if unknown.is_sending(one)]:
+        yield Finding(min(lines), _UNKNOWN)
 
 
 # --- the class -----------------------------------------------------------------------------------
@@ -216,6 +220,8 @@ def _bindings(name: str, file: File, in_extensions: bool) -> _Bindings:
 def _assignments(file: File) -> Iterator[tuple[cst.BaseExpression, cst.BaseExpression | None]]:
     for annotated in file.every(cst.AnnAssign):
         yield annotated.target, annotated.value
+    for named in file.every(cst.NamedExpr):
+        yield named.target, named.value
     for assignment in file.every(cst.Assign):
         for one in assignment.targets:
             yield one.target, assignment.value

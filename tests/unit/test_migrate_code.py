@@ -104,6 +104,80 @@ def test_an_error_of_a_relay(before: str, after: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "client.sendmail('a', [to], 'text')",
+        "LegacyRelay().push(to)",
+        "send_receipt(to)",
+        "receipt = build(to)",
+    ],
+)
+def test_an_error_that_another_call_may_raise(call: str) -> None:
+    """`except SMTPException` stays where a call beside `mail.send()` may raise that error."""
+    [(line, words)] = advice(
+        f"""\
+        from smtplib import SMTPException
+        from app import mail
+
+        def welcome(to, message):
+            try:
+                mail.send(message)
+                {call}
+            except SMTPException:
+                return "later"
+        """,
+        extensions="from mailer import Mail\n\nmail = Mail()\n",
+    )
+
+    assert line == 8
+    assert "another call in this block may" in words
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "note = Message(_('Hello'), [to])",
+        "message.html = render_template('hello.html', link=url_for('index'))",
+        "message.attach_picture('a.png')",
+        "note = Message(current_app.config.get('SUBJECT'), [data.get('to')])",
+        "current_app.logger.info('sent')",
+    ],
+)
+def test_an_error_beside_calls_that_build_the_mail(call: str) -> None:
+    """`except SMTPException` is replaced where all other calls only build the mail."""
+    text = (
+        "from app import mail\n{added}\n\ndef welcome(data, message):\n    try:\n"
+        f"        {call}\n"
+        "        mail.send(message)\n    except {caught}:\n        return 'later'\n"
+    )
+    check(
+        "from smtplib import SMTPException\n" + text.format(added="", caught="SMTPException"),
+        text.format(added="from mailer import MailerError\n", caught="MailerError"),
+        extensions="from mailer import Mail\n\nmail = Mail()\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "caught",
+    [
+        "SMTPRecipientsRefused",
+        "smtplib.SMTPSenderRefused",
+        "(SMTPRecipientsRefused, SMTPSenderRefused)",
+        "smtplib.SMTPAuthenticationError as error",
+    ],
+)
+def test_an_error_with_one_cause(caught: str) -> None:
+    """MailerError has many causes, so it does not replace an error that has one: a bad address."""
+    [(line, words)] = advice(
+        "from mailer import Mail\nmail = Mail()\ntry:\n    mail.send(note)\n"
+        f"except {caught}:\n    print('bad address')\n"
+    )
+
+    assert line == 5
+    assert "for a bad address an InvalidAddress" in words
+
+
 def test_an_error_is_imported_beside_what_is() -> None:
     """MailerError joins an import from mailer, and what is used elsewhere stays imported."""
     check(

@@ -118,6 +118,44 @@ def test_a_task_that_does_more() -> None:
     assert "idempotency_key" in found[0][1]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "mail.send(Message('Hello', [to]))",
+        "Thread(target=send_async, args=(app, to)).start()",
+    ],
+)
+def test_a_task_that_calls_a_function_that_sends(body: str) -> None:
+    """A task that sends mail through a function of another file is pointed to."""
+    post = (
+        "from threading import Thread\nfrom app import mail\n\ndef send_async(app, msg):\n"
+        f"    with app.app_context():\n        mail.send(msg)\n\ndef notify(to):\n    {body}\n"
+    )
+    found = advice(
+        """\
+        from app import celery
+        from post import notify
+
+        @celery.task
+        def welcome(to):
+            notify(to)
+
+        @celery.task
+        def clean():
+            pass
+
+        @scheduler.task("interval")
+        def remind():
+            notify(5)
+        """,
+        post=post,
+        extensions=EXTENSIONS,
+    )
+
+    assert [line for line, _ in found] == [5]
+    assert "The task welcome() sends mail through notify()" in found[0][1]
+
+
 def test_a_task_and_another_function_of_its_name() -> None:
     """A call of something else that has the name of a task stays as it is."""
     other = "@shared_task\ndef send_async_email(data):\n    text(data)\n"

@@ -133,6 +133,99 @@ def test_an_annotation_of_the_thread() -> None:
     assert "correct its annotation" in migration.advice[0].text
 
 
+@pytest.mark.parametrize("module", ["from post import notify", "import post"])
+def test_the_uses_of_a_thread_that_was_returned(module: str) -> None:
+    """Each use of a returned thread is pointed to, also in files that do not mention mail."""
+    post = (
+        f"{THREAD}from app import mail\n{HELPER}def notify(msg):\n"
+        "    thr = Thread(target=send_async_email, args=[app, msg])\n    thr.start()\n"
+        "    return thr\n\n\ndef test():\n    notify(1).join()\n"
+    )
+    name = "notify" if module.startswith("from") else "post.notify"
+    found = advice(
+        f"{module}\n\n\ndef view(msg):\n    {name}(msg)\n    t = {name}(msg)\n    t.join()\n"
+        f"    return {name}(msg)\n",
+        post=post,
+        extensions=EXTENSIONS,
+    )
+
+    assert [line for line, _ in found] == [6, 8]
+    assert "notify() returns no thread any more" in found[0][1]
+    [here] = moved(post, extensions=EXTENSIONS).advice
+    assert (here.line, here.text) == (15, found[0][1])
+
+
+def test_the_uses_of_a_thread_of_a_decorator() -> None:
+    """The uses of the thread that a decorator returned are pointed to."""
+    post = "from app import mail\n@async_\ndef notify(msg):\n    mail.send(msg)\n"
+    found = advice(
+        "from post import notify\nnotify(1)\nthreads = [notify(2)]\n",
+        post=post,
+        extensions=EXTENSIONS,
+    )
+
+    assert [line for line, _ in found] == [3]
+
+
+def test_a_caller_that_is_not_python() -> None:
+    """A file that calls a function that sends, but can't be read, is left alone."""
+    post = "from app import mail\n@async_\ndef notify(msg):\n    mail.send(msg)\n"
+
+    assert advice("print notify\n", post=post, extensions=EXTENSIONS) == []
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "with current_app.lock:",
+        "with lock:",
+        "with Lock():",
+        "with app.app_context(), lock:",
+        "with db.connect() as link:",
+    ],
+)
+def test_a_thread_under_a_lock(block: str) -> None:
+    """A function that takes a lock stays in its thread: the request may hold the same lock."""
+    found = advice(
+        f"{THREAD}from app import mail\ndef send_async_email(app, msg):\n    {block}\n"
+        "        mail.send(msg)\n\n\ndef view(app, msg):\n    with lock:\n"
+        "        Thread(target=send_async_email, args=(app, msg)).start()\n",
+        extensions=EXTENSIONS,
+    )
+
+    assert [line for line, _ in found] == [10]
+    assert "does more than send a mail" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("block", "call"),
+    [
+        ("with context:\n        mail.send(msg)", "mail.send(msg)"),
+        ("with app.test_request_context('/'):\n        mail.send(msg)", "f(app, msg)"),
+        ("app.app_context().push()\n    mail.send(msg)", "f(app, msg)"),
+    ],
+)
+def test_a_thread_with_a_context(block: str, call: str) -> None:
+    """The contexts of Flask are no reason to stay in a thread."""
+    before = (
+        f"{THREAD}from app import mail\ndef f(app, msg):\n    {block}\n\n\n"
+        "Thread(target=f, args=(app, msg)).start()\n"
+    )
+
+    assert moved(before, extensions=EXTENSIONS).text.endswith(f"\n\n\n{call}\n")
+
+
+def test_a_push_that_is_not_of_a_context() -> None:
+    """`push()` may be a method of anything: only that of a context is quick."""
+    found = advice(
+        f"{THREAD}from app import mail\ndef f(msg):\n    mail.send(msg)\n    Relay().push(msg)\n"
+        "Thread(target=f, args=(msg,)).start()\n",
+        extensions=EXTENSIONS,
+    )
+
+    assert "does more than send a mail" in found[0][1]
+
+
 @pytest.mark.parametrize(
     ("start", "direct"),
     [
@@ -529,6 +622,23 @@ def test_advice_about_a_mail_that_still_waits() -> None:
     assert [line for line, _ in found] == [4, 7]
     assert "Mail has another meaning in this file" in found[0][1]
     assert "not known to be a Mail that queues" in found[1][1]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "engine = current_app.extensions.get('mail')\nengine.send(1)\n",
+        "engine = current_app.extensions['mail'] or None\nengine.send(1)\n",
+        "if engine := current_app.extensions.get('mail'):\n    engine.send(1)\n",
+        "# mail\ncurrent_app.extensions['mail'].send(1)\n",
+    ],
+)
+def test_an_extension_that_nothing_makes(use: str) -> None:
+    """The mail of `app.extensions` is pointed to if its class is not known."""
+    [(line, text)] = advice(use)
+
+    assert line == 2
+    assert "not known to be a Mail that queues" in text
 
 
 def test_a_mail_of_another_file() -> None:
