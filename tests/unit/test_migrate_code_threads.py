@@ -218,7 +218,7 @@ def test_a_thread_with_a_context(block: str, call: str) -> None:
 def test_a_push_that_is_not_of_a_context() -> None:
     """`push()` may be a method of anything: only that of a context is quick."""
     found = advice(
-        f"{THREAD}from app import mail\ndef f(msg):\n    mail.send(msg)\n    Relay().push(msg)\n"
+        f"{THREAD}from app import mail\ndef f(msg):\n    mail.send(msg)\n    relay.push(msg)\n"
         "Thread(target=f, args=(msg,)).start()\n",
         extensions=EXTENSIONS,
     )
