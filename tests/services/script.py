@@ -79,7 +79,8 @@ class ScriptedRelay(LocalServer):
         self.acknowledged: list[str] = []  # senders of the mails that were accepted
         self.unanswered: list[str] = []  # senders of the complete mails without a reply
         self.connections = 0
-        self.round_trips = 0  # number of waits for the client
+        # Number of waits for the client. Nobody waits until its QUIT and the end have arrived.
+        self.round_trips = 0
         self.data_without_recipient = 0  # number of DATA commands without a recipient
         self.held = 0  # number of HOLDs
         self._going_on = threading.Condition()
@@ -269,10 +270,10 @@ class _Conversation(socketserver.BaseRequestHandler):
     def _line(self) -> bytes:
         while b"\n" not in self._arrived:
             self._flush()
-            self.server.round_trips += 1
             more = self.request.recv(65536)
             if not more:
                 return b""
+            self.server.round_trips += not more.startswith(b"QUIT")
             self._arrived += more
         line, _, self._arrived = self._arrived.partition(b"\n")
         return line + b"\n"
