@@ -5,6 +5,7 @@ worker. It needs no beat, and nobody can forget to start it.
 """
 
 import gc
+import math
 import os
 import threading
 from logging import Logger
@@ -31,6 +32,8 @@ _SHORTEST_WAIT_SECONDS = 0.05  # so that mails that get due one by one do not ri
 # A clock that was set back by more than this was set by somebody: less is drift. What is stored by
 # now may have been given its time a moment before.
 _SET_BACK_SECONDS, _BETWEEN_SECONDS = 5.0, 1.0
+# A call that took the time before the clock was set back may store its mail so much later.
+_LATE_SECONDS = 30.0
 
 log: Logger = get_logger(__name__)
 
@@ -47,6 +50,8 @@ class MaintenanceThread:
         self._dispatcher = outbound.dispatcher  # builds it, before the pool forks
         self._maintenance = outbound.maintenance
         self._clock_offset = self._offset()
+        self._set_back = 0.0  # by so many seconds, a short time ago
+        self._late_until = -math.inf
         self._is_purging = False
         self._stopping = threading.Event()
         self._steps = Steps()
@@ -114,13 +119,19 @@ class MaintenanceThread:
 
     def _check_clock(self) -> None:
         """Make mail due again that was due before the clock was set back."""
-        offset = self._offset()
+        now, offset = self._clock.time(), self._offset()
         back = self._clock_offset - offset
         if back > _SET_BACK_SECONDS:
-            now = self._clock.time()
             recalled = self._store.recall_queued(now, was=now + back + _BETWEEN_SECONDS)
             self._store.shorten_relay_pauses(now)
             log.warning("The clock was set back: seconds=%.0f due_again=%d", back, recalled)
+            self._set_back += back
+            self._late_until = self._clock.monotonic() + _LATE_SECONDS
+        elif self._set_back:
+            was = now + self._set_back + _BETWEEN_SECONDS
+            self._store.recall_queued(now, was=was, made_after=now + _SET_BACK_SECONDS)
+            if self._clock.monotonic() > self._late_until:
+                self._set_back = 0.0
         self._clock_offset = offset
 
     def _offset(self) -> float:

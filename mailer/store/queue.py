@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mailer.message import Delivery, Lane, Outcome, Status, Verdict
+from mailer.message import Delivery, Lane, Outcome, Status, Verdict, id_at
 from mailer.message.events import EventKind
 from mailer.policy import Move
 from mailer.store import erasing, rows
@@ -175,6 +175,7 @@ RECALL = """
 WITH early AS MATERIALIZED (
     SELECT id FROM mailer_delivery
     WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :was
+        AND mail_id > :made_after
     ORDER BY due_at LIMIT :most {lock})
 UPDATE mailer_delivery SET due_at = :now
 WHERE id IN (SELECT id FROM early)
@@ -375,14 +376,17 @@ class Queue(Moves):
         kind = EventKind.EXPIRED
         return set().union(*self._finish_in_steps(choose, EXPIRE, values, kind=kind, waits=False))
 
-    def recall_queued(self, now: float, *, was: float) -> int:
+    def recall_queued(self, now: float, *, was: float, made_after: float = 0.0) -> int:
         """Make deliveries due now that were due by `was`, before the clock was set back.
 
-        Return the number of deliveries.
+        Return the number of deliveries. Only mail that was made after a time is looked at.
         """
+        made, most = id_at(made_after), MOVED_AT_ONCE
         recalled = 0
         for lane in Lane:
-            while step := self._move(RECALL, lane=lane, now=now, was=was, most=MOVED_AT_ONCE):
+            while step := self._move(
+                RECALL, lane=lane, now=now, was=was, made_after=made, most=most
+            ):
                 recalled += len(step)
         return recalled
 

@@ -6,7 +6,7 @@ import pytest
 
 from mailer.celery.maintenance import MaintenanceThread
 from mailer.errors import UnknownMail
-from mailer.message import Attachment, Lane, OnDoubt, Status
+from mailer.message import Attachment, Lane, OnDoubt, Status, new_id
 from mailer.store import Store
 from tests.mails import a_message, claim, table
 from tests.services.dispatchers import (
@@ -53,6 +53,26 @@ def test_a_clock_that_is_set_back(
 
     assert bell.rings == 1
     assert [one.mail_id for one in claim(store, now=clock.time())] == due
+    assert copy_of(store, scheduled).status is Status.QUEUED
+
+
+def test_a_mail_that_is_stored_after_the_clock_was_set_back(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock
+) -> None:
+    """A call that took its time before and stores its mail afterwards waits for no old time."""
+    thread = MaintenanceThread(outbound_of(make_dispatcher()), worker=None)
+    thread._stopping.set()
+    before = clock.time()
+    for hours in (1, 2):
+        clock.ahead = -3600 * hours
+        thread._tick()
+    late = a_message(id=new_id(before), created_at=before)
+    soon = a_message(id=new_id(clock.time()), created_at=clock.time())
+    queue(store, "ada@example.com", due_at=before, message=late)
+    scheduled = queue(store, "bob@example.com", due_at=clock.time() + 60, message=soon)
+    thread._tick()
+
+    assert [one.mail_id for one in claim(store, now=clock.time())] == [late.id]
     assert copy_of(store, scheduled).status is Status.QUEUED
 
 
