@@ -28,6 +28,7 @@ class _Patience(threading.local):
 
     turn: "Turn | None" = None
     deadline: float | None = None  #: set while the thread has its turn
+    gave_way: bool = False  #: the lock of its turn is not held, and may never be again
 
 
 _patience = _Patience()
@@ -55,15 +56,24 @@ class Turn:
         try:
             _patience.turn, _patience.deadline = self._outer
         finally:  # also if a signal handler raises here
-            self.lock.release()
+            if _patience.gave_way:
+                _patience.gave_way = False
+            else:
+                self.lock.release()
 
     def give_way(self) -> None:
-        """Let other threads of this process have their turn for a moment."""
-        self.lock.release()
+        """Let other threads of this process have their turn for a moment.
+
+        If a signal handler raises in the wait for the lock, another thread may have it: then the
+        end of this turn must not release it.
+        """
         try:
+            self.lock.release()
             time.sleep(_PAUSE_SECONDS)
         finally:
+            _patience.gave_way = True
             self.lock.acquire()
+            _patience.gave_way = False
 
 
 def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
@@ -144,7 +154,9 @@ def _begin_sqlite(connection: Connection) -> None:
 def begin_writing(connection: Any) -> None:
     """Begin as a writer: a reader that writes later fails at once if another has written since.
 
-    Meanwhile other threads may read: the writer for whom this one waits may be one of them.
+    Meanwhile other threads may read: the writer for whom this one waits may be one of them. A
+    connection that is being opened gives no way: SQLAlchemy has a lock then, for which another
+    thread would wait in its turn.
     """
     turn = _patience.turn
     patiently(connection, "BEGIN IMMEDIATE", _pause if turn is None else turn.give_way)

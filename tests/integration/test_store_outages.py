@@ -361,6 +361,39 @@ def test_a_reader_beside_a_thread_that_waits_to_write(store: Store) -> None:
     assert len(table(store)) == 2
 
 
+class InterruptedLock:
+    """A lock that another thread has taken when a signal ends the wait for it."""
+
+    def __init__(self) -> None:
+        self.releases = 0
+
+    def acquire(self, *, timeout: float | None = None) -> bool:
+        if timeout is None:
+            raise KeyboardInterrupt
+        return True
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+@sqlite_only
+def test_a_signal_in_the_wait_for_a_turn(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that was given up is not released again: another thread may have it."""
+    store.check_schema()
+    lock = InterruptedLock()
+    monkeypatch.setattr(store._turn, "lock", lock)
+    with closing(sqlite3.connect(str(store.engine.url.database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(KeyboardInterrupt):
+            insert(store)
+        assert lock.releases == 1
+        other.execute("COMMIT")
+    insert(store)
+
+    assert lock.releases == 2
+    assert len(table(store)) == 1
+
+
 @sqlite_only
 def test_a_thread_waits_for_its_turn_for_too_long(
     store: Store, monkeypatch: pytest.MonkeyPatch
