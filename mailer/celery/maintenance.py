@@ -5,7 +5,6 @@ worker. It needs no beat, and nobody can forget to start it.
 """
 
 import gc
-import math
 import os
 import threading
 from logging import Logger
@@ -51,7 +50,7 @@ class MaintenanceThread:
         self._maintenance = outbound.maintenance
         self._clock_offset = self._offset()
         self._set_back = 0.0  # by so many seconds, a short time ago
-        self._late_until = -math.inf
+        self._late_until = 0.0  # on the monotonic clock
         self._is_purging = False
         self._stopping = threading.Event()
         self._steps = Steps()

@@ -18,7 +18,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of a project, moved over."""
+    """The result for one file of a project: its new text, the changes and the advice."""
 
     text: str  #: the file after all changes
     changes: tuple[Finding, ...] = ()
@@ -68,5 +68,5 @@ class Edits:
 
     @property
     def maybe_unused(self) -> set[str]:
-        """The names in code that goes: their imports go too if nothing else uses them."""
+        """Return the names in removed code: imports that nothing else uses are removed with it."""
         return {name for node in (*self.replaced, *self.removed) for name in names_in(node)}
