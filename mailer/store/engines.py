@@ -3,7 +3,6 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,15 @@ from mailer.settings.database import file_of, may_be_made
 
 # Ten for a transaction of somebody else, and two for the others that wait for its end as well.
 _BUSY_SECONDS = 12.0
-_PAUSE_SECONDS = 0.001
 #: The bytes of SQLite's write-ahead log that are kept for the next writers. During a long read the
 #: log grows far beyond.
 WAL_BYTES = 16 * 1024 * 1024
 
 
 class _Patience(threading.local):
-    """The turn of a thread, and the deadline of its wait for other writers."""
+    """The deadline of a thread that waits for other writers."""
 
-    turn: "Turn | None" = None
     deadline: float | None = None  #: set while the thread has its turn
-    gave_way: bool = False  #: the lock of its turn is not held, and may never be again
 
 
 _patience = _Patience()
@@ -42,38 +38,20 @@ class Turn:
 
     def __init__(self) -> None:
         self.lock: threading.Lock = threading.Lock()
-        #: The turn that the same thread has in another database, and its deadline.
-        self._outer: tuple[Turn | None, float | None] = None, None
+        #: The deadline of the turn that the same thread has in another database.
+        self._outer: float | None = None
 
     def __enter__(self) -> None:
         deadline = time.monotonic() + _BUSY_SECONDS
         if not self.lock.acquire(timeout=_BUSY_SECONDS):
             raise sqlite3.OperationalError("database is locked")
-        self._outer = _patience.turn, _patience.deadline
-        _patience.turn, _patience.deadline = self, deadline
+        self._outer, _patience.deadline = _patience.deadline, deadline
 
     def __exit__(self, *_exception: object) -> None:
         try:
-            _patience.turn, _patience.deadline = self._outer
+            _patience.deadline = self._outer
         finally:  # also if a signal handler raises here
-            if _patience.gave_way:
-                _patience.gave_way = False
-            else:
-                self.lock.release()
-
-    def give_way(self) -> None:
-        """Let other threads of this process have their turn for a moment.
-
-        If a signal handler raises in the wait for the lock, another thread may have it: then the
-        end of this turn must not release it.
-        """
-        try:
             self.lock.release()
-            time.sleep(_PAUSE_SECONDS)
-        finally:
-            _patience.gave_way = True
-            self.lock.acquire()
-            _patience.gave_way = False
 
 
 def make_engine(url: URL, *, pgbouncer: bool = False) -> Engine:
@@ -152,14 +130,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def begin_writing(connection: Any) -> None:
-    """Begin as a writer: a reader that writes later fails at once if another has written since.
-
-    Meanwhile other threads may read: the writer for whom this one waits may be one of them. A
-    connection that is being opened gives no way: SQLAlchemy has a lock then, for which another
-    thread would wait in its turn.
-    """
-    turn = _patience.turn
-    patiently(connection, "BEGIN IMMEDIATE", _pause if turn is None else turn.give_way)
+    """Begin as a writer: a reader that writes later fails at once if another has written since."""
+    patiently(connection, "BEGIN IMMEDIATE")
 
 
 def begin_reading(connection: Any) -> None:
@@ -171,11 +143,7 @@ def begin_reading(connection: Any) -> None:
     patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
 
 
-def _pause() -> None:
-    time.sleep(_PAUSE_SECONDS)
-
-
-def patiently(connection: Any, sql: str, pause: Callable[[], None] = _pause) -> None:
+def patiently(connection: Any, sql: str) -> None:
     """Execute a statement, and again every millisecond while another process is writing.
 
     SQLite's own busy loop tries only ten times a second, so it starves beside a process that writes
@@ -189,6 +157,6 @@ def patiently(connection: Any, sql: str, pause: Callable[[], None] = _pause) -> 
             is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
             if not is_busy or time.monotonic() > deadline:
                 raise
-            pause()
+            time.sleep(0.001)
         else:
             return

@@ -344,57 +344,6 @@ def test_somebody_else_writes_for_too_long(
 
 
 @sqlite_only
-def test_a_reader_beside_a_thread_that_waits_to_write(store: Store) -> None:
-    """While one thread waits to write, another one reads: the writer may be waiting for it."""
-    insert(store)
-    with (
-        closing(sqlite3.connect(str(store.engine.url.database), isolation_level=None)) as caller,
-        ThreadPoolExecutor(1) as threads,
-    ):
-        caller.execute("BEGIN IMMEDIATE")
-        writing = threads.submit(insert, store)
-        wait_until(store._turn.lock.locked)  # type: ignore[attr-defined]
-        assert len(store.counts()) == 1
-        caller.execute("COMMIT")
-        writing.result()
-
-    assert len(table(store)) == 2
-
-
-class InterruptedLock:
-    """A lock that another thread has taken when a signal ends the wait for it."""
-
-    def __init__(self) -> None:
-        self.releases = 0
-
-    def acquire(self, *, timeout: float | None = None) -> bool:
-        if timeout is None:
-            raise KeyboardInterrupt
-        return True
-
-    def release(self) -> None:
-        self.releases += 1
-
-
-@sqlite_only
-def test_a_signal_in_the_wait_for_a_turn(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn that was given up is not released again: another thread may have it."""
-    store.check_schema()
-    lock = InterruptedLock()
-    monkeypatch.setattr(store._turn, "lock", lock)
-    with closing(sqlite3.connect(str(store.engine.url.database), isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(KeyboardInterrupt):
-            insert(store)
-        assert lock.releases == 1
-        other.execute("COMMIT")
-    insert(store)
-
-    assert lock.releases == 2
-    assert len(table(store)) == 1
-
-
-@sqlite_only
 def test_a_thread_waits_for_its_turn_for_too_long(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,9 +384,7 @@ class SlowTurn:
     def sleep(self, _seconds: float) -> None:
         self.now += 1
 
-    def acquire(self, *, timeout: float | None = None) -> bool:
-        if timeout is None:
-            return True  # a turn that was given back for a moment
+    def acquire(self, *, timeout: float) -> bool:
         self.now += 9
         return timeout > 9
 
