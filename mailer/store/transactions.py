@@ -6,7 +6,7 @@ For such short statements, it would take longer than they do. The pool is SQLAlc
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Engine
@@ -106,10 +106,12 @@ class Transaction:
 
     def close(self) -> None:
         """Return the connection to its pool, which rolls back all that was not committed."""
+        self._close_cursor()
         self._connection.close()
 
     def abandon(self, error: Exception) -> None:
         """Discard the connection, and all others of the pool if their server went away."""
+        self._close_cursor()
         if self._is_lost(error):
             pool: Any = self._engine.pool
             pool._invalidate(self._connection, error)  # noqa: SLF001 -- as SQLAlchemy itself does
@@ -125,6 +127,11 @@ class Transaction:
             # A connection that was opened while SQLite's log was read-only can never write.
             self._connection.invalidate()
             raise
+
+    def _close_cursor(self) -> None:
+        """Let go of the last statement: SQLite keeps its files open even without a connection."""
+        with suppress(self._engine.dialect.loaded_dbapi.Error):  # its connection is closed already
+            self._cursor.close()
 
     def _is_lost(self, error: Any) -> bool:
         connection = self._connection.driver_connection

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from mailer.store import Store
+from mailer.store import Store, sqlite_locks
 from tests.mails import NOW, a_message, insert, table
 from tests.services.databases import Databases, sqlite_only
 from tests.services.processes import at_once
@@ -89,6 +89,20 @@ def test_a_fork_at_any_moment(store: Store, database_url: str) -> None:
     stored = recipients(store)
     assert stored.count("child@example.com") == 10
     assert stored.count("parent@example.com") == 1
+
+
+@sqlite_only
+def test_the_end_of_a_transaction(store: Store) -> None:
+    """A transaction that is over has no file open, also while its thread still refers to it.
+
+    A child that is forked then would write to a log that its parent deletes.
+    """
+    with store._write() as transaction:
+        transaction.execute_many("UPDATE mailer_chore SET due_at = :due_at", [{"due_at": NOW}])
+    assert store._file is not None
+    store.engine.dispose()
+
+    assert not sqlite_locks.is_open(store._file)
 
 
 def fork_many(url: str) -> bool:
