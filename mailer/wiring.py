@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 
 from mailer.attendance import Watch
 from mailer.clock import AppClock
+from mailer.content import Renderer
 from mailer.dropin import QueueState, flask_mail_state
 from mailer.errors import ConfigurationError
 from mailer.intake import Intake
@@ -25,7 +26,6 @@ from mailer.message.ports import Clock
 from mailer.mime import make_signer
 from mailer.operations import Operations
 from mailer.outbound import InlineBell, Outbound
-from mailer.rendering import Renderer
 from mailer.settings import Settings, database
 from mailer.signals import SignalOutlet
 from mailer.store import Store

@@ -12,6 +12,7 @@ import flask_mail
 from sqlalchemy import Connection
 
 from mailer.attendance import Watch
+from mailer.content import Renderer
 from mailer.errors import InvalidMail, MissingRecipient, MissingSender, OverLimit
 from mailer.intake.arguments import (
     Item,
@@ -54,7 +55,6 @@ from mailer.message import (
     parse_addresses,
 )
 from mailer.message.ports import Bell, Clock
-from mailer.rendering import Renderer
 from mailer.settings import Settings
 from mailer.store import AfterCommit, CallersConnection, Store, connection_of
 

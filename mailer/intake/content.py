@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mailer.content import Bodies, Renderer, make_bodies
 from mailer.errors import InvalidMail
 from mailer.intake.keywords import check_keywords
 from mailer.message import check_body, evaluate
-from mailer.rendering import Bodies, Renderer, make_bodies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

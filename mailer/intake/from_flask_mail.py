@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import flask_mail
 
+from mailer.content import text_from_html
 from mailer.errors import InvalidAttachment, InvalidHeader, InvalidMail
 from mailer.intake.arguments import check_calendar, check_list
 from mailer.message import Attachment, check_body, check_text, evaluate, is_file_type
-from mailer.rendering import text_from_html
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
 # A line break before the blanks of the next line (RFC 5322), with the blanks before it.

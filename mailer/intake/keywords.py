@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from functools import lru_cache
 
+from mailer.content import Renderer
 from mailer.errors import InvalidMail
-from mailer.rendering import Renderer
 from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (

@@ -9,11 +9,11 @@ from typing import Any, cast
 import flask_mail
 
 from mailer.clock import SystemClock
+from mailer.content import Renderer
 from mailer.errors import InvalidMail
 from mailer.intake import Intake, Options
 from mailer.message import Envelope, Message
 from mailer.mime import WireMessage, compose
-from mailer.rendering import Renderer
 from mailer.settings import Settings
 from mailer.smtp.envelope import Offers, envelope_of
 from mailer.store import Store

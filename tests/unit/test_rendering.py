@@ -19,8 +19,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm.exc import DetachedInstanceError
 from werkzeug.exceptions import NotFound
 
+from mailer.content import Bodies, Renderer, inline_css, text_from_html
 from mailer.errors import StoreUnavailable, TemplateError, UnknownMail
-from mailer.rendering import Bodies, Renderer, inline_css, text_from_html
 
 Render = Callable[..., Bodies]
 

@@ -10,9 +10,9 @@ from flask import Flask
 from jinja2 import DictLoader, pass_context
 
 from mailer import Mailer
+from mailer.content import Renderer
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.intake.keywords import _OPTIONS, check_keywords
-from mailer.rendering import Renderer
 from mailer.settings import Settings, keys
 from mailer.settings.spelling import check_keys
 
