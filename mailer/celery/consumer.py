@@ -164,7 +164,8 @@ def careful_transport(transport: type[Any], consumer: PatientConsumer) -> type[A
     """Return a Redis transport like this one, with which no lost connection ends the worker."""
     own = {"consumer": consumer}
     message = type("CarefulMessage", (_CarefulMessage, transport.Channel.Message), dict(own))
-    own_channel = {**own, "Message": message}
+    qos = type("CarefulQoS", (_CarefulQoS, transport.Channel.QoS), {})
+    own_channel = {**own, "Message": message, "QoS": qos}
     channel = type("CarefulChannel", (_CarefulChannel, transport.Channel), own_channel)
     return type("CarefulTransport", (_CarefulTransport, transport), {**own, "Channel": channel})
 
@@ -181,6 +182,26 @@ class _CarefulMessage(_Base):  # type: ignore[misc]  # see there
         if payload["headers"].get("compression") and not self.consumer.app.conf.task_compression:
             raise ValueError("it is compressed, and may have any size")
         super().__init__(payload, **options)
+
+
+class _CarefulQoS(_Base):  # type: ignore[misc]  # see there
+    """The messages that a worker has in hand.
+
+    kombu counts a message for ever that could not be acknowledged: after a few, as many as a worker
+    takes at a time, it would receive nothing any more.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)
+        finally:
+            self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)
+        finally:
+            self._quick_ack(delivery_tag)
 
 
 class _CarefulTransport(_Base):  # type: ignore[misc]  # see there

@@ -37,6 +37,27 @@ def test_an_acknowledgement_that_comes_too_late_ends_no_worker(redis_server: Red
         channel.basic_ack(message.delivery_tag)
 
 
+@pytest.mark.parametrize("answer", ["ack", "reject"])
+def test_a_worker_receives_after_a_frozen_broker(redis_server: RedisServer, answer: str) -> None:
+    """A message that can't be acknowledged keeps no place of those that a worker takes at a time.
+
+    Otherwise, a worker hears no ring any more, once Redis has been frozen as often.
+    """
+    options = {"socket_timeout": 0.1}
+    connection, consumer, [message] = consuming(redis_server, transport_options=options)
+    channel: Any = message.channel
+    consumer.qos(prefetch_count=1)
+    assert not channel.qos.can_consume()
+
+    redis_server.pause()
+    with pytest.raises(connection.connection_errors):
+        getattr(message, answer)()
+    redis_server.resume()
+
+    assert channel.qos.can_consume()
+    connection.close()
+
+
 def test_a_task_in_hand_goes_back_to_the_queue(redis_server: RedisServer) -> None:
     """A worker that stops in good order returns a task it has not begun to the queue."""
     connection, _consumer, _messages = consuming(redis_server)
@@ -63,10 +84,16 @@ def test_a_lost_connection_is_let_go(redis_server: RedisServer) -> None:
 
 
 def consuming(
-    server: RedisServer, *, publish: bool = True, worker: Mock | None = None
+    server: RedisServer,
+    *,
+    publish: bool = True,
+    worker: Mock | None = None,
+    transport_options: dict[str, Any] | None = None,
 ) -> tuple[Connection, Consumer, list[Message]]:
     """Return a connection, its consumer and its tasks, which are not acknowledged."""
-    connection = Connection(server.url.replace("unix://", "redis+socket://"))
+    connection = Connection(
+        server.url.replace("unix://", "redis+socket://"), transport_options=transport_options
+    )
     worker = worker or Mock(PatientConsumer, controller=Mock())  # refuses nothing
     reached: Any = connection
     reached.transport_cls = careful_transport(connection.get_transport_cls(), worker)
