@@ -49,7 +49,8 @@ class Mailer:
     ...     return {"mail": receipt.id}, 202
 
     Args:
-        app: The app to initialise. Without it, call `init_app()`.
+        app: The app to initialise, and to use outside of any app context: in one, it is the current
+            app that counts. Without it, call `init_app()`.
     """
 
     def __init__(self, app: Flask | None = None) -> None:

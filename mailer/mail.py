@@ -37,7 +37,8 @@ class Mail(flask_mail.Mail):
     ['sent']
 
     Args:
-        app: The app to initialise. Without it, call `init_app()`.
+        app: The app to initialise. All mail is then queued for it, as in Flask-Mail, whatever the
+            current app is. Without it, call `init_app()`, and mail is queued for the current app.
         when: `"queued"`: workers deliver. `"now"`: the calling thread delivers.
 
     Raises:
