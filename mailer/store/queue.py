@@ -175,7 +175,7 @@ RECALL = """
 WITH early AS MATERIALIZED (
     SELECT id FROM mailer_delivery
     WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :was
-        AND mail_id > :made_after
+        AND {mail_id_by_byte} > :made_after
     ORDER BY due_at LIMIT :most {lock})
 UPDATE mailer_delivery SET due_at = :now
 WHERE id IN (SELECT id FROM early)

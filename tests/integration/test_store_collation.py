@@ -75,5 +75,15 @@ def test_content_is_erased_in_time(store: Store) -> None:
     assert erased == IDS[:4]
 
 
+def test_late_mail_is_recalled(store: Store) -> None:
+    """After the clock was set back, only mail that was made after a time is recalled."""
+    recalled = [
+        store.recall_queued(NOW - 10, was=NOW + 10, made_after=time_of(mail_id))
+        for mail_id in reversed(IDS)
+    ]
+
+    assert recalled == [1] * len(IDS)
+
+
 def time_of(mail_id: str) -> float:
     return int(mail_id[:12], 16) / 1000
