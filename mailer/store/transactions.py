@@ -129,7 +129,7 @@ class Transaction:
             raise
 
     def _close_cursor(self) -> None:
-        """Let go of the last statement: SQLite keeps its files open even without a connection."""
+        """Close the cursor, whose statement would keep the files of a closed SQLite open."""
         with suppress(self._engine.dialect.loaded_dbapi.Error):  # its connection is closed already
             self._cursor.close()
 
