@@ -227,11 +227,13 @@ class Share:
 
     def _note(self, outcome: Outcome) -> None:
         """Note the outcome of the oldest mail in flight."""
-        delivery, box = self._book.in_flight[0].delivery, self._context.box
+        mail, box = self._book.in_flight[0], self._context.box
+        delivery = mail.delivery
         if outcome.verdict is Verdict.SENT:
             box.taken(delivery.id, outcome.reply)  # first: until then a death means doubt
         self.report.tried += 1
-        result = self._result(delivery, self._blame(delivery, outcome))
+        blamed = self._blame(delivery, outcome)
+        result = self._result(delivery, blamed, may_be_sensitive=mail.wire.is_sensitive)
         self._preparer.drop(self._book.finish(result), self._book.next_waiting)
         if result.outcome.verdict not in (Verdict.SENT, Verdict.DOUBTFUL):
             box.over(delivery.id)
@@ -248,8 +250,10 @@ class Share:
         is_harmless = outcome.verdict is Verdict.DEFERRED
         return replace(outcome, verdict=Verdict.UNREACHED) if is_harmless else outcome
 
-    def _result(self, delivery: Delivery, outcome: Outcome) -> Result:
-        result = result_of(self._services, delivery, outcome)
+    def _result(
+        self, delivery: Delivery, outcome: Outcome, *, may_be_sensitive: bool = True
+    ) -> Result:
+        result = result_of(self._services, delivery, outcome, may_be_sensitive=may_be_sensitive)
         if outcome.verdict is Verdict.SENT:
             return result
         log.warning(

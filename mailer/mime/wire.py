@@ -32,6 +32,10 @@ class WireMessage(flask_mail.Message):
         return self._mail.id
 
     @property
+    def is_sensitive(self) -> bool:
+        return self._mail.sensitive
+
+    @property
     def envelope_from(self) -> str:
         return self._mail.bounce_address
 

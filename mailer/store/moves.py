@@ -83,7 +83,7 @@ class Moves(Database):
         mails: Collection[str],
         kinds: Kinds | None,
     ) -> set[int]:
-        """Move deliveries of these mails. Erase the sensitive mails that are finished by that."""
+        """Move deliveries. Erase those of `mails` that are sensitive and finished by that."""
         sensitive = erasing.lock_sensitive(transaction, mails)
         moved = self._moved(transaction, statement, values, kinds=kinds)
         if moved:

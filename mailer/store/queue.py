@@ -216,6 +216,8 @@ class Result:
     delivery: Delivery
     outcome: Outcome
     move: Move
+    #: Whether the mail may be sensitive: its row is locked then, to be erased with the last result.
+    may_be_sensitive: bool = True
 
     @property
     def event(self) -> EventKind | None:
@@ -291,7 +293,7 @@ class Queue(Moves):
             rows.result_row(one.delivery, one.outcome, one.move, now) for one in results
         )
         values = {"results": packed_results, "relay": relay, "now": now}
-        mails = {result.delivery.mail_id for result in results}
+        mails = {one.delivery.mail_id for one in results if one.may_be_sensitive}
         kinds = {one.delivery.id: kind for one in results if (kind := one.event) is not None}
 
         def record(transaction: Transaction) -> set[int]:

@@ -11,7 +11,8 @@ from sqlalchemy import make_url, select
 
 from mailer import schema
 from mailer.message import Attachment, Delivery, Message, Status, Verdict, id_at
-from mailer.store import Store
+from mailer.store import Store, erasing
+from mailer.store.transactions import Transaction
 from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, set_aside, table
 from tests.services.databases import sqlite_only
 from tests.services.dispatchers import MakeDispatcher, copy_of, queue, received
@@ -272,6 +273,34 @@ def test_nothing_is_sent_instead_of_what_was_erased(
     assert [attempt.verdict for attempt in copy_of(store, erased).history] == [Verdict.REFUSED]
     assert copy_of(store, other).status is Status.SENT
     assert received(sink) == ["bob@example.com"]
+
+
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_only_sensitive_mail_is_locked_to_record_it(
+    make_dispatcher: MakeDispatcher,
+    store: Store,
+    sink: Sink,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    sensitive: bool,
+) -> None:
+    """A worker that sends no sensitive mail does not touch the rows of messages to record it."""
+    ordinary, code = queue(store, "ada@example.com"), None
+    if sensitive:
+        code = queue(store, "bob@example.com", message=secret())
+    statements: list[str] = []
+    execute = Transaction.execute
+
+    def note(transaction: Transaction, statement: str, *values: Any) -> list[Any]:
+        statements.append(statement)
+        return execute(transaction, statement, *values)
+
+    monkeypatch.setattr(Transaction, "execute", note)
+    make_dispatcher().deliver_batch()
+
+    assert copy_of(store, ordinary).status is Status.SENT
+    assert (erasing.LOCK_PRIVATE in statements) == sensitive
+    assert code is None or was_erased(store, code)
 
 
 @pytest.mark.parametrize("sensitive", [False, True])
