@@ -235,3 +235,10 @@ class SchemaMismatch(StoreError):
 
 class InUseElsewhere(StoreError):
     """The SQLite file is in use on another machine. Two machines would corrupt it."""
+
+
+def is_time_limit(error: BaseException) -> bool:
+    """Return whether an error is the soft time limit of a Celery task, which is for the task."""
+    from celery.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 -- see wiring.wire()
+
+    return isinstance(error, SoftTimeLimitExceeded)

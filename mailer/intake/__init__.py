@@ -13,7 +13,13 @@ from sqlalchemy import Connection
 
 from mailer.attendance import Watch
 from mailer.content import Renderer
-from mailer.errors import InvalidMail, MissingRecipient, MissingSender, OverLimit
+from mailer.errors import (
+    InvalidMail,
+    MissingRecipient,
+    MissingSender,
+    OverLimit,
+    is_time_limit,
+)
 from mailer.intake.arguments import (
     Item,
     When,
@@ -282,9 +288,7 @@ def _suppressed(message: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from celery.exceptions import SoftTimeLimitExceeded  # noqa: PLC0415 -- see wiring.wire()
-
-        if isinstance(error, SoftTimeLimitExceeded):
+        if is_time_limit(error):
             raise
         if message is not None:
             log.exception(message)

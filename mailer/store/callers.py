@@ -1,14 +1,14 @@
 """The caller's own transaction with mail in it: a commit queues the mail, a rollback removes it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from mailer.errors import ConfigurationError, InvalidMail
+from mailer.errors import ConfigurationError, InvalidMail, is_time_limit
 from mailer.message.events import Event
 from mailer.store.engines import patiently
 from mailer.store.sql import packed
@@ -182,14 +182,30 @@ def _call_before_next(connection: Connection) -> None:
 
 def _call_at_return(_driver_connection: object, record: Any) -> None:
     """Make the calls when the connection goes back to its pool: its transaction is over."""
-    _call(record.info)
+    try:
+        _call(record.info)
+    except BaseException:
+        # SQLAlchemy would leave the connection out of its pool, and its place would stay taken.
+        record.checkin(_fairy_was_created=False)
+        raise
 
 
 def _call(info: dict[Any, Any]) -> None:
+    """Make each of the calls, also after one that raises an exception for the caller."""
     calls: _Calls | None = info.pop(_INFO, None)
-    for call, mail_ids in calls.committed.items() if calls else ():
-        with suppress(Exception):  # the caller has committed, so nothing is raised
-            call(mail_ids)
+    committed = calls.committed if calls else {}
+    with ExitStack() as every:  # begins with the last that it is given
+        for call, mail_ids in reversed(committed.items()):
+            every.callback(_call_safely, call, mail_ids)
+
+
+def _call_safely(call: AfterCommit, mail_ids: Sequence[str]) -> None:
+    """Make a call. Its errors are not the caller's, who has committed, but a time limit is."""
+    try:
+        call(mail_ids)
+    except Exception as error:
+        if is_time_limit(error):
+            raise
 
 
 # Most connections go back to their pool right after the commit. If one stays open and idle, the

@@ -1,15 +1,17 @@
 """Mail in the application's own transaction is committed with it, or never exists."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -27,6 +29,7 @@ from mailer import (
     send_email,
 )
 from mailer.intake import Intake
+from mailer.store import connection_of
 from tests.mails import postgresql_only
 from tests.services.databases import sqlite_only
 from tests.services.dispatchers import CountingBell
@@ -257,6 +260,30 @@ def test_a_connection_without_a_pool(shop: Flask, database_url: str, bell: Count
         session.commit()
 
     assert (rows(shop), bell.rings) == (MAIL, 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_time_limit_after_the_commit(
+    shop: Flask, database_url: str, bell: CountingBell, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A task's soft time limit passes on to the task; other calls and the pool are not harmed."""
+    monkeypatch.setattr(bell, "ring", Mock(side_effect=SoftTimeLimitExceeded))
+    engine = create_engine(driven(database_url), pool_size=1, max_overflow=0, pool_timeout=1)
+    called = list[Sequence[str]]()
+
+    def task() -> None:
+        with WAYS[way](engine) as host:
+            receipt = send(host)
+            store_of(shop).after_commit(connection_of(host), receipt.id, called.append)
+            host.commit()
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        task()
+
+    assert [len(mail_ids) for mail_ids in called] == [1]
+    with engine.connect() as connection:  # the only one that the pool may have
+        assert connection.scalar(text("SELECT count(*) FROM mailer_message")) == 1
+    engine.dispose()
 
 
 # --- savepoints ---------------------------------------------------------------------------------
