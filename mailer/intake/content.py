@@ -55,7 +55,9 @@ class Content:
 
     def _literal(self, renderer: Renderer) -> Bodies:
         check_keywords(renderer, None, self.keywords)
-        text, html = evaluate(self.text), evaluate(self.html) or None
+        text, html = evaluate(self.text), evaluate(self.html)
+        if html == "":  # as a field of a form that was left empty
+            html = None
         if text is None and html is None:
             raise InvalidMail(
                 "The mail has no content: give the name of a template, or text=… and html=…, or"

@@ -120,6 +120,8 @@ NO_CONTENT = "The mail has no content: give the name of a template, or text=… 
         ),
         ({"text": b"Hello"}, "text: give a str, not bytes."),
         ({"html": 5}, "html: give a str, not int."),
+        ({"text": "Hello", "html": False}, "html: give a str, not bool."),
+        ({"text": "Hello", "html": b""}, "html: give a str, not bytes."),
         ({"text": "a\x00b"}, r"text: the character '\x00' at 1 can't be in a mail: remove it."),
         ({"html": "\ud800"}, r"html: the character '\ud800' at 0 can't be in a mail"),
     ],
