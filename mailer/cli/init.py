@@ -13,6 +13,7 @@ from flask.cli import ScriptInfo, pass_script_info
 
 from mailer.cli.app_source import AppSource, find_source
 from mailer.cli.group import mail_group
+from mailer.cli.mail_database import find_mail_database
 from mailer.cli.next_steps import next_steps
 from mailer.cli.project_files import (
     ProjectFile,
@@ -45,14 +46,16 @@ def init(info: ScriptInfo, *, worker: str, postgres: bool, dry_run: bool) -> Non
     _check_name(worker, folder)
     source = find_source(info.app_import_path, worker)
     app = _load(info, source)
-    database = app.config.get("SQLALCHEMY_DATABASE_URI") if app else None
-    files = make_files(folder, source, worker, postgres=postgres, app_database=database)
+    database = find_mail_database(app, folder, postgres=postgres)
+    files = make_files(folder, source, worker, database)
     for file in files:
         _write_or_show(file, dry_run=dry_run)
     _ignore(folder / ".gitignore", dry_run=dry_run)
     if (folder / ".dockerignore").exists():  # also one that was just written, and lacks nothing
         _ignore(folder / ".dockerignore", dry_run=dry_run)
-    click.echo("\nNothing is written." if dry_run else f"\n{next_steps(source, app, worker)}")
+    click.echo(
+        "\nNothing is written." if dry_run else f"\n{next_steps(source, app, worker, database)}"
+    )
 
 
 def _check_name(worker: str, folder: Path) -> None:

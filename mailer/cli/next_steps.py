@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from flask import Flask
 
 from mailer.cli.app_source import AppSource
+from mailer.cli.mail_database import MailDatabase
 
 _FOR_AN_APP = """
        from mailer import Mailer
@@ -22,18 +23,20 @@ _FOR_A_FACTORY = """
 """
 
 
-def next_steps(source: AppSource, app: Flask | None, worker: str) -> str:
+def next_steps(source: AppSource, app: Flask | None, worker: str, database: MailDatabase) -> str:
     """Return the steps after `flask mail init`, numbered.
 
     Args:
         source: The place of the app.
         app: The app itself, or None if it could not be made.
         worker: The name of the worker's module.
+        database: The place of the mail in the containers.
     """
     has_own_celery = app is not None and _has_own_celery(app)
     steps = [
         *_set_up(source, app),
-        *(_own_celery() if has_own_celery else ()),
+        *(_own_celery(app) if app is not None and has_own_celery else ()),
+        *filter(None, [database.advice]),
         *_settings(),
         *_start(source, worker, has_own_celery=has_own_celery),
     ]
@@ -65,14 +68,16 @@ def _settings() -> Iterator[str]:
         )
 
 
-def _own_celery() -> Iterator[str]:
+def _own_celery(app: Flask) -> Iterator[str]:
+    mailer = app.extensions.get("mailer")
+    if mailer is None or mailer.celery is not app.extensions["celery"]:
+        yield (
+            'The app has a Celery app of its own: set app.extensions["celery"] to it before'
+            " mail.init_app(app) or mailer.init_app(app), so that its workers deliver the mail."
+        )
     yield (
-        'The app has a Celery app of its own: set app.extensions["celery"] to it before'
-        " mail.init_app(app) or mailer.init_app(app), so that its workers deliver the mail."
-    )
-    yield (
-        "Let that Celery app take its broker_url from MAILER_REDIS_URL, which is the Redis of the"
-        " stack in the containers."
+        "Let the Celery app of the app take its broker_url from MAILER_REDIS_URL, which is the"
+        " Redis of the stack in the containers."
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mailer.cli.app_source import AppSource
+from mailer.cli.mail_database import MailDatabase
 from mailer.private import create_private_file
 
 #: The names of a compose file. A second file would hide the first.
@@ -42,7 +43,7 @@ class ProjectFile:
 
 
 def make_files(
-    folder: Path, source: AppSource, worker: str, *, postgres: bool, app_database: object
+    folder: Path, source: AppSource, worker: str, database: MailDatabase
 ) -> list[ProjectFile]:
     """Return the files of a project in the order in which a reader needs them.
 
@@ -52,21 +53,19 @@ def make_files(
         folder: The folder of the project.
         source: The app.
         worker: The name of the worker's module.
-        postgres: Whether the compose file has a PostgreSQL for the mail.
-        app_database: SQLALCHEMY_DATABASE_URI of the app, or None.
+        database: The place of the mail in the containers.
     """
     names = [name for name in ("requirements.txt", "pyproject.toml") if (folder / name).is_file()]
-    own_postgres = str(app_database).startswith("postgres")
     values = {
         "project": re.sub("[^a-z0-9]", "", folder.name.lower()) or "app",
         "source": source,
-        "flask_app": json.dumps(source.for_flask),
+        "flask_app": json.dumps(source.for_flask).replace("$", "$$"),  # Compose reads one $
         "server": json.dumps(source.for_gunicorn),
         "worker": worker,
         "local": _local_name(source),
         "call": "" if source.arguments is None else f"({source.arguments})",
-        "database": "postgres" if postgres else "app" if own_postgres else "sqlite",
-        "extras": "postgres,web" if postgres or own_postgres else "web",
+        "database": database.kind,
+        "extras": "postgres,web" if database.is_postgresql else "web",
         "password": secrets.token_urlsafe(24),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "requirements": names[0] if names else None,

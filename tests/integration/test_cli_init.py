@@ -192,22 +192,26 @@ def test_an_app_with_mailer(init: Init, tmp_path: Path) -> None:
     assert "flask --app shop9:create_app mail queue" in said
 
 
+OWN_CELERY = 'from celery import Celery\napp.extensions["celery"] = Celery("own")\n'
+
+
 @pytest.mark.parametrize(
-    ("name", "extension"),
+    ("name", "code", "is_in_order"),
     [
-        ("shop10", "from mailer import Mailer\nMailer(app)\n"),
-        ("shop10b", "from flask_mail import Mail\nMail(app)\n"),
+        ("shop10", f"{OWN_CELERY}from mailer import Mailer\nMailer(app)\n", True),
+        ("shop10b", f"{OWN_CELERY}from flask_mail import Mail\nMail(app)\n", False),
+        ("shop10c", f"from mailer import Mailer\nMailer(app)\n{OWN_CELERY}", False),
     ],
 )
 def test_an_app_with_a_celery_app_of_its_own(
-    init: Init, tmp_path: Path, name: str, extension: str
+    init: Init, tmp_path: Path, name: str, code: str, *, is_in_order: bool
 ) -> None:
-    """The steps are about its order, its broker and its workers, and ask for no second worker."""
-    own = 'from celery import Celery\napp.extensions["celery"] = Celery("own")\n'
-    write(tmp_path, **{name: f"{PLAIN}{own}{extension}"})
+    """The steps are about its order, unless that is right, its broker, and its workers alone."""
+    write(tmp_path, **{name: f"{PLAIN}{code}"})
     said = init(name).stdout
 
-    assert 'set app.extensions["celery"] to it before mail.init_app(app)' in said
+    asks_for_order = 'set app.extensions["celery"] to it before mail.init_app(app)' in said
+    assert asks_for_order is not is_in_order
     assert "broker_url from MAILER_REDIS_URL" in said
     assert "Restart the workers of that Celery app" in said
     assert "Start a worker" not in said
@@ -295,6 +299,55 @@ def test_other_commands_say_how_to_set_up_mailer(command: str) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: The app 'shop' has no Mailer. Where it is made, write")
     assert "flask mail init" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "variable", "advice"),
+    [
+        ("sqlite:///{folder}/shop.db", [], "sqlite:////srv", "is not on the volume `instance`"),
+        ("sqlite://", [], "sqlite:////srv", "is not on the volume `instance`"),
+        ("sqlite:///shop.db", [], None, None),
+        ("sqlite:///{folder}/instance/shop.db", [], None, None),
+        ("postgresql://db/shop", [], None, None),
+        ("postgresql://me:secret@db/shop", ["--postgres"], "postgresql://app@", "hold no mail"),
+        ("sqlite:///shop.db", ["--postgres"], "postgresql://app@", "would hold no mail"),
+    ],
+)
+def test_an_app_that_chooses_the_database_itself(
+    init: Init,
+    tmp_path: Path,
+    url: str,
+    options: list[str],
+    variable: str | None,
+    advice: str | None,
+) -> None:
+    """app.config comes before the variable of the stack: a step says so if mail would be lost."""
+    chosen = f'app.config["MAILER_DATABASE_URL"] = "{url.format(folder=tmp_path)}"\n'
+    write(tmp_path, shop20=PLAIN + chosen)
+    result = init("shop20", *options)
+    given = services(tmp_path)["web"]["environment"].get("MAILER_DATABASE_URL")
+
+    assert result.exit_code == 0, result.output
+    assert (given or "").startswith(variable or "")
+    assert (given is None) is (variable is None)
+    assert ("app.config sets MAILER_DATABASE_URL to" in result.stdout) is (advice is not None)
+    assert (advice or "") in result.stdout
+    assert "secret" not in result.stdout
+    extras = "postgres,web" if "postgres" in (given or url) else "web"
+    assert f"flask-mailer-queue[{extras}]" in (tmp_path / "Dockerfile").read_text()
+
+
+def test_a_database_of_the_environment(
+    init: Init, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app that takes the variable takes that of the stack in the containers."""
+    monkeypatch.setenv("MAILER_DATABASE_URL", f"sqlite:///{tmp_path}/shop.db")
+    code = 'app.config["MAILER_DATABASE_URL"] = os.environ["MAILER_DATABASE_URL"]\n'
+    write(tmp_path, shop21=f"import os\n{PLAIN}{code}")
+    result = init("shop21")
+
+    assert "app.config sets" not in result.stdout
+    assert services(tmp_path)["web"]["environment"]["MAILER_DATABASE_URL"].startswith("sqlite:////")
 
 
 # --- the files ----------------------------------------------------------------------------------
@@ -453,6 +506,16 @@ def test_the_stack_reads_what_env_explains(stack: dict[str, Any], tmp_path: Path
     assert asked <= explained
     assert explained <= keys().keys() | asked
     assert ("POSTGRES_PASSWORD" in explained) == ("postgres" in stack)
+
+
+def test_a_dollar_in_an_argument_of_the_factory(init: Init, tmp_path: Path) -> None:
+    """Compose would replace "$HOME", so it gets "$$HOME". A Dockerfile replaces nothing in CMD."""
+    write(tmp_path, shop22=FACTORY)
+    init('shop22:create_app("$HOME")')
+
+    flask_app = services(tmp_path)["web"]["environment"]["FLASK_APP"]
+    assert flask_app == 'shop22:create_app("$$HOME")'
+    assert r"create_app(\"$HOME\")" in (tmp_path / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize(
