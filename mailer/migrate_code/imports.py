@@ -6,6 +6,14 @@ from collections.abc import Collection, Iterator
 import libcst as cst
 
 from mailer.migrate_code.findings import Decision, Finding, Replacement
+from mailer.migrate_code.import_order import (
+    is_import,
+    is_sorted,
+    join_names,
+    place,
+    section_around,
+    section_of_flask,
+)
 from mailer.migrate_code.mail_objects import FLASK_MAIL, flask_mail_classes, is_mail_taken
 from mailer.migrate_code.reading import File, bound_name, dotted, module_of, names_in, walk
 
@@ -60,8 +68,11 @@ def _plan_import(file: File, statement: cst.ImportFrom) -> Iterator[Decision]:
         )
 
 
+# --- the import from mailer ----------------------------------------------------------------------
+
+
 def add_imports(module: cst.Module, names: Collection[tuple[str, str]]) -> cst.Module:
-    """Import names from `mailer`, after the imports that need them, or beside those of mailer."""
+    """Import names from `mailer`: beside those of mailer, or where sorted imports have it."""
     missing = sorted(pair for pair in names if not _has(module, *pair))
     if not missing:
         return module
@@ -72,24 +83,35 @@ def add_imports(module: cst.Module, names: Collection[tuple[str, str]]) -> cst.M
         for name, alias in missing
     ]
     first = last = _place(module)
-    while last < len(module.body) and _is_import(module.body[last]):
+    while last < len(module.body) and is_import(module.body[last]):
         last += 1
     for position, line in enumerate(module.body[first:last], first):
         assert isinstance(line, cst.SimpleStatementLine)
         for statement in line.body:
             if isinstance(statement, cst.ImportFrom) and _is_mailer(statement):
                 assert not isinstance(statement.names, cst.ImportStar)
-                ends = [*statement.names[:-1], statement.names[-1].with_changes(comma=_COMMA)]
-                together = statement.with_changes(names=[*ends, *_separated(aliases)])
+                together = statement.with_changes(names=join_names(statement.names, aliases))
                 body = [*module.body]
                 body[position] = line.deep_replace(statement, together)  # type: ignore[arg-type]
                 return module.with_changes(body=body)
     added = cst.SimpleStatementLine(
-        [cst.ImportFrom(module=cst.Name("mailer"), names=_separated(aliases))]
+        [cst.ImportFrom(module=cst.Name("mailer"), names=join_names([], aliases))]
     )
     if last == first == 1:  # below the docstring
         added = added.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
+    section = section_of_flask(module)
+    if section is not None and is_sorted(section):
+        return place(module, section, added)
     return module.with_changes(body=[*module.body[:last], added, *module.body[last:]])
+
+
+def move_import(before: cst.Module, after: cst.Module) -> cst.Module:
+    """Move an import of Flask-Mail that is one of `mailer` now, if its section was sorted."""
+    old, new = _imports_from(before, FLASK_MAIL), _imports_from(after, ("mailer",))
+    was_one = len(old) == 1 and not _imports_from(before, ("mailer",))
+    if was_one and new and is_sorted(section_around(before, old[0])):
+        return place(after, section_around(after, new[0]), new[0])
+    return after
 
 
 def _place(module: cst.Module) -> int:
@@ -97,23 +119,23 @@ def _place(module: cst.Module) -> int:
 
     Not every program may import mailer above the others: a call of `monkey_patch()` comes first.
     """
-    imports = [i for i, line in enumerate(module.body) if _is_import(line)]
+    imports = [i for i, line in enumerate(module.body) if is_import(line)]
     of_mail = [i for i in imports if _MAIL & set(names_in(module.body[i]))]
     return next(iter(of_mail or imports), int(module.get_docstring() is not None))
 
 
 _MAIL = frozenset({"flask_mail", "mailer", "smtplib"})
-_COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
 
 
-def _separated(aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-    return [*(one.with_changes(comma=_COMMA) for one in aliases[:-1]), aliases[-1]]
-
-
-def _is_import(line: cst.CSTNode) -> bool:
-    return isinstance(line, cst.SimpleStatementLine) and all(
-        isinstance(one, cst.Import | cst.ImportFrom) for one in line.body
-    )
+def _imports_from(module: cst.Module, packages: Collection[str]) -> list[cst.SimpleStatementLine]:
+    """Return the lines for all code of a module that import names from one of some packages."""
+    return [
+        line
+        for line in module.body
+        if isinstance(line, cst.SimpleStatementLine)
+        and isinstance(line.body[0], cst.ImportFrom)
+        and module_of(line.body[0]) in packages
+    ]
 
 
 def _is_mailer(statement: cst.ImportFrom) -> bool:

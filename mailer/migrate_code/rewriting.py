@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import libcst as cst
 
 from mailer.migrate_code.findings import Edits
-from mailer.migrate_code.imports import add_imports, unused_imports
+from mailer.migrate_code.imports import add_imports, move_import, unused_imports
 from mailer.migrate_code.reading import last_name, names_in, walk
 
 _Block = TypeVar("_Block", cst.Module, cst.IndentedBlock)
@@ -14,7 +14,7 @@ _Block = TypeVar("_Block", cst.Module, cst.IndentedBlock)
 
 def rewrite(module: cst.Module, edits: Edits) -> cst.Module:
     """Return the module with all edits, and without the imports that nothing uses any more."""
-    written = module.visit(_Rewriter(edits))
+    written = move_import(module, module.visit(_Rewriter(edits)))
     written = add_imports(written, edits.imported)
     written = written.visit(_Rewriter(Edits(removed=_idle_apps(written, edits.maybe_unused))))
     decorators = {

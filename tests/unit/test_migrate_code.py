@@ -199,7 +199,7 @@ def test_an_error_is_imported_beside_what_is() -> None:
         """\
         from smtplib import SMTP
 
-        from mailer import Mail, Message, MailerError
+        from mailer import Mail, MailerError, Message
 
         mail = Mail()
 
@@ -259,6 +259,45 @@ def test_a_module_of_the_project_that_is_named_mailer() -> None:
 def test_the_place_of_a_new_import(before: str, after: str) -> None:
     """A new import comes below the docstring, and not above the other imports of mail."""
     check(before + "\n", after + "\n")
+
+
+FLASK = "from flask import Flask\n"
+LOCAL = "\nfrom shop.models import User\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            f"import os\n\n{FLASK}from flask_mail import Mail\nfrom flask_wtf import Form\n{LOCAL}",
+            f"import os\n\n{FLASK}from flask_wtf import Form\nfrom mailer import Mail\n{LOCAL}",
+        ),
+        (
+            f"import os\n\nfrom flask_mail import Mail\nfrom flask_wtf import Form\n{LOCAL}",
+            f"import os\n\nfrom flask_wtf import Form\nfrom mailer import Mail\n{LOCAL}",
+        ),
+        (
+            f"from flask_mail import Attachment, Mail\nfrom wtforms import Form\n{LOCAL}",
+            "from flask_mail import Attachment\nfrom mailer import Mail\nfrom wtforms import Form\n"
+            + LOCAL,
+        ),
+        (
+            f"import flask_mail\n{FLASK}{LOCAL}\nx = flask_mail.Mail(flask_mail)\n",
+            f"import flask_mail\n{FLASK}from mailer import Mail\n{LOCAL}\nx = Mail(flask_mail)\n",
+        ),
+        (
+            f"# first\nfrom flask_mail import Mail\n{FLASK}",
+            f"# first\nfrom mailer import Mail\n{FLASK}",
+        ),
+        (  # unsorted before
+            f"from flask_wtf import Form\nfrom flask_mail import Mail\n{FLASK}",
+            f"from flask_wtf import Form\nfrom mailer import Mail\n{FLASK}",
+        ),
+    ],
+)
+def test_the_order_of_sorted_imports(before: str, after: str) -> None:
+    """Among sorted imports, that of mailer is where an import sorter puts it."""
+    check(before, after)
 
 
 @pytest.mark.parametrize(
