@@ -7,7 +7,7 @@ and writes the files.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -15,6 +15,12 @@ import libcst as cst
 
 from mailer.migrate_code.callers import Senders, advise_callers, find_senders
 from mailer.migrate_code.calls import Callees
+from mailer.migrate_code.celery_order import (
+    SETS_CELERY,
+    SetUps,
+    find_set_ups,
+    plan_celery_order,
+)
 from mailer.migrate_code.definitions import plan_decorators, plan_unused
 from mailer.migrate_code.excepts import plan_excepts, plan_results
 from mailer.migrate_code.findings import Decision, Edits, Finding, Migration
@@ -41,7 +47,7 @@ __all__ = ["Finding", "Migration", "migrate"]
 _DEFINITION = re.compile(r"\bdef\s+(\w+)")
 _SENDING = re.compile(
     r"flask_mail|flask\.ext\.mail|SMTP|\bMail\(|\.(?:send\w*|delay|apply_async|si?|submit)\("
-    r"|Thread|Process|Timer|\.spawn|start_background_task"
+    r"|Thread|Process|Timer|\.spawn|start_background_task|\.init_app\("
 )
 _UNSAFE = "The changes that were planned here would break the file, so it is left as it is."
 
@@ -54,6 +60,7 @@ class _Project(NamedTuple):
     functions: dict[str, list[MailFunction]]
     callees: dict[str, Callees]
     senders: Senders
+    set_ups: SetUps
     #: In how many files a word is.
     words: Counter[str]
 
@@ -79,7 +86,7 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
         if migration.changes or migration.advice:
             yield name, migration
     for name, text in sources.items():
-        if not _matters(text) and (advice := _advise_caller(text, project.senders)):
+        if not _matters(text) and (advice := _advise_caller(text, project)):
             yield name, Migration(text, advice=advice)
 
 
@@ -122,16 +129,30 @@ def _look(files: dict[str, File], sources: Mapping[str, str]) -> _Project:
         for name, file in files.items()
     }
     senders = find_senders(files, functions, callees)
-    return _Project(files, mail, functions, callees, senders, counts)
+    set_ups = find_set_ups(files, mail, _files_with_celery(sources, files))
+    return _Project(files, mail, functions, callees, senders, set_ups, counts)
 
 
-def _advise_caller(text: str, senders: Senders) -> tuple[Finding, ...]:
+def _files_with_celery(sources: Mapping[str, str], known: Collection[str]) -> Iterator[File]:
+    """Yield the files that may set up Celery, and have nothing to do with mail."""
+    for name, text in sources.items():
+        if name not in known and SETS_CELERY.search(text):
+            parsed = _parsed(text)
+            if isinstance(parsed, File):
+                yield parsed
+
+
+def _advise_caller(text: str, project: _Project) -> tuple[Finding, ...]:
     """Return the advice for a file that sends no mail, but may call functions that do."""
-    if not senders.may_be_in(text):
+    senders, set_ups = project.senders, project.set_ups
+    if not (senders.may_be_in(text) or set_ups.may_be_in(text)):
         return ()
     parsed = _parsed(text)
-    found = advise_callers(parsed, (), senders) if isinstance(parsed, File) else ()
-    return tuple(sorted(found))
+    if not isinstance(parsed, File):
+        return ()
+    order = plan_celery_order(parsed, MailObjects(frozenset()), set_ups)
+    found = [*advise_callers(parsed, (), senders), *order]
+    return tuple(sorted(one for one in found if isinstance(one, Finding)))
 
 
 def _migrate(name: str, project: _Project) -> Migration:
@@ -155,6 +176,7 @@ def _decisions(name: str, project: _Project) -> Iterator[Decision]:
     yield from plan_tasks(file, functions, callees)
     yield from plan_excepts(file, mail, senders.names)
     yield from plan_results(file, mail)
+    yield from plan_celery_order(file, mail, project.set_ups)
     yield from advise_callers(file, functions, senders)
 
 

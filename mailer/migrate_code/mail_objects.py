@@ -13,9 +13,9 @@ from mailer.migrate_code.reading import (
     bound_name,
     dotted,
     imported_modules,
+    is_extension,
     last_name,
     module_of,
-    string,
     walk,
 )
 
@@ -39,7 +39,7 @@ class MailObjects:
         match node:
             case cst.Name() | cst.Attribute():
                 return last_name(node) in self.names
-        return self.in_extensions and _is_extension(node)
+        return self.in_extensions and is_extension(node, "mail")
 
     def is_sending(self, node: cst.CSTNode) -> bool:
         """Return whether a node is a call such as `mail.send(message)`."""
@@ -78,7 +78,7 @@ def advise_unknown(file: File, mail: MailObjects) -> Iterator[Finding]:
     }
     names = {"mail"} if modules & {*FLASK_MAIL} else set[str]()
     for target, value in _assignments(file):  # engine = app.extensions.get("mail")
-        if value is not None and any(map(_is_extension, walk(value))):
+        if value is not None and any(is_extension(one, "mail") for one in walk(value)):
             names.add(last_name(target))
     unknown = MailObjects(frozenset(names - mail.names), not mail.in_extensions)
     if lines := [file.line(one) for one in file.every(cst.Call) if unknown.is_sending(one)]:
@@ -114,7 +114,7 @@ def imported_as(file: File, wanted: str) -> set[str]:
     }
 
 
-def _makers(file: File) -> set[str]:
+def mail_classes(file: File) -> set[str]:
     """Return the expressions that are the class of mailer after the changes, or a subclass."""
     modules = ("mailer",) if is_mail_taken(file) else ("mailer", *FLASK_MAIL)
     found = imported_as(file, "Mail")
@@ -129,7 +129,7 @@ def _makers(file: File) -> set[str]:
 
 
 def _makes_mail(file: File) -> bool:
-    makers = _makers(file)
+    makers = mail_classes(file)
     return any(dotted(call.func) in makers for call in file.every(cst.Call))
 
 
@@ -191,12 +191,12 @@ class _Names:
 
 
 def _bindings(name: str, file: File, in_extensions: bool) -> _Bindings:
-    makers = _makers(file)
+    makers = mail_classes(file)
     queueing, others, shared = set[str](), set[str](), set[str]()
     for target, value in _assignments(file):
         bound = last_name(target)
         match value:
-            case _ if value is not None and _is_extension(value):
+            case _ if value is not None and is_extension(value, "mail"):
                 queues = in_extensions
             case cst.Call(func=function):
                 queues = dotted(function) in makers
@@ -241,13 +241,3 @@ def _is_module(name: str, module: str) -> bool:
     path = PurePath(name)
     parts = path.parent.parts if path.stem == "__init__" else path.with_suffix("").parts
     return f".{'.'.join(parts)}".endswith(f".{module}")
-
-
-def _is_extension(node: cst.CSTNode) -> bool:
-    """Return whether a node is `app.extensions["mail"]`, or the same with get()."""
-    match node:
-        case cst.Subscript(value=owner, slice=[cst.SubscriptElement(slice=cst.Index(value=key))]):
-            return last_name(owner) == "extensions" and string(key) == "mail"
-        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name(value="get")), args=[key, *_]):
-            return last_name(owner) == "extensions" and string(key.value) == "mail"
-    return False

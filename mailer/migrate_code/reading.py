@@ -131,6 +131,16 @@ def string(node: cst.CSTNode | None) -> str:
     return value if isinstance(value, str) else ""
 
 
+def is_extension(node: cst.CSTNode, key: str) -> bool:
+    """Return whether a node is `app.extensions[key]`, or the same with get()."""
+    match node:
+        case cst.Subscript(value=owner, slice=[cst.SubscriptElement(slice=cst.Index(value=given))]):
+            return last_name(owner) == "extensions" and string(given) == key
+        case cst.Call(func=cst.Attribute(value=owner, attr=cst.Name("get")), args=[first, *_]):
+            return last_name(owner) == "extensions" and string(first.value) == key
+    return False
+
+
 def has_comment(node: cst.CSTNode) -> bool:
     return any(isinstance(one, cst.Comment) for one in walk(node))
 
