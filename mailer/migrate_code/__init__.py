@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ from mailer.migrate_code.mail_objects import (
     advise_unknown,
     find_mail_objects,
 )
+from mailer.migrate_code.patches import advise_patches, find_lost_names, may_patch
 from mailer.migrate_code.reading import File, words
 from mailer.migrate_code.rewriting import rewrite
 from mailer.migrate_code.tasks import plan_tasks
@@ -71,7 +73,7 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
     Args:
         sources: The texts of all its Python files, by name.
     """
-    files = dict[str, File]()
+    files, migrations = dict[str, File](), dict[str, Migration]()
     for name, text in sources.items():
         if not _matters(text):
             continue
@@ -79,15 +81,16 @@ def migrate(sources: Mapping[str, str]) -> Iterator[tuple[str, Migration]]:
         if isinstance(parsed, File):
             files[name] = parsed
         else:
-            yield name, Migration(text, unreadable=parsed)
+            migrations[name] = Migration(text, unreadable=parsed)
     project = _look(files, sources)
-    for name in files:
-        migration = _migrate(name, project)
-        if migration.changes or migration.advice:
-            yield name, migration
+    migrations |= {name: _migrate(name, project) for name in files}
     for name, text in sources.items():
-        if not _matters(text) and (advice := _advise_caller(text, project)):
-            yield name, Migration(text, advice=advice)
+        if not _matters(text):
+            migrations[name] = Migration(text, advice=_advise_caller(text, project))
+    _advise_patches(sources, files, migrations)
+    for name, migration in migrations.items():
+        if migration.changes or migration.advice or migration.unreadable:
+            yield name, migration
 
 
 def _matters(text: str) -> bool:
@@ -153,6 +156,23 @@ def _advise_caller(text: str, project: _Project) -> tuple[Finding, ...]:
     order = plan_celery_order(parsed, MailObjects(frozenset()), set_ups)
     found = [*advise_callers(parsed, (), senders), *order]
     return tuple(sorted(one for one in found if isinstance(one, Finding)))
+
+
+def _advise_patches(
+    sources: Mapping[str, str], files: Mapping[str, File], migrations: dict[str, Migration]
+) -> None:
+    """Add the advice for patches, in tests, of what the changes leave unused."""
+    lost = {
+        name: find_lost_names(name, file.module, cst.parse_module(migrations[name].text))
+        for name, file in files.items()
+        if migrations[name].changes
+    }
+    for name, migration in migrations.items():
+        if not migration.unreadable and may_patch(sources[name], lost):
+            file = files.get(name) or _parsed(sources[name])
+            if isinstance(file, File):
+                advice = sorted({*migration.advice, *advise_patches(file, lost)})
+                migrations[name] = replace(migration, advice=tuple(advice))
 
 
 def _migrate(name: str, project: _Project) -> Migration:

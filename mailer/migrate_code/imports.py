@@ -171,7 +171,7 @@ def unused_imports(
     Args:
         decorators: Those that are removed. Their imports go as well, whatever their module.
     """
-    used, left = _uses(before), _uses(after)
+    used, left = count_uses(before), count_uses(after)
     strings = " ".join(one.value for one in walk(after) if isinstance(one, cst.SimpleString))
     found = set[cst.CSTNode]()
     for statement in walk(after):
@@ -195,7 +195,8 @@ def _does_nothing_else(statement: cst.Import | cst.ImportFrom, alias: cst.Import
     return module in _NAMES or (module == "flask" and dotted(alias.name) in _OF_FLASK)
 
 
-def _uses(module: cst.Module) -> Counter[str]:
+def count_uses(module: cst.Module) -> Counter[str]:
+    """Return how often each name is used, or defined, without the imports of it."""
     found = Counter(names_in(module))
     for node in walk(module):
         if isinstance(node, cst.Import | cst.ImportFrom):

@@ -182,7 +182,7 @@ class _Names:
                 other
                 for other, there in self._files.items()
                 if other not in {file, *seen} and there.binds(original)
-                if _is_module(other, module)
+                if is_module(other, module)
             ]
             if sources:
                 return all(self._queues(other, original, {file, *seen}) for other in sources)
@@ -236,7 +236,7 @@ def _source(name: str, statement: cst.ImportFrom) -> str:
     return ".".join([*parts, module] if module else parts)
 
 
-def _is_module(name: str, module: str) -> bool:
+def is_module(name: str, module: str) -> bool:
     """Return whether a file may be a module, wherever the project begins."""
     path = PurePath(name)
     parts = path.parent.parts if path.stem == "__init__" else path.with_suffix("").parts
