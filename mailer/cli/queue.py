@@ -9,7 +9,7 @@ from operator import itemgetter
 import click
 from flask import current_app
 
-from mailer.attendance import SILENT_SECONDS, absence, silence
+from mailer.attendance import BEAT_SECONDS, SILENT_SECONDS, absence, silence
 from mailer.cli.group import SHOWN, mail_group, operations, store
 from mailer.cli.pauses import show_pauses
 from mailer.cli.times import format_time
@@ -17,6 +17,7 @@ from mailer.message import Status
 from mailer.message.text import printable
 from mailer.settings import database
 from mailer.store import Outlook
+from mailer.store.workers import Worker
 from mailer.wiring import state_of
 
 #: The ages of due mail, by the number that the store has for each.
@@ -56,9 +57,7 @@ def _show_workers() -> None:
     if mailer.settings.mail_suppress_send:
         return
     if present := store().present_workers(now, silent=SILENT_SECONDS):
-        names = ", ".join(
-            f"{printable(worker.machine)} pid {worker.pid}" for worker in present[:SHOWN]
-        )
+        names = ", ".join(_described(worker, now) for worker in present[:SHOWN])
         more = ", …" if len(present) > SHOWN else ""
         seen = max(0.0, now - present[0].seen_at)
         click.echo(
@@ -79,6 +78,13 @@ def _show_workers() -> None:
         click.echo(f"{silence(seen_at, now).capitalize()}.")
     if objection := mailer.celery_check.objection():
         click.echo(objection)
+
+
+def _described(worker: Worker, now: float) -> str:
+    """Return the place of a worker, and its silence if that is longer than a beat may be late."""
+    silent = now - worker.seen_at
+    late = f" (silent for {silent:.0f} s)" if silent > 2 * BEAT_SECONDS else ""
+    return f"{printable(worker.machine)} pid {worker.pid}{late}"
 
 
 def _outlook(outlook: Outlook) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Maintenance:
         resend_at = now + self._settings.doubt_resend_after
         if doubtful := self._store.doubt_lapsed_transmissions(now, resend_at=resend_at):
             log.warning(
-                "%d deliveries are in doubt: their worker was gone before it recorded the reply",
+                "A worker was gone before it recorded the replies of a relay: in_doubt=%d",
                 len(doubtful),
             )
 

@@ -43,8 +43,8 @@ def settle(services: Services, remains: Remains) -> bool:
             result.move.to is Status.DOUBTFUL for results in begun.values() for result in results
         )
         log.warning(
-            "%d deliveries were left in the hands of a worker that died, or lost the database; %d"
-            " of them are in doubt.",
+            "A worker died, or lost the database, and its deliveries are settled: deliveries=%d"
+            " in_doubt=%d",
             len(held),
             doubtful,
         )

@@ -99,6 +99,19 @@ def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
     )
 
 
+def test_the_queue_says_who_is_silent(shop: Flask, flask_mail: Flasks) -> None:
+    """A worker that was killed is shown for a minute, with the time of its silence."""
+    store, now = store_of(shop), time.time()
+    one = Worker(id="", machine="web", pid=0, version="1", lanes="bulk", started_at=0, seen_at=0)
+    for silent in (70, 40, 5):
+        store.beat(replace(one, id=f"{silent}", pid=silent, seen_at=now - silent))
+
+    assert re.match(
+        r"2 workers seen, the last \d s ago: web pid 5, web pid 40 \(silent for 4\d s\)\n",
+        flask_mail("queue").output,
+    )
+
+
 def test_the_status_of_a_mail(shop: Flask, flask_mail: Flasks) -> None:
     """The status has a line for each recipient with the relay's reply, and each failed attempt."""
     store = store_of(shop)

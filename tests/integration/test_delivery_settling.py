@@ -130,7 +130,7 @@ def test_a_box_that_comes_too_late(
 
 
 def test_a_worker_that_dies_while_a_receiver_works(
-    make_dispatcher: MakeDispatcher, store: Store, sink: Sink
+    make_dispatcher: MakeDispatcher, store: Store, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Acceptance is noted before a receiver of `email_dispatched` is called."""
     queue_many(store, 2)
@@ -141,6 +141,7 @@ def test_a_worker_that_dies_while_a_receiver_works(
 
     assert sorted(states(store)) == ["queued", "sent"]
     assert len(sink.messages) == 1
+    assert "its deliveries are settled: deliveries=2 in_doubt=0" in caplog.text
 
 
 def test_a_box_that_another_installation_finds_first(
