@@ -53,7 +53,9 @@ class QueuedMailHandler(logging.Handler):
 
     The caller waits for nothing: a thread queues the mail. Repeats are counted: after the first
     mail about an error, another one tells after each `period` how often it was seen again. An error
-    is recognised by its logger, its line, the type of its exception and its traceback.
+    is recognised by its logger, its line, the type of its exception and its traceback. At the end
+    of a process the repeats are told at once, unless a signal kills it, as SIGTERM does where
+    nothing handles it.
 
     >>> import logging
     >>> from mailer.logging import QueuedMailHandler
@@ -194,7 +196,7 @@ class QueuedMailHandler(logging.Handler):
             return self._pending.count_waiting()
 
     def close(self) -> None:
-        """Queue all mails. Python calls this at the end of a process."""
+        """Queue all mails. Python calls this at the end of a process, unless a signal kills it."""
         self.flush()
         if self.ends_process and (waiting := self.count_waiting()):
             log.error(
