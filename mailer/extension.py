@@ -12,7 +12,7 @@ from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
 from mailer.intake.arguments import When
 from mailer.intake.content import Content
-from mailer.mail import give_queue
+from mailer.mail import set_up
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
 from mailer.store import CallersConnection
 from mailer.wiring import State, state_of
@@ -80,7 +80,7 @@ class Mailer:
             raise ConfigurationError(
                 "This app has its Mailer already: use that one, and call init_app() once."
             )
-        give_queue(app)
+        set_up(app)
         app.extensions[_OWNER] = True
 
     def send_email(

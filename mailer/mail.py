@@ -12,7 +12,7 @@ from mailer.errors import ConfigurationError
 from mailer.intake import Options
 from mailer.message import Receipt
 from mailer.schema.autogenerate import register_if_needed
-from mailer.wiring import log_database, refuse_changes, state_of, warn_of_gaps, wire
+from mailer.wiring import State, log_database, refuse_changes, state_of, warn_of_gaps, wire
 
 #: The public methods of `Mailer` that a `Mail` does not have.
 _OF_MAILER = frozenset(
@@ -69,7 +69,7 @@ class Mail(flask_mail.Mail):
         ...     return app
         >>> app = create_app()
         """
-        give_queue(app)
+        set_up(app)
         state = state_of(app).mail
         state.set_default_options(self._options)
         return state
@@ -134,15 +134,20 @@ class Mail(flask_mail.Mail):
         )
 
 
-def give_queue(app: Flask) -> None:
-    """Give the app its queue and `flask mail`, if it has none yet."""
+def set_up(app: Flask) -> None:
+    """Build the queue of an app, install it and report on it, unless the app has one."""
     if "mailer" in app.extensions:
         refuse_changes(app)
         return
     state = app.extensions["mailer"] = wire(app)
+    _install(app, state)
+    log_database(app, state.settings)
+    warn_of_gaps(app, state.settings)
+
+
+def _install(app: Flask, state: State) -> None:
+    """Let the mail of Flask-Mail, background functions, `flask mail` and Alembic find the queue."""
     state.mail.install(app)
     install_functions(state.celery)
     app.cli.commands.setdefault(str(mail_group.name), mail_group)
-    log_database(app, state.settings)
-    warn_of_gaps(app, state.settings)
     register_if_needed()

@@ -23,12 +23,12 @@ from mailer.errors import (
 from mailer.intake.arguments import (
     Item,
     When,
-    check_list,
+    check_iterable,
     check_metadata,
     check_on_doubt,
     check_sensitive,
     check_tags,
-    parse_time,
+    check_time,
 )
 from mailer.intake.changes import note_queued
 from mailer.intake.content import Content
@@ -269,7 +269,7 @@ class Intake:
     ) -> tuple[Attachment, ...]:
         if isinstance(given, (Attachment, flask_mail.Attachment)):
             raise InvalidMail("attachments: a list is needed for one as well: [Attachment(…)].")
-        files = check_list(given, field="attachments", of="Attachment(filename, data)")
+        files = check_iterable(given, field="attachments", of="Attachment(filename, data)")
         attachments = [
             convert_attachment(one) for one in _while_small(files, self._settings.max_size)
         ]
@@ -300,8 +300,8 @@ def _suppressed(message: str | None = None) -> Iterator[None]:
 def _envelope(
     recipients: tuple[str, ...], size: int, key: Key | None, options: Options, now: float
 ) -> Envelope:
-    due_at = max(now, parse_time(options.send_at, now, field="send_at") or now)
-    expires_at = parse_time(options.expires_at, now, field="expires_at")
+    due_at = max(now, check_time(options.send_at, now, field="send_at") or now)
+    expires_at = check_time(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
         raise InvalidMail("expires_at: the mail would expire before it is due: give a later time.")
     return Envelope(

@@ -27,7 +27,8 @@ def check_sensitive(given: bool) -> bool:
     return given
 
 
-def parse_time(given: When, now: float, *, field: str) -> float | None:
+def check_time(given: When, now: float, *, field: str) -> float | None:
+    """Return a time in seconds since 1970, or None if none is given."""
     if given is None:
         return None
     if isinstance(given, timedelta):
@@ -55,7 +56,7 @@ def check_calendar(seconds: float, *, field: str) -> float:
 def check_tags(given: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(
         check_text(tag, field="tags", error=InvalidMail)
-        for tag in check_list(given, field="tags", of="texts")
+        for tag in check_iterable(given, field="tags", of="texts")
     )
 
 
@@ -77,7 +78,7 @@ def check_metadata(given: Mapping[str, str] | None) -> tuple[tuple[str, str], ..
     return pairs
 
 
-def check_list(given: Iterable[Item] | None, *, field: str, of: str) -> Iterable[Item]:
+def check_iterable(given: Iterable[Item] | None, *, field: str, of: str) -> Iterable[Item]:
     """Return the items. Refuse a text, whose letters would be items."""
     if given is None:
         return ()

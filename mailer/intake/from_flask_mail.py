@@ -7,7 +7,7 @@ import flask_mail
 
 from mailer.content import text_from_html
 from mailer.errors import InvalidAttachment, InvalidHeader, InvalidMail
-from mailer.intake.arguments import check_calendar, check_list
+from mailer.intake.arguments import check_calendar, check_iterable
 from mailer.message import Attachment, check_body, check_text, evaluate, is_file_type
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
@@ -66,7 +66,7 @@ def check_date(given: float | None) -> float | None:
 
 
 def check_smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]:
-    options = tuple(check_list(given, field=field, of="options such as 'BODY=8BITMIME'"))
+    options = tuple(check_iterable(given, field=field, of="options such as 'BODY=8BITMIME'"))
     for option in options:
         if not isinstance(option, str) or not _SMTP_OPTION.fullmatch(option):
             raise InvalidMail(
