@@ -177,7 +177,12 @@ def _forget_calls(context: ExceptionContext) -> None:
 
 def _call_before_next(connection: Connection) -> None:
     """Make the calls at the beginning of the next transaction: the one before is over."""
-    _call(connection.info)
+    try:
+        _call(connection.info)
+    except BaseException:
+        # SQLAlchemy would begin no transaction over it any more, and its commits would do nothing.
+        connection.close()
+        raise
 
 
 def _call_at_return(_driver_connection: object, record: Any) -> None:

@@ -286,6 +286,26 @@ def test_a_time_limit_after_the_commit(
     engine.dispose()
 
 
+def test_a_time_limit_on_a_kept_connection(
+    shop: Flask, engine: Engine, bell: CountingBell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next statement raises the soft time limit, and the connection is closed.
+
+    SQLAlchemy would go on over it without transactions, and lose what is written.
+    """
+    monkeypatch.setattr(bell, "ring", Mock(side_effect=SoftTimeLimitExceeded))
+    with engine.connect() as connection:
+        send(connection)
+        connection.commit()
+        with pytest.raises(SoftTimeLimitExceeded):
+            order(connection, 1)
+        assert connection.closed
+    with engine.begin() as connection:
+        order(connection, 2)
+
+    assert (rows(shop), orders(engine)) == (MAIL, [2])
+
+
 # --- savepoints ---------------------------------------------------------------------------------
 
 
