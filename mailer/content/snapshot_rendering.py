@@ -1,0 +1,147 @@
+"""Rendering of snapshots: a mail for each recipient of a bulk send."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+from flask import Flask, has_app_context
+from jinja2 import Template, meta
+
+from mailer.content.bodies import Bodies, make_bodies
+from mailer.content.budget import LimitExceeded, Limits, spending
+from mailer.content.failures import ENDINGS, explained, place
+from mailer.content.sandbox import SUBJECT
+from mailer.content.snapshots import (
+    Snapshot,
+    environment_of,
+    plain_locale,
+    variants_of,
+)
+from mailer.errors import TemplateError
+from mailer.message import check_body
+
+_HINT = (
+    "correct the name there, or pass the value: in shared={…}, or for each recipient. For one that"
+    " may be missing, write |default('') after its name."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedMail:
+    """The mail of one recipient."""
+
+    subject: str
+    bodies: Bodies = field(repr=False)
+
+
+class SnapshotRenderer:
+    """Renders a snapshot. Its templates are compiled once: keep the renderer.
+
+    The templates may come from anybody who can write to the database. They can't run code, and no
+    mail costs more than `limits`.
+    """
+
+    def __init__(self, app: Flask, snapshot: Snapshot, limits: Limits | None = None) -> None:
+        self._app = app
+        self._snapshot = snapshot
+        self._limits = limits or Limits()
+        self._environment = environment_of(app, snapshot)
+        self._variants = variants_of(snapshot)
+        self._compiled: dict[str, Template] = {}
+
+    def render(self, context: Mapping[str, Any], locale: str | None = None) -> RenderedMail:
+        """Render the mail of one recipient, whose values win over the shared ones.
+
+        Both versions come from the most exact locale that has one: `de_AT`, `de`, none.
+        """
+        values = {**self._snapshot.shared, **context}
+        pair = self._choose(locale)
+        in_app = nullcontext() if has_app_context() else self._app.app_context()
+        with in_app, self._speaking(locale), spending(self._limits):
+            subject = self._subject(values)
+            text, html = (
+                self._render(pair[ending], values) if ending in pair else None for ending in ENDINGS
+            )
+        return RenderedMail(subject, make_bodies(text, html))
+
+    def _speaking(self, locale: str | None) -> AbstractContextManager[None]:
+        """Let Flask-Babel translate into the recipient's locale, if the app has it."""
+        if not locale or "babel" not in self._app.extensions:
+            return nullcontext()
+        try:
+            from babel import Locale, UnknownLocaleError  # noqa: PLC0415 -- the app may have it
+            from flask_babel import force_locale  # noqa: PLC0415
+        except ImportError:
+            return nullcontext()
+        for one in _more_general(locale):
+            with suppress(UnknownLocaleError, ValueError):
+                return cast("AbstractContextManager[None]", force_locale(str(Locale.parse(one))))
+        return nullcontext()  # unknown to Babel: the app's own locale
+
+    def _choose(self, locale: str | None) -> dict[str, str]:
+        for one in [*_more_general(locale or ""), ""]:
+            if one in self._variants:
+                return self._variants[one]
+        raise TemplateError(
+            f"template {self._snapshot.template!r}: its snapshot has neither text nor html: queue"
+            " the bulk send again."
+        )
+
+    def _subject(self, values: dict[str, Any]) -> str:
+        subject = self._render(SUBJECT, values).strip()
+        if len(subject.splitlines()) > 1:
+            named = [
+                f"the value of {name!r} has"
+                for name in sorted(self._names_in_subject & values.keys())
+                if len(str(values[name]).splitlines()) > 1
+            ]
+            raise TemplateError(
+                f"subject: {named[0] if named else 'it has'} a line break: write it in one line."
+            )
+        return subject
+
+    @cached_property
+    def _names_in_subject(self) -> set[str]:
+        return meta.find_undeclared_variables(self._environment.parse(self._snapshot.subject))
+
+    def _render(self, name: str, values: dict[str, Any]) -> str:
+        where = SUBJECT if name == SUBJECT else f"template {name!r}"
+        template = self._template(name)
+        with explained(where, _HINT):
+            try:
+                rendered = "".join(self._bounded(template.generate(values)))
+            except LimitExceeded as error:
+                raise TemplateError(
+                    f"{where} needs {error}{place(error)}: {error.cure}."
+                ) from error
+        return check_body(rendered, field=where, error=TemplateError)
+
+    def _bounded(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Stop a rendering when the body is too large."""
+        size, limit = 0, self._limits.size
+        for piece in pieces:
+            size += len(piece)
+            if size > limit:
+                raise LimitExceeded(f"more than {limit:,} characters", "shorten it")
+            yield piece
+
+    def _template(self, name: str) -> Template:
+        # Thread-safe: a template that two threads compile is the same.
+        if name not in self._compiled:
+            source = self._snapshot.subject if name == SUBJECT else self._snapshot.sources[name]
+            code = self._environment.compile(source, name, name)
+            globals_ = self._environment.make_globals(None)
+            self._compiled[name] = self._environment.template_class.from_code(
+                self._environment, code, globals_
+            )
+        return self._compiled[name]
+
+
+def _more_general(locale: str) -> Iterator[str]:
+    """Yield a locale and those that it falls back to: de_at, de."""
+    locale = plain_locale(locale)
+    while locale:
+        yield locale
+        locale = locale.rpartition("_")[0]
