@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from functools import lru_cache, wraps
 from itertools import chain
 from typing import Any
 
@@ -13,6 +13,7 @@ from jinja2.sandbox import SandboxedEscapeFormatter, SandboxedFormatter
 from markupsafe import Markup
 
 from mailer.content.budget import (
+    SCALARS,
     STEP,
     LimitExceeded,
     charge,
@@ -55,9 +56,10 @@ def add(left: Any, right: Any) -> Any:
 
 
 def multiply(left: Any, right: Any) -> Any:
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, _SEQUENCES) and isinstance(other, int):
-            check_size(len(one) * max(other, 0))
+    if type(left) not in SCALARS or type(right) not in SCALARS:
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, _SEQUENCES) and isinstance(other, int):
+                check_size(len(one) * max(other, 0))
     return kept(left * right)
 
 
@@ -75,6 +77,17 @@ def modulo(left: Any, right: Any) -> Any:
 
 def check_format(text: str, values: Any) -> None:
     """Refuse a format with `%` whose fields are wide, or repeat large values."""
+    size, fields = _measure_format(text) if len(text) > 200 else _measure_short_format(text)
+    check_size(size)
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, tuple):
+        values = (values,)
+    check_size(size + fields * max(map(measure, values), default=0))
+
+
+def _measure_format(text: str) -> tuple[int, int]:
+    """Return the size of a format with its widths, and how many fields it has."""
     if len(text) > _MAX_FORMAT or _DOUBTFUL_KEY.search(text):
         raise LimitExceeded(
             f"a format of more than {_MAX_FORMAT:,} characters, or with a '(' in a key",
@@ -87,23 +100,27 @@ def check_format(text: str, values: Any) -> None:
             if width == "*":
                 raise LimitExceeded("a format with a width of '*'", "write the number")
             size += _as_size(width or "0")
-        check_size(size)
-    if isinstance(values, Mapping):
-        values = values.values()
-    elif not isinstance(values, tuple):
-        values = (values,)
-    check_size(size + fields * max(map(measure, values), default=0))
+    return size, fields
+
+
+_measure_short_format = lru_cache(maxsize=1000)(_measure_format)
 
 
 def _as_size(digits: str) -> int:
     return int(digits) if len(digits) < 10 else check_size(10**9)
 
 
-def joined(values: Iterable[Any], join: Callable[[list[Any]], str]) -> str:
+def searched(values: Any) -> Any:
+    """Charge what `in` may compare."""
+    if isinstance(values, list | tuple | range):
+        charge(len(values))
+    return values
+
+
+def joined(values: tuple[Any, ...], join: Callable[[Iterable[Any]], str]) -> str:
     """Concatenate values as `~` does."""
-    parts = list(values)
-    check_size(sum(map(measure, parts)))
-    text = join(parts)
+    check_size(sum(map(measure, values)))
+    text = join(values)
     charge(check_size(len(text)))
     return text
 
@@ -187,7 +204,7 @@ def formatter(environment: Environment, text: str, name: str) -> Callable[..., s
             raise LimitExceeded(f"a format of more than {_MAX_FORMAT:,} characters", "shorten it")
         if name == "format_map":
             args, kwargs = (), dict(*args)
-        return str(kept(type(text)(fields.vformat(text, args, kwargs))))
+        return kept(type(text)(fields.vformat(text, args, kwargs)))  # type: ignore[no-any-return]
 
     return format_text
 

@@ -17,7 +17,8 @@ _BETWEEN_LOOKS = 2_000
 _ELEMENT = 20
 _MAX_BITS = 10_000
 _SIMPLER = "write a simpler template, or pass values that are computed already"
-_SCALARS = frozenset({int, float, bool, type(None)})
+SCALARS = frozenset({int, float, bool, type(None)})
+PLAIN = SCALARS | {str}
 
 
 class LimitExceeded(TemplateRuntimeError):
@@ -121,7 +122,7 @@ def measure(value: Any) -> int:
     if isinstance(value, str):
         return check_size(len(value))
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in SCALARS:
         return _measure_number(value) if kind is int else STEP
     size, waiting = 0, [value]
     while waiting:
@@ -140,9 +141,9 @@ def measure(value: Any) -> int:
 
 def kept(value: Any) -> Any:
     """Charge a value that a template has made, with everything inside, and return it."""
-    if type(value) in _SCALARS and type(value) is not int:
+    if type(value) in SCALARS and type(value) is not int:
         return value
-    if hasattr(value, "__next__"):
+    if hasattr(value, "__next__") and hasattr(value, "__iter__"):
         return counted(value)
     charge(measure(value))
     return value

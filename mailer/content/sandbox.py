@@ -38,6 +38,8 @@ from werkzeug.local import LocalProxy
 
 from mailer.content import bounded
 from mailer.content.budget import (
+    PLAIN,
+    SCALARS,
     STEP,
     LimitExceeded,
     charge,
@@ -55,6 +57,8 @@ SUBJECT = "subject"
 #: The most characters of a template.
 MAX_SOURCE = 250_000
 _MAX_TAGS = 5_000
+# Work of each expression in a block.
+_NODE = 5
 #: Of the request that queues a mail, or secret.
 FORBIDDEN_GLOBALS = frozenset("request session g config get_flashed_messages lipsum".split())
 # Functions of Python that read attributes for templates, or run code.
@@ -89,6 +93,8 @@ _ATTRIBUTES: tuple[tuple[type | tuple[type, ...], frozenset[str]], ...] = (
     ((range, types.GeneratorType, Joiner), frozenset()),
     (Cycler, frozenset({"next", "reset", "current"})),
 )
+# What compiled code calls of the environment.
+_CALLED = "charge charge_loop join_values kept searched show_html show_text".split()
 _OPERATORS = {
     "+": bounded.add,
     "*": bounded.multiply,
@@ -106,18 +112,18 @@ class BoundedCode(CodeGenerator):
 
     def write_commons(self) -> None:
         super().write_commons()
-        for name in ("charge", "charge_loop", "kept", "show_text", "show_html", "join_values"):
+        for name in _CALLED:
             self.writeline(f"{name} = environment.{name}")
 
     def blockvisit(self, body: Iterable[nodes.Node], frame: Frame) -> None:
         function = "charge_loop" if id(body) in self._loop_bodies else "charge"
-        self.writeline(f"{function}({STEP * (1 + _steps(body))})")
+        self.writeline(f"{function}({STEP + _NODE * _steps(body)})")
         super().blockvisit(body, frame)
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         self._loop_bodies.add(id(node.body))
         if node.test:
-            cost = nodes.Const(STEP * (1 + _steps([node.test])))
+            cost = nodes.Const(STEP + _NODE * _steps([node.test]))
             charged = nodes.Call(nodes.EnvironmentAttribute("charge"), [cost], [], None, None)
             charged.set_environment(self.environment).set_lineno(node.lineno)
             node.test = nodes.And(nodes.Not(charged, lineno=node.lineno), node.test)
@@ -145,6 +151,14 @@ class BoundedCode(CodeGenerator):
             self.visit(arg, frame)
             self.write(", ")
         self.write("))")
+
+    def visit_Operand(self, node: nodes.Operand, frame: Frame) -> None:
+        if node.op in {"in", "notin"}:
+            self.write(f" {'not ' if node.op == 'notin' else ''}in searched(")
+            self.visit(node.expr, frame)
+            self.write(")")
+        else:
+            super().visit_Operand(node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
         if node.ctx == "load":
@@ -183,6 +197,8 @@ def _steps(parts: Iterable[nodes.Node]) -> int:
 class _RenderedTemplate(Template):
     """A template whose import belongs to one rendering: what it keeps is one recipient's."""
 
+    _macros: TemplateModule | None = None
+
     def make_module(
         self,
         vars: dict[str, Any] | None = None,  # noqa: A002 -- the name is Jinja's
@@ -190,13 +206,17 @@ class _RenderedTemplate(Template):
         locals: Mapping[str, Any] | None = None,  # noqa: A002
     ) -> TemplateModule:
         context = self.new_context(vars, shared, locals)
-        pieces, size = [], 0
-        for piece in self.root_render_func(context):
-            size = check_size(size + len(piece))
-            pieces.append(piece)
-        return TemplateModule(self, context, pieces)
+        body = self.environment.concat(self.root_render_func(context))
+        module = TemplateModule(self, context, [body])
+        # Macros keep nothing. Any other value may be a namespace, which they change.
+        has_macros_only = all(type(value) is Macro for value in context.vars.values())
+        if vars is None and has_macros_only and not body.strip():
+            self._macros = module
+        return module
 
     def _get_default_module(self, ctx: Context | None = None) -> TemplateModule:
+        if self._macros is not None:
+            return self._macros
         modules = current_budget().modules
         if id(self) not in modules:
             modules[id(self)] = self.make_module()
@@ -219,6 +239,7 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
     charge = staticmethod(charge)
     charge_loop = staticmethod(charge_loop)
     kept = staticmethod(kept)
+    searched = staticmethod(bounded.searched)
 
     def __init__(self, app: Flask, loader: BaseLoader) -> None:
         own = app.jinja_env
@@ -245,6 +266,7 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
             if name not in bounded.REMOVED_FILTERS and _is_allowed(function)
         }
         self.tests = {name: test for name, test in own.tests.items() if _is_allowed(test)}
+        self.tests["in"] = lambda value, values: value in bounded.searched(values)
         self.globals = {
             name: function
             for name, function in own.globals.items()
@@ -261,7 +283,8 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
     def show_text(value: Any) -> str:
         """Return a value as a piece of a text."""
         if type(value) is not str:
-            measure(value)
+            if type(value) not in SCALARS:
+                measure(value)
             value = str(value)
         charge(STEP + len(value))
         return value  # type: ignore[no-any-return]
@@ -270,40 +293,53 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
     def show_html(value: Any) -> str:
         """Return a value as a piece of html."""
         if type(value) is not Markup:
-            measure(value)
+            if type(value) not in PLAIN:
+                measure(value)
             value = escape(value)
         charge(STEP + len(value))
         return value  # type: ignore[no-any-return]
 
     @staticmethod
-    def join_values(html: bool, values: Iterable[Any]) -> str:
+    def join_values(html: bool, values: tuple[Any, ...]) -> str:
         """Return the result of `~`."""
         return bounded.joined(values, markup_join if html else str_join)
 
     @staticmethod
-    def concat(pieces: Iterable[str]) -> str:  # type: ignore[override]
-        """Return the output of a macro, block or {% set %}."""
-        taken, size = [], 0
+    def concat(pieces: Iterable[str]) -> str:
+        """Return the output of a template, macro, block or {% set %}."""
+        if type(pieces) is list:
+            charge(check_size(sum(map(len, pieces))) + len(pieces))
+            return "".join(pieces)
+        limit, taken, size = current_budget().limits.size, [], 0
         for piece in pieces:
-            size = check_size(size + len(piece))
+            size += len(piece)
+            if size > limit:
+                check_size(size)
             taken.append(piece)
         charge(size + len(taken))
         return "".join(taken)
 
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Return the result of `+`, `*`, `**` or `%`."""
+        charge(STEP)
+        return _OPERATORS[operator](left, right)
+
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of a template."""
         charge(STEP)
-        if isinstance(function, Macro):
+        if type(function) is Macro:
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
             if function.catch_varargs or function.catch_kwargs:
-                kept(args), kept(tuple(kwargs.values()))
-            return context.call(function, *args, **kwargs)
+                kept((*args, *kwargs.values()))
+            return function(context.eval_ctx, *args, **kwargs)
         if isinstance(getattr(function, "__self__", None), str):
             kwargs = {name: kwargs[name] for name in kwargs if name not in _INTERNAL}
             return bounded.call_text_method(function, args, kwargs)
         if function in self._gettext:
+            values = {name: kwargs[name] for name in kwargs if name not in _INTERNAL}
             for arg in args:
                 if isinstance(arg, str):
-                    values = {name: kwargs[name] for name in kwargs if name not in _INTERNAL}
                     bounded.check_format(arg, values)
         return kept(super().call(context, function, *args, **kwargs))
 
@@ -311,8 +347,11 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return `obj.attribute`."""
-        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
-            return obj[attribute]
+        # The fast way to what templates read most.
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is LoopContext and attribute[:1] != "_":
+            return getattr(obj, attribute)
         if isinstance(obj, str) and attribute in bounded.FORMATS:
             return bounded.formatter(self, obj, attribute)
         return super().getattr(obj, attribute)
@@ -334,7 +373,8 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
                 return attr in names
         return isinstance(obj, _OF_JINJA) or not callable(obj)
 
-    def compile(self, source: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    # A signature without the overloads of Jinja's.
+    def compile(self, source: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Return the code of a template. Refuse one that takes long to compile."""
         _check_source(self, name or "", source)
         with _readable(name or ""):
@@ -379,6 +419,7 @@ def called(name: str) -> str:
     return SUBJECT if name == SUBJECT else f"template {name!r}"
 
 
+_OF_DICTS = frozenset(dir(dict))
 _INTERNAL = frozenset({"_loop_vars", "_block_vars"})
 
 

@@ -1,6 +1,6 @@
 """Rendering of snapshots: a mail for each recipient of a bulk send."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,21 +111,12 @@ class SnapshotRenderer:
         template = self._template(name)
         with explained(where, _HINT):
             try:
-                rendered = "".join(self._bounded(template.generate(values)))
+                rendered = template.render(values)
             except LimitExceeded as error:
                 raise TemplateError(
                     f"{where} needs {error}{place(error)}: {error.cure}."
                 ) from error
         return check_body(rendered, field=where, error=TemplateError)
-
-    def _bounded(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Stop a rendering when the body is too large."""
-        size, limit = 0, self._limits.size
-        for piece in pieces:
-            size += len(piece)
-            if size > limit:
-                raise LimitExceeded(f"more than {limit:,} characters", "shorten it")
-            yield piece
 
     def _template(self, name: str) -> Template:
         # Thread-safe: a template that two threads compile is the same.

@@ -1,12 +1,13 @@
 """Templates that anybody may have written into the database: no code, and bounded costs."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from flask import Flask
 from jinja2 import DictLoader
+from werkzeug.local import LocalProxy
 
 from mailer.content.budget import Limits
 from mailer.content.snapshot_rendering import SnapshotRenderer
@@ -102,6 +103,7 @@ TRICKS = r"""
 {% for i in range(100000) %}{% set x = range(100000)|list %}{% endfor %}
 {% for i in range(100000) %}{{ 'a' in range(100000) }}{% endfor %}
 {% set r = range(100000) %}{% for i in r %}{{ 'a' in r or 'b' in r }}{% endfor %}
+{% for i in range(100000) %}{{ 'a' is in(range(100000)) }}{% endfor %}
 {% for i in range(3) recursive %}{{ loop(range(3)) }}{% endfor %}
 {% for i in range(100000) %}{% for j in 'abc' recursive %}{{ loop('abc') if depth else '' }}{% endfor %}{% endfor %}
 {% macro f() %}{{ f() }}{% endmacro %}{{ f() }}
@@ -190,8 +192,271 @@ def test_no_template_exhausts_a_worker(source: str, render: Render) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(TemplateError):
-            render(source)
+            render(source, Limits(seconds=0.2))
         _now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < _MEMORY
+
+
+@pytest.mark.parametrize(
+    ("limits", "needed"),
+    [
+        (Limits(loops=5), "more than 5 iterations of loops"),
+        (Limits(size=20), "a value that is larger than 20 characters"),
+        (Limits(work=300), "more than 300 units of work"),
+        (Limits(seconds=-1), "more than -1 s of CPU time"),
+    ],
+)
+def test_each_limit_is_named(limits: Limits, needed: str, render: Render) -> None:
+    """The error of a limit names it, the template's line, and a cure."""
+    source = (
+        "\n{% for i in [1] * 4 %}{% for j in 'abcd' %}{{ 'a' * i * 21 }}{% endfor %}{% endfor %}"
+    )
+    source *= 50
+
+    with pytest.raises(TemplateError) as error:
+        render(source, limits)
+
+    assert f"template 'mail.html' needs {needed} (mail.html, line " in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_a_rendering_has_a_budget_of_its_own(render: Render) -> None:
+    """What one mail costs is no part of the next one's limits."""
+    source = "{% for i in range(60) %}{{ i }}{% endfor %}"
+
+    assert [len(render(source, Limits(loops=100))) for _ in range(3)] == [110, 110, 110]
+
+
+def test_large_mail_is_within_the_limits(render: Render) -> None:
+    """A mail with a table of thousands of rows is no attack."""
+    rows = [{"name": f"Thing {i}", "price": i} for i in range(8000)]
+    source = (
+        "{{ rows|length }}{% for row in rows|sort(attribute='name') %}<tr><td>{{ loop.index }}"
+        "<td>{{ row.name|upper }}<td>{{ '%.2f'|format(row.price) }}{% endfor %}"
+        "{{ rows|sum(attribute='price') }}{{ rows|map(attribute='name')|join|length }}"
+    )
+
+    assert "<td>THING 7999<td>7999.00" in render(source, rows=rows)
+
+
+# --- code ----------------------------------------------------------------------------------------
+
+_ATTACKS = r"""
+{{ ''.__class__.__mro__ }}
+{{ ''['__class__'] }}
+{{ ''|attr('__class__') }}
+{{ ['']|map(attribute='__class__')|first }}
+{{ (['']|groupby('__class__'))[0].grouper }}
+{{ ['']|join(attribute='__class__') }}
+{{ [1]|sum(attribute='__class__') }}
+{{ ''.upper.__self__ }}
+{{ cycler.__init__.__globals__ }}
+{{ cycler(1)._pos }}
+{{ namespace.__init__ }}
+{{ joiner.__init__.__globals__ }}
+{{ dict.__init__ }}
+{{ dict.mro() }}
+{{ range.__class__ }}
+{{ url_for.__globals__ }}
+{{ url_for.__self__ }}
+{{ helper.config }}
+{{ helper.__call__ }}
+{{ self.__init__ }}
+{{ self._TemplateReference__context }}
+{{ '{0.__class__}'.format(1) }}
+{{ '{0[__class__]}'.format(x) }}
+{{ ('{0.__class__}'|safe).format(1) }}
+{{ '{x.__class__}'.format_map({'x': 1}) }}
+{{ ('{0.__class__}'|attr('format'))(1) }}
+{{ '{0.__class__}'['format'](1) }}
+{% set f = '{0.__class__}'.format %}{{ f(1) }}
+{{ '{.__class__}'|format(1) ~ '{0.__class__!r}'.format(1) }}
+{{ '%s'.translate({}) }}
+{{ 'x'.encode() }}
+{{ [1].append(2) }}
+{{ {}.update(a=1) }}
+{{ {}.setdefault('a', 1) }}
+{% macro f() %}{% endmacro %}{{ f._func.__globals__ }}
+{% macro f() %}{% endmacro %}{{ f.__init__ }}
+{% for i in [1] %}{{ loop._iterable }}{% endfor %}
+{% for i in [1] %}{{ loop.__init__.__globals__ }}{% endfor %}
+{% import 'macros' as m %}{{ m.__dict__ }}{{ m._body_stream }}
+{% import 'macros' as m %}{{ m['__init__'] }}
+{{ config }}
+{{ config.SECRET_KEY }}
+{{ request.args }}
+{{ session }}
+{{ g.user }}
+{{ get_flashed_messages() }}
+{{ getattr('', '__class__') }}
+{{ ''|getattr('__class__') }}
+{{ eval('1') }}
+{{ proxy() }}
+{{ str.format('{0.__class__}', 1) }}
+{% debug %}
+{{ 1|pprint }}
+{{ (1).__add__(2) }}
+{{ caller }}
+{{ missing_function() }}
+{{ url_for('nowhere') }}
+""".strip().splitlines()
+
+
+class _Helper:
+    """A global of the application that templates may not look into."""
+
+    config = "secret"
+
+    def __call__(self) -> str:
+        return "called"
+
+    def bound(self) -> str:
+        return "called"
+
+
+@pytest.fixture(scope="module")
+def careless() -> Flask:
+    """Return an app whose globals and filters would open a sandbox."""
+    app = Flask("careless")
+    app.config["SECRET_KEY"] = "secret"
+    app.jinja_env.add_extension("jinja2.ext.debug")
+    app.jinja_env.globals |= {
+        "getattr": getattr,
+        "eval": eval,
+        "str": str,
+        "helper": _Helper().bound,
+        "proxy": LocalProxy(lambda: _Helper),
+    }
+    app.jinja_env.filters["getattr"] = getattr
+    return app
+
+
+@pytest.mark.parametrize("source", _ATTACKS)
+def test_no_template_reaches_code(source: str, careless: Flask) -> None:
+    """A template can't get from a value to its class, to a function's globals, or to secrets."""
+    sources = {"mail.html": source, "macros": "{% macro f() %}{% endmacro %}"}
+
+    with pytest.raises(TemplateError) as error:
+        SnapshotRenderer(careless, Snapshot("Hello", "mail", sources, {})).render({"x": {}})
+
+    assert str(error.value).startswith("template 'mail.html'")
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ x.a" + ".a" * 3000 + " }}", "{{ " + "(" * 5000, "{{ 9" + "9" * 5000]
+)
+def test_source_that_breaks_the_compiler(source: str, render: Render) -> None:
+    """A source on which Jinja or Python give up is an error of the template."""
+    with pytest.raises(TemplateError):
+        render(source)
+
+
+@pytest.mark.parametrize("source", ["a" * 300_000, "{{ 1 }}" * 6_000])
+def test_long_source(source: str, render: Render) -> None:
+    """A source that takes long to compile is refused."""
+    with pytest.raises(TemplateError, match="a bulk send takes up to 250,000 and 5,000"):
+        render(source)
+
+
+def test_nothing_of_one_recipient_is_in_the_mail_of_another(app: Flask) -> None:
+    """A namespace of an imported template begins anew in each mail."""
+    sources = {
+        "mail.txt": "{% from 'state' import seen %}{% set seen.all = seen.all ~ name %}{{ seen.all }}",
+        "state": "{% set seen = namespace(all='') %}",
+    }
+    renderer = SnapshotRenderer(app, Snapshot("Hello", "mail", sources, {}))
+
+    assert [renderer.render({"name": name}).bodies.text for name in "ab"] == ["a", "b"]
+
+
+# --- what works as ever --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "html"),
+    [
+        ("{{ '%s has %d (%.1f%%)' % (x, 5, 2.5) }}", "&lt;x&gt; has 5 (2.5%)"),
+        ("{{ '%(x)s' % {'x': x} }}", "&lt;x&gt;"),
+        ("{{ 'Order 4711000000: %s'|format(x) }}", "Order 4711000000: &lt;x&gt;"),
+        ("{{ '{:>5}{:.2f}{a[0]}'.format(x, 1.234, a=[1]) }}", "  &lt;x&gt;1.231"),
+        ("{{ ('<b>{}</b>'|safe).format(x) }}", "<b>&lt;x&gt;</b>"),
+        ("{{ '{a}'.format_map({'a': 1}) }}", "1"),
+        ("{{ x ~ 1 ~ ('<b>'|safe) }}", "&lt;x&gt;1<b>"),
+        ("{{ 2 * 3 + 4 ** 2 - 7 // 2 + 7 % 4 }}", "22"),
+        ("{{ 'ab' * 2 + 'c' }}{{ [1] + [2] * 2 }}", "ababc[1, 2, 2]"),
+        ("{{ 'a,b'.split(',')|join('-') }}{{ '-'.join(['a', 'b']) }}", "a-ba-b"),
+        ("{{ [1, 2, 3][1:] }}{{ 'abc'[::-1] }}{{ x[0] }}", "[2, 3]cba&lt;"),
+        ("{{ d.items()|list }}{{ d.get('z', 1) }}{{ d['items'] }}", "[(&#39;items&#39;, 2)]12"),
+        ("{% for k, v in d|dictsort %}{{ k }}{{ v }}{% endfor %}", "items2"),
+        ("{% for i in range(5) if i % 2 %}{{ loop.index }}{{ i }}{% endfor %}", "1123"),
+        ("{% for i in [] %}{% else %}none{% endfor %}", "none"),
+        (
+            "{% for i in [[1, [2]]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}",
+            "12",
+        ),
+        (
+            "{% for i in [1, 2] %}{{ loop.cycle('a', 'b') }}{{ loop.last }}{% endfor %}",
+            "aFalsebTrue",
+        ),
+        ("{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.current }}", "aba"),
+        ("{% set j = joiner('+') %}{{ j() }}a{{ j() }}b", "a+b"),
+        (
+            "{% set n = namespace(i=0) %}{% for i in [1, 2] %}{% set n.i = n.i + i %}{% endfor %}{{ n.i }}",
+            "3",
+        ),
+        ("{{ dict(a=1).a }}{{ {'b': 2}.b }}", "12"),
+        ("{{ [3, 1]|sort|map('string')|join(',') }}{{ [1, 2]|sum }}", "1,33"),
+        (
+            "{{ ['a', 'bb']|map('length')|list }}{{ [1, 2, 3]|batch(2)|list }}",
+            "[1, 2][[1, 2], [3]]",
+        ),
+        (
+            "{{ [1, 2, 3]|batch(2, 0)|list }}{{ 'ab'|list }}",
+            "[[1, 2], [3, 0]][&#39;a&#39;, &#39;b&#39;]",
+        ),
+        ("{{ [1, 2, 3]|slice(2)|list }}{{ 1.256|round(2) }}", "[[1, 2], [3]]1.26"),
+        ("{{ [d]|groupby('items')|length }}{{ [d]|map(attribute='items')|first }}", "12"),
+        ("{{ 'a b'|title }}{{ 'abc'|center(5) }}|{{ 'a\nb'|indent(2) }}", "A B abc |a\n  b"),
+        ("{{ 'a b c'|wordwrap(3) }}{{ 'x'|replace('x', '<') }}", "a b\nc&lt;"),
+        (
+            "{{ 'http://example.com x'|urlize }}",
+            '<a href="http://example.com" rel="noopener">http://example.com</a> x',
+        ),
+        ("{{ '<b>x</b>'|striptags }}{{ d|tojson }}", 'x{"items": 2}'),
+        (
+            "{% filter upper %}a{{ 'b' }}{% endfilter %}{% set v %}<{{ x }}>{% endset %}{{ v }}",
+            "AB<&lt;x&gt;>",
+        ),
+        (
+            "{% macro f(a, b=2) %}{{ a }}{{ b }}{{ caller() }}{% endmacro %}{% call f(1) %}c{% endcall %}",
+            "12c",
+        ),
+        (
+            "{% macro f() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(1, b=2) }}",
+            "(1,){&#39;b&#39;: 2}",
+        ),
+        (
+            "{% with y = 1 %}{{ y }}{% endwith %}{% autoescape false %}{{ x }}{{ x ~ 1 }}{% endautoescape %}",
+            "1<x><x>1",
+        ),
+        ("{% raw %}{{ }}{% endraw %}{{ 1 if true else 2 }}{{ 'a' in 'abc' }}", "{{ }}1True"),
+        ("{{ none }}{{ true }}{{ y|default('-') }}{{ y is defined }}", "NoneTrue-False"),
+        ("{% block b %}{{ x }}{% endblock %}{{ self.b() }}", "&lt;x&gt;&lt;x&gt;"),
+        (
+            "{% trans n=2 %}one{% pluralize %}{{ n }} of%{% endtrans %}{{ _('a %(x)s', x=x) }}",
+            "2 of%a &lt;x&gt;",
+        ),
+        ("{{ repeat('a', 2) }}{{ 'b'|repeat(3) }}", "aabbb"),
+    ],
+)
+def test_it_renders_as_jinja_does(source: str, html: str, render: Render, app: Flask) -> None:
+    """A template has the same result in the sandbox as outside."""
+    context = {"x": "<x>", "d": {"items": 2}}
+    app.jinja_env.loader = DictLoader({"mail.html": source})
+    app.jinja_env.cache.clear()  # type: ignore[union-attr]
+    with app.app_context():
+        assert app.jinja_env.get_template("mail.html").render(context) == html
+
+    assert render(source, **context) == html
