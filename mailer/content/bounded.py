@@ -15,11 +15,11 @@ from markupsafe import Markup
 from mailer.content.budget import (
     SCALARS,
     STEP,
+    Counted,
     LimitExceeded,
     charge,
     check_size,
     collected,
-    counted,
     kept,
     measure,
 )
@@ -217,7 +217,7 @@ Check = Callable[..., object]
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a filter of Jinja's or of the application with a bounded result."""
     if FILTERS.get(name) is not function:
-        return _with_limits(function, None, kept)
+        return _with_limits(function, None, _kept_deep)
     if name in _REPLACED:
         return _REPLACED[name]
     check = _CHECKS.get(name)
@@ -225,7 +225,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
 
 
 def _with_limits(
-    function: Callable[..., Any], check: Check | None, keep: Callable[[Any], Any]
+    function: Callable[..., Any], check: Check | None, keep: Callable[..., Any]
 ) -> Callable[..., Any]:
     first = 1 if getattr(function, "jinja_pass_arg", None) else 0
 
@@ -234,25 +234,23 @@ def _with_limits(
         charge(STEP)
         if check:
             check(*args[first:], **kwargs)
-        return keep(function(*args, **kwargs))
+        return keep(function(*args, **kwargs), args)
 
     return limited
 
 
-def _kept_shallow(value: Any) -> Any:
-    """Charge the elements of a result, which come from a value that is measured already."""
-    if isinstance(value, str):
-        charge(check_size(len(value)))
-    elif isinstance(value, list):
+def _kept_shallow(value: Any, args: tuple[Any, ...] = ()) -> Any:
+    """Charge a result whose elements come from a value that is measured already."""
+    if isinstance(value, list):
         charge(STEP * len(value))
-    elif isinstance(value, int) or hasattr(value, "__next__"):
-        return kept(value)
+    elif isinstance(value, str | int) or hasattr(value, "__next__"):
+        return kept(value, sources=args)
     return value
 
 
-def _kept_deep(values: Any) -> Any:
-    """Charge an iterator's elements with their contents: it may repeat one large value."""
-    return counted(values, with_contents=True)
+def _kept_deep(value: Any, args: tuple[Any, ...] = ()) -> Any:
+    """Charge a result with its contents: it may repeat one large value."""
+    return kept(value, sources=args, with_contents=True)
 
 
 def _check_text(value: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -349,7 +347,7 @@ def _join(eval_ctx: EvalContext, value: Any, d: Any = "", attribute: Any = None)
 
 @pass_environment
 def _sum(environment: Environment, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
-    values = counted(iterable)
+    values: Iterable[Any] = Counted(iterable)
     if attribute is not None:
         values = map(make_attrgetter(environment, attribute), values)
     total = start

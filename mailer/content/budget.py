@@ -16,6 +16,7 @@ _BETWEEN_LOOKS = 2_000
 # The work of an element beside its characters: about its bytes, divided by those of a character.
 _ELEMENT = 20
 _MAX_BITS = 10_000
+_MAX_DEPTH = 50
 _SIMPLER = "write a simpler template, or pass values that are computed already"
 SCALARS = frozenset({int, float, bool, type(None)})
 PLAIN = SCALARS | {str}
@@ -139,21 +140,40 @@ def measure(value: Any) -> int:
     return size
 
 
-def kept(value: Any) -> Any:
-    """Charge a value that a template has made, with everything inside, and return it."""
+def kept(value: Any, *, sources: Iterable[Any] = (), with_contents: bool = False) -> Any:
+    """Charge a value that a template has made, with everything inside, and return it.
+
+    An iterator is charged when it is used, since it may have no end: `sources` are the values that
+    it may read, and `with_contents` is for one that may repeat the same large value.
+    """
     if type(value) in SCALARS and type(value) is not int:
         return value
     if hasattr(value, "__next__") and hasattr(value, "__iter__"):
-        return counted(value)
+        return Counted(value, sources, with_contents=with_contents)
     charge(measure(value))
     return value
 
 
-def counted(values: Iterable[Any], *, with_contents: bool = False) -> Iterator[Any]:
-    """Charge each element of an iterator when it is taken: it may have no end."""
-    for value in values:
-        charge(measure(value) if with_contents else _ELEMENT)
-        yield value
+class Counted(Iterator[Any]):
+    """Charges each element of an iterator when it is taken."""
+
+    __slots__ = ("_values", "_with_contents", "depth")
+
+    def __init__(
+        self, values: Iterable[Any], sources: Iterable[Any] = (), *, with_contents: bool = False
+    ) -> None:
+        self._values = iter(values)
+        self._with_contents = with_contents
+        # Python overflows its stack when it deletes a chain of 100,000 iterators.
+        depths = [one.depth for one in sources if isinstance(one, Counted)]
+        self.depth: int = 1 + max(depths, default=0)
+        if self.depth > _MAX_DEPTH:
+            raise LimitExceeded(f"more than {_MAX_DEPTH} filters in a row", "write |list between")
+
+    def __next__(self) -> Any:
+        value = next(self._values)
+        charge(measure(value) if self._with_contents else _ELEMENT)
+        return value
 
 
 def collected(values: Any) -> list[Any]:
@@ -162,7 +182,7 @@ def collected(values: Any) -> list[Any]:
         charge(_ELEMENT * check_size(len(values)))
         return list(values)
     elements = []
-    for value in counted(values):
+    for value in Counted(values):
         elements.append(value)
         if len(elements) & 1023 == 0:
             check_size(len(elements))

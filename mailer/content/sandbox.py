@@ -341,7 +341,8 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
             for arg in args:
                 if isinstance(arg, str):
                     bounded.check_format(arg, values)
-        return kept(super().call(context, function, *args, **kwargs))
+        result = super().call(context, function, *args, **kwargs)
+        return kept(result, sources=args, with_contents=True)
 
     # --- attributes ---------------------------------------------------------------------------
 
