@@ -27,6 +27,11 @@ _HINT = (
     " may be missing, write |default('') after its name."
 )
 
+# 50 microseconds each.
+_MAX_TAGS = 20_000
+# Tags times characters of CSS: each rule is compared with each tag.
+_MAX_CSS = 150_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class RenderedMail:
@@ -64,6 +69,8 @@ class SnapshotRenderer:
             text, html = (
                 self._render(pair[ending], values) if ending in pair else None for ending in ENDINGS
             )
+        if html is not None:
+            _check_html(html, f"template {pair['.html']!r}", makes_text=text is None)
         return RenderedMail(subject, make_bodies(text, html))
 
     def _speaking(self, locale: str | None) -> AbstractContextManager[None]:
@@ -128,6 +135,30 @@ class SnapshotRenderer:
                 self._environment, code, globals_
             )
         return self._compiled[name]
+
+
+def _check_html(html: str, where: str, *, makes_text: bool) -> None:
+    """Refuse html for which the text, or the inlining of its CSS, takes seconds."""
+    tags = html.count("<")
+    if makes_text and tags > _MAX_TAGS:
+        raise TemplateError(
+            f"{where} makes {tags:,} tags: a text is made of up to {_MAX_TAGS:,}. Write a .txt"
+            " template as well."
+        )
+    if tags * _length_of_css(html) > _MAX_CSS:
+        raise TemplateError(
+            f"{where}: its CSS has too many rules for {tags:,} tags: shorten its <style> block."
+        )
+
+
+def _length_of_css(html: str) -> int:
+    html, length, end = html.lower(), 0, 0
+    while (start := html.find("<style", end)) >= 0:
+        end = html.find("</style", start)
+        if end < 0:
+            return length + len(html) - start
+        length += end - start
+    return length
 
 
 def _more_general(locale: str) -> Iterator[str]:

@@ -369,6 +369,28 @@ def test_long_source(source: str, render: Render) -> None:
         render(source)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "{% for i in range(21000) %}<p>{% endfor %}",
+            "makes 21,000 tags: a text is made of up to",
+        ),
+        (
+            "<style>{{ 'p,' * 40000 }}p{}</style>{{ '<p>'|safe * 9000 }}",
+            "its CSS has too many rules",
+        ),
+        ("{{ '<p>'|safe * 9000 }}<style>{{ 'p,' * 40000 }}", "its CSS has too many rules"),
+    ],
+)
+def test_html_that_takes_seconds(source: str, message: str, app: Flask) -> None:
+    """What is made of the html of a mail has limits as well."""
+    snapshot = Snapshot("Hello", "mail", {"mail.html": source}, {})
+
+    with pytest.raises(TemplateError, match=f"^template 'mail.html'.* ?{message}"):
+        SnapshotRenderer(app, snapshot).render({})
+
+
 def test_nothing_of_one_recipient_is_in_the_mail_of_another(app: Flask) -> None:
     """A namespace of an imported template begins anew in each mail."""
     sources = {
