@@ -8,7 +8,9 @@ import typing
 
 from flask_mail import Message
 
+from mailer.bulk import Bulk
 from mailer.errors import (
+    BadRow,
     BrokerUnavailable,
     CommitLost,
     ConfigurationError,
@@ -43,17 +45,21 @@ from mailer.message import (
     Receipt,
     Status,
 )
+from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkState
 
 __version__ = "0.1.0"
 
 #: Queue a mail of the current app, for code that has no `Mailer` at hand.
 send_email: typing.Final = Mailer().send_email
+#: Queue a bulk send of the current app.
+send_bulk: typing.Final = Mailer().send_bulk
 
 __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     # Entry points
     "Mail",
     "Mailer",
     "send_email",
+    "send_bulk",
     # Arguments
     "Address",
     "Attachment",
@@ -61,11 +67,17 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     "Message",
     "OnDoubt",
     # Results
+    "Bulk",
+    "BulkError",
+    "BulkProgress",
+    "BulkRecipient",
+    "BulkState",
     "DeliveryStatus",
     "MailStatus",
     "Receipt",
     "Status",
     # Errors
+    "BadRow",
     "BrokerUnavailable",
     "CommitLost",
     "ConfigurationError",

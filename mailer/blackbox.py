@@ -38,7 +38,7 @@ class Remains:
 
     token: str  #: of the claim
     calling: str = ""  #: the relay of the last connection
-    composing: str = ""  #: the mail that was being composed
+    composing: str = ""  #: the content that was being composed
     #: delivery -> relay, for mails that were being sent
     begun: dict[int, str] = field(default_factory=dict)
     #: delivery -> reply, for mails that the relay accepted
@@ -75,8 +75,8 @@ class Box:
         """Note the relay that the process waits for from now on."""
         self._note(f"calling {relay}")
 
-    def composing(self, mail_id: str) -> None:
-        self._note(f"composing {mail_id}")
+    def composing(self, content_key: str) -> None:
+        self._note(f"composing {content_key}")
 
     def composed(self) -> None:
         """Note that the mail is composed: later failures are not its fault."""

@@ -150,6 +150,25 @@ class OverLimit(InvalidMail):
     """
 
 
+class BadRow(InvalidMail):
+    """A recipient of a bulk send that can't be used, with `on_error="abort"`: nothing is sent.
+
+    >>> mailer.send_bulk("News", "mail/news", ["ada@example"], on_error="abort")
+    Traceback (most recent call last):
+        ...
+    mailer.errors.BadRow: recipients: row 1 (ada@example): recipient: 'ada@example' is not ...
+
+    Args:
+        row: The place of the recipient, counted from 1.
+        address: Its address, as it was given.
+        reason: Why it can't be used.
+    """
+
+    def __init__(self, row: int, address: str, reason: str) -> None:
+        super().__init__(f"recipients: row {row} ({address}): {reason}")
+        self.row = row
+
+
 class TemplateError(InvalidMail):
     """A template that is missing or could not be rendered.
 

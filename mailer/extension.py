@@ -8,12 +8,15 @@ import flask_mail
 from flask import Flask, has_app_context
 
 from mailer.background import BackgroundFunction
+from mailer.bulk import Bulk
 from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
 from mailer.intake.arguments import When
+from mailer.intake.bulk import BulkOptions
 from mailer.intake.content import Content
 from mailer.mail import set_up
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
+from mailer.message.bulk import BulkProgress
 from mailer.store import CallersConnection
 from mailer.wiring import State, state_of
 
@@ -228,6 +231,106 @@ class Mailer:
         )
         return self._state().intake.enqueue(message, options)
 
+    def send_bulk(
+        self,
+        subject: str,
+        template: str,
+        recipients: Iterable[object],
+        *,
+        shared: Mapping[str, Any] | None = None,
+        locales: Collection[str] = (),
+        sender: AddressLike | None = None,
+        reply_to: Addresses = None,
+        attachments: Iterable[Attachment | flask_mail.Attachment] = (),
+        headers: Mapping[str, str] | None = None,
+        lane: Lane | str = Lane.BULK,
+        send_at: When = None,
+        expires_at: When = None,
+        on_doubt: OnDoubt | str = OnDoubt.RESEND,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_error: str = "skip",
+        start: str = "complete",
+        progress: Callable[[BulkProgress], object] | None = None,
+        require_confirmation_above: int | None = None,
+        max_failed_share: float = 0.5,
+    ) -> Bulk:
+        """Queue one mail for each recipient, each with a context of its own.
+
+        The recipients are stored as they are read, in flat memory, each address once. The templates
+        are stored as they are now; the subject is a template, too. Workers render the mails in a
+        sandbox. Nothing is sent before all recipients are stored.
+
+        >>> readers = [("ada@example.com", {"name": "Ada"}), ("bob@example.com", {"name": "Bob"})]
+        >>> bulk = mailer.send_bulk("News for {{ name }}", "mail/news", readers)
+        >>> bulk.progress().accepted
+        2
+
+        With an `idempotency_key`, a call that was interrupted can be repeated: it goes on with the
+        rows that are missing.
+
+        Args:
+            subject: The subject, a template.
+            template: The name of the templates, without `.txt` and `.html`. A recipient with a
+                locale gets `<template>.<locale>.txt` and `.html`, if there are such templates.
+            recipients: An iterable of `(address, context)`, or of dicts with the column `email`. Of
+                a dict, `locale`, `headers` and `recipient_name` are no variables of the template.
+            shared: Variables that all mails have in common.
+            locales: Locales of templates, if the app's loader can't list its templates.
+            sender: The address in `From`, if it is not `MAIL_DEFAULT_SENDER`.
+            reply_to: The addresses that replies go to.
+            attachments: Files that each mail carries. They are stored once.
+            headers: More headers of each mail.
+            lane: The lane.
+            send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
+            expires_at: The time after which no mail is sent any more, given like `send_at`.
+            on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
+            tags: Words to find the send by.
+            metadata: Texts of your own that signals return.
+            idempotency_key: A name for this send.
+            on_error: `"skip"`: rows that can't be used are left out, and listed by `errors()`.
+                `"abort"`: the first one ends the call, and nothing is sent.
+            start: `"complete"`: delivery begins once all recipients are stored. `"streaming"`: at
+                once.
+            progress: A function that is called with the progress after each thousand rows.
+            require_confirmation_above: Hold the send for `confirm()` if it has more recipients.
+            max_failed_share: Pause the send if more than this share of its mail fails.
+
+        Raises:
+            InvalidMail: The call is wrong, and nothing is queued. `BadRow` names the row.
+            StoreUnavailable: The database does not answer. Repeat the call with its key.
+        """
+        state = self._state()
+        bulk_id = state.intake.send_bulk(
+            subject,
+            template,
+            recipients,
+            shared=shared,
+            locales=locales,
+            reply_to=reply_to,
+            sender=sender,
+            attachments=attachments,
+            headers=headers,
+            options=Options(
+                lane=lane,
+                send_at=send_at,
+                expires_at=expires_at,
+                on_doubt=on_doubt,
+                tags=tags,
+                metadata=metadata,
+                idempotency_key=idempotency_key,
+            ),
+            bulk=BulkOptions(
+                on_error=on_error,
+                start=start,
+                progress=progress,
+                require_confirmation_above=require_confirmation_above,
+                max_failed_share=max_failed_share,
+            ),
+        )
+        return state.operations.bulk(bulk_id)
+
     @overload
     def background(self, function: Callable[P, R], /) -> BackgroundFunction[P, R]: ...
 
@@ -351,6 +454,33 @@ class Mailer:
             until=until,
             before=before,
             limit=limit,
+        )
+
+    def bulk(self, bulk_id: str) -> Bulk:
+        """Return the handle of a bulk send.
+
+        >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {"name": "Ada"})])
+        >>> mailer.bulk(bulk.id).progress().sent
+        1
+
+        Raises:
+            UnknownMail: No bulk send has this id.
+        """
+        return self._state().operations.bulk(bulk_id)
+
+    def bulks(self, *, before: str | Bulk | None = None, limit: int = 50) -> list[Bulk]:
+        """Return the newest bulk sends.
+
+        >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {"name": "Ada"})])
+        >>> mailer.bulks()[0].id == bulk.id
+        True
+
+        Args:
+            before: The last bulk send of the page before, or its id.
+            limit: The length of a page.
+        """
+        return self._state().operations.bulks(
+            before=None if before is None else str(before), limit=limit
         )
 
     def cancel(self, mail_id: str | Receipt, *, to: str | None = None) -> bool:

@@ -8,8 +8,18 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from mailer.attendance import absence
+from mailer.bulk import Bulk
 from mailer.errors import InvalidMail, UnknownMail
-from mailer.message import HELD, DeliveryStatus, Lane, MailStatus, Pause, Receipt, Status
+from mailer.message import (
+    IN_HAND,
+    DeliveryStatus,
+    Lane,
+    MailStatus,
+    Pause,
+    Receipt,
+    Status,
+    is_bulk_id,
+)
 from mailer.message.ports import Clock
 from mailer.settings import RelaySettings, Settings
 from mailer.store import Filter, Outlook, Store
@@ -93,6 +103,16 @@ class Operations:
             return None
         return absence(self._store, self._clock.time())
 
+    def bulk(self, bulk_id: str) -> Bulk:
+        """Return the handle of a bulk send. Raise `UnknownMail` if none has the id."""
+        return Bulk(self._store, self._clock, self._store.load_bulk(bulk_id).id)
+
+    def bulks(self, *, before: str | None = None, limit: int = _PAGE) -> list[Bulk]:
+        """Return the newest bulk sends, or the newest ones before another one."""
+        first = {} if before is None else {"before": before}
+        found = self._store.load_bulks(**first, most=limit)
+        return [Bulk(self._store, self._clock, one.id) for one in found]
+
     # --- decide ----------------------------------------------------------------------------------
 
     def cancel(self, mail_id: MailId, *, to: str | None = None) -> int:
@@ -129,6 +149,10 @@ class Operations:
 
     def _move(self, mail_id: MailId, status: Status, to: str | None) -> int:
         known_id, now = _id_of(mail_id), self._clock.time()
+        if is_bulk_id(known_id):
+            raise InvalidMail(
+                f"{known_id!r} is a bulk send: call the method of mailer.bulk({known_id!r})."
+            )
         if to is None:
             moved = len(self._store.settle_if_resting(known_id, status, now=now))
             if not moved:
@@ -159,7 +183,7 @@ class Operations:
         return sum(
             count
             for status, its, count, _due in self._store.counts()
-            if status in HELD and paused in (None, its)
+            if status in IN_HAND and paused in (None, its)
         )
 
     def resume(self, lane: Lane | str | None = None, *, relay: str | None = None) -> bool:

@@ -25,13 +25,15 @@ from flask import Flask
 
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
-from mailer.message.events import Event, EventKind
+from mailer.message.events import AnyEvent, BulkEvent, Event, EventKind
 from mailer.message.ports import Clock
 from mailer.threads import start_daemon
 
 __all__ = [
+    "BulkEvent",
     "Event",
     "EventKind",
+    "bulk_finished",
     "mail_cancelled",
     "mail_deferred",
     "mail_doubtful",
@@ -145,6 +147,21 @@ mail_cancelled: NamedSignal = _signals.signal(
     """,
 )
 
+bulk_finished: NamedSignal = _signals.signal(
+    "bulk-finished",
+    """Each mail of a bulk send has reached a final state, or the send was cancelled.
+
+    The signal is sent once, by the worker whose sweep sees the end.
+
+    >>> from mailer.signals import bulk_finished
+    >>> @bulk_finished.connect
+    ... def show_end(app, event):
+    ...     print(event.progress.sent, "of", event.progress.accepted)
+    >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {"name": "Ada"})])
+    1 of 1
+    """,
+)
+
 _BY_KIND: dict[EventKind, NamedSignal] = {
     EventKind.QUEUED: mail_queued,
     EventKind.SENT: mail_sent,
@@ -153,6 +170,7 @@ _BY_KIND: dict[EventKind, NamedSignal] = {
     EventKind.DOUBTFUL: mail_doubtful,
     EventKind.EXPIRED: mail_expired,
     EventKind.CANCELLED: mail_cancelled,
+    EventKind.BULK_FINISHED: bulk_finished,
 }
 
 
@@ -167,7 +185,7 @@ class SignalOutlet:
         self._app = weakref.ref(app)
         self.clock = clock
         self._inline = inline
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[AnyEvent] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._in_hand = False  # an event, whose receivers are being called
@@ -181,7 +199,7 @@ class SignalOutlet:
         signal = _BY_KIND[kind]
         return bool(signal.receivers) and signal.has_receivers_for(self._app())
 
-    def publish(self, events: Sequence[Event]) -> None:
+    def publish(self, events: Sequence[AnyEvent]) -> None:
         """Take events, and call their receivers soon."""
         if self._inline:
             self._send(events)
@@ -239,12 +257,12 @@ class SignalOutlet:
                 self._send([event])
             except BaseException:  # such as a time-out of gevent: the thread goes on
                 log.exception(
-                    "Receiver of a signal failed: signal=mail_%s",
-                    event.kind,
+                    "Receiver of a signal failed: signal=%s",
+                    _name(event),
                     extra={"mailer_tags": event.tags},
                 )
 
-    def _send(self, events: Sequence[Event]) -> None:
+    def _send(self, events: Sequence[AnyEvent]) -> None:
         app = self._app()
         if app is None:
             return
@@ -255,10 +273,9 @@ class SignalOutlet:
                         receiver(app, event=event)
                 except (Exception, SystemExit):  # it ends this call, and no thread or process
                     log.exception(
-                        "Receiver of a signal failed: signal=mail_%s mail_id=%s delivery=%d",
-                        event.kind,
-                        event.mail_id,
-                        event.delivery_id,
+                        "Receiver of a signal failed: signal=%s %s",
+                        _name(event),
+                        event.subject,
                         extra={"mailer_tags": event.tags},  # for QueuedMailHandler
                     )
 
@@ -269,6 +286,10 @@ class SignalOutlet:
             return 0
         lost, self._lost, self._logged_at = self._lost, 0, now
         return lost
+
+
+def _name(event: AnyEvent) -> str:
+    return _BY_KIND[event.kind].name.replace("-", "_")
 
 
 _outlets: weakref.WeakSet[SignalOutlet] = weakref.WeakSet()

@@ -100,12 +100,16 @@ def set_aside(
 
 def bring(store: Store, status: Status, **options: Any) -> Delivery:
     """Bring a delivery into this state. A worker that holds it owns `TOKEN`."""
-    mail_id = insert(store, **options)
+    return carry(store, insert(store, **options), status)
+
+
+def carry(store: Store, mail_id: str, status: Status) -> Delivery:
+    """Bring the queued delivery of a mail into this state."""
     if status in (Status.CANCELLED, Status.EXPIRED, Status.SUPPRESSED):
         store.settle_if_resting(mail_id, status, now=NOW)
-        return _held(store, mail_id)
+        return in_the_hands_of_a_worker(store, mail_id)
     if status is Status.QUEUED:
-        return _held(store, mail_id)
+        return in_the_hands_of_a_worker(store, mail_id)
     [delivery] = [one for one in claim(store) if one.mail_id == mail_id]
     if status is Status.CLAIMED:
         return delivery
@@ -118,7 +122,7 @@ def bring(store: Store, status: Status, **options: Any) -> Delivery:
     return delivery
 
 
-def _held(store: Store, mail_id: str) -> Delivery:
+def in_the_hands_of_a_worker(store: Store, mail_id: str) -> Delivery:
     """What a worker that thinks it has claimed this mail would have in its hands."""
     [row] = [row for row in table(store).values() if row["mail_id"] == mail_id]
     values = {

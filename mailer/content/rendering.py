@@ -1,6 +1,6 @@
 """Rendering: from the name of a template and a context to text and html."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from logging import Logger
 from typing import Any
@@ -18,6 +18,7 @@ from jinja2 import (
 
 from mailer.content.bodies import Bodies, make_bodies
 from mailer.content.failures import explained, near_misses, no_template, unreadable
+from mailer.content.snapshots import Snapshot, take_snapshot
 from mailer.errors import TemplateError
 from mailer.logs import get_logger
 from mailer.message import check_body
@@ -53,6 +54,16 @@ class Renderer:
         self._app.update_template_context(values)
         html = _rendered(html_template, values) if html_template else None
         return make_bodies(_rendered(text_template, values) if text_template else None, html)
+
+    def take_snapshot(
+        self,
+        subject: str,
+        template: str,
+        locales: Collection[str],
+        shared: Mapping[str, Any] | None,
+    ) -> Snapshot:
+        """Return the templates of a bulk send as they are now."""
+        return take_snapshot(self._app, subject, template, locales, shared)
 
     def may_use(self, template: str, variable: str) -> bool:
         """Return whether the templates may use a variable, also in those that they refer to.

@@ -114,7 +114,7 @@ class Dispatcher:
         plan = Plan({delivery.id for delivery in claimed})
         try:
             self._router.assign(plan, claimed, available)
-            self._services.store.release_if_held(plan.waiting, token=claimed[0].token)
+            self._services.store.release_if_in_hand(plan.waiting, token=claimed[0].token)
             if is_full and plan.has_sound_relay:
                 self._bell.ring()  # there is probably more, for another thread
             shares = self._deliver_shares(plan, context, started)
@@ -142,7 +142,7 @@ class Dispatcher:
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
         """Release deliveries that are in no share yet, and leave our probes to others."""
-        self._services.store.release_if_held(dict.fromkeys(plan.unassigned), token=token)
+        self._services.store.release_if_in_hand(dict.fromkeys(plan.unassigned), token=token)
         for name, probe in plan.probes.items():
             self._router.breaker.leave_probe(name, probe)
 

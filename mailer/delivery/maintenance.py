@@ -7,6 +7,7 @@ from functools import partial
 from logging import Logger
 
 from mailer.delivery.dispatcher import Dispatcher
+from mailer.delivery.feeding import Feeder
 from mailer.delivery.services import Services
 from mailer.delivery.settling import settle
 from mailer.logs import get_logger
@@ -35,6 +36,7 @@ class Maintenance:
         self._clock = services.clock
         self._dispatcher = dispatcher
         self._bell = bell
+        self._feeder = Feeder(services)
         self._steps = Steps()
         self._rest_of_purge: Iterator[object] | None = None
 
@@ -50,6 +52,7 @@ class Maintenance:
         take("doubt", self._doubt, now)
         take("resend", self._store.resend_doubtful, now)
         take("expire", self._store.expire_overdue, now)
+        take("bulk sends", self._feeder.advance, now)
         take("deliver", self._deliver_due, now)
 
     def _doubt(self, now: float) -> None:

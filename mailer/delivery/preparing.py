@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from logging import Logger
-from operator import attrgetter
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -67,10 +66,6 @@ class Preparer:
         self._box = context.box
         self._set_aside = set_aside
         self._redirects = self._settings.redirect_to is not None
-        # The name of a delivery's content.
-        self._key: Callable[[Delivery], str] = (
-            self._key_if_redirected if self._redirects else attrgetter("mail_id")
-        )
         self._sizes: dict[str, int] | None = None  # of mails that were queued without one
         self._contents: dict[str, Content] = {}
 
@@ -121,11 +116,11 @@ class Preparer:
         if (content := self._contents.pop(key, None)) is not None:
             self._budget.give_back(content.room)
 
-    def _key_if_redirected(self, delivery: Delivery) -> str:
+    def _key(self, delivery: Delivery) -> str:
         """Name a content. A redirected mail names its recipient, so each delivery has its own."""
-        if self._is_redirected(delivery):
+        if self._redirects and self._is_redirected(delivery):
             return f"{delivery.mail_id} {delivery.id}"
-        return delivery.mail_id
+        return delivery.content_key
 
     def _is_redirected(self, delivery: Delivery) -> bool:
         to = destination(self._settings, delivery.recipient)
@@ -169,42 +164,51 @@ class Preparer:
     def _load_and_compose(self, group: list[Delivery], *, patient: bool) -> None:
         """Load a group at once. If that fails, try each mail alone: one of them may be to blame."""
         mail_ids = {one.mail_id for one in group}
-        if len(mail_ids) == 1:
-            self._box.composing(group[0].mail_id)
+        contents = {one.content_key for one in group}
+        if len(contents) == 1:
+            self._box.composing(group[0].content_key)
         try:
             messages = self._services.store.load_messages(mail_ids)
+            own_parts = self._services.personal.load(group)
         except Exception as error:
             if isinstance(error, SoftTimeLimitExceeded) or _ends_the_share(error, patient=patient):
                 raise
             trouble = _unread(error)
         else:
             for delivery in group:
-                self._compose(delivery, messages.get(delivery.mail_id), group)
+                message, own = messages.get(delivery.mail_id), own_parts.get(delivery.id)
+                self._compose(delivery, message, group, own)
             return
-        if len(mail_ids) == 1:
+        if len(contents) == 1:
             self._fail(group, trouble)
             return
         log.warning(
-            "Loading %d mails failed, each is tried alone: %s", len(mail_ids), trouble.reply
+            "Loading %d mails failed, each is tried alone: %s", len(contents), trouble.reply
         )
-        for mail_id in sorted(mail_ids):
-            alone = [one for one in group if one.mail_id == mail_id]
+        for content in sorted(contents):
+            alone = [one for one in group if one.content_key == content]
             self._load_and_compose(alone, patient=patient)
 
     def _compose(
-        self, delivery: Delivery, message: Message | None, group: Sequence[Delivery]
+        self,
+        delivery: Delivery,
+        message: Message | None,
+        group: Sequence[Delivery],
+        own_part: str | None,
     ) -> None:
         content = self._contents.get(self._key(delivery))
         if content is None or content.composed is not None:
             return
-        if message is None:
+        if message is None or (delivery.is_bulk and own_part is None):
             self._fail(
                 self._users(content, group), Outcome(Verdict.REFUSED, _ERASED, Phase.CONNECT)
             )
             return
-        self._box.composing(message.id)
+        self._box.composing(delivery.content_key)
         is_over = False
         try:
+            if own_part is not None:
+                message = self._services.personal.render(message, delivery, own_part)
             content.message = self._redirected(message, delivery)
             content.composed = compose(content.message, self._services.signer)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is this mail's trouble only

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mailer.blackbox import BlackBox, Box
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.flags import WorkerFlags
+from mailer.delivery.personal import PersonalMail
 from mailer.message import Pause
 from mailer.message.ports import Clock
 from mailer.mime import Signer
@@ -24,6 +25,7 @@ class Services:
     throttle: Throttle
     black_box: BlackBox
     clock: Clock
+    personal: PersonalMail
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def settle(services: Services, remains: Remains) -> bool:
     Return whether any of it was still held, or in doubt.
     """
     store, now = services.store, services.clock.time()
-    held = store.load_held(remains.token)
+    held = store.load_in_hand(remains.token)
     begun: dict[str, list[Result]] = defaultdict(list)  # by relay
     unbegun: list[Delivery] = []
     for delivery in held:
@@ -69,10 +69,10 @@ def _release(
     suspects = [
         result_of(services, delivery, _POISON)
         for delivery in deliveries
-        if delivery.mail_id == remains.composing
+        if delivery.content_key == remains.composing
     ]
     charged = set[int]()
     if suspects:
         charged = store.set_aside_if_claimed(suspects, now=now, relay=remains.calling)
     innocent = {delivery.id: None for delivery in deliveries if delivery.id not in charged}
-    store.release_if_held(innocent, token=remains.token)
+    store.release_if_in_hand(innocent, token=remains.token)

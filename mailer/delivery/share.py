@@ -321,7 +321,7 @@ class Share:
                 ids = [mail.delivery.id for mail in book.ready]
                 marked = store.mark_if_claimed(ids, token=book.token, now=now, lease_until=until)
             if book.expired:
-                store.release_if_held(book.expired, token=book.token)
+                store.release_if_in_hand(book.expired, token=book.token)
         for result in book.results:
             if result.delivery.id not in recorded:
                 _warn_of_unwritten(result)
@@ -346,7 +346,7 @@ class Share:
         unbegun, due_at = len(book.unbegun()), book.to_release()
 
         def release() -> None:
-            store.release_if_held(due_at, token=book.token)
+            store.release_if_in_hand(due_at, token=book.token)
 
         if unbegun:  # left marked, they would come into doubt for nothing
             self._write_patiently(release, f"{unbegun} mails to be given back")

@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 from mailer.blackbox import BlackBox
 from mailer.delivery.dispatcher import Dispatcher
 from mailer.delivery.maintenance import Maintenance
+from mailer.delivery.personal import PersonalMail
 from mailer.delivery.services import Services
 from mailer.disk import SystemDisk
 from mailer.dropin import flask_mail_state
@@ -36,7 +37,8 @@ def build_delivery(
     """Make the relays, the DKIM keys, the limits and the shared memory of an app."""
     throttle = Throttle(settings, settings.flag_url, clock)
     signer, black_box = make_signer(settings.dkim_keys), black_box_of(app, settings, clock)
-    services = Services(settings, store, signer, throttle, black_box, clock)
+    personal = PersonalMail(app, settings, store)
+    services = Services(settings, store, signer, throttle, black_box, clock, personal)
     plain = flask_mail_state(settings)
     dispatcher = Dispatcher(services, [Relay(relay, app, plain) for relay in settings.relays], bell)
     return DeliveryParts(dispatcher, Maintenance(services, dispatcher, bell))

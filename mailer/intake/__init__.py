@@ -3,10 +3,12 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from logging import Logger
+from typing import Any
 
 import flask_mail
 from sqlalchemy import Connection
@@ -30,6 +32,8 @@ from mailer.intake.arguments import (
     check_tags,
     check_time,
 )
+from mailer.intake.bulk import BulkImport, BulkOptions
+from mailer.intake.bulk_rows import RowReader
 from mailer.intake.changes import note_queued
 from mailer.intake.content import Content
 from mailer.intake.from_flask_mail import (
@@ -56,15 +60,19 @@ from mailer.message import (
     check_headers,
     check_text,
     evaluate,
+    new_bulk_id,
     new_id,
     new_message_id,
     parse_addresses,
 )
 from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
-from mailer.store import AfterCommit, CallersConnection, Store, connection_of
+from mailer.store import AfterCommit, CallersConnection, NewBulk, Store, connection_of
 
 Addresses = AddressLike | Iterable[AddressLike] | None
+
+# So many mails of a bulk send are released by the call, before the sweep goes on.
+_FIRST_OF_BULK = 1000
 
 log: Logger = get_logger(__name__)
 
@@ -198,6 +206,70 @@ class Intake:
             note_queued(mail)
         return receipt
 
+    def send_bulk(
+        self,
+        subject: str,
+        template: str,
+        recipients: Iterable[object],
+        *,
+        shared: Mapping[str, Any] | None,
+        locales: Collection[str],
+        reply_to: Addresses,
+        sender: AddressLike | None,
+        attachments: Iterable[Attachment | flask_mail.Attachment] | None,
+        headers: Mapping[str, str] | None,
+        options: Options,
+        bulk: BulkOptions,
+    ) -> str:
+        """Snapshot the templates and store the recipients. Return the id of the bulk send."""
+        bulk.check()
+        now = self._clock.time()
+        subject = check_text(subject, field="subject", quoted=False)
+        snapshot = self._renderer.take_snapshot(subject, template, locales, shared)
+        author, bulk_id = self._sender(sender), new_bulk_id(now)
+        message = Message(
+            id=bulk_id,
+            message_id=new_message_id(bulk_id, author),
+            created_at=now,
+            sender=author,
+            subject=subject,
+            text=None,
+            html=None,
+            to=(),
+            reply_to=self._addresses(reply_to, field="reply_to"),
+            headers=check_headers(headers),
+            attachments=self._attachments(attachments),
+            tags=check_tags(options.tags),
+            metadata=check_metadata(options.metadata),
+        )
+        size = _size(message) + len(snapshot.to_json())
+        _check_limits(message, size, (), self._settings)
+        said = replace(message, text=snapshot.digest)
+        key = self._fingerprints.key(options.idempotency_key, said, ())
+        envelope = _envelope((), size, key, options, now)
+        new = NewBulk(
+            message=message,
+            envelope=envelope,
+            snapshot=snapshot.to_json(),
+            state=bulk.first_state,
+            max_failed_share=bulk.max_failed_share,
+        )
+        reader = RowReader(max_size=self._settings.max_size, shared_size=size)
+        earlier = partial(self._fingerprints.check_same, key, said)
+        bulk_id = BulkImport(self._store, self._clock, reader, new, bulk, earlier).run(recipients)
+        self._begin_bulk(bulk_id)
+        return bulk_id
+
+    def _begin_bulk(self, bulk_id: str) -> None:
+        """Release the first mails at once. The sweep goes on, but in a test there is none."""
+        with _suppressed("A bulk send is stored, and could not be begun; the sweep begins it"):
+            now = self._clock.time()
+            while self._store.release_held(bulk_id, now=now, most=_FIRST_OF_BULK):
+                self._ring_safely([bulk_id])
+                if not self._settings.mail_suppress_send:
+                    return
+            self._store.finish_bulk_if_done(bulk_id, now=now)
+
     def _accept(
         self,
         message: Message,
@@ -219,7 +291,6 @@ class Intake:
         caller = None if options.connection is None else connection_of(options.connection)
         earlier = self._store.insert_mail(message, envelope, caller)
         if earlier is not None:
-            assert key is not None  # the earlier mail was found by it
             return self._fingerprints.receipt(earlier, key, message, recipients)
         if (recorder := self.recorder) is not None:
             accepted = Accepted(message, envelope, content)

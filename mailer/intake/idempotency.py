@@ -36,12 +36,18 @@ class Fingerprints:
         )
 
     def receipt(
-        self, earlier: Keyed, key: Key, message: Message, recipients: tuple[str, ...]
+        self, earlier: Keyed, key: Key | None, message: Message, recipients: tuple[str, ...]
     ) -> Receipt:
-        """Return the receipt of the first call.
+        """Return the receipt of the first call, if this call says the same to the same people."""
+        self.check_same(key, message, earlier, recipients)
+        # The recipients are part of the fingerprint.
+        return Receipt(earlier.id, earlier.message_id, recipients, is_new=False)
 
-        Raise KeyReused unless this call certainly says the same to the same people.
-        """
+    def check_same(
+        self, key: Key | None, message: Message, earlier: Keyed, recipients: tuple[str, ...] = ()
+    ) -> None:
+        """Raise KeyReused unless this call certainly says the same to the same people."""
+        assert key is not None  # the earlier mail was found by it
         taken = f"idempotency_key: {key.name!r} belongs to mail {earlier.id}"
         if earlier.fingerprint is None:
             raise KeyReused(
@@ -66,8 +72,6 @@ class Fingerprints:
                 " be the same, look for what differs from call to call: a time or a token in a"
                 " template."
             )
-        # The recipients are part of the fingerprint.
-        return Receipt(earlier.id, earlier.message_id, recipients, is_new=False)
 
     def _of(self, message: Message, recipients: tuple[str, ...], key_id: str | None) -> Fingerprint:
         said = _said(message, recipients)

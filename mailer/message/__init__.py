@@ -12,13 +12,13 @@ from mailer.message.addresses import Address, AddressLike, parse_addresses
 from mailer.message.attachments import Attachment, is_file_type
 from mailer.message.headers import check_headers
 from mailer.message.outcomes import Outcome, Phase, Verdict
-from mailer.message.states import FINAL, HELD, TRANSITIONS, Lane, OnDoubt, Status
+from mailer.message.states import FINAL, IN_HAND, TRANSITIONS, Lane, OnDoubt, Status
 from mailer.message.statuses import Attempt, DeliveryStatus, MailStatus, Receipt
 from mailer.message.text import check_body, check_text, evaluate
 
 __all__ = [
     "FINAL",
-    "HELD",
+    "IN_HAND",
     "TRANSITIONS",
     "Address",
     "AddressLike",
@@ -45,9 +45,12 @@ __all__ = [
     "could_be_id",
     "evaluate",
     "id_at",
+    "is_bulk_id",
     "is_file_type",
+    "new_bulk_id",
     "new_id",
     "new_message_id",
+    "own_message_id",
     "parse_addresses",
 ]
 
@@ -138,6 +141,16 @@ class Delivery:
     expires_at: float | None = None
     size: int | None = None  #: bytes of the message; None if an older version queued it
 
+    @property
+    def is_bulk(self) -> bool:
+        """Return whether the delivery belongs to a bulk send, and has a content of its own."""
+        return is_bulk_id(self.mail_id)
+
+    @property
+    def content_key(self) -> str:
+        """Return the name of the delivery's content, which the deliveries of a mail share."""
+        return f"{self.mail_id}.{self.id}" if self.is_bulk else self.mail_id
+
     def has_expired(self, now: float) -> bool:
         """Return whether the delivery is too late to be of use."""
         return self.expires_at is not None and self.expires_at <= now
@@ -153,12 +166,33 @@ def new_id(now: float) -> str:
     return f"{id_at(now)}{secrets.token_hex(10)}"
 
 
+def new_bulk_id(now: float) -> str:
+    """Return the id of a new bulk send, which is that of its mail."""
+    return f"{new_id(now)}{_BULK_ENDING}"
+
+
+def is_bulk_id(mail_id: str) -> bool:
+    """Return whether a mail belongs to a bulk send."""
+    return mail_id.endswith(_BULK_ENDING)
+
+
+# A worker sees at the claim, without another query, that each delivery has its own content. No hex
+# digit, so that no other id ends so.
+_BULK_ENDING = "z"
+
+
 def id_at(moment: float) -> str:
     """Return the beginning of ids that are made at a moment.
 
     Earlier ids are less, later ones greater.
     """
     return f"{int(moment * 1000):012x}"
+
+
+def own_message_id(message_id: str, delivery_id: int) -> str:
+    """Return the Message-ID of one recipient's mail of a bulk send, made of the common one."""
+    left, _at, domain = message_id.rpartition("@")
+    return f"{left}.{delivery_id}@{domain}"
 
 
 def new_message_id(mail_id: str, sender: Address) -> str:

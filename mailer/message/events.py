@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from mailer.message import Lane, Status
+from mailer.message.bulk import BulkProgress
 
 
 class EventKind(StrEnum):
@@ -22,6 +23,7 @@ class EventKind(StrEnum):
     DOUBTFUL = "doubtful"  #: nobody knows whether the relay took it
     EXPIRED = "expired"  #: it was not sent before `expires_at`
     CANCELLED = "cancelled"  #: a person or a program cancelled it
+    BULK_FINISHED = "bulk_finished"  #: a bulk send is over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +53,35 @@ class Event:
     metadata: tuple[tuple[str, str], ...] = ()  #: as pairs, for `dict(event.metadata)`
     reply: str | None = None  #: the words of the relay, or ours if none was asked
     relay: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """Return what changed, as a log line names it."""
+        return f"mail_id={self.mail_id} delivery={self.delivery_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkEvent:
+    """The end of a bulk send.
+
+    >>> from mailer.signals import bulk_finished
+    >>> @bulk_finished.connect
+    ... def show_end(app, event):
+    ...     print(event.progress.sent, "of", event.progress.accepted)
+    >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {"name": "Ada"})])
+    1 of 1
+    """
+
+    kind: EventKind
+    at: datetime
+    bulk_id: str
+    progress: BulkProgress
+    tags: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """Return what changed, as a log line names it."""
+        return f"bulk={self.bulk_id}"
+
+
+AnyEvent = Event | BulkEvent

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mailer.message.events import Event, EventKind
+from mailer.message.events import AnyEvent, EventKind
 
 
 class Bell(Protocol):
@@ -97,5 +97,5 @@ class Outlet(Protocol):
     def listens_to(self, kind: EventKind) -> bool:
         """Return whether anybody wants such events. If not, they are not even read."""
 
-    def publish(self, events: Sequence[Event]) -> None:
+    def publish(self, events: Sequence[AnyEvent]) -> None:
         """Take events whose transaction is committed. Never raise, never wait."""

@@ -19,6 +19,8 @@ class Status(StrEnum):
 
     #: A worker claims it when it is due; the sweep expires it; a person cancels it.
     QUEUED = "queued"
+    #: It is not due whatever the time: the sweep queues it when its bulk send goes on.
+    HELD = "held"
     #: Its worker marks or releases it; the sweep, when the worker's lease is over.
     CLAIMED = "claimed"
     #: Its worker records the outcome; after the lease the sweep doubts it.
@@ -52,7 +54,7 @@ FINAL = frozenset(
 )
 
 #: The states of a delivery that a worker has in its hands.
-HELD = frozenset({Status.CLAIMED, Status.TRANSMITTING})
+IN_HAND = frozenset({Status.CLAIMED, Status.TRANSMITTING})
 
 #: The state chart. docs/states.md draws it, the CHECK in the schema knows its states, the tests try
 #: every pair.
@@ -62,6 +64,9 @@ TRANSITIONS = frozenset(
         (Status.QUEUED, Status.CANCELLED),
         (Status.QUEUED, Status.EXPIRED),
         (Status.QUEUED, Status.SUPPRESSED),
+        (Status.QUEUED, Status.HELD),
+        (Status.HELD, Status.QUEUED),
+        (Status.HELD, Status.CANCELLED),
         (Status.CLAIMED, Status.TRANSMITTING),
         (Status.CLAIMED, Status.QUEUED),
         (Status.CLAIMED, Status.FAILED),

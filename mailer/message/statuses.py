@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mailer.message.outcomes import Phase, Verdict
-from mailer.message.states import HELD, Lane, Status
+from mailer.message.states import IN_HAND, Lane, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class DeliveryStatus:
     @property
     def is_being_tried(self) -> bool:
         """Return whether a worker has the delivery in its hands. Then `due_at` is this try's."""
-        return self.status in HELD
+        return self.status in IN_HAND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

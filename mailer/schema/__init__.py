@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 #: The newest migration in migrations/versions.
-REVISION = "0006"
+REVISION = "0007"
 _NAME = re.compile(r"head|base|\d{4}")
 
 metadata: MetaData = MetaData()
@@ -227,6 +227,68 @@ worker: Table = Table(
     Column("delivered_at", _Time),  # when a relay last accepted a mail from it
 )
 
+#: A bulk send: its message has one delivery for each recipient, and each recipient a context.
+bulk: Table = Table(
+    "mailer_bulk",
+    metadata,
+    Column("id", ForeignKey(message.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),  # why it is paused or cancelled
+    Column("snapshot", Text, nullable=False),  # of the templates and the shared context
+    Column("lane", SmallInteger, nullable=False),
+    Column("max_failed_share", Float(53), nullable=False),  # it pauses if more of its mail fails
+    Column("is_complete", Boolean, nullable=False),  # all recipients are stored
+    Column("rows_read", BigInteger, nullable=False),
+    Column("rows_digest", Text, nullable=False),
+    Column("accepted", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    Column("released", BigInteger, nullable=False),  # held -> queued, less queued -> held
+    Column("released_to", BigInteger, nullable=False),  # no delivery up to this id is held
+    Column("importer", Text),
+    Column("importer_until", _Time),
+    Column("starts_at", _Time, nullable=False),
+    Column("started_at", _Time),
+    Column("finished_at", _Time),
+)
+
+#: The recipients of bulk sends, each once.
+bulk_recipient: Table = Table(
+    "mailer_bulk_recipient",
+    metadata,
+    Column(
+        "delivery_id",
+        _Id,
+        ForeignKey(delivery.c.id, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("bulk_id", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("row", BigInteger, nullable=False),  # in the recipients that were given
+    Column("own", Text, nullable=False),  # the context, the locale and the headers
+)
+
+#: The rows of the recipients that were refused.
+bulk_error: Table = Table(
+    "mailer_bulk_error",
+    metadata,
+    Column("bulk_id", ForeignKey(bulk.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("row", BigInteger, primary_key=True),
+    Column("address", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+#: How many deliveries of a bulk send came into a state, or left it. The sweep sums the rows up.
+bulk_count: Table = Table(
+    "mailer_bulk_count",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("bulk_id", ForeignKey(bulk.c.id, ondelete="CASCADE"), nullable=False, index=True),
+    Column("status", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+)
+
 
 @cache
 def complete_metadata() -> MetaData:
@@ -248,6 +310,13 @@ def complete_metadata() -> MetaData:
     add("mailer_delivery_expiring", delivery.c.expires_at, only=expiring)
     add("mailer_delivery_leased", delivery.c.lease_until, only="lease_until IS NOT NULL")
     add("mailer_delivery_doubtful", delivery.c.due_at, only="status = 'doubtful'")
+    Index(
+        "mailer_bulk_recipient_once",
+        bulk_recipient.c.bulk_id,
+        bulk_recipient.c.address,
+        unique=True,
+    )
+    Index("mailer_bulk_recipient_in_order", bulk_recipient.c.bulk_id, bulk_recipient.c.delivery_id)
     add("mailer_delivery_finished", delivery.c.finished_at, only="finished_at IS NOT NULL")
     return metadata
 

@@ -5,6 +5,8 @@ It returns the ids of the rows it moved: of two at the same time, the second mov
 `moves.py`.
 """
 
+from mailer.store.bulk import BulkSends
+from mailer.store.bulk_imports import Chunk, Importer, NewBulk, NewRecipient
 from mailer.store.callers import AfterCommit, CallersConnection, connection_of
 from mailer.store.decisions import Decisions
 from mailer.store.moves import MOVED_AT_ONCE
@@ -19,7 +21,11 @@ __all__ = [
     "MOVED_AT_ONCE",
     "AfterCommit",
     "CallersConnection",
+    "Chunk",
     "Filter",
+    "Importer",
+    "NewBulk",
+    "NewRecipient",
     "Outlook",
     "Result",
     "Store",
@@ -27,5 +33,5 @@ __all__ = [
 ]
 
 
-class Store(Queue, Pauses, Decisions, Retention, Search, Workers):
+class Store(Queue, Pauses, Decisions, Retention, Search, BulkSends, Workers):
     """The database of one app. It is safe to share between threads, and to use after a fork."""

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailer.errors import ConfigurationError, InvalidMail, is_time_limit
-from mailer.message.events import Event
+from mailer.message.events import AnyEvent
 from mailer.store.engines import patiently
 from mailer.store.sql import packed
 from mailer.store.transactions import Row, sqlstate_of, values_hidden
@@ -42,7 +42,7 @@ class CallersTransaction:
     def __init__(self, connection: Connection, render: Render) -> None:
         self._connection = connection
         self._render = render
-        self.events: list[Event] = []  #: to be published after the commit
+        self.events: list[AnyEvent] = []  #: to be published after the commit
 
     @values_hidden()
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:

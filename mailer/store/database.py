@@ -17,7 +17,7 @@ from mailer import schema
 from mailer.errors import CommitLost, SchemaMismatch, StoreUnavailable
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import get_logger
-from mailer.message.events import Event
+from mailer.message.events import AnyEvent
 from mailer.settings.database import file_of
 from mailer.store import callers, machine_lock, memory, sqlite_locks
 from mailer.store.callers import CallersTransaction
@@ -167,7 +167,7 @@ class Database:
         if transaction.events:  # the commit is done, and the connection is back in its pool
             self._publish(transaction.events)
 
-    def _publish(self, events: Sequence[Event]) -> None:
+    def _publish(self, events: Sequence[AnyEvent]) -> None:
         """Do nothing: this class knows no outlet."""
 
     @contextmanager

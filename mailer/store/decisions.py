@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from mailer.message import HELD, TRANSITIONS, Lane, Status, could_be_id
+from mailer.message import IN_HAND, TRANSITIONS, Lane, Status, could_be_id, is_bulk_id
 from mailer.message.events import EventKind
 from mailer.store import outlook
 from mailer.store.erasing import LOCK_MAILS
@@ -11,14 +11,24 @@ from mailer.store.outlook import Outlook
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-SETTLE = """
-WITH resting AS MATERIALIZED (
-    SELECT id FROM mailer_delivery
-    WHERE mail_id = :mail_id AND status {leaving}
+_RESTING = """
+    mail_id = :mail_id AND status {leaving}
         AND id = COALESCE(CAST(:delivery_id AS bigint), id)
         AND (:to <> 'queued' OR EXISTS (
             SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
-    ORDER BY id {wait})
+"""
+# Only a person moves a delivery out of a final state. It is counted again when it is finished.
+UNCOUNT = f"""
+INSERT INTO mailer_bulk_count (bulk_id, status, number)
+SELECT mail_id, status, -COUNT(*) FROM mailer_delivery
+WHERE {_RESTING} AND finished_at IS NOT NULL
+GROUP BY mail_id, status
+"""
+SETTLE = f"""
+WITH resting AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE {_RESTING}
+    ORDER BY id {{wait}})
 UPDATE mailer_delivery
 SET status = :to,
     due_at = :due_at,
@@ -54,6 +64,9 @@ WHERE id IN (SELECT id FROM doubtful)
 RETURNING id
 """
 
+# A bulk send holds, releases and cancels its own deliveries.
+_NOT_RESTING = IN_HAND | {Status.HELD}
+
 
 class Decisions(Moves):
     """The moves that a person decides."""
@@ -63,12 +76,12 @@ class Decisions(Moves):
     ) -> set[int]:
         """Move the deliveries of a mail, or one of them, along the state chart.
 
-        None is moved into a worker's hands, nor out of them.
+        None is moved into a worker's hands, nor out of them, and none is held or released.
         """
         leaving = [
             str(source)
             for source, target in TRANSITIONS
-            if target is to and not {source, target} & HELD
+            if target is to and not {source, target} & _NOT_RESTING
         ]
         if not leaving or not could_be_id(mail_id):
             return set()
@@ -81,12 +94,16 @@ class Decisions(Moves):
             "finished_at": now if to.is_final else None,
             "now": now,
         }
+        kind, has_bulk = EVENT_OF.get(to), is_bulk_id(mail_id)
 
         def settle(transaction: Transaction) -> set[int]:
             # Locked, so that the mail is not erased while it is queued again.
             transaction.execute(LOCK_MAILS, {"mails": packed([mail_id])})
-            kind = EVENT_OF.get(to)
-            return self._finish(transaction, SETTLE, values, mails=[mail_id], kinds=kind)
+            if has_bulk:
+                transaction.execute(UNCOUNT, values)
+            return self._finish(
+                transaction, SETTLE, values, mails=[mail_id], has_bulk=has_bulk, kinds=kind
+            )
 
         return self._transact(settle)
 

@@ -7,7 +7,7 @@ a delivery: a page that took them from its visitors would show other people's ma
 import re
 
 from mailer.errors import UnknownMail
-from mailer.message import could_be_id
+from mailer.message import could_be_id, is_bulk_id
 from mailer.store.callers import ARE_THERE
 from mailer.store.collation import id_by_byte
 from mailer.store.sql import packed
@@ -44,6 +44,8 @@ def find_mail(transaction: Transaction, given: str) -> str:
 
 def unknown(given: object) -> UnknownMail:
     """Make the error for an id that no mail has."""
+    if isinstance(given, str) and is_bulk_id(given):
+        return UnknownMail(f"{given!r} is a bulk send: see mailer.bulk({given!r}).")
     shown = repr(given)
     shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
     return UnknownMail(

@@ -19,6 +19,7 @@ from mailer.message import (
     Message,
     Status,
     could_be_id,
+    is_bulk_id,
 )
 from mailer.message.events import EventKind
 from mailer.message.ports import Outlet
@@ -185,9 +186,9 @@ class Mails(Moves):
     # --- questions -------------------------------------------------------------------------------
 
     def statuses(self, mail_ids: Collection[str]) -> dict[str, MailStatus]:
-        """Return the status of each mail by id. Leave out unknown ids."""
+        """Return the status of each mail by id. Leave out unknown ids, and those of bulk sends."""
         self.settle_aside()
-        ids = [mail_id for mail_id in mail_ids if could_be_id(mail_id)]
+        ids = [one for one in mail_ids if could_be_id(one) and not is_bulk_id(one)]
         values = {"mails": packed(ids)}
         with self._read() as transaction:
             found = [transaction.execute(query, values) for query in (HEADS, COPIES, TRIES)]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from mailer.message import Status
-from mailer.message.events import Event, EventKind
+from mailer.message.events import AnyEvent, EventKind
 from mailer.message.ports import Outlet
 from mailer.store import erasing, rows
 from mailer.store.callers import CallersTransaction
@@ -31,6 +31,15 @@ FROM mailer_delivery
 JOIN mailer_message ON mailer_message.id = mail_id
 WHERE mailer_delivery.id {ids}
 ORDER BY mailer_delivery.id
+"""
+
+# Bulk sends count the deliveries that they have finished. See bulk.py.
+COUNT_FINISHED = """
+INSERT INTO mailer_bulk_count (bulk_id, status, number)
+SELECT mail_id, status, COUNT(*) FROM mailer_delivery
+WHERE id {ids} AND finished_at IS NOT NULL
+    AND EXISTS (SELECT 1 FROM mailer_bulk WHERE mailer_bulk.id = mail_id)
+GROUP BY mail_id, status
 """
 
 #: The kind of event of each delivery that moves, or one kind for all of them.
@@ -55,7 +64,7 @@ class Nobody:
     def listens_to(self, _kind: EventKind) -> bool:
         return False
 
-    def publish(self, events: Sequence[Event]) -> None:
+    def publish(self, events: Sequence[AnyEvent]) -> None:
         """Do nothing."""
 
 
@@ -81,13 +90,19 @@ class Moves(Database):
         values: Mapping[str, Any],
         *,
         mails: Collection[str],
+        has_bulk: bool,
         kinds: Kinds | None,
     ) -> set[int]:
-        """Move deliveries. Erase those of `mails` that are sensitive and finished by that."""
+        """Move deliveries. Erase those of `mails` that are sensitive and finished by that.
+
+        With `has_bulk`, count the deliveries of bulk sends that are finished by that.
+        """
         sensitive = erasing.lock_sensitive(transaction, mails)
         moved = self._moved(transaction, statement, values, kinds=kinds)
         if moved:
             erasing.erase_sensitive(transaction, sensitive, now=values["now"])
+        if moved and has_bulk:
+            transaction.execute(COUNT_FINISHED, {"ids": packed(moved)})
         return moved
 
     def _finish_in_steps(
@@ -115,6 +130,7 @@ class Moves(Database):
             moved = self._moved(transaction, move, {**values, "ids": packed(ids)}, kinds=kind)
             if moved:
                 erasing.erase_sensitive(transaction, locked, now=values["now"])
+                transaction.execute(COUNT_FINISHED, {"ids": packed(moved)})
             return moved if moved or waits else None
 
         while (moved := self._transact(step)) is not None:
@@ -154,6 +170,6 @@ class Moves(Database):
             found = transaction.execute(EVENTS, {"ids": packed(told)})
             transaction.events += [rows.event(row, told[row[0]], now) for row in found]
 
-    def _publish(self, events: Sequence[Event]) -> None:
+    def _publish(self, events: Sequence[AnyEvent]) -> None:
         with suppress(Exception):  # the change is committed, and must not look as if it failed
             self._outlet.publish(events)

@@ -294,10 +294,13 @@ class Queue(Moves):
         )
         values = {"results": packed_results, "relay": relay, "now": now}
         mails = {one.delivery.mail_id for one in results if one.may_be_sensitive}
+        has_bulk = any(one.delivery.is_bulk for one in results)
         kinds = {one.delivery.id: kind for one in results if (kind := one.event) is not None}
 
         def record(transaction: Transaction) -> set[int]:
-            moved = self._finish(transaction, statement, values, mails=mails, kinds=kinds)
+            moved = self._finish(
+                transaction, statement, values, mails=mails, has_bulk=has_bulk, kinds=kinds
+            )
             tries = [
                 rows.attempt_row(one.delivery.id, one.outcome, now, relay)
                 for one in results
@@ -309,7 +312,7 @@ class Queue(Moves):
 
         return self._transact(record)
 
-    def release_if_held(self, due_at: Mapping[int, float | None], *, token: str) -> set[int]:
+    def release_if_in_hand(self, due_at: Mapping[int, float | None], *, token: str) -> set[int]:
         """Give back deliveries that were not begun: claimed, transmitting or doubtful -> queued.
 
         They are as before the claim, but for a later due time, if one is given. A delivery is
@@ -325,7 +328,7 @@ class Queue(Moves):
         """Lock sensitive mails before the first of several moves inside `together()`."""
         self._transact(lambda transaction: erasing.lock_sensitive(transaction, mail_ids))
 
-    def load_held(self, token: str) -> list[Delivery]:
+    def load_in_hand(self, token: str) -> list[Delivery]:
         """Return the deliveries of a claim: those in a worker's hands, and the doubtful ones."""
         with self._look() as transaction:
             return rows.deliveries(transaction.execute(HELD, {"token": token}), token)

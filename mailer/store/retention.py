@@ -29,7 +29,8 @@ PURGE_MAILS = """
 WITH empty AS MATERIALIZED (
     SELECT id FROM mailer_message
     WHERE id {mails} AND NOT EXISTS (
-        SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) {lock})
+        SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) AND NOT EXISTS (
+        SELECT 1 FROM mailer_bulk WHERE id = mailer_message.id AND finished_at IS NULL) {lock})
 DELETE FROM mailer_message
 WHERE id IN (SELECT id FROM empty)
 RETURNING id

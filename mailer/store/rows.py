@@ -27,7 +27,10 @@ from mailer.message import (
     Phase,
     Status,
     Verdict,
+    is_bulk_id,
+    own_message_id,
 )
+from mailer.message.bulk import BulkProgress, BulkSend, BulkState
 from mailer.message.events import Event, EventKind
 from mailer.policy import Move
 from mailer.store.sql import DELIVERY_SELECTION
@@ -312,7 +315,7 @@ def event(row: Row, kind: EventKind, now: float) -> Event:
         at=when(now),
         mail_id=mail_id,
         delivery_id=delivery_id,
-        message_id=message_id,
+        message_id=own_message_id(message_id, delivery_id) if is_bulk_id(mail_id) else message_id,
         recipient=recipient,
         status=Status(status),
         lane=_LANES[lane],
@@ -328,6 +331,53 @@ def pause(row: Row) -> tuple[str, Pause]:
     """Return the key of a pause and the pause, from a row of `pauses.PAUSES`."""
     key, until, failures, reason, since = row
     return key, Pause(until=until, failures=failures, reason=reason, since=when(since))
+
+
+#: The columns that `bulk` reads.
+BULK_COLUMNS = (
+    "id state reason is_complete rows_read rows_digest lane max_failed_share accepted released"
+    " released_to importer_until starts_at started_at finished_at".split()
+)
+
+
+def bulk(row: Row) -> BulkSend:
+    """Return a bulk send, from a row of `BULK_COLUMNS`."""
+    values = dict(zip(BULK_COLUMNS, row, strict=True))
+    values["state"] = BulkState(values["state"])
+    values["is_complete"] = bool(values["is_complete"])
+    values["lane"] = _LANES[values["lane"]]
+    return BulkSend(**values)
+
+
+def bulk_progress(row: Row, counts: Mapping[str, int], doubtful: int, now: float) -> BulkProgress:
+    """Return the progress of a bulk send, from a row of `bulk.PROGRESS` and its counts."""
+    state, reason, imported, accepted, duplicates, refused, released, started_at, ended_at = row
+    ends = {
+        status: int(counts.get(status, 0))
+        for status in ("sent", "failed", "cancelled", "expired", "suppressed")
+    }
+    came_back = sum(int(counts.get(status, 0)) for status in ("bounced", "complained"))
+    ends["sent"] += came_back  # a relay took them
+    done = sum(ends.values())
+    held = accepted - released
+    seconds = 0.0 if started_at is None else (ended_at or now) - started_at
+    rate = ends["sent"] / seconds if seconds > 0 and ends["sent"] else None
+    left = accepted - done - doubtful
+    ends_at = when(now + left / rate) if rate and left and state == BulkState.RUNNING else None
+    return BulkProgress(
+        state=BulkState(state),
+        reason=reason,
+        imported=imported,
+        accepted=accepted,
+        duplicates=duplicates,
+        refused=refused,
+        held=held,
+        queued=left - held,
+        doubtful=doubtful,
+        rate=rate,
+        ends_at=ends_at,
+        **ends,
+    )
 
 
 def _attempt(at: float, verdict: str, phase: str, reply: str, relay: str) -> Attempt:

@@ -11,7 +11,9 @@ from mailer.store.mails import Mails
 SEARCH = """
 SELECT id FROM mailer_message
 WHERE EXISTS (
-    SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id {and_delivery}) {and_message}
+    SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id {and_delivery})
+    AND NOT EXISTS (SELECT 1 FROM mailer_bulk WHERE mailer_bulk.id = mailer_message.id)
+    {and_message}
 ORDER BY {id_by_byte} DESC LIMIT :most
 """
 _HAS_TAG_SQLITE = "AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)"

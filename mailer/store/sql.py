@@ -105,6 +105,7 @@ def render_sql(statement: str, *, sqlite: bool) -> str:
         ids=_list("ids", "bigint", sqlite=sqlite),
         mails=_list("mails", "text", sqlite=sqlite),
         hashes=_list("hashes", "text", sqlite=sqlite),
+        addresses=_list("addresses", "text", sqlite=sqlite),
         leaving=_list("leaving", "text", sqlite=sqlite),
         results=_table("results", _RESULTS, sqlite=sqlite),
         waits=_table("waits", _WAITS, sqlite=sqlite),

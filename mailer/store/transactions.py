@@ -5,14 +5,14 @@ For such short statements, it would take longer than they do. The pool is SQLAlc
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import StatementError
 
-from mailer.message.events import Event
+from mailer.message.events import AnyEvent
 from mailer.store.engines import begin_reading, begin_writing
 
 Row = tuple[Any, ...]
@@ -66,7 +66,7 @@ class Transaction:
         self._begin = begin
         self._limits = limits
         self._is_begun = False
-        self.events: list[Event] = []  #: to be published after the commit
+        self.events: list[AnyEvent] = []  #: to be published after the commit
         self._open()
 
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
@@ -95,6 +95,23 @@ class Transaction:
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Execute a statement once for each row of values."""
         self._cursor.executemany(self._render(statement), values)
+
+    @values_hidden()
+    def insert_rows(
+        self, table: str, columns: Sequence[str], values: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Insert many rows, after another statement of this transaction.
+
+        PostgreSQL takes them with COPY, several times as fast as with INSERT.
+        """
+        names = ", ".join(f'"{column}"' for column in columns)
+        if self._engine.dialect.name == "sqlite":
+            marks = ", ".join("?" * len(columns))
+            self._cursor.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
+            return
+        with self._cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+            for row in values:
+                copy.write_row(row)
 
     def commit(self) -> None:
         try:

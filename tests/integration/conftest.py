@@ -11,6 +11,7 @@ from flask import Flask
 from mailer.blackbox import BlackBox
 from mailer.clock import SystemClock
 from mailer.delivery import Dispatcher, Services
+from mailer.delivery.personal import PersonalMail
 from mailer.disk import SystemDisk
 from mailer.dropin import flask_mail_state
 from mailer.settings import Settings
@@ -104,7 +105,8 @@ def make_dispatcher(
         settings = relay.settings
         assert isinstance(settings, Settings)  # a relay made from the app's MAIL_* keys
         throttle = Throttle(settings, None, SystemClock())
-        services = Services(settings, store, None, throttle, black_box, clock)
+        personal = PersonalMail(Flask("tests"), settings, store)
+        services = Services(settings, store, None, throttle, black_box, clock, personal)
         dispatcher = Dispatcher(services, [relay], bell)
         for pace in (dispatcher._pace, *(state.pace for state in dispatcher._states)):
             pace.seconds_per_mail = 0.05 / windows_of
@@ -142,7 +144,8 @@ def open_dispatcher(
                 Relay(one, Flask("tests"), flask_mail_state(settings)) for one in settings.relays
             ]
             throttle = Throttle(settings, redis_url, SystemClock())
-            services = Services(settings, own_store, None, throttle, black_box, clock)
+            personal = PersonalMail(Flask("tests"), settings, own_store)
+            services = Services(settings, own_store, None, throttle, black_box, clock, personal)
             dispatcher = Dispatcher(services, relays, bell)
             stack.callback(dispatcher.hang_up)
             return dispatcher

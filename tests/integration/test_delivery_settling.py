@@ -240,7 +240,7 @@ def test_a_database_that_goes_away_while_a_mail_is_composed(
     with monkeypatch.context() as outage:
 
         def goes_away(*_arguments: object) -> Any:
-            for call in ("load_messages", "set_aside_if_claimed", "release_if_held"):
+            for call in ("load_messages", "set_aside_if_claimed", "release_if_in_hand"):
                 outage.setattr(store, call, away)
             away()
 

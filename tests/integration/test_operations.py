@@ -129,7 +129,7 @@ def test_a_sensitive_mail_is_not_found_by_its_subject(shop: Flask) -> None:
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
-        ({"state": "lost"}, "state: 'lost': give one of queued, claimed,"),
+        ({"state": "lost"}, "state: 'lost': give one of queued, held, claimed,"),
         ({"limit": 0}, "limit: 0: give a number from 1 to 1000"),
         ({"limit": 1001}, "limit: 1001"),
         ({"since": datetime(2026, 11, 27)}, "since: .*: give a datetime with a time zone"),  # noqa: DTZ001 -- the mistake

@@ -24,8 +24,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 
 def upgrade():
@@ -38,7 +38,7 @@ def deploy_next(engine: Engine, folder: Path, readable_from: str) -> None:
     """Run the migration of the next version, as its `flask mail migrate` will."""
     scripts = folder / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
-    (scripts / "versions" / "0007_next.py").write_text(NEXT.format(readable_from=readable_from))
+    (scripts / "versions" / "0008_next.py").write_text(NEXT.format(readable_from=readable_from))
     config = Config()
     config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")
@@ -54,7 +54,7 @@ def test_an_old_process_starts_after_the_next_migration(
     store: Store, database_url: str, config: dict[str, str], sink: Sink, tmp_path: Path
 ) -> None:
     """An old process starts, queues and delivers with tables of the next version."""
-    deploy_next(store.engine, tmp_path, readable_from="0006")
+    deploy_next(store.engine, tmp_path, readable_from="0007")
     app = create_app(config)
 
     with app.app_context():
@@ -71,13 +71,13 @@ def test_tables_that_it_could_not_work_with(
     store: Store, database_url: str, tmp_path: Path
 ) -> None:
     """An old process refuses tables that the next version declared unreadable for it."""
-    deploy_next(store.engine, tmp_path, readable_from="0007")
+    deploy_next(store.engine, tmp_path, readable_from="0008")
     old = Store(database_url)
 
     for use in (old.counts, old.migrate, lambda: insert(old)):
         with pytest.raises(
             SchemaMismatch,
-            match="at 0007, this version knows 0006 at most: install the newer version",
+            match="at 0008, this version knows 0007 at most: install the newer version",
         ):
             use()
     old.engine.dispose()
@@ -85,7 +85,7 @@ def test_tables_that_it_could_not_work_with(
 
 def test_only_the_newer_version_knows_the_way_back(store: Store, tmp_path: Path) -> None:
     """Only the newer version can downgrade its tables, even if an older one can read them."""
-    deploy_next(store.engine, tmp_path, readable_from="0006")
+    deploy_next(store.engine, tmp_path, readable_from="0007")
 
     for to in ("base", "0004", schema.REVISION):
         with pytest.raises(SchemaMismatch, match="install the newer version, or go back with its"):

@@ -296,7 +296,7 @@ def test_no_question_reads_the_whole_queue(
         ),
         pytest.param(lambda store: record(store, *HELD, to=Status.SENT), id="record"),
         pytest.param(
-            lambda store: store.release_if_held({1: None, 2: LATER}, token="mine"), id="release"
+            lambda store: store.release_if_in_hand({1: None, 2: LATER}, token="mine"), id="release"
         ),
         pytest.param(
             lambda store: store.postpone_if_queued({1: LATER, 2: LATER}, now=NOW), id="postpone"

@@ -8,8 +8,10 @@ from itertools import product
 import pytest
 
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
+from mailer.message.bulk import BulkState
 from mailer.policy import RetryPolicy, next_move
 from mailer.store import Result, Store
+from tests import bulk_sends
 from tests.chart import drawn
 from tests.mails import (
     LATER,
@@ -35,6 +37,7 @@ class Verb:
 
     leads_to: Collection[Status]
     call: Callable[[Store, Delivery, Status], set[int]]
+    bring: Callable[..., Delivery] = bring
 
 
 RECORDED = (Status.SENT, Status.QUEUED, Status.FAILED, Status.DOUBTFUL)
@@ -48,9 +51,9 @@ WORKERS = {
         RECORDED,
         lambda store, one, to: record(store, one, to=to),
     ),
-    "release_if_held": Verb(
+    "release_if_in_hand": Verb(
         [Status.QUEUED],
-        lambda store, one, to: store.release_if_held({one.id: None}, token=one.token),
+        lambda store, one, to: store.release_if_in_hand({one.id: None}, token=one.token),
     ),
     "set_aside_if_claimed": Verb(
         [Status.QUEUED, Status.FAILED],
@@ -88,6 +91,37 @@ OTHERS = {
     ),
 }
 
+
+def advance(
+    state: BulkState, move: Callable[[Store, str], set[int] | None]
+) -> Callable[[Store, Delivery, Status], set[int]]:
+    """Return a call that makes a move of a bulk send which is in this state."""
+
+    def call(store: Store, one: Delivery, _to: Status) -> set[int]:
+        store.change_bulk_if(one.mail_id, list(BulkState), state)
+        return move(store, one.mail_id) or set()
+
+    return call
+
+
+BULKS = {
+    "release_held": Verb(
+        [Status.QUEUED],
+        advance(BulkState.RUNNING, lambda store, bulk: store.release_held(bulk, now=NOW, most=1)),
+        bulk_sends.bring,
+    ),
+    "hold_again": Verb(
+        [Status.HELD],
+        advance(BulkState.PAUSED, lambda store, bulk: store.hold_again(bulk)),
+        bulk_sends.bring,
+    ),
+    "cancel_held": Verb(
+        [Status.CANCELLED],
+        advance(BulkState.CANCELLED, lambda store, bulk: store.cancel_held(bulk, now=NOW)),
+        bulk_sends.bring,
+    ),
+}
+
 # The moves of a worker with deliveries that it holds.
 HELD = [
     pytest.param(WORKERS[name], source, target, id=f"{name}-{source}-{target}")
@@ -108,9 +142,10 @@ def store(shared_store: Store) -> Store:
 def test_every_pair(store: Store, source: Status, target: Status) -> None:
     """For each pair of states, exactly the methods that the chart names can make the move."""
     movers = set()
-    for name, verb in {**WORKERS, **OTHERS}.items():
+    for name, verb in {**WORKERS, **OTHERS, **BULKS}.items():
         if target in verb.leads_to:
-            delivery = bring(emptied(store), source, expires_at=NOW + 3600)
+            bring_here = verb.bring if source is not Status.HELD else bulk_sends.bring
+            delivery = bring_here(emptied(store), source, expires_at=NOW + 3600)
             moves = moved_by(store, partial(verb.call, store, delivery, target))
             assert moves in ({}, {delivery.id: (source, target)})
             movers |= {name} if moves else set()
@@ -162,7 +197,7 @@ def test_a_worker_that_lost_its_lease(store: Store, lost_in: Status, target: Sta
         assert_moved(store, lambda: record(store, mine, to=target), [], target)
         assert_moved(
             store,
-            lambda: store.release_if_held({mine.id: None}, token=mine.token),
+            lambda: store.release_if_in_hand({mine.id: None}, token=mine.token),
             [],
             Status.QUEUED,
         )
@@ -198,7 +233,7 @@ def test_some_of_a_slice(store: Store) -> None:
     insert(store, *(f"reader{number}@example.com" for number in range(600)))
     claimed = claim(store, 600)
     gone, held = claimed[:100], claimed[100:]
-    store.release_if_held(dict.fromkeys(one.id for one in gone), token=gone[0].token)
+    store.release_if_in_hand(dict.fromkeys(one.id for one in gone), token=gone[0].token)
 
     assert_moved(store, lambda: mark(store, *claimed), held, Status.TRANSMITTING)
     assert_moved(store, lambda: mark(store), [], Status.TRANSMITTING)
@@ -217,7 +252,7 @@ def test_what_is_released_was_never_claimed(store: Store, held: Status) -> None:
     if held is Status.TRANSMITTING:
         mark(store, claimed)
 
-    store.release_if_held({claimed.id: None}, token=claimed.token)
+    store.release_if_in_hand({claimed.id: None}, token=claimed.token)
 
     assert row(store, delivery) == queued
 
@@ -226,7 +261,7 @@ def test_what_is_released_may_have_to_wait(store: Store) -> None:
     """A delivery may be released with a later due time."""
     delivery = bring(store, Status.CLAIMED)
 
-    store.release_if_held({delivery.id: LATER}, token=delivery.token)
+    store.release_if_in_hand({delivery.id: LATER}, token=delivery.token)
 
     assert row(store, delivery)["due_at"] == LATER
     assert claim(store, now=LATER - 1) == []
@@ -322,7 +357,7 @@ def test_a_person_moves_all_copies_of_a_mail_that_rest(store: Store) -> None:
     insert(store, "eve@example.com")
     mail_id = insert(store, "ada@example.com", "bob@example.com", "cy@example.com")
     [eve, ada, *rest] = claim(store)
-    store.release_if_held(dict.fromkeys(one.id for one in (eve, *rest)), token=ada.token)
+    store.release_if_in_hand(dict.fromkeys(one.id for one in (eve, *rest)), token=ada.token)
 
     assert_moved(
         store,
@@ -355,7 +390,7 @@ def test_what_was_never_begun_is_not_in_doubt(store: Store) -> None:
 
     assert_moved(
         store,
-        lambda: store.release_if_held({delivery.id: None}, token=delivery.token),
+        lambda: store.release_if_in_hand({delivery.id: None}, token=delivery.token),
         [delivery],
         Status.QUEUED,
     )

@@ -1,0 +1,90 @@
+"""Feeding: the sweep releases the deliveries of bulk sends in portions, and finishes the sends."""
+
+from collections import Counter
+from collections.abc import Sequence
+from logging import Logger
+
+from mailer.delivery.services import Services
+from mailer.logs import get_logger
+from mailer.message import Lane
+from mailer.message.bulk import BulkSend, BulkState
+
+# So many deliveries of a lane are due at most before its bulk sends release more: twice as many as
+# workers send until the next sweep.
+_WINDOW = 10_000
+# Steps of the same send in one sweep, so that other chores get their turn.
+_STEPS = 10
+# Fewer results say little about the share that fails.
+_FEWEST_RESULTS = 100
+# In seconds: an importer that was silent for so long does not come back.
+_ABANDONED = 3600.0
+
+log: Logger = get_logger(__name__)
+
+
+class Feeder:
+    """Advances the bulk sends of one app."""
+
+    def __init__(self, services: Services) -> None:
+        self._store = services.store
+
+    def advance(self, now: float) -> None:
+        """Take each bulk send one portion further."""
+        unfinished = self._store.load_unfinished_bulks()
+        shares = self._shares(unfinished, now)
+        for bulk in unfinished:
+            if bulk.state is BulkState.IMPORTING:
+                self._cancel_if_abandoned(bulk, now)
+            elif bulk.state is BulkState.RUNNING:
+                self._release(bulk, now, shares.get(bulk.lane, 0))
+            else:
+                self._hold(bulk, now)
+            self._store.sum_up_counts(bulk.id)
+            has_all = bulk.is_complete or bulk.state is BulkState.CANCELLED
+            if has_all and self._store.finish_bulk_if_done(bulk.id, now=now):
+                log.info("Bulk send is over: bulk=%s", bulk.id)
+
+    def _shares(self, bulks: Sequence[BulkSend], now: float) -> dict[Lane, int]:
+        """Return how much each running send of a lane may release, by lane."""
+        running = Counter(
+            one.lane for one in bulks if one.state is BulkState.RUNNING and one.starts_at <= now
+        )
+        due = {lane: self._store.count_due(lane, now=now, most=_WINDOW) for lane in running}
+        return {lane: (_WINDOW - due[lane]) // number for lane, number in running.items()}
+
+    def _release(self, bulk: BulkSend, now: float, share: int) -> None:
+        """Release the next deliveries, unless too much of the mail fails."""
+        if self._pause_if_failing(bulk, now):
+            return
+        for _step in range(_STEPS):
+            released = self._store.release_held(bulk.id, now=now, most=share) if share > 0 else None
+            if released is None:
+                return
+            share -= len(released)
+
+    def _pause_if_failing(self, bulk: BulkSend, now: float) -> bool:
+        progress = self._store.bulk_progress(bulk.id, now=now)
+        results = progress.sent + progress.failed
+        if results < _FEWEST_RESULTS or progress.failed <= bulk.max_failed_share * results:
+            return False
+        reason = (
+            f"{progress.failed:,} of {results:,} mails failed, more than the share of"
+            f" {bulk.max_failed_share:g} that max_failed_share allows"
+        )
+        log.error("Bulk send is paused: bulk=%s reason=%s", bulk.id, reason)
+        return self._store.change_bulk_if(
+            bulk.id, [BulkState.RUNNING], BulkState.PAUSED, reason=reason
+        )
+
+    def _hold(self, bulk: BulkSend, now: float) -> None:
+        """Hold what is queued of a send that is paused or cancelled. Cancel what is held."""
+        for _step in range(_STEPS):
+            if not self._store.hold_again(bulk.id):
+                break
+        for _step in range(_STEPS):
+            if self._store.cancel_held(bulk.id, now=now) is None:
+                break
+
+    def _cancel_if_abandoned(self, bulk: BulkSend, now: float) -> None:
+        if bulk.importer_until is not None and bulk.importer_until < now - _ABANDONED:
+            self._store.cancel_if_without_key(bulk.id)

@@ -1,0 +1,142 @@
+"""Bulk sends: one mail for many recipients, each with a context of its own."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from mailer.message import Lane, Status
+
+
+class BulkState(StrEnum):
+    """The state of a bulk send.
+
+    >>> from mailer import BulkState
+    >>> BulkState.PAUSED == "paused", BulkState("finished").is_over
+    (True, True)
+    """
+
+    IMPORTING = "importing"  #: its recipients are being stored; nothing is sent
+    READY = "ready"  #: it waits until a person confirms it
+    RUNNING = "running"  #: workers deliver it
+    PAUSED = "paused"  #: until somebody resumes it
+    FINISHED = "finished"  #: each delivery has reached a final state
+    CANCELLED = "cancelled"  #: nothing more is sent
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing more will be sent."""
+        return self in (BulkState.FINISHED, BulkState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkProgress:
+    """The progress of a bulk send, in numbers of recipients.
+
+    >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {"name": "Ada"})])
+    >>> progress = bulk.progress()
+    >>> progress.accepted, progress.sent, progress.state.value
+    (1, 1, 'finished')
+    """
+
+    state: BulkState
+    reason: str | None = None  #: why it is paused or cancelled
+    imported: int  #: rows that were read
+    accepted: int  #: recipients that were stored, each once
+    duplicates: int  #: rows whose recipient was there already
+    refused: int  #: rows that could not be used, see `errors()`
+    held: int  #: recipients whose turn has not come yet
+    queued: int  #: recipients whose mail is queued, or in the hands of a worker
+    doubtful: int
+    sent: int
+    failed: int
+    cancelled: int
+    expired: int
+    suppressed: int
+    rate: float | None = None  #: mails a second since it began
+    ends_at: datetime | None = None  #: an estimate, at that rate
+
+    @property
+    def unfinished(self) -> int:
+        """Return the number of recipients whose mail has not reached a final state."""
+        return self.held + self.queued + self.doubtful
+
+
+@dataclass(frozen=True, slots=True)
+class BulkError:
+    """A row of the recipients that could not be used, or whose mail failed.
+
+    >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example", {"name": "Ada"})])
+    >>> [(error.row, error.address) for error in bulk.errors()]
+    [(1, 'ada@example')]
+    """
+
+    row: int  #: its place among the recipients, counted from 1
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkRecipient:
+    """A recipient of a bulk send.
+
+    >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {"name": "Ada"})])
+    >>> [(one.row, one.address, one.status.value) for one in bulk.recipients(state="sent")]
+    [(1, 'ada@example.com', 'sent')]
+    """
+
+    delivery_id: int
+    row: int
+    address: str
+    status: Status
+    reply: str | None  #: the words of the relay at the last try
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkSend:
+    """A bulk send, as it is stored."""
+
+    id: str
+    state: BulkState
+    reason: str | None
+    is_complete: bool  #: all recipients are stored
+    rows_read: int
+    rows_digest: str
+    lane: Lane
+    max_failed_share: float
+    accepted: int
+    released: int  #: recipients that were released, less those that were held again
+    released_to: int  #: no delivery up to this id is held
+    importer_until: float | None
+    starts_at: float
+    started_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPart:
+    """The part of a mail that belongs to one recipient of a bulk send."""
+
+    context: dict[str, Any] = field(repr=False)
+    name: str = ""  #: beside the address in `To`
+    locale: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> str:
+        """Return it as JSON, without the fields that are empty."""
+        own = {
+            "context": self.context,
+            "name": self.name,
+            "locale": self.locale,
+            "headers": self.headers,
+        }
+        filled = {field: value for field, value in own.items() if value}
+        return json.dumps(filled, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "OwnPart":
+        """Return what `to_json` wrote."""
+        own = json.loads(text)
+        headers = tuple((name, value) for name, value in own.pop("headers", ()))
+        return cls(own.pop("context", {}), headers=headers, **own)

@@ -1,0 +1,322 @@
+"""Bulk sends: their release in portions, their progress, and the decisions about them.
+
+A bulk send is a message with a delivery for each recipient. The deliveries are stored as `held`,
+and the sweep releases them in portions (held -> queued): nothing goes out before all are stored,
+the queue stays short, and a pause has little to hold again.
+
+No row is changed by all workers. A transaction that finishes deliveries inserts rows of counts, and
+the sweep sums them up.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from mailer.errors import UnknownMail
+from mailer.message import Lane, Status
+from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkSend, BulkState
+from mailer.message.events import BulkEvent, EventKind
+from mailer.store import rows
+from mailer.store.bulk_imports import BulkImports
+from mailer.store.moves import MOVED_AT_ONCE
+from mailer.store.sql import insert_into, packed
+from mailer.store.transactions import Transaction
+
+_COLUMNS = ", ".join(rows.BULK_COLUMNS)
+BULK = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id = :id"
+BULKS = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id < :before ORDER BY id DESC LIMIT :most"
+SNAPSHOT = "SELECT snapshot FROM mailer_bulk WHERE id = :id"
+OWN_PARTS = "SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids}"
+CHANGE_STATE = """
+UPDATE mailer_bulk SET state = :to, reason = :reason, released_to = 0
+WHERE id = :id AND state {leaving}
+RETURNING id
+"""
+
+CANCEL_ABANDONED = """
+UPDATE mailer_bulk SET state = 'cancelled', reason = 'its import stopped in the middle'
+WHERE id = :id AND state = 'importing' AND NOT EXISTS (
+    SELECT 1 FROM mailer_message
+    WHERE mailer_message.id = mailer_bulk.id AND idempotency_key IS NOT NULL)
+RETURNING id
+"""
+
+# --- the sweep -----------------------------------------------------------------------------------
+
+UNFINISHED = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE finished_at IS NULL ORDER BY id"
+DUE_IN_LANE = """
+SELECT COUNT(*) FROM (
+    SELECT 1 FROM mailer_delivery
+    WHERE status = 'queued' AND lane = :lane AND due_at <= :now LIMIT :most) AS due
+"""
+NEXT = """
+SELECT delivery_id, mailer_delivery.status = 'held' FROM mailer_bulk_recipient
+JOIN mailer_delivery ON mailer_delivery.id = delivery_id
+WHERE bulk_id = :id AND delivery_id > :after
+ORDER BY delivery_id LIMIT :most
+"""
+LOCK_IN_STATE = """
+SELECT released_to FROM mailer_bulk
+WHERE id = :id AND state = :state AND (starts_at <= :now OR state = 'cancelled') {wait}
+"""
+LOCK_IF_STOPPED = """
+SELECT id FROM mailer_bulk WHERE id = :id AND state IN ('paused', 'cancelled') {wait}
+"""
+NOTE_LEFT = """
+UPDATE mailer_bulk
+SET released = released + :left, released_to = :left_to, started_at = COALESCE(started_at, :now)
+WHERE id = :id
+"""
+NOTE_HELD_AGAIN = """
+UPDATE mailer_bulk SET released = released - :held, released_to = 0 WHERE id = :id
+"""
+RELEASE = """
+UPDATE mailer_delivery SET status = 'queued', due_at = :now, queued_at = :now
+WHERE id {ids} AND COALESCE(status, '') = 'held'
+RETURNING id
+"""
+CANCEL_HELD = """
+UPDATE mailer_delivery SET status = 'cancelled', finished_at = :now
+WHERE id {ids} AND COALESCE(status, '') = 'held'
+RETURNING id
+"""
+HOLD_AGAIN = """
+WITH queued AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE mail_id = :id AND COALESCE(status, '') = 'queued'
+    ORDER BY id LIMIT :most {lock})
+UPDATE mailer_delivery SET status = 'held', due_at = NULL
+WHERE id IN (SELECT id FROM queued)
+RETURNING id
+"""
+FINISH = """
+UPDATE mailer_bulk
+SET state = CASE WHEN state = 'running' THEN 'finished' ELSE state END, finished_at = :now
+WHERE id = :id AND finished_at IS NULL AND state IN ('running', 'cancelled')
+RETURNING state
+"""
+
+# --- progress ------------------------------------------------------------------------------------
+
+PROGRESS = """
+SELECT state, reason, rows_read, accepted, duplicates, refused, released, started_at, finished_at
+FROM mailer_bulk WHERE id = :id
+"""
+COUNTS = "SELECT status, SUM(number) FROM mailer_bulk_count WHERE bulk_id = :id GROUP BY status"
+DOUBTFUL = "SELECT COUNT(*) FROM mailer_delivery WHERE status = 'doubtful' AND mail_id = :id"
+TAKE_COUNTS = "DELETE FROM mailer_bulk_count WHERE bulk_id = :id RETURNING status, number"
+INSERT_COUNT = insert_into("mailer_bulk_count", ("bulk_id", "status", "number"))
+
+# --- pages ---------------------------------------------------------------------------------------
+
+ERRORS = """
+SELECT "row", address, reason FROM mailer_bulk_error
+WHERE bulk_id = :id AND "row" > :after
+ORDER BY "row" LIMIT :most
+"""
+RECIPIENT = """
+SELECT delivery_id FROM mailer_bulk_recipient WHERE bulk_id = :id AND address = :address
+"""
+RECIPIENTS = """
+SELECT delivery_id, "row", address, status, reply FROM mailer_bulk_recipient
+JOIN mailer_delivery ON mailer_delivery.id = delivery_id
+WHERE bulk_id = :id AND delivery_id > :after {and_status}
+ORDER BY delivery_id LIMIT :most
+"""
+
+
+class BulkSends(BulkImports):
+    """The bulk sends."""
+
+    # --- loading ---------------------------------------------------------------------------------
+
+    def load_bulk(self, bulk_id: str) -> BulkSend:
+        """Return a bulk send. Raise `UnknownMail` if none has this id."""
+        with self._look() as transaction:
+            found = transaction.execute(BULK, {"id": bulk_id})
+        if not found:
+            raise _unknown(bulk_id)
+        return rows.bulk(found[0])
+
+    def load_bulks(self, *, before: str = "~", most: int) -> list[BulkSend]:
+        """Return the newest bulk sends, or the newest ones before the bulk send `before`."""
+        with self._look() as transaction:
+            return [*map(rows.bulk, transaction.execute(BULKS, {"before": before, "most": most}))]
+
+    def load_unfinished_bulks(self) -> list[BulkSend]:
+        """Return the bulk sends that still have something to do."""
+        with self._look() as transaction:
+            return [*map(rows.bulk, transaction.execute(UNFINISHED, {}))]
+
+    def load_snapshot(self, bulk_id: str) -> str:
+        """Return the snapshot of a bulk send's templates, as JSON."""
+        with self._look() as transaction:
+            found = transaction.execute(SNAPSHOT, {"id": bulk_id})
+        if not found:
+            raise _unknown(bulk_id)
+        return str(found[0][0])
+
+    def load_own_parts(self, delivery_ids: Collection[int]) -> dict[int, str]:
+        """Return the own parts of recipients, by the id of the delivery."""
+        values = {"ids": packed(delivery_ids)}
+        with self._look() as transaction:
+            return dict[int, str](transaction.execute(OWN_PARTS, values))
+
+    def load_bulk_errors(self, bulk_id: str, *, after: int, most: int) -> list[BulkError]:
+        """Return refused rows of a bulk send, in their order."""
+        values = {"id": bulk_id, "after": after, "most": most}
+        with self._look() as transaction:
+            return [BulkError(*row) for row in transaction.execute(ERRORS, values)]
+
+    def load_bulk_recipients(
+        self, bulk_id: str, *, status: Status | None, after: int, most: int
+    ) -> list[BulkRecipient]:
+        """Return recipients of a bulk send after a delivery, in the order of their rows."""
+        values = {"id": bulk_id, "after": after, "most": most, "status": status and str(status)}
+        condition = "" if status is None else "AND mailer_delivery.status = :status"
+        statement = RECIPIENTS.replace("{and_status}", condition)
+        with self._look() as transaction:
+            found = transaction.execute(statement, values)
+        return [
+            BulkRecipient(number, row, address, Status(state), reply)
+            for number, row, address, state, reply in found
+        ]
+
+    def find_bulk_recipient(self, bulk_id: str, address: str) -> int | None:
+        """Return the delivery of a recipient."""
+        values = {"id": bulk_id, "address": address.lower()}
+        with self._look() as transaction:
+            found = transaction.execute(RECIPIENT, values)
+        return found[0][0] if found else None
+
+    # --- decisions -------------------------------------------------------------------------------
+
+    def change_bulk_if(
+        self,
+        bulk_id: str,
+        leaving: Collection[BulkState],
+        to: BulkState,
+        *,
+        reason: str | None = None,
+    ) -> bool:
+        """Move a bulk send out of one of these states. Return whether it was in one."""
+        values = {"id": bulk_id, "to": str(to), "reason": reason}
+        return self._changes(CHANGE_STATE, {**values, "leaving": packed(map(str, leaving))})
+
+    def cancel_if_without_key(self, bulk_id: str) -> bool:
+        """Cancel a bulk send whose import stopped, and which no call can go on with."""
+        return self._changes(CANCEL_ABANDONED, {"id": bulk_id})
+
+    # --- the sweep -------------------------------------------------------------------------------
+
+    def count_due(self, lane: Lane, *, now: float, most: int) -> int:
+        """Return how many deliveries of a lane are due, or `most` if there are more."""
+        with self._look() as transaction:
+            [(count,)] = transaction.execute(DUE_IN_LANE, {"lane": lane, "now": now, "most": most})
+        return int(count)
+
+    def release_held(self, bulk_id: str, *, now: float, most: int) -> set[int] | None:
+        """Release the next deliveries of a running bulk send: held -> queued.
+
+        Return None if there is nothing to release.
+        """
+        return self._leave_held(bulk_id, BulkState.RUNNING, RELEASE, now=now, most=most)
+
+    def cancel_held(self, bulk_id: str, *, now: float) -> set[int] | None:
+        """Cancel the next deliveries of a cancelled bulk send: held -> cancelled.
+
+        Return None if there is nothing to cancel.
+        """
+        return self._leave_held(
+            bulk_id, BulkState.CANCELLED, CANCEL_HELD, now=now, most=MOVED_AT_ONCE
+        )
+
+    def _leave_held(
+        self, bulk_id: str, state: BulkState, statement: str, *, now: float, most: int
+    ) -> set[int] | None:
+        """Move the next deliveries that are held, if the bulk send is in this state."""
+
+        def leave(transaction: Transaction) -> set[int] | None:
+            values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now, "most": most}
+            # Locked first, so that nothing is held again behind the place that is looked at.
+            found = transaction.execute(LOCK_IN_STATE, values)
+            following = transaction.execute(NEXT, {**values, "after": found[0][0]}) if found else []
+            if not following:
+                return None
+            ids = [number for number, is_held in following if is_held]
+            values |= {"ids": packed(ids), "left": len(ids), "left_to": following[-1][0]}
+            transaction.execute(NOTE_LEFT, values)
+            kind = EventKind.QUEUED if state is BulkState.RUNNING else EventKind.CANCELLED
+            return self._finish(transaction, statement, values, mails=(), has_bulk=True, kinds=kind)
+
+        return self._transact(leave)
+
+    def hold_again(self, bulk_id: str) -> set[int]:
+        """Hold queued deliveries of a bulk send that is paused or cancelled: queued -> held."""
+
+        def hold(transaction: Transaction) -> set[int]:
+            values = {"id": bulk_id, "most": MOVED_AT_ONCE}
+            if not transaction.execute(LOCK_IF_STOPPED, values):
+                return set()
+            held = self._moved(transaction, HOLD_AGAIN, values, kinds=None)
+            transaction.execute(NOTE_HELD_AGAIN, {"id": bulk_id, "held": len(held)})
+            return held
+
+        return self._transact(hold)
+
+    def finish_bulk_if_done(self, bulk_id: str, *, now: float) -> bool:
+        """Finish a bulk send whose deliveries are all in a final state."""
+        progress = self.bulk_progress(bulk_id, now=now)
+        if progress.unfinished:
+            return False
+
+        def finish(transaction: Transaction) -> bool:
+            finished = transaction.execute(FINISH, {"id": bulk_id, "now": now})
+            for (state,) in finished if self._outlet.listens_to(EventKind.BULK_FINISHED) else ():
+                transaction.events.append(
+                    BulkEvent(
+                        kind=EventKind.BULK_FINISHED,
+                        at=rows.when(now),
+                        bulk_id=bulk_id,
+                        progress=replace(progress, state=BulkState(state)),
+                    )
+                )
+            return finished != []
+
+        return self._transact(finish)
+
+    def sum_up_counts(self, bulk_id: str) -> None:
+        """Sum up the rows of counts of a bulk send."""
+
+        def sum_up(transaction: Transaction) -> None:
+            sums: Counter[str] = Counter()
+            for status, number in transaction.execute(TAKE_COUNTS, {"id": bulk_id}):
+                sums[status] += number
+            summed = [
+                {"bulk_id": bulk_id, "status": status, "number": number}
+                for status, number in sums.items()
+            ]
+            if summed:
+                transaction.execute_many(INSERT_COUNT, summed)
+
+        self._transact(sum_up)
+
+    # --- progress --------------------------------------------------------------------------------
+
+    def bulk_progress(self, bulk_id: str, *, now: float) -> BulkProgress:
+        """Return the progress of a bulk send. Raise `UnknownMail` if none has this id."""
+        values = {"id": bulk_id}
+        with self._read() as transaction:
+            found = transaction.execute(PROGRESS, values)
+            counts = dict[str, int](transaction.execute(COUNTS, values))
+            [(doubtful,)] = transaction.execute(DOUBTFUL, values)
+        if not found:
+            raise _unknown(bulk_id)
+        return rows.bulk_progress(found[0], counts, doubtful, now)
+
+
+def _unknown(bulk_id: str) -> UnknownMail:
+    return UnknownMail(
+        f"No bulk send has the id {bulk_id!r}: it was never begun here, or it has been purged."
+    )

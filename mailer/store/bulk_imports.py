@@ -1,0 +1,235 @@
+"""The import of a bulk send: its recipients are stored in chunks, each of them once.
+
+One importer works at a time. Each chunk is guarded by its name and by the number of rows before, so
+that an importer that was frozen stores nothing beside the one that went on.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mailer.message import Envelope, Keyed, Message, Status
+from mailer.message.bulk import BulkError, BulkState
+from mailer.store import blobs, rows
+from mailer.store.mails import Mails
+from mailer.store.sql import insert_into, packed
+from mailer.store.transactions import Transaction
+
+_COLUMNS = (
+    "id state snapshot lane max_failed_share is_complete rows_read rows_digest accepted duplicates"
+    " refused released released_to importer importer_until starts_at".split()
+)
+INSERT_BULK = insert_into("mailer_bulk", _COLUMNS)
+_GOES_ON = "state IN ('importing', 'running', 'paused') AND NOT is_complete"
+TAKE_IMPORT = f"""
+UPDATE mailer_bulk SET importer = :importer, importer_until = :until
+WHERE id = :id AND {_GOES_ON} AND (importer IS NULL OR importer_until < :now)
+RETURNING rows_read, rows_digest
+"""
+LEAVE_IMPORT = """
+UPDATE mailer_bulk SET importer = NULL
+WHERE id = :id AND importer = :importer
+RETURNING id
+"""
+KNOWN = "SELECT address FROM mailer_bulk_recipient WHERE bulk_id = :id AND address {addresses}"
+NOTE_CHUNK = f"""
+UPDATE mailer_bulk
+SET rows_read = rows_read + :rows, rows_digest = :digest, accepted = accepted + :accepted,
+    duplicates = duplicates + :duplicates, refused = refused + :refused, importer_until = :until
+WHERE id = :id AND importer = :importer AND rows_read = :rows_before AND {_GOES_ON}
+RETURNING id
+"""
+NEXT_IDS = """
+SELECT nextval(pg_get_serial_sequence('mailer_delivery', 'id')) FROM generate_series(1, :most)
+"""
+NEXT_ID_IN_SQLITE = "SELECT COALESCE(MAX(id), 0) + 1 FROM mailer_delivery"
+END_IMPORT = """
+UPDATE mailer_bulk
+SET is_complete = (:state <> 'cancelled'), importer = NULL,
+    state = CASE WHEN state = 'importing' THEN :state ELSE state END,
+    reason = COALESCE(:reason, reason)
+WHERE id = :id AND importer = :importer AND NOT is_complete
+RETURNING id
+"""
+FREE_KEY = """
+UPDATE mailer_message SET idempotency_key = NULL, fingerprint = NULL, fingerprint_key = NULL
+WHERE id = :id
+RETURNING id
+"""
+_DELIVERY_COLUMNS = ("id", *rows.DELIVERY_COLUMNS)
+_RECIPIENT_COLUMNS = ("delivery_id", "bulk_id", "address", "row", "own")
+_ERROR_COLUMNS = ("bulk_id", "row", "address", "reason")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBulk:
+    """A bulk send that is to be stored, without its recipients."""
+
+    message: Message
+    envelope: Envelope  #: without recipients
+    snapshot: str
+    state: BulkState
+    max_failed_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    """An importer, and the time until which it may be silent."""
+
+    name: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecipient:
+    """A recipient that is to be stored."""
+
+    address: str
+    row: int
+    own: str  #: the own part of the mail, as JSON
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that are stored in one transaction."""
+
+    recipients: Sequence[NewRecipient]
+    errors: Sequence[BulkError]
+    rows: int
+    rows_before: int
+    digest: str  #: of all rows up to the last one of the chunk
+
+
+class BulkImports(Mails):
+    """The imports of bulk sends."""
+
+    def insert_bulk(self, new: NewBulk, importer: Importer) -> Keyed | None:
+        """Insert a bulk send without recipients. Return the one that has its key already."""
+        zeros = "rows_read accepted duplicates refused released released_to".split()
+        row = dict.fromkeys(zeros, 0) | {
+            "id": new.message.id,
+            "state": str(new.state),
+            "snapshot": new.snapshot,
+            "lane": int(new.envelope.lane),
+            "max_failed_share": new.max_failed_share,
+            "is_complete": False,
+            "rows_digest": "",
+            "importer": importer.name,
+            "importer_until": importer.until,
+            "starts_at": new.envelope.due_at,
+        }
+
+        def insert(transaction: Transaction) -> Keyed | None:
+            earlier = self._insert_message(transaction, new.message, new.envelope.key)
+            if earlier is None:
+                if new.message.attachments:
+                    blobs.insert_attachments(transaction, new.message, None)
+                transaction.execute(INSERT_BULK, row)
+            return earlier
+
+        return self._transact(insert)
+
+    def take_import(
+        self, bulk_id: str, importer: Importer, *, now: float
+    ) -> tuple[int, str] | None:
+        """Take over an import that nobody works on. Return its rows so far, and their digest."""
+        values = {"id": bulk_id, "importer": importer.name, "now": now, "until": importer.until}
+        found = self._transact(lambda transaction: transaction.execute(TAKE_IMPORT, values))
+        return (found[0][0], found[0][1]) if found else None
+
+    def leave_import(self, bulk_id: str, importer: Importer) -> None:
+        """Leave an import to whoever calls with its key again."""
+        self._changes(LEAVE_IMPORT, {"id": bulk_id, "importer": importer.name})
+
+    def store_chunk(
+        self, bulk_id: str, chunk: Chunk, envelope: Envelope, importer: Importer
+    ) -> bool:
+        """Store recipients as held, each address once. Return False if the import was lost."""
+
+        def store(transaction: Transaction) -> bool:
+            new = self._unknown(transaction, bulk_id, chunk.recipients)
+            noted = {
+                "id": bulk_id,
+                "importer": importer.name,
+                "until": importer.until,
+                "rows": chunk.rows,
+                "rows_before": chunk.rows_before,
+                "digest": chunk.digest,
+                "accepted": len(new),
+                "duplicates": len(chunk.recipients) - len(new),
+                "refused": len(chunk.errors),
+            }
+            if not transaction.execute(NOTE_CHUNK, noted):
+                return False
+            ids = self._next_ids(transaction, len(new))
+            _insert(transaction, bulk_id, envelope, [*zip(ids, new, strict=True)])
+            errors = [(bulk_id, one.row, one.address, one.reason) for one in chunk.errors]
+            transaction.insert_rows("mailer_bulk_error", _ERROR_COLUMNS, errors)
+            return True
+
+        return self._transact(store)
+
+    def _unknown(
+        self, transaction: Transaction, bulk_id: str, recipients: Sequence[NewRecipient]
+    ) -> list[NewRecipient]:
+        """Return the recipients that are not stored yet, each once."""
+        first: dict[str, NewRecipient] = {}
+        for one in recipients:
+            first.setdefault(one.address, one)
+        values = {"id": bulk_id, "addresses": packed(first)}
+        for (address,) in transaction.execute(KNOWN, values):
+            del first[address]
+        return [*first.values()]
+
+    def _next_ids(self, transaction: Transaction, number: int) -> Iterable[int]:
+        if self._sqlite:  # this transaction is the only writer
+            [(first,)] = transaction.execute(NEXT_ID_IN_SQLITE, {})
+            return range(first, first + number)
+        return [one for (one,) in transaction.execute(NEXT_IDS, {"most": number})]
+
+    def end_import(
+        self, bulk_id: str, importer: Importer, to: BulkState, reason: str | None = None
+    ) -> bool:
+        """End an import. Return False if it was lost.
+
+        A cancelled one leaves its idempotency key to another call.
+        """
+        values = {"id": bulk_id, "importer": importer.name, "state": str(to), "reason": reason}
+
+        def end(transaction: Transaction) -> bool:
+            if not transaction.execute(END_IMPORT, values):
+                return False
+            if to is BulkState.CANCELLED:
+                transaction.execute(FREE_KEY, {"id": bulk_id})
+            return True
+
+        return self._transact(end)
+
+
+def _insert(
+    transaction: Transaction,
+    bulk_id: str,
+    envelope: Envelope,
+    new: Sequence[tuple[int, NewRecipient]],
+) -> None:
+    shared = (
+        str(Status.HELD),
+        int(envelope.lane),
+        str(envelope.on_doubt),
+        envelope.due_at,
+        None,  # held, so not due at any time
+        envelope.expires_at,
+    )
+    transaction.insert_rows(
+        "mailer_delivery",
+        _DELIVERY_COLUMNS,
+        [
+            (number, bulk_id, one.address, one.address.rpartition("@")[2], *shared, one.size, 0, 0)
+            for number, one in new
+        ],
+    )
+    transaction.insert_rows(
+        "mailer_bulk_recipient",
+        _RECIPIENT_COLUMNS,
+        [(number, bulk_id, one.address, one.row, one.own) for number, one in new],
+    )
