@@ -209,6 +209,10 @@ WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before
 """
 
 
+# A lane with due mail gets at least one part of this many of a claim, if the claim is so large.
+_PARTS_OF_A_CLAIM = 20
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of one try, ready to be recorded."""
@@ -244,26 +248,36 @@ class Queue(Moves):
     ) -> list[Delivery]:
         """Claim due deliveries, the most urgent lane first, the longest due: queued -> claimed.
 
-        With `mails`, the ids of mails, claim those of no other mail.
+        A part of the claim is kept for each less urgent lane that has due mail, so that none
+        starves. With `mails`, the ids of mails, claim those of no other mail.
         """
         statement = CLAIM if mails is None else CLAIM_OF
-        of_these = {} if mails is None else {"mails": packed(mails)}
+        values: dict[str, Any] = {"now": now, "token": token, "lease_until": lease_until}
+        if mails is not None:
+            values["mails"] = packed(mails)
+        urgent_first, kept = sorted(lanes), limit // _PARTS_OF_A_CLAIM
 
         def claim(transaction: Transaction) -> list[Delivery]:
-            claimed: list[Delivery] = []
-            for lane in sorted(lanes):
-                if len(claimed) == limit:
-                    break
-                values = {
-                    "lane": lane,
-                    "now": now,
-                    "most": limit - len(claimed),
-                    "token": token,
-                    "lease_until": lease_until,
-                    **of_these,
-                }
-                claimed += rows.deliveries(transaction.execute(statement, values), token)
-            return claimed
+            claimed: dict[Lane, list[Delivery]] = {lane: [] for lane in urgent_first}
+
+            def take(lane: Lane, kept_for_others: int) -> bool:
+                """Claim mail of a lane. Return whether it may have more."""
+                most = limit - kept_for_others - sum(map(len, claimed.values()))
+                if most <= 0:
+                    return False
+                found = transaction.execute(statement, {**values, "lane": lane, "most": most})
+                claimed[lane] += rows.deliveries(found, token)
+                return len(found) == most
+
+            others = range(len(urgent_first) - 1, -1, -1)
+            full = [
+                lane
+                for lane, less_urgent in zip(urgent_first, others, strict=True)
+                if take(lane, less_urgent * kept)
+            ]
+            for lane in full:
+                take(lane, 0)
+            return [one for of_lane in claimed.values() for one in of_lane]
 
         return self._transact(claim)
 

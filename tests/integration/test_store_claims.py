@@ -65,6 +65,22 @@ def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
     assert len(claim(store, now=NOW + 0.5)) == 1
 
 
+def test_no_lane_starves(store: Store) -> None:
+    """Beside a lane that fills each claim, the less urgent lanes get a part; unused parts go back.
+
+    A small claim takes the most urgent mail only.
+    """
+    for lane, number in ((Lane.CRITICAL, 60), (Lane.NORMAL, 60), (Lane.BULK, 1)):
+        for _ in range(number):
+            insert(store, "ada@example.com", lane=lane)
+
+    assert [one.lane for one in claim(store, 10)] == [Lane.CRITICAL] * 10
+    lanes = [one.lane for one in claim(store, 40)]
+    assert lanes == [Lane.CRITICAL] * 37 + [Lane.NORMAL] * 2 + [Lane.BULK]
+    lanes = [one.lane for one in claim(store, 40)]
+    assert lanes == [Lane.CRITICAL] * 13 + [Lane.NORMAL] * 27
+
+
 def test_a_claim_of_mails_takes_no_others(store: Store) -> None:
     """A claim of certain mails has their due deliveries, most urgent first, and no others."""
     insert(store, "other@example.com", lane=Lane.CRITICAL)
