@@ -521,6 +521,29 @@ class Mailer:
         """
         return self._state().operations.retry(mail_id, to=to) > 0
 
+    def reschedule(self, mail_id: str | Receipt, send_at: When, *, to: str | None = None) -> bool:
+        """Send a queued mail at another time. Return whether any of it was still queued.
+
+        A delivery that would expire before that time stays as it is.
+
+        >>> from datetime import timedelta
+        >>> receipt = mailer.send_email(
+        ...     "ada@example.com", "Hi", "mail/welcome", name="Ada", send_at=timedelta(hours=1)
+        ... )
+        >>> mailer.reschedule(receipt, timedelta(hours=2))
+        True
+
+        Args:
+            mail_id: The whole id of the mail, or its receipt.
+            send_at: A `timedelta` from now, or a `datetime` with a time zone. None: now.
+            to: The only recipient whose delivery to reschedule.
+
+        Raises:
+            InvalidMail: The time can't be used.
+            UnknownMail: No mail has this id, or the mail has no such recipient.
+        """
+        return self._state().operations.reschedule(mail_id, send_at, to=to) > 0
+
     def resolve(self, mail_id: str | Receipt, verdict: str, *, to: str | None = None) -> bool:
         """Settle the doubtful deliveries of a mail. Return whether there was any.
 

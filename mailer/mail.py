@@ -17,7 +17,7 @@ from mailer.wiring import State, log_database, refuse_changes, state_of, warn_of
 #: The public methods of `Mailer` that a `Mail` does not have.
 _OF_MAILER = frozenset(
     "send_email send_bulk enqueue background bulk bulks status statuses mails cancel retry"
-    " resolve pause resume absence".split()
+    " reschedule resolve pause resume absence".split()
 )
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from mailer.attendance import absence
 from mailer.bulk import Bulk
 from mailer.errors import InvalidMail, UnknownMail
+from mailer.intake.arguments import When, check_time
 from mailer.message import (
     IN_HAND,
     DeliveryStatus,
@@ -133,6 +134,20 @@ class Operations:
             raise InvalidMail(f"verdict: {verdict!r}: give 'sent' or 'failed'.")
         return self._move(mail_id, Status(verdict), to)
 
+    def reschedule(self, mail_id: MailId, send_at: When, *, to: str | None = None) -> int:
+        """Give the queued deliveries of a mail another time. Return their number."""
+        known_id, now = _id_of(mail_id), self._clock.time()
+        _refuse_bulk(known_id)
+        due_at = check_time(send_at, now, field="send_at")
+        due_at = now if due_at is None else max(now, due_at)
+        reschedule = self._store.reschedule_if_queued
+        if to is not None:
+            found = self._deliveries_to(known_id, to)
+            return sum(len(reschedule(known_id, due_at, delivery_id=one.id)) for one in found)
+        if not (moved := reschedule(known_id, due_at)):
+            self._store.status(known_id)  # raises UnknownMail
+        return len(moved)
+
     def cancel_due_before(
         self, before: datetime, lanes: Sequence[Lane] = tuple(Lane)
     ) -> tuple[int, int]:
@@ -149,10 +164,7 @@ class Operations:
 
     def _move(self, mail_id: MailId, status: Status, to: str | None) -> int:
         known_id, now = _id_of(mail_id), self._clock.time()
-        if is_bulk_id(known_id):
-            raise InvalidMail(
-                f"{known_id!r} is a bulk send: call the method of mailer.bulk({known_id!r})."
-            )
+        _refuse_bulk(known_id)
         if to is None:
             moved = len(self._store.settle_if_resting(known_id, status, now=now))
             if not moved:
@@ -214,6 +226,13 @@ class Operations:
 
 def _id_of(mail_id: MailId) -> str:
     return mail_id.id if isinstance(mail_id, Receipt) else mail_id
+
+
+def _refuse_bulk(mail_id: str) -> None:
+    if is_bulk_id(mail_id):
+        raise InvalidMail(
+            f"{mail_id!r} is a bulk send: call the method of mailer.bulk({mail_id!r})."
+        )
 
 
 def _state(given: Status | str) -> Status:

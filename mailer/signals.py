@@ -275,7 +275,7 @@ class SignalOutlet:
                     log.exception(
                         "Receiver of a signal failed: signal=%s %s",
                         _name(event),
-                        event.subject,
+                        _subject(event),
                         extra={"mailer_tags": event.tags},  # for QueuedMailHandler
                     )
 
@@ -286,6 +286,12 @@ class SignalOutlet:
             return 0
         lost, self._lost, self._logged_at = self._lost, 0, now
         return lost
+
+
+def _subject(event: AnyEvent) -> str:
+    if isinstance(event, BulkEvent):
+        return f"bulk={event.bulk_id}"
+    return f"mail_id={event.mail_id} delivery={event.delivery_id}"
 
 
 def _name(event: AnyEvent) -> str:

@@ -1,4 +1,4 @@
-"""`flask mail status`, `list`, `cancel`, `retry` and `resolve`: single mails."""
+"""`flask mail status`, `list`, `cancel`, `retry`, `reschedule` and `resolve`: single mails."""
 
 import time
 from datetime import datetime
@@ -102,6 +102,21 @@ def cancel(mail_id: str | None, due_before: datetime | None, lane: str | None) -
 def retry(mail_id: str) -> None:
     """Queue the failed and doubtful deliveries of a mail again."""
     _settle(mail_id, Status.QUEUED)
+
+
+@mail_group.command()
+@click.argument("mail_id")
+@click.argument("send_at", metavar="TIME", type=parse_time)
+def reschedule(mail_id: str, send_at: datetime) -> None:
+    """Send the queued deliveries of a mail at another time, such as '2026-11-25 10:00' (UTC)."""
+    mail_id = find_mail(mail_id)
+    moved = operations().reschedule(mail_id, send_at)
+    if not moved:
+        states = ", ".join(sorted({one.status for one in operations().status(mail_id)}))
+        raise click.ClickException(
+            f"Nothing was rescheduled: the deliveries of this mail are {states}, or expire before."
+        )
+    click.echo(f"{moved} rescheduled to {format_time(send_at)}.")
 
 
 @mail_group.command()

@@ -54,11 +54,6 @@ class Event:
     reply: str | None = None  #: the words of the relay, or ours if none was asked
     relay: str | None = None
 
-    @property
-    def subject(self) -> str:
-        """Return what changed, as a log line names it."""
-        return f"mail_id={self.mail_id} delivery={self.delivery_id}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkEvent:
@@ -77,11 +72,6 @@ class BulkEvent:
     bulk_id: str
     progress: BulkProgress
     tags: tuple[str, ...] = ()
-
-    @property
-    def subject(self) -> str:
-        """Return what changed, as a log line names it."""
-        return f"bulk={self.bulk_id}"
 
 
 AnyEvent = Event | BulkEvent

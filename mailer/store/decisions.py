@@ -54,6 +54,17 @@ SET status = 'cancelled', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM due)
 RETURNING id
 """
+RESCHEDULE = """
+WITH queued AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE mail_id = :mail_id AND COALESCE(status, '') = 'queued'
+        AND id = COALESCE(CAST(:delivery_id AS bigint), id)
+        AND (expires_at IS NULL OR expires_at > :due_at)
+    ORDER BY id {wait})
+UPDATE mailer_delivery SET due_at = :due_at, queued_at = :due_at
+WHERE id IN (SELECT id FROM queued)
+RETURNING id
+"""
 HOLD = """
 WITH doubtful AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -106,6 +117,12 @@ class Decisions(Moves):
             )
 
         return self._transact(settle)
+
+    def reschedule_if_queued(
+        self, mail_id: str, due_at: float, *, delivery_id: int | None = None
+    ) -> set[int]:
+        """Give queued deliveries of a mail another due time, unless they would expire before."""
+        return self._move(RESCHEDULE, mail_id=mail_id, due_at=due_at, delivery_id=delivery_id)
 
     def cancel_if_due_before(
         self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)

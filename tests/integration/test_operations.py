@@ -237,3 +237,51 @@ def test_a_pause_of_a_relay(shop: Flask) -> None:
 def test_ids_sort_by_time() -> None:
     """Mail ids sort by the time of queueing, since pages and time bounds compare ids."""
     assert id_at(NOW) <= new_id(NOW) < id_at(NOW + timedelta(seconds=1).total_seconds())
+
+
+# --- reschedule ---------------------------------------------------------------------------------
+
+
+def test_a_queued_mail_is_rescheduled(shop: Flask) -> None:
+    """A mail gets another time, earlier or later, for one recipient or all, while it is queued."""
+    mail_id = queue(shop, "ada@example.com", "bob@example.com")
+    later = datetime.now(UTC) + timedelta(hours=2)
+
+    assert mailer.reschedule(mail_id, later)
+    assert [one.due_at for one in mailer.status(mail_id)] == [later, later]
+    assert mailer.reschedule(mail_id, None, to="BOB@example.com")
+    due = {one.recipient: one.due_at for one in mailer.status(mail_id)}
+    assert due["ada@example.com"] == later
+    assert due["bob@example.com"] is not None
+    assert due["bob@example.com"] <= datetime.now(UTC)
+
+
+def test_what_can_not_be_rescheduled(shop: Flask) -> None:
+    """Mail that is finished, in a worker's hands, or that would expire before, stays as it is."""
+    expiring = insert(store_of(shop), "ada@example.com", expires_at=NOW + DAY)
+    before = table(store_of(shop))
+    assert not mailer.reschedule(expiring, datetime.fromtimestamp(NOW + DAY, UTC))
+    assert table(store_of(shop)) == before
+
+    [delivery] = claim(store_of(shop))
+    assert not mailer.reschedule(expiring, timedelta(hours=1))
+    mark(store_of(shop), delivery)
+    record(store_of(shop), delivery, to=Status.SENT)
+    assert not mailer.reschedule(expiring, timedelta(hours=1))
+    with pytest.raises(UnknownMail):
+        mailer.reschedule(new_id(NOW), timedelta(hours=1))
+    with pytest.raises(InvalidMail, match="send_at: 'soon'"):
+        mailer.reschedule(expiring, "soon")  # type: ignore[arg-type]  # the mistake
+
+
+def test_the_command_reschedules(shop: Flask) -> None:
+    """`flask mail reschedule` takes a time in UTC, and says what it did."""
+    mail_id = queue(shop, "ada@example.com")
+
+    said = run_in(shop, "reschedule", mail_id, "2100-01-01 10:00")
+    assert "1 rescheduled to 2100-01-01 10:00" in said.output
+    [delivery] = mailer.status(mail_id)
+    assert delivery.due_at == datetime(2100, 1, 1, 10, tzinfo=UTC)
+    mailer.cancel(mail_id)
+    said = run_in(shop, "reschedule", mail_id, "2100-01-01 10:00")
+    assert (said.exit_code, "are cancelled, or expire before" in said.output) == (1, True)
