@@ -45,7 +45,14 @@ from mailer.message import (
     Receipt,
     Status,
 )
-from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkState
+from mailer.message.bulk import (
+    BulkError,
+    BulkProgress,
+    BulkRecipient,
+    BulkSample,
+    BulkState,
+    Rehearsal,
+)
 
 __version__ = "0.1.0"
 
@@ -71,10 +78,12 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     "BulkError",
     "BulkProgress",
     "BulkRecipient",
+    "BulkSample",
     "BulkState",
     "DeliveryStatus",
     "MailStatus",
     "Receipt",
+    "Rehearsal",
     "Status",
     # Errors
     "BadRow",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 import flask_mail
 from flask import Flask, has_app_context
@@ -12,11 +12,12 @@ from mailer.bulk import Bulk
 from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
 from mailer.intake.arguments import When
-from mailer.intake.bulk import BulkOptions
+from mailer.intake.bulk import BulkMail, BulkOptions
+from mailer.intake.bulk_arguments import BulkArguments
 from mailer.intake.content import Content
 from mailer.mail import set_up
 from mailer.message import AddressLike, Attachment, Lane, MailStatus, OnDoubt, Receipt, Status
-from mailer.message.bulk import BulkProgress
+from mailer.message.bulk import BulkProgress, Rehearsal
 from mailer.store import CallersConnection
 from mailer.wiring import State, state_of
 
@@ -231,6 +232,28 @@ class Mailer:
         )
         return self._state().intake.enqueue(message, options)
 
+    @overload
+    def send_bulk(
+        self,
+        subject: str,
+        template: str,
+        recipients: Iterable[object],
+        *,
+        dry_run: Literal[False] = False,
+        **options: Unpack[BulkArguments],
+    ) -> Bulk: ...
+
+    @overload
+    def send_bulk(
+        self,
+        subject: str,
+        template: str,
+        recipients: Iterable[object],
+        *,
+        dry_run: Literal[True],
+        **options: Unpack[BulkArguments],
+    ) -> Rehearsal: ...
+
     def send_bulk(
         self,
         subject: str,
@@ -255,7 +278,8 @@ class Mailer:
         progress: Callable[[BulkProgress], object] | None = None,
         require_confirmation_above: int | None = None,
         max_failed_share: float = 0.5,
-    ) -> Bulk:
+        dry_run: bool = False,
+    ) -> Bulk | Rehearsal:
         """Queue one mail for each recipient, each with a context of its own.
 
         The recipients are stored as they are read, in flat memory, each address once. The templates
@@ -296,39 +320,43 @@ class Mailer:
             progress: A function that is called with the progress after each thousand rows.
             require_confirmation_above: Hold the send for `confirm()` if it has more recipients.
             max_failed_share: Pause the send if more than this share of its mail fails.
+            dry_run: Rehearse the send: render each mail, and return a `Rehearsal` with the errors,
+                the sizes, three mails and the time that it would take. Nothing is stored or sent.
 
         Raises:
             InvalidMail: The call is wrong, and nothing is queued. `BadRow` names the row.
             StoreUnavailable: The database does not answer. Repeat the call with its key.
         """
         state = self._state()
-        bulk_id = state.intake.send_bulk(
-            subject,
-            template,
-            recipients,
+        mail = BulkMail(
+            subject=subject,
+            template=template,
             shared=shared,
             locales=locales,
-            reply_to=reply_to,
             sender=sender,
+            reply_to=reply_to,
             attachments=attachments,
             headers=headers,
-            options=Options(
-                lane=lane,
-                send_at=send_at,
-                expires_at=expires_at,
-                on_doubt=on_doubt,
-                tags=tags,
-                metadata=metadata,
-                idempotency_key=idempotency_key,
-            ),
-            bulk=BulkOptions(
-                on_error=on_error,
-                start=start,
-                progress=progress,
-                require_confirmation_above=require_confirmation_above,
-                max_failed_share=max_failed_share,
-            ),
         )
+        options = Options(
+            lane=lane,
+            send_at=send_at,
+            expires_at=expires_at,
+            on_doubt=on_doubt,
+            tags=tags,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+        bulk = BulkOptions(
+            on_error=on_error,
+            start=start,
+            progress=progress,
+            require_confirmation_above=require_confirmation_above,
+            max_failed_share=max_failed_share,
+        )
+        if dry_run:
+            return state.intake.rehearse_bulk(mail, recipients, options, bulk)
+        bulk_id = state.intake.send_bulk(mail, recipients, options, bulk)
         return state.operations.bulk(bulk_id)
 
     @overload

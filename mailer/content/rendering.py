@@ -18,6 +18,7 @@ from jinja2 import (
 
 from mailer.content.bodies import Bodies, make_bodies
 from mailer.content.failures import explained, near_misses, no_template, unreadable
+from mailer.content.snapshot_rendering import SnapshotRenderer
 from mailer.content.snapshots import Snapshot, take_snapshot
 from mailer.errors import TemplateError
 from mailer.logs import get_logger
@@ -64,6 +65,10 @@ class Renderer:
     ) -> Snapshot:
         """Return the templates of a bulk send as they are now."""
         return take_snapshot(self._app, subject, template, locales, shared)
+
+    def of_snapshot(self, snapshot: Snapshot) -> SnapshotRenderer:
+        """Return a renderer of a snapshot, such as a worker has."""
+        return SnapshotRenderer(self._app, Snapshot.from_json(snapshot.to_json()))
 
     def may_use(self, template: str, variable: str) -> bool:
         """Return whether the templates may use a variable, also in those that they refer to.

@@ -2,12 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import replace
 
 from flask import Flask
 
-from mailer.content import Snapshot, SnapshotRenderer
-from mailer.message import Address, Delivery, Message, own_message_id
+from mailer.content import Snapshot, SnapshotRenderer, personal_mail
+from mailer.message import Delivery, Message
 from mailer.message.bulk import OwnPart
 from mailer.settings import Settings
 from mailer.store import Store
@@ -36,16 +35,13 @@ class PersonalMail:
 
     def render(self, message: Message, delivery: Delivery, own_part: str) -> Message:
         """Return the mail of one recipient. The others are not named in it."""
-        own = OwnPart.from_json(own_part)
-        mail = self._renderer(message.id).render(own.context, own.locale)
-        return replace(
+        return personal_mail(
             message,
-            message_id=own_message_id(message.message_id, delivery.id),
-            subject=" ".join(filter(None, [self._prefix, mail.subject])),
-            text=mail.bodies.text,
-            html=mail.bodies.html,
-            to=(Address(delivery.recipient, own.name),),
-            headers=(*message.headers, *own.headers),
+            self._renderer(message.id),
+            OwnPart.from_json(own_part),
+            recipient=delivery.recipient,
+            delivery_id=delivery.id,
+            prefix=self._prefix,
         )
 
     def _renderer(self, bulk_id: str) -> SnapshotRenderer:

@@ -3,18 +3,17 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from logging import Logger
-from typing import Any
 
 import flask_mail
 from sqlalchemy import Connection
 
 from mailer.attendance import Watch
-from mailer.content import Renderer
+from mailer.content import Renderer, Snapshot
 from mailer.errors import (
     InvalidMail,
     MissingRecipient,
@@ -32,7 +31,7 @@ from mailer.intake.arguments import (
     check_tags,
     check_time,
 )
-from mailer.intake.bulk import BulkImport, BulkOptions
+from mailer.intake.bulk import BulkImport, BulkMail, BulkOptions, check_recipients
 from mailer.intake.bulk_rows import RowReader
 from mailer.intake.changes import note_queued
 from mailer.intake.content import Content
@@ -46,6 +45,7 @@ from mailer.intake.from_flask_mail import (
 )
 from mailer.intake.idempotency import Fingerprints
 from mailer.intake.recording import Accepted, Recorder
+from mailer.intake.rehearsal import RehearsedSend
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import (
     Address,
@@ -65,6 +65,7 @@ from mailer.message import (
     new_message_id,
     parse_addresses,
 )
+from mailer.message.bulk import Rehearsal
 from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
 from mailer.store import AfterCommit, CallersConnection, NewBulk, Store, connection_of
@@ -207,49 +208,18 @@ class Intake:
         return receipt
 
     def send_bulk(
-        self,
-        subject: str,
-        template: str,
-        recipients: Iterable[object],
-        *,
-        shared: Mapping[str, Any] | None,
-        locales: Collection[str],
-        reply_to: Addresses,
-        sender: AddressLike | None,
-        attachments: Iterable[Attachment | flask_mail.Attachment] | None,
-        headers: Mapping[str, str] | None,
-        options: Options,
-        bulk: BulkOptions,
+        self, mail: BulkMail, recipients: Iterable[object], options: Options, bulk: BulkOptions
     ) -> str:
         """Snapshot the templates and store the recipients. Return the id of the bulk send."""
         bulk.check()
+        check_recipients(recipients)
         now = self._clock.time()
-        subject = check_text(subject, field="subject", quoted=False)
-        snapshot = self._renderer.take_snapshot(subject, template, locales, shared)
-        author, bulk_id = self._sender(sender), new_bulk_id(now)
-        message = Message(
-            id=bulk_id,
-            message_id=new_message_id(bulk_id, author),
-            created_at=now,
-            sender=author,
-            subject=subject,
-            text=None,
-            html=None,
-            to=(),
-            reply_to=self._addresses(reply_to, field="reply_to"),
-            headers=check_headers(headers),
-            attachments=self._attachments(attachments),
-            tags=check_tags(options.tags),
-            metadata=check_metadata(options.metadata),
-        )
-        size = _size(message) + len(snapshot.to_json())
-        _check_limits(message, size, (), self._settings)
+        message, snapshot, size = self._bulk_message(mail, options, now)
         said = replace(message, text=snapshot.digest)
         key = self._fingerprints.key(options.idempotency_key, said, ())
-        envelope = _envelope((), size, key, options, now)
         new = NewBulk(
             message=message,
-            envelope=envelope,
+            envelope=_envelope((), size, key, options, now),
             snapshot=snapshot.to_json(),
             state=bulk.first_state,
             max_failed_share=bulk.max_failed_share,
@@ -259,6 +229,52 @@ class Intake:
         bulk_id = BulkImport(self._store, self._clock, reader, new, bulk, earlier).run(recipients)
         self._begin_bulk(bulk_id)
         return bulk_id
+
+    def rehearse_bulk(
+        self, mail: BulkMail, recipients: Iterable[object], options: Options, bulk: BulkOptions
+    ) -> Rehearsal:
+        """Render the mail of each recipient, and store nothing."""
+        bulk.check()
+        check_recipients(recipients)
+        now = self._clock.time()
+        message, snapshot, size = self._bulk_message(mail, options, now)
+        envelope = _envelope((), size, None, options, now)
+        rehearsed = RehearsedSend(
+            self._settings,
+            self._clock,
+            RowReader(max_size=self._settings.max_size, shared_size=size),
+            self._renderer.of_snapshot(snapshot),
+            message,
+            envelope.lane,
+            bulk.progress,
+        )
+        return rehearsed.run(recipients)
+
+    def _bulk_message(
+        self, mail: BulkMail, options: Options, now: float
+    ) -> tuple[Message, Snapshot, int]:
+        """Return what the mails of a bulk send have in common, their templates, and its size."""
+        subject = check_text(mail.subject, field="subject", quoted=False)
+        snapshot = self._renderer.take_snapshot(subject, mail.template, mail.locales, mail.shared)
+        author, bulk_id = self._sender(mail.sender), new_bulk_id(now)
+        message = Message(
+            id=bulk_id,
+            message_id=new_message_id(bulk_id, author),
+            created_at=now,
+            sender=author,
+            subject=subject,
+            text=None,
+            html=None,
+            to=(),
+            reply_to=self._addresses(mail.reply_to, field="reply_to"),
+            headers=check_headers(mail.headers),
+            attachments=self._attachments(mail.attachments),
+            tags=check_tags(options.tags),
+            metadata=check_metadata(options.metadata),
+        )
+        size = _size(message) + len(snapshot.to_json())
+        _check_limits(message, size, (), self._settings)
+        return message, snapshot, size
 
     def _begin_bulk(self, bulk_id: str) -> None:
         """Release the first mails at once. The sweep goes on, but in a test there is none."""

@@ -1,14 +1,17 @@
 """Bulk sends come in: the templates are snapshotted, and the recipients stored in chunks."""
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import Logger
+from typing import Any
+
+import flask_mail
 
 from mailer.errors import BadRow, InvalidMail, KeyReused
 from mailer.intake.bulk_rows import RowReader, extend_digest
 from mailer.logs import get_logger
-from mailer.message import Keyed
+from mailer.message import AddressLike, Attachment, Keyed
 from mailer.message.bulk import BulkError, BulkProgress, BulkState
 from mailer.message.ports import Clock
 from mailer.store import Chunk, Importer, NewBulk, NewRecipient, Store
@@ -22,6 +25,20 @@ _LOOK_SECONDS = 0.5
 Progress = Callable[[BulkProgress], object]
 
 log: Logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkMail:
+    """The mail that all recipients of a bulk send get, in the caller's words."""
+
+    subject: str
+    template: str
+    shared: Mapping[str, Any] | None = None
+    locales: Collection[str] = ()
+    sender: AddressLike | None = None
+    reply_to: AddressLike | Iterable[AddressLike] | None = None
+    attachments: Iterable[Attachment | flask_mail.Attachment] | None = ()
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +77,15 @@ class BulkOptions:
             )
 
 
+def check_recipients(recipients: object) -> None:
+    """Raise `InvalidMail` for what is no iterable of rows."""
+    if isinstance(recipients, (str, bytes, Mapping)) or not isinstance(recipients, Iterable):
+        raise InvalidMail(
+            "recipients: give an iterable of (address, context) or dicts, not"
+            f" {type(recipients).__name__}."
+        )
+
+
 class BulkImport:
     """The import of one bulk send, by one importer.
 
@@ -89,11 +115,6 @@ class BulkImport:
 
     def run(self, recipients: Iterable[object]) -> str:
         """Store the recipients. Return the id of the bulk send."""
-        if isinstance(recipients, (str, bytes, Mapping)) or not isinstance(recipients, Iterable):
-            raise InvalidMail(
-                "recipients: give an iterable of (address, context) or dicts, not"
-                f" {type(recipients).__name__}."
-            )
         earlier = self._store.insert_bulk(self._new, self._importer)
         if earlier is not None:
             self._check_same(earlier)

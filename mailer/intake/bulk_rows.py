@@ -20,6 +20,14 @@ _LONGEST_LOCALE = 35  # RFC 5646
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """A row of a file that can't be read, beside others that can."""
+
+    reason: str
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RowReader:
     """Reads the rows of a bulk send."""
 
@@ -28,6 +36,8 @@ class RowReader:
 
     def read(self, row: object, number: int) -> NewRecipient | BulkError:
         """Return the recipient of a row, or the reason why there is none."""
+        if isinstance(row, UnreadableRow):
+            return BulkError(number, printable(row.address), printable(row.reason))
         address = ""
         try:
             given, context = _split(row)

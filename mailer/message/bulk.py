@@ -94,6 +94,51 @@ class BulkRecipient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BulkSample:
+    """A mail of a rehearsal.
+
+    >>> readers = [("ada@example.com", {"name": "Ada"})]
+    >>> [sample] = mailer.send_bulk("News", "mail/news", readers, dry_run=True).samples
+    >>> sample.row, sample.address, sample.subject
+    (1, 'ada@example.com', 'News')
+    """
+
+    row: int
+    address: str
+    subject: str
+    text: str | None = field(repr=False)
+    html: str | None = field(repr=False)
+    size: int  #: bytes, as the relay gets it, without a DKIM signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """The result of a rehearsal: what a bulk send would do. Nothing was stored or sent.
+
+    >>> readers = [("ada@example.com", {"name": "Ada"}), ("bob@example.com", {})]
+    >>> rehearsal = mailer.send_bulk("News", "mail/news", readers, dry_run=True)
+    >>> rehearsal.accepted, rehearsal.failed
+    (2, 1)
+    >>> for error in rehearsal.errors:
+    ...     print(error.row, error.address, error.reason)
+    2 bob@example.com template 'mail/news.txt': 'name' is undefined...
+    """
+
+    imported: int  #: rows that were read
+    accepted: int  #: recipients, each once
+    duplicates: int  #: rows whose recipient was there already
+    refused: int  #: rows that could not be used
+    failed: int  #: accepted recipients whose mail could not be rendered
+    errors: tuple[BulkError, ...]  #: the first hundred refused rows and failed mails
+    samples: tuple[BulkSample, ...]  #: the first mail, one from the middle, the largest
+    median_size: int  #: bytes of a mail, to three digits
+    largest_size: int  #: bytes
+    total_size: int  #: bytes of all mails
+    seconds: float  #: the shortest time that the delivery can take
+    limit: str  #: what makes it so long, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BulkSend:
     """A bulk send, as it is stored."""
 

@@ -1,0 +1,29 @@
+"""Personal mail: the mail of one recipient of a bulk send."""
+
+from dataclasses import replace
+
+from mailer.content.snapshot_rendering import SnapshotRenderer
+from mailer.message import Address, Message, own_message_id
+from mailer.message.bulk import OwnPart
+
+
+def personal_mail(
+    message: Message,
+    renderer: SnapshotRenderer,
+    own: OwnPart,
+    *,
+    recipient: str,
+    delivery_id: int,
+    prefix: str | None,
+) -> Message:
+    """Render the mail of one recipient. The others are not named in it."""
+    mail = renderer.render(own.context, own.locale)
+    return replace(
+        message,
+        message_id=own_message_id(message.message_id, delivery_id),
+        subject=" ".join(filter(None, [prefix, mail.subject])),
+        text=mail.bodies.text,
+        html=mail.bodies.html,
+        to=(Address(recipient, own.name),),
+        headers=(*message.headers, *own.headers),
+    )
