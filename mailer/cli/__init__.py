@@ -1,6 +1,7 @@
 """`flask mail …`: the operator's command. Each module has the commands of one subject."""
 
 from mailer.cli import (  # noqa: F401 -- adds their commands
+    bulk,
     inbox,
     init,
     mails,

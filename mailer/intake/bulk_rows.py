@@ -17,6 +17,7 @@ ADDRESS_COLUMNS = ("email", "address", "recipient")
 # The other columns of a row that are no variables of the template.
 _NAME, _LOCALE, _HEADERS = "recipient_name", "locale", "headers"
 _LONGEST_LOCALE = 35  # RFC 5646
+_LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class RowReader:
         address = ""
         try:
             given, context = _split(row)
-            address = shown(given) if isinstance(given, str) else repr(given)[:200]
+            address = (given if isinstance(given, str) else repr(given))[:_LONGEST_SHOWN]
             to = Address.parse(given, field="recipient")
             own = _own_part(to.name, context).to_json()
             size = self.shared_size + len(own.encode())
