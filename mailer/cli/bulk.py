@@ -1,6 +1,8 @@
 """`flask mail bulk`: bulk sends, from a file of recipients to their end."""
 
 import csv
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -14,6 +16,7 @@ from mailer.bulk import Bulk
 from mailer.cli.bulk_file import Recipients, open_recipients
 from mailer.cli.group import LANE, SHOWN, find_mail, mail_group, operations, store
 from mailer.cli.times import format_time, parse_time
+from mailer.errors import BadRow, KeyReused
 from mailer.intake import Options
 from mailer.intake.bulk import BulkMail, BulkOptions
 from mailer.message import Status
@@ -55,8 +58,6 @@ def bulk_group() -> None:
 
 
 def _json_object(_ctx: click.Context, _param: click.Parameter, given: str | None) -> Any:
-    import json  # noqa: PLC0415
-
     if given is None:
         return None
     try:
@@ -144,6 +145,8 @@ def send(file: IO[bytes], kind: str | None, *, dry_run: bool, **given: Any) -> N
             return
         try:
             bulk_id = intake.send_bulk(mail, recipients, options, bulk)
+        except (BadRow, KeyReused):
+            raise
         except BaseException:
             _say_how_to_go_on(recipients, key)
             raise
@@ -217,7 +220,7 @@ def _show_rehearsal(rehearsal: Rehearsal) -> None:
 
 def _show_sample(sample: BulkSample) -> None:
     click.echo(f"\n--- row {sample.row}, {sample.address}: {sample.size:,} bytes")
-    click.echo(f"Subject: {sample.subject}")
+    click.echo(f"Subject: {printable(sample.subject)}")
     for name, body in (("text", sample.text), ("html", sample.html)):
         if body is not None:
             click.echo(f"--- {name}\n{_without_controls(body)}")
@@ -259,7 +262,7 @@ def status(bulk_id: str, *, watch: bool) -> None:
     printed, progress = "", bulk.progress()
     while True:
         words = "\n".join(_in_words(progress))
-        if printed and click.get_text_stream("stdout").isatty():
+        if printed and sys.stdout.isatty():
             click.echo(f"\x1b[{printed.count(chr(10)) + 1}A\x1b[J{words}")
         elif words != printed:
             click.echo(words)
@@ -360,7 +363,7 @@ def recipients(bulk_id: str, state: str | None) -> None:
 
 
 def _write_csv(header: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> None:
-    writer = csv.writer(click.get_text_stream("stdout"), lineterminator="\n")
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
 
