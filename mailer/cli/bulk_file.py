@@ -35,12 +35,12 @@ class Recipients(Iterable[Any]):
 @contextmanager
 def open_recipients(file: IO[bytes], kind: str | None, *, max_size: int) -> Iterator[Recipients]:
     """Open the rows of a file. A header that can't be used is refused at once."""
-    name = "stdin" if file.name == "<stdin>" else str(file.name)
+    name = getattr(file, "name", "<stdin>")
     is_ndjson = kind == "ndjson" or (kind is None and Path(name).suffix in _ENDINGS_OF_NDJSON)
     lines = FileLines(cast("BinaryIO", file), Path(name).name, longest=max_size)
     rows = read_ndjson(lines) if is_ndjson else read_csv(lines)
     size = _size(file)
-    if not sys.stderr.isatty() or not size:
+    if not is_terminal() or not size:
         yield Recipients(rows, _show_line)
         return
     with click.progressbar(length=size, label=Path(name).name, file=sys.stderr) as bar:
@@ -51,6 +51,11 @@ def open_recipients(file: IO[bytes], kind: str | None, *, max_size: int) -> Iter
 
         yield Recipients(rows, show)
         bar.update(lines.bytes_read - bar.pos)
+
+
+def is_terminal() -> bool:
+    """Return whether there is a person to draw a bar for."""
+    return sys.stderr.isatty()
 
 
 def _show_line(rows_read: int) -> None:

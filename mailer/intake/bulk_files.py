@@ -14,6 +14,7 @@ from mailer.intake.bulk_rows import ADDRESS_COLUMNS, UnreadableRow
 from mailer.message.text import shown
 
 _MAX_COLUMNS = 1000
+_LARGEST_FIELD = 2**31 - 1
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _COMMON_ENCODING = "windows-1252"
@@ -29,20 +30,23 @@ class FileLines(Iterator[str]):
     def __init__(self, file: BinaryIO, name: str, *, longest: int) -> None:
         self._file = file
         self._name = name
-        self.longest: int = longest  #: bytes of a line, and of a field of several lines
+        self._longest = longest  # bytes of a row
         self.number: int = 0  #: of the line that was read last
         self.bytes_read: int = 0
+        self._row_begins = 1
+        self._bytes_before = 0
 
     def __next__(self) -> str:
-        line = self._file.readline(self.longest + 1)
+        line = self._file.readline(self._longest + 1)
         if not line:
             raise StopIteration
         self.number += 1
         self.bytes_read += len(line)
-        if len(line) > self.longest:
+        if self.bytes_read - self._bytes_before > self._longest:
             raise self.error(
-                f"it has more than {self.longest:,} bytes, which MAILER_MAX_SIZE allows: is each"
-                " recipient in a line of its own?"
+                f"the row has more than {self._longest:,} bytes, which MAILER_MAX_SIZE allows:"
+                ' close its quotes ("), and begin a new line for each recipient.',
+                self._row_begins,
             )
         if self.number == 1:
             if line.startswith(_UTF_16):
@@ -55,6 +59,11 @@ class FileLines(Iterator[str]):
                 f"the byte 0x{line[error.start]:02x} is no UTF-8: save the file as UTF-8, or"
                 f" convert it, for example with iconv -f {_COMMON_ENCODING} -t utf-8."
             ) from None
+
+    def begin_row(self) -> int:
+        """Begin a row with the next line. Return the number of that line."""
+        self._row_begins, self._bytes_before = self.number + 1, self.bytes_read
+        return self._row_begins
 
     def error(self, words: str, number: int | None = None) -> InvalidMail:
         """Return an error with the name of the file and the number of the line."""
@@ -70,7 +79,7 @@ def read_csv(lines: FileLines) -> Iterator[Row]:
     Raise `InvalidMail` at once if the first row can't be used, and while reading for a file that is
     broken.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), lines.longest))  # of the whole process
+    csv.field_size_limit(_LARGEST_FIELD)  # of the whole process; `lines` has a limit of its own
     reader = csv.reader(lines, strict=True)
     _line, header = _next(reader, lines)
     if header is None:
@@ -98,29 +107,24 @@ def _rows(reader: Iterator[list[str]], columns: Sequence[str], lines: FileLines)
 
 def _next(reader: Iterator[list[str]], lines: FileLines) -> tuple[int, list[str] | None]:
     """Return the next row that is not empty, after the line in which it begins. None: the end."""
-    begin = lines.number + 1
+    begin = lines.begin_row()
     try:
         for values in reader:
             if values:
                 return begin, values
-            begin = lines.number + 1
+            begin = lines.begin_row()
     except csv.Error as error:
-        raise lines.error(_explained(str(error), lines), begin) from None
+        raise lines.error(_explained(str(error)), begin) from None
     return begin, None
 
 
-def _explained(words: str, lines: FileLines) -> str:
+def _explained(words: str) -> str:
     if "unexpected end of data" in words:
         return 'a quote (") opens a field that never ends: close it.'
     if "expected after" in words:
         return 'text follows a closing quote ("): write a quote inside of a field twice ("").'
     if "new-line character" in words:
         return "it ends with a carriage return alone: save the file with line breaks of Unix."
-    if "field larger than" in words:
-        return (
-            f"a field has more than {lines.longest:,} characters, which MAILER_MAX_SIZE allows:"
-            ' close its quote (").'
-        )
     return f"{words}: write it as RFC 4180 says."
 
 
@@ -154,10 +158,11 @@ def _checked_header(header: list[str], lines: FileLines) -> list[str]:
 def read_ndjson(lines: FileLines) -> Iterator[Any]:
     """Read a file with a JSON object in each line."""
     for line in lines:
+        lines.begin_row()
         if not line.strip():
             continue
         try:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
-            words = "is nested too deeply" if isinstance(error, RecursionError) else error
+            words = "it is nested too deeply" if isinstance(error, RecursionError) else error
             yield UnreadableRow(f"line {lines.number} is no JSON: {words}.")
