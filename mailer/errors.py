@@ -10,6 +10,7 @@ MailerError
 │   ├── InvalidAttachment
 │   ├── KeyReused           the idempotency key belongs to another mail, or to an erased one
 │   ├── OverLimit           more than a MAILER_MAX_… setting allows
+│   ├── BadRow              a recipient of a bulk send can't be used; nothing is sent
 │   └── TemplateError       missing, or it could not be rendered
 ├── InvalidArgument         an argument of a background function, or of its decorator
 ├── BrokerUnavailable       no answer; the call of a background function is NOT queued

@@ -250,7 +250,7 @@ def test_a_terminal_has_a_bar(send: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             told.append(steps)
             update(steps)
 
-        found.update = note  # type: ignore[method-assign]
+        found.update = note  # type: ignore[assignment]
         return found
 
     monkeypatch.setattr("mailer.cli.bulk_file.is_terminal", lambda: True)

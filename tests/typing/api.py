@@ -23,7 +23,14 @@ import mailer
 from mailer import (
     Address,
     Attachment,
+    BadRow,
     BrokerUnavailable,
+    Bulk,
+    BulkError,
+    BulkProgress,
+    BulkRecipient,
+    BulkSample,
+    BulkState,
     CommitLost,
     ConfigurationError,
     DeliveryStatus,
@@ -46,6 +53,7 @@ from mailer import (
     OnDoubt,
     OverLimit,
     Receipt,
+    Rehearsal,
     SchemaMismatch,
     SigningFailed,
     Status,
@@ -53,6 +61,7 @@ from mailer import (
     StoreUnavailable,
     TemplateError,
     UnknownMail,
+    send_bulk,
     send_email,
 )
 from mailer.background import BackgroundFunction
@@ -223,6 +232,98 @@ with engine.begin() as transaction, Session(engine) as session:
     queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=db.session)
     queue.enqueue(Message("Welcome"), connection=session, idempotency_key="welcome-42")
 
+# --- bulk sends ----------------------------------------------------------------------------------
+
+readers = [("ada@example.com", {"name": "Ada"})]
+bulk = send_bulk("News", "mail/news", readers)
+assert_type(bulk, Bulk)
+assert_type(
+    queue.send_bulk(
+        "News",
+        "mail/news",
+        ({"email": address, "name": "Ada"} for address in ("ada@example.com",)),
+        shared={"shop": "Ada & Co"},
+        locales=["de"],
+        sender="news@example.com",
+        reply_to=["help@example.com"],
+        attachments=[Attachment("news.pdf", b"%PDF")],
+        headers={"List-Id": "news.example.com"},
+        lane=Lane.BULK,
+        send_at=timedelta(hours=1),
+        expires_at=timedelta(days=1),
+        on_doubt="hold",
+        tags=["news"],
+        metadata={"issue": "7"},
+        idempotency_key="news-7",
+        on_error="abort",
+        start="complete",
+        progress=lambda progress: print(progress.imported),
+        require_confirmation_above=1000,
+        max_failed_share=0.1,
+    ),
+    Bulk,
+)
+rehearsal = queue.send_bulk("News", "mail/news", readers, dry_run=True)
+assert_type(rehearsal, Rehearsal)
+assert_type(rehearsal.imported, int)
+assert_type(rehearsal.accepted, int)
+assert_type(rehearsal.duplicates, int)
+assert_type(rehearsal.refused, int)
+assert_type(rehearsal.failed, int)
+assert_type(rehearsal.errors, tuple[BulkError, ...])
+assert_type(rehearsal.samples, tuple[BulkSample, ...])
+assert_type(rehearsal.median_size, int)
+assert_type(rehearsal.largest_size, int)
+assert_type(rehearsal.total_size, int)
+assert_type(rehearsal.seconds, float)
+assert_type(rehearsal.limit, str)
+for sample in rehearsal.samples:
+    assert_type(sample.row, int)
+    assert_type(sample.address, str)
+    assert_type(sample.subject, str)
+    assert_type(sample.text, str | None)
+    assert_type(sample.html, str | None)
+    assert_type(sample.size, int)
+
+assert_type(queue.bulk(bulk.id), Bulk)
+assert_type(queue.bulks(before=bulk, limit=10), list[Bulk])
+assert_type(bulk.pause("the prices are wrong"), bool)
+assert_type(bulk.resume(), bool)
+assert_type(bulk.confirm(), bool)
+assert_type(bulk.cancel("a mistake"), bool)
+assert_type(bulk.errors(), Iterator[BulkError])
+assert_type(bulk.recipients(state=Status.SENT), Iterator[BulkRecipient])
+progress = bulk.progress()
+assert_type(progress, BulkProgress)
+assert_type(progress.state, BulkState)
+assert_type(progress.state.is_over, bool)
+assert_type(progress.reason, str | None)
+assert_type(progress.imported, int)
+assert_type(progress.accepted, int)
+assert_type(progress.duplicates, int)
+assert_type(progress.refused, int)
+assert_type(progress.held, int)
+assert_type(progress.queued, int)
+assert_type(progress.doubtful, int)
+assert_type(progress.sent, int)
+assert_type(progress.failed, int)
+assert_type(progress.cancelled, int)
+assert_type(progress.expired, int)
+assert_type(progress.suppressed, int)
+assert_type(progress.unfinished, int)
+assert_type(progress.rate, float | None)
+assert_type(progress.ends_at, datetime | None)
+for wrong in bulk.errors():
+    assert_type(wrong.row, int)
+    assert_type(wrong.address, str)
+    assert_type(wrong.reason, str)
+for reader in bulk.recipients(state="failed"):
+    assert_type(reader.delivery_id, int)
+    assert_type(reader.row, int)
+    assert_type(reader.address, str)
+    assert_type(reader.status, Status)
+    assert_type(reader.reply, str | None)
+
 # --- messages of Flask-Mail ----------------------------------------------------------------------
 
 message = Message("Welcome", ["ada@example.com"], "Hello")
@@ -358,12 +459,12 @@ assert_type(create_inbox_app(inbox, smtp_address="127.0.0.1:1025"), Flask)
 errors: list[type[MailerError]] = [
     *(ConfigurationError, SigningFailed, UnknownMail, InvalidArgument, BrokerUnavailable),
     *(InvalidMail, InvalidAddress, InvalidHeader, InvalidAttachment),
-    *(KeyReused, OverLimit, TemplateError, MissingRecipient, MissingSender),
+    *(KeyReused, OverLimit, TemplateError, MissingRecipient, MissingSender, BadRow),
     *(StoreError, StoreUnavailable, CommitLost, KeyInUse, SchemaMismatch, InUseElsewhere),
 ]
 invalid: list[type[InvalidMail]] = [
     *(InvalidAddress, InvalidHeader, InvalidAttachment),
-    *(KeyReused, OverLimit, TemplateError),
+    *(KeyReused, OverLimit, TemplateError, BadRow),
 ]
 store_errors: list[type[StoreError]] = [StoreUnavailable, SchemaMismatch, InUseElsewhere]
 unavailable: list[type[StoreUnavailable]] = [CommitLost, KeyInUse]
@@ -387,5 +488,7 @@ queue.send_email("ada@example.com", "Welcome", "mail/welcome", headers=[("X-Camp
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", send_at=60)  # type: ignore[arg-type]
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=engine)  # type: ignore[arg-type]
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", idempotency_key=42)  # type: ignore[arg-type]
+queue.send_bulk("News", "mail/news", 5)  # type: ignore[call-overload]
+queue.send_bulk("News", "mail/news", readers, tenant="ada")  # type: ignore[call-overload]
 queue.enqueue("ada@example.com")  # type: ignore[arg-type]
 Attachment("notes.txt", "text")  # type: ignore[arg-type]

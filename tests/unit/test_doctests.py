@@ -14,7 +14,7 @@ from jinja2 import DictLoader
 
 import mailer
 import mailer.logging
-from mailer import Mail, Mailer, Status, background, errors, extension, mail, signals, testing
+from mailer import Bulk, Mail, Mailer, Status, background, errors, extension, mail, signals, testing
 from mailer.background import BackgroundFunction
 from mailer.message import addresses, attachments, events, new_id, states, statuses
 from mailer.schema import foreign
@@ -26,7 +26,7 @@ from tests.shop import close, store_of
 
 MODULES: list[ModuleType] = [
     *(mailer, background, errors, extension, mail, mailer.logging, signals, foreign, inbox),
-    *(addresses, attachments, events, states, statuses),
+    *(addresses, attachments, events, states, statuses, mailer.bulk, mailer.message.bulk),
     *(testing, mails, matching, outbox, relay, snapshots),
 ]
 TEMPLATES = {
@@ -34,6 +34,7 @@ TEMPLATES = {
     "mail/welcome.html": "<p>Welcome, {{ name }}!</p>",
     "mail/order.txt": "Thank you! Your order has the number {{ number }}.",
     "mail/code.txt": "{{ code }}",
+    "mail/news.txt": "News for {{ name }}.",
 }
 #: The public names without an example, and the reason.
 WITHOUT_EXAMPLE = {
@@ -56,7 +57,7 @@ def public_names() -> dict[str, object]:
     found["mailer.logging.QueuedMailHandler"] = mailer.logging.QueuedMailHandler
     found["mailer.background.BackgroundFunction"] = BackgroundFunction
     for kind in (
-        *(Mailer, BackgroundFunction, Mail),
+        *(Mailer, BackgroundFunction, Mail, Bulk),
         *(testing.Outbox, testing.FakeRelay, testing.RecordedMail),
     ):
         for name, method in vars(kind).items():

@@ -18,10 +18,11 @@ PROJECT = Path(__file__).parents[2]
 #: The public names. To add one is easy; to remove one breaks applications.
 PUBLIC = set(
     """
-    Mail Mailer send_email
+    Mail Mailer send_bulk send_email
     Address Attachment Lane Message OnDoubt
-    DeliveryStatus MailStatus Receipt Status
-    BrokerUnavailable CommitLost ConfigurationError InUseElsewhere
+    Bulk BulkError BulkProgress BulkRecipient BulkSample BulkState
+    DeliveryStatus MailStatus Receipt Rehearsal Status
+    BadRow BrokerUnavailable CommitLost ConfigurationError InUseElsewhere
     InvalidAddress InvalidArgument InvalidAttachment InvalidHeader InvalidMail
     KeyInUse KeyReused MailerError MissingRecipient MissingSender OverLimit
     SchemaMismatch SigningFailed StoreError StoreUnavailable TemplateError UnknownMail

@@ -35,6 +35,11 @@ OBJECTS = {
     "address": mailer.Address,
     "attachment": mailer.Attachment,
     "attempt": Attempt,
+    "progress": mailer.BulkProgress,
+    "reader": mailer.BulkRecipient,
+    "rehearsal": mailer.Rehearsal,
+    "sample": mailer.BulkSample,
+    "wrong": mailer.BulkError,
     "delivery": mailer.DeliveryStatus,
     "event": signals.Event,
     "receipt": mailer.Receipt,
@@ -43,7 +48,13 @@ OBJECTS = {
 #: Attributes whose own types are not public.
 NOT_ASSERTED = {"attempt.verdict", "attempt.phase", "delivery.history"}
 #: The variables that are objects with methods.
-DOORS = {"queue": Mailer, "mail": Mail, "later": Mail, "resize": BackgroundFunction}
+DOORS = {
+    "queue": Mailer,
+    "mail": Mail,
+    "later": Mail,
+    "resize": BackgroundFunction,
+    "bulk": mailer.Bulk,
+}
 
 
 def nodes(kind: type[Any]) -> Iterator[Any]:
@@ -63,7 +74,7 @@ def methods() -> list[tuple[type, str]]:
     """Return the public methods of the objects that an application calls."""
     return [
         (kind, name)
-        for kind in (Mailer, Mail, BackgroundFunction)
+        for kind in (Mailer, Mail, BackgroundFunction, mailer.Bulk)
         for name, _ in inspect.getmembers(kind, inspect.isfunction)
         if not name.startswith("_") and name != flask_mail.Mail.init_mail.__name__
     ]
