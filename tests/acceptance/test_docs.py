@@ -30,7 +30,7 @@ from mailer.settings import Settings
 from tests.mails import NOW, a_message, bring
 from tests.services.databases import Databases
 from tests.services.loggers import error_mails_ended
-from tests.services.pages import Block, Reader, blocks, commands
+from tests.services.pages import Block, Reader, blocks, commands, fits
 from tests.services.requirement import find_program, require
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
@@ -251,6 +251,10 @@ def names(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "mail/invoice.txt": "{{ invoice }}",
             "mail/order.txt": "Order {{ order.id }}",
             "mail/code.txt": "{{ code }}",
+            "mail/news.txt": "News for {{ name }}",
+            "mail/news.de.txt": "Neues für {{ name }}",
+            "mail/shop.txt": "Call {{ shop.phone }}",
+            "mail/plain.txt": "News",
         },
     )
     db = SQLAlchemy(app)
@@ -261,6 +265,7 @@ def names(tmp_path: Path) -> Iterator[dict[str, Any]]:
     class User(db.Model):  # type: ignore[name-defined,misc]
         id = Column(Integer, primary_key=True)
         email = Column(String)
+        name = Column(String)
         email_works = Column(Boolean)
 
     with app.app_context(), error_mails_ended():
@@ -309,6 +314,43 @@ def test_snippets(
                 Settings.load(given, {}, default_database_url="sqlite://")
         elif block.reason is None:
             exec(compile(block.text, str(block), "exec"), names)  # noqa: S102 -- the page's own code
+
+
+#: What a bulk send has to be for a command: its options, and a decision about it.
+_BULK_STATES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "resume": ({"send_at": timedelta(hours=1)}, "pause"),
+    "confirm": ({"require_confirmation_above": 0}, None),
+    "status": ({}, None),
+    "pause": ({"send_at": timedelta(hours=1)}, None),
+    "cancel": ({"send_at": timedelta(hours=1)}, None),
+}
+
+
+def test_the_page_of_bulk_sends(
+    names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each snippet runs, and each command does what the page shows, with the file of the page."""
+    monkeypatch.chdir(tmp_path)
+    app, ran = names["app"], list[str]()
+    for block in blocks("docs/bulk.md"):
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), names)  # noqa: S102 -- the page's own code
+        elif block.language == "csv":
+            Path("send.csv").write_text(block.text)
+        else:
+            for command, shown in commands(block):
+                words = shlex.split(command.partition(" > ")[0], comments=True)[1:]
+                options, decision = _BULK_STATES.get(words[2], ({}, None))
+                bulk = mailer.send_bulk("News", "mail/plain", ["ada@example.com"], **options)
+                if decision is not None:
+                    getattr(bulk, decision)()
+                arguments = [word.replace("01a220fe…", bulk.id) for word in words]
+                done = app.test_cli_runner().invoke(args=arguments)
+                assert done.exit_code == 0, done.output
+                assert fits(shown, done.output), done.output
+                ran.append(words[2])
+
+    assert {"send.csv", "list", *_BULK_STATES, "errors", "recipients"} <= {*ran}
 
 
 def test_a_repeated_order(config: dict[str, str]) -> None:
@@ -363,7 +405,7 @@ def test_the_commands_of_operators(
 
 def test_few_blocks_are_not_run() -> None:
     """A block that is not run has a reason, and there are few of them."""
-    pages = (*FOLLOWED, "moving-over", "guide", "privacy", "operating")
+    pages = (*FOLLOWED, "moving-over", "guide", "privacy", "operating", "bulk")
     found = [block for page in pages for block in blocks(f"docs/{page}.md")]
     left_out = [f"{block}: {block.reason}" for block in found if block.reason is not None]
 
