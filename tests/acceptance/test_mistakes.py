@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mailer import (
     Message,
     SchemaMismatch,
     StoreUnavailable,
+    send_bulk,
     send_email,
 )
 from mailer.store import engines
@@ -832,6 +834,151 @@ def test_a_locked_file(
     with pytest.raises(StoreUnavailable) as error:
         send_email(*MAIL, number=1)
     told(error.value)
+
+
+# --- bulk sends ---------------------------------------------------------------------------------
+
+NEWS = {
+    "mail/news.txt": "News for {{ name }}",
+    "mail/computed.txt": "{% include name %}",
+    "mail/here.txt": "{{ request.host }}",
+}
+TWO = [("ada@example.com", {"name": "Ada"}), ("bob@example.com", {"name": "Bob"})]
+
+
+@pytest.fixture
+def newspaper() -> Iterator[Flask]:
+    """Make an application with these templates, and enter its context."""
+    config = {"MAILER_DATABASE_URL": "sqlite://", "MAIL_DEFAULT_SENDER": "news@example.com"}
+    app = create_shop({"TESTING": True, **config}, NEWS)
+    with app.app_context():
+        yield app
+    close(app)
+
+
+def refused_send(*recipients: object, template: str = "mail/news", **options: Any) -> InvalidMail:
+    """Return the error of a bulk send that is refused."""
+    with pytest.raises(InvalidMail) as error:
+        send_bulk("News", template, recipients, **options)
+    return error.value
+
+
+def refused_row(row: object) -> str:
+    """Return the reason why a row is left out."""
+    [error] = send_bulk("News", "mail/news", [row]).errors()
+    return error.reason
+
+
+@pytest.mark.usefixtures("newspaper")
+@mistake("One address as `recipients`")
+def test_one_address(told: Callable[[object], None]) -> None:
+    """The call is refused; each letter would be a row."""
+    with pytest.raises(InvalidMail) as error:
+        send_bulk("News", "mail/news", "ada@example.com")
+    told(error.value)
+
+
+@pytest.mark.usefixtures("newspaper")
+@mistake("A row without an address")
+def test_no_address(told: Callable[[object], None]) -> None:
+    """The row is left out."""
+    told(refused_row({"mail": "ada@example.com", "name": "Ada"}))
+
+
+@pytest.mark.usefixtures("newspaper")
+@mistake("A date in the context of a recipient")
+def test_a_date_in_a_context(told: Callable[[object], None]) -> None:
+    """The row is left out, with the place of the value."""
+    told(refused_row(("ada@example.com", {"name": "Ada", "day": date(2026, 11, 28)})))
+
+
+@pytest.mark.usefixtures("newspaper")
+@mistake("`{% include name %}` with a variable")
+def test_a_computed_name(told: Callable[[object], None]) -> None:
+    """The call is refused, with the line."""
+    told(refused_send(*TWO, template="mail/computed"))
+
+
+@mistake("`request` in a template of a bulk send")
+def test_request_in_a_template(newspaper: Flask, told: Callable[[object], None]) -> None:
+    """The call is refused, also within a request."""
+    with newspaper.test_request_context():
+        told(refused_send(*TWO, template="mail/here"))
+
+
+@pytest.mark.usefixtures("newspaper")
+@mistake('`on_error="abort"` with `start="streaming"`')
+def test_abort_while_streaming(told: Callable[[object], None]) -> None:
+    """The call is refused: what is sent can't be taken back."""
+    told(refused_send(*TWO, on_error="abort", start="streaming"))
+
+
+@pytest.mark.usefixtures("newspaper")
+@mistake("The key of another bulk send")
+def test_the_key_of_another_send(told: Callable[[object], None]) -> None:
+    """Other rows, and the same ones in another order, are refused."""
+    send_bulk("News", "mail/news", TWO, idempotency_key="news")
+    told(refused_send("eve@example.com", idempotency_key="news"))
+    told(refused_send(*reversed(TWO), idempotency_key="news"))
+
+
+@pytest.fixture
+def printed(
+    newspaper: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Return `printed(content)`, which returns what the command prints for such a send.csv."""
+    monkeypatch.chdir(tmp_path)
+    words = ["mail", "bulk", "send.csv", "--template", "mail/news", "--subject", "News"]
+
+    def printed(content: str, encoding: str = "utf-8") -> str:
+        Path("send.csv").write_text(content, encoding)
+        return newspaper.test_cli_runner().invoke(args=words).output
+
+    return printed
+
+
+@mistake("A CSV file without the column of the address")
+def test_csv_without_addresses(printed: Callable[..., str], told: Callable[[object], None]) -> None:
+    """The command ends before it stores anything."""
+    told(printed("name,mail\nAda,ada@example.com\n"))
+
+
+@mistake("A CSV file of a spreadsheet that separates by semicolons")
+def test_csv_with_semicolons(printed: Callable[..., str], told: Callable[[object], None]) -> None:
+    """The same."""
+    told(printed("email;name\nada@example.com;Ada\n"))
+
+
+@mistake("A CSV file that is not in UTF-8")
+def test_csv_in_another_encoding(
+    printed: Callable[..., str], told: Callable[[object], None]
+) -> None:
+    """The command ends with the number of the line."""
+    told(printed("email,name\nada@example.com,äda\n", "latin-1"))
+
+
+@mistake("A quote in a CSV file that is never closed")
+def test_csv_with_an_open_quote(
+    printed: Callable[..., str], told: Callable[[object], None]
+) -> None:
+    """The line is that of the quote, not the last one."""
+    told(printed('email,name\nada@example.com,Ada\nbob@example.com,"Bob\neve@example.com,Eve\n'))
+
+
+@mistake("A row of a CSV file with a comma too many")
+def test_csv_with_a_comma_too_many(
+    printed: Callable[..., str], told: Callable[[object], None]
+) -> None:
+    """The row is left out, and the others are sent."""
+    words = printed("email,name\nada@example.com,Ada, the first\nbob@example.com,Bob\n")
+    told(words)
+    assert "1 accepted" in words
+
+
+@mistake("A misspelled command of `flask mail bulk`")
+def test_a_misspelled_command(newspaper: Flask, told: Callable[[object], None]) -> None:
+    """The word is not taken for a file."""
+    told(newspaper.test_cli_runner().invoke(args=["mail", "bulk", "statsu"]).output)
 
 
 # --- no mistakes --------------------------------------------------------------------------------
