@@ -68,8 +68,10 @@ from mailer.background import BackgroundFunction
 from mailer.logging import QueuedMailHandler
 from mailer.schema import include_name, include_object
 from mailer.signals import (
+    BulkEvent,
     Event,
     EventKind,
+    bulk_finished,
     mail_cancelled,
     mail_deferred,
     mail_doubtful,
@@ -291,6 +293,8 @@ assert_type(bulk.pause("the prices are wrong"), bool)
 assert_type(bulk.resume(), bool)
 assert_type(bulk.confirm(), bool)
 assert_type(bulk.cancel("a mistake"), bool)
+assert_type(bulk.retry(to="ada@example.com"), int)
+assert_type(bulk.resolve("sent", to="ada@example.com"), int)
 assert_type(bulk.errors(), Iterator[BulkError])
 assert_type(bulk.recipients(state=Status.SENT), Iterator[BulkRecipient])
 progress = bulk.progress()
@@ -368,6 +372,7 @@ assert_type(status.is_finished, bool)
 assert_type(status.deliveries, tuple[DeliveryStatus, ...])
 assert_type(queue.statuses([receipt.id]), dict[str, MailStatus])
 assert_type(queue.statuses({receipt.id}), dict[str, MailStatus])
+assert_type(queue.reschedule(receipt, timedelta(hours=1), to="ada@example.com"), bool)
 assert_type(queue.cancel(receipt.id), bool)
 assert_type(queue.status(receipt), MailStatus)
 assert_type(queue.statuses([receipt]), dict[str, MailStatus])
@@ -423,6 +428,7 @@ doubts: list[OnDoubt] = [OnDoubt.RESEND, OnDoubt.HOLD]
 signals: list[NamedSignal] = [
     *(mail_queued, mail_sent, mail_deferred, mail_failed),
     *(mail_doubtful, mail_expired, mail_cancelled),
+    bulk_finished,
 ]
 
 
@@ -441,6 +447,15 @@ def note_failure(sender: Flask, event: Event) -> None:
     assert_type(event.metadata, tuple[tuple[str, str], ...])
     assert_type(event.reply, str | None)
     assert_type(event.relay, str | None)
+
+
+@bulk_finished.connect
+def note_end(sender: Flask, event: BulkEvent) -> None:
+    assert_type(event.kind, EventKind)
+    assert_type(event.at, datetime)
+    assert_type(event.bulk_id, str)
+    assert_type(event.progress, BulkProgress)
+    assert_type(event.tags, tuple[str, ...])
 
 
 # --- migrations of the application, and pages ----------------------------------------------------
