@@ -1,6 +1,7 @@
 """Rehearsals of bulk sends: each mail is rendered, and nothing is stored or sent."""
 
 import math
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from limits import parse_many
 
 from mailer import Attachment, BulkProgress, InvalidMail, Mailer, Rehearsal, send_bulk
 from mailer.intake.duration import seconds_for
+from mailer.intake.rehearsal import SeenAddresses
 from mailer.testing import FakeRelay
 from tests.shop import close, create_shop, rows, store_of
 
@@ -97,6 +99,18 @@ def test_a_hundred_errors_are_named(app: Flask) -> None:
 
     assert found.refused == 250
     assert [one.row for one in found.errors] == [*range(1, 101)]
+
+
+def test_an_address_takes_a_few_bytes() -> None:
+    """A million recipients take some megabytes, since each may be a duplicate of any other."""
+    seen, count = SeenAddresses(), 300_000
+    tracemalloc.start()
+    assert all(seen.add(f"user{n}@example.com") for n in range(count))
+    size, _peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert size < 60 * count  # the buckets, once, and 8 bytes of each address
+    assert not seen.add("user7@example.com")
 
 
 def test_the_samples_are_the_mails(app: Flask) -> None:
