@@ -150,6 +150,7 @@ class BulkImport:
 
     def _takes_over(self, rows: Iterator[NewRecipient | BulkError]) -> bool:
         """Wait for the importer of an earlier call. Return whether its import has to go on."""
+        waits = False
         while (taken := self._take()) is None:
             bulk = self._store.load_bulk(self._id)
             if bulk.is_complete or bulk.state.is_over:
@@ -157,6 +158,13 @@ class BulkImport:
                 if next(rows, None) is not None:
                     raise self._other_rows()
                 return False
+            if not waits:
+                log.warning(
+                    "Another call imports this bulk send, or has died within a minute; this call"
+                    " waits: bulk=%s",
+                    self._id,
+                )
+            waits = True
             self._clock.sleep(_LOOK_SECONDS)
         self._skip(rows, *taken)
         return True

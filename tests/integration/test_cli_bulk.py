@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from mailer import BulkState, Mailer, Status
 from mailer.errors import InvalidMail
 from mailer.intake.bulk_files import FileLines, read_csv, read_ndjson
 from mailer.intake.bulk_rows import UnreadableRow
+from mailer.store import Importer
 from tests.shop import close, create_shop, rows, store_of
 
 TEMPLATES = {"mail/news.txt": "Hello {{ name }}!"}
@@ -230,6 +232,20 @@ def test_another_file_with_the_same_key(send: Run) -> None:
     assert "Interrupted" not in error
 
 
+def test_a_call_that_waits_says_so(app: Flask, send: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A call waits until an importer that was killed has been silent long enough, and says so."""
+    key = ("--idempotency-key", "news", *LATER)
+    send(TWO + 'eve@example.com,"Eve', *key)
+    store, now = store_of(app), time.time()
+    [bulk] = store.load_bulks(most=1)
+    assert store.take_import(bulk.id, Importer("killed", now + 0.3), now=now)
+
+    sent = send(TWO + "eve@example.com,Eve\n", *key)
+
+    assert "3 accepted" in sent.stdout
+    assert caplog.text.count("this call waits: bulk=") == 1
+
+
 def test_a_long_file_tells_its_progress(send: Run) -> None:
     """Without a terminal, a line is printed after each ten thousand rows, not into the output."""
     sent = send("email,name\n" + "bad,B\n" * 20_001, "--dry-run")
@@ -344,6 +360,26 @@ def test_watching_ends_with_the_send(
     assert looks == [1, 1, 1]
     assert shown.count("running\n") == 1
     assert "cancelled: a mistake\n" in shown
+
+
+def test_watching_on_a_terminal(app: Flask, send: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, each look replaces the lines of the one before."""
+    bulk_id = id_in(send(TWO, *LATER))
+
+    def sleep(_seconds: float) -> None:
+        with app.app_context():
+            Mailer().bulk(bulk_id).cancel()
+
+    monkeypatch.setattr("mailer.cli.bulk.time", SimpleNamespace(sleep=sleep))
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr("mailer.cli.bulk.sys", SimpleNamespace(stdout=terminal))
+    words = ["mail", "bulk", "status", "--watch", bulk_id]
+    shown = app.test_cli_runner().invoke(args=words, color=True).output
+
+    before, after = shown.split("\x1b[3A\x1b[J")  # up three lines, and clear to the end
+    assert before.splitlines()[1] == "running"
+    assert len(before.splitlines()) == 1 + 3  # the subject stays
+    assert after.startswith("cancelled: by hand\n")
 
 
 def test_the_decisions(send: Run, run: Run, app: Flask) -> None:
@@ -533,3 +569,15 @@ def test_the_bytes_are_counted() -> None:
     list(read_csv(lines))
 
     assert lines.bytes_read == len(content)
+
+
+def test_every_command_is_explained(run: Run) -> None:
+    """`flask mail bulk --help` explains every command, and says that a file will do."""
+    shown = run("--help").output
+    lines = shown.partition("Commands:\n")[2].splitlines()
+
+    assert "FILE" in shown.splitlines()[0]
+    assert [line.split()[0] for line in lines] == (
+        "cancel confirm errors list pause recipients resume send status".split()
+    )
+    assert all(len(line.split()) > 3 for line in lines)
