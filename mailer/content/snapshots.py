@@ -32,7 +32,11 @@ from mailer.errors import TemplateError
 #: The most characters of a snapshot.
 MAX_SNAPSHOT = 5_000_000
 _LOCALE = r"[a-z]{2,3}(?:[-_][a-z0-9]{2,8}){0,3}"
-_SCALARS = (str, int, bool, type(None))
+_SCALARS = (str, bool, type(None))
+# Python refuses to write and read integers of more than 4300 digits.
+_LONGEST_INT = 14_000  # in bits
+# Workers read a context deep in their stack, where Python allows fewer levels than at the call.
+_DEEPEST = 100
 _REFERENCES = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 _FIELDS = {"subject", "template", "sources", "shared", "locales"}
 
@@ -137,27 +141,34 @@ def used_names(app: Flask, snapshot: Snapshot) -> set[str]:
     }
 
 
-def check_json(value: Any, name: str) -> None:
+def check_json(value: Any, name: str, *, levels: int = _DEEPEST) -> None:
     """Refuse a value of a context that JSON would change. `name` is its place in the error."""
     kind = type(value)
-    if kind in _SCALARS or (kind is float and math.isfinite(value)):
+    if _is_scalar(kind, value):
         return
-    if kind is dict:
-        for key, one in value.items():
-            if type(key) is not str:
-                raise TemplateError(
-                    f"{name}: the key {key!r} is not a str, as it has to be in JSON: make it one."
-                )
-            check_json(one, f"{name}[{key!r}]")
-    elif kind in (list, tuple):
-        for index, one in enumerate(value):
-            check_json(one, f"{name}[{index}]")
-    else:
-        shown = repr(value) if kind is float else kind.__name__
+    if kind not in (dict, list, tuple):
+        shown = f"{value!r}" if kind is float else "too long" if kind is int else kind.__name__
         raise TemplateError(
             f"{name} is not JSON, but {shown}: pass a str, number, bool, None, list or dict. Format"
             " it before, or with a filter of your app."
         )
+    if not levels:
+        raise TemplateError(f"{name[:100]}… is nested too deeply: {_DEEPEST} levels are allowed.")
+    for key, one in value.items() if kind is dict else enumerate(value):
+        if kind is dict and type(key) is not str:
+            raise TemplateError(
+                f"{name}: the key {key!r} is not a str, as it has to be in JSON: make it one."
+            )
+        if not _is_scalar(type(one), one):  # to name each scalar would take longer than to check it
+            check_json(one, f"{name}[{key!r}]", levels=levels - 1)
+
+
+def _is_scalar(kind: type, value: Any) -> bool:
+    return (
+        kind in _SCALARS
+        or (kind is int and value.bit_length() <= _LONGEST_INT)
+        or (kind is float and math.isfinite(value))
+    )
 
 
 def environment_of(app: Flask, snapshot: Snapshot) -> SandboxedTemplates:

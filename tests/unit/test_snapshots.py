@@ -203,12 +203,21 @@ def test_neither_text_nor_html(templates: dict[str, str], refusal: Callable[...,
     )
 
 
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("shared", "message"),
     [
         ({"day": date(2026, 1, 2)}, "shared['day'] is not JSON, but date: pass a str"),
         ({"a": [{"b": {1}}]}, "shared['a'][0]['b'] is not JSON, but set"),
         ({"a": float("nan")}, "shared['a'] is not JSON, but nan"),
+        ({"a": 10**5000}, "shared['a'] is not JSON, but too long"),
+        ({"a": nested(101)}, "is nested too deeply: 100 levels are allowed"),
         ({"a": Markup("<b>")}, "shared['a'] is not JSON, but Markup"),
         ({"a": {1: 2}}, "shared['a']: the key 1 is not a str"),
         ({"a": lazy_gettext("Hello")}, "shared['a'] is not JSON, but LazyString"),
