@@ -168,6 +168,11 @@ class BadRow(InvalidMail):
     def __init__(self, row: int, address: str, reason: str) -> None:
         super().__init__(f"recipients: row {row} ({address}): {reason}")
         self.row = row
+        self.address = address
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadRow"], tuple[int, str, str]]:
+        return type(self), (self.row, self.address, self.reason)
 
 
 class TemplateError(InvalidMail):
@@ -246,7 +251,7 @@ class CommitLost(StoreUnavailable):
 
 
 class KeyInUse(StoreUnavailable):
-    """Another open transaction holds this idempotency key. Nothing was queued: call again."""
+    """Another transaction, or another import, holds this idempotency key: call again."""
 
 
 class SchemaMismatch(StoreError):

@@ -224,7 +224,11 @@ class Intake:
             state=bulk.first_state,
             max_failed_share=bulk.max_failed_share,
         )
-        reader = RowReader(max_size=self._settings.max_size, shared_size=size)
+        reader = RowReader(
+            max_size=self._settings.max_size,
+            max_header=self._settings.max_header,
+            shared_size=size,
+        )
         earlier = partial(self._fingerprints.check_same, key, said)
         bulk_id = BulkImport(self._store, self._clock, reader, new, bulk, earlier).run(recipients)
         self._begin_bulk(bulk_id)

@@ -8,7 +8,7 @@ from typing import Any
 
 import flask_mail
 
-from mailer.errors import BadRow, InvalidMail, KeyReused
+from mailer.errors import BadRow, InvalidMail, KeyInUse, KeyReused
 from mailer.intake.bulk_rows import RowReader, extend_digest
 from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Keyed
@@ -18,6 +18,8 @@ from mailer.store import Chunk, Importer, NewBulk, NewRecipient, Store
 
 # Rows, and bytes of their own parts, that one transaction stores.
 _CHUNK_ROWS, _CHUNK_BYTES = 1000, 4_000_000
+# In seconds: rows that come slowly are stored after that time, which extends the lease.
+_CHUNK_SECONDS = 10.0
 # In seconds: an importer that is silent for longer is replaced by the next call with its key.
 _LEASE = 60.0
 _LOOK_SECONDS = 0.5
@@ -78,11 +80,15 @@ class BulkOptions:
 
 
 def check_recipients(recipients: object) -> None:
-    """Raise `InvalidMail` for what is no iterable of rows."""
+    kind = type(recipients).__name__
     if isinstance(recipients, (str, bytes, Mapping)) or not isinstance(recipients, Iterable):
         raise InvalidMail(
-            "recipients: give an iterable of (address, context) or dicts, not"
-            f" {type(recipients).__name__}."
+            f"recipients: give an iterable of (address, context) or dicts, not {kind}."
+        )
+    if kind == "DataFrame":
+        raise InvalidMail(
+            "recipients: a DataFrame is an iterable of its columns, not of its rows. Give"
+            " frame.to_dict('records'), with a column email."
         )
 
 
@@ -123,10 +129,7 @@ class BulkImport:
         try:
             if earlier is None or self._takes_over(rows):
                 self._store_all(rows)
-        except BadRow as error:
-            self._end(BulkState.CANCELLED, str(error))
-            raise
-        except BaseException as error:
+        except BaseException as error:  # also KeyboardInterrupt: the next call need not wait
             self._leave(error)
             raise
         return self._id
@@ -134,10 +137,6 @@ class BulkImport:
     @property
     def _importer(self) -> Importer:
         return Importer(self._name, self._clock.time() + _LEASE)
-
-    @property
-    def _has_key(self) -> bool:
-        return self._new.envelope.key is not None
 
     def _read(self, recipients: Iterable[object]) -> Iterator[NewRecipient | BulkError]:
         for number, row in enumerate(recipients, start=1):
@@ -155,7 +154,7 @@ class BulkImport:
             bulk = self._store.load_bulk(self._id)
             if bulk.is_complete or bulk.state.is_over:
                 self._skip(rows, bulk.rows_read, bulk.rows_digest)
-                if next(rows, None) is not None:
+                if bulk.is_complete and next(rows, None) is not None:
                     raise self._other_rows()
                 return False
             if not waits:
@@ -199,15 +198,15 @@ class BulkImport:
                 return
             if self._options.progress is not None:
                 self._options.progress(self._progress())
-        above = self._options.require_confirmation_above
+        above, state, reason = self._options.require_confirmation_above, BulkState.RUNNING, None
         if above is not None and (accepted := self._progress().accepted) > above:
-            self._end(BulkState.READY, f"{accepted:,} recipients wait to be confirmed")
-        else:
-            self._end(BulkState.RUNNING)
+            state, reason = BulkState.READY, f"{accepted:,} recipients wait to be confirmed"
+        if not self._store.end_import(self._id, self._importer, state, reason):
+            self._wait_for_the_other()
 
     def _chunks(self, rows: Iterator[NewRecipient | BulkError]) -> Iterator[Chunk]:
         recipients, errors, size = list[NewRecipient](), list[BulkError](), 0
-        rows_before = self._rows
+        rows_before, ends_at = self._rows, self._clock.monotonic() + _CHUNK_SECONDS
         for row in rows:
             self._rows, self._digest = row.row, extend_digest(self._digest, row)
             if isinstance(row, BulkError):
@@ -215,9 +214,11 @@ class BulkImport:
             else:
                 recipients.append(row)
                 size += len(row.own)
-            if self._rows - rows_before == _CHUNK_ROWS or size > _CHUNK_BYTES:
+            is_full = self._rows - rows_before == _CHUNK_ROWS or size > _CHUNK_BYTES
+            if is_full or self._clock.monotonic() > ends_at:
                 yield Chunk(recipients, errors, self._rows - rows_before, rows_before, self._digest)
-                recipients, errors, size, rows_before = [], [], 0, self._rows
+                recipients, errors, size = [], [], 0
+                rows_before, ends_at = self._rows, self._clock.monotonic() + _CHUNK_SECONDS
         if self._rows > rows_before:
             yield Chunk(recipients, errors, self._rows - rows_before, rows_before, self._digest)
 
@@ -228,24 +229,27 @@ class BulkImport:
             if bulk.is_complete or bulk.state.is_over:
                 return
             if bulk.importer_until is None or bulk.importer_until < self._clock.time():
-                raise InvalidMail(
+                raise KeyInUse(
                     f"The import of the bulk send {self._id} was taken over by another call, which"
-                    " did not finish it: call again with the same idempotency_key."
+                    " did not finish it. Call again with the same idempotency_key."
                 )
             self._clock.sleep(_LOOK_SECONDS)
 
     def _progress(self) -> BulkProgress:
         return self._store.bulk_progress(self._id, now=self._clock.time())
 
-    def _end(self, state: BulkState, reason: str | None = None) -> None:
-        self._store.end_import(self._id, self._importer, state, reason)
-
     def _leave(self, error: BaseException) -> None:
-        """Leave the import to the next call with its key. Without a key, nothing is sent."""
+        """Leave the import to the next call with its key. Without a key, nothing more is sent.
+
+        After a bad row that aborts the import, the key is free for the recipients in another form.
+        """
+        is_final = self._new.envelope.key is None or isinstance(error, BadRow)
+        name = type(error).__name__
+        reason = str(error) if isinstance(error, BadRow) else f"its import ended with {name}"
         try:
-            if self._has_key:
-                self._store.leave_import(self._id, self._importer)
+            if is_final:
+                self._store.end_import(self._id, self._importer, BulkState.CANCELLED, reason)
             else:
-                self._end(BulkState.CANCELLED, f"its import ended with {type(error).__name__}")
+                self._store.leave_import(self._id, self._importer)
         except Exception:  # the first error counts; the lease ends, and the sweep cancels it
             log.exception("Import of a bulk send could not be ended: bulk=%s", self._id)

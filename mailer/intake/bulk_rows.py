@@ -1,13 +1,14 @@
 """The rows of a bulk send: from what an application gives to a recipient that can be stored."""
 
 import hashlib
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mailer.content import check_json
-from mailer.errors import InvalidMail
-from mailer.message import Address, check_headers
+from mailer.errors import InvalidAddress, InvalidMail, OverLimit
+from mailer.message import Address, check_headers, check_text
 from mailer.message.bulk import BulkError, OwnPart
 from mailer.message.text import printable, shown
 from mailer.store import NewRecipient
@@ -28,11 +29,12 @@ class UnreadableRow:
     address: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
     """Reads the rows of a bulk send."""
 
     max_size: int  #: bytes of a mail
+    max_header: int  #: characters of a header
     shared_size: int  #: bytes that all mails have in common
 
     def read(self, row: object, number: int) -> NewRecipient | BulkError:
@@ -42,31 +44,56 @@ class RowReader:
         address = ""
         try:
             given, context = _split(row)
-            address = (given if isinstance(given, str) else repr(given))[:_LONGEST_SHOWN]
+            address = _shown(given)
             to = Address.parse(given, field="recipient")
-            own = _own_part(to.name, context).to_json()
+            own = self._own_part(to.name, context)
             size = self.shared_size + len(own.encode())
+            if size > self.max_size:
+                raise OverLimit(
+                    f"Its mail has {size} bytes, MAILER_MAX_SIZE allows {self.max_size}."
+                )
         except UnicodeEncodeError:
-            return BulkError(number, printable(address), "context: half a character (a surrogate).")
-        except (InvalidMail, RecursionError) as error:
-            reason = "context: it is nested too deeply." if _is_deep(error) else str(error)
-            return BulkError(number, printable(address), printable(reason))
-        if size > self.max_size:
-            reason = f"its mail has {size} bytes, MAILER_MAX_SIZE allows {self.max_size}."
-            return BulkError(number, to.email, reason)
-        return NewRecipient(to.email, number, own, size)
+            reason = "context: it has half a character (a surrogate): remove it."
+        except InvalidMail as error:
+            reason = str(error)
+        else:
+            return NewRecipient(to.email, number, own, size)
+        return BulkError(number, printable(address), printable(reason))
+
+    def _own_part(self, name: str, context: Mapping[str, Any]) -> str:
+        values = dict(context)
+        locale, headers = values.pop(_LOCALE, None), values.pop(_HEADERS, None)
+        if (given_name := values.pop(_NAME, None)) is not None:
+            name = check_text(given_name, field=_NAME, error=InvalidAddress)
+        if not (locale is None or (isinstance(locale, str) and len(locale) <= _LONGEST_LOCALE)):
+            raise InvalidMail(f"locale: {shown(str(locale))}: give a text such as 'de' or 'pt_BR'.")
+        check_json(values, "context")
+        own = OwnPart(values, name, locale or None, check_headers(headers))
+        for field, text in ((_NAME, name), *own.headers):
+            if len(text) > self.max_header:
+                raise OverLimit(
+                    f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {self.max_header}."
+                )
+        return own.to_json()
 
 
 def extend_digest(digest: str, row: NewRecipient | BulkError) -> str:
-    """Return the digest of the rows up to this one."""
-    said = row.own if isinstance(row, NewRecipient) else row.reason
-    text = f"{digest} {row.row} {row.address} {said}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    """Return the digest of the rows up to this one.
+
+    The words about a refused row do not count: they may differ from call to call, as the address
+    of an object in memory does.
+    """
+    said = f"{row.address} {row.own}" if isinstance(row, NewRecipient) else "refused"
+    return hashlib.sha256(f"{digest} {row.row} {said}".encode()).hexdigest()
 
 
 def _split(row: object) -> tuple[Any, Mapping[str, Any]]:
     """Return the address and the context of a row."""
+    if isinstance(row, (str, Address)):
+        return row, {}
     columns = getattr(row, "_mapping", row)  # a Row of SQLAlchemy
+    if isinstance(columns, sqlite3.Row):
+        columns = dict(zip(columns.keys(), columns, strict=True))
     if isinstance(columns, Mapping):
         context = dict(columns)
         for column in ADDRESS_COLUMNS:
@@ -75,24 +102,17 @@ def _split(row: object) -> tuple[Any, Mapping[str, Any]]:
         raise InvalidMail(
             f"It has no column {' or '.join(ADDRESS_COLUMNS)}, but {', '.join(map(str, context))}."
         )
-    if isinstance(row, (str, Address)):
-        return row, {}
-    if isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[1] or {}, Mapping):
-        return row[0], row[1] or {}
-    raise InvalidMail(
-        f"Give (address, context) or a dict with the column email, not {type(row).__name__}."
-    )
+    kind = type(row).__name__
+    if isinstance(row, (tuple, list)):
+        if len(row) == 2 and (row[1] is None or isinstance(row[1], Mapping)):
+            return row[0], row[1] or {}
+        kind += f" of {', '.join(type(one).__name__ for one in row[:9])}"
+    raise InvalidMail(f"Give (address, context) or a dict with the column email, not a {kind}.")
 
 
-def _own_part(name: str, context: Mapping[str, Any]) -> OwnPart:
-    values = dict(context)
-    locale, headers = values.pop(_LOCALE, None), values.pop(_HEADERS, None)
-    given_name = values.pop(_NAME, None)
-    if not (locale is None or (isinstance(locale, str) and len(locale) <= _LONGEST_LOCALE)):
-        raise InvalidMail(f"locale: {shown(str(locale))}: give a text such as 'de' or 'pt_BR'.")
-    check_json(values, "context")
-    return OwnPart(values, str(given_name or name), locale or None, check_headers(headers))
-
-
-def _is_deep(error: Exception) -> bool:
-    return isinstance(error, RecursionError)
+def _shown(address: object) -> str:
+    """Return an address as the report of a refused row shows it."""
+    if isinstance(address, (str, Address)):
+        address = str(address)
+        return address if len(address) <= _LONGEST_SHOWN else f"{address[:_LONGEST_SHOWN]}…"
+    return repr(address)[:_LONGEST_SHOWN]

@@ -8,6 +8,9 @@ from typing import Any
 
 from mailer.message import Lane, Status
 
+# One encoder for all recipients: to make one takes as long as to use it.
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
 
 class BulkState(StrEnum):
     """The state of a bulk send.
@@ -177,7 +180,7 @@ class OwnPart:
             "headers": self.headers,
         }
         filled = {field: value for field, value in own.items() if value}
-        return json.dumps(filled, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return _encode(filled)
 
     @classmethod
     def from_json(cls, text: str) -> "OwnPart":

@@ -26,7 +26,7 @@ WHERE id = :id AND {_GOES_ON} AND (importer IS NULL OR importer_until < :now)
 RETURNING rows_read, rows_digest
 """
 LEAVE_IMPORT = """
-UPDATE mailer_bulk SET importer = NULL
+UPDATE mailer_bulk SET importer = NULL, importer_until = NULL
 WHERE id = :id AND importer = :importer
 RETURNING id
 """
@@ -45,7 +45,10 @@ NEXT_ID_IN_SQLITE = "SELECT COALESCE(MAX(id), 0) + 1 FROM mailer_delivery"
 END_IMPORT = """
 UPDATE mailer_bulk
 SET is_complete = (:state <> 'cancelled'), importer = NULL,
-    state = CASE WHEN state = 'importing' THEN :state ELSE state END,
+    state = CASE
+        WHEN :state = 'cancelled' OR state = 'importing' THEN :state
+        WHEN :state = 'ready' AND state = 'paused' THEN :state  -- its end would be no confirmation
+        ELSE state END,
     reason = COALESCE(:reason, reason)
 WHERE id = :id AND importer = :importer AND NOT is_complete
 RETURNING id
