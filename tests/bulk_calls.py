@@ -1,6 +1,6 @@
 """Bulk sends in tests: rows to give, and what is stored of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Flask
@@ -13,6 +13,8 @@ mailer = Mailer()
 
 Row = tuple[str, dict[str, Any]]
 
+COUNT = 25
+
 
 def row(number: int) -> Row:
     return f"reader{number}@example.com", {"name": f"Reader {number}"}
@@ -20,6 +22,21 @@ def row(number: int) -> Row:
 
 def some_rows(count: int) -> Iterator[Row]:
     return map(row, range(1, count + 1))
+
+
+EXPECTED = [(number, row(number)[0]) for number in range(1, COUNT + 1)]
+
+
+class Boom(Exception):
+    """An error of the application."""
+
+
+def do_before(number: int, act: Callable[[], object], count: int = COUNT) -> Iterator[Row]:
+    """Yield rows, and act before this one."""
+    for one in range(1, count + 1):
+        if one == number:
+            act()
+        yield row(one)
 
 
 def import_rows(rows: Any, **changes: Any) -> Bulk:
@@ -53,6 +70,14 @@ def states(app: Flask) -> dict[str, int]:
 def contexts(app: Flask) -> list[str]:
     """Return the own parts of recipients, in the order of their rows."""
     return [own for (own,) in _fetch(app, 'SELECT own FROM mailer_bulk_recipient ORDER BY "row"')]
+
+
+def check_complete(shop: Flask, bulk: Bulk, count: int = COUNT) -> None:
+    progress = bulk.progress()
+    assert recipients(shop) == [(number, row(number)[0]) for number in range(1, count + 1)]
+    assert (progress.state, progress.imported) == ("running", count)
+    assert (progress.accepted, progress.duplicates, progress.refused) == (count, 0, 0)
+    assert states(shop) == {"queued": count}
 
 
 def _fetch(app: Flask, statement: str) -> list[Any]:

@@ -47,7 +47,6 @@ UPDATE mailer_bulk
 SET is_complete = (:state <> 'cancelled'), importer = NULL,
     state = CASE
         WHEN :state = 'cancelled' OR state = 'importing' THEN :state
-        WHEN :state = 'ready' AND state = 'paused' THEN :state  -- its end would be no confirmation
         ELSE state END,
     reason = COALESCE(:reason, reason)
 WHERE id = :id AND importer = :importer AND NOT is_complete

@@ -1,0 +1,154 @@
+"""The idempotency key of a bulk send: one key, one send, also if it is cancelled or interrupted."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from mailer import Attachment, KeyReused, Mailer
+from tests.bulk_calls import (
+    COUNT,
+    EXPECTED,
+    Boom,
+    check_complete,
+    do_before,
+    import_rows,
+    recipients,
+    row,
+    some_rows,
+    states,
+)
+from tests.shop import rows
+
+mailer = Mailer()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailer.intake.bulk._CHUNK_ROWS", 10)
+
+
+def test_the_same_call_again(shop: Flask) -> None:
+    """A repeated call returns the first send, whatever became of it, and stores nothing."""
+    first = import_rows(some_rows(COUNT), idempotency_key="news")
+    before = rows(shop)
+    assert import_rows(some_rows(COUNT), idempotency_key="news").id == first.id
+    first.cancel()
+    assert import_rows(some_rows(COUNT), idempotency_key="news").id == first.id
+
+    assert rows(shop) == before
+
+
+def test_cancelled_in_the_middle(shop: Flask) -> None:
+    """A send that is cancelled during its import stores no more; its calls return it."""
+
+    def cancel() -> None:
+        [bulk] = mailer.bulks()
+        assert bulk.cancel("wrong list")
+
+    bulk = import_rows(do_before(15, cancel), idempotency_key="news")
+    again = import_rows(some_rows(COUNT), idempotency_key="news")
+
+    assert again.id == bulk.id
+    assert (bulk.progress().state, bulk.progress().reason) == ("cancelled", "wrong list")
+    assert recipients(shop) == EXPECTED[:10]
+
+
+def pause_it() -> None:
+    [bulk] = mailer.bulks()
+    assert bulk.pause()
+
+
+def test_paused_in_the_middle(shop: Flask) -> None:
+    """A send that is paused during its import is stored to the end, and waits."""
+    bulk = import_rows(do_before(15, pause_it), start="streaming")
+
+    assert recipients(shop) == EXPECTED
+    assert states(shop) == {"held": COUNT}
+    assert bulk.progress().state == "paused"
+
+
+OTHER_ROWS: list[Callable[[], Any]] = [
+    lambda: some_rows(COUNT - 1),
+    lambda: some_rows(COUNT + 1),
+    lambda: some_rows(0),
+    lambda: [*some_rows(COUNT)][::-1],
+    lambda: [("ada@example.com", {}), *some_rows(COUNT)],
+    lambda: [*some_rows(COUNT - 1), (row(COUNT)[0], {"name": "other"})],
+    lambda: [*some_rows(COUNT - 1), ("other@example.com", row(COUNT)[1])],
+    lambda: [*some_rows(COUNT - 1), "rubbish"],
+]
+OTHER_SENDS: list[dict[str, Any]] = [
+    {"subject": "Other news"},
+    {"template": "welcome"},
+    {"shared": {"year": 2027}},
+    {"headers": {"X-A": "1"}},
+    {"reply_to": "bob@example.com"},
+    {"sender": "bob@example.com"},
+    {"attachments": [Attachment("a.pdf", b"%PDF")]},
+    {"tags": ["news"]},
+]
+
+
+def test_other_rows_with_the_key(shop: Flask) -> None:
+    """Other recipients with a used key are refused, and the first send stays as it is."""
+    bulk = import_rows(some_rows(COUNT), idempotency_key="news")
+    for others in OTHER_ROWS:
+        with pytest.raises(KeyReused, match=r"'news' belongs to the bulk send .* other recipients"):
+            import_rows(others(), idempotency_key="news")
+    check_complete(shop, bulk)
+
+
+def test_other_rows_in_an_interrupted_import(shop: Flask) -> None:
+    """Other recipients than those that are stored are refused; the right ones then go on."""
+
+    def fail() -> None:
+        raise Boom
+
+    with pytest.raises(Boom):
+        import_rows(do_before(22, fail), idempotency_key="news")
+    for others in ([*some_rows(19)], [*some_rows(19), "rubbish"], [row(2), row(1), *some_rows(30)]):
+        with pytest.raises(KeyReused):
+            import_rows(others, idempotency_key="news")
+    check_complete(shop, import_rows(some_rows(COUNT), idempotency_key="news"))
+
+
+def test_refused_rows_of_an_interrupted_import(shop: Flask) -> None:
+    """Refused rows are the same rows, even if their text differs, as that of an object does."""
+
+    def given(*, fails: bool) -> Iterator[object]:
+        yield object(), {}
+        yield from some_rows(20)
+        if fails:
+            raise Boom
+
+    with pytest.raises(Boom):
+        import_rows(given(fails=True), idempotency_key="news")
+    progress = import_rows(given(fails=False), idempotency_key="news").progress()
+
+    assert (progress.imported, progress.accepted, progress.refused) == (21, 20, 1)
+
+
+def test_other_content_with_the_key(shop: Flask) -> None:
+    """Another content with a used key is refused."""
+    bulk = import_rows(some_rows(COUNT), idempotency_key="news")
+    for changes in OTHER_SENDS:
+        with pytest.raises(KeyReused):
+            import_rows(some_rows(COUNT), idempotency_key="news", **changes)
+    check_complete(shop, bulk)
+
+
+def send_one(key: str) -> None:
+    mailer.send_email("ada@example.com", "News", "only_text", name="Ada", idempotency_key=key)
+
+
+def test_the_key_of_a_single_mail(shop: Flask) -> None:
+    """A mail and a bulk send can't share a key."""
+    send_one("mail")
+    with pytest.raises(KeyReused):
+        import_rows(some_rows(1), idempotency_key="mail")
+    import_rows(some_rows(1), idempotency_key="news")
+    with pytest.raises(KeyReused):
+        send_one("news")
+    assert rows(shop)["mailer_message"] == 2
