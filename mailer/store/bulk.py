@@ -105,7 +105,11 @@ SELECT state, reason, rows_read, accepted, duplicates, refused, released, starte
 FROM mailer_bulk WHERE id = :id
 """
 COUNTS = "SELECT status, SUM(number) FROM mailer_bulk_count WHERE bulk_id = :id GROUP BY status"
-DOUBTFUL = "SELECT COUNT(*) FROM mailer_delivery WHERE status = 'doubtful' AND mail_id = :id"
+# COALESCE: the index of doubtful deliveries is small, that of a mail's deliveries is not.
+DOUBTFUL = """
+SELECT COUNT(*) FROM mailer_delivery
+WHERE status = 'doubtful' AND COALESCE(mail_id, '') = :id
+"""
 TAKE_COUNTS = "DELETE FROM mailer_bulk_count WHERE bulk_id = :id RETURNING status, number"
 INSERT_COUNT = insert_into("mailer_bulk_count", ("bulk_id", "status", "number"))
 

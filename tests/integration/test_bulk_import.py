@@ -16,6 +16,7 @@ from flask import Flask
 from mailer import Mailer
 from mailer.clock import AppClock
 from mailer.errors import KeyInUse, StoreUnavailable
+from mailer.store.bulk import DOUBTFUL
 from mailer.store.transactions import Transaction
 from tests.bulk_calls import (
     COUNT,
@@ -436,6 +437,15 @@ def test_streaming(shop: Flask) -> None:
     assert seen == [{"queued": 10}, {"queued": 20}]
     assert recipients(shop) == EXPECTED
     assert (progress.accepted, progress.duplicates) == (COUNT, COUNT)
+
+
+@sqlite_only
+def test_progress_reads_little(shop: Flask) -> None:
+    """The progress, which is asked for after each chunk, does not read the stored deliveries."""
+    with store_of(shop)._look() as transaction:
+        plan = transaction.execute(f"EXPLAIN QUERY PLAN {DOUBTFUL}", {"id": "bulk"})
+
+    assert "USING INDEX mailer_delivery_doubtful" in str(plan)
 
 
 def resident() -> int:
