@@ -42,8 +42,10 @@ def do_before(number: int, act: Callable[[], object], count: int = COUNT) -> Ite
 
 def import_rows(rows: Any, **changes: Any) -> Bulk:
     """Make a bulk send that is always the same, except for the changes."""
-    call = {"subject": "News", "template": "only_text", "shared": {"year": 2026}}
-    return mailer.send_bulk(**{**call, **changes}, recipients=rows)
+    call: dict[str, Any] = {"subject": "News", "template": "only_text", "shared": {"year": 2026}}
+    bulk = mailer.send_bulk(**{**call, **changes}, recipients=rows)
+    assert isinstance(bulk, Bulk)  # and no rehearsal
+    return bulk
 
 
 def recipients(app: Flask) -> list[tuple[int, str]]:

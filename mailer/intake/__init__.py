@@ -224,11 +224,7 @@ class Intake:
             state=bulk.first_state,
             max_failed_share=bulk.max_failed_share,
         )
-        reader = RowReader(
-            max_size=self._settings.max_size,
-            max_header=self._settings.max_header,
-            shared_size=size,
-        )
+        reader = self._row_reader(size)
         earlier = partial(self._fingerprints.check_same, key, said)
         bulk_id = BulkImport(self._store, self._clock, reader, new, bulk, earlier).run(recipients)
         self._begin_bulk(bulk_id)
@@ -246,13 +242,20 @@ class Intake:
         rehearsed = RehearsedSend(
             self._settings,
             self._clock,
-            RowReader(max_size=self._settings.max_size, shared_size=size),
+            self._row_reader(size),
             self._renderer.of_snapshot(snapshot),
             message,
             envelope.lane,
             bulk.progress,
         )
         return rehearsed.run(recipients)
+
+    def _row_reader(self, shared_size: int) -> RowReader:
+        return RowReader(
+            max_size=self._settings.max_size,
+            max_header=self._settings.max_header,
+            shared_size=shared_size,
+        )
 
     def _bulk_message(
         self, mail: BulkMail, options: Options, now: float
