@@ -39,15 +39,6 @@ def measure(plan: Plan) -> Iterator[Section]:
             _ENQUEUE_TO_DELAY,
         )
     )
-    figures.append(
-        Figure(
-            key="queueing.send-bulk",
-            title="send_bulk()",
-            value=None,
-            unit="",
-            why_none="not built yet",
-        )
-    )
     yield Section(
         "Time of a call in a request", "median; ratio: this line / enqueue() on SQLite", figures
     )

@@ -22,7 +22,7 @@ def test_the_quick_mode_ends_in_a_table_and_in_json(tmp_path: Path) -> None:
         "--mails",
         "40",
         "--only",
-        "delivery,queueing",
+        "delivery,queueing,bulk",
         "--out",
         str(tmp_path),
     ]
@@ -40,6 +40,7 @@ def test_the_quick_mode_ends_in_a_table_and_in_json(tmp_path: Path) -> None:
         assert figures[f"delivered.{key}"]["title"] in printed
     assert figures["delivered.celery-flask-mail"]["bound"]["at_least"] == 15
     assert figures["queueing.render.ours-sqlite"]["value"] > 0
-    assert figures["queueing.send-bulk"]["why_none"] == "not built yet"
+    assert figures["bulk.import.sqlite"]["value"] > 0, figures["bulk.import.sqlite"]["why_none"]
+    assert figures["bulk.import.sqlite"]["bound"]["at_least"] == 0.35
     assert (tmp_path / "latest.txt").read_text() == printed
     assert (tmp_path / "chart.svg").exists()
