@@ -26,7 +26,7 @@ from mailer.store.transactions import Transaction
 _COLUMNS = ", ".join(rows.BULK_COLUMNS)
 BULK = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id = :id"
 BULKS = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id < :before ORDER BY id DESC LIMIT :most"
-SUBJECTS = "SELECT id, subject FROM mailer_message WHERE id {ids}"
+SUBJECTS = "SELECT id, subject FROM mailer_message WHERE id {mails}"
 SNAPSHOT = "SELECT snapshot FROM mailer_bulk WHERE id = :id"
 OWN_PARTS = "SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids}"
 CHANGE_STATE = """
@@ -198,7 +198,7 @@ class BulkSends(BulkImports):
     def load_subjects(self, bulk_ids: Collection[str]) -> dict[str, str]:
         """Return the subjects of bulk sends as they were given, by id."""
         with self._look() as transaction:
-            found = transaction.execute(SUBJECTS, {"ids": packed(bulk_ids)})
+            found = transaction.execute(SUBJECTS, {"mails": packed(bulk_ids)})
         return dict[str, str](found)
 
     # --- decisions -------------------------------------------------------------------------------

@@ -319,6 +319,25 @@ def test_the_list(send: Run, run: Run) -> None:
     assert run("list", "--before", second).output.startswith(first)
 
 
+def test_each_database(database_url: str, tmp_path: Path) -> None:
+    """A send, its list, errors and recipients are the same on SQLite and PostgreSQL."""
+    config = {"MAILER_DATABASE_URL": database_url, "MAIL_DEFAULT_SENDER": "shop@example.com"}
+    app = create_shop({"TESTING": True, **config}, TEMPLATES)
+    file = tmp_path / "send.csv"
+    file.write_text(TWO + "bad,B\n")
+
+    def run(*words: str) -> Result:
+        return app.test_cli_runner().invoke(args=["mail", "bulk", *words])
+
+    bulk_id = id_in(run(str(file), *OPTIONS))
+
+    assert "finished  2 recipients, 2 sent  News for" in run("list").output
+    assert "100% done: 2 sent" in run("status", bulk_id[:12]).output
+    assert run("errors", bulk_id).output.splitlines()[1].startswith("3,bad,")
+    assert len(run("recipients", bulk_id, "--state", "sent").output.splitlines()) == 3
+    close(app)
+
+
 def test_the_status(send: Run, run: Run) -> None:
     """The status has the state, the recipients by state and the rows."""
     bulk_id = id_in(send(TWO + "bad,B\nada@example.com,A\n", *LATER))
