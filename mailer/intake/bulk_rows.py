@@ -68,13 +68,13 @@ class RowReader:
         if not (locale is None or (isinstance(locale, str) and len(locale) <= _LONGEST_LOCALE)):
             raise InvalidMail(f"locale: {shown(str(locale))}: give a text such as 'de' or 'pt_BR'.")
         check_json(values, "context")
-        own = OwnPart(values, name, locale or None, check_headers(headers))
-        for field, text in ((_NAME, name), *own.headers):
+        pairs = check_headers(headers) if headers else ()
+        for field, text in ((_NAME, name), *pairs):
             if len(text) > self.max_header:
                 raise OverLimit(
                     f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {self.max_header}."
                 )
-        return own.to_json()
+        return OwnPart(values, name, locale or None, pairs).to_json()
 
 
 def extend_digest(digest: str, row: NewRecipient | BulkError) -> str:
@@ -89,6 +89,8 @@ def extend_digest(digest: str, row: NewRecipient | BulkError) -> str:
 
 def _split(row: object) -> tuple[Any, Mapping[str, Any]]:
     """Return the address and the context of a row."""
+    if type(row) is tuple and len(row) == 2 and type(row[1]) is dict:
+        return row  # nearly all are of this kind
     if isinstance(row, (str, Address)):
         return row, {}
     columns = getattr(row, "_mapping", row)  # a Row of SQLAlchemy

@@ -38,8 +38,11 @@ SET rows_read = rows_read + :rows, rows_digest = :digest, accepted = accepted + 
 WHERE id = :id AND importer = :importer AND rows_read = :rows_before AND {_GOES_ON}
 RETURNING id
 """
+# OFFSET 0: the sequence is looked up once, not for each id, which takes five times as long.
 NEXT_IDS = """
-SELECT nextval(pg_get_serial_sequence('mailer_delivery', 'id')) FROM generate_series(1, :most)
+SELECT nextval(name) FROM generate_series(1, :most), (
+    SELECT CAST(pg_get_serial_sequence('mailer_delivery', 'id') AS regclass) AS name OFFSET 0
+) AS sequence
 """
 NEXT_ID_IN_SQLITE = "SELECT COALESCE(MAX(id), 0) + 1 FROM mailer_delivery"
 END_IMPORT = """
