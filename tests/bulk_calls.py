@@ -60,7 +60,7 @@ def recipients(app: Flask) -> list[tuple[int, str]]:
         " ORDER BY mailer_delivery.id",
     )
     for _row, address, recipient, bulk_id, mail_id in found:
-        assert (address, bulk_id) == (recipient, mail_id)
+        assert (address, bulk_id) == (recipient.lower(), mail_id)
     return [(number, address) for number, address, *_rest in found]
 
 

@@ -86,7 +86,7 @@ class RehearsedSend:
         if isinstance(read, BulkError):
             self._note_error("refused", read)
             return
-        if not self._seen.add(read.address):
+        if not self._seen.add(read.key):
             self._counts["duplicates"] += 1
             return
         self._counts["accepted"] += 1

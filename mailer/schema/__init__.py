@@ -264,7 +264,7 @@ bulk_recipient: Table = Table(
         autoincrement=False,
     ),
     Column("bulk_id", Text, nullable=False),
-    Column("address", Text, nullable=False),
+    Column("address", Text, nullable=False),  # in lower case
     Column("row", BigInteger, nullable=False),  # in the recipients that were given
     Column("own", Text, nullable=False),  # the context, the locale and the headers
 )

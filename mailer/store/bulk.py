@@ -124,7 +124,7 @@ RECIPIENT = """
 SELECT delivery_id FROM mailer_bulk_recipient WHERE bulk_id = :id AND address = :address
 """
 RECIPIENTS = """
-SELECT delivery_id, "row", address, status, reply FROM mailer_bulk_recipient
+SELECT delivery_id, "row", recipient, status, reply FROM mailer_bulk_recipient
 JOIN mailer_delivery ON mailer_delivery.id = delivery_id
 WHERE bulk_id = :id AND delivery_id > :after {and_status}
 ORDER BY delivery_id LIMIT :most

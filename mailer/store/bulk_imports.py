@@ -93,6 +93,11 @@ class NewRecipient:
     own: str  #: the own part of the mail, as JSON
     size: int
 
+    @property
+    def key(self) -> str:
+        """Return the form of the address that is stored once: no provider tells case apart."""
+        return self.address.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -180,10 +185,10 @@ class BulkImports(Mails):
         """Return the recipients that are not stored yet, each once."""
         first: dict[str, NewRecipient] = {}
         for one in recipients:
-            first.setdefault(one.address, one)
+            first.setdefault(one.key, one)
         values = {"id": bulk_id, "addresses": packed(first)}
-        for (address,) in transaction.execute(KNOWN, values):
-            del first[address]
+        for (key,) in transaction.execute(KNOWN, values):
+            del first[key]
         return [*first.values()]
 
     def _next_ids(self, transaction: Transaction, number: int) -> Iterable[int]:
@@ -236,5 +241,5 @@ def _insert(
     transaction.insert_rows(
         "mailer_bulk_recipient",
         _RECIPIENT_COLUMNS,
-        [(number, bulk_id, one.address, one.row, one.own) for number, one in new],
+        [(number, bulk_id, one.key, one.row, one.own) for number, one in new],
     )

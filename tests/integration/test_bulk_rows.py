@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import create_engine, literal, select
 from sqlalchemy.engine import Result
 
-from mailer import Address, BadRow, InvalidMail
+from mailer import Address, BadRow, InvalidMail, UnknownMail
 from tests.bulk_calls import contexts, import_rows, recipients, row, some_rows, states
 from tests.services.databases import sqlite_only
 from tests.shop import rows, store_of
@@ -192,7 +192,7 @@ def test_a_data_frame(shop: Flask) -> None:
 
 
 def test_duplicates(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each address gets one mail, the first: in and across chunks, in any case of a domain."""
+    """Each address gets one mail, the first: in and across chunks, in any case."""
     monkeypatch.setattr("mailer.intake.bulk._CHUNK_ROWS", 3)
     given = [
         (ADA, {"a": 1}),
@@ -206,8 +206,18 @@ def test_duplicates(shop: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     progress = import_rows(given).progress()
 
-    assert [json.loads(own)["context"]["a"] for own in contexts(shop)] == [1, 3, 4, 7]
-    assert (progress.imported, progress.accepted, progress.duplicates) == (8, 4, 4)
+    assert [json.loads(own)["context"]["a"] for own in contexts(shop)] == [1, 4, 7]
+    assert (progress.imported, progress.accepted, progress.duplicates) == (8, 3, 5)
+
+
+def test_an_address_as_it_was_given(shop: Flask) -> None:
+    """A recipient keeps the case of the address, and is found in any case."""
+    bulk = import_rows([("Ada@example.com", {})])
+
+    assert [one.address for one in bulk.recipients()] == ["Ada@example.com"]
+    assert bulk.retry(to="ADA@example.com") == 0
+    with pytest.raises(UnknownMail, match=r"has no recipient 'bob@example\.com'"):
+        bulk.retry(to="bob@example.com")
 
 
 def test_one_address_many_times(shop: Flask) -> None:
