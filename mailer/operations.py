@@ -19,6 +19,7 @@ from mailer.message import (
     Pause,
     Receipt,
     Status,
+    could_be_id,
     is_bulk_id,
 )
 from mailer.message.ports import Clock
@@ -229,7 +230,7 @@ def _id_of(mail_id: MailId) -> str:
 
 
 def _refuse_bulk(mail_id: str) -> None:
-    if is_bulk_id(mail_id):
+    if could_be_id(mail_id) and is_bulk_id(mail_id):
         raise InvalidMail(
             f"{mail_id!r} is a bulk send: call the method of mailer.bulk({mail_id!r})."
         )

@@ -237,8 +237,8 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
     lines = flask_mail("--help").output.partition("Commands:\n")[2].splitlines()
 
     assert [line.split()[0] for line in lines] == (
-        "bulk cancel due inbox init list migrate migrate-code pause queue relays resolve resume"
-        " retry status".split()
+        "bulk cancel due inbox init list migrate migrate-code pause queue relays"
+        " reschedule resolve resume retry status".split()
     )
     assert all(len(line.split()) > 3 for line in lines)
 
