@@ -59,15 +59,15 @@ class Bulk:
     def resume(self) -> bool:
         """Go on after a pause. Return whether it was paused.
 
+        Only a send that runs can be paused, so one whose recipients still come is streaming.
+
         >>> from datetime import timedelta
         >>> readers = [("ada@example.com", {"name": "Ada"})]
         >>> bulk = mailer.send_bulk("News", "mail/news", readers, send_at=timedelta(hours=1))
         >>> bulk.pause(), bulk.resume()
         (True, True)
         """
-        is_complete = self._store.load_bulk(self.id).is_complete
-        to = BulkState.RUNNING if is_complete else BulkState.IMPORTING
-        return self._change([BulkState.PAUSED], to)
+        return self._change([BulkState.PAUSED], BulkState.RUNNING)
 
     def confirm(self) -> bool:
         """Confirm a send that `require_confirmation_above` holds. Return whether it waited.

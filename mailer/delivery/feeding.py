@@ -33,11 +33,11 @@ class Feeder:
         unfinished = self._store.load_unfinished_bulks()
         shares = self._shares(unfinished, now)
         for bulk in unfinished:
-            if bulk.state is BulkState.IMPORTING:
+            if not bulk.is_complete:
                 self._cancel_if_abandoned(bulk, now)
-            elif bulk.state is BulkState.RUNNING:
+            if bulk.state is BulkState.RUNNING:
                 self._release(bulk, now, shares.get(bulk.lane, 0))
-            else:
+            elif bulk.state in (BulkState.PAUSED, BulkState.CANCELLED):
                 self._hold(bulk, now)
             self._store.sum_up_counts(bulk.id)
             has_all = bulk.is_complete or bulk.state is BulkState.CANCELLED

@@ -37,7 +37,7 @@ RETURNING id
 
 CANCEL_ABANDONED = """
 UPDATE mailer_bulk SET state = 'cancelled', reason = 'its import stopped in the middle'
-WHERE id = :id AND state = 'importing' AND NOT EXISTS (
+WHERE id = :id AND state <> 'cancelled' AND NOT is_complete AND NOT EXISTS (
     SELECT 1 FROM mailer_message
     WHERE mailer_message.id = mailer_bulk.id AND idempotency_key IS NOT NULL)
 RETURNING id

@@ -28,6 +28,8 @@ SET text = NULL, html = NULL, alternatives = '[]', erased_at = :now,
 WHERE id {mails} AND erased_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM mailer_delivery
     WHERE mail_id = mailer_message.id AND (finished_at IS NULL OR finished_at > :finished_before))
+    AND NOT EXISTS (
+        SELECT 1 FROM mailer_bulk WHERE id = mailer_message.id AND finished_at IS NULL)
 RETURNING id
 """
 DETACH = "DELETE FROM mailer_attachment WHERE mail_id {mails} RETURNING sha256"

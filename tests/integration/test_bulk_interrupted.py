@@ -1,0 +1,85 @@
+"""Bulk sends that are interrupted: decisions and purges in the middle lose and double nothing."""
+
+import pytest
+
+from mailer.bulk import Bulk
+from mailer.clock import AppClock
+from mailer.delivery import Dispatcher
+from mailer.delivery.feeding import Feeder
+from mailer.message import Status
+from mailer.message.bulk import BulkState
+from mailer.store import NewBulk, Store
+from tests.bulk_sends import IMPORTER, add, begin, recipient
+from tests.integration.test_bulk import numbers, state_of, take
+from tests.mails import LATER, NOW, record
+from tests.services.dispatchers import MakeDispatcher
+
+
+@pytest.fixture
+def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
+    return make_dispatcher()
+
+
+@pytest.fixture
+def feeder(dispatcher: Dispatcher) -> Feeder:
+    return Feeder(dispatcher._services)
+
+
+def stream(store: Store, number: int) -> NewBulk:
+    """Begin a streaming send to so many readers, who have got their mail."""
+    new = begin(store, state=BulkState.RUNNING)
+    add(store, new, [recipient(one) for one in range(1, number + 1)])
+    store.release_held(new.message.id, now=NOW, most=number)
+    record(store, *take(store, number), to=Status.SENT)
+    return new
+
+
+def test_a_resume_while_recipients_come(store: Store, feeder: Feeder) -> None:
+    """A streaming send that was paused streams again, and never waits for the end of its import.
+
+    If it waited, and the import ended in that moment, nobody would end the wait.
+    """
+    new = begin(store, state=BulkState.RUNNING)
+    add(store, new, [recipient(1)])
+    bulk = Bulk(store, AppClock(), new.message.id)
+    assert (bulk.pause(), bulk.resume()) == (True, True)
+    feeder.advance(NOW)
+    assert numbers(store, bulk.id) == {"queued": 1}
+
+    store.end_import(bulk.id, IMPORTER, BulkState.RUNNING)
+    assert state_of(store, bulk.id) is BulkState.RUNNING
+
+
+@pytest.mark.parametrize("state", [BulkState.RUNNING, BulkState.PAUSED])
+def test_an_abandoned_streaming_send_is_cancelled(
+    store: Store, feeder: Feeder, state: BulkState
+) -> None:
+    """A streaming send without a key, whose importer died, is over after an hour of silence."""
+    new = stream(store, 2)
+    add(store, new, [recipient(3)], before=2)
+    store.change_bulk_if(new.message.id, [BulkState.RUNNING], state)
+    feeder.advance(NOW + 3600)
+    assert state_of(store, new.message.id) is state
+
+    for _sweep in range(2):
+        feeder.advance(NOW + 3700)
+    assert numbers(store, new.message.id) == {"sent": 2, "cancelled": 1}
+    assert store.load_bulk(new.message.id).finished_at is not None
+
+
+def test_the_message_of_a_send_that_goes_on_is_not_erased(store: Store) -> None:
+    """`MAILER_KEEP_BODIES_DAYS` spares a send whose first mails were sent long before the rest."""
+    new = stream(store, 1)
+    store.erase_finished(LATER, now=LATER, after="", most=10)
+    add(store, new, [recipient(2)], before=1)
+
+    assert set(store.load_messages([new.message.id])) == {new.message.id}
+
+
+def test_ids_of_purged_deliveries_are_not_given_again(store: Store) -> None:
+    """Recipients who come after a purge are released, though SQLite has seen the last id go."""
+    new = stream(store, 2)
+    assert store.purge_finished(LATER, most=10) == 2
+    add(store, new, [recipient(3), recipient(4)], before=2)
+
+    assert len(store.release_held(new.message.id, now=NOW, most=10) or ()) == 2
