@@ -111,8 +111,7 @@ class Operations:
 
     def bulks(self, *, before: str | None = None, limit: int = _PAGE) -> list[Bulk]:
         """Return the newest bulk sends, or the newest ones before another one."""
-        first = {} if before is None else {"before": before}
-        found = self._store.load_bulks(**first, most=limit)
+        found = self._store.load_bulks(before=before, most=limit)
         return [Bulk(self._store, self._clock, one.id) for one in found]
 
     # --- decide ----------------------------------------------------------------------------------

@@ -19,13 +19,21 @@ from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkSend
 from mailer.message.events import BulkEvent, EventKind
 from mailer.store import rows
 from mailer.store.bulk_imports import BulkImports
+from mailer.store.collation import id_by_byte
 from mailer.store.moves import MOVED_AT_ONCE
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
+# In each collation, "g" comes after all hex digits.
+_AFTER_ALL_IDS = "g"
+
 _COLUMNS = ", ".join(rows.BULK_COLUMNS)
 BULK = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id = :id"
-BULKS = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id < :before ORDER BY id DESC LIMIT :most"
+BULKS = f"""
+SELECT {_COLUMNS} FROM mailer_bulk
+WHERE {{id_by_byte}} < :before
+ORDER BY {{id_by_byte}} DESC LIMIT :most
+"""
 SUBJECTS = "SELECT id, subject FROM mailer_message WHERE id {mails}"
 SNAPSHOT = "SELECT snapshot FROM mailer_bulk WHERE id = :id"
 OWN_PARTS = "SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids}"
@@ -144,10 +152,12 @@ class BulkSends(BulkImports):
             raise _unknown(bulk_id)
         return rows.bulk(found[0])
 
-    def load_bulks(self, *, before: str = "~", most: int) -> list[BulkSend]:
+    def load_bulks(self, *, before: str | None = None, most: int) -> list[BulkSend]:
         """Return the newest bulk sends, or the newest ones before the bulk send `before`."""
+        values = {"before": _AFTER_ALL_IDS if before is None else before, "most": most}
         with self._look() as transaction:
-            return [*map(rows.bulk, transaction.execute(BULKS, {"before": before, "most": most}))]
+            statement = BULKS.replace("{id_by_byte}", id_by_byte(transaction))
+            return [*map(rows.bulk, transaction.execute(statement, values))]
 
     def load_unfinished_bulks(self) -> list[BulkSend]:
         """Return the bulk sends that still have something to do."""

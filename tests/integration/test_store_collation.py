@@ -7,6 +7,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from mailer.message import Status
 from mailer.store import Filter, Store
+from tests.bulk_sends import begin
 from tests.mails import NOW, a_message, insert
 
 #: In the order of their times.
@@ -62,6 +63,14 @@ def test_a_search_has_the_newest_first(store: Store) -> None:
     assert store.find_ids(Filter(), before=newest[1], most=2) == newest[2:4]
     assert store.find_ids(Filter(since=time_of(IDS[2])), before=None, most=10) == newest[:3]
     assert store.find_ids(Filter(until=time_of(IDS[4])), before=None, most=10) == newest[1:]
+
+
+def test_bulk_sends_are_listed_with_the_newest_first(store: Store) -> None:
+    """All bulk sends are listed, the newest first, page after page."""
+    newest = [begin(store, now=time_of(mail_id)).message.id for mail_id in IDS][::-1]
+
+    assert [bulk.id for bulk in store.load_bulks(most=10)] == newest
+    assert [bulk.id for bulk in store.load_bulks(before=newest[1], most=2)] == newest[2:4]
 
 
 def test_content_is_erased_in_time(store: Store) -> None:
