@@ -18,7 +18,7 @@ from mailer.message import Lane, Status
 from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkSend, BulkState
 from mailer.message.events import BulkEvent, EventKind
 from mailer.store import rows
-from mailer.store.bulk_imports import BulkImports
+from mailer.store.bulk_imports import GOES_ON, BulkImports
 from mailer.store.collation import id_by_byte
 from mailer.store.moves import MOVED_AT_ONCE
 from mailer.store.sql import insert_into, packed
@@ -43,9 +43,9 @@ WHERE id = :id AND state {leaving}
 RETURNING id
 """
 
-CANCEL_ABANDONED = """
+CANCEL_ABANDONED = f"""
 UPDATE mailer_bulk SET state = 'cancelled', reason = 'its import stopped in the middle'
-WHERE id = :id AND state <> 'cancelled' AND NOT is_complete AND NOT EXISTS (
+WHERE id = :id AND {GOES_ON} AND NOT EXISTS (
     SELECT 1 FROM mailer_message
     WHERE mailer_message.id = mailer_bulk.id AND idempotency_key IS NOT NULL)
 RETURNING id
@@ -226,7 +226,7 @@ class BulkSends(BulkImports):
         return self._changes(CHANGE_STATE, {**values, "leaving": packed(map(str, leaving))})
 
     def cancel_if_without_key(self, bulk_id: str) -> bool:
-        """Cancel a bulk send whose import stopped, and which no call can go on with."""
+        """Cancel a bulk send whose import stopped, unless a call with its key can go on."""
         return self._changes(CANCEL_ABANDONED, {"id": bulk_id})
 
     # --- the sweep -------------------------------------------------------------------------------

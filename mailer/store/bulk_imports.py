@@ -19,10 +19,11 @@ _COLUMNS = (
     " refused released released_to importer importer_until starts_at".split()
 )
 INSERT_BULK = insert_into("mailer_bulk", _COLUMNS)
-_GOES_ON = "state IN ('importing', 'running', 'paused') AND NOT is_complete"
+#: An import is not over. A send that streams is running or paused meanwhile.
+GOES_ON = "state IN ('importing', 'running', 'paused') AND NOT is_complete"
 TAKE_IMPORT = f"""
 UPDATE mailer_bulk SET importer = :importer, importer_until = :until
-WHERE id = :id AND {_GOES_ON} AND (importer IS NULL OR importer_until < :now)
+WHERE id = :id AND {GOES_ON} AND (importer IS NULL OR importer_until < :now)
 RETURNING rows_read, rows_digest
 """
 LEAVE_IMPORT = """
@@ -35,7 +36,7 @@ NOTE_CHUNK = f"""
 UPDATE mailer_bulk
 SET rows_read = rows_read + :rows, rows_digest = :digest, accepted = accepted + :accepted,
     duplicates = duplicates + :duplicates, refused = refused + :refused, importer_until = :until
-WHERE id = :id AND importer = :importer AND rows_read = :rows_before AND {_GOES_ON}
+WHERE id = :id AND importer = :importer AND rows_read = :rows_before AND {GOES_ON}
 RETURNING id
 """
 # OFFSET 0: the sequence is looked up once, not for each id, which takes five times as long.

@@ -325,12 +325,15 @@ def test_the_purge_spares_a_send_that_goes_on(store: Store, feeder: Feeder) -> N
         store.load_bulk(bulk.id)
 
 
-def test_an_abandoned_import_is_cancelled(store: Store, feeder: Feeder) -> None:
+@pytest.mark.parametrize(
+    "state", [BulkState.IMPORTING, BulkState.RUNNING, BulkState.PAUSED], ids=str
+)
+def test_an_abandoned_import_is_cancelled(store: Store, feeder: Feeder, state: BulkState) -> None:
     """An import without a key is cancelled after an hour of silence: nobody can go on with it."""
-    new = begin(store)
+    new = begin(store, state=state)
     add(store, new, [recipient(1)])
     feeder.advance(NOW + 3600)
-    assert state_of(store, new.message.id) is BulkState.IMPORTING
+    assert state_of(store, new.message.id) is state
 
     for _sweep in range(2):
         feeder.advance(NOW + 3700)

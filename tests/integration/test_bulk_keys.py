@@ -69,6 +69,22 @@ def test_paused_in_the_middle(shop: Flask) -> None:
     assert bulk.progress().state == "paused"
 
 
+def test_paused_and_resumed_in_the_middle(shop: Flask) -> None:
+    """A streaming send that is resumed during its import streams on."""
+    seen: list[str] = []
+
+    def pause_and_resume() -> None:
+        pause_it()
+        [bulk] = mailer.bulks()
+        assert bulk.resume()
+        seen.append(bulk.progress().state)
+
+    bulk = import_rows(do_before(15, pause_and_resume), start="streaming")
+
+    assert seen == ["running"]
+    assert bulk.progress().state == "running"
+
+
 OTHER_ROWS: list[Callable[[], Any]] = [
     lambda: some_rows(COUNT - 1),
     lambda: some_rows(COUNT + 1),
