@@ -71,13 +71,18 @@ class Feeder:
             f"{progress.failed:,} of {results:,} mails failed, more than the share of"
             f" {bulk.max_failed_share:g} that max_failed_share allows"
         )
-        log.error("Bulk send is paused: bulk=%s reason=%s", bulk.id, reason)
-        return self._store.change_bulk_if(
+        is_paused = self._store.change_bulk_if(
             bulk.id, [BulkState.RUNNING], BulkState.PAUSED, reason=reason
         )
+        if is_paused:
+            log.error("Bulk send is paused: bulk=%s reason=%s", bulk.id, reason)
+        return is_paused
 
     def _hold(self, bulk: BulkSend, now: float) -> None:
-        """Hold what is queued of a send that is paused or cancelled. Cancel what is held."""
+        """Hold what is queued of a send that is paused or cancelled.
+
+        If it is cancelled, cancel what is held. The store looks at the state again in each step.
+        """
         for _step in range(_STEPS):
             if not self._store.hold_again(bulk.id):
                 break
