@@ -317,7 +317,8 @@ class Mailer:
                 `"abort"`: the first one ends the call, and nothing is sent.
             start: `"complete"`: delivery begins once all recipients are stored. `"streaming"`: at
                 once.
-            progress: A function that is called with the progress after each thousand rows.
+            progress: A function that is called with the progress each time that rows were stored,
+                a thousand at most.
             require_confirmation_above: Hold the send for `confirm()` if it has more recipients.
             max_failed_share: Pause the send if more than this share of its mail fails.
             dry_run: Rehearse the send: render each mail, and return a `Rehearsal` with the errors,

@@ -153,7 +153,10 @@ def check_json(value: Any, name: str, *, levels: int = _DEEPEST) -> None:
             " it before, or with a filter of your app."
         )
     if not levels:
-        raise TemplateError(f"{name[:100]}… is nested too deeply: {_DEEPEST} levels are allowed.")
+        raise TemplateError(
+            f"{name[:100]}… is nested too deeply: {_DEEPEST} levels are allowed. Pass a"
+            " flatter value."
+        )
     for key, one in value.items() if kind is dict else enumerate(value):
         if kind is dict and type(key) is not str:
             raise TemplateError(
@@ -326,7 +329,7 @@ def _shared_context(
             if name in offered:
                 check_json(offered[name], f"{where}: {name!r} of your app")
                 shared[name] = offered[name]
-            elif _iscalled(tree, name) and name not in assigned:
+            elif _is_called(tree, name) and name not in assigned:
                 raise TemplateError(
                     f"{where}: {name}() is no global function of your app: correct its name, or"
                     " register it with app.template_global()."
@@ -353,9 +356,9 @@ def _line_of(tree: nodes.Template, name: str) -> int:
     return next((node.lineno for node in tree.find_all(nodes.Name) if node.name == name), 1)
 
 
-def _iscalled(tree: nodes.Template, name: str) -> bool:
-    called = (call.node for call in tree.find_all(nodes.Call))
-    return any(isinstance(node, nodes.Name) and node.name == name for node in called)
+def _is_called(tree: nodes.Template, name: str) -> bool:
+    functions = (call.node for call in tree.find_all(nodes.Call))
+    return any(isinstance(node, nodes.Name) and node.name == name for node in functions)
 
 
 def _read_snapshot(text: str) -> Snapshot:

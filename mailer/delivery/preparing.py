@@ -164,8 +164,8 @@ class Preparer:
     def _load_and_compose(self, group: list[Delivery], *, patient: bool) -> None:
         """Load a group at once. If that fails, try each mail alone: one of them may be to blame."""
         mail_ids = {one.mail_id for one in group}
-        contents = {one.content_key for one in group}
-        if len(contents) == 1:
+        keys = {one.content_key for one in group}
+        if len(keys) == 1:
             self._box.composing(group[0].content_key)
         try:
             messages = self._services.store.load_messages(mail_ids)
@@ -179,14 +179,12 @@ class Preparer:
                 message, own = messages.get(delivery.mail_id), own_parts.get(delivery.id)
                 self._compose(delivery, message, group, own)
             return
-        if len(contents) == 1:
+        if len(keys) == 1:
             self._fail(group, trouble)
             return
-        log.warning(
-            "Loading %d mails failed, each is tried alone: %s", len(contents), trouble.reply
-        )
-        for content in sorted(contents):
-            alone = [one for one in group if one.content_key == content]
+        log.warning("Loading %d mails failed, each is tried alone: %s", len(keys), trouble.reply)
+        for key in sorted(keys):
+            alone = [one for one in group if one.content_key == key]
             self._load_and_compose(alone, patient=patient)
 
     def _compose(

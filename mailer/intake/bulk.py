@@ -21,7 +21,8 @@ _CHUNK_ROWS, _CHUNK_BYTES = 1000, 4_000_000
 # In seconds: rows that come slowly are stored after that time, which extends the lease.
 _CHUNK_SECONDS = 10.0
 # In seconds: an importer that is silent for longer is replaced by the next call with its key.
-_LEASE = 60.0
+_LEASE_SECONDS = 60.0
+# In seconds: so often a call looks at the import of another one.
 _LOOK_SECONDS = 0.5
 
 Progress = Callable[[BulkProgress], object]
@@ -80,6 +81,7 @@ class BulkOptions:
 
 
 def check_recipients(recipients: object) -> None:
+    """Raise `InvalidMail` for recipients that are no iterable of rows."""
     kind = type(recipients).__name__
     if isinstance(recipients, (str, bytes, Mapping)) or not isinstance(recipients, Iterable):
         raise InvalidMail(
@@ -136,7 +138,7 @@ class BulkImport:
 
     @property
     def _importer(self) -> Importer:
-        return Importer(self._name, self._clock.time() + _LEASE)
+        return Importer(self._name, self._clock.time() + _LEASE_SECONDS)
 
     def _read(self, recipients: Iterable[object]) -> Iterator[NewRecipient | BulkError]:
         for number, row in enumerate(recipients, start=1):
@@ -159,8 +161,8 @@ class BulkImport:
                 return False
             if not waits:
                 log.warning(
-                    "Another call imports this bulk send, or has died within a minute; this call"
-                    " waits: bulk=%s",
+                    "Another call imports this bulk send, or died less than a minute ago, so this"
+                    " call waits: bulk=%s",
                     self._id,
                 )
             waits = True
@@ -198,7 +200,8 @@ class BulkImport:
                 return
             if self._options.progress is not None:
                 self._options.progress(self._progress())
-        above, state, reason = self._options.require_confirmation_above, BulkState.RUNNING, None
+        state, reason = BulkState.RUNNING, None
+        above = self._options.require_confirmation_above
         if above is not None and (accepted := self._progress().accepted) > above:
             state, reason = BulkState.READY, f"{accepted:,} recipients wait to be confirmed"
         if not self._store.end_import(self._id, self._importer, state, reason):

@@ -26,8 +26,8 @@ from mailer.settings import Settings
 from mailer.store import NewRecipient
 
 _MOST_ERRORS = 100
-_ROWS_BETWEEN_CALLS = 1000
-# With a million addresses, fifteen are compared for each.
+_ROWS_BETWEEN_REPORTS = 1000
+# With a million addresses, a bucket has about fifteen, and each new address is compared with them.
 _BUCKETS = 1 << 16
 
 
@@ -50,7 +50,7 @@ class RehearsedSend:
         self._renderer = renderer
         self._message = message
         self._lane = lane
-        self._call = progress
+        self._report = progress
         self._counts: Counter[str] = Counter()
         self._errors = list[BulkError]()
         self._seen = SeenAddresses()
@@ -64,8 +64,8 @@ class RehearsedSend:
         for number, row in enumerate(recipients, start=1):
             self._counts["imported"] = number
             self._rehearse(self._reader.read(row, number))
-            if self._call is not None and number % _ROWS_BETWEEN_CALLS == 0:
-                self._call(self._progress())
+            if self._report is not None and number % _ROWS_BETWEEN_REPORTS == 0:
+                self._report(self._progress())
         duration = self._duration(self._clock.monotonic() - started)
         return Rehearsal(
             imported=self._counts["imported"],
@@ -112,7 +112,7 @@ class RehearsedSend:
             self._renderer,
             OwnPart.from_json(recipient.own),
             recipient=recipient.address,
-            delivery_id=recipient.row,
+            delivery_id=recipient.row,  # for the Message-ID: there is no delivery
             prefix=self._settings.subject_prefix,
         )
         # The attachments of the first mail stand for those of all: they are the same bytes.

@@ -44,7 +44,7 @@ class BulkProgress:
     """
 
     state: BulkState
-    reason: str | None = None  #: why it is paused or cancelled
+    reason: str | None = None  #: why it is paused or cancelled, or waits for `confirm()`
     imported: int  #: rows that were read
     accepted: int  #: recipients that were stored, each once
     duplicates: int  #: rows whose recipient was there already
@@ -172,7 +172,7 @@ class OwnPart:
     headers: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
-        """Return it as JSON, without the fields that are empty."""
+        """Return the part as JSON, without the fields that are empty."""
         own = {
             "context": self.context,
             "name": self.name,
@@ -184,7 +184,7 @@ class OwnPart:
 
     @classmethod
     def from_json(cls, text: str) -> "OwnPart":
-        """Return what `to_json` wrote."""
+        """Return the part that `to_json` wrote."""
         own = json.loads(text)
         headers = tuple((name, value) for name, value in own.pop("headers", ()))
         return cls(own.pop("context", {}), headers=headers, **own)

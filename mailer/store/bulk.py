@@ -37,6 +37,8 @@ ORDER BY {{id_by_byte}} DESC LIMIT :most
 SUBJECTS = "SELECT id, subject FROM mailer_message WHERE id {mails}"
 SNAPSHOT = "SELECT snapshot FROM mailer_bulk WHERE id = :id"
 OWN_PARTS = "SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids}"
+# A release, or a cancellation, begins after released_to. It is set back whenever deliveries before
+# that place may be held again.
 CHANGE_STATE = """
 UPDATE mailer_bulk SET state = :to, reason = :reason, released_to = 0
 WHERE id = :id AND state {leaving}
@@ -140,7 +142,7 @@ ORDER BY delivery_id LIMIT :most
 
 
 class BulkSends(BulkImports):
-    """The bulk sends."""
+    """Bulk sends: the store's part that releases, decides and counts."""
 
     # --- loading ---------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ UPDATE mailer_bulk SET importer = NULL, importer_until = NULL
 WHERE id = :id AND importer = :importer
 RETURNING id
 """
-KNOWN = "SELECT address FROM mailer_bulk_recipient WHERE bulk_id = :id AND address {addresses}"
+STORED = "SELECT address FROM mailer_bulk_recipient WHERE bulk_id = :id AND address {addresses}"
 NOTE_CHUNK = f"""
 UPDATE mailer_bulk
 SET rows_read = rows_read + :rows, rows_digest = :digest, accepted = accepted + :accepted,
@@ -163,7 +163,7 @@ class BulkImports(Mails):
         """Store recipients as held, each address once. Return False if the import was lost."""
 
         def store(transaction: Transaction) -> bool:
-            new = self._unknown(transaction, bulk_id, chunk.recipients)
+            new = self._without_stored(transaction, bulk_id, chunk.recipients)
             noted = {
                 "id": bulk_id,
                 "importer": importer.name,
@@ -185,7 +185,7 @@ class BulkImports(Mails):
 
         return self._transact(store)
 
-    def _unknown(
+    def _without_stored(
         self, transaction: Transaction, bulk_id: str, recipients: Sequence[NewRecipient]
     ) -> list[NewRecipient]:
         """Return the recipients that are not stored yet, each once."""
@@ -193,7 +193,7 @@ class BulkImports(Mails):
         for one in recipients:
             first.setdefault(one.key, one)
         values = {"id": bulk_id, "addresses": packed(first)}
-        for (key,) in transaction.execute(KNOWN, values):
+        for (key,) in transaction.execute(STORED, values):
             del first[key]
         return [*first.values()]
 
@@ -236,11 +236,20 @@ def _insert(
         None,  # held, so not due at any time
         envelope.expires_at,
     )
+    no_tries = (0, 0)  # attempts and doubts
     transaction.insert_rows(
         "mailer_delivery",
         _DELIVERY_COLUMNS,
         [
-            (number, bulk_id, one.address, one.address.rpartition("@")[2], *shared, one.size, 0, 0)
+            (
+                number,
+                bulk_id,
+                one.address,
+                one.address.rpartition("@")[2],
+                *shared,
+                one.size,
+                *no_tries,
+            )
             for number, one in new
         ],
     )
