@@ -100,6 +100,8 @@ class Bulk:
     def retry(self, *, to: str | None = None) -> int:
         """Queue the failed and doubtful mails again. Return their number.
 
+        It is 0 if the send is cancelled: nothing more is sent then.
+
         >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {})])
         >>> bulk.progress().failed, bulk.retry()
         (1, 1)

@@ -71,10 +71,7 @@ class Feeder:
             f"{progress.failed:,} of {results:,} mails failed, more than the share of"
             f" {bulk.max_failed_share:g} that max_failed_share allows"
         )
-        is_paused = self._store.change_bulk_if(
-            bulk.id, [BulkState.RUNNING], BulkState.PAUSED, reason=reason
-        )
-        if is_paused:
+        if is_paused := self._store.pause_failing(bulk.id, reason):
             log.error("Bulk send is paused: bulk=%s reason=%s", bulk.id, reason)
         return is_paused
 

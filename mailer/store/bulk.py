@@ -45,6 +45,12 @@ WHERE id = :id AND state {leaving}
 RETURNING id
 """
 
+# Whoever resumes it knows how much fails, so that is no reason for the next pause.
+PAUSE_FAILING = """
+UPDATE mailer_bulk SET state = 'paused', reason = :reason, released_to = 0, max_failed_share = 1
+WHERE id = :id AND state = 'running'
+RETURNING id
+"""
 CANCEL_ABANDONED = f"""
 UPDATE mailer_bulk SET state = 'cancelled', reason = 'its import stopped in the middle'
 WHERE id = :id AND {GOES_ON} AND NOT EXISTS (
@@ -226,6 +232,13 @@ class BulkSends(BulkImports):
         """Move a bulk send out of one of these states. Return whether it was in one."""
         values = {"id": bulk_id, "to": str(to), "reason": reason}
         return self._changes(CHANGE_STATE, {**values, "leaving": packed(map(str, leaving))})
+
+    def pause_failing(self, bulk_id: str, reason: str) -> bool:
+        """Pause a bulk send of which too much fails. After a resume, that is not asked again.
+
+        Return whether it was running.
+        """
+        return self._changes(PAUSE_FAILING, {"id": bulk_id, "reason": reason})
 
     def cancel_if_without_key(self, bulk_id: str) -> bool:
         """Cancel a bulk send whose import stopped, unless a call with its key can go on."""

@@ -16,6 +16,8 @@ _RESTING = """
         AND id = COALESCE(CAST(:delivery_id AS bigint), id)
         AND (:to <> 'queued' OR EXISTS (
             SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
+        AND (:to <> 'queued' OR NOT EXISTS (
+            SELECT 1 FROM mailer_bulk WHERE id = :mail_id AND state = 'cancelled'))
 """
 # Only a person moves a delivery out of a final state. It is counted again when it is finished.
 UNCOUNT = f"""

@@ -9,9 +9,9 @@ from mailer.delivery.feeding import Feeder
 from mailer.message import Status
 from mailer.message.bulk import BulkState
 from mailer.store import NewBulk, Store
-from tests.bulk_sends import IMPORTER, add, begin, recipient
+from tests.bulk_sends import IMPORTER, add, begin, make, recipient
 from tests.integration.test_bulk import numbers, state_of, take
-from tests.mails import LATER, NOW, record
+from tests.mails import LATER, NOW, claim, record
 from tests.services.dispatchers import MakeDispatcher
 
 
@@ -83,3 +83,32 @@ def test_ids_of_purged_deliveries_are_not_given_again(store: Store) -> None:
     add(store, new, [recipient(3), recipient(4)], before=2)
 
     assert len(store.release_held(new.message.id, now=NOW, most=10) or ()) == 2
+
+
+def test_a_resume_after_too_many_failures(store: Store, feeder: Feeder) -> None:
+    """A send that was paused since too much of it fails goes on to its end once it is resumed."""
+    bulk = make(store, 300, max_failed_share=0.1)
+    store.release_held(bulk.id, now=NOW, most=100)
+    taken = take(store, 100)
+    record(store, *taken[:11], to=Status.FAILED)
+    record(store, *taken[11:], to=Status.SENT)
+    feeder.advance(NOW)
+    assert state_of(store, bulk.id) is BulkState.PAUSED
+
+    assert Bulk(store, AppClock(), bulk.id).resume()
+    feeder.advance(NOW)
+    assert numbers(store, bulk.id) == {"sent": 89, "failed": 11, "queued": 200}
+
+
+def test_a_cancelled_send_is_not_retried(store: Store, feeder: Feeder) -> None:
+    """Nothing more is sent of a cancelled send: its failed mails stay failed, and are counted."""
+    bulk = make(store, 2)
+    store.release_held(bulk.id, now=NOW, most=1)
+    record(store, *take(store, 1), to=Status.FAILED)
+    handle = Bulk(store, AppClock(), bulk.id)
+    handle.cancel()
+    feeder.advance(NOW)
+
+    assert handle.retry() == 0
+    assert claim(store, now=LATER) == []
+    assert numbers(store, bulk.id) == {"failed": 1, "cancelled": 1}
