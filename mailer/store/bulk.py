@@ -26,6 +26,9 @@ from mailer.store.transactions import Transaction
 
 # In each collation, "g" comes after all hex digits.
 _AFTER_ALL_IDS = "g"
+# Deliveries of a send that one step looks at, or more. After a pause, those at its front are over:
+# if the step may release only a few, it still has to get past them.
+_LOOKED_AT = 1000
 
 _COLUMNS = ", ".join(rows.BULK_COLUMNS)
 BULK = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE id = :id"
@@ -274,14 +277,17 @@ class BulkSends(BulkImports):
         """Move the next deliveries that are held, if the bulk send is in this state."""
 
         def leave(transaction: Transaction) -> set[int] | None:
-            values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now, "most": most}
+            values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now}
+            values["most"] = max(most, _LOOKED_AT)
             # Locked first, so that nothing is held again behind the place that is looked at.
             found = transaction.execute(LOCK_IN_STATE, values)
             following = transaction.execute(NEXT, {**values, "after": found[0][0]}) if found else []
             if not following:
                 return None
-            ids = [number for number, is_held in following if is_held]
-            values |= {"ids": packed(ids), "left": len(ids), "left_to": following[-1][0]}
+            held = [number for number, is_held in following if is_held]
+            ids = held[:most]
+            left_to = following[-1][0] if ids == held else ids[-1]
+            values |= {"ids": packed(ids), "left": len(ids), "left_to": left_to}
             transaction.execute(NOTE_LEFT, values)
             kind = EventKind.QUEUED if state is BulkState.RUNNING else EventKind.CANCELLED
             return self._finish(transaction, statement, values, mails=(), has_bulk=True, kinds=kind)

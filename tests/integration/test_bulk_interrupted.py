@@ -112,3 +112,21 @@ def test_a_cancelled_send_is_not_retried(store: Store, feeder: Feeder) -> None:
     assert handle.retry() == 0
     assert claim(store, now=LATER) == []
     assert numbers(store, bulk.id) == {"failed": 1, "cancelled": 1}
+
+
+def test_a_resume_gets_past_what_is_sent(
+    store: Store, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed send goes on at the next sweep, though it may release only a few at once."""
+    bulk = make(store, 63)
+    store.release_held(bulk.id, now=NOW, most=60)
+    record(store, *take(store, 60), to=Status.SENT)
+    handle = Bulk(store, AppClock(), bulk.id)
+    assert (handle.pause(), handle.resume()) == (True, True)
+    monkeypatch.setattr("mailer.delivery.feeding._WINDOW", 2)
+
+    feeder.advance(NOW)
+    assert numbers(store, bulk.id) == {"sent": 60, "queued": 2, "held": 1}
+    record(store, *take(store, 2), to=Status.SENT)
+    feeder.advance(NOW)
+    assert numbers(store, bulk.id) == {"sent": 62, "queued": 1}
