@@ -26,11 +26,12 @@ def begin(
     now: float = NOW,
     state: BulkState = BulkState.IMPORTING,
     max_failed_share: float = 0.5,
+    headers: tuple[tuple[str, str], ...] = (),
     **envelope: Any,
 ) -> NewBulk:
     """Insert a bulk send without recipients."""
     new = NewBulk(
-        message=a_bulk_message(now, subject=subject),
+        message=a_bulk_message(now, subject=subject, headers=headers),
         envelope=Envelope(**{"recipients": (), "due_at": now, "lane": Lane.BULK, **envelope}),
         snapshot=Snapshot(subject, "mail/news", {"mail/news.txt": text}, {}).to_json(),
         state=state,

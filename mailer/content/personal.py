@@ -16,8 +16,10 @@ def personal_mail(
     delivery_id: int,
     prefix: str | None,
 ) -> Message:
-    """Render the mail of one recipient. The others are not named in it."""
+    """Render the mail of one recipient, whose headers win. The others are not named in it."""
     mail = renderer.render(own.context, own.locale)
+    own_names = {name.lower() for name, _value in own.headers}
+    shared = [pair for pair in message.headers if pair[0].lower() not in own_names]
     return replace(
         message,
         message_id=own_message_id(message.message_id, delivery_id),
@@ -25,5 +27,5 @@ def personal_mail(
         text=mail.bodies.text,
         html=mail.bodies.html,
         to=(Address(recipient, own.name),),
-        headers=(*message.headers, *own.headers),
+        headers=(*shared, *own.headers),
     )

@@ -11,8 +11,8 @@ from mailer.delivery.feeding import Feeder
 from mailer.delivery.settling import settle
 from mailer.errors import UnknownMail
 from mailer.message import Delivery, Lane, Status
-from mailer.message.bulk import BulkError, BulkState
-from mailer.store import Filter, Store
+from mailer.message.bulk import BulkError, BulkState, OwnPart
+from mailer.store import Filter, NewRecipient, Store
 from tests.bulk_sends import IMPORTER, add, begin, make, recipient
 from tests.mails import LATER, NOW, TOKEN, claim, mark, record, set_aside, table
 from tests.services.dispatchers import Clock, MakeDispatcher, queue
@@ -124,6 +124,24 @@ def test_each_recipient_gets_the_own_mail(
     assert len({one.parsed["Message-ID"] for one in sink.messages}) == 3
     assert numbers(store, bulk.id) == {"sent": 3}
     assert state_of(store, bulk.id) is BulkState.FINISHED
+
+
+def test_own_headers_win(
+    store: Store, dispatcher: Dispatcher, feeder: Feeder, sink: Sink, clock: Clock
+) -> None:
+    """A header of the recipient replaces that of the send, whatever its case: none comes twice."""
+    new = begin(
+        store, now=clock.time(), headers=(("List-Unsubscribe", "<mailto:all@x.org>"), ("X-A", "1"))
+    )
+    own = OwnPart({"name": "Ada"}, headers=(("List-unsubscribe", "<mailto:ada@x.org>"),))
+    add(store, new, [NewRecipient("ada@example.com", 1, own.to_json(), 100)])
+    store.end_import(new.message.id, IMPORTER, BulkState.RUNNING)
+    feeder.advance(clock.time())
+    dispatcher.deliver(60)
+
+    [mail] = [one.parsed for one in sink.messages]
+    assert mail.get_all("List-Unsubscribe") == ["<mailto:ada@x.org>"]
+    assert mail["X-A"] == "1"
 
 
 def test_a_mail_that_can_not_be_rendered_fails_alone(
