@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from mailer.errors import InvalidMail, UnknownMail
-from mailer.message import Status
+from mailer.message import Address, Status
 from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkState
 from mailer.message.ports import Clock
 from mailer.store import Store
@@ -171,7 +171,7 @@ class Bulk:
         """Move deliveries out of these states, each in a transaction of its own."""
         if address is None:
             ids = [one.delivery_id for state in leaving for one in self.recipients(state=state)]
-        elif (found := self._store.find_bulk_recipient(self.id, address)) is not None:
+        elif (found := self._find(address)) is not None:
             ids = [found]
         else:
             self._store.load_bulk(self.id)  # raises UnknownMail
@@ -180,6 +180,9 @@ class Bulk:
             )
         settle, now = self._store.settle_if_resting, self._clock.time()
         return sum(len(settle(self.id, to, now=now, delivery_id=one)) for one in ids)
+
+    def _find(self, address: str) -> int | None:
+        return self._store.find_bulk_recipient(self.id, Address.parse(address, field="to").email)
 
     def _change(
         self, leaving: Collection[BulkState], to: BulkState, reason: str | None = None

@@ -8,7 +8,7 @@ from mailer.delivery import Dispatcher
 from mailer.delivery.feeding import Feeder
 from mailer.message import Status
 from mailer.message.bulk import BulkState
-from mailer.store import NewBulk, Store
+from mailer.store import NewBulk, NewRecipient, Store
 from tests.bulk_sends import IMPORTER, add, begin, make, recipient
 from tests.integration.test_bulk import numbers, state_of, take
 from tests.mails import LATER, NOW, claim, record
@@ -130,3 +130,19 @@ def test_a_resume_gets_past_what_is_sent(
     record(store, *take(store, 2), to=Status.SENT)
     feeder.advance(NOW)
     assert numbers(store, bulk.id) == {"sent": 62, "queued": 1}
+
+
+def test_a_retry_of_the_recipient_that_was_given(store: Store) -> None:
+    """A recipient is found by the address as it was given: another spelling is another one."""
+    addresses = ["Ada@example.com", "ada@example.com", "ada@xn--bcher-kva.example"]
+    new = begin(store)
+    add(store, new, [NewRecipient(one, row, "{}", 9) for row, one in enumerate(addresses, 1)])
+    store.end_import(new.message.id, IMPORTER, BulkState.RUNNING)
+    store.release_held(new.message.id, now=NOW, most=3)
+    record(store, *take(store, 3), to=Status.FAILED)
+    bulk = Bulk(store, AppClock(), new.message.id)
+
+    for given, found in (("Ada@EXAMPLE.com", addresses[0]), ("ada@bücher.example", addresses[2])):
+        assert bulk.retry(to=given) == 1
+        assert found not in [one.address for one in bulk.recipients(state="failed")]
+    assert [one.address for one in bulk.recipients(state="failed")] == [addresses[1]]
