@@ -210,8 +210,8 @@ class BulkSends(BulkImports):
         ]
 
     def find_bulk_recipient(self, bulk_id: str, address: str) -> int | None:
-        """Return the delivery of a recipient, whose address is as `Address` writes it."""
-        values = {"id": bulk_id, "address": address}
+        """Return the delivery of a recipient, by its checked address, in any case."""
+        values = {"id": bulk_id, "address": address.lower()}
         with self._look() as transaction:
             found = transaction.execute(RECIPIENT, values)
         return found[0][0] if found else None

@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 
 from mailer.blackbox import Remains
-from mailer.bulk import Bulk
 from mailer.delivery import Dispatcher
 from mailer.delivery.feeding import Feeder
 from mailer.delivery.settling import settle
@@ -179,26 +178,6 @@ def test_too_many_failures_pause_the_send(
     assert numbers(store, bulk.id) == {"held": 200, "sent": 89, "failed": 11}
     assert str(store.load_bulk(bulk.id).reason).startswith("11 of 100 mails failed")
     assert "Bulk send is paused" in caplog.text
-
-
-def test_a_retry_lowers_the_share_that_fails(store: Store, feeder: Feeder, clock: Clock) -> None:
-    """After a pause because of failures, a resume alone pauses again; after a retry, it lasts."""
-    bulk = make(store, 100, now=clock.time(), max_failed_share=0.1)
-    handle = Bulk(store, clock, bulk.id)
-    store.release_held(bulk.id, now=clock.time(), most=100)
-    taken = take(store, 100)
-    record(store, *taken[:11], to=Status.FAILED)
-    record(store, *taken[11:], to=Status.SENT)
-    feeder.advance(clock.time())
-
-    assert handle.resume()
-    feeder.advance(clock.time())
-    assert state_of(store, bulk.id) is BulkState.PAUSED
-
-    assert (handle.retry(), handle.resume()) == (11, True)
-    feeder.advance(clock.time())
-    assert state_of(store, bulk.id) is BulkState.RUNNING
-    assert numbers(store, bulk.id) == {"queued": 11, "sent": 89}
 
 
 def test_a_killed_worker_charges_only_the_mail_that_it_composed(

@@ -133,8 +133,8 @@ def test_a_resume_gets_past_what_is_sent(
 
 
 def test_a_retry_of_the_recipient_that_was_given(store: Store) -> None:
-    """A recipient is found by the address as it was given: another spelling is another one."""
-    addresses = ["Ada@example.com", "ada@example.com", "ada@xn--bcher-kva.example"]
+    """A recipient is found by the address in any case, and in any spelling of its domain."""
+    addresses = ["Ada@example.com", "bob@example.com", "ada@xn--bcher-kva.example"]
     new = begin(store)
     add(store, new, [NewRecipient(one, row, "{}", 9) for row, one in enumerate(addresses, 1)])
     store.end_import(new.message.id, IMPORTER, BulkState.RUNNING)
@@ -142,7 +142,7 @@ def test_a_retry_of_the_recipient_that_was_given(store: Store) -> None:
     record(store, *take(store, 3), to=Status.FAILED)
     bulk = Bulk(store, AppClock(), new.message.id)
 
-    for given, found in (("Ada@EXAMPLE.com", addresses[0]), ("ada@bücher.example", addresses[2])):
+    for given, found in (("aDa@EXAMPLE.com", addresses[0]), ("ada@bücher.example", addresses[2])):
         assert bulk.retry(to=given) == 1
         assert found not in [one.address for one in bulk.recipients(state="failed")]
     assert [one.address for one in bulk.recipients(state="failed")] == [addresses[1]]
