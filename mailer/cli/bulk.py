@@ -323,6 +323,23 @@ def cancel(bulk_id: str, reason: str) -> None:
     _decide(bulk_id, lambda bulk: bulk.cancel(reason), "cancelled")
 
 
+@bulk_group.command()
+@click.argument("bulk_id", metavar="ID")
+@click.option("--to", metavar="ADDRESS", help="Only the mail to this recipient.")
+def retry(bulk_id: str, to: str | None) -> None:
+    """Queue the failed and doubtful mails again."""
+    click.echo(f"{_find(bulk_id).retry(to=to):,} moved to queued.")
+
+
+@bulk_group.command()
+@click.argument("bulk_id", metavar="ID")
+@click.argument("verdict", type=click.Choice([Status.SENT.value, Status.FAILED.value]))
+@click.option("--to", metavar="ADDRESS", help="Only the mail to this recipient.")
+def resolve(bulk_id: str, verdict: str, to: str | None) -> None:
+    """Decide about the doubtful mails: they were sent, or they have failed."""
+    click.echo(f"{_find(bulk_id).resolve(verdict, to=to):,} moved to {verdict}.")
+
+
 def _decide(given: str, decide: Callable[[Bulk], bool], done: str) -> None:
     bulk = _find(given)
     if not decide(bulk):
@@ -365,7 +382,15 @@ def recipients(bulk_id: str, state: str | None) -> None:
 def _write_csv(header: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows(map(_in_cells, rows))
+
+
+def _in_cells(row: tuple[object, ...]) -> tuple[object, ...]:
+    """Quote what a spreadsheet would run as a formula: strangers can choose some of the words."""
+    return tuple(
+        f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+        for cell in row
+    )
 
 
 def _find(given: str) -> Bulk:

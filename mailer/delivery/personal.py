@@ -11,8 +11,9 @@ from mailer.message.bulk import OwnPart
 from mailer.settings import Settings
 from mailer.store import Store
 
-# The templates of so many bulk sends are kept compiled in each process.
-_KEPT = 8
+# The templates of so many bulk sends are kept compiled in each process, about 100 kB for each. The
+# oldest ones go first: to know the least used ones would take a lock for each mail.
+_KEPT = 32
 
 
 class PersonalMail:

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,15 @@ from mailer import BulkState, Mailer, Status
 from mailer.errors import InvalidMail
 from mailer.intake.bulk_files import FileLines, read_csv, read_ndjson
 from mailer.intake.bulk_rows import UnreadableRow
-from mailer.store import Importer
+from mailer.message import Delivery
+from mailer.store import Importer, Store
+from tests.mails import TOKEN, claim, record
 from tests.shop import close, create_shop, rows, store_of
 
 TEMPLATES = {"mail/news.txt": "Hello {{ name }}!"}
 OPTIONS = ("--template", "mail/news", "--subject", "News for {{ name }}")
 LATER = ("--send-at", "2099-01-01 10:00")
+MUCH_LATER = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 TWO = "email,name\nada@example.com,Ada\nbob@example.com,Bob\n"
 
 Run = Callable[..., Result]
@@ -443,6 +447,40 @@ def test_an_unknown_id(run: Run, app: Flask, verb: str) -> None:
     assert "'01a220fe15003b'" in refusal(run(verb, "01a220fe15003b"))
 
 
+def test_failed_and_doubtful_mail(send: Run, run: Run, app: Flask) -> None:
+    """`retry` queues failed mail again, `resolve` settles doubtful mail: all of it, or one."""
+    bulk_id, store = id_in(send(TWO, *LATER)), store_of(app)
+    store.release_held(bulk_id, now=MUCH_LATER, most=2)
+    record(store, *mark_all(store), to=Status.FAILED)
+
+    assert run("retry", bulk_id, "--to", "BOB@example.com").output == "1 moved to queued.\n"
+    assert run("retry", bulk_id).output == "1 moved to queued.\n"
+    record(store, *mark_all(store), to=Status.DOUBTFUL)
+    assert run("resolve", bulk_id, "failed", "--to", "ada@example.com").output == (
+        "1 moved to failed.\n"
+    )
+    assert run("resolve", bulk_id, "sent").output == "1 moved to sent.\n"
+    assert "has no recipient 'eve@example.com'" in refusal(
+        run("retry", bulk_id, "--to", "eve@example.com")
+    )
+
+
+def mark_all(store: Store) -> list[Delivery]:
+    """Claim and mark what is due, as a worker does before it sends it."""
+    until = MUCH_LATER + 60
+    claimed = claim(store, now=MUCH_LATER, lease_until=until)
+    ids = [one.id for one in claimed]
+    store.mark_if_claimed(ids, token=TOKEN, now=MUCH_LATER, lease_until=until)
+    return claimed
+
+
+def test_no_cell_is_a_formula(send: Run, run: Run) -> None:
+    """A cell that a spreadsheet would run has an apostrophe before it."""
+    bulk_id = id_in(send("email,name\n=1+1,B\nada@example.com,Ada\n"))
+
+    assert "1,'=1+1," in run("errors", bulk_id).stdout
+
+
 def test_the_errors(send: Run, run: Run) -> None:
     """The errors are CSV: the refused rows, and the mails that failed."""
     bulk_id = id_in(send('email,name\nbad,B\n"a,b",B\nada@example.com,Ada\n'))
@@ -597,6 +635,6 @@ def test_every_command_is_explained(run: Run) -> None:
 
     assert "FILE" in shown.splitlines()[0]
     assert [line.split()[0] for line in lines] == (
-        "cancel confirm errors list pause recipients resume send status".split()
+        "cancel confirm errors list pause recipients resolve resume retry send status".split()
     )
     assert all(len(line.split()) > 3 for line in lines)
