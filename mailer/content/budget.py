@@ -1,7 +1,7 @@
 """The budget of one rendering: how much a template that nobody trusts may do."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class Budget:
 
 
 _current: ContextVar[Budget] = ContextVar("mailer_rendering_budget")
-current_budget = _current.get
+current_budget: Callable[[], Budget] = _current.get
 
 
 @contextmanager

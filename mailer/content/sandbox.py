@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from flask import Flask
 from jinja2 import (
@@ -37,14 +37,13 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from markupsafe import Markup, escape
 from werkzeug.local import LocalProxy
 
-from mailer.content import bounded
+from mailer.content import bounded, budget
 from mailer.content.budget import (
     PLAIN,
     SCALARS,
     STEP,
     LimitExceeded,
     charge,
-    charge_loop,
     check_size,
     current_budget,
     kept,
@@ -236,13 +235,13 @@ class _Namespace(Namespace):
 class SandboxedTemplates(ImmutableSandboxedEnvironment):
     """The environment of one app's templates, with `loader` for their sources."""
 
-    code_generator_class = BoundedCode
-    template_class = _RenderedTemplate
-    intercepted_binops = frozenset(_OPERATORS)
-    charge = staticmethod(charge)
-    charge_loop = staticmethod(charge_loop)
-    kept = staticmethod(kept)
-    searched = staticmethod(bounded.searched)
+    code_generator_class: type[CodeGenerator] = BoundedCode
+    template_class: type[Template] = _RenderedTemplate
+    intercepted_binops: frozenset[str] = frozenset(_OPERATORS)
+    charge: ClassVar[Callable[[int], None]] = staticmethod(budget.charge)
+    charge_loop: ClassVar[Callable[[int], None]] = staticmethod(budget.charge_loop)
+    kept: ClassVar[Callable[..., Any]] = staticmethod(budget.kept)
+    searched: ClassVar[Callable[[Any], Any]] = staticmethod(bounded.searched)
 
     def __init__(self, app: Flask, loader: BaseLoader) -> None:
         own = app.jinja_env
@@ -259,18 +258,20 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
             cache_size=-1,
             auto_reload=False,
         )
-        self.policies = dict(own.policies)
+        self.policies: dict[str, Any] = dict(own.policies)
         if hasattr(own, "newstyle_gettext"):
-            self.newstyle_gettext = own.newstyle_gettext
+            self.newstyle_gettext: bool = own.newstyle_gettext
         self.binop_table |= _OPERATORS
-        self.filters = {
+        self.filters: dict[str, Callable[..., Any]] = {
             name: bounded.bounded_filter(name, function)
             for name, function in own.filters.items()
             if name not in bounded.REMOVED_FILTERS and _is_allowed(function)
         }
-        self.tests = {name: test for name, test in own.tests.items() if _is_allowed(test)}
+        self.tests: dict[str, Any] = {
+            name: test for name, test in own.tests.items() if _is_allowed(test)
+        }
         self.tests["in"] = lambda value, values: value in bounded.searched(values)
-        self.globals = {
+        self.globals: dict[str, Any] = {
             name: function
             for name, function in own.globals.items()
             if name not in FORBIDDEN_GLOBALS and is_function(function)
