@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of the limits during one rendering."""
+    """The rest of the limits during one rendering."""
 
     limits: Limits
     loops: int = 0

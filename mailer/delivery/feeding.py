@@ -7,7 +7,7 @@ from logging import Logger
 from mailer.delivery.services import Services
 from mailer.logs import get_logger
 from mailer.message import Lane
-from mailer.message.bulk import BulkSend, BulkState
+from mailer.message.bulk import BulkProgress, BulkSend, BulkState
 
 # So many deliveries of a lane are due at most before its bulk sends release more: twice as many as
 # workers send until the next sweep.
@@ -16,6 +16,8 @@ _WINDOW = 10_000
 _STEPS = 10
 # Fewer results say little about the share that fails.
 _FEWEST_RESULTS = 100
+# So many rows of counts are summed up at once, since that is a transaction.
+_SUMMED_UP = 100
 # In seconds: an importer that was silent for so long does not come back.
 _ABANDONED = 3600.0
 
@@ -35,11 +37,12 @@ class Feeder:
         for bulk in unfinished:
             if not bulk.is_complete:
                 self._cancel_if_abandoned(bulk, now)
+            progress = self._store.bulk_progress(bulk.id, now=now)
             if bulk.state is BulkState.RUNNING:
-                self._release(bulk, now, shares.get(bulk.lane, 0))
+                self._release(bulk, progress, now, shares.get(bulk.lane, 0))
             elif bulk.state in (BulkState.PAUSED, BulkState.CANCELLED):
-                self._hold(bulk, now)
-            self._store.sum_up_counts(bulk.id)
+                self._hold(bulk, progress, now)
+            self._store.sum_up_counts(bulk.id, at_least=_SUMMED_UP)
             has_all = bulk.is_complete or bulk.state is BulkState.CANCELLED
             if has_all and self._store.finish_bulk_if_done(bulk.id, now=now):
                 log.info("Bulk send is over: bulk=%s", bulk.id)
@@ -52,9 +55,9 @@ class Feeder:
         due = {lane: self._store.count_due(lane, now=now, most=_WINDOW) for lane in running}
         return {lane: (_WINDOW - due[lane]) // number for lane, number in running.items()}
 
-    def _release(self, bulk: BulkSend, now: float, share: int) -> None:
+    def _release(self, bulk: BulkSend, progress: BulkProgress, now: float, share: int) -> None:
         """Release the next deliveries, unless too much of the mail fails."""
-        if self._pause_if_failing(bulk, now):
+        if self._pause_if_failing(bulk, progress) or not progress.held:
             return
         for _step in range(_STEPS):
             released = self._store.release_held(bulk.id, now=now, most=share) if share > 0 else None
@@ -62,8 +65,7 @@ class Feeder:
                 return
             share -= len(released)
 
-    def _pause_if_failing(self, bulk: BulkSend, now: float) -> bool:
-        progress = self._store.bulk_progress(bulk.id, now=now)
+    def _pause_if_failing(self, bulk: BulkSend, progress: BulkProgress) -> bool:
         results = progress.sent + progress.failed
         if results < _FEWEST_RESULTS or progress.failed <= bulk.max_failed_share * results:
             return False
@@ -75,15 +77,16 @@ class Feeder:
             log.error("Bulk send is paused: bulk=%s reason=%s", bulk.id, reason)
         return is_paused
 
-    def _hold(self, bulk: BulkSend, now: float) -> None:
+    def _hold(self, bulk: BulkSend, progress: BulkProgress, now: float) -> None:
         """Hold what is queued of a send that is paused or cancelled.
 
         If it is cancelled, cancel what is held. The store looks at the state again in each step.
         """
-        for _step in range(_STEPS):
+        # Only if there is any: to find it, the store reads all deliveries of the send.
+        for _step in range(_STEPS if progress.queued else 0):
             if not self._store.hold_again(bulk.id):
                 break
-        for _step in range(_STEPS):
+        for _step in range(_STEPS if bulk.state is BulkState.CANCELLED else 0):
             if self._store.cancel_held(bulk.id, now=now) is None:
                 break
 

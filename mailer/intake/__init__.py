@@ -45,7 +45,7 @@ from mailer.intake.from_flask_mail import (
 )
 from mailer.intake.idempotency import Fingerprints
 from mailer.intake.recording import Accepted, Recorder
-from mailer.intake.rehearsal import RehearsedSend
+from mailer.intake.rehearsal import RehearsalRun
 from mailer.logs import addresses_shown, get_logger
 from mailer.message import (
     Address,
@@ -239,7 +239,7 @@ class Intake:
         now = self._clock.time()
         message, snapshot, size = self._bulk_message(mail, options, now)
         envelope = _envelope((), size, None, options, now)
-        rehearsed = RehearsedSend(
+        return RehearsalRun(
             self._settings,
             self._clock,
             self._row_reader(size),
@@ -247,8 +247,7 @@ class Intake:
             message,
             envelope.lane,
             bulk.progress,
-        )
-        return rehearsed.run(recipients)
+        ).run(recipients)
 
     def _row_reader(self, shared_size: int) -> RowReader:
         return RowReader(

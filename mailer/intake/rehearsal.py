@@ -31,8 +31,8 @@ _ROWS_BETWEEN_REPORTS = 1000
 _BUCKETS = 1 << 16
 
 
-class RehearsedSend:
-    """One rehearsal, in flat memory but for eight bytes of each address."""
+class RehearsalRun:
+    """A rehearsal that is under way, in flat memory but for eight bytes of each address."""
 
     def __init__(
         self,

@@ -154,7 +154,7 @@ class BulkSend:
     lane: Lane
     max_failed_share: float
     accepted: int
-    released: int  #: recipients that were released, less those that were held again
+    released: int  #: recipients that were released or cancelled, less those held again
     released_to: int  #: no delivery up to this id is held
     importer_until: float | None
     starts_at: float

@@ -243,7 +243,7 @@ bulk: Table = Table(
     Column("accepted", BigInteger, nullable=False),
     Column("duplicates", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),
-    Column("released", BigInteger, nullable=False),  # held -> queued, less queued -> held
+    Column("released", BigInteger, nullable=False),  # that left held, less those held again
     Column("released_to", BigInteger, nullable=False),  # no delivery up to this id is held
     Column("importer", Text),
     Column("importer_until", _Time),

@@ -129,6 +129,10 @@ DOUBTFUL = """
 SELECT COUNT(*) FROM mailer_delivery
 WHERE status = 'doubtful' AND COALESCE(mail_id, '') = :id
 """
+COUNT_ROWS = """
+SELECT COUNT(*) FROM (
+    SELECT 1 FROM mailer_bulk_count WHERE bulk_id = :id LIMIT :most) AS counts
+"""
 TAKE_COUNTS = "DELETE FROM mailer_bulk_count WHERE bulk_id = :id RETURNING status, number"
 INSERT_COUNT = insert_into("mailer_bulk_count", ("bulk_id", "status", "number"))
 
@@ -289,8 +293,11 @@ class BulkSends(BulkImports):
             left_to = following[-1][0] if ids == held else ids[-1]
             values |= {"ids": packed(ids), "left": len(ids), "left_to": left_to}
             transaction.execute(NOTE_LEFT, values)
-            kind = EventKind.QUEUED if state is BulkState.RUNNING else EventKind.CANCELLED
-            return self._finish(transaction, statement, values, mails=(), has_bulk=True, kinds=kind)
+            is_release = state is BulkState.RUNNING
+            kind = EventKind.QUEUED if is_release else EventKind.CANCELLED
+            return self._finish(
+                transaction, statement, values, mails=(), has_bulk=not is_release, kinds=kind
+            )
 
         return self._transact(leave)
 
@@ -328,8 +335,13 @@ class BulkSends(BulkImports):
 
         return self._transact(finish)
 
-    def sum_up_counts(self, bulk_id: str) -> None:
-        """Sum up the rows of counts of a bulk send."""
+    def sum_up_counts(self, bulk_id: str, *, at_least: int = 2) -> None:
+        """Sum up the rows of counts of a bulk send, if there are so many."""
+        with self._look() as transaction:
+            values = {"id": bulk_id, "most": at_least}
+            [(number,)] = transaction.execute(COUNT_ROWS, values)
+        if number < at_least:
+            return
 
         def sum_up(transaction: Transaction) -> None:
             sums: Counter[str] = Counter()

@@ -101,7 +101,7 @@ class NewRecipient:
 
     @property
     def key(self) -> str:
-        """Return the form of the address that is stored once: no provider tells case apart."""
+        """Return the form of the address that is stored once: few providers tell case apart."""
         return self.address.lower()
 
 

@@ -103,6 +103,35 @@ def test_the_queue_of_a_lane_stays_short(
     assert store.count_due(Lane.BULK, now=clock.time(), most=100) == 9
 
 
+@pytest.mark.parametrize(
+    ("state", "send_at"),
+    [
+        (BulkState.READY, NOW),
+        (BulkState.PAUSED, NOW),
+        (BulkState.RUNNING, NOW + 3600),
+    ],
+)
+def test_a_send_that_can_not_go_on_costs_no_transaction(
+    store: Store,
+    feeder: Feeder,
+    monkeypatch: pytest.MonkeyPatch,
+    state: BulkState,
+    send_at: float,
+) -> None:
+    """A sweep only reads about a send that waits for a person or for its time."""
+    bulk = make(store, 2, due_at=send_at)
+    store.change_bulk_if(bulk.id, [BulkState.RUNNING], state)
+
+    def refuse() -> None:
+        raise AssertionError("the sweep began a transaction that writes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._transactions, "write", refuse)
+        feeder.advance(NOW)
+
+    assert numbers(store, bulk.id) == {"held": 2}
+
+
 # --- delivery -----------------------------------------------------------------------------------
 
 
