@@ -14,7 +14,19 @@ from jinja2 import DictLoader
 
 import mailer
 import mailer.logging
-from mailer import Bulk, Mail, Mailer, Status, background, errors, extension, mail, signals, testing
+from mailer import (
+    Bulk,
+    Mail,
+    Mailer,
+    Status,
+    background,
+    errors,
+    extension,
+    mail,
+    mail_operations,
+    signals,
+    testing,
+)
 from mailer.background import BackgroundFunction
 from mailer.message import addresses, attachments, events, new_id, states, statuses
 from mailer.schema import foreign
@@ -25,7 +37,18 @@ from tests.services.loggers import error_mails_ended
 from tests.shop import close, store_of
 
 MODULES: list[ModuleType] = [
-    *(mailer, background, errors, extension, mail, mailer.logging, signals, foreign, inbox),
+    *(
+        mailer,
+        background,
+        errors,
+        extension,
+        mail_operations,
+        mail,
+        mailer.logging,
+        signals,
+        foreign,
+        inbox,
+    ),
     *(addresses, attachments, events, states, statuses, mailer.bulk, mailer.message.bulk),
     *(testing, mails, matching, outbox, relay, snapshots),
 ]
@@ -57,7 +80,7 @@ def public_names() -> dict[str, object]:
     found["mailer.logging.QueuedMailHandler"] = mailer.logging.QueuedMailHandler
     found["mailer.background.BackgroundFunction"] = BackgroundFunction
     for kind in (
-        *(Mailer, BackgroundFunction, Mail, Bulk),
+        *(Mailer, mail_operations.MailOperations, BackgroundFunction, Mail, Bulk),
         *(testing.Outbox, testing.FakeRelay, testing.RecordedMail),
     ):
         for name, method in vars(kind).items():

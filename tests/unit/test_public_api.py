@@ -74,7 +74,7 @@ def test_every_method_is_explained(method: str) -> None:
 
 def test_a_mail_knows_the_methods_of_mailer() -> None:
     """A method of Mailer that Mail does not have is an error on Mail, not None."""
-    methods = {name for name in vars(mailer.Mailer) if not name.startswith("_")}
+    methods = {name for name in dir(mailer.Mailer) if not name.startswith("_")}
 
     assert methods - {"init_app"} == _OF_MAILER
 
