@@ -4,7 +4,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from tests.bulk_calls import (
 )
 from tests.services.databases import PostgresDatabases, sqlite_only
 from tests.services.postgres import DEBIAN_FOLDERS, SETTINGS, PostgresServer, running_postgres
-from tests.services.processes import at_once
+from tests.services.processes import at_once, forked
 from tests.services.requirement import find_program, require
 from tests.services.waiting import wait_until
 from tests.shop import OpenShop, close, create_shop, store_of
@@ -53,19 +53,6 @@ def kill_myself() -> None:
 
 def stop_myself() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Fork a child that does this work, and ends well if it raises nothing."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
 
 
 def was_killed(pid: int) -> bool:

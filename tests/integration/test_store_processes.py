@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, make_url, text
 from mailer.store import Store, sqlite_locks
 from tests.mails import NOW, a_message, insert, table
 from tests.services.databases import Databases, sqlite_only
-from tests.services.processes import at_once
+from tests.services.processes import at_once, forked
 from tests.services.users import as_another_user
 
 _numbers = count(1)
@@ -25,19 +25,6 @@ def queue(store: Store, recipient: str) -> None:
 
 def recipients(store: Store) -> list[str]:
     return [row["recipient"] for row in table(store).values()]
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Fork a child that does this work, and return its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
 
 
 def forked_unnoticed(work: Callable[[], object]) -> int:

@@ -1,6 +1,7 @@
 """Work that several processes do at the same moment."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
@@ -20,6 +21,19 @@ _CELERY = [
 #: With "fork", a child inherits the test's open files; with "spawn", it imports everything anew.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([*_MAILER, *_CELERY])
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Fork a child that does this work, which ends well if it raises nothing. Return its id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
 
 
 def at_once(count: int, work: Callable[..., T], *arguments: object) -> list[T]:
