@@ -70,22 +70,27 @@ class Sink:
         `check` raises if the sender has failed. The time counts from the first mail, or from
         `since`.
         """
-        seen, at = self._next_change(0, check)
+        seen, at, before = self._next_change(0, check)
         first_count, first_at = (seen, at) if since is None else (0, since)
+        if first_count >= count:  # all of them came between two looks
+            first_count, first_at = 0, before
         while seen < count:
-            seen, at = self._next_change(seen, check)
+            seen, at, _before = self._next_change(seen, check)
         if seen > count and not then_more:
             raise Failed(f"{seen} mails arrived, {count} were sent")
         return Flow(seen - first_count, at - first_at)
 
-    def _next_change(self, seen: int, check: Callable[[], None]) -> tuple[int, float]:
-        deadline = time.perf_counter() + _LONGEST_SILENCE
+    def _next_change(self, seen: int, check: Callable[[], None]) -> tuple[int, float, float]:
+        """Return the next count, with the times of the look that saw it and of the one before."""
+        before = time.perf_counter()
+        deadline = before + _LONGEST_SILENCE
         while True:
             # Pause even while mails pour in: a busy loop would take a core from the contender.
             time.sleep(_LOOK_EVERY)
             count, now = self.count, time.perf_counter()
             if count != seen:
-                return count, now
+                return count, now, before
+            before = now
             check()
             if now > deadline:
                 raise Failed(f"{count} mails arrived, then none for {_LONGEST_SILENCE:.0f} s")

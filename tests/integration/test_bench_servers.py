@@ -32,6 +32,21 @@ def test_the_sink_counts_every_mail(tmp_path: Path) -> None:
         assert flow.mails <= 504
 
 
+def test_mails_that_come_between_two_looks(tmp_path: Path) -> None:
+    """The rate of mails that all come between two looks is counted from the look before."""
+    counter = tmp_path / "sink.count"
+    counter.touch()
+
+    def arrive() -> None:
+        counter.write_bytes(b"mesg=40\r")
+
+    with Sink(0, counter) as sink:
+        flow = sink.wait_for(40, check=arrive)
+
+    assert (flow.mails, flow.seconds > 0) == (40, True)
+    assert flow.per_second > 0
+
+
 def test_the_relay_far_away_counts_every_mail(tmp_path: Path) -> None:
     """The distant relay counts every mail that the standard library's client sends."""
     with running_relay(tmp_path) as relay:
