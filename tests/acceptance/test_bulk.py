@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 
 from mailer import Bulk, BulkState, Mailer, OnDoubt
+from mailer.smtpd.faults import DELAY, Fault
 from tests.services.sink import Sink
 from tests.services.waiting import wait_until
 from tests.services.worker import StartWorker, StartWorkers
@@ -65,6 +66,8 @@ def test_a_bulk_send_survives_a_deployment_and_killed_workers(
 
     Those in doubt are the only exception: mail that was on the wire when its worker was killed.
     """
+    # So slow that each worker is killed with most of the mail before it.
+    sink.faults.add(Fault("dot", DELAY, delay=0.02, times=None))
     with app.app_context():
         soon = {"MAILER_RETRY_FIRST": "1"}  # for mail that a worker composed when it was killed
         workers = start_workers(2, env=soon)
