@@ -102,6 +102,7 @@ class Mailer(MailOperations):
         attachments: Iterable[Attachment | flask_mail.Attachment] = (),
         headers: Mapping[str, str] | None = None,
         lane: Lane | str = Lane.NORMAL,
+        tenant: str | None = None,
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
@@ -151,6 +152,7 @@ class Mailer(MailOperations):
             attachments: Files and inline images.
             headers: More headers, such as `{"List-Id": "news.example.com"}`.
             lane: `"critical"`, `"normal"` or `"bulk"`: urgent mail is delivered first.
+            tenant: Whose mail it is, if you send for several: a name or an id. Tenants take turns.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
             expires_at: The time after which the mail is not sent any more, given like `send_at`.
             on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
@@ -187,6 +189,7 @@ class Mailer(MailOperations):
             headers=headers,
             options=Options(
                 lane=lane,
+                tenant=tenant,
                 send_at=send_at,
                 expires_at=expires_at,
                 on_doubt=on_doubt,
@@ -203,6 +206,7 @@ class Mailer(MailOperations):
         message: flask_mail.Message,
         *,
         lane: Lane | str = Lane.NORMAL,
+        tenant: str | None = None,
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
@@ -221,6 +225,7 @@ class Mailer(MailOperations):
         """
         options = Options(
             lane=lane,
+            tenant=tenant,
             send_at=send_at,
             expires_at=expires_at,
             on_doubt=on_doubt,
@@ -267,6 +272,7 @@ class Mailer(MailOperations):
         attachments: Iterable[Attachment | flask_mail.Attachment] = (),
         headers: Mapping[str, str] | None = None,
         lane: Lane | str = Lane.BULK,
+        tenant: str | None = None,
         send_at: When = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
@@ -307,6 +313,7 @@ class Mailer(MailOperations):
             attachments: Files that each mail carries. They are stored once.
             headers: More headers of each mail.
             lane: The lane.
+            tenant: Whose mail it is, if you send for several.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
             expires_at: The time after which no mail is sent any more, given like `send_at`.
             on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
@@ -341,6 +348,7 @@ class Mailer(MailOperations):
         )
         options = Options(
             lane=lane,
+            tenant=tenant,
             send_at=send_at,
             expires_at=expires_at,
             on_doubt=on_doubt,

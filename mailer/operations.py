@@ -23,6 +23,7 @@ from mailer.message import (
     is_bulk_id,
 )
 from mailer.message.ports import Clock
+from mailer.message.tenants import TenantStatus
 from mailer.settings import RelaySettings, Settings
 from mailer.store import Filter, Outlook, Store
 
@@ -98,6 +99,10 @@ class Operations:
         The outlook has the `most` largest domains, and as many of the first mails.
         """
         return self._store.outlook(now=self._clock.time(), most=most)
+
+    def tenants(self) -> list[TenantStatus]:
+        """Return the tenants that have mail waiting, or have sent mail under a quota."""
+        return self._store.tenants(self._clock.time())
 
     def absence(self) -> str | None:
         """Return a sentence if mail is due and no worker is there, else None."""

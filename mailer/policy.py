@@ -1,11 +1,12 @@
-"""Pure decisions: retries, the meaning of replies and errors, sizes.
+"""Pure decisions: retries, the meaning of replies and errors, the fair order, sizes.
 
 Time and jitter are passed in.
 """
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from mailer.errors import InvalidMail
 from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
@@ -316,6 +317,65 @@ def verdict_on(error: Exception) -> Verdict:
     limits and unexpected errors are not.
     """
     return Verdict.REFUSED if isinstance(error, FAULTS_OF_A_MAIL) else Verdict.DEFERRED
+
+
+# --- the fair order -----------------------------------------------------------------------------
+
+#: The tenant of mail without one, and the entry of each tenant that is not named.
+NO_TENANT, OTHER_TENANTS = "", "*"
+# In seconds: so far apart are the ranks of a tenant's mails, unless the tenant has a weight. More
+# than workers need to deliver one mail of each tenant that has mail waiting.
+_SPACING = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """The number of mails that a tenant may send in each period of so many seconds."""
+
+    amount: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRules:
+    """The weights and the quotas of tenants."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    quotas: Mapping[str, tuple[Quota, ...]] = field(default_factory=dict)
+
+    def spacing(self, tenant: str) -> float:
+        """Return the seconds between the ranks of two mails of a tenant."""
+        weight = self.weights.get(tenant, self.weights.get(OTHER_TENANTS, 1.0))
+        return _SPACING / weight
+
+    def quotas_of(self, tenant: str) -> tuple[Quota, ...]:
+        """Return the quotas of a tenant, or nothing if it has none."""
+        if tenant == NO_TENANT:
+            return ()
+        return self.quotas.get(tenant, self.quotas.get(OTHER_TENANTS, ()))
+
+
+def ranks(
+    tenants: Iterable[str],
+    rules: TenantRules,
+    *,
+    now: float,
+    head: float | None,
+    tails: Mapping[str, float],
+) -> list[float]:
+    """Return the rank of a mail of each of these tenants, in this order.
+
+    A mail ranks behind the last one of its tenant. If none is waiting, it ranks where the queue has
+    got to: at `head`, the least rank of all, but not before now.
+    """
+    start = now if head is None else max(now, head)
+    last = dict(tails)
+    found = []
+    for tenant in tenants:
+        before = last.get(tenant)
+        last[tenant] = start if before is None else max(start, before + rules.spacing(tenant))
+        found.append(last[tenant])
+    return found
 
 
 # --- sizes --------------------------------------------------------------------------------------

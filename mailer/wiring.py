@@ -101,7 +101,12 @@ def wire(app: Flask) -> State:
     celery = app.extensions["celery"]
     clock = AppClock()
     outlet = SignalOutlet(app, clock, inline=settings.mail_suppress_send)
-    store = Store(settings.database_url, pgbouncer=settings.pgbouncer, outlet=outlet)
+    store = Store(
+        settings.database_url,
+        pgbouncer=settings.pgbouncer,
+        outlet=outlet,
+        rules=settings.tenant_rules,
+    )
     inline = InlineBell()
     bell = inline if settings.mail_suppress_send else CeleryBell(celery, settings, clock, inline)
     outbound = inline.outbound = Outbound(app, settings, store, bell, clock)

@@ -10,6 +10,7 @@ from mailer.cli import (  # noqa: F401 -- adds their commands
     queue,
     relays,
     tables,
+    tenants,
 )
 from mailer.cli.group import mail_group
 

@@ -98,6 +98,7 @@ def _headers(
 @click.option("--header", "headers", multiple=True, callback=_headers, metavar="'NAME: VALUE'")
 @click.option("--tag", "tags", multiple=True, help="A word to find the send by.")
 @click.option("--lane", type=LANE, default="bulk", show_default=True)
+@click.option("--tenant", metavar="NAME", help="Whose mail it is, if you send for several.")
 @click.option(
     "--send-at",
     type=parse_time,
@@ -155,7 +156,7 @@ def send(file: IO[bytes], kind: str | None, *, dry_run: bool, **given: Any) -> N
 
 def _split(given: dict[str, Any]) -> tuple[BulkMail, Options, BulkOptions]:
     mail = ("subject", "template", "shared", "locales", "sender", "reply_to", "headers")
-    options = ("lane", "send_at", "expires_at", "tags", "idempotency_key")
+    options = ("lane", "tenant", "send_at", "expires_at", "tags", "idempotency_key")
     return (
         BulkMail(**{name: given[name] for name in mail}),
         Options(**{name: given[name] for name in options}),

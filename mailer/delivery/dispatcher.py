@@ -129,6 +129,8 @@ class Dispatcher:
     def _claim(self, limit: int, available: Availability, context: ThreadContext) -> list[Delivery]:
         """Claim due deliveries in the lanes that a free relay accepts."""
         now, token = self._clock.time(), secrets.token_hex(8)
+        if self._settings.tenant_rules.quotas:
+            self._services.store.release_within_quotas(now)
         context.box.claiming(token)
         until = now + self._settings.claim_lease
         return self._services.store.claim_due(

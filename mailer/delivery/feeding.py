@@ -9,8 +9,8 @@ from mailer.logs import get_logger
 from mailer.message import Lane
 from mailer.message.bulk import BulkProgress, BulkSend, BulkState
 
-# So many deliveries of a lane are due at most before its bulk sends release more: twice as many as
-# workers send until the next sweep.
+# So many deliveries of a tenant are due at most in a lane before its bulk sends release more: twice
+# as many as workers send until the next sweep.
 _WINDOW = 10_000
 # Steps of the same send in one sweep, so that other chores get their turn.
 _STEPS = 10
@@ -39,7 +39,7 @@ class Feeder:
                 self._cancel_if_abandoned(bulk, now)
             progress = self._store.bulk_progress(bulk.id, now=now)
             if bulk.state is BulkState.RUNNING:
-                self._release(bulk, progress, now, shares.get(bulk.lane, 0))
+                self._release(bulk, progress, now, shares.get((bulk.lane, bulk.tenant), 0))
             elif bulk.state in (BulkState.PAUSED, BulkState.CANCELLED):
                 self._hold(bulk, progress, now)
             self._store.sum_up_counts(bulk.id, at_least=_SUMMED_UP)
@@ -47,13 +47,18 @@ class Feeder:
             if has_all and self._store.finish_bulk_if_done(bulk.id, now=now):
                 log.info("Bulk send is over: bulk=%s", bulk.id)
 
-    def _shares(self, bulks: Sequence[BulkSend], now: float) -> dict[Lane, int]:
-        """Return how much each running send of a lane may release, by lane."""
+    def _shares(self, bulks: Sequence[BulkSend], now: float) -> dict[tuple[Lane, str], int]:
+        """Return how much each running send may release, by lane and tenant."""
         running = Counter(
-            one.lane for one in bulks if one.state is BulkState.RUNNING and one.starts_at <= now
+            (one.lane, one.tenant)
+            for one in bulks
+            if one.state is BulkState.RUNNING and one.starts_at <= now
         )
-        due = {lane: self._store.count_due(lane, now=now, most=_WINDOW) for lane in running}
-        return {lane: (_WINDOW - due[lane]) // number for lane, number in running.items()}
+        return {
+            (lane, tenant): (_WINDOW - self._store.count_due(lane, tenant, now=now, most=_WINDOW))
+            // number
+            for (lane, tenant), number in running.items()
+        }
 
     def _release(self, bulk: BulkSend, progress: BulkProgress, now: float, share: int) -> None:
         """Release the next deliveries, unless too much of the mail fails."""

@@ -53,6 +53,8 @@ class Maintenance:
         take("resend", self._store.resend_doubtful, now)
         take("expire", self._store.expire_overdue, now)
         take("bulk sends", self._feeder.advance, now)
+        take("quotas", self._store.release_within_quotas, now)
+        take("fair order", self._store.rank_due, now)
         take("deliver", self._deliver_due, now)
 
     def _doubt(self, now: float) -> None:

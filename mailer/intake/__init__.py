@@ -29,6 +29,7 @@ from mailer.intake.arguments import (
     check_on_doubt,
     check_sensitive,
     check_tags,
+    check_tenant,
     check_time,
 )
 from mailer.intake.bulk import BulkImport, BulkMail, BulkOptions, check_recipients
@@ -86,6 +87,7 @@ class Options:
     send_at: When = None
     expires_at: When = None
     on_doubt: OnDoubt | str = OnDoubt.RESEND
+    tenant: str | None = None
     sensitive: bool = False
     tags: Iterable[str] = ()
     metadata: Mapping[str, str] | None = None
@@ -404,6 +406,7 @@ def _envelope(
         due_at=due_at,
         expires_at=expires_at,
         on_doubt=check_on_doubt(options.on_doubt),
+        tenant=check_tenant(options.tenant),
         size=size,
     )
 

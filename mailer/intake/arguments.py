@@ -6,12 +6,14 @@ from typing import TypeVar
 
 from mailer.errors import InvalidMail, OverLimit
 from mailer.message import OnDoubt, check_text
+from mailer.policy import NO_TENANT, OTHER_TENANTS
 
 Item = TypeVar("Item")
 When = datetime | timedelta | None
 
 # Characters of all names and values together.
 _MAX_METADATA = 10_000
+_MAX_TENANT = 200
 
 
 def check_on_doubt(given: OnDoubt | str) -> OnDoubt:
@@ -25,6 +27,19 @@ def check_sensitive(given: bool) -> bool:
     if not isinstance(given, bool):
         raise InvalidMail(f"sensitive: {given!r}: use True or False.")
     return given
+
+
+def check_tenant(given: str | None) -> str:
+    """Return the name of a tenant, or an empty one for mail without a tenant."""
+    if given is None:
+        return NO_TENANT
+    name = check_text(given, field="tenant", error=InvalidMail)
+    if not name or len(name) > _MAX_TENANT or name == OTHER_TENANTS:
+        raise InvalidMail(
+            f"tenant: {name[:_MAX_TENANT]!r}: give a name of 1 to {_MAX_TENANT} characters, such"
+            f" as an id, or leave it out. {OTHER_TENANTS!r} means all others in settings."
+        )
+    return name
 
 
 def check_time(given: When, now: float, *, field: str) -> float | None:

@@ -20,6 +20,7 @@ class BulkArguments(TypedDict, total=False):
     attachments: Iterable[Attachment | flask_mail.Attachment]
     headers: Mapping[str, str] | None
     lane: Lane | str
+    tenant: str | None
     send_at: When
     expires_at: When
     on_doubt: OnDoubt | str

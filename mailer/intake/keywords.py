@@ -8,8 +8,8 @@ from mailer.errors import InvalidMail
 from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (
-    "to subject template text html cc bcc reply_to sender attachments headers lane send_at"
-    " expires_at on_doubt sensitive tags metadata idempotency_key connection context"
+    "to subject template text html cc bcc reply_to sender attachments headers lane tenant"
+    " send_at expires_at on_doubt sensitive tags metadata idempotency_key connection context"
 ).split()
 #: The names of an option elsewhere.
 _ALIASES = {
@@ -41,6 +41,7 @@ _ALIASES = {
     "attachments": ("attachment", "attach", "attached", "attached_files", "file", "files"),
     "headers": ("extra_headers", "header"),
     "lane": ("priority",),
+    "tenant": ("tenant_id", "tenant_name"),
     "metadata": ("meta", "custom_args", "extra_data"),
     "send_at": "countdown eta scheduled_at schedule_at deliver_at delay when".split(),
     "expires_at": ("expires", "expires_in", "expiry", "expiration", "ttl"),

@@ -119,6 +119,7 @@ class Envelope:
     due_at: float
     expires_at: float | None = None
     on_doubt: OnDoubt = OnDoubt.RESEND
+    tenant: str = ""
     size: int | None = None  #: bytes of the message, as MAILER_MAX_SIZE counts them
 
 

@@ -152,6 +152,7 @@ class BulkSend:
     rows_read: int
     rows_digest: str
     lane: Lane
+    tenant: str
     max_failed_share: float
     accepted: int
     released: int  #: recipients that were released or cancelled, less those held again

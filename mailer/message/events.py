@@ -48,6 +48,7 @@ class Event:
     recipient: str
     status: Status  #: the new state of the delivery
     lane: Lane
+    tenant: str | None = None  #: whose mail it is
     attempts: int
     tags: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()  #: as pairs, for `dict(event.metadata)`

@@ -57,6 +57,7 @@ class DeliveryStatus:
     recipient: str
     status: Status
     lane: Lane
+    tenant: str | None  #: whose mail it is
     attempts: int
     due_at: datetime | None  #: the time of the next try, or of the try that is under way
     finished_at: datetime | None  #: the time at which `status` became final

@@ -146,6 +146,8 @@ delivery: Table = Table(
     Column("reply", Text),
     Column("relay", Text),
     Column("size", BigInteger),  # bytes of the mail before encoding; NULL from an older version
+    Column("tenant", Text, nullable=False, server_default=""),
+    Column("rank", Float(53)),  # the place in the fair order, from when it is due; see store/turns
     CheckConstraint(_one_of("status", Status), name="mailer_delivery_status_is_known"),
     CheckConstraint(_one_of("on_doubt", OnDoubt), name="mailer_delivery_on_doubt_is_known"),
     CheckConstraint(
@@ -236,6 +238,7 @@ bulk: Table = Table(
     Column("reason", Text),  # why it is paused or cancelled
     Column("snapshot", Text, nullable=False),  # of the templates and the shared context
     Column("lane", SmallInteger, nullable=False),
+    Column("tenant", Text, nullable=False),
     Column("max_failed_share", Float(53), nullable=False),  # it pauses if more of its mail fails
     Column("is_complete", Boolean, nullable=False),  # all recipients are stored
     Column("rows_read", BigInteger, nullable=False),
@@ -289,6 +292,16 @@ bulk_count: Table = Table(
     Column("number", BigInteger, nullable=False),
 )
 
+#: The mails that a tenant has sent in the present period of each of its quotas.
+quota: Table = Table(
+    "mailer_quota",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("seconds", BigInteger, primary_key=True, autoincrement=False),  # of the period
+    Column("began_at", _Time, nullable=False),
+    Column("used", BigInteger, nullable=False),
+)
+
 
 @cache
 def complete_metadata() -> MetaData:
@@ -305,8 +318,31 @@ def complete_metadata() -> MetaData:
     add("mailer_message_keyed", message.c.idempotency_key, unique=True, only=keyed)
     add("mailer_message_kept", message.c.id, only="erased_at IS NULL")
     add("mailer_message_private", message.c.id, only="sensitive AND erased_at IS NULL")
-    add("mailer_delivery_due", delivery.c.lane, delivery.c.due_at, only="status = 'queued'")
-    expiring = "status = 'queued' AND expires_at IS NOT NULL"
+    # The queue has three parts, see store/turns.py.
+    plain = "status = 'queued' AND rank IS NULL AND tenant = '' AND attempts = 0"
+    add("mailer_delivery_due", delivery.c.lane, delivery.c.due_at, only=plain)
+    unranked = "status = 'queued' AND rank IS NULL AND (tenant <> '' OR attempts > 0)"
+    add("mailer_delivery_unranked", delivery.c.lane, delivery.c.due_at, only=unranked)
+    ranked = "status = 'queued' AND rank > 0"
+    add("mailer_delivery_ranked", delivery.c.lane, delivery.c.rank, only=ranked)
+    # Not "rank > 0": PostgreSQL might look for the tail of a tenant in the index above.
+    tails = "status = 'queued' AND rank IS NOT NULL"
+    add(
+        "mailer_delivery_tails",
+        delivery.c.lane,
+        delivery.c.tenant,
+        delivery.c.rank,
+        only=tails,
+    )
+    over_quota = "status = 'held' AND due_at IS NOT NULL"
+    add(
+        "mailer_delivery_over_quota",
+        delivery.c.tenant,
+        delivery.c.lane,
+        delivery.c.due_at,
+        only=over_quota,
+    )
+    expiring = f"expires_at IS NOT NULL AND (status = 'queued' OR ({over_quota}))"
     add("mailer_delivery_expiring", delivery.c.expires_at, only=expiring)
     add("mailer_delivery_leased", delivery.c.lease_until, only="lease_until IS NOT NULL")
     add("mailer_delivery_doubtful", delivery.c.due_at, only="status = 'doubtful'")

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator
@@ -10,7 +11,7 @@ from sqlalchemy import make_url
 
 from mailer.errors import ConfigurationError, InvalidMail
 from mailer.message import Address, check_text
-from mailer.policy import RetryPolicy
+from mailer.policy import RetryPolicy, TenantRules
 from mailer.settings import database
 from mailer.settings.dkim import DkimKeys
 from mailer.settings.messages import LOGINS, explain, origins
@@ -29,6 +30,7 @@ from mailer.settings.relay import (
 from mailer.settings.secret_keys import flask_keys, read_secret_keys
 from mailer.settings.spelling import check_keys
 from mailer.settings.structured import FromJson
+from mailer.settings.tenants import Rates, Weights, read_quotas
 
 __all__ = ["INBOX_PORT", "RelaySettings", "Settings", "keys"]
 
@@ -106,6 +108,21 @@ class Settings(RelaySettings):
         examples=[
             '{"gmail.com": {"rate": "20/second", "concurrency": 5}, "*": {"rate": "100/minute"}}'
         ],
+    )
+    tenant_weights: Weights = key(
+        "MAILER_TENANT_WEIGHTS",
+        "The shares of tenants in a lane, in the environment as JSON: a tenant of weight 2 gets"
+        " twice as many mails delivered as one of weight 1, while both have mail waiting; `*` is"
+        " each tenant that is not named.",
+        {},
+        examples=['{"acme": 5, "*": 1}'],
+    )
+    tenant_quotas: Rates = key(
+        "MAILER_TENANT_QUOTAS",
+        "The mails that a tenant may send in a period, in the environment as JSON: what is over"
+        " that is held until the next period. `*` is each tenant that is not named.",
+        {},
+        examples=['{"acme": "50000/day", "*": "100/minute; 5000/day"}'],
     )
     dkim_keys: DkimKeys = key(
         "MAILER_DKIM_KEYS",
@@ -433,6 +450,10 @@ class Settings(RelaySettings):
             relay_rest=self.relay_rest,
             relay_rest_longest=self.relay_rest_longest,
         )
+
+    @cached_property
+    def tenant_rules(self) -> TenantRules:
+        return TenantRules(self.tenant_weights, read_quotas(self.tenant_quotas))
 
     @property
     def relays(self) -> tuple[RelaySettings, ...]:

@@ -13,6 +13,7 @@ from mailer.store.moves import MOVED_AT_ONCE
 from mailer.store.outlook import Outlook
 from mailer.store.pauses import Pauses
 from mailer.store.queue import Queue, Result
+from mailer.store.quotas import Quotas
 from mailer.store.retention import Retention
 from mailer.store.search import Filter, Search
 from mailer.store.workers import Workers
@@ -33,5 +34,5 @@ __all__ = [
 ]
 
 
-class Store(Queue, Pauses, Decisions, Retention, Search, BulkSends, Workers):
+class Store(Queue, Quotas, Pauses, Decisions, Retention, Search, BulkSends, Workers):
     """The database of one app. It is safe to share between threads, and to use after a fork."""

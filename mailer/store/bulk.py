@@ -9,7 +9,7 @@ the sweep sums them up.
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from mailer.errors import UnknownMail
 from mailer.message import Lane, Status
 from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkSend, BulkState
 from mailer.message.events import BulkEvent, EventKind
-from mailer.store import rows
+from mailer.policy import NO_TENANT
+from mailer.store import rows, turns
 from mailer.store.bulk_imports import GOES_ON, BulkImports
 from mailer.store.collation import id_by_byte
 from mailer.store.moves import MOVED_AT_ONCE
+from mailer.store.quotas import lock_quota, use_quota
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
@@ -68,7 +70,13 @@ UNFINISHED = f"SELECT {_COLUMNS} FROM mailer_bulk WHERE finished_at IS NULL ORDE
 DUE_IN_LANE = """
 SELECT COUNT(*) FROM (
     SELECT 1 FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now LIMIT :most) AS due
+    WHERE {plain} AND lane = :lane AND due_at <= :now LIMIT :most) AS due
+"""
+DUE_OF_TENANT = """
+SELECT COUNT(*) FROM (
+    SELECT 1 FROM mailer_delivery
+    WHERE status = 'queued' AND rank IS NOT NULL AND lane = :lane AND tenant = :tenant
+    LIMIT :most) AS due
 """
 NEXT = """
 SELECT delivery_id, mailer_delivery.status = 'held' FROM mailer_bulk_recipient
@@ -77,7 +85,7 @@ WHERE bulk_id = :id AND delivery_id > :after
 ORDER BY delivery_id LIMIT :most
 """
 LOCK_IN_STATE = """
-SELECT released_to FROM mailer_bulk
+SELECT released_to, tenant, lane FROM mailer_bulk
 WHERE id = :id AND state = :state AND (starts_at <= :now OR state = 'cancelled') {wait}
 """
 LOCK_IF_STOPPED = """
@@ -92,9 +100,11 @@ NOTE_HELD_AGAIN = """
 UPDATE mailer_bulk SET released = released - :held, released_to = 0 WHERE id = :id
 """
 RELEASE = """
-UPDATE mailer_delivery SET status = 'queued', due_at = :now, queued_at = :now
-WHERE id {ids} AND COALESCE(status, '') = 'held'
-RETURNING id
+UPDATE mailer_delivery
+SET status = 'queued', due_at = :now, queued_at = :now, rank = places.rank
+FROM {places}
+WHERE {among_places} AND COALESCE(status, '') = 'held'
+RETURNING mailer_delivery.id
 """
 CANCEL_HELD = """
 UPDATE mailer_delivery SET status = 'cancelled', finished_at = :now
@@ -106,7 +116,7 @@ WITH queued AS MATERIALIZED (
     SELECT id FROM mailer_delivery
     WHERE mail_id = :id AND COALESCE(status, '') = 'queued'
     ORDER BY id LIMIT :most {lock})
-UPDATE mailer_delivery SET status = 'held', due_at = NULL
+UPDATE mailer_delivery SET status = 'held', due_at = NULL, rank = NULL
 WHERE id IN (SELECT id FROM queued)
 RETURNING id
 """
@@ -253,10 +263,12 @@ class BulkSends(BulkImports):
 
     # --- the sweep -------------------------------------------------------------------------------
 
-    def count_due(self, lane: Lane, *, now: float, most: int) -> int:
-        """Return how many deliveries of a lane are due, or `most` if there are more."""
+    def count_due(self, lane: Lane, tenant: str, *, now: float, most: int) -> int:
+        """Return how many deliveries of a tenant are due in a lane, or `most` if there are more."""
+        statement = DUE_IN_LANE if tenant == NO_TENANT else DUE_OF_TENANT
+        values = {"lane": lane, "tenant": tenant, "now": now, "most": most}
         with self._look() as transaction:
-            [(count,)] = transaction.execute(DUE_IN_LANE, {"lane": lane, "now": now, "most": most})
+            [(count,)] = transaction.execute(statement, values)
         return int(count)
 
     def release_held(self, bulk_id: str, *, now: float, most: int) -> set[int] | None:
@@ -279,6 +291,8 @@ class BulkSends(BulkImports):
         self, bulk_id: str, state: BulkState, statement: str, *, now: float, most: int
     ) -> set[int] | None:
         """Move the next deliveries that are held, if the bulk send is in this state."""
+        is_release = state is BulkState.RUNNING
+        kind = EventKind.QUEUED if is_release else EventKind.CANCELLED
 
         def leave(transaction: Transaction) -> set[int] | None:
             values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now}
@@ -288,18 +302,34 @@ class BulkSends(BulkImports):
             following = transaction.execute(NEXT, {**values, "after": found[0][0]}) if found else []
             if not following:
                 return None
+            _released_to, tenant, lane = found[0]
+            left = lock_quota(transaction, self._rules, tenant, now=now) if is_release else None
+            if left == 0:
+                return None
             held = [number for number, is_held in following if is_held]
-            ids = held[:most]
+            ids = held[: most if left is None else min(most, left)]
             left_to = following[-1][0] if ids == held else ids[-1]
             values |= {"ids": packed(ids), "left": len(ids), "left_to": left_to}
             transaction.execute(NOTE_LEFT, values)
-            is_release = state is BulkState.RUNNING
-            kind = EventKind.QUEUED if is_release else EventKind.CANCELLED
+            if is_release:
+                values["places"] = self._places(transaction, ids, tenant, Lane(lane), now)
+            if left is not None:
+                use_quota(transaction, tenant, len(ids))
             return self._finish(
                 transaction, statement, values, mails=(), has_bulk=not is_release, kinds=kind
             )
 
         return self._transact(leave)
+
+    def _places(
+        self, transaction: Transaction, ids: Sequence[int], tenant: str, lane: Lane, now: float
+    ) -> str:
+        """Return the ranks of deliveries of a tenant. Mail without a tenant has none."""
+        if tenant == NO_TENANT:
+            return packed((number, None) for number in ids)
+        tenants = [tenant] * len(ids)
+        ranks = turns.next_ranks(transaction, self._rules, lane, tenants, now=now)
+        return packed(zip(ids, ranks, strict=True))
 
     def hold_again(self, bulk_id: str) -> set[int]:
         """Hold queued deliveries of a bulk send that is paused or cancelled: queued -> held."""

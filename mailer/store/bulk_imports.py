@@ -15,8 +15,8 @@ from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
 _COLUMNS = (
-    "id state snapshot lane max_failed_share is_complete rows_read rows_digest accepted duplicates"
-    " refused released released_to importer importer_until starts_at".split()
+    "id state snapshot lane tenant max_failed_share is_complete rows_read rows_digest accepted"
+    " duplicates refused released released_to importer importer_until starts_at".split()
 )
 INSERT_BULK = insert_into("mailer_bulk", _COLUMNS)
 #: An import is not over. A send that streams is running or paused meanwhile.
@@ -127,6 +127,7 @@ class BulkImports(Mails):
             "state": str(new.state),
             "snapshot": new.snapshot,
             "lane": int(new.envelope.lane),
+            "tenant": new.envelope.tenant,
             "max_failed_share": new.max_failed_share,
             "is_complete": False,
             "rows_digest": "",
@@ -237,6 +238,7 @@ def _insert(
         envelope.expires_at,
     )
     no_tries = (0, 0)  # attempts and doubts
+    place = (envelope.tenant, None)  # without a rank until it is released
     transaction.insert_rows(
         "mailer_delivery",
         _DELIVERY_COLUMNS,
@@ -249,6 +251,7 @@ def _insert(
                 *shared,
                 one.size,
                 *no_tries,
+                *place,
             )
             for number, one in new
         ],

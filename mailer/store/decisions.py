@@ -34,6 +34,7 @@ WITH resting AS MATERIALIZED (
 UPDATE mailer_delivery
 SET status = :to,
     due_at = :due_at,
+    rank = NULL,
     finished_at = :finished_at,
     token = NULL,
     attempts = CASE WHEN :to = 'queued' THEN 0 ELSE attempts END,
@@ -41,15 +42,20 @@ SET status = :to,
 WHERE id IN (SELECT id FROM resting)
 RETURNING id
 """
-DUE_BEFORE = """
-SELECT id, {private} FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at < :before
-ORDER BY due_at LIMIT :most
+_PARTS = ("{plain}", "{ranked}", "{unranked}", "{over_quota}")
+DUE_BEFORE = " UNION ALL ".join(
+    f"""
+SELECT * FROM (
+    SELECT id, {{private}} AS mail_id FROM mailer_delivery
+    WHERE {part} AND lane = :lane AND due_at < :before
+    LIMIT :most) AS part_{place}
 """
+    for place, part in enumerate(_PARTS)
+)
 CANCEL = """
 WITH due AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(due_at, :before) < :before
+    WHERE id {ids} AND {waiting} AND COALESCE(due_at, :before) < :before
     ORDER BY id {wait})
 UPDATE mailer_delivery
 SET status = 'cancelled', due_at = NULL, finished_at = :now
@@ -59,11 +65,11 @@ RETURNING id
 RESCHEDULE = """
 WITH queued AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE mail_id = :mail_id AND COALESCE(status, '') = 'queued'
+    WHERE mail_id = :mail_id AND {waiting}
         AND id = COALESCE(CAST(:delivery_id AS bigint), id)
         AND (expires_at IS NULL OR expires_at > :due_at)
     ORDER BY id {wait})
-UPDATE mailer_delivery SET due_at = :due_at, queued_at = :due_at
+UPDATE mailer_delivery SET due_at = :due_at, queued_at = :due_at, rank = NULL
 WHERE id IN (SELECT id FROM queued)
 RETURNING id
 """
@@ -77,9 +83,6 @@ WHERE id IN (SELECT id FROM doubtful)
 RETURNING id
 """
 
-# A bulk send holds, releases and cancels its own deliveries.
-_NOT_RESTING = IN_HAND | {Status.HELD}
-
 
 class Decisions(Moves):
     """The moves that a person decides."""
@@ -89,14 +92,20 @@ class Decisions(Moves):
     ) -> set[int]:
         """Move the deliveries of a mail, or one of them, along the state chart.
 
-        None is moved into a worker's hands, nor out of them, and none is held or released.
+        None is moved into a worker's hands, nor out of them, and none is held or released. A bulk
+        send cancels the deliveries that it holds.
         """
+        if not could_be_id(mail_id):
+            return set()
+        has_bulk = is_bulk_id(mail_id)
+        cancels_held = to is Status.CANCELLED and not has_bulk
+        excluded = IN_HAND if cancels_held else IN_HAND | {Status.HELD}
         leaving = [
             str(source)
             for source, target in TRANSITIONS
-            if target is to and not {source, target} & _NOT_RESTING
+            if target is to and not {source, target} & excluded
         ]
-        if not leaving or not could_be_id(mail_id):
+        if not leaving:
             return set()
         values = {
             "mail_id": mail_id,
@@ -107,7 +116,7 @@ class Decisions(Moves):
             "finished_at": now if to.is_final else None,
             "now": now,
         }
-        kind, has_bulk = EVENT_OF.get(to), is_bulk_id(mail_id)
+        kind = EVENT_OF.get(to)
 
         def settle(transaction: Transaction) -> set[int]:
             # Locked, so that the mail is not erased while it is queued again.

@@ -3,8 +3,9 @@
 A mail is a message and a delivery for each of its recipients, inserted in one transaction.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -23,7 +24,8 @@ from mailer.message import (
 )
 from mailer.message.events import EventKind
 from mailer.message.ports import Outlet
-from mailer.store import blobs, callers, keys, loading, lookup, rows
+from mailer.policy import NO_TENANT, TenantRules
+from mailer.store import blobs, callers, keys, loading, lookup, rows, turns
 from mailer.store.aside import Aside
 from mailer.store.callers import AfterCommit, CallersTransaction
 from mailer.store.moves import Moves
@@ -50,7 +52,7 @@ FROM mailer_message
 WHERE id {mails}
 """
 COPIES = """
-SELECT mail_id, id, recipient, status, lane, attempts, due_at, finished_at, reply, relay
+SELECT mail_id, id, recipient, status, lane, tenant, attempts, due_at, finished_at, reply, relay
 FROM mailer_delivery WHERE mail_id {mails}
 ORDER BY id
 """
@@ -71,8 +73,15 @@ ORDER BY lane, status
 class Mails(Moves):
     """Mails: their intake, their content and their status."""
 
-    def __init__(self, url: str, *, pgbouncer: bool = False, outlet: Outlet | None = None) -> None:
-        super().__init__(url, pgbouncer=pgbouncer, outlet=outlet)
+    def __init__(
+        self,
+        url: str,
+        *,
+        pgbouncer: bool = False,
+        outlet: Outlet | None = None,
+        rules: TenantRules | None = None,
+    ) -> None:
+        super().__init__(url, pgbouncer=pgbouncer, outlet=outlet, rules=rules)
         self._aside = Aside(self.insert_mail, self._find_key) if self.is_in_memory else None
 
     # --- intake ----------------------------------------------------------------------------------
@@ -123,12 +132,27 @@ class Mails(Moves):
             is_callers = isinstance(transaction, CallersTransaction) and not self._sqlite
             write = self._transact if is_callers else None
             blobs.insert_attachments(transaction, message, write)
-        transaction.execute_many(INSERT_DELIVERY, rows.delivery_rows(message, envelope))
+        transaction.execute_many(
+            INSERT_DELIVERY, self._delivery_rows(transaction, message, envelope)
+        )
         if self._outlet.listens_to(EventKind.QUEUED):
             found = transaction.execute(DELIVERIES_OF, {"mail_id": message.id})
             ids = [number for (number,) in found]
             self._note(transaction, ids, EventKind.QUEUED, message.created_at)
         return None
+
+    def _delivery_rows(
+        self, transaction: Transaction | CallersTransaction, message: Message, envelope: Envelope
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a mail's deliveries. A quota holds mail at first."""
+        tenant, now = envelope.tenant, message.created_at
+        has_quota = bool(self._rules.quotas_of(tenant))
+        ranks: Sequence[float | None] = [None] * len(envelope.recipients)
+        if tenant != NO_TENANT and not has_quota and envelope.due_at <= now:
+            tenants = [tenant] * len(envelope.recipients)
+            ranks = turns.next_ranks(transaction, self._rules, envelope.lane, tenants, now=now)
+        status = Status.HELD if has_quota else Status.QUEUED
+        return rows.delivery_rows(message, envelope, status, ranks)
 
     def _insert_message(
         self, transaction: Transaction | CallersTransaction, message: Message, key: Key | None

@@ -18,6 +18,7 @@ from typing import Any
 from mailer.message import Status
 from mailer.message.events import AnyEvent, EventKind
 from mailer.message.ports import Outlet
+from mailer.policy import TenantRules
 from mailer.store import erasing, rows
 from mailer.store.callers import CallersTransaction
 from mailer.store.database import Database
@@ -25,8 +26,8 @@ from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
 EVENTS = """
-SELECT mailer_delivery.id, mail_id, message_id, recipient, status, lane, attempts, reply, relay,
-    CAST(tags AS text), CAST(metadata AS text)
+SELECT mailer_delivery.id, mail_id, message_id, recipient, status, lane, tenant, attempts, reply,
+    relay, CAST(tags AS text), CAST(metadata AS text)
 FROM mailer_delivery
 JOIN mailer_message ON mailer_message.id = mail_id
 WHERE mailer_delivery.id {ids}
@@ -71,9 +72,17 @@ class Nobody:
 class Moves(Database):
     """The moves of deliveries."""
 
-    def __init__(self, url: str, *, pgbouncer: bool = False, outlet: Outlet | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pgbouncer: bool = False,
+        outlet: Outlet | None = None,
+        rules: TenantRules | None = None,
+    ) -> None:
         super().__init__(url, pgbouncer=pgbouncer)
         self._outlet: Outlet = outlet or Nobody()
+        self._rules: TenantRules = rules or TenantRules()
 
     # The values of a move have `now` if it finishes deliveries or has an event.
 

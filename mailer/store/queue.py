@@ -19,33 +19,43 @@ from typing import Any
 from mailer.message import Delivery, Lane, Outcome, Status, Verdict, id_at
 from mailer.message.events import EventKind
 from mailer.policy import Move
-from mailer.store import erasing, rows
+from mailer.store import erasing, rows, turns
 from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, Moves
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
-
-def _of_mails(statement: str, status: str) -> str:
-    """Return a statement for the deliveries of certain mails: by the index of `mail_id`."""
-    of_mails = f"mail_id {{mails}} AND COALESCE(status, '') = '{status}'"
-    return statement.replace(f"WHERE status = '{status}'", f"WHERE {of_mails}")
-
-
 # --- a worker's statements -----------------------------------------------------------------------
 # States are literals, not parameters: otherwise, the partial indexes would not be used.
 
-CLAIM = """
-WITH due AS MATERIALIZED (
-    SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now
-        AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-    ORDER BY due_at LIMIT {most_unless_paused} {lock})
+_CLAIM_DUE = """
 UPDATE mailer_delivery
 SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
 WHERE id IN (SELECT id FROM due)
 RETURNING {delivery}
 """
-CLAIM_OF = _of_mails(CLAIM, "queued")
+CLAIM = f"""
+WITH plain AS MATERIALIZED (
+    SELECT id, due_at AS turn FROM mailer_delivery
+    WHERE {{plain}} AND lane = :lane AND due_at <= :now
+        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
+    ORDER BY due_at LIMIT {{most_unless_paused}} {{lock}}),
+ranked AS MATERIALIZED (
+    SELECT id, rank AS turn FROM mailer_delivery
+    WHERE {{ranked}} AND lane = :lane
+        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
+    ORDER BY rank LIMIT {{most_unless_paused}} {{lock}}),
+due AS MATERIALIZED (
+    SELECT id FROM (SELECT id, turn FROM plain UNION ALL SELECT id, turn FROM ranked) AS merged
+    ORDER BY turn LIMIT :most)
+{_CLAIM_DUE}"""
+CLAIM_OF = f"""
+WITH due AS MATERIALIZED (
+    SELECT id FROM mailer_delivery
+    WHERE mail_id {{mails}} AND COALESCE(status, '') = 'queued' AND lane = :lane
+        AND due_at <= :now
+        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
+    ORDER BY due_at LIMIT {{most_unless_paused}} {{lock}})
+{_CLAIM_DUE}"""
 MARK = """
 UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
 WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
@@ -56,6 +66,7 @@ RECORD = """
 UPDATE mailer_delivery
 SET status = results.status,
     due_at = results.due_at,
+    rank = NULL,
     finished_at = results.finished_at,
     reply = results.reply,
     relay = :relay,
@@ -80,6 +91,7 @@ SET status = 'queued',
     due_at = COALESCE(
         waits.due_at,
         CASE WHEN status = 'doubtful' THEN queued_at ELSE mailer_delivery.due_at END),
+    rank = CASE WHEN waits.due_at IS NULL AND status <> 'doubtful' THEN rank END,
     doubts = CASE WHEN status = 'doubtful' THEN doubts - 1 ELSE doubts END,
     reply = CASE WHEN status = 'doubtful' THEN NULL ELSE reply END
 FROM {waits}
@@ -97,6 +109,7 @@ SET_ASIDE = """
 UPDATE mailer_delivery
 SET status = results.status,
     due_at = results.due_at,
+    rank = NULL,
     finished_at = results.finished_at,
     reply = results.reply,
     attempts = mailer_delivery.attempts - results.uncounted,
@@ -111,15 +124,22 @@ INSERT_ATTEMPT = insert_into(
     "mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay")
 )
 HEAD = """
-SELECT {delivery} FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at <= :now
-ORDER BY due_at LIMIT :most
+SELECT * FROM (
+    SELECT {delivery} FROM mailer_delivery
+    WHERE {plain} AND lane = :lane AND due_at <= :now ORDER BY due_at LIMIT :most) AS plain
+UNION ALL SELECT * FROM (
+    SELECT {delivery} FROM mailer_delivery
+    WHERE {ranked} AND lane = :lane ORDER BY rank LIMIT :most) AS ranked
 """
 # A delivery that another worker has claimed, and is about to release, waits as well.
 IS_WAITING = """
 SELECT 1 WHERE EXISTS (
     SELECT 1 FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :until
+    WHERE {plain} AND lane = :lane AND due_at > :now AND due_at <= :until
+        AND due_at > queued_at AND (:domain = '' OR domain = :domain))
+OR EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE {unranked} AND lane = :lane AND due_at > :now AND due_at <= :until
         AND due_at > queued_at AND (:domain = '' OR domain = :domain))
 OR EXISTS (
     SELECT 1 FROM mailer_delivery
@@ -129,7 +149,7 @@ OR EXISTS (
 # Rows are locked in the order of `waits`, which is sorted by id. To lock them in a WITH, as others
 # do, would take three times as long, and this moves 5000 at once.
 POSTPONE = """
-UPDATE mailer_delivery SET due_at = waits.due_at
+UPDATE mailer_delivery SET due_at = waits.due_at, rank = NULL
 FROM {waits}
 WHERE {among_waits} AND COALESCE(status, '') = 'queued'
     AND COALESCE(mailer_delivery.due_at, :now + 1) <= :now
@@ -170,45 +190,64 @@ UPDATE mailer_delivery SET status = 'queued', token = NULL
 WHERE id IN (SELECT id FROM again)
 RETURNING id
 """
-RESEND_OF = _of_mails(RESEND, "doubtful")
+RESEND_OF = RESEND.replace(
+    "WHERE status = 'doubtful'", "WHERE mail_id {mails} AND COALESCE(status, '') = 'doubtful'"
+)
 RECALL = """
 WITH early AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :was
+    WHERE {part} AND lane = :lane AND due_at > :now AND due_at <= :was
         AND {mail_id_by_byte} > :made_after
     ORDER BY due_at LIMIT :most {lock})
 UPDATE mailer_delivery SET due_at = :now
 WHERE id IN (SELECT id FROM early)
 RETURNING id
 """
+RECALLS = tuple(RECALL.replace("{part}", part) for part in ("{plain}", "{unranked}"))
 OVERDUE = """
 SELECT id, {private} FROM mailer_delivery
-WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now
+WHERE expires_at IS NOT NULL AND (status = 'queued' OR ({over_quota})) AND expires_at <= :now
 ORDER BY expires_at LIMIT :most
 """
-OVERDUE_OF = _of_mails(OVERDUE, "queued")
+OVERDUE_OF = """
+SELECT id, {private} FROM mailer_delivery
+WHERE mail_id {mails} AND COALESCE(status, '') = 'queued' AND expires_at <= :now
+ORDER BY expires_at LIMIT :most
+"""
 EXPIRE = """
 WITH overdue AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE id {ids} AND COALESCE(status, '') = 'queued' AND COALESCE(expires_at, :now + 1) <= :now
+    WHERE id {ids} AND {waiting} AND COALESCE(expires_at, :now + 1) <= :now
     {lock})
 UPDATE mailer_delivery
 SET status = 'expired', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM overdue)
 RETURNING id
 """
-IS_DUE = """
+_IS_DUE_IN = """
 SELECT 1 FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at <= :now
+WHERE {part} AND lane = :lane
     AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
 LIMIT {most_unless_paused}
 """
+_DUE_PARTS = ("{plain} AND due_at <= :now", "{ranked}", "{unranked} AND due_at <= :now")
+IS_DUE = " UNION ALL ".join(
+    f"SELECT * FROM ({_IS_DUE_IN.replace('{part}', part)}) AS part_{place}"
+    for place, part in enumerate(_DUE_PARTS)
+)
 NEXT_DUE = """
-SELECT MIN(due_at) FROM mailer_delivery
-WHERE status = 'queued' AND lane = :lane AND due_at > :now AND due_at <= :before AND NOT {paused}
+SELECT MIN(due_at) FROM (
+    SELECT MIN(due_at) AS due_at FROM mailer_delivery
+    WHERE {plain} AND lane = :lane AND due_at > :now AND due_at <= :before
+    UNION ALL
+    SELECT MIN(due_at) FROM mailer_delivery
+    WHERE {unranked} AND lane = :lane AND due_at > :now AND due_at <= :before) AS coming
+WHERE NOT {paused}
 """
 
 
+# A claim ranks more mail than it takes, so that what becomes due at once is soon in order.
+_RANKED_AT_ONCE = 2
 # A lane with due mail gets at least one part of this many of a claim, if the claim is so large.
 _PARTS_OF_A_CLAIM = 20
 
@@ -258,6 +297,8 @@ class Queue(Moves):
         urgent_first, kept = sorted(lanes), limit // _PARTS_OF_A_CLAIM
 
         def claim(transaction: Transaction) -> list[Delivery]:
+            if mails is None:
+                turns.rank_due(transaction, self._rules, now=now, most=_RANKED_AT_ONCE * limit)
             claimed: dict[Lane, list[Delivery]] = {lane: [] for lane in urgent_first}
 
             def take(lane: Lane, kept_for_others: int) -> bool:
@@ -280,6 +321,17 @@ class Queue(Moves):
             return [one for of_lane in claimed.values() for one in of_lane]
 
         return self._transact(claim)
+
+    def rank_due(self, now: float) -> int:
+        """Rank mail of tenants, and retries, that have become due. Return their number."""
+        ranked = 0
+        while step := self._transact(
+            lambda transaction: turns.rank_due(
+                transaction, self._rules, now=now, most=MOVED_AT_ONCE
+            )
+        ):
+            ranked += step
+        return ranked
 
     def mark_if_claimed(
         self, ids: Collection[int], *, token: str, now: float, lease_until: float
@@ -403,10 +455,11 @@ class Queue(Moves):
         made, most = id_at(made_after), MOVED_AT_ONCE
         recalled = 0
         for lane in Lane:
-            while step := self._move(
-                RECALL, lane=lane, now=now, was=was, made_after=made, most=most
-            ):
-                recalled += len(step)
+            for recall in RECALLS:
+                while step := self._move(
+                    recall, lane=lane, now=now, was=was, made_after=made, most=most
+                ):
+                    recalled += len(step)
         return recalled
 
     def is_due(self, now: float) -> bool:

@@ -173,13 +173,18 @@ DELIVERY_COLUMNS = (
     "size",
     "attempts",
     "doubts",
+    "tenant",
+    "rank",
 )
 
 
-def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
+def delivery_rows(
+    message: Message, envelope: Envelope, status: Status, ranks: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    """Return the rows of a mail's deliveries, with a rank for each of them."""
     shared = {
         "mail_id": message.id,
-        "status": str(Status.QUEUED),
+        "status": str(status),
         "lane": int(envelope.lane),
         "on_doubt": str(envelope.on_doubt),
         "queued_at": envelope.due_at,
@@ -188,16 +193,17 @@ def delivery_rows(message: Message, envelope: Envelope) -> list[dict[str, Any]]:
         "size": envelope.size,
         "attempts": 0,
         "doubts": 0,
+        "tenant": envelope.tenant,
     }
     return [
-        {"recipient": email, "domain": email.rpartition("@")[2], **shared}
-        for email in envelope.recipients
+        {"recipient": email, "domain": email.rpartition("@")[2], "rank": rank, **shared}
+        for email, rank in zip(envelope.recipients, ranks, strict=True)
     ]
 
 
 def deliveries(claimed: Sequence[Row], token: str) -> list[Delivery]:
-    """Return the deliveries of a claim, sorted by due time: the databases return any order."""
-    return [_delivery(*row, token=token) for row in sorted(claimed, key=_due_time)]
+    """Return the deliveries of a claim in their order: the databases return any order."""
+    return [_delivery(*row, token=token) for row in sorted(claimed, key=_turn)]
 
 
 def _delivery(
@@ -213,6 +219,7 @@ def _delivery(
     due_at: float | None,
     expires_at: float | None,
     size: int | None,
+    _rank: float | None,
     *,
     token: str,
 ) -> Delivery:
@@ -237,11 +244,11 @@ def _delivery(
     )
 
 
-def _due_time(row: Row) -> tuple[float, int]:
-    return row[_DUE_AT] or 0.0, row[0]
+def _turn(row: Row) -> tuple[float, int]:
+    return row[_RANK] or row[_DUE_AT] or 0.0, row[0]
 
 
-_DUE_AT = DELIVERY_SELECTION.index("due_at")
+_DUE_AT, _RANK = DELIVERY_SELECTION.index("due_at"), DELIVERY_SELECTION.index("rank")
 # Dictionaries are several times as fast as calls of an Enum, and a batch has hundreds of rows.
 _LANES = {int(lane): lane for lane in Lane}
 _ON_DOUBT = {str(on_doubt): on_doubt for on_doubt in OnDoubt}
@@ -308,7 +315,7 @@ def mail_statuses(
 
 def event(row: Row, kind: EventKind, now: float) -> Event:
     """Return an event, from a row of `moves.EVENTS`."""
-    delivery_id, mail_id, message_id, recipient, status, lane, attempts, *said = row
+    delivery_id, mail_id, message_id, recipient, status, lane, tenant, attempts, *said = row
     reply, relay, tags, metadata = said
     return Event(
         kind=kind,
@@ -319,6 +326,7 @@ def event(row: Row, kind: EventKind, now: float) -> Event:
         recipient=recipient,
         status=Status(status),
         lane=_LANES[lane],
+        tenant=tenant or None,
         attempts=attempts,
         tags=_readable(_strings, tags),
         metadata=_readable(_pairs, metadata),
@@ -335,8 +343,8 @@ def pause(row: Row) -> tuple[str, Pause]:
 
 #: The columns that `bulk` reads.
 BULK_COLUMNS = (
-    "id state reason is_complete rows_read rows_digest lane max_failed_share accepted released"
-    " released_to importer_until starts_at started_at finished_at".split()
+    "id state reason is_complete rows_read rows_digest lane tenant max_failed_share accepted"
+    " released released_to importer_until starts_at started_at finished_at".split()
 )
 
 
@@ -391,6 +399,7 @@ def _delivery_status(
     recipient: str,
     status: str,
     lane: int,
+    tenant: str,
     attempts: int,
     due_at: float | None,
     finished_at: float | None,
@@ -404,6 +413,7 @@ def _delivery_status(
         recipient=recipient,
         status=Status(status),
         lane=Lane(lane),
+        tenant=tenant or None,
         attempts=attempts,
         due_at=None if due_at is None else when(due_at),
         finished_at=None if finished_at is None else when(finished_at),

@@ -24,6 +24,7 @@ DELIVERY_SELECTION = (
     "due_at",
     "expires_at",
     "size",
+    "rank",
 )
 #: The columns of the tables of values, with their types in PostgreSQL.
 _RESULTS = {
@@ -37,13 +38,25 @@ _RESULTS = {
     "doubts": "smallint",
 }
 _WAITS = {"id": "bigint", "due_at": "float8"}
+_PLACES = {"id": "bigint", "rank": "float8"}
+_FLOWS = {"tenant": "text"}
+#: The parts of the queue of a lane, each with its index. See turns.py.
+_PLAIN = "status = 'queued' AND rank IS NULL AND tenant = '' AND attempts = 0"
+_UNRANKED = "status = 'queued' AND rank IS NULL AND (tenant <> '' OR attempts > 0)"
+_RANKED = "status = 'queued' AND rank > 0"
+#: Mail that is held since its tenant has reached a quota. Bulk sends hold theirs without a time.
+_OVER_QUOTA = "status = 'held' AND due_at IS NOT NULL"
+# For statements that are given ids: see queue.py.
+_WAITING = (
+    "(COALESCE(status, '') = 'queued' OR (COALESCE(status, '') = 'held' AND due_at IS NOT NULL))"
+)
 #: The id of a delivery's mail if that is sensitive, else NULL.
 _PRIVATE = """(
     SELECT id FROM mailer_message
     WHERE id = mailer_delivery.mail_id AND sensitive AND erased_at IS NULL)"""
 #: Deliveries that go out by themselves, now or later.
-_OUTGOING = """(
-    status IN ('queued', 'claimed', 'transmitting')
+_OUTGOING = f"""(
+    status IN ('queued', 'claimed', 'transmitting') OR ({_OVER_QUOTA})
     OR (status = 'doubtful' AND mailer_delivery.due_at IS NOT NULL))"""
 #: The seconds for which mail has been due, as bounds of groups.
 AGES = (0, 3600, 86400, 7 * 86400)
@@ -107,7 +120,15 @@ def render_sql(statement: str, *, sqlite: bool) -> str:
         hashes=_list("hashes", "text", sqlite=sqlite),
         addresses=_list("addresses", "text", sqlite=sqlite),
         leaving=_list("leaving", "text", sqlite=sqlite),
+        plain=_PLAIN,
+        unranked=_UNRANKED,
+        ranked=_RANKED,
+        over_quota=_OVER_QUOTA,
+        waiting=_WAITING,
         results=_table("results", _RESULTS, sqlite=sqlite),
+        places=_table("places", _PLACES, sqlite=sqlite),
+        flows=_table("flows", _FLOWS, sqlite=sqlite),
+        among_places=_among("places", sqlite=sqlite),
         waits=_table("waits", _WAITS, sqlite=sqlite),
         among_results=_among("results", sqlite=sqlite),
         among_waits=_among("waits", sqlite=sqlite),

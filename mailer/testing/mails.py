@@ -51,6 +51,7 @@ class RecordedMail:
         self.template: str | None = content.template  #: None if the mail was not made of one
         self.context: Mapping[str, Any] = content.variables  #: of the call
         self.lane: Lane = envelope.lane
+        self.tenant: str | None = envelope.tenant or None
         self.tags: tuple[str, ...] = message.tags
         self.metadata: dict[str, str] = dict(message.metadata)
         self.sensitive: bool = message.sensitive

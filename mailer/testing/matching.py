@@ -42,6 +42,7 @@ class Criteria(TypedDict, total=False):
     #: File names that must be among those of the attachments.
     attachments: str | Iterable[str]
     lane: Lane | str
+    tenant: str
     #: Tags that must be among those of the mail.
     tags: str | Iterable[str]
     #: Metadata that the mail must have. There may be more.
@@ -132,6 +133,7 @@ _CHECKS: Mapping[str, Callable[[str, RecordedMail, Any], str | None]] = {
     **dict.fromkeys(("context", "headers", "metadata"), _pairs),
     "attachments": _listed,
     "lane": _lane,
+    "tenant": _exact,
     "tags": _listed,
 }
 
@@ -169,6 +171,7 @@ def describe(mail: RecordedMail) -> str:
         "context": dict(mail.context),
         "attachments": [one.filename for one in mail.attachments],
         "lane": "" if mail.lane is Lane.NORMAL else mail.lane.name.lower(),
+        "tenant": mail.tenant,
         "tags": [*mail.tags],
     }
     return " ".join(

@@ -150,7 +150,7 @@ class Outbox(Sequence[RecordedMail]):
         Args:
             times: The number of mails that have to meet the criteria. None: at least one.
             **criteria: See `Criteria`: to, cc, bcc, reply_to, sender, subject, text, html,
-                template, context, headers, attachments, lane, tags and metadata.
+                template, context, headers, attachments, lane, tenant, tags and metadata.
 
         Raises:
             AssertionError: There is no such mail, or another number of them.

@@ -100,7 +100,7 @@ def test_the_queue_of_a_lane_stays_short(
     feeder.advance(clock.time())
 
     assert [numbers(store, bulk.id)["queued"] for bulk in (one, other)] == [3, 3]
-    assert store.count_due(Lane.BULK, now=clock.time(), most=100) == 9
+    assert store.count_due(Lane.BULK, "", now=clock.time(), most=100) == 9
 
 
 @pytest.mark.parametrize(

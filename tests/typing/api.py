@@ -504,6 +504,6 @@ queue.send_email("ada@example.com", "Welcome", "mail/welcome", send_at=60)  # ty
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", connection=engine)  # type: ignore[arg-type]
 queue.send_email("ada@example.com", "Welcome", "mail/welcome", idempotency_key=42)  # type: ignore[arg-type]
 queue.send_bulk("News", "mail/news", 5)  # type: ignore[call-overload]
-queue.send_bulk("News", "mail/news", readers, tenant="ada")  # type: ignore[call-overload]
+queue.send_bulk("News", "mail/news", readers, tenant=5)  # type: ignore[call-overload]
 queue.enqueue("ada@example.com")  # type: ignore[arg-type]
 Attachment("notes.txt", "text")  # type: ignore[arg-type]

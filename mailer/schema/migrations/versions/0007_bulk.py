@@ -1,4 +1,4 @@
-"""Bulk sends, and the state `held`."""
+"""Bulk sends, the state `held`, and the fair order of tenants."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,9 +16,36 @@ BEFORE = (
 )
 AFTER = BEFORE.replace("'queued', ", "'queued', 'held', ")
 
+OVER_QUOTA = "status = 'held' AND due_at IS NOT NULL"
+INDEXES_BEFORE = {
+    "mailer_delivery_due": (["lane", "due_at"], "status = 'queued'"),
+    "mailer_delivery_expiring": (["expires_at"], "status = 'queued' AND expires_at IS NOT NULL"),
+}
+INDEXES = {
+    "mailer_delivery_due": (
+        ["lane", "due_at"],
+        "status = 'queued' AND rank IS NULL AND tenant = '' AND attempts = 0",
+    ),
+    "mailer_delivery_unranked": (
+        ["lane", "due_at"],
+        "status = 'queued' AND rank IS NULL AND (tenant <> '' OR attempts > 0)",
+    ),
+    "mailer_delivery_ranked": (["lane", "rank"], "status = 'queued' AND rank > 0"),
+    "mailer_delivery_tails": (
+        ["lane", "tenant", "rank"],
+        "status = 'queued' AND rank IS NOT NULL",
+    ),
+    "mailer_delivery_over_quota": (["tenant", "lane", "due_at"], OVER_QUOTA),
+    "mailer_delivery_expiring": (
+        ["expires_at"],
+        f"expires_at IS NOT NULL AND (status = 'queued' OR ({OVER_QUOTA}))",
+    ),
+}
+
 
 def upgrade() -> None:
     change_check(BEFORE, AFTER)
+    add_tenants()
     op.create_table(
         "mailer_bulk",
         sa.Column("id", sa.Text(), nullable=False),
@@ -26,6 +53,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text()),
         sa.Column("snapshot", sa.Text(), nullable=False),
         sa.Column("lane", sa.SmallInteger(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("max_failed_share", sa.Float(53), nullable=False),
         sa.Column("is_complete", sa.Boolean(), nullable=False),
         sa.Column("rows_read", sa.BigInteger(), nullable=False),
@@ -88,7 +116,44 @@ def downgrade() -> None:
     for table in ("count", "error", "recipient"):
         op.drop_table(f"mailer_bulk_{table}")
     op.drop_table("mailer_bulk")
+    op.execute("UPDATE mailer_delivery SET status = 'queued' WHERE status = 'held'")
+    drop_tenants()
     change_check(AFTER, BEFORE)
+
+
+def add_tenants() -> None:
+    op.add_column(
+        "mailer_delivery", sa.Column("tenant", sa.Text(), nullable=False, server_default="")
+    )
+    op.add_column("mailer_delivery", sa.Column("rank", sa.Float(53)))
+    for name in INDEXES_BEFORE:
+        op.drop_index(name, "mailer_delivery")
+    create_indexes(INDEXES)
+    op.create_table(
+        "mailer_quota",
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("seconds", sa.BigInteger(), nullable=False, autoincrement=False),
+        sa.Column("began_at", TIME, nullable=False),
+        sa.Column("used", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "seconds"),
+    )
+
+
+def drop_tenants() -> None:
+    op.drop_table("mailer_quota")
+    for name in INDEXES:
+        op.drop_index(name, "mailer_delivery")
+    op.drop_column("mailer_delivery", "rank")
+    op.drop_column("mailer_delivery", "tenant")
+    create_indexes(INDEXES_BEFORE)
+
+
+def create_indexes(indexes: dict[str, tuple[list[str], str]]) -> None:
+    for name, (columns, condition) in indexes.items():
+        where = sa.text(condition)
+        op.create_index(
+            name, "mailer_delivery", columns, sqlite_where=where, postgresql_where=where
+        )
 
 
 def change_check(before: str, after: str) -> None:
