@@ -19,7 +19,7 @@ class Status(StrEnum):
 
     #: A worker claims it when it is due; the sweep expires it; a person cancels it.
     QUEUED = "queued"
-    #: It is not due whatever the time: the sweep queues it when its bulk send goes on.
+    #: It waits for its bulk send or for a quota: the sweep queues it; a person cancels it.
     HELD = "held"
     #: Its worker marks or releases it; the sweep, when the worker's lease is over.
     CLAIMED = "claimed"
@@ -67,6 +67,7 @@ TRANSITIONS = frozenset(
         (Status.QUEUED, Status.HELD),
         (Status.HELD, Status.QUEUED),
         (Status.HELD, Status.CANCELLED),
+        (Status.HELD, Status.EXPIRED),
         (Status.CLAIMED, Status.TRANSMITTING),
         (Status.CLAIMED, Status.QUEUED),
         (Status.CLAIMED, Status.FAILED),

@@ -17,7 +17,7 @@ from mailer.store.rows import when
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-# More mail of a tenant is released in another transaction.
+# More mail of a tenant is released by the next claim or sweep.
 _RELEASED_AT_ONCE = 1000
 
 # Step by step through the index, however much mail each tenant has.
@@ -85,16 +85,17 @@ def use_quota(transaction: Transaction, tenant: str, number: int) -> None:
 class Quotas(Moves):
     """The mail of tenants that is held for their quotas."""
 
-    def release_within_quotas(self, now: float) -> int:
-        """Release mail of tenants whose quotas are not used up: held -> queued.
-
-        Return the number of deliveries.
-        """
+    def release_within_quotas(self, now: float) -> set[int]:
+        """Release some mail of each tenant whose quotas are not used up: held -> queued."""
         with self._look() as transaction:
             waiting = [tenant for (tenant,) in transaction.execute(WAITING_TENANTS, {})]
             used = transaction.execute(USED, {"now": now}) if waiting else []
         used_up = self._used_up({(tenant, seconds): number for tenant, seconds, number in used})
-        return sum(self._release(tenant, now) for tenant in waiting if tenant not in used_up)
+        released: set[int] = set()
+        for tenant in waiting:
+            if tenant not in used_up:
+                released |= self._transact(partial(self._release, tenant=tenant, now=now))
+        return released
 
     def tenants(self, now: float) -> list[TenantStatus]:
         """Return the tenants that have mail waiting, or have sent mail under a quota."""
@@ -132,23 +133,18 @@ class Quotas(Moves):
             )
         }
 
-    def _release(self, tenant: str, now: float) -> int:
-        """Release mail of one tenant, step by step."""
-        steps = iter(lambda: self._transact(partial(self._step, tenant=tenant, now=now)), 0)
-        return sum(steps)
-
-    def _step(self, transaction: Transaction, tenant: str, now: float) -> int:
-        """Release some mail of a tenant, the most urgent lane first. Return the number."""
+    def _release(self, transaction: Transaction, tenant: str, now: float) -> set[int]:
+        """Release some mail of a tenant, the most urgent lane first."""
         left = lock_quota(transaction, self._rules, tenant, now=now)
         most = _RELEASED_AT_ONCE if left is None else min(left, _RELEASED_AT_ONCE)
-        released = 0
+        released: set[int] = set()
         for lane in Lane:
             values: dict[str, Any] = {"tenant": tenant, "lane": lane, "now": now}
-            found = transaction.execute(OVER_QUOTA, {**values, "most": most - released})
+            found = transaction.execute(OVER_QUOTA, {**values, "most": most - len(released)})
             ids = [number for (number,) in found]
             ranks = turns.next_ranks(transaction, self._rules, lane, [tenant] * len(ids), now=now)
             places = packed(zip(ids, ranks, strict=True))
-            released += len(self._moved(transaction, RELEASE, {"places": places}, kinds=None))
+            released |= self._moved(transaction, RELEASE, {"places": places}, kinds=None)
         if released and left is not None:
-            use_quota(transaction, tenant, released)
+            use_quota(transaction, tenant, len(released))
         return released

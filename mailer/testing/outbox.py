@@ -11,7 +11,7 @@ from flask import Flask
 
 from mailer.errors import ConfigurationError
 from mailer.intake.recording import Accepted, Recorder
-from mailer.message import DeliveryStatus, MailStatus
+from mailer.message import DeliveryStatus, MailStatus, Status
 from mailer.outbound import InlineBell
 from mailer.testing.bells import SilentBell, ring_instead
 from mailer.testing.mails import RecordedMail, is_sent
@@ -307,7 +307,9 @@ def _check_testing(app: Flask, state: State) -> None:
 
 def _in_words(delivery: DeliveryStatus, now: datetime) -> str:
     words = [str(delivery.status)]
-    if delivery.due_at is not None and not delivery.is_being_tried:
+    if delivery.status is Status.HELD:
+        words.append(f"the quota of {delivery.tenant!r} is used up")
+    elif delivery.due_at is not None and not delivery.is_being_tried:
         wait = timedelta(seconds=round((delivery.due_at - now).total_seconds()))
         words.append(f"due in {wait}" if wait > timedelta(0) else "due: drain() delivers it")
     if delivery.reply:

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine
 
 from mailer import Status, send_email
 from mailer.message import Lane
+from mailer.policy import Quota, TenantRules
 from mailer.schema import REVISION, version
 from mailer.store.workers import Worker
 from tests.mails import LATER, NOW, a_message, bring, claim, insert, mark, record, table
@@ -238,7 +239,7 @@ def test_every_command_is_explained(flask_mail: Flasks) -> None:
 
     assert [line.split()[0] for line in lines] == (
         "bulk cancel due inbox init list migrate migrate-code pause queue relays"
-        " reschedule resolve resume retry status".split()
+        " reschedule resolve resume retry status tenants".split()
     )
     assert all(len(line.split()) > 3 for line in lines)
 
@@ -271,6 +272,23 @@ def test_a_lane_is_paused_and_resumed(shop: Flask, flask_mail: Flasks) -> None:
     assert store_of(shop).list_pauses().keys() == {Lane.BULK}
     assert flask_mail("resume", "--lane", "bulk").output == "The pause of the lane bulk is over.\n"
     assert store_of(shop).list_pauses() == {}
+
+
+def test_tenants(shop: Flask, flask_mail: Flasks) -> None:
+    """`tenants` counts the mail of each tenant, and shows how much of its quotas is used."""
+    assert flask_mail("tenants").output == "No mail of a tenant is waiting.\n"
+    for tenant in ("acme", "acme", "acme", "other"):
+        insert(store_of(shop), tenant=tenant, message=a_message(created_at=NOW))
+    store_of(shop)._rules = TenantRules(quotas={"acme": (Quota(2, 86_400),)})
+    insert(store_of(shop), tenant="acme", message=a_message(created_at=NOW))
+
+    acme, other = flask_mail("tenants").output.splitlines()
+
+    assert acme.startswith(
+        "acme                                  3 queued        1 held  0 of 2 until"
+    )
+    assert acme.endswith(" 00:00:00 UTC")
+    assert other == "other                                 1 queued        0 held  no quota"
 
 
 def test_what_would_go_out(shop: Flask, flask_mail: Flasks) -> None:

@@ -1,15 +1,16 @@
 """The state chart, on both databases: which method moves a delivery from where to where."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
 from mailer.message.bulk import BulkState
-from mailer.policy import RetryPolicy, next_move
+from mailer.policy import Quota, RetryPolicy, TenantRules, next_move
 from mailer.store import Result, Store
 from tests import bulk_sends
 from tests.chart import drawn
@@ -21,6 +22,7 @@ from tests.mails import (
     bring,
     claim,
     emptied,
+    in_the_hands_of_a_worker,
     insert,
     mark,
     moved_by,
@@ -122,6 +124,18 @@ BULKS = {
     ),
 }
 
+
+def bring_over_quota(store: Store, _status: Status, **options: Any) -> Delivery:
+    """Bring a delivery into the state `held`, as its tenant has a quota."""
+    return in_the_hands_of_a_worker(store, insert(store, tenant="shop", **options))
+
+
+QUOTAS = {
+    "release_within_quotas": Verb(
+        [Status.QUEUED], lambda store, one, to: store.release_within_quotas(NOW)
+    ),
+}
+
 # The moves of a worker with deliveries that it holds.
 HELD = [
     pytest.param(WORKERS[name], source, target, id=f"{name}-{source}-{target}")
@@ -131,8 +145,10 @@ HELD = [
 
 
 @pytest.fixture
-def store(shared_store: Store) -> Store:
-    return emptied(shared_store)
+def store(shared_store: Store) -> Iterator[Store]:
+    shared_store._rules = TenantRules(quotas={"shop": (Quota(1, 60),)})
+    yield emptied(shared_store)
+    shared_store._rules = TenantRules()
 
 
 # --- the chart ----------------------------------------------------------------------------------
@@ -142,10 +158,11 @@ def store(shared_store: Store) -> Store:
 def test_every_pair(store: Store, source: Status, target: Status) -> None:
     """For each pair of states, exactly the methods that the chart names can make the move."""
     movers = set()
-    for name, verb in {**WORKERS, **OTHERS, **BULKS}.items():
+    ways = (bulk_sends.bring, bring_over_quota) if source is Status.HELD else (None,)
+    verbs = {**WORKERS, **OTHERS, **BULKS, **QUOTAS}
+    for (name, verb), way in product(verbs.items(), ways):
         if target in verb.leads_to:
-            bring_here = verb.bring if source is not Status.HELD else bulk_sends.bring
-            delivery = bring_here(emptied(store), source, expires_at=NOW + 3600)
+            delivery = (way or verb.bring)(emptied(store), source, expires_at=NOW + 3600)
             moves = moved_by(store, partial(verb.call, store, delivery, target))
             assert moves in ({}, {delivery.id: (source, target)})
             movers |= {name} if moves else set()

@@ -72,6 +72,8 @@ OWN_WORDS = {
     "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
+    "MAILER_TENANT_WEIGHTS": ('{"acme": 5, "*": 0.5}', {"acme": 5.0, "*": 0.5}),
+    "MAILER_TENANT_QUOTAS": ('{"*": "100/minute; 5000/day"}', {"*": "100/minute; 5000/day"}),
     "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit(rate="1/day")}),
 }
 
