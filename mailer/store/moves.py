@@ -22,6 +22,7 @@ from mailer.policy import TenantRules
 from mailer.store import erasing, rows
 from mailer.store.callers import CallersTransaction
 from mailer.store.database import Database
+from mailer.store.marks import Marks
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
@@ -83,6 +84,7 @@ class Moves(Database):
         super().__init__(url, pgbouncer=pgbouncer)
         self._outlet: Outlet = outlet or Nobody()
         self._rules: TenantRules = rules or TenantRules()
+        self._marks: Marks = Marks()
 
     # The values of a move have `now` if it finishes deliveries or has an event.
 

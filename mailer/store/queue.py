@@ -16,46 +16,18 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mailer.message import Delivery, Lane, Outcome, Status, Verdict, id_at
+from mailer.message import Delivery, Lane, Outcome, Status, Verdict
 from mailer.message.events import EventKind
 from mailer.policy import Move
-from mailer.store import erasing, rows, turns
-from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, Moves
+from mailer.store import erasing, rows
+from mailer.store.claims import Claims
+from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
 
 # --- a worker's statements -----------------------------------------------------------------------
 # States are literals, not parameters: otherwise, the partial indexes would not be used.
 
-_CLAIM_DUE = """
-UPDATE mailer_delivery
-SET status = 'claimed', token = :token, lease_until = :lease_until, attempts = attempts + 1
-WHERE id IN (SELECT id FROM due)
-RETURNING {delivery}
-"""
-CLAIM = f"""
-WITH plain AS MATERIALIZED (
-    SELECT id, due_at AS turn FROM mailer_delivery
-    WHERE {{plain}} AND lane = :lane AND due_at <= :now
-        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
-    ORDER BY due_at LIMIT {{most_unless_paused}} {{lock}}),
-ranked AS MATERIALIZED (
-    SELECT id, rank AS turn FROM mailer_delivery
-    WHERE {{ranked}} AND lane = :lane
-        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
-    ORDER BY rank LIMIT {{most_unless_paused}} {{lock}}),
-due AS MATERIALIZED (
-    SELECT id FROM (SELECT id, turn FROM plain UNION ALL SELECT id, turn FROM ranked) AS merged
-    ORDER BY turn LIMIT :most)
-{_CLAIM_DUE}"""
-CLAIM_OF = f"""
-WITH due AS MATERIALIZED (
-    SELECT id FROM mailer_delivery
-    WHERE mail_id {{mails}} AND COALESCE(status, '') = 'queued' AND lane = :lane
-        AND due_at <= :now
-        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
-    ORDER BY due_at LIMIT {{most_unless_paused}} {{lock}})
-{_CLAIM_DUE}"""
 MARK = """
 UPDATE mailer_delivery SET status = 'transmitting', lease_until = :lease_until
 WHERE id {ids} AND token = :token AND status = 'claimed' AND COALESCE(lease_until, 0) > :now
@@ -123,14 +95,6 @@ RETURNING mailer_delivery.id
 INSERT_ATTEMPT = insert_into(
     "mailer_attempt", ("delivery_id", "at", "verdict", "phase", "reply", "relay")
 )
-HEAD = """
-SELECT * FROM (
-    SELECT {delivery} FROM mailer_delivery
-    WHERE {plain} AND lane = :lane AND due_at <= :now ORDER BY due_at LIMIT :most) AS plain
-UNION ALL SELECT * FROM (
-    SELECT {delivery} FROM mailer_delivery
-    WHERE {ranked} AND lane = :lane ORDER BY rank LIMIT :most) AS ranked
-"""
 # A delivery that another worker has claimed, and is about to release, waits as well.
 IS_WAITING = """
 SELECT 1 WHERE EXISTS (
@@ -143,7 +107,7 @@ OR EXISTS (
         AND due_at > queued_at AND (:domain = '' OR domain = :domain))
 OR EXISTS (
     SELECT 1 FROM mailer_delivery
-    WHERE lease_until IS NOT NULL AND status = 'claimed' AND lane = :lane AND token <> :token
+    WHERE lease_until > :now - 60 AND status = 'claimed' AND lane = :lane AND token <> :token
         AND (:domain = '' OR domain = :domain))
 """
 # Rows are locked in the order of `waits`, which is sorted by id. To lock them in a WITH, as others
@@ -162,7 +126,7 @@ RETURNING mailer_delivery.id
 REQUEUE_LAPSED = """
 WITH lapsed AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'claimed' AND lease_until <= :now {lock})
+    WHERE status = 'claimed' AND lease_until >= :lapsed_from AND lease_until <= :now {lock})
 UPDATE mailer_delivery
 SET status = 'queued', attempts = attempts - 1, token = NULL, lease_until = NULL
 WHERE id IN (SELECT id FROM lapsed)
@@ -171,7 +135,7 @@ RETURNING id
 DOUBT_LAPSED = """
 WITH lapsed AS MATERIALIZED (
     SELECT id FROM mailer_delivery
-    WHERE status = 'transmitting' AND lease_until <= :now {lock})
+    WHERE status = 'transmitting' AND lease_until >= :lapsed_from AND lease_until <= :now {lock})
 UPDATE mailer_delivery
 SET status = 'doubtful',
     doubts = doubts + 1,
@@ -193,17 +157,6 @@ RETURNING id
 RESEND_OF = RESEND.replace(
     "WHERE status = 'doubtful'", "WHERE mail_id {mails} AND COALESCE(status, '') = 'doubtful'"
 )
-RECALL = """
-WITH early AS MATERIALIZED (
-    SELECT id FROM mailer_delivery
-    WHERE {part} AND lane = :lane AND due_at > :now AND due_at <= :was
-        AND {mail_id_by_byte} > :made_after
-    ORDER BY due_at LIMIT :most {lock})
-UPDATE mailer_delivery SET due_at = :now
-WHERE id IN (SELECT id FROM early)
-RETURNING id
-"""
-RECALLS = tuple(RECALL.replace("{part}", part) for part in ("{plain}", "{unranked}"))
 OVERDUE = """
 SELECT id, {private} FROM mailer_delivery
 WHERE expires_at IS NOT NULL AND (status = 'queued' OR ({over_quota})) AND expires_at <= :now
@@ -224,32 +177,6 @@ SET status = 'expired', due_at = NULL, finished_at = :now
 WHERE id IN (SELECT id FROM overdue)
 RETURNING id
 """
-_IS_DUE_IN = """
-SELECT 1 FROM mailer_delivery
-WHERE {part} AND lane = :lane
-    AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-LIMIT {most_unless_paused}
-"""
-_DUE_PARTS = ("{plain} AND due_at <= :now", "{ranked}", "{unranked} AND due_at <= :now")
-IS_DUE = " UNION ALL ".join(
-    f"SELECT * FROM ({_IS_DUE_IN.replace('{part}', part)}) AS part_{place}"
-    for place, part in enumerate(_DUE_PARTS)
-)
-NEXT_DUE = """
-SELECT MIN(due_at) FROM (
-    SELECT MIN(due_at) AS due_at FROM mailer_delivery
-    WHERE {plain} AND lane = :lane AND due_at > :now AND due_at <= :before
-    UNION ALL
-    SELECT MIN(due_at) FROM mailer_delivery
-    WHERE {unranked} AND lane = :lane AND due_at > :now AND due_at <= :before) AS coming
-WHERE NOT {paused}
-"""
-
-
-# A claim ranks more mail than it takes, so that what becomes due at once is soon in order.
-_RANKED_AT_ONCE = 2
-# A lane with due mail gets at least one part of this many of a claim, if the claim is so large.
-_PARTS_OF_A_CLAIM = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,68 +197,10 @@ class Result:
         return EVENT_OF.get(self.move.to)
 
 
-class Queue(Moves):
+class Queue(Claims):
     """The deliveries that are queued, in the hands of workers, or doubtful."""
 
     # --- a worker's ------------------------------------------------------------------------------
-
-    def claim_due(
-        self,
-        limit: int,
-        *,
-        token: str,
-        now: float,
-        lease_until: float,
-        lanes: Iterable[Lane] = tuple(Lane),
-        mails: Collection[str] | None = None,
-    ) -> list[Delivery]:
-        """Claim due deliveries, the most urgent lane first, the longest due: queued -> claimed.
-
-        A part of the claim is kept for each less urgent lane that has due mail, so that none
-        starves. With `mails`, the ids of mails, claim those of no other mail.
-        """
-        statement = CLAIM if mails is None else CLAIM_OF
-        values: dict[str, Any] = {"now": now, "token": token, "lease_until": lease_until}
-        if mails is not None:
-            values["mails"] = packed(mails)
-        urgent_first, kept = sorted(lanes), limit // _PARTS_OF_A_CLAIM
-
-        def claim(transaction: Transaction) -> list[Delivery]:
-            if mails is None:
-                turns.rank_due(transaction, self._rules, now=now, most=_RANKED_AT_ONCE * limit)
-            claimed: dict[Lane, list[Delivery]] = {lane: [] for lane in urgent_first}
-
-            def take(lane: Lane, kept_for_others: int) -> bool:
-                """Claim mail of a lane. Return whether it may have more."""
-                most = limit - kept_for_others - sum(map(len, claimed.values()))
-                if most <= 0:
-                    return False
-                found = transaction.execute(statement, {**values, "lane": lane, "most": most})
-                claimed[lane] += rows.deliveries(found, token)
-                return len(found) == most
-
-            others = range(len(urgent_first) - 1, -1, -1)
-            full = [
-                lane
-                for lane, less_urgent in zip(urgent_first, others, strict=True)
-                if take(lane, less_urgent * kept)
-            ]
-            for lane in full:
-                take(lane, 0)
-            return [one for of_lane in claimed.values() for one in of_lane]
-
-        return self._transact(claim)
-
-    def rank_due(self, now: float) -> int:
-        """Rank mail of tenants, and retries, that have become due. Return their number."""
-        ranked = 0
-        while step := self._transact(
-            lambda transaction: turns.rank_due(
-                transaction, self._rules, now=now, most=MOVED_AT_ONCE
-            )
-        ):
-            ranked += step
-        return ranked
 
     def mark_if_claimed(
         self, ids: Collection[int], *, token: str, now: float, lease_until: float
@@ -399,12 +268,6 @@ class Queue(Moves):
         with self._look() as transaction:
             return rows.deliveries(transaction.execute(HELD, {"token": token}), token)
 
-    def head(self, lane: Lane, *, now: float, most: int) -> list[Delivery]:
-        """Return the first deliveries of a lane that are due, the longest due first."""
-        with self._look() as transaction:
-            found = transaction.execute(HEAD, {"lane": lane, "now": now, "most": most})
-        return rows.deliveries(found, token="")
-
     def is_waiting(
         self, lanes: Iterable[Lane], domain: str, *, now: float, until: float, token: str
     ) -> bool:
@@ -420,11 +283,19 @@ class Queue(Moves):
 
     def requeue_lapsed_claims(self, now: float) -> set[int]:
         """Requeue deliveries whose worker is gone, and has not begun them: claimed -> queued."""
-        return self._move(REQUEUE_LAPSED, now=now)
+        with self._marks.of("requeue") as places:
+            moved = self._move(REQUEUE_LAPSED, now=now, lapsed_from=places.time)
+            places.reached(time=now)
+        return moved
 
     def doubt_lapsed_transmissions(self, now: float, *, resend_at: float) -> set[int]:
         """Doubt deliveries whose worker is gone since it began them: transmitting -> doubtful."""
-        return self._move(DOUBT_LAPSED, kind=EventKind.DOUBTFUL, now=now, resend_at=resend_at)
+        values = {"now": now, "resend_at": resend_at}
+        with self._marks.of("doubt") as places:
+            values["lapsed_from"] = places.time
+            moved = self._move(DOUBT_LAPSED, kind=EventKind.DOUBTFUL, **values)
+            places.reached(time=now)
+        return moved
 
     def resend_doubtful(self, now: float, mails: Collection[str] | None = None) -> set[int]:
         """Requeue doubtful deliveries that are to be sent again by now: doubtful -> queued.
@@ -446,32 +317,3 @@ class Queue(Moves):
             choose, values["mails"] = OVERDUE_OF, packed(mails)
         kind = EventKind.EXPIRED
         return set().union(*self._finish_in_steps(choose, EXPIRE, values, kind=kind, waits=False))
-
-    def recall_queued(self, now: float, *, was: float, made_after: float = 0.0) -> int:
-        """Make deliveries due now that were due by `was`, before the clock was set back.
-
-        Return the number of deliveries. Only mail that was made after a time is looked at.
-        """
-        made, most = id_at(made_after), MOVED_AT_ONCE
-        recalled = 0
-        for lane in Lane:
-            for recall in RECALLS:
-                while step := self._move(
-                    recall, lane=lane, now=now, was=was, made_after=made, most=most
-                ):
-                    recalled += len(step)
-        return recalled
-
-    def is_due(self, now: float) -> bool:
-        """Return whether mail is due that no person has paused."""
-        with self._look() as transaction:
-            return any(
-                transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane
-            )
-
-    def next_due(self, now: float, *, before: float) -> float | None:
-        """Return when the next delivery gets due. Return None if none does by the time `before`."""
-        values = {"now": now, "before": before}
-        with self._look() as transaction:
-            found = [transaction.execute(NEXT_DUE, {"lane": lane, **values}) for lane in Lane]
-        return min((moment for [(moment,)] in found if moment is not None), default=None)

@@ -244,6 +244,14 @@ def _delivery(
     )
 
 
+def first_places(claimed: Sequence[Row], now: float) -> dict[str, float]:
+    """Return the first due time of claimed mail without a rank, if there is any, and the rank."""
+    times = [row[_DUE_AT] for row in claimed if row[_RANK] is None]
+    ranks = [row[_RANK] for row in claimed if row[_RANK] is not None]
+    first = {"rank": min(ranks, default=now)}
+    return first | {"time": min(times)} if times else first
+
+
 def _turn(row: Row) -> tuple[float, int]:
     return row[_RANK] or row[_DUE_AT] or 0.0, row[0]
 

@@ -42,6 +42,14 @@ SELECT * FROM (
 """
     for lane in Lane
 )
+IS_UNRANKED = " UNION ALL ".join(
+    f"""
+SELECT * FROM (
+    SELECT 1 FROM mailer_delivery
+    WHERE {{unranked}} AND lane = {lane:d} AND due_at <= :now LIMIT 1) AS of_lane_{lane:d}
+"""
+    for lane in Lane
+)
 RANK = """
 UPDATE mailer_delivery SET rank = places.rank
 FROM {places}
