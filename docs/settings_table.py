@@ -39,6 +39,8 @@ def _row(key: str, name: str) -> str:
 def _shown(default: Any) -> str:
     if default in (None, "", (), {}):
         return "none"
+    if isinstance(default, tuple):
+        default = ", ".join(default)
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 

@@ -100,7 +100,7 @@ class Mailer(MailOperations):
         reply_to: Addresses = None,
         sender: AddressLike | None = None,
         attachments: Iterable[Attachment | flask_mail.Attachment] = (),
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         lane: Lane | str = Lane.NORMAL,
         tenant: str | None = None,
         send_at: When = None,
@@ -150,7 +150,8 @@ class Mailer(MailOperations):
             reply_to: The addresses that replies go to.
             sender: The address in `From`, if it is not `MAIL_DEFAULT_SENDER`.
             attachments: Files and inline images.
-            headers: More headers, such as `{"List-Id": "news.example.com"}`.
+            headers: More headers, such as `{"List-Id": "news.example.com"}`. With None instead of a
+                value, the mail does not get that one of `MAILER_MACHINE_HEADERS`.
             lane: `"critical"`, `"normal"` or `"bulk"`: urgent mail is delivered first.
             tenant: Whose mail it is, if you send for several: a name or an id. Tenants take turns.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
@@ -270,7 +271,7 @@ class Mailer(MailOperations):
         sender: AddressLike | None = None,
         reply_to: Addresses = None,
         attachments: Iterable[Attachment | flask_mail.Attachment] = (),
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         lane: Lane | str = Lane.BULK,
         tenant: str | None = None,
         send_at: When = None,
@@ -311,7 +312,7 @@ class Mailer(MailOperations):
             sender: The address in `From`, if it is not `MAIL_DEFAULT_SENDER`.
             reply_to: The addresses that replies go to.
             attachments: Files that each mail carries. They are stored once.
-            headers: More headers of each mail.
+            headers: More headers of each mail, given like those of `send_email()`.
             lane: The lane.
             tenant: Whose mail it is, if you send for several.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.

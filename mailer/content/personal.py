@@ -20,6 +20,7 @@ def personal_mail(
     mail = renderer.render(own.context, own.locale)
     own_names = {name.lower() for name, _value in own.headers}
     shared = [pair for pair in message.headers if pair[0].lower() not in own_names]
+    added = [(name, value) for name, value in own.headers if value is not None]
     return replace(
         message,
         message_id=own_message_id(message.message_id, delivery_id),
@@ -27,5 +28,5 @@ def personal_mail(
         text=mail.bodies.text,
         html=mail.bodies.html,
         to=(Address(recipient, own.name),),
-        headers=(*shared, *own.headers),
+        headers=(*shared, *added),
     )

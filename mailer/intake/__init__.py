@@ -3,7 +3,7 @@
 Whatever is wrong with a mail is said here, at the call, before anything is stored.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +45,7 @@ from mailer.intake.from_flask_mail import (
     read_subject,
 )
 from mailer.intake.idempotency import Fingerprints
+from mailer.intake.machine_headers import MachineHeaders
 from mailer.intake.recording import Accepted, Recorder
 from mailer.intake.rehearsal import RehearsalRun
 from mailer.logs import addresses_shown, get_logger
@@ -120,6 +121,7 @@ class Intake:
         self._watch = watch
         self._inline = inline or bell  # for mail that is delivered at once
         self._fingerprints = Fingerprints(settings.secret_keys)
+        self._machine_headers = MachineHeaders(settings.machine_headers)
         #: As in Flask-Mail, an application may change these two while it runs.
         self.default_sender: AddressLike | None = settings.mail_default_sender
         self.ascii_attachments: bool = settings.mail_ascii_attachments
@@ -135,7 +137,7 @@ class Intake:
         reply_to: Addresses,
         sender: AddressLike | None,
         attachments: Iterable[Attachment | flask_mail.Attachment] | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str | None] | None,
         options: Options,
     ) -> Receipt:
         """Render the content and queue the mail."""
@@ -168,12 +170,19 @@ class Intake:
             metadata=check_metadata(options.metadata),
             sensitive=check_sensitive(options.sensitive),
         )
-        return self._accept(message, self._addresses(bcc, field="bcc"), options, now, content)
+        return self._accept(
+            message,
+            self._addresses(bcc, field="bcc"),
+            options,
+            now,
+            content,
+            complete=partial(self._machine_headers.add_to, given=headers),
+        )
 
     def enqueue(
         self, mail: flask_mail.Message, options: Options, envelope_from: AddressLike | None = None
     ) -> Receipt:
-        """Queue a message of Flask-Mail as it is."""
+        """Queue a message of Flask-Mail as it is. It gets no machine headers."""
         if not isinstance(mail, flask_mail.Message):
             raise InvalidMail(f"message: give a Message of Flask-Mail, not {type(mail).__name__}.")
         now = self._clock.time()
@@ -219,9 +228,10 @@ class Intake:
         message, snapshot, size = self._bulk_message(mail, options, now)
         said = replace(message, text=snapshot.digest)
         key = self._fingerprints.key(options.idempotency_key, said, ())
+        envelope = _envelope((), size, key, options, now)
         new = NewBulk(
-            message=message,
-            envelope=_envelope((), size, key, options, now),
+            message=self._machine_headers.add_to(message, envelope.lane, mail.headers),
+            envelope=envelope,
             snapshot=snapshot.to_json(),
             state=bulk.first_state,
             max_failed_share=bulk.max_failed_share,
@@ -246,7 +256,7 @@ class Intake:
             self._clock,
             self._row_reader(size),
             self._renderer.of_snapshot(snapshot),
-            message,
+            self._machine_headers.add_to(message, envelope.lane, mail.headers),
             envelope.lane,
             bulk.progress,
         ).run(recipients)
@@ -301,8 +311,12 @@ class Intake:
         options: Options,
         now: float,
         content: Content | None = None,
+        complete: Callable[[Message, Lane], Message] | None = None,
     ) -> Receipt:
-        """Store, then ring: a ring before the commit would find nothing."""
+        """Store, then ring: a ring before the commit would find nothing.
+
+        `complete` adds to the stored mail what is no part of the fingerprint.
+        """
         recipients = tuple(
             dict.fromkeys(address.email for address in (*message.to, *message.cc, *bcc))
         )
@@ -313,7 +327,8 @@ class Intake:
         key = self._fingerprints.key(options.idempotency_key, message, recipients)
         envelope = _envelope(recipients, size, key, options, now)
         caller = None if options.connection is None else connection_of(options.connection)
-        earlier = self._store.insert_mail(message, envelope, caller)
+        stored = complete(message, envelope.lane) if complete else message
+        earlier = self._store.insert_mail(stored, envelope, caller)
         if earlier is not None:
             return self._fingerprints.receipt(earlier, key, message, recipients)
         if (recorder := self.recorder) is not None:

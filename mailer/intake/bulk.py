@@ -41,7 +41,7 @@ class BulkMail:
     sender: AddressLike | None = None
     reply_to: AddressLike | Iterable[AddressLike] | None = None
     attachments: Iterable[Attachment | flask_mail.Attachment] | None = ()
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

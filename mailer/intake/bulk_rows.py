@@ -8,7 +8,7 @@ from typing import Any
 
 from mailer.content import check_json
 from mailer.errors import InvalidAddress, InvalidMail, OverLimit
-from mailer.message import Address, check_headers, check_text
+from mailer.message import Address, check_headers, check_text, unset_headers
 from mailer.message.bulk import BulkError, OwnPart
 from mailer.message.text import printable, shown
 from mailer.store import NewRecipient
@@ -69,12 +69,13 @@ class RowReader:
             raise InvalidMail(f"locale: {shown(str(locale))}: give a text such as 'de' or 'pt_BR'.")
         check_json(values, "context")
         pairs = check_headers(headers) if headers else ()
+        unset = tuple((header, None) for header in unset_headers(headers))
         for field, text in ((_NAME, name), *pairs):
             if len(text) > self.max_header:
                 raise OverLimit(
                     f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {self.max_header}."
                 )
-        return OwnPart(values, name, locale or None, pairs).to_json()
+        return OwnPart(values, name, locale or None, (*pairs, *unset)).to_json()
 
 
 def extend_digest(digest: str, row: NewRecipient | BulkError) -> str:

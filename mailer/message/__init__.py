@@ -10,7 +10,7 @@ from datetime import datetime
 
 from mailer.message.addresses import Address, AddressLike, parse_addresses
 from mailer.message.attachments import Attachment, is_file_type
-from mailer.message.headers import check_headers
+from mailer.message.headers import MACHINE_HEADERS, check_headers, unset_headers
 from mailer.message.outcomes import Outcome, Phase, Verdict
 from mailer.message.states import FINAL, IN_HAND, TRANSITIONS, Lane, OnDoubt, Status
 from mailer.message.statuses import Attempt, DeliveryStatus, MailStatus, Receipt
@@ -19,6 +19,7 @@ from mailer.message.text import check_body, check_text, evaluate
 __all__ = [
     "FINAL",
     "IN_HAND",
+    "MACHINE_HEADERS",
     "TRANSITIONS",
     "Address",
     "AddressLike",
@@ -52,6 +53,7 @@ __all__ = [
     "new_message_id",
     "own_message_id",
     "parse_addresses",
+    "unset_headers",
 ]
 
 

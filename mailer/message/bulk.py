@@ -170,7 +170,7 @@ class OwnPart:
     context: dict[str, Any] = field(repr=False)
     name: str = ""  #: beside the address in `To`
     locale: str | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str | None], ...] = ()  #: None: the mail has no such header
 
     def to_json(self) -> str:
         """Return the part as JSON, without the fields that are empty."""

@@ -15,7 +15,7 @@ _SIGNED = (
     "from sender to cc reply-to subject date message-id mime-version content-type"
     " content-transfer-encoding in-reply-to references list-id list-help list-owner list-post"
     " list-subscribe list-archive list-unsubscribe list-unsubscribe-post auto-submitted"
-    " feedback-id"
+    " feedback-id precedence x-auto-response-suppress"
 ).split()
 #: Headers signed once more than they occur, so that nobody can add another one.
 _OVERSIGNED = frozenset("from to cc reply-to subject date".split())

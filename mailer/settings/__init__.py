@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError, field_validator
 from sqlalchemy import make_url
 
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.message import Address, check_text
+from mailer.message import MACHINE_HEADERS, Address, check_text
 from mailer.policy import RetryPolicy, TenantRules
 from mailer.settings import database
 from mailer.settings.dkim import DkimKeys
+from mailer.settings.machine_headers import MachineHeaders
 from mailer.settings.messages import LOGINS, explain, origins
 from mailer.settings.namespace import check_namespace, namespace_of
 from mailer.settings.proxy import EnvironmentProxy, is_local
@@ -172,6 +173,12 @@ class Settings(RelaySettings):
         "MAILER_SUBJECT_PREFIX",
         "A prefix, followed by a space, for the subjects of `send_email`.",
         "",
+    )
+    machine_headers: MachineHeaders = key(
+        "MAILER_MACHINE_HEADERS",
+        "The headers that `send_email` and `send_bulk` add by themselves, as in `Auto-Submitted,"
+        " Precedence`, or `none`.",
+        MACHINE_HEADERS,
     )
     retry_first: Seconds = key(
         "MAILER_RETRY_FIRST",

@@ -69,6 +69,7 @@ OWN_WORDS = {
         "Example.com, ada@example.org",
         ("example.com", "ada@example.org"),
     ),
+    "MAILER_MACHINE_HEADERS": ("precedence, Feedback-ID", ("Precedence", "Feedback-ID")),
     "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
@@ -385,6 +386,11 @@ def test_a_value_that_relays_inherit_has_one_line() -> None:
         ("MAILER_RETRY_FACTOR", "0.9", "a number from 1 to 100"),
         ("MAILER_RETRY_ATTEMPTS", "100000", "a whole number from 1 to 1000"),
         ("MAILER_KEEP_DAYS", "0", "a number above 0"),
+        (
+            "MAILER_MACHINE_HEADERS",
+            "Precedence, Priority",
+            "some of Auto-Submitted, X-Auto-Response-Suppress, Precedence, Feedback-ID, or none",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused(key: str, value: object, words: str) -> None:
