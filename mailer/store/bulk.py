@@ -21,7 +21,7 @@ from mailer.policy import NO_TENANT
 from mailer.store import rows, turns
 from mailer.store.bulk_imports import GOES_ON, BulkImports
 from mailer.store.collation import id_by_byte
-from mailer.store.moves import MOVED_AT_ONCE
+from mailer.store.moves import MOVED_AT_ONCE, NOTE_HELD_AGAIN
 from mailer.store.quotas import lock_quota, use_quota
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
@@ -95,9 +95,6 @@ NOTE_LEFT = """
 UPDATE mailer_bulk
 SET released = released + :left, released_to = :left_to, started_at = COALESCE(started_at, :now)
 WHERE id = :id
-"""
-NOTE_HELD_AGAIN = """
-UPDATE mailer_bulk SET released = released - :held, released_to = 0 WHERE id = :id
 """
 RELEASE = """
 UPDATE mailer_delivery

@@ -92,8 +92,8 @@ class Decisions(Moves):
     ) -> set[int]:
         """Move the deliveries of a mail, or one of them, along the state chart.
 
-        None is moved into a worker's hands, nor out of them, and none is held or released. A bulk
-        send cancels the deliveries that it holds.
+        None is moved into a worker's hands, nor out of them, and none is released. A bulk send
+        cancels the deliveries that it holds, and what is queued of a paused one is held at once.
         """
         if not could_be_id(mail_id):
             return set()
@@ -123,9 +123,12 @@ class Decisions(Moves):
             transaction.execute(LOCK_MAILS, {"mails": packed([mail_id])})
             if has_bulk:
                 transaction.execute(UNCOUNT, values)
-            return self._finish(
+            moved = self._finish(
                 transaction, SETTLE, values, mails=[mail_id], has_bulk=has_bulk, kinds=kind
             )
+            if has_bulk and to is Status.QUEUED:
+                self._hold_of_stopped(transaction, moved)
+            return moved
 
         return self._transact(settle)
 

@@ -44,6 +44,25 @@ WHERE id {ids} AND finished_at IS NOT NULL
 GROUP BY mail_id, status
 """
 
+# What comes back to the queue of a bulk send that is stopped is held in the same transaction: until
+# the next sweep, a worker might claim it. The send is locked, so that a resume comes before or
+# after, and finds it.
+LOCK_STOPPED = """
+SELECT id FROM mailer_bulk
+WHERE state IN ('paused', 'cancelled')
+    AND id IN (SELECT mail_id FROM mailer_delivery WHERE id {ids})
+ORDER BY id {wait}
+"""
+HOLD_OF_STOPPED = """
+UPDATE mailer_delivery SET status = 'held', due_at = NULL
+WHERE id {ids} AND COALESCE(status, '') = 'queued' AND mail_id = :id
+RETURNING id
+"""
+#: A release begins anew, and finds what is held behind its place.
+NOTE_HELD_AGAIN = """
+UPDATE mailer_bulk SET released = released - :held, released_to = 0 WHERE id = :id
+"""
+
 #: The kind of event of each delivery that moves, or one kind for all of them.
 Kinds = EventKind | Mapping[int, EventKind]
 
@@ -115,6 +134,13 @@ class Moves(Database):
         if moved and has_bulk:
             transaction.execute(COUNT_FINISHED, {"ids": packed(moved)})
         return moved
+
+    def _hold_of_stopped(self, transaction: Transaction, queued: Collection[int]) -> None:
+        """Hold those of these queued deliveries whose bulk send is paused or cancelled."""
+        ids = packed(queued)
+        for (bulk_id,) in transaction.execute(LOCK_STOPPED, {"ids": ids}) if queued else ():
+            held = transaction.execute(HOLD_OF_STOPPED, {"ids": ids, "id": bulk_id})
+            transaction.execute(NOTE_HELD_AGAIN, {"id": bulk_id, "held": len(held)})
 
     def _finish_in_steps(
         self,

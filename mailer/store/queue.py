@@ -300,11 +300,18 @@ class Queue(Claims):
     def resend_doubtful(self, now: float, mails: Collection[str] | None = None) -> set[int]:
         """Requeue doubtful deliveries that are to be sent again by now: doubtful -> queued.
 
-        With `mails`, the ids of mails, requeue those of no other mail.
+        Those of a bulk send that is stopped are held at once. With `mails`, the ids of mails,
+        requeue those of no other mail.
         """
-        if mails is None:
-            return self._move(RESEND, now=now)
-        return self._move(RESEND_OF, now=now, mails=packed(mails))
+        statement = RESEND if mails is None else RESEND_OF
+        values = {"now": now, "mails": packed(mails or ())}
+
+        def resend(transaction: Transaction) -> set[int]:
+            resent = self._moved(transaction, statement, values, kinds=None)
+            self._hold_of_stopped(transaction, resent)
+            return resent
+
+        return self._transact(resend)
 
     def expire_overdue(self, now: float, mails: Collection[str] | None = None) -> set[int]:
         """Expire deliveries after their `expires_at`, step by step: queued -> expired.

@@ -6,10 +6,10 @@ from mailer.bulk import Bulk
 from mailer.clock import AppClock
 from mailer.delivery import Dispatcher
 from mailer.delivery.feeding import Feeder
-from mailer.message import Status
+from mailer.message import Delivery, Status
 from mailer.message.bulk import BulkState
 from mailer.store import NewBulk, NewRecipient, Store
-from tests.bulk_sends import IMPORTER, add, begin, make, recipient
+from tests.bulk_sends import IMPORTER, add, begin, bring, make, recipient
 from tests.integration.test_bulk import numbers, state_of, take
 from tests.mails import LATER, NOW, claim, record
 from tests.services.dispatchers import MakeDispatcher
@@ -146,3 +146,56 @@ def test_a_retry_of_the_recipient_that_was_given(store: Store) -> None:
         assert bulk.retry(to=given) == 1
         assert found not in [one.address for one in bulk.recipients(state="failed")]
     assert [one.address for one in bulk.recipients(state="failed")] == [addresses[1]]
+
+
+# --- what comes back to a send that is stopped ---------------------------------------------------
+
+
+def paused(store: Store, status: Status) -> tuple[Bulk, Delivery]:
+    """Return a paused send, and its only delivery, in this state."""
+    delivery = bring(store, status)
+    bulk = Bulk(store, AppClock(), delivery.mail_id)
+    assert bulk.pause()
+    return bulk, delivery
+
+
+def test_a_retry_waits_for_the_end_of_a_pause(store: Store, feeder: Feeder) -> None:
+    """A worker claims nothing of a paused send, even between a retry and the next sweep."""
+    bulk, failed = paused(store, Status.FAILED)
+
+    assert bulk.retry() == 1
+    assert claim(store, now=LATER) == []
+    assert numbers(store, bulk.id) == {"held": 1}
+
+    assert bulk.resume()
+    feeder.advance(LATER)
+    assert [one.id for one in claim(store, now=LATER)] == [failed.id]
+
+
+@pytest.mark.parametrize("of_one", [False, True])
+def test_a_resend_waits_for_the_end_of_a_pause(
+    store: Store, feeder: Feeder, *, of_one: bool
+) -> None:
+    """Doubtful mail of a paused send is held when its time has come, and resent after the pause."""
+    bulk, doubtful = paused(store, Status.DOUBTFUL)
+    other = bring(store, Status.DOUBTFUL)
+
+    mails = [bulk.id, other.mail_id] if of_one else None
+    assert store.resend_doubtful(LATER, mails) == {doubtful.id, other.id}
+    assert [one.id for one in claim(store, now=LATER)] == [other.id]
+    assert numbers(store, bulk.id) == {"held": 1}
+
+    assert bulk.resume()
+    feeder.advance(LATER)
+    assert [one.id for one in claim(store, now=LATER)] == [doubtful.id]
+
+
+def test_a_resend_of_a_cancelled_send(store: Store, feeder: Feeder) -> None:
+    """Doubtful mail of a cancelled send is cancelled when it would be sent again."""
+    doubtful = bring(store, Status.DOUBTFUL)
+    Bulk(store, AppClock(), doubtful.mail_id).cancel()
+
+    assert store.resend_doubtful(LATER) == {doubtful.id}
+    assert claim(store, now=LATER) == []
+    feeder.advance(LATER)
+    assert numbers(store, doubtful.mail_id) == {"cancelled": 1}
