@@ -44,9 +44,10 @@ class Bulk:
         return self._store.bulk_progress(self.id, now=self._clock.time())
 
     def pause(self, reason: str = "by hand") -> bool:
-        """Stop the delivery until `resume()`. Return whether it was running.
+        """Stop the delivery until `resume()`. Return whether it was running or being imported.
 
-        Mails that workers have claimed already are still sent.
+        Mails that workers have claimed already are still sent. An import goes on, and at its end
+        the send waits.
 
         >>> from datetime import timedelta
         >>> readers = [("ada@example.com", {"name": "Ada"})]
@@ -54,12 +55,13 @@ class Bulk:
         >>> bulk.pause("the prices are wrong"), bulk.progress().reason
         (True, 'the prices are wrong')
         """
-        return self._change([BulkState.RUNNING], BulkState.PAUSED, reason)
+        # In this order: the import may end in between, and then the send is running.
+        return self._store.pause_import(self.id, reason) or self._change(
+            [BulkState.RUNNING], BulkState.PAUSED, reason
+        )
 
     def resume(self) -> bool:
         """Go on after a pause. Return whether it was paused.
-
-        Only a send that runs can be paused, so one whose recipients still come is streaming.
 
         >>> from datetime import timedelta
         >>> readers = [("ada@example.com", {"name": "Ada"})]
@@ -67,7 +69,9 @@ class Bulk:
         >>> bulk.pause(), bulk.resume()
         (True, True)
         """
-        return self._change([BulkState.PAUSED], BulkState.RUNNING)
+        return self._store.resume_import(self.id) or self._change(
+            [BulkState.PAUSED], BulkState.RUNNING
+        )
 
     def confirm(self) -> bool:
         """Confirm a send that `require_confirmation_above` holds. Return whether it waited.

@@ -51,10 +51,23 @@ SELECT MAX(
     COALESCE((SELECT MAX(id) FROM mailer_delivery), 0),
     COALESCE((SELECT MAX(released_to) FROM mailer_bulk), 0)) + 1
 """
+# An import that has a reason is paused: it goes on, and the send does not begin at its end. Of one
+# that streams, the state itself is 'paused'.
+PAUSE_IMPORT = """
+UPDATE mailer_bulk SET reason = :reason
+WHERE id = :id AND state = 'importing' AND reason IS NULL
+RETURNING id
+"""
+RESUME_IMPORT = """
+UPDATE mailer_bulk SET reason = NULL
+WHERE id = :id AND state = 'importing' AND reason IS NOT NULL
+RETURNING id
+"""
 END_IMPORT = """
 UPDATE mailer_bulk
 SET is_complete = (:state <> 'cancelled'), importer = NULL,
     state = CASE
+        WHEN :state = 'running' AND state = 'importing' AND reason IS NOT NULL THEN 'paused'
         WHEN :state = 'cancelled' OR state = 'importing' THEN :state
         ELSE state END,
     reason = COALESCE(:reason, reason)
@@ -204,12 +217,21 @@ class BulkImports(Mails):
             return range(first, first + number)
         return [one for (one,) in transaction.execute(NEXT_IDS, {"most": number})]
 
+    def pause_import(self, bulk_id: str, reason: str) -> bool:
+        """Let a send that is being imported wait at its end. Return whether it would not have."""
+        return self._changes(PAUSE_IMPORT, {"id": bulk_id, "reason": reason})
+
+    def resume_import(self, bulk_id: str) -> bool:
+        """Let a send begin at the end of its import. Return whether it would have waited."""
+        return self._changes(RESUME_IMPORT, {"id": bulk_id})
+
     def end_import(
         self, bulk_id: str, importer: Importer, to: BulkState, reason: str | None = None
     ) -> bool:
         """End an import. Return False if it was lost.
 
-        A cancelled one leaves its idempotency key to another call.
+        A paused one waits, as does one that needs a confirmation, paused or not. A cancelled one
+        leaves its idempotency key to another call.
         """
         values = {"id": bulk_id, "importer": importer.name, "state": str(to), "reason": reason}
 

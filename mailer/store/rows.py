@@ -359,10 +359,16 @@ BULK_COLUMNS = (
 def bulk(row: Row) -> BulkSend:
     """Return a bulk send, from a row of `BULK_COLUMNS`."""
     values = dict(zip(BULK_COLUMNS, row, strict=True))
-    values["state"] = BulkState(values["state"])
+    values["state"] = _bulk_state(values["state"], values["reason"])
     values["is_complete"] = bool(values["is_complete"])
     values["lane"] = _LANES[values["lane"]]
     return BulkSend(**values)
+
+
+def _bulk_state(state: str, reason: str | None) -> BulkState:
+    """Return the state of a bulk send. An import that has a reason is paused."""
+    is_paused = state == BulkState.IMPORTING and reason is not None
+    return BulkState.PAUSED if is_paused else BulkState(state)
 
 
 def bulk_progress(row: Row, counts: Mapping[str, int], doubtful: int, now: float) -> BulkProgress:
@@ -381,7 +387,7 @@ def bulk_progress(row: Row, counts: Mapping[str, int], doubtful: int, now: float
     left = accepted - done - doubtful
     ends_at = when(now + left / rate) if rate and left and state == BulkState.RUNNING else None
     return BulkProgress(
-        state=BulkState(state),
+        state=_bulk_state(state, reason),
         reason=reason,
         imported=imported,
         accepted=accepted,

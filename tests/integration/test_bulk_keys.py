@@ -1,5 +1,6 @@
 """The idempotency key of a bulk send: one key, one send, also if it is cancelled or interrupted."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.bulk_calls import (
     some_rows,
     states,
 )
-from tests.shop import rows
+from tests.shop import rows, store_of
 
 mailer = Mailer()
 
@@ -60,28 +61,77 @@ def pause_it() -> None:
     assert bulk.pause()
 
 
-def test_paused_in_the_middle(shop: Flask) -> None:
-    """A send that is paused during its import is stored to the end, and waits."""
-    bulk = import_rows(do_before(15, pause_it), start="streaming")
+@pytest.mark.parametrize("start", ["complete", "streaming"])
+def test_paused_in_the_middle(shop: Flask, start: str) -> None:
+    """A send that is paused during its import is stored to the end, and waits for resume()."""
+    bulk = import_rows(do_before(15, pause_it), start=start)
 
+    assert recipients(shop) == EXPECTED
+    assert states(shop) == {"held": COUNT}
+    assert (bulk.progress().state, bulk.progress().reason) == ("paused", "by hand")
+
+    assert bulk.resume()
+    assert store_of(shop).release_held(bulk.id, now=time.time(), most=COUNT) is not None
+    check_complete(shop, bulk)
+
+
+def test_paused_before_the_importer_dies(shop: Flask) -> None:
+    """A send that was paused in an import that broke off is paused after the next one, too."""
+
+    def pause_and_die() -> None:
+        pause_it()
+        raise Boom
+
+    with pytest.raises(Boom):
+        import_rows(do_before(15, pause_and_die), idempotency_key="news")
+    assert mailer.bulks()[0].progress().state == "paused"
+
+    bulk = import_rows(some_rows(COUNT), idempotency_key="news")
     assert recipients(shop) == EXPECTED
     assert states(shop) == {"held": COUNT}
     assert bulk.progress().state == "paused"
 
 
-def test_paused_and_resumed_in_the_middle(shop: Flask) -> None:
-    """A streaming send that is resumed during its import streams on."""
+def test_paused_before_it_waits_for_a_person(shop: Flask) -> None:
+    """A send that needs a confirmation waits for that, also if its import was paused."""
+    bulk = import_rows(do_before(15, pause_it), require_confirmation_above=1)
+
+    assert bulk.progress().state == "ready"
+    assert not bulk.resume()
+    assert states(shop) == {"held": COUNT}
+    assert bulk.confirm()
+
+
+def test_cancelled_while_it_is_paused_in_the_middle(shop: Flask) -> None:
+    """A paused import can be cancelled."""
+
+    def pause_and_cancel() -> None:
+        pause_it()
+        [bulk] = mailer.bulks()
+        assert bulk.cancel("wrong list")
+
+    bulk = import_rows(do_before(15, pause_and_cancel))
+
+    assert (bulk.progress().state, bulk.progress().reason) == ("cancelled", "wrong list")
+
+
+@pytest.mark.parametrize(("start", "state"), [("complete", "importing"), ("streaming", "running")])
+def test_paused_and_resumed_in_the_middle(shop: Flask, start: str, state: str) -> None:
+    """A send that is resumed during its import goes on as if it had not been paused."""
     seen: list[str] = []
 
     def pause_and_resume() -> None:
         pause_it()
         [bulk] = mailer.bulks()
+        assert not bulk.pause()
+        seen.append(bulk.progress().state)
         assert bulk.resume()
+        assert not bulk.resume()
         seen.append(bulk.progress().state)
 
-    bulk = import_rows(do_before(15, pause_and_resume), start="streaming")
+    bulk = import_rows(do_before(15, pause_and_resume), start=start)
 
-    assert seen == ["running"]
+    assert seen == ["paused", state]
     assert bulk.progress().state == "running"
 
 

@@ -179,7 +179,7 @@ def test_the_options_are_those_of_the_mail(app: Flask, send: Run) -> None:
     bulk = store.load_bulk(bulk_id)
     assert message.sender.email == "news@example.com"
     assert [one.email for one in message.reply_to] == ["help@example.com"]
-    assert message.headers == (("List-Id", "news.example.com"),)
+    assert message.headers[0] == ("List-Id", "news.example.com")
     assert message.tags == ("news", "november")
     assert bulk.lane.name == "NORMAL"
     assert bulk.starts_at == 4070944800
