@@ -104,7 +104,8 @@ class Bulk:
     def retry(self, *, to: str | None = None) -> int:
         """Queue the failed and doubtful mails again. Return their number.
 
-        It is 0 if the send is cancelled: nothing more is sent then.
+        It is 0 if the send is cancelled: nothing more is sent then. Mails whose content is erased
+        (`MAILER_KEEP_BODIES_DAYS`) can't be sent again, and do not count.
 
         >>> bulk = mailer.send_bulk("News", "mail/news", [("ada@example.com", {})])
         >>> bulk.progress().failed, bulk.retry()

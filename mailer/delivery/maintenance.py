@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from logging import Logger
+from typing import TypeVar
 
 from mailer.delivery.dispatcher import Dispatcher
 from mailer.delivery.feeding import Feeder
@@ -22,6 +23,8 @@ _SHORTEST_REST = 0.005  # seconds; who waits for SQLite looks every millisecond
 _ALONE_SECONDS = 1.0
 # It avoids a relay that has kept somebody waiting for so long, for so many seconds.
 _STALLED_SECONDS, _AVOIDED_SECONDS = 5.0, 10.0
+
+Place = TypeVar("Place", str, int)
 
 log: Logger = get_logger(__name__)
 
@@ -101,13 +104,19 @@ class Maintenance:
         before = now - self._settings.keep_days * _DAY
         delete = partial(store.purge_finished, before, most=_PURGED_AT_ONCE)
         yield from self._each("purge records", iter(delete, 0))
-        orphans = partial(store.purge_orphans, most=_PURGED_AT_ONCE)
-        yield from self._each("purge orphans", _from_where_it_ended(orphans))
+        orphans = partial(store.purge_orphans, before, most=_PURGED_AT_ONCE)
+        yield from self._each("purge orphans", _from_where_it_ended(orphans, ""))
         if (days := self._settings.keep_bodies_days) is not None:
+            yield from self._each("purge own parts", self._erase_own_parts(now - days * _DAY))
             erase = partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE)
-            yield from self._each("purge bodies", _from_where_it_ended(erase))
+            yield from self._each("purge bodies", _from_where_it_ended(erase, ""))
         blobs = partial(store.purge_blobs, now, most=_PURGED_AT_ONCE)
-        yield from self._each("purge blobs", _from_where_it_ended(blobs))
+        yield from self._each("purge blobs", _from_where_it_ended(blobs, ""))
+
+    def _erase_own_parts(self, before: float) -> Iterator[object]:
+        for bulk_id in self._store.load_unerased_bulks(before):
+            erase = partial(self._store.erase_own_parts, bulk_id, before, most=_PURGED_AT_ONCE)
+            yield from _from_where_it_ended(erase, 0)
 
     def _each(self, name: str, steps: Iterator[object]) -> Iterator[object]:
         """Take each step. After one that fails, the next purge goes on."""
@@ -115,8 +124,8 @@ class Maintenance:
             yield taken
 
 
-def _from_where_it_ended(step: Callable[..., str | None]) -> Iterator[str]:
+def _from_where_it_ended(step: Callable[..., Place | None], beginning: Place) -> Iterator[Place]:
     """Take a step again and again, each time from where it ended."""
-    after: str | None = ""
+    after: Place | None = beginning
     while (after := step(after=after)) is not None:
         yield after

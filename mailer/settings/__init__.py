@@ -267,8 +267,8 @@ class Settings(RelaySettings):
     )
     keep_bodies_days: float | None = key(
         "MAILER_KEEP_BODIES_DAYS",
-        "Days after which the texts and attachments of a finished mail are deleted, so that it"
-        " can't be requeued. Unset: they stay.",
+        "Days after which the texts and attachments of a finished mail are deleted, and contexts"
+        " and templates of bulk sends, so that it can't be requeued. Unset: they stay.",
         None,
         gt=0,
     )

@@ -41,7 +41,9 @@ ORDER BY {{id_by_byte}} DESC LIMIT :most
 """
 SUBJECTS = "SELECT id, subject FROM mailer_message WHERE id {mails}"
 SNAPSHOT = "SELECT snapshot FROM mailer_bulk WHERE id = :id"
-OWN_PARTS = "SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids}"
+OWN_PARTS = """
+SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids} AND own <> ''
+"""
 # A release, or a cancellation, begins after released_to. It is set back whenever deliveries before
 # that place may be held again.
 CHANGE_STATE = """
@@ -195,7 +197,7 @@ class BulkSends(BulkImports):
         return str(found[0][0])
 
     def load_own_parts(self, delivery_ids: Collection[int]) -> dict[int, str]:
-        """Return the own parts of recipients, by the id of the delivery."""
+        """Return the own parts of recipients that are not erased, by the id of the delivery."""
         values = {"ids": packed(delivery_ids)}
         with self._look() as transaction:
             return dict[int, str](transaction.execute(OWN_PARTS, values))

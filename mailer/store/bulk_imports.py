@@ -45,12 +45,7 @@ SELECT nextval(name) FROM generate_series(1, :most), (
     SELECT CAST(pg_get_serial_sequence('mailer_delivery', 'id') AS regclass) AS name OFFSET 0
 ) AS sequence
 """
-# Above all that bulk sends have released: the deliveries with those ids may be purged.
-NEXT_ID_IN_SQLITE = """
-SELECT MAX(
-    COALESCE((SELECT MAX(id) FROM mailer_delivery), 0),
-    COALESCE((SELECT MAX(released_to) FROM mailer_bulk), 0)) + 1
-"""
+NEXT_ID_IN_SQLITE = "SELECT COALESCE(MAX(id), 0) + 1 FROM mailer_delivery"
 # An import that has a reason is paused: it goes on, and the send does not begin at its end. Of one
 # that streams, the state itself is 'paused'.
 PAUSE_IMPORT = """

@@ -18,6 +18,9 @@ _RESTING = """
             SELECT 1 FROM mailer_message WHERE id = :mail_id AND erased_at IS NULL))
         AND (:to <> 'queued' OR NOT EXISTS (
             SELECT 1 FROM mailer_bulk WHERE id = :mail_id AND state = 'cancelled'))
+        AND (:to <> 'queued' OR NOT EXISTS (
+            SELECT 1 FROM mailer_bulk_recipient
+            WHERE delivery_id = mailer_delivery.id AND own = ''))
 """
 # Only a person moves a delivery out of a final state. It is counted again when it is finished.
 UNCOUNT = f"""

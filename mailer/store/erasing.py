@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable
 
+from mailer.message import is_bulk_id
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
@@ -29,9 +30,13 @@ WHERE id {mails} AND erased_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM mailer_delivery
     WHERE mail_id = mailer_message.id AND (finished_at IS NULL OR finished_at > :finished_before))
     AND NOT EXISTS (
-        SELECT 1 FROM mailer_bulk WHERE id = mailer_message.id AND finished_at IS NULL)
+        SELECT 1 FROM mailer_bulk
+        WHERE id = mailer_message.id AND (finished_at IS NULL OR EXISTS (
+            SELECT 1 FROM mailer_bulk_recipient WHERE bulk_id = mailer_bulk.id AND own <> '')))
 RETURNING id
 """
+# The own parts of a bulk send are erased before, in steps.
+ERASE_SNAPSHOTS = "UPDATE mailer_bulk SET snapshot = '' WHERE id {mails} RETURNING id"
 DETACH = "DELETE FROM mailer_attachment WHERE mail_id {mails} RETURNING sha256"
 LOCK_UNUSED_BLOBS = """
 SELECT sha256 FROM mailer_blob
@@ -78,6 +83,8 @@ def erase(
     erased = [mail_id for (mail_id,) in transaction.execute(ERASE, values)]
     if not erased:
         return []
+    if bulks := [mail_id for mail_id in erased if is_bulk_id(mail_id)]:
+        transaction.execute(ERASE_SNAPSHOTS, {"mails": packed(bulks)})
     return [sha256 for (sha256,) in transaction.execute(DETACH, {"mails": packed(erased)})]
 
 

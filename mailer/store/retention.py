@@ -6,15 +6,18 @@ the mail.
 """
 
 from mailer.message import id_at
+from mailer.store.bulk_imports import GOES_ON
 from mailer.store.collation import id_by_byte
 from mailer.store.database import Database
 from mailer.store.erasing import LOCK_MAILS, delete_unused_blobs, erase
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
-SOME_OLD = """
-SELECT mailer_delivery.id, mail_id FROM mailer_delivery {unless_locked}
+# The import of a bulk send knows a duplicate by the delivery of its first row.
+SOME_OLD = f"""
+SELECT mailer_delivery.id, mail_id FROM mailer_delivery {{unless_locked}}
 WHERE finished_at <= :before
+    AND mail_id NOT IN (SELECT id FROM mailer_bulk WHERE {GOES_ON})
 ORDER BY finished_at LIMIT :most
 """
 PURGE = """
@@ -30,7 +33,8 @@ WITH empty AS MATERIALIZED (
     SELECT id FROM mailer_message
     WHERE id {mails} AND NOT EXISTS (
         SELECT 1 FROM mailer_delivery WHERE mail_id = mailer_message.id) AND NOT EXISTS (
-        SELECT 1 FROM mailer_bulk WHERE id = mailer_message.id AND finished_at IS NULL) {lock})
+        SELECT 1 FROM mailer_bulk
+        WHERE id = mailer_message.id AND COALESCE(finished_at, :before + 1) > :before) {lock})
 DELETE FROM mailer_message
 WHERE id IN (SELECT id FROM empty)
 RETURNING id
@@ -46,6 +50,21 @@ SOME_KEPT = """
 SELECT id FROM mailer_message
 WHERE erased_at IS NULL AND id > :after AND {id_by_byte} < :created_before
 ORDER BY id LIMIT :most
+"""
+UNERASED_BULKS = """
+SELECT id FROM mailer_bulk WHERE {id_by_byte} < :created_before AND snapshot <> '' ORDER BY id
+"""
+SOME_RECIPIENTS = """
+SELECT delivery_id FROM mailer_bulk_recipient
+WHERE bulk_id = :id AND delivery_id > :after
+ORDER BY delivery_id LIMIT :most
+"""
+ERASE_OWN_PARTS = """
+UPDATE mailer_bulk_recipient SET own = ''
+WHERE delivery_id {ids} AND own <> '' AND EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE id = delivery_id AND COALESCE(finished_at, :before + 1) <= :before)
+RETURNING delivery_id
 """
 SOME_BLOBS = "SELECT sha256 FROM mailer_blob WHERE sha256 > :after ORDER BY sha256 LIMIT :most"
 
@@ -70,17 +89,20 @@ class Retention(Database):
             values = {"ids": packed(number for number, _mail_id in old), "before": before}
             purged = transaction.execute(PURGE, values)
             if purged:
-                transaction.execute(PURGE_MAILS, {"mails": mails})
+                transaction.execute(PURGE_MAILS, {"mails": mails, "before": before})
             return len(purged)
 
         return self._transact(purge)
 
-    def purge_orphans(self, *, after: str, most: int) -> str | None:
-        """Delete mails without deliveries. Return the last id looked at, or None at the end."""
+    def purge_orphans(self, before: float, *, after: str, most: int) -> str | None:
+        """Delete mails without deliveries, but no bulk send that has not finished before a time.
+
+        Return the last id looked at, or None at the end.
+        """
         with self._look() as transaction:
             looked_at = transaction.execute(SOME_MAILS, {"after": after, "most": most})
         if orphans := [mail_id for mail_id, is_orphan in looked_at if is_orphan]:
-            self._changes(PURGE_MAILS, {"mails": packed(orphans)})
+            self._changes(PURGE_MAILS, {"mails": packed(orphans), "before": before})
         return looked_at[-1][0] if looked_at else None
 
     def erase_finished(self, before: float, *, now: float, after: str, most: int) -> str | None:
@@ -99,6 +121,32 @@ class Retention(Database):
             return mails[-1] if mails else None
 
         return self._transact(erase_some)
+
+    def load_unerased_bulks(self, before: float) -> list[str]:
+        """Return the bulk sends that may have own parts to erase: those begun before a time."""
+        with self._look() as transaction:
+            statement = UNERASED_BULKS.replace("{id_by_byte}", id_by_byte(transaction))
+            found = transaction.execute(statement, {"created_before": id_at(before)})
+            return [bulk_id for (bulk_id,) in found]
+
+    def erase_own_parts(self, bulk_id: str, before: float, *, after: int, most: int) -> int | None:
+        """Erase the own parts of deliveries of a bulk send that finished before a time.
+
+        Return the last delivery looked at, or None at the end.
+        """
+        values = {"id": bulk_id, "after": after, "most": most}
+        with self._look() as transaction:
+            ids: list[int] = [number for (number,) in transaction.execute(SOME_RECIPIENTS, values)]
+        if not ids:
+            return None
+
+        def erase_some(transaction: Transaction) -> None:
+            # Locked, so that none is queued again meanwhile.
+            transaction.execute(LOCK_MAILS, {"mails": packed([bulk_id])})
+            transaction.execute(ERASE_OWN_PARTS, {"ids": packed(ids), "before": before})
+
+        self._transact(erase_some)
+        return ids[-1]
 
     def purge_blobs(self, now: float, *, after: str, most: int) -> str | None:
         """Delete bytes that no mail carries. Return the last hash looked at, or None at the end."""

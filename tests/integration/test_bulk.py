@@ -359,7 +359,7 @@ def test_the_purge_spares_a_send_that_goes_on(store: Store, feeder: Feeder) -> N
     store.release_held(bulk.id, now=NOW, most=1)
     record(store, *take(store, 1), to=Status.SENT)
     assert store.purge_finished(LATER, most=10) == 1
-    store.purge_orphans(after="", most=10)
+    store.purge_orphans(LATER, after="", most=10)
     assert store.bulk_progress(bulk.id, now=NOW).sent == 1
     assert state_of(store, empty) is BulkState.IMPORTING
 

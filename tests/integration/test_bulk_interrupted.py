@@ -1,18 +1,23 @@
 """Bulk sends that are interrupted: decisions and purges in the middle lose and double nothing."""
 
 import pytest
+from sqlalchemy import select
 
+from mailer import schema
 from mailer.bulk import Bulk
 from mailer.clock import AppClock
 from mailer.delivery import Dispatcher
 from mailer.delivery.feeding import Feeder
+from mailer.errors import UnknownMail
 from mailer.message import Delivery, Status
-from mailer.message.bulk import BulkState
+from mailer.message.bulk import BulkError, BulkState
 from mailer.store import NewBulk, NewRecipient, Store
 from tests.bulk_sends import IMPORTER, add, begin, bring, make, recipient
 from tests.integration.test_bulk import numbers, state_of, take
-from tests.mails import LATER, NOW, claim, record
-from tests.services.dispatchers import MakeDispatcher
+from tests.mails import LATER, NOW, claim, record, table
+from tests.services.dispatchers import Clock, MakeDispatcher, chores_of
+
+DAY = 86_400
 
 
 @pytest.fixture
@@ -76,13 +81,43 @@ def test_the_message_of_a_send_that_goes_on_is_not_erased(store: Store) -> None:
     assert set(store.load_messages([new.message.id])) == {new.message.id}
 
 
-def test_ids_of_purged_deliveries_are_not_given_again(store: Store) -> None:
-    """Recipients who come after a purge are released, though SQLite has seen the last id go."""
+def test_a_purge_during_an_import_forgets_no_address(store: Store) -> None:
+    """The first mails of a long import stay until its end, and other old mail is purged."""
     new = stream(store, 2)
-    assert store.purge_finished(LATER, most=10) == 2
-    add(store, new, [recipient(3), recipient(4)], before=2)
+    other = bring(store, Status.SENT)
+    assert store.purge_finished(LATER, most=1) == 1
+    assert store.purge_finished(LATER, most=1) == 0
+    assert other.id not in table(store)
 
-    assert len(store.release_held(new.message.id, now=NOW, most=10) or ()) == 2
+    add(store, new, [recipient(2), recipient(3)], before=2)
+    progress = store.bulk_progress(new.message.id, now=NOW)
+    assert (progress.accepted, progress.duplicates) == (3, 1)
+
+    store.end_import(new.message.id, IMPORTER, BulkState.RUNNING)
+    assert store.purge_finished(LATER, most=10) == 2
+
+
+def test_a_cancelled_import_is_purged(store: Store) -> None:
+    """The mails of an import that is cancelled do not stay for ever."""
+    new = stream(store, 2)
+    store.change_bulk_if(new.message.id, [BulkState.RUNNING], BulkState.CANCELLED)
+
+    assert store.purge_finished(LATER, most=10) == 2
+
+
+def test_a_send_without_recipients_is_kept_as_long_as_others(store: Store, feeder: Feeder) -> None:
+    """A send of which no row could be used keeps the list of its errors for MAILER_KEEP_DAYS."""
+    new = begin(store)
+    add(store, new, [], [BulkError(1, "x@", "no address")])
+    store.end_import(new.message.id, IMPORTER, BulkState.RUNNING)
+    feeder.advance(NOW)
+    assert state_of(store, new.message.id) is BulkState.FINISHED
+
+    store.purge_orphans(NOW - 1, after="", most=10)
+    assert len(store.load_bulk_errors(new.message.id, after=0, most=10)) == 1
+    store.purge_orphans(NOW, after="", most=10)
+    with pytest.raises(UnknownMail):
+        store.load_bulk(new.message.id)
 
 
 def test_a_resume_after_too_many_failures(store: Store, feeder: Feeder) -> None:
@@ -199,3 +234,117 @@ def test_a_resend_of_a_cancelled_send(store: Store, feeder: Feeder) -> None:
     assert claim(store, now=LATER) == []
     feeder.advance(LATER)
     assert numbers(store, doubtful.mail_id) == {"cancelled": 1}
+
+
+# --- MAILER_KEEP_BODIES_DAYS --------------------------------------------------------------------
+
+
+def own_parts(store: Store) -> list[str]:
+    with store.engine.connect() as connection:
+        query = select(schema.bulk_recipient.c.own).order_by(schema.bulk_recipient.c.row)
+        return [*connection.scalars(query)]
+
+
+def send_one(dispatcher: Dispatcher, bulk: Bulk, clock: Clock) -> None:
+    """Release the next mail of a send, and deliver it to a relay."""
+    assert dispatcher._services.store.release_held(bulk.id, now=clock.time(), most=1)
+    sent = bulk.progress().sent
+    dispatcher.deliver_batch()
+    assert bulk.progress().sent == sent + 1
+
+
+def test_own_parts_of_old_mail_are_erased(
+    make_dispatcher: MakeDispatcher, store: Store, clock: Clock
+) -> None:
+    """Contexts go some days after their mail, the templates after all mail, numbers stay."""
+    dispatcher = make_dispatcher(MAILER_KEEP_DAYS=30, MAILER_KEEP_BODIES_DAYS=2)
+    maintenance = chores_of(dispatcher)
+    bulk = Bulk(store, AppClock(), make(store, 2, now=clock.time()).id)
+    first, second = own_parts(store)
+    send_one(dispatcher, bulk, clock)
+
+    clock.ahead += 1 * DAY
+    maintenance.purge()
+    assert own_parts(store) == [first, second]
+
+    clock.ahead += 2 * DAY
+    maintenance.purge()
+    assert own_parts(store) == ["", second]
+    assert store.load_snapshot(bulk.id)
+
+    send_one(dispatcher, bulk, clock)
+    assert store.finish_bulk_if_done(bulk.id, now=clock.time())
+    maintenance.purge()
+    assert own_parts(store) == ["", second]
+
+    clock.ahead += 3 * DAY
+    maintenance.purge()
+    assert own_parts(store) == ["", ""]
+    assert store.load_snapshot(bulk.id) == ""
+    assert [one.address for one in bulk.recipients(state="sent")] == [
+        "reader1@example.com",
+        "reader2@example.com",
+    ]
+
+
+def test_own_parts_are_erased_in_small_steps(store: Store) -> None:
+    """A step looks at a few recipients, and spares mail that has not finished, or not long ago."""
+    bulk = make(store, 5)
+    store.release_held(bulk.id, now=NOW, most=4)
+    record(store, *take(store, 3), to=Status.SENT)
+
+    assert store.load_unerased_bulks(NOW) == []
+    assert store.load_unerased_bulks(LATER) == [bulk.id]
+    assert store.erase_own_parts(bulk.id, NOW - 1, after=0, most=10) is not None
+    assert "" not in own_parts(store)
+    after = store.erase_own_parts(bulk.id, LATER, after=0, most=2)
+    assert after is not None
+    assert [own == "" for own in own_parts(store)] == [True, True, False, False, False]
+    after = store.erase_own_parts(bulk.id, LATER, after=after, most=10)
+    assert after is not None
+    assert [own == "" for own in own_parts(store)] == [True, True, True, False, False]
+    assert store.erase_own_parts(bulk.id, LATER, after=after, most=10) is None
+
+
+def test_the_templates_stay_as_long_as_the_last_context(store: Store) -> None:
+    """A step that failed is taken again: the templates are erased after all contexts."""
+    bulk = make(store, 1)
+    store.release_held(bulk.id, now=NOW, most=1)
+    record(store, *take(store, 1), to=Status.SENT)
+    assert store.finish_bulk_if_done(bulk.id, now=NOW)
+
+    store.erase_finished(LATER, now=LATER, after="", most=10)
+    assert store.load_unerased_bulks(LATER) == [bulk.id]
+    store.erase_own_parts(bulk.id, LATER, after=0, most=10)
+    store.erase_finished(LATER, now=LATER, after="", most=10)
+    assert store.load_unerased_bulks(LATER) == []
+
+
+def test_erased_mail_is_not_retried(store: Store) -> None:
+    """A failed mail without its context stays failed, also if the templates are still there."""
+    bulk = make(store, 3)
+    store.release_held(bulk.id, now=NOW, most=2)
+    erased, kept = take(store, 2)
+    record(store, erased, to=Status.FAILED)
+    store.erase_own_parts(bulk.id, LATER, after=0, most=10)
+    record(store, kept, to=Status.FAILED)
+
+    assert Bulk(store, AppClock(), bulk.id).retry() == 1
+    assert numbers(store, bulk.id) == {"failed": 1, "queued": 1, "held": 1}
+    assert [one.id for one in claim(store, now=LATER)] == [kept.id]
+
+
+def test_nothing_is_sent_for_an_erased_context(
+    dispatcher: Dispatcher, store: Store, clock: Clock
+) -> None:
+    """A mail whose context is gone for whatever reason fails, and says why."""
+    bulk = make(store, 2, now=clock.time())
+    store.release_held(bulk.id, now=clock.time(), most=2)
+    with store.engine.begin() as connection:
+        first = schema.bulk_recipient.c.row == 1
+        connection.execute(schema.bulk_recipient.update().where(first).values(own=""))
+    dispatcher.deliver_batch()
+
+    assert numbers(store, bulk.id) == {"failed": 1, "sent": 1}
+    [failed] = Bulk(store, AppClock(), bulk.id).recipients(state="failed")
+    assert failed.reply == "what it said is erased, or can't be read"

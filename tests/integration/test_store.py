@@ -277,7 +277,7 @@ def test_a_mail_without_any_delivery_is_purged(store: Store) -> None:
         connection.execute(schema.delivery.delete().where(schema.delivery.c.mail_id.in_(orphans)))
     after: str | None = ""
     while after is not None:
-        after = store.purge_orphans(after=after, most=2)
+        after = store.purge_orphans(NOW, after=after, most=2)
 
     assert store.statuses([*orphans, *kept]).keys() == set(kept)
 
