@@ -216,7 +216,7 @@ def _show_rehearsal(rehearsal: Rehearsal) -> None:
             f"\nA mail has {rehearsal.median_size:,} bytes (median), the largest"
             f" {rehearsal.largest_size:,}, all {rehearsal.total_size:,}."
         )
-        click.echo(f"The delivery takes {span(rehearsal.seconds)} or more: {rehearsal.limit}.")
+        click.echo(f"The delivery takes about {span(rehearsal.seconds)}: {rehearsal.limit}.")
 
 
 def _show_sample(sample: BulkSample) -> None:

@@ -1,4 +1,7 @@
-"""The time that a bulk send takes at least, and what limits it."""
+"""The time that a bulk send takes by the rates of relays and domains.
+
+A concurrency limits by the time that a relay takes for a mail, which nobody knows beforehand.
+"""
 
 import math
 from collections import Counter

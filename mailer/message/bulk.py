@@ -137,7 +137,8 @@ class Rehearsal:
     median_size: int  #: bytes of a mail, to three digits
     largest_size: int  #: bytes
     total_size: int  #: bytes of all mails
-    seconds: float  #: the shortest time that the delivery can take
+    #: The time that the tightest rate takes, or one process to render all mails, if that is longer.
+    seconds: float
     limit: str  #: what makes it so long, in words
 
 
