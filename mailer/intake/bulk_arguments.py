@@ -18,7 +18,7 @@ class BulkArguments(TypedDict, total=False):
     sender: AddressLike | None
     reply_to: AddressLike | Iterable[AddressLike] | None
     attachments: Iterable[Attachment | flask_mail.Attachment]
-    headers: Mapping[str, str] | None
+    headers: Mapping[str, str | None] | None
     lane: Lane | str
     tenant: str | None
     send_at: When
