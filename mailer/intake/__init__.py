@@ -230,7 +230,7 @@ class Intake:
         key = self._fingerprints.key(options.idempotency_key, said, ())
         envelope = _envelope((), size, key, options, now)
         new = NewBulk(
-            message=self._machine_headers.add_to(message, envelope.lane, mail.headers),
+            message=self._machine_headers.add_to(message, envelope, mail.headers),
             envelope=envelope,
             snapshot=snapshot.to_json(),
             state=bulk.first_state,
@@ -256,7 +256,7 @@ class Intake:
             self._clock,
             self._row_reader(size),
             self._renderer.of_snapshot(snapshot),
-            self._machine_headers.add_to(message, envelope.lane, mail.headers),
+            self._machine_headers.add_to(message, envelope, mail.headers),
             envelope.lane,
             bulk.progress,
         ).run(recipients)
@@ -311,7 +311,7 @@ class Intake:
         options: Options,
         now: float,
         content: Content | None = None,
-        complete: Callable[[Message, Lane], Message] | None = None,
+        complete: Callable[[Message, Envelope], Message] | None = None,
     ) -> Receipt:
         """Store, then ring: a ring before the commit would find nothing.
 
@@ -327,7 +327,7 @@ class Intake:
         key = self._fingerprints.key(options.idempotency_key, message, recipients)
         envelope = _envelope(recipients, size, key, options, now)
         caller = None if options.connection is None else connection_of(options.connection)
-        stored = complete(message, envelope.lane) if complete else message
+        stored = complete(message, envelope) if complete else message
         earlier = self._store.insert_mail(stored, envelope, caller)
         if earlier is not None:
             return self._fingerprints.receipt(earlier, key, message, recipients)

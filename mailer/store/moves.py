@@ -54,7 +54,7 @@ WHERE state IN ('paused', 'cancelled')
 ORDER BY id {wait}
 """
 HOLD_OF_STOPPED = """
-UPDATE mailer_delivery SET status = 'held', due_at = NULL
+UPDATE mailer_delivery SET status = 'held', due_at = NULL, rank = NULL
 WHERE id {ids} AND COALESCE(status, '') = 'queued' AND mail_id = :id
 RETURNING id
 """

@@ -1,13 +1,14 @@
 """The machine headers of a mail, by its lane, its kind and its sender."""
 
+import re
 from typing import Any
 
 import pytest
 
 from mailer.intake.machine_headers import MachineHeaders
-from mailer.message import MACHINE_HEADERS, Address, Lane
+from mailer.message import MACHINE_HEADERS, Address, Envelope, Lane
 from tests.bulk_sends import a_bulk_message
-from tests.mails import a_message
+from tests.mails import NOW, a_message
 
 QUIET = {
     "Auto-Submitted": "auto-generated",
@@ -20,14 +21,27 @@ REPLIES = (Address("visitor@example.org"),)
 def added(*, lane: Lane = Lane.NORMAL, is_bulk: bool = False, **changes: Any) -> dict[str, str]:
     """Return the headers that a mail gets, without that of Google."""
     message = a_bulk_message(**changes) if is_bulk else a_message(**changes)
-    headers = dict(MachineHeaders(MACHINE_HEADERS).add_to(message, lane, None).headers)
+    headers = dict(MachineHeaders(MACHINE_HEADERS).add_to(message, an_envelope(lane), None).headers)
     del headers["Feedback-ID"]
     return headers
 
 
-def feedback_id(domain: str = "example.com", lane: Lane = Lane.NORMAL) -> str:
+def an_envelope(lane: Lane, tenant: str = "") -> Envelope:
+    return Envelope(recipients=(), due_at=NOW, lane=lane, tenant=tenant)
+
+
+def feedback_id(domain: str = "example.com", lane: Lane = Lane.NORMAL, tenant: str = "") -> str:
     message = a_message(sender=Address(f"shop@{domain}"))
-    return dict(MachineHeaders(MACHINE_HEADERS).add_to(message, lane, None).headers)["Feedback-ID"]
+    stamped = MachineHeaders(MACHINE_HEADERS).add_to(message, an_envelope(lane, tenant), None)
+    return dict(stamped.headers)["Feedback-ID"]
+
+
+def test_a_feedback_id_names_the_tenant() -> None:
+    """The third place is the tenant, or a hash of a name that would not fit there."""
+    assert feedback_id(tenant="acme_7") == ":normal:acme_7:example.com"
+    hashed = [feedback_id(tenant=name).split(":")[2] for name in ("a:b", "Bäcker", "x" * 41)]
+    assert all(re.fullmatch("[0-9a-f]{15}", one) for one in hashed)
+    assert len({*hashed}) == 3
 
 
 @pytest.mark.parametrize("lane", [Lane.CRITICAL, Lane.NORMAL])
@@ -57,7 +71,7 @@ def test_replies_to_many_mails_at_once() -> None:
 def test_a_feedback_id_names_the_send_the_lane_and_the_sender() -> None:
     """A Feedback-ID has four places, in which nothing is about the recipient."""
     bulk = a_bulk_message()
-    stamped = MachineHeaders(["Feedback-ID"]).add_to(bulk, Lane.BULK, None)
+    stamped = MachineHeaders(["Feedback-ID"]).add_to(bulk, an_envelope(Lane.BULK), None)
 
     assert stamped.headers == (("Feedback-ID", f"{bulk.id}:bulk::example.com"),)
     assert feedback_id() == ":normal::example.com"
