@@ -10,7 +10,7 @@ from mailer.background import BackgroundFunction
 from mailer.bulk import Bulk
 from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
-from mailer.intake.arguments import When
+from mailer.intake.arguments import Undo, When
 from mailer.intake.bulk import BulkMail, BulkOptions
 from mailer.intake.bulk_arguments import BulkArguments
 from mailer.intake.content import Content
@@ -18,6 +18,7 @@ from mailer.mail import set_up
 from mailer.mail_operations import MailOperations
 from mailer.message import AddressLike, Attachment, Lane, OnDoubt, Receipt
 from mailer.message.bulk import BulkProgress, Rehearsal
+from mailer.message.calendar import Calendar
 from mailer.store import CallersConnection
 from mailer.wiring import State, state_of
 
@@ -103,6 +104,7 @@ class Mailer(MailOperations):
         headers: Mapping[str, str] | None = None,
         lane: Lane | str = Lane.NORMAL,
         send_at: When = None,
+        undo: Undo = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         sensitive: bool = False,
@@ -152,6 +154,9 @@ class Mailer(MailOperations):
             headers: More headers, such as `{"List-Id": "news.example.com"}`.
             lane: `"critical"`, `"normal"` or `"bulk"`: urgent mail is delivered first.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
+            undo: The seconds, or a `timedelta`, before which the mail is not sent, so that
+                `cancel()` succeeds. 0: none. The default is `MAILER_UNDO_SECONDS`, but not in the
+                lane `critical` or with `send_at`.
             expires_at: The time after which the mail is not sent any more, given like `send_at`.
             on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
             sensitive: Whether to erase the content as soon as the mail is finished.
@@ -188,6 +193,7 @@ class Mailer(MailOperations):
             options=Options(
                 lane=lane,
                 send_at=send_at,
+                undo=undo,
                 expires_at=expires_at,
                 on_doubt=on_doubt,
                 sensitive=sensitive,
@@ -204,6 +210,7 @@ class Mailer(MailOperations):
         *,
         lane: Lane | str = Lane.NORMAL,
         send_at: When = None,
+        undo: Undo = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         sensitive: bool = False,
@@ -222,6 +229,7 @@ class Mailer(MailOperations):
         options = Options(
             lane=lane,
             send_at=send_at,
+            undo=undo,
             expires_at=expires_at,
             on_doubt=on_doubt,
             sensitive=sensitive,
@@ -268,6 +276,8 @@ class Mailer(MailOperations):
         headers: Mapping[str, str] | None = None,
         lane: Lane | str = Lane.BULK,
         send_at: When = None,
+        undo: Undo = None,
+        calendar: Calendar | None = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         tags: Iterable[str] = (),
@@ -308,6 +318,10 @@ class Mailer(MailOperations):
             headers: More headers of each mail.
             lane: The lane.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
+            undo: The seconds, or a `timedelta`, for which nothing is sent once all recipients are
+                stored, so that `cancel()` takes back all of it.
+            calendar: The days and hours in which mail is sent. A recipient whose row has a
+                `time_zone` gets it in the hours of that zone.
             expires_at: The time after which no mail is sent any more, given like `send_at`.
             on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
             tags: Words to find the send by.
@@ -342,6 +356,7 @@ class Mailer(MailOperations):
         options = Options(
             lane=lane,
             send_at=send_at,
+            undo=undo,
             expires_at=expires_at,
             on_doubt=on_doubt,
             tags=tags,
@@ -354,6 +369,7 @@ class Mailer(MailOperations):
             progress=progress,
             require_confirmation_above=require_confirmation_above,
             max_failed_share=max_failed_share,
+            calendar=calendar,
         )
         if dry_run:
             return state.intake.rehearse_bulk(mail, recipients, options, bulk)

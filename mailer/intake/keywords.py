@@ -9,7 +9,7 @@ from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (
     "to subject template text html cc bcc reply_to sender attachments headers lane send_at"
-    " expires_at on_doubt sensitive tags metadata idempotency_key connection context"
+    " undo expires_at on_doubt sensitive tags metadata idempotency_key connection context"
 ).split()
 #: The names of an option elsewhere.
 _ALIASES = {
