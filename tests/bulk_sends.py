@@ -83,5 +83,8 @@ def bring(store: Store, status: Status, **options: Any) -> Delivery:
     bulk = make(store, 1, **options)
     if status is Status.HELD:
         return in_the_hands_of_a_worker(store, bulk.id)
-    store.release_held(bulk.id, now=NOW, most=1)
+    if bulk.calendar is None:
+        store.release_held(bulk.id, now=NOW, most=1)
+    else:
+        store.release_held_in_zone(bulk.id, bulk.calendar.time_zone, now=NOW, most=1)
     return carry(store, bulk.id, status)

@@ -2,8 +2,8 @@
 
 Each zone has a place of its own up to which it is released, so that a portion is found by the index
 of the zone, however many recipients the others have. What is queued when a zone closes is held
-again, from that place backwards. A few mails that waited for another try stay queued: the worker
-that claims one looks at the hours again.
+again, from that place backwards. A few mails that wait for another try may stay queued: the worker
+that claims one looks at the hours, and gives it back.
 """
 
 from collections.abc import Collection
@@ -52,6 +52,12 @@ UPDATE mailer_delivery SET status = 'held', due_at = NULL
 WHERE id IN (SELECT id FROM queued)
 RETURNING id
 """
+# Mail that a worker had may come back, and rows that it has locked were left out.
+MAY_COME_BACK = """
+SELECT 1 FROM mailer_delivery
+WHERE id {ids} AND COALESCE(status, '') IN ('queued', 'claimed', 'transmitting')
+LIMIT 1
+"""
 NOTE_HELD = "UPDATE mailer_bulk SET released = released - :held WHERE id = :id"
 NOTE_HELD_IN_ZONE = """
 UPDATE mailer_bulk_zone SET released_to = :held_from - 1, has_held = TRUE
@@ -85,7 +91,7 @@ class BulkZones(BulkImports):
     def hold_again_in_zone(self, bulk_id: str, time_zone: str) -> set[int]:
         """Hold the deliveries that a zone released last, unless a worker has them: queued -> held.
 
-        If none of them is queued, the zone is closed.
+        Once none of them can be queued any more, the zone is closed.
         """
 
         def hold(transaction: Transaction) -> set[int]:
@@ -102,7 +108,7 @@ class BulkZones(BulkImports):
             if held:
                 transaction.execute(NOTE_HELD, {"id": bulk_id, "held": len(held)})
                 transaction.execute(NOTE_HELD_IN_ZONE, {**values, "held_from": min(held)})
-            else:
+            elif not transaction.execute(MAY_COME_BACK, {"ids": ids}):
                 transaction.execute(NOTE_CLOSED, values)
             return held
 

@@ -117,6 +117,7 @@ def test_the_hours_end_in_the_middle(store: Store, feeder: Feeder) -> None:
     assert claim(store, now=CLOSED) == []
     assert waits(store, bulk.id, CLOSED)[1] == MONDAY
     record(store, in_hand, to=Status.SENT)
+    feeder.advance(CLOSED)
     feeder.advance(MONDAY - 1)
     assert numbers(store, bulk.id) == {"sent": 2, "held": 4}
     feeder.advance(MONDAY)
@@ -125,6 +126,21 @@ def test_the_hours_end_in_the_middle(store: Store, feeder: Feeder) -> None:
     feeder.advance(MONDAY)
     assert numbers(store, bulk.id) == {"sent": 6}
     assert store.load_bulk(bulk.id).state is BulkState.FINISHED
+
+
+def test_mail_that_a_worker_gives_back_is_held_as_well(store: Store, feeder: Feeder) -> None:
+    """Mail that was in the hands of a worker when its hours ended is held when it comes back."""
+    bulk = make(store, 3, calendar=OFFICE)
+    feeder.advance(NOW)
+    given_back, deferred = claim(store, 2)
+    mark(store, deferred)
+    feeder.advance(CLOSED)
+    assert numbers(store, bulk.id) == {"queued": 2, "held": 1}
+    store.release_if_in_hand({given_back.id: MONDAY}, token=given_back.token)
+    record(store, deferred, to=Status.QUEUED)
+    feeder.advance(CLOSED)
+
+    assert numbers(store, bulk.id) == {"held": 3}
 
 
 def test_a_zone_that_closes_costs_nothing_afterwards(

@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 from flask import Flask
 
-from mailer import BulkState, Mailer, Status
+from mailer import BulkState, Calendar, Mailer, Status
 from mailer.errors import InvalidMail
 from mailer.intake.bulk_files import FileLines, read_csv, read_ndjson
 from mailer.intake.bulk_rows import UnreadableRow
@@ -435,6 +435,63 @@ def test_a_large_send_waits_to_be_confirmed(send: Run, run: Run) -> None:
     assert run("status", bulk_id).output.splitlines()[1].startswith("ready: 2 recipients")
     assert run("confirm", bulk_id).output == f"Bulk send {bulk_id} is confirmed.\n"
     assert "it is running" in refusal(run("confirm", bulk_id))
+
+
+def test_a_send_is_rescheduled(send: Run, run: Run) -> None:
+    """`reschedule` moves the begin of a send, and says so if it has begun."""
+    bulk_id = id_in(send(TWO, *LATER))
+    moved = run("reschedule", bulk_id, "2099-02-01 10:00")
+    assert moved.stdout == f"Bulk send {bulk_id} is rescheduled to 2099-02-01 10:00:00 UTC.\n"
+    assert (
+        "running: it waits for its time, until 2099-02-01 10:00:00 UTC"
+        in run("status", bulk_id).stdout
+    )
+
+    over = id_in(send(TWO))
+    assert "It can't be rescheduled: it has begun" in refusal(run("reschedule", over, "2099-02-01"))
+
+
+# --- hours ----------------------------------------------------------------------------------------
+
+
+def test_the_hours_of_a_send(app: Flask, send: Run) -> None:
+    """`--days`, `--hours` and `--time-zone` are the calendar, and the file may name other zones."""
+    rows = (
+        "email,name,time_zone\nada@example.com,Ada,Asia/Tokyo\n"
+        "bob@example.com,Bob,\neve@example.com,Eve,Mars/X\n"
+    )
+    sent = send(
+        rows, *LATER, "--days", "mon-fri", "--hours", "09:00-18:00", "--time-zone", "Europe/Berlin"
+    )
+
+    assert "2 accepted, 0 duplicates, 1 refused" in sent.stdout
+    assert "row 3  eve@example.com  time_zone: 'Mars/X': there is no such time zone" in sent.stdout
+    bulk = store_of(app).load_bulk(id_in(sent))
+    assert bulk.calendar == Calendar(days="mon-fri", hours="09:00-18:00", time_zone="Europe/Berlin")
+    zones = {zone.time_zone for zone in store_of(app).load_bulk_zones(bulk.id)}
+    assert zones == {"Asia/Tokyo", "Europe/Berlin"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--days", "mon-fri"], "--days and --hours go with --time-zone"),
+        (["--time-zone", "Europe/Berlin"], "--days and --hours go with --time-zone"),
+        (["--hours", "9-18", "--time-zone", "Europe/Berlin"], "calendar: hours: '9-18'"),
+        (["--hours", "09:00-18:00", "--time-zone", "Berlin"], "calendar: time_zone: 'Berlin'"),
+        (["--undo", "-1"], "undo: -1.0: give seconds"),
+    ],
+)
+def test_hours_that_can_not_be_used(send: Run, options: list[str], words: str) -> None:
+    """Hours without a zone, or that nobody understands, are refused."""
+    assert words in refusal(send(TWO, *options))
+
+
+def test_the_undo_window_of_a_send(app: Flask, send: Run) -> None:
+    """`--undo` is that of `send_bulk()`."""
+    bulk = store_of(app).load_bulk(id_in(send(TWO, "--undo", "600")))
+
+    assert bulk.starts_at > time.time() + 500
 
 
 @pytest.mark.parametrize(

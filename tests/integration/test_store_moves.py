@@ -4,9 +4,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 
+from mailer import Calendar
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
 from mailer.message.bulk import BulkState
 from mailer.policy import RetryPolicy, next_move
@@ -104,6 +106,10 @@ def advance(
     return call
 
 
+def bring_with_calendar(store: Store, status: Status, **options: Any) -> Delivery:
+    return bulk_sends.bring(store, status, calendar=Calendar(time_zone="UTC"), **options)
+
+
 BULKS = {
     "release_held": Verb(
         [Status.QUEUED],
@@ -114,6 +120,18 @@ BULKS = {
         [Status.HELD],
         advance(BulkState.PAUSED, lambda store, bulk: store.hold_again(bulk)),
         bulk_sends.bring,
+    ),
+    "release_held_in_zone": Verb(
+        [Status.QUEUED],
+        lambda store, one, to: (
+            store.release_held_in_zone(one.mail_id, "UTC", now=NOW, most=1) or set()
+        ),
+        bring_with_calendar,
+    ),
+    "hold_again_in_zone": Verb(
+        [Status.HELD],
+        lambda store, one, to: store.hold_again_in_zone(one.mail_id, "UTC"),
+        bring_with_calendar,
     ),
     "cancel_held": Verb(
         [Status.CANCELLED],
