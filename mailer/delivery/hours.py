@@ -38,12 +38,12 @@ class Hours:
         """Return what to release and what to close of a send with a calendar."""
         closes, to_close = dict[str, float](), list[str]()
         for zone in self._store.load_bulk_zones(bulk_id):
-            if not (zone.has_held or zone.is_open):
+            if not (zone.has_held or zone.has_queued):
                 continue
             window = self._window(calendar, zone.time_zone, now)
             if window.is_open and zone.has_held:
                 closes[zone.time_zone] = now if window.until is None else window.until
-            elif not window.is_open and zone.is_open:
+            elif not window.is_open and zone.has_queued:
                 to_close.append(zone.time_zone)
         return OpenZones(sorted(closes, key=lambda name: closes[name]), to_close)
 

@@ -174,7 +174,7 @@ class BulkZone:
 
     time_zone: str
     has_held: bool  #: deliveries may be held
-    is_open: bool  #: deliveries may be queued
+    has_queued: bool  #: deliveries may be queued
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,7 +262,7 @@ bulk_zone: Table = Table(
     Column("time_zone", Text, primary_key=True),
     Column("released_to", BigInteger, nullable=False),  # none of the zone up to this id is held
     Column("has_held", Boolean, nullable=False),  # deliveries after that place may be held
-    Column("is_open", Boolean, nullable=False),  # deliveries may be queued
+    Column("queued_to", BigInteger, nullable=False),  # up to this id, some may be queued; 0: none
 )
 
 #: The recipients of bulk sends, each once.

@@ -41,8 +41,8 @@ WHERE id = :id AND importer = :importer AND rows_read = :rows_before AND {GOES_O
 RETURNING calendar
 """
 NOTE_ZONE = """
-INSERT INTO mailer_bulk_zone (bulk_id, time_zone, released_to, has_held, is_open)
-VALUES (:id, :zone, 0, TRUE, FALSE)
+INSERT INTO mailer_bulk_zone (bulk_id, time_zone, released_to, has_held, queued_to)
+VALUES (:id, :zone, 0, TRUE, 0)
 ON CONFLICT (bulk_id, time_zone) DO UPDATE SET has_held = TRUE
 """
 # OFFSET 0: the sequence is looked up once, not for each id, which takes five times as long.

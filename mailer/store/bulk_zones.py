@@ -16,16 +16,21 @@ from mailer.store.moves import MOVED_AT_ONCE
 from mailer.store.sql import packed
 from mailer.store.transactions import Transaction
 
+# What is queued is among so many: twice the deliveries that wait in a lane.
+_LATEST = 20_000
+
 CALENDAR = "SELECT calendar FROM mailer_bulk WHERE id = :id"
 ZONES = """
-SELECT time_zone, has_held, is_open FROM mailer_bulk_zone WHERE bulk_id = :id ORDER BY time_zone
+SELECT time_zone, has_held, queued_to FROM mailer_bulk_zone WHERE bulk_id = :id ORDER BY time_zone
 """
 ZONES_OF = "SELECT delivery_id, time_zone FROM mailer_bulk_recipient WHERE delivery_id {ids}"
 RELEASED_IN_ZONE = """
 SELECT released_to FROM mailer_bulk_zone WHERE bulk_id = :id AND time_zone = :time_zone
 """
 NOTE_LEFT_IN_ZONE = """
-UPDATE mailer_bulk_zone SET released_to = :left_to, is_open = TRUE
+UPDATE mailer_bulk_zone
+SET released_to = :left_to,
+    queued_to = CASE WHEN queued_to < :left_to THEN :left_to ELSE queued_to END
 WHERE bulk_id = :id AND time_zone = :time_zone
 """
 NOTE_NONE_HELD = """
@@ -38,10 +43,15 @@ UPDATE mailer_bulk_zone SET released_to = 0, has_held = TRUE WHERE bulk_id = :id
 # --- a zone that closes --------------------------------------------------------------------------
 
 LOCK = "SELECT id FROM mailer_bulk WHERE id = :id AND state = 'running' {wait}"
+# Those in the hands of a worker may come back.
 LATEST_IN_ZONE = """
-SELECT delivery_id FROM mailer_bulk_recipient
-WHERE bulk_id = :id AND time_zone = :time_zone AND delivery_id <= :released_to
-ORDER BY delivery_id DESC LIMIT :most
+SELECT delivery_id, status = 'queued' FROM (
+    SELECT delivery_id FROM mailer_bulk_recipient
+    WHERE bulk_id = :id AND time_zone = :time_zone AND delivery_id <= (
+        SELECT queued_to FROM mailer_bulk_zone WHERE bulk_id = :id AND time_zone = :time_zone)
+    ORDER BY delivery_id DESC LIMIT :most) AS latest
+JOIN mailer_delivery ON mailer_delivery.id = delivery_id
+WHERE COALESCE(status, '') IN ('queued', 'claimed', 'transmitting')
 """
 HOLD_IF_QUEUED = """
 WITH queued AS MATERIALIZED (
@@ -52,19 +62,15 @@ UPDATE mailer_delivery SET status = 'held', due_at = NULL
 WHERE id IN (SELECT id FROM queued)
 RETURNING id
 """
-# Mail that a worker had may come back, and rows that it has locked were left out.
-MAY_COME_BACK = """
-SELECT 1 FROM mailer_delivery
-WHERE id {ids} AND COALESCE(status, '') IN ('queued', 'claimed', 'transmitting')
-LIMIT 1
-"""
 NOTE_HELD = "UPDATE mailer_bulk SET released = released - :held WHERE id = :id"
 NOTE_HELD_IN_ZONE = """
-UPDATE mailer_bulk_zone SET released_to = :held_from - 1, has_held = TRUE
+UPDATE mailer_bulk_zone
+SET has_held = TRUE,
+    released_to = CASE WHEN released_to < :held_from THEN released_to ELSE :held_from - 1 END
 WHERE bulk_id = :id AND time_zone = :time_zone
 """
 NOTE_CLOSED = """
-UPDATE mailer_bulk_zone SET is_open = FALSE WHERE bulk_id = :id AND time_zone = :time_zone
+UPDATE mailer_bulk_zone SET queued_to = 0 WHERE bulk_id = :id AND time_zone = :time_zone
 """
 
 
@@ -99,17 +105,16 @@ class BulkZones(BulkImports):
             # Locked first, so that nothing is released meanwhile.
             if not transaction.execute(LOCK, values):
                 return set()
-            [(released_to,)] = transaction.execute(RELEASED_IN_ZONE, values)
-            latest = transaction.execute(
-                LATEST_IN_ZONE, {**values, "released_to": released_to, "most": MOVED_AT_ONCE}
-            )
-            ids = packed(number for (number,) in latest)
+            latest = transaction.execute(LATEST_IN_ZONE, {**values, "most": _LATEST})
+            if not latest:
+                transaction.execute(NOTE_CLOSED, values)
+                return set()
+            queued = [number for number, is_queued in latest if is_queued]
+            ids = packed(sorted(queued)[:MOVED_AT_ONCE])
             held = self._moved(transaction, HOLD_IF_QUEUED, {"ids": ids}, kinds=None)
             if held:
                 transaction.execute(NOTE_HELD, {"id": bulk_id, "held": len(held)})
                 transaction.execute(NOTE_HELD_IN_ZONE, {**values, "held_from": min(held)})
-            elif not transaction.execute(MAY_COME_BACK, {"ids": ids}):
-                transaction.execute(NOTE_CLOSED, values)
             return held
 
         return self._transact(hold)

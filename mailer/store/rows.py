@@ -357,8 +357,8 @@ def calendar(text: str | None) -> Calendar | None:
 
 def bulk_zone(row: Row) -> BulkZone:
     """Return a zone of a bulk send, from a row of `bulk_zones.ZONES`."""
-    time_zone, has_held, is_open = row
-    return BulkZone(time_zone, bool(has_held), bool(is_open))
+    time_zone, has_held, queued_to = row
+    return BulkZone(time_zone, bool(has_held), queued_to > 0)
 
 
 def bulk_progress(

@@ -23,7 +23,7 @@ mailer = Mailer()
 
 HOUR = 3600.0
 # So slow and so many that the hours end in the middle.
-NEAR, FAR, SECONDS = 1500, 60, 0.1
+NEAR, FAR, SECONDS = 400, 60, 0.1
 CALENDAR = Calendar(hours="08:00-16:00", time_zone="UTC")
 
 

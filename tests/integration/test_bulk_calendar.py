@@ -132,7 +132,8 @@ def test_mail_that_a_worker_gives_back_is_held_as_well(store: Store, feeder: Fee
     """Mail that was in the hands of a worker when its hours ended is held when it comes back."""
     bulk = make(store, 3, calendar=OFFICE)
     feeder.advance(NOW)
-    given_back, deferred = claim(store, 2)
+    first, given_back, deferred = claim(store, 3)
+    store.release_if_in_hand({first.id: None}, token=first.token)
     mark(store, deferred)
     feeder.advance(CLOSED)
     assert numbers(store, bulk.id) == {"queued": 2, "held": 1}

@@ -252,7 +252,7 @@ NOON = at("2026-11-27 12:00")
 
 
 def zone(name: str, *, has_held: bool = True) -> BulkZone:
-    return BulkZone(name, has_held, is_open=False)
+    return BulkZone(name, has_held, has_queued=False)
 
 
 @pytest.mark.parametrize(

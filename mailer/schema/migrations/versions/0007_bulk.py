@@ -51,7 +51,7 @@ def upgrade() -> None:
         sa.Column("time_zone", sa.Text(), nullable=False),
         sa.Column("released_to", sa.BigInteger(), nullable=False),
         sa.Column("has_held", sa.Boolean(), nullable=False),
-        sa.Column("is_open", sa.Boolean(), nullable=False),
+        sa.Column("queued_to", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["bulk_id"], ["mailer_bulk.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("bulk_id", "time_zone"),
     )
