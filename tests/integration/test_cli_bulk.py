@@ -28,6 +28,7 @@ from tests.shop import close, create_shop, rows, store_of
 TEMPLATES = {"mail/news.txt": "Hello {{ name }}!"}
 OPTIONS = ("--template", "mail/news", "--subject", "News for {{ name }}")
 LATER = ("--send-at", "2099-01-01 10:00")
+WAITS = "running: it waits for its time, until 2099-01-01 10:00:00 UTC"
 MUCH_LATER = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 TWO = "email,name\nada@example.com,Ada\nbob@example.com,Bob\n"
 
@@ -348,7 +349,7 @@ def test_the_status(send: Run, run: Run) -> None:
 
     assert run("status", bulk_id).output.splitlines() == [
         f"{bulk_id}  News for {{{{ name }}}}",
-        "running",
+        WAITS,
         "2 recipients, 0% done: 2 held",
         "4 rows: 1 duplicates, 1 refused",
     ]
@@ -381,7 +382,7 @@ def test_watching_ends_with_the_send(
     shown = run("status", "--watch", bulk_id).output
 
     assert looks == [1, 1, 1]
-    assert shown.count("running\n") == 1
+    assert shown.count(f"{WAITS}\n") == 1
     assert "cancelled: a mistake\n" in shown
 
 
@@ -400,7 +401,7 @@ def test_watching_on_a_terminal(app: Flask, send: Run, monkeypatch: pytest.Monke
     shown = app.test_cli_runner().invoke(args=words, color=True).output
 
     before, after = shown.split("\x1b[3A\x1b[J")  # up three lines, and clear to the end
-    assert before.splitlines()[1] == "running"
+    assert before.splitlines()[1] == WAITS
     assert len(before.splitlines()) == 1 + 3  # the subject stays
     assert after.startswith("cancelled: by hand\n")
 
@@ -692,6 +693,7 @@ def test_every_command_is_explained(run: Run) -> None:
 
     assert "FILE" in shown.splitlines()[0]
     assert [line.split()[0] for line in lines] == (
-        "cancel confirm errors list pause recipients resolve resume retry send status".split()
+        "cancel confirm errors list pause recipients reschedule resolve resume retry send"
+        " status".split()
     )
     assert all(len(line.split()) > 3 for line in lines)
