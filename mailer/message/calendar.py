@@ -7,8 +7,10 @@ so, also on the days when they are changed.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from mailer.errors import InvalidMail
@@ -19,7 +21,7 @@ _NAMES = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"(\d\d):([0-5]\d)-(\d\d):([0-5]\d)", re.ASCII)
 # Days in which hours may change: first those of nearly all calendars, then so many that a single
 # hour of a week may be skipped when the clocks are put forward.
-_NEAR, _FAR = range(-1, 3), range(-1, 17)
+_NEAR, _FAR = range(-1, 4), range(-1, 18)
 _KNOWN = "Europe/London"  # every copy of the database has it
 
 
@@ -104,7 +106,7 @@ class Calendar:
             return Window(is_open=False, problem=_not_found(name, "time_zone"))
         is_open = self._is_open(now, zone)
         for days in (_NEAR, _FAR):
-            for moment in sorted(self._changes(now, zone, days)):
+            for moment in _changes(self, zone, int(now // _DAY), days):
                 if moment > now and self._is_open(moment, zone) is not is_open:
                     return Window(is_open, moment)
         return Window(is_open)
@@ -123,18 +125,8 @@ class Calendar:
         is_night = (day - 1) % 7 in self._days
         return (is_day and seconds >= self._opens) or (is_night and seconds < self._closes)
 
-    def _changes(self, now: float, zone: ZoneInfo, days: range) -> Iterator[float]:
-        """Yield the times at which the hours of these days may begin or end."""
-        today = datetime.fromtimestamp(now, zone).date()
-        for day in days:
-            try:
-                yield from self._changes_of(today + timedelta(days=day), zone)
-            except (OverflowError, ValueError):
-                return  # the calendar of Python ends
-        began, ended = now + days.start * _DAY, now + days.stop * _DAY
-        yield from _changes_of_clocks(began, ended, zone)
-
     def _changes_of(self, day: date, zone: ZoneInfo) -> Iterator[float]:
+        """Yield the times at which the hours of a day may begin or end."""
         midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 -- of each zone
         for seconds in (self._opens, self._closes):
             wall = (midnight + timedelta(seconds=seconds)).replace(tzinfo=zone)
@@ -216,18 +208,27 @@ def _read_hours(given: str) -> tuple[int, int]:
     )
 
 
-def _changes_of_clocks(began: float, ended: float, zone: ZoneInfo) -> Iterator[float]:
-    """Yield the times between two at which the clocks of a zone are changed."""
+@lru_cache(4096)  # a sweep asks about the same zones each second
+def _changes(calendar: Calendar, zone: ZoneInfo, today: int, days: range) -> list[float]:
+    """Return the times, in order, at which the hours of days around one may begin or end."""
+    noon, found = today * _DAY + _DAY // 2, set[float]()
+    with suppress(OverflowError, ValueError):  # the calendar of Python ends
+        first = datetime.fromtimestamp(noon, zone).date()
+        for day in days:
+            moments = calendar._changes_of(first + timedelta(days=day), zone)  # noqa: SLF001 -- ours
+            found.update(moments)
+        found.update(_changes_of_clocks(noon, days, zone))
+    return sorted(found)
+
+
+def _changes_of_clocks(noon: int, days: range, zone: ZoneInfo) -> Iterator[float]:
+    """Yield the times, in these days around one, at which the clocks of a zone are changed."""
 
     def offset(at: float) -> timedelta | None:
         return datetime.fromtimestamp(at, zone).utcoffset()
 
-    try:
-        offset(began - _DAY), offset(ended + _DAY)
-    except (OverflowError, ValueError):
-        return
-    for day in range(int(began), int(ended), _DAY):
-        low, high = day, day + _DAY
+    for day in days:
+        low, high = noon + day * _DAY, noon + (day + 1) * _DAY
         if offset(low) == offset(high):
             continue
         while high - low > 1:
