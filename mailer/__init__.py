@@ -53,6 +53,7 @@ from mailer.message.bulk import (
     BulkState,
     Rehearsal,
 )
+from mailer.message.calendar import Calendar
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [  # noqa: RUF022 -- grouped: the table of contents of the library
     # Arguments
     "Address",
     "Attachment",
+    "Calendar",
     "Lane",
     "Message",
     "OnDoubt",

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator
 
 from mailer.errors import InvalidMail, UnknownMail
+from mailer.intake.arguments import When, check_time
+from mailer.intake.bulk import check_hours
 from mailer.message import Address, Status
 from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkState
 from mailer.message.ports import Clock
@@ -100,6 +102,31 @@ class Bulk:
         (True, 'cancelled')
         """
         return self._change(_UNFINISHED, BulkState.CANCELLED, reason)
+
+    def reschedule(self, send_at: When) -> bool:
+        """Begin a send that has not begun at another time. Return whether it had not begun.
+
+        >>> from datetime import timedelta
+        >>> readers = [("ada@example.com", {"name": "Ada"})]
+        >>> bulk = mailer.send_bulk("News", "mail/news", readers, send_at=timedelta(hours=1))
+        >>> bulk.reschedule(timedelta(hours=2))
+        True
+
+        Args:
+            send_at: A `timedelta` from now, or a `datetime` with a time zone. None: now.
+
+        Raises:
+            InvalidMail: The time can't be used, or the send would expire before.
+        """
+        now, bulk = self._clock.time(), self._store.load_bulk(self.id)
+        given = check_time(send_at, now, field="send_at")
+        starts_at = now if given is None else max(now, given)
+        if bulk.expires_at is not None and bulk.expires_at <= starts_at:
+            raise InvalidMail(
+                "send_at: the send would expire before it begins: give a sooner time."
+            )
+        check_hours(bulk.calendar, starts_at, bulk.expires_at)
+        return self._store.reschedule_if_not_started(self.id, starts_at)
 
     def retry(self, *, to: str | None = None) -> int:
         """Queue the failed and doubtful mails again. Return their number.

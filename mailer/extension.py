@@ -10,7 +10,7 @@ from mailer.background import BackgroundFunction
 from mailer.bulk import Bulk
 from mailer.errors import ConfigurationError
 from mailer.intake import Addresses, Options
-from mailer.intake.arguments import When
+from mailer.intake.arguments import Undo, When
 from mailer.intake.bulk import BulkMail, BulkOptions
 from mailer.intake.bulk_arguments import BulkArguments
 from mailer.intake.content import Content
@@ -18,6 +18,7 @@ from mailer.mail import set_up
 from mailer.mail_operations import MailOperations
 from mailer.message import AddressLike, Attachment, Lane, OnDoubt, Receipt
 from mailer.message.bulk import BulkProgress, Rehearsal
+from mailer.message.calendar import Calendar
 from mailer.store import CallersConnection
 from mailer.wiring import State, state_of
 
@@ -104,6 +105,7 @@ class Mailer(MailOperations):
         lane: Lane | str = Lane.NORMAL,
         tenant: str | None = None,
         send_at: When = None,
+        undo: Undo = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         sensitive: bool = False,
@@ -155,6 +157,9 @@ class Mailer(MailOperations):
             lane: `"critical"`, `"normal"` or `"bulk"`: urgent mail is delivered first.
             tenant: Whose mail it is, if you send for several: a name or an id. Tenants take turns.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
+            undo: The seconds, or a `timedelta`, before which the mail is not sent, so that
+                `cancel()` succeeds. 0: none. The default is `MAILER_UNDO_SECONDS`, but not in the
+                lane `critical` or with `send_at`.
             expires_at: The time after which the mail is not sent any more, given like `send_at`.
             on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
             sensitive: Whether to erase the content as soon as the mail is finished.
@@ -192,6 +197,7 @@ class Mailer(MailOperations):
                 lane=lane,
                 tenant=tenant,
                 send_at=send_at,
+                undo=undo,
                 expires_at=expires_at,
                 on_doubt=on_doubt,
                 sensitive=sensitive,
@@ -209,6 +215,7 @@ class Mailer(MailOperations):
         lane: Lane | str = Lane.NORMAL,
         tenant: str | None = None,
         send_at: When = None,
+        undo: Undo = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         sensitive: bool = False,
@@ -228,6 +235,7 @@ class Mailer(MailOperations):
             lane=lane,
             tenant=tenant,
             send_at=send_at,
+            undo=undo,
             expires_at=expires_at,
             on_doubt=on_doubt,
             sensitive=sensitive,
@@ -275,6 +283,8 @@ class Mailer(MailOperations):
         lane: Lane | str = Lane.BULK,
         tenant: str | None = None,
         send_at: When = None,
+        undo: Undo = None,
+        calendar: Calendar | None = None,
         expires_at: When = None,
         on_doubt: OnDoubt | str = OnDoubt.RESEND,
         tags: Iterable[str] = (),
@@ -316,6 +326,10 @@ class Mailer(MailOperations):
             lane: The lane.
             tenant: Whose mail it is, if you send for several.
             send_at: The earliest time of delivery: a `timedelta`, or a `datetime` with a time zone.
+            undo: The seconds, or a `timedelta`, for which nothing is sent once all recipients are
+                stored, so that `cancel()` takes back all of it.
+            calendar: The days and hours in which mail is sent. A recipient whose row has a
+                `time_zone` gets it in the hours of that zone.
             expires_at: The time after which no mail is sent any more, given like `send_at`.
             on_doubt: `"resend"` or `"hold"`: the action if the relay's last reply is lost.
             tags: Words to find the send by.
@@ -351,6 +365,7 @@ class Mailer(MailOperations):
             lane=lane,
             tenant=tenant,
             send_at=send_at,
+            undo=undo,
             expires_at=expires_at,
             on_doubt=on_doubt,
             tags=tags,
@@ -363,6 +378,7 @@ class Mailer(MailOperations):
             progress=progress,
             require_confirmation_above=require_confirmation_above,
             max_failed_share=max_failed_share,
+            calendar=calendar,
         )
         if dry_run:
             return state.intake.rehearse_bulk(mail, recipients, options, bulk)

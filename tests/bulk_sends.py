@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mailer import Calendar
 from mailer.content import Snapshot
 from mailer.message import Delivery, Envelope, Lane, Message, Status, new_bulk_id
 from mailer.message.bulk import BulkError, BulkSend, BulkState, OwnPart
@@ -27,6 +28,7 @@ def begin(
     state: BulkState = BulkState.IMPORTING,
     max_failed_share: float = 0.5,
     headers: tuple[tuple[str, str], ...] = (),
+    calendar: Calendar | None = None,
     **envelope: Any,
 ) -> NewBulk:
     """Insert a bulk send without recipients."""
@@ -36,14 +38,15 @@ def begin(
         snapshot=Snapshot(subject, "mail/news", {"mail/news.txt": text}, {}).to_json(),
         state=state,
         max_failed_share=max_failed_share,
+        calendar=calendar,
     )
     store.insert_bulk(new, IMPORTER)
     return new
 
 
-def recipient(number: int, **context: Any) -> NewRecipient:
+def recipient(number: int, zone: str | None = None, **context: Any) -> NewRecipient:
     own = OwnPart({"name": f"Reader {number}", **context}).to_json()
-    return NewRecipient(f"reader{number}@example.com", number, own, 100)
+    return NewRecipient(f"reader{number}@example.com", number, own, 100, zone)
 
 
 def add(
@@ -60,11 +63,17 @@ def add(
 
 
 def make(
-    store: Store, number: int, *, to: BulkState = BulkState.RUNNING, **options: Any
+    store: Store,
+    number: int,
+    *,
+    to: BulkState = BulkState.RUNNING,
+    zones: Sequence[str | None] = (None,),
+    **options: Any,
 ) -> BulkSend:
-    """Make a bulk send to so many readers, all of them held."""
+    """Make a bulk send to so many readers, all of them held. They are in these zones by turns."""
     new = begin(store, **options)
-    add(store, new, [recipient(one) for one in range(1, number + 1)])
+    numbers = range(1, number + 1)
+    add(store, new, [recipient(one, zones[(one - 1) % len(zones)]) for one in numbers])
     store.end_import(new.message.id, IMPORTER, to)
     return store.load_bulk(new.message.id)
 
@@ -74,5 +83,8 @@ def bring(store: Store, status: Status, **options: Any) -> Delivery:
     bulk = make(store, 1, **options)
     if status is Status.HELD:
         return in_the_hands_of_a_worker(store, bulk.id)
-    store.release_held(bulk.id, now=NOW, most=1)
+    if bulk.calendar is None:
+        store.release_held(bulk.id, now=NOW, most=1)
+    else:
+        store.release_held_in_zone(bulk.id, bulk.calendar.time_zone, now=NOW, most=1)
     return carry(store, bulk.id, status)

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from mailer.intake import Options
 from mailer.intake.bulk import BulkMail, BulkOptions
 from mailer.message import Status
 from mailer.message.bulk import BulkProgress, BulkSample, BulkState, Rehearsal
+from mailer.message.calendar import Calendar
 from mailer.message.text import printable, span
 from mailer.wiring import state_of
 
@@ -107,6 +109,20 @@ def _headers(
 )
 @click.option("--expires-at", type=parse_time, metavar="TIME", help="Send nothing after a time.")
 @click.option(
+    "--undo",
+    type=float,
+    metavar="SECONDS",
+    help="Send nothing for so long once all recipients are stored.  [default: MAILER_UNDO_SECONDS]",
+)
+@click.option("--days", metavar="DAYS", help="Send on these days only, such as mon-fri.")
+@click.option("--hours", metavar="HOURS", help="Send in these hours only, such as 09:00-18:00.")
+@click.option(
+    "--time-zone",
+    metavar="ZONE",
+    help="The zone of --days and --hours for recipients who have none in the column time_zone, such"
+    " as Europe/Berlin.",
+)
+@click.option(
     "--idempotency-key",
     metavar="NAME",
     help="A name for this send: the same command goes on after an interruption.",
@@ -156,7 +172,7 @@ def send(file: IO[bytes], kind: str | None, *, dry_run: bool, **given: Any) -> N
 
 def _split(given: dict[str, Any]) -> tuple[BulkMail, Options, BulkOptions]:
     mail = ("subject", "template", "shared", "locales", "sender", "reply_to", "headers")
-    options = ("lane", "tenant", "send_at", "expires_at", "tags", "idempotency_key")
+    options = ("lane", "tenant", "send_at", "undo", "expires_at", "tags", "idempotency_key")
     return (
         BulkMail(**{name: given[name] for name in mail}),
         Options(**{name: given[name] for name in options}),
@@ -164,8 +180,19 @@ def _split(given: dict[str, Any]) -> tuple[BulkMail, Options, BulkOptions]:
             on_error=given["on_error"],
             require_confirmation_above=given["confirm_above"],
             max_failed_share=given["max_failed_share"],
+            calendar=_calendar(given["days"], given["hours"], given["time_zone"]),
         ),
     )
+
+
+def _calendar(days: str | None, hours: str | None, time_zone: str | None) -> Calendar | None:
+    limits = {name: text for name, text in (("days", days), ("hours", hours)) if text is not None}
+    if bool(limits) != (time_zone is not None):
+        raise click.UsageError(
+            "--days and --hours go with --time-zone, such as --hours 09:00-18:00 --time-zone"
+            " Europe/Berlin."
+        )
+    return None if time_zone is None else Calendar(time_zone=time_zone, **limits)
 
 
 def _say_how_to_go_on(recipients: Recipients, key: str | None) -> None:
@@ -276,7 +303,8 @@ def status(bulk_id: str, *, watch: bool) -> None:
 
 def _in_words(progress: BulkProgress) -> Iterator[str]:
     why = f": {printable(progress.reason)}" if progress.reason else ""
-    yield f"{progress.state}{why}"
+    until = f", until {format_time(progress.resumes_at)}" if progress.resumes_at else ""
+    yield f"{progress.state}{why}{until}"
     counted = ("sent", "failed", "queued", "held", "doubtful", "expired", "cancelled", "suppressed")
     found = [f"{getattr(progress, name):,} {name}" for name in counted if getattr(progress, name)]
     share = progress.accepted and (progress.accepted - progress.unfinished) / progress.accepted
@@ -322,6 +350,17 @@ def confirm(bulk_id: str) -> None:
 def cancel(bulk_id: str, reason: str) -> None:
     """Send nothing more. What workers are sending already still goes out."""
     _decide(bulk_id, lambda bulk: bulk.cancel(reason), "cancelled")
+
+
+@bulk_group.command()
+@click.argument("bulk_id", metavar="ID")
+@click.argument("send_at", metavar="TIME", type=parse_time)
+def reschedule(bulk_id: str, send_at: datetime) -> None:
+    """Begin a send that has not begun at another time, such as '2026-11-25 10:00' (UTC)."""
+    bulk = _find(bulk_id)
+    if not bulk.reschedule(send_at):
+        raise click.ClickException("It can't be rescheduled: it has begun, or it is over.")
+    click.echo(f"Bulk send {bulk.id} is rescheduled to {format_time(send_at)}.")
 
 
 @bulk_group.command()

@@ -12,6 +12,7 @@ from logging import Logger
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.clearing import HeadOfQueue
 from mailer.delivery.flags import WorkerFlags
+from mailer.delivery.hours import Hours
 from mailer.delivery.pace import Pace
 from mailer.delivery.relay_state import RelayState
 from mailer.delivery.router import Availability, Plan, Router
@@ -53,6 +54,7 @@ class Dispatcher:
         self._states = [RelayState(relay) for relay in relays]
         self._router = Router(services, self._states)
         self._head = HeadOfQueue(services, self._router)
+        self._hours = Hours(services.store)
         self._budget = ByteBudget(services.settings.max_bytes_in_flight, services.clock)
         self._pace = Pace()
         self.flags: WorkerFlags = WorkerFlags()
@@ -113,7 +115,10 @@ class Dispatcher:
         started = self._clock.monotonic()  # after the claim, however long that took
         plan = Plan({delivery.id for delivery in claimed})
         try:
-            self._router.assign(plan, claimed, available)
+            closed = self._outside_hours(claimed)
+            plan.waiting.update(closed)
+            assigned = [delivery for delivery in claimed if delivery.id not in closed]
+            self._router.assign(plan, assigned, available)
             self._services.store.release_if_in_hand(plan.waiting, token=claimed[0].token)
             if is_full and plan.has_sound_relay:
                 self._bell.ring()  # there is probably more, for another thread
@@ -124,7 +129,7 @@ class Dispatcher:
             raise
         ends = started + self._settings.batch_seconds
         is_cleared = is_full and self._clear_head(shares, plan, available, context, ends)
-        return Progress(len(claimed), goes_on=bool(plan.shares) or is_cleared)
+        return Progress(len(claimed), goes_on=bool(plan.shares or closed) or is_cleared)
 
     def _claim(self, limit: int, available: Availability, context: ThreadContext) -> list[Delivery]:
         """Claim due deliveries in the lanes that a free relay accepts."""
@@ -141,6 +146,12 @@ class Dispatcher:
             lanes=available.lanes,
             mails=context.mails,
         )
+
+    def _outside_hours(self, claimed: Sequence[Delivery]) -> dict[int, float]:
+        """Return until when mail of bulk sends waits whose hours are over."""
+        if self._settings.mail_suppress_send:
+            return {}
+        return self._hours.closed(claimed, self._clock.time())
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
         """Release deliveries that are in no share yet, and leave our probes to others."""

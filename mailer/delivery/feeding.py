@@ -1,13 +1,16 @@
 """Feeding: the sweep releases the deliveries of bulk sends in portions, and finishes the sends."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from logging import Logger
 
+from mailer.delivery.hours import Hours, OpenZones
 from mailer.delivery.services import Services
 from mailer.logs import get_logger
 from mailer.message import Lane
 from mailer.message.bulk import BulkProgress, BulkSend, BulkState
+from mailer.message.calendar import Calendar
 
 # So many deliveries of a tenant are due at most in a lane before its bulk sends release more: twice
 # as many as workers send until the next sweep.
@@ -29,17 +32,26 @@ class Feeder:
 
     def __init__(self, services: Services) -> None:
         self._store = services.store
+        self._hours = Hours(services.store)
 
     def advance(self, now: float) -> None:
         """Take each bulk send one portion further."""
         unfinished = self._store.load_unfinished_bulks()
-        shares = self._shares(unfinished, now)
+        zones = {
+            one.id: self._hours.look(one.id, calendar, now)
+            for one in unfinished
+            if (calendar := _hours_of(one, now)) is not None
+        }
+        shares = self._shares(unfinished, zones, now)
         for bulk in unfinished:
             if not bulk.is_complete:
                 self._cancel_if_abandoned(bulk, now)
             progress = self._store.bulk_progress(bulk.id, now=now)
             if bulk.state is BulkState.RUNNING:
-                self._release(bulk, progress, now, shares.get((bulk.lane, bulk.tenant), 0))
+                for time_zone in zones[bulk.id].to_close if bulk.id in zones else ():
+                    self._hold_in_zone(bulk, time_zone)
+                share = shares.get((bulk.lane, bulk.tenant), 0)
+                self._release(bulk, progress, zones.get(bulk.id), now, share)
             elif bulk.state in (BulkState.PAUSED, BulkState.CANCELLED):
                 self._hold(bulk, progress, now)
             self._store.sum_up_counts(bulk.id, at_least=_SUMMED_UP)
@@ -47,12 +59,15 @@ class Feeder:
             if has_all and self._store.finish_bulk_if_done(bulk.id, now=now):
                 log.info("Bulk send is over: bulk=%s", bulk.id)
 
-    def _shares(self, bulks: Sequence[BulkSend], now: float) -> dict[tuple[Lane, str], int]:
+    def _shares(
+        self, bulks: Sequence[BulkSend], zones: Mapping[str, OpenZones], now: float
+    ) -> dict[tuple[Lane, str], int]:
         """Return how much each running send may release, by lane and tenant."""
         running = Counter(
             (one.lane, one.tenant)
             for one in bulks
             if one.state is BulkState.RUNNING and one.starts_at <= now
+            if one.id not in zones or zones[one.id].to_release
         )
         return {
             (lane, tenant): (_WINDOW - self._store.count_due(lane, tenant, now=now, most=_WINDOW))
@@ -60,15 +75,37 @@ class Feeder:
             for (lane, tenant), number in running.items()
         }
 
-    def _release(self, bulk: BulkSend, progress: BulkProgress, now: float, share: int) -> None:
+    def _release(
+        self,
+        bulk: BulkSend,
+        progress: BulkProgress,
+        zones: OpenZones | None,
+        now: float,
+        share: int,
+    ) -> None:
         """Release the next deliveries, unless too much of the mail fails."""
         if self._pause_if_failing(bulk, progress) or not progress.held:
             return
+        if zones is None:
+            self._release_up_to(share, partial(self._store.release_held, bulk.id, now=now))
+            return
+        for time_zone in zones.to_release:
+            release = partial(self._store.release_held_in_zone, bulk.id, time_zone, now=now)
+            share = self._release_up_to(share, release)
+
+    def _release_up_to(self, share: int, release: Callable[..., set[int] | None]) -> int:
+        """Release deliveries step by step. Return the rest of the share."""
         for _step in range(_STEPS):
-            released = self._store.release_held(bulk.id, now=now, most=share) if share > 0 else None
+            released = release(most=share) if share > 0 else None
             if released is None:
-                return
+                break
             share -= len(released)
+        return share
+
+    def _hold_in_zone(self, bulk: BulkSend, time_zone: str) -> None:
+        for _step in range(_STEPS):
+            if not self._store.hold_again_in_zone(bulk.id, time_zone):
+                break
 
     def _pause_if_failing(self, bulk: BulkSend, progress: BulkProgress) -> bool:
         results = progress.sent + progress.failed
@@ -98,3 +135,10 @@ class Feeder:
     def _cancel_if_abandoned(self, bulk: BulkSend, now: float) -> None:
         if bulk.importer_until is not None and bulk.importer_until < now - _ABANDONED:
             self._store.cancel_if_without_key(bulk.id)
+
+
+def _hours_of(bulk: BulkSend, now: float) -> Calendar | None:
+    """Return the hours that bind a send. Mail that has expired is released, to be over."""
+    if bulk.state is not BulkState.RUNNING or bulk.starts_at > now:
+        return None
+    return None if bulk.expires_at is not None and bulk.expires_at <= now else bulk.calendar

@@ -6,6 +6,7 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from logging import Logger
 
@@ -18,11 +19,10 @@ from mailer.errors import (
     InvalidMail,
     MissingRecipient,
     MissingSender,
-    OverLimit,
     is_time_limit,
 )
 from mailer.intake.arguments import (
-    Item,
+    Undo,
     When,
     check_iterable,
     check_metadata,
@@ -31,8 +31,15 @@ from mailer.intake.arguments import (
     check_tags,
     check_tenant,
     check_time,
+    check_undo,
 )
-from mailer.intake.bulk import BulkImport, BulkMail, BulkOptions, check_recipients
+from mailer.intake.bulk import (
+    BulkImport,
+    BulkMail,
+    BulkOptions,
+    check_hours,
+    check_recipients,
+)
 from mailer.intake.bulk_rows import RowReader
 from mailer.intake.changes import note_queued
 from mailer.intake.content import Content
@@ -45,6 +52,7 @@ from mailer.intake.from_flask_mail import (
     read_subject,
 )
 from mailer.intake.idempotency import Fingerprints
+from mailer.intake.limits import check_limits, size_of, while_small
 from mailer.intake.machine_headers import MachineHeaders
 from mailer.intake.recording import Accepted, Recorder
 from mailer.intake.rehearsal import RehearsalRun
@@ -86,6 +94,7 @@ class Options:
 
     lane: Lane | str = Lane.NORMAL
     send_at: When = None
+    undo: Undo = None
     expires_at: When = None
     on_doubt: OnDoubt | str = OnDoubt.RESEND
     tenant: str | None = None
@@ -228,18 +237,23 @@ class Intake:
         message, snapshot, size = self._bulk_message(mail, options, now)
         said = replace(message, text=snapshot.digest)
         key = self._fingerprints.key(options.idempotency_key, said, ())
-        envelope = _envelope((), size, key, options, now)
+        envelope = _envelope((), size, key, options, now, self._settings)
         new = NewBulk(
             message=self._machine_headers.add_to(message, envelope, mail.headers),
             envelope=envelope,
             snapshot=snapshot.to_json(),
             state=bulk.first_state,
             max_failed_share=bulk.max_failed_share,
+            calendar=bulk.calendar,
+            undo=_undo_window(options, self._settings) if bulk.start == "complete" else 0.0,
         )
+        check_hours(bulk.calendar, new.envelope.due_at, new.envelope.expires_at)
         reader = self._row_reader(size)
         earlier = partial(self._fingerprints.check_same, key, said)
         bulk_id = BulkImport(self._store, self._clock, reader, new, bulk, earlier).run(recipients)
-        self._begin_bulk(bulk_id)
+        # The sweep begins a send with hours.
+        if bulk.calendar is None or self._settings.mail_suppress_send:
+            self._begin_bulk(bulk_id)
         return bulk_id
 
     def rehearse_bulk(
@@ -250,7 +264,8 @@ class Intake:
         check_recipients(recipients)
         now = self._clock.time()
         message, snapshot, size = self._bulk_message(mail, options, now)
-        envelope = _envelope((), size, None, options, now)
+        envelope = _envelope((), size, None, options, now, self._settings)
+        check_hours(bulk.calendar, envelope.due_at, envelope.expires_at)
         return RehearsalRun(
             self._settings,
             self._clock,
@@ -290,8 +305,8 @@ class Intake:
             tags=check_tags(options.tags),
             metadata=check_metadata(options.metadata),
         )
-        size = _size(message) + len(snapshot.to_json())
-        _check_limits(message, size, (), self._settings)
+        size = size_of(message) + len(snapshot.to_json())
+        check_limits(message, size, (), self._settings)
         return message, snapshot, size
 
     def _begin_bulk(self, bulk_id: str) -> None:
@@ -322,10 +337,10 @@ class Intake:
         )
         if not recipients:
             raise MissingRecipient("The mail has no recipient: give at least one in to, cc or bcc.")
-        size = _size(message)
-        _check_limits(message, size, recipients, self._settings)
+        size = size_of(message)
+        check_limits(message, size, recipients, self._settings)
         key = self._fingerprints.key(options.idempotency_key, message, recipients)
-        envelope = _envelope(recipients, size, key, options, now)
+        envelope = _envelope(recipients, size, key, options, now, self._settings)
         caller = None if options.connection is None else connection_of(options.connection)
         stored = complete(message, envelope) if complete else message
         earlier = self._store.insert_mail(stored, envelope, caller)
@@ -340,7 +355,8 @@ class Intake:
             is_for_workers = options.by_workers and not self._settings.mail_suppress_send
             ring = self._call_workers if is_for_workers else self._ring_safely
             self._call_if_stored(ring, message.id, caller)
-        return Receipt(message.id, message.message_id, recipients)
+        due_at = datetime.fromtimestamp(envelope.due_at, UTC)
+        return Receipt(message.id, message.message_id, recipients, due_at=due_at)
 
     def _call_if_stored(self, call: AfterCommit, mail_id: str, caller: Connection | None) -> None:
         """Make a call about a mail, in a caller's transaction after the commit."""
@@ -381,7 +397,7 @@ class Intake:
             raise InvalidMail("attachments: a list is needed for one as well: [Attachment(…)].")
         files = check_iterable(given, field="attachments", of="Attachment(filename, data)")
         attachments = [
-            convert_attachment(one) for one in _while_small(files, self._settings.max_size)
+            convert_attachment(one) for one in while_small(files, self._settings.max_size)
         ]
         if self.ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
@@ -407,10 +423,31 @@ def _suppressed(message: str | None = None) -> Iterator[None]:
 # --- how it is to travel ------------------------------------------------------------------------
 
 
+def _undo_window(options: Options, settings: Settings) -> float:
+    """Return the seconds during which the mail can be taken back before it is due.
+
+    The setting is for mail that workers deliver some time: not for codes, whose recipients wait,
+    and not for mail that is delivered, or only recorded, by the call.
+    """
+    given = check_undo(options.undo)
+    if given is not None:
+        return given
+    is_urgent = options.inline or Lane.parse(options.lane) is Lane.CRITICAL
+    if is_urgent or options.send_at is not None or settings.mail_suppress_send:
+        return 0.0
+    return settings.undo_seconds
+
+
 def _envelope(
-    recipients: tuple[str, ...], size: int, key: Key | None, options: Options, now: float
+    recipients: tuple[str, ...],
+    size: int,
+    key: Key | None,
+    options: Options,
+    now: float,
+    settings: Settings,
 ) -> Envelope:
-    due_at = max(now, check_time(options.send_at, now, field="send_at") or now)
+    send_at = check_time(options.send_at, now, field="send_at") or now
+    due_at = max(send_at, now + _undo_window(options, settings))
     expires_at = check_time(options.expires_at, now, field="expires_at")
     if expires_at is not None and expires_at <= due_at:
         raise InvalidMail("expires_at: the mail would expire before it is due: give a later time.")
@@ -424,70 +461,3 @@ def _envelope(
         tenant=check_tenant(options.tenant),
         size=size,
     )
-
-
-# --- limits -------------------------------------------------------------------------------------
-
-
-def _check_limits(
-    message: Message, size: int, recipients: tuple[str, ...], settings: Settings
-) -> None:
-    """Raise `OverLimit` for a mail that is too much. The error names the setting to raise."""
-    if len(recipients) > settings.max_recipients:
-        raise OverLimit(
-            f"to, cc, bcc: {len(recipients)} recipients, MAILER_MAX_RECIPIENTS allows"
-            f" {settings.max_recipients} in one mail."
-        )
-    for field, text in _header_texts(message):
-        if len(text) > settings.max_header:
-            raise OverLimit(
-                f"{field}: {len(text)} characters, MAILER_MAX_HEADER allows {settings.max_header}."
-            )
-    if size > settings.max_size:
-        raise OverLimit(f"The mail has {size} bytes, MAILER_MAX_SIZE allows {settings.max_size}.")
-
-
-def _header_texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Return the texts of headers that have no limit of their own, as addresses have."""
-    yield "subject", message.subject
-    yield "sender", message.sender.name
-    for field, addresses in (
-        ("to", message.to),
-        ("cc", message.cc),
-        ("reply_to", message.reply_to),
-    ):
-        for address in addresses:
-            yield field, address.name
-    for name, value in message.headers:
-        yield f"headers[{name!r}]", value
-    for attachment in message.attachments:
-        yield "attachment: filename", attachment.filename or ""
-        for name, value in attachment.headers:
-            yield f"attachment {attachment.filename!r}: {name}", value
-
-
-def _size(message: Message) -> int:
-    texts = [
-        message.text or "",
-        message.html or "",
-        *(content for _kind, content in message.alternatives),
-    ]
-    headers = [text for pair in message.headers for text in pair]
-    data = sum(len(attachment.data) for attachment in message.attachments)
-    return data + sum(len(text.encode()) for text in (*texts, *headers, message.subject))
-
-
-def _while_small(files: Iterable[Item], most: int) -> Iterator[Item]:
-    """Yield the files. Raise `OverLimit` at the first that a mail can't carry as well."""
-    size = 0
-    for file in files:
-        data = getattr(file, "data", b"")
-        # Anything else is refused in a moment.
-        size += len(data) if isinstance(data, (str, bytes)) else 0
-        if size > most:
-            name = getattr(file, "filename", None)
-            raise OverLimit(
-                f"attachment {name!r}: with it the mail has {size} bytes, MAILER_MAX_SIZE allows"
-                f" {most}."
-            )
-        yield file

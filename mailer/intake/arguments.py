@@ -10,7 +10,10 @@ from mailer.policy import NO_TENANT, OTHER_TENANTS
 
 Item = TypeVar("Item")
 When = datetime | timedelta | None
+#: Seconds during which a mail can be taken back. None: as the settings say.
+Undo = timedelta | float | None
 
+_MAX_UNDO = 30 * 86400
 # Characters of all names and values together.
 _MAX_METADATA = 10_000
 _MAX_TENANT = 200
@@ -55,10 +58,23 @@ def check_time(given: When, now: float, *, field: str) -> float | None:
             f"{field}: {given!r}: give a timedelta, or a datetime with a time zone:"
             " datetime.now(UTC) + …"
         )
-    return check_calendar(seconds, field=field)
+    return check_year(seconds, field=field)
 
 
-def check_calendar(seconds: float, *, field: str) -> float:
+def check_undo(given: Undo) -> float | None:
+    """Return the seconds of an undo window, or None if none is given."""
+    if given is None:
+        return None
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 <= seconds <= _MAX_UNDO:
+        raise InvalidMail(
+            f"undo: {given!r}: give seconds, from 0 (no window) to {_MAX_UNDO}, or a timedelta."
+        )
+    return float(seconds)
+
+
+def check_year(seconds: float, *, field: str) -> float:
     try:
         datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

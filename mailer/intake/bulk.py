@@ -13,6 +13,7 @@ from mailer.intake.bulk_rows import RowReader, extend_digest
 from mailer.logs import get_logger
 from mailer.message import AddressLike, Attachment, Keyed
 from mailer.message.bulk import BulkError, BulkProgress, BulkState
+from mailer.message.calendar import Calendar
 from mailer.message.ports import Clock
 from mailer.store import Chunk, Importer, NewBulk, NewRecipient, Store
 
@@ -53,6 +54,7 @@ class BulkOptions:
     progress: Progress | None = None
     require_confirmation_above: int | None = None
     max_failed_share: float = 0.5
+    calendar: Calendar | None = None
 
     @property
     def first_state(self) -> BulkState:
@@ -78,6 +80,23 @@ class BulkOptions:
             raise InvalidMail(
                 f"max_failed_share: {self.max_failed_share!r}: give a share, above 0 and up to 1."
             )
+        if not (self.calendar is None or isinstance(self.calendar, Calendar)):
+            raise InvalidMail(
+                f"calendar: {self.calendar!r}: give a Calendar(hours='09:00-18:00',"
+                " time_zone='Europe/Berlin')."
+            )
+
+
+def check_hours(calendar: Calendar | None, starts_at: float, expires_at: float | None) -> None:
+    """Raise `InvalidMail` for a send that would expire before its hours begin."""
+    if calendar is None or expires_at is None:
+        return
+    opens_at = calendar.opens_at(starts_at)
+    if opens_at is None or opens_at >= expires_at:
+        raise InvalidMail(
+            f"expires_at: the mail would expire before its hours begin, {calendar.days}"
+            f" {calendar.hours} in {calendar.time_zone}: give a later time, or other hours."
+        )
 
 
 def check_recipients(recipients: object) -> None:
@@ -204,7 +223,9 @@ class BulkImport:
         above = self._options.require_confirmation_above
         if above is not None and (accepted := self._progress().accepted) > above:
             state, reason = BulkState.READY, f"{accepted:,} recipients wait to be confirmed"
-        if not self._store.end_import(self._id, self._importer, state, reason):
+        starts_at = self._clock.time() + self._new.undo if self._new.undo else 0.0
+        end = self._store.end_import
+        if not end(self._id, self._importer, state, reason, starts_at=starts_at):
             self._wait_for_the_other()
 
     def _chunks(self, rows: Iterator[NewRecipient | BulkError]) -> Iterator[Chunk]:

@@ -5,9 +5,10 @@ from typing import Any, TypedDict
 
 import flask_mail
 
-from mailer.intake.arguments import When
+from mailer.intake.arguments import Undo, When
 from mailer.message import AddressLike, Attachment, Lane, OnDoubt
 from mailer.message.bulk import BulkProgress
+from mailer.message.calendar import Calendar
 
 
 class BulkArguments(TypedDict, total=False):
@@ -22,6 +23,8 @@ class BulkArguments(TypedDict, total=False):
     lane: Lane | str
     tenant: str | None
     send_at: When
+    undo: Undo
+    calendar: Calendar | None
     expires_at: When
     on_doubt: OnDoubt | str
     tags: Iterable[str]

@@ -10,13 +10,14 @@ from mailer.content import check_json
 from mailer.errors import InvalidAddress, InvalidMail, OverLimit
 from mailer.message import Address, check_headers, check_text, unset_headers
 from mailer.message.bulk import BulkError, OwnPart
+from mailer.message.calendar import check_zone
 from mailer.message.text import printable, shown
 from mailer.store import NewRecipient
 
 #: The names of the column with the address.
 ADDRESS_COLUMNS = ("email", "address", "recipient")
 # The other columns of a row that are no variables of the template.
-_NAME, _LOCALE, _HEADERS = "recipient_name", "locale", "headers"
+_NAME, _LOCALE, _HEADERS, _ZONE = "recipient_name", "locale", "headers", "time_zone"
 _LONGEST_LOCALE = 35  # RFC 5646
 _LONGEST_SHOWN = 200
 
@@ -46,7 +47,10 @@ class RowReader:
             given, context = _split(row)
             address = _shown(given)
             to = Address.parse(given, field="recipient")
-            own = self._own_part(to.name, context)
+            values = dict(context)
+            if (zone := values.pop(_ZONE, None) or None) is not None:
+                check_zone(zone, field=_ZONE)
+            own = self._own_part(to.name, values)
             size = self.shared_size + len(own.encode())
             if size > self.max_size:
                 raise OverLimit(
@@ -57,11 +61,10 @@ class RowReader:
         except InvalidMail as error:
             reason = str(error)
         else:
-            return NewRecipient(to.email, number, own, size)
+            return NewRecipient(to.email, number, own, size, zone)
         return BulkError(number, printable(address), printable(reason))
 
-    def _own_part(self, name: str, context: Mapping[str, Any]) -> str:
-        values = dict(context)
+    def _own_part(self, name: str, values: dict[str, Any]) -> str:
         locale, headers = values.pop(_LOCALE, None), values.pop(_HEADERS, None)
         if (given_name := values.pop(_NAME, None)) is not None:
             name = check_text(given_name, field=_NAME, error=InvalidAddress)
@@ -84,7 +87,9 @@ def extend_digest(digest: str, row: NewRecipient | BulkError) -> str:
     The words about a refused row do not count: they may differ from call to call, as the address
     of an object in memory does.
     """
-    said = f"{row.address} {row.own}" if isinstance(row, NewRecipient) else "refused"
+    said = "refused"
+    if isinstance(row, NewRecipient):
+        said = f"{row.address} {row.own}{row.time_zone or ''}"
     return hashlib.sha256(f"{digest} {row.row} {said}".encode()).hexdigest()
 
 

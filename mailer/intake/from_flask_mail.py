@@ -7,7 +7,7 @@ import flask_mail
 
 from mailer.content import text_from_html
 from mailer.errors import InvalidAttachment, InvalidHeader, InvalidMail
-from mailer.intake.arguments import check_calendar, check_iterable
+from mailer.intake.arguments import check_iterable, check_year
 from mailer.message import Attachment, check_body, check_text, evaluate, is_file_type
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,400}@[!-;=?-~]{1,400}>")
@@ -62,7 +62,7 @@ def check_date(given: float | None) -> float | None:
         return None
     if not isinstance(given, (int, float)):
         raise InvalidMail(f"date: {given!r}: give seconds since 1970, as time.time() does.")
-    return check_calendar(given, field="date")
+    return check_year(given, field="date")
 
 
 def check_smtp_options(given: Iterable[str] | None, *, field: str) -> tuple[str, ...]:

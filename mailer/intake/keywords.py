@@ -8,8 +8,8 @@ from mailer.errors import InvalidMail
 from mailer.settings.spelling import did_you_mean, near
 
 _OPTIONS = (
-    "to subject template text html cc bcc reply_to sender attachments headers lane tenant"
-    " send_at expires_at on_doubt sensitive tags metadata idempotency_key connection context"
+    "to subject template text html cc bcc reply_to sender attachments headers lane tenant send_at"
+    " undo expires_at on_doubt sensitive tags metadata idempotency_key connection context"
 ).split()
 #: The names of an option elsewhere.
 _ALIASES = {

@@ -123,7 +123,7 @@ class QueuedMailHandler(logging.Handler):
         self._subject = subject
         self._app = None if app is None else weakref.ref(app)
         self._sender = None if sender is None else str(Address.parse(sender, field="sender"))
-        self._options = Options(lane=Lane.parse(lane), tags=[_TAG], by_workers=True)
+        self._options = Options(lane=Lane.parse(lane), undo=0, tags=[_TAG], by_workers=True)
         self._period = period.total_seconds() if isinstance(period, timedelta) else float(period)
         self._capacity = capacity
         if not self._period > 0 or capacity < 1:  # NaN is not more than 0 either

@@ -1,12 +1,14 @@
 """Bulk sends: one mail for many recipients, each with a context of its own."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from mailer.message import Lane, Status
+from mailer.message.calendar import Calendar
 
 # One encoder for all recipients: to make one takes as long as to use it.
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
@@ -44,7 +46,9 @@ class BulkProgress:
     """
 
     state: BulkState
-    reason: str | None = None  #: why it is paused or cancelled, or waits for `confirm()`
+    #: why it is paused or cancelled, or waits: for `confirm()`, for its time, or for its hours
+    reason: str | None = None
+    resumes_at: datetime | None = None  #: when it goes on by itself, if it waits for a time
     imported: int  #: rows that were read
     accepted: int  #: recipients that were stored, each once
     duplicates: int  #: rows whose recipient was there already
@@ -160,8 +164,48 @@ class BulkSend:
     released_to: int  #: no delivery up to this id is held
     importer_until: float | None
     starts_at: float
+    expires_at: float | None
+    calendar: Calendar | None
     started_at: float | None
     finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BulkZone:
+    """A time zone of the recipients of a bulk send with a calendar."""
+
+    time_zone: str
+    has_held: bool  #: deliveries may be held
+    has_queued: bool  #: deliveries may be queued
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a bulk send waits, and until when."""
+
+    reason: str
+    until: float | None = None
+
+
+def wait_of(
+    now: float,
+    starts_at: float,
+    expires_at: float | None,
+    calendar: Calendar | None,
+    zones: Iterable[BulkZone],
+) -> Wait | None:
+    """Return why a running bulk send releases no mail now. Return None if it may."""
+    if now < starts_at:
+        return Wait("it waits for its time", starts_at)
+    if calendar is None or (expires_at is not None and expires_at <= now):
+        return None
+    windows = [calendar.window(now, zone.time_zone) for zone in zones if zone.has_held]
+    if not windows or any(window.is_open for window in windows):
+        return None
+    opens = [window.until for window in windows if window.until is not None]
+    if not opens:
+        return Wait("; ".join(sorted({window.problem for window in windows})))
+    return Wait(f"it waits for its hours: {calendar.days} {calendar.hours}", min(opens))
 
 
 @dataclass(frozen=True, slots=True)

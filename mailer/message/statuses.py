@@ -27,6 +27,9 @@ class Receipt:
     #: Whether this call queued the mail; False if an earlier call with the same idempotency key
     #: did.
     is_new: bool = field(default=True, compare=False)
+    #: The earliest time of delivery, until which `cancel()` succeeds. None if an earlier call
+    #: queued the mail: `mailer.status()` knows it.
+    due_at: datetime | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.id

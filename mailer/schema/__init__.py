@@ -251,8 +251,21 @@ bulk: Table = Table(
     Column("importer", Text),
     Column("importer_until", _Time),
     Column("starts_at", _Time, nullable=False),
+    Column("expires_at", _Time),
+    Column("calendar", Text),  # the hours in which its mail may go out, as JSON
     Column("started_at", _Time),
     Column("finished_at", _Time),
+)
+
+#: The time zones of the recipients of a bulk send with a calendar, each released by itself.
+bulk_zone: Table = Table(
+    "mailer_bulk_zone",
+    metadata,
+    Column("bulk_id", ForeignKey(bulk.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("time_zone", Text, primary_key=True),
+    Column("released_to", BigInteger, nullable=False),  # none of the zone up to this id is held
+    Column("has_held", Boolean, nullable=False),  # deliveries after that place may be held
+    Column("queued_to", BigInteger, nullable=False),  # up to this id, some may be queued; 0: none
 )
 
 #: The recipients of bulk sends, each once.
@@ -270,6 +283,7 @@ bulk_recipient: Table = Table(
     Column("address", Text, nullable=False),  # in lower case
     Column("row", BigInteger, nullable=False),  # in the recipients that were given
     Column("own", Text, nullable=False),  # the context, the locale and the headers
+    Column("time_zone", Text),  # NULL: the send has no calendar
 )
 
 #: The rows of the recipients that were refused.
@@ -353,6 +367,13 @@ def complete_metadata() -> MetaData:
         unique=True,
     )
     Index("mailer_bulk_recipient_in_order", bulk_recipient.c.bulk_id, bulk_recipient.c.delivery_id)
+    add(
+        "mailer_bulk_recipient_in_zone",
+        bulk_recipient.c.bulk_id,
+        bulk_recipient.c.time_zone,
+        bulk_recipient.c.delivery_id,
+        only="time_zone IS NOT NULL",
+    )
     add("mailer_delivery_finished", delivery.c.finished_at, only="finished_at IS NOT NULL")
     return metadata
 

@@ -143,6 +143,15 @@ class Settings(RelaySettings):
         (),
         repr=False,
     )
+    undo_seconds: float = key(
+        "MAILER_UNDO_SECONDS",
+        "Seconds for which a mail without `send_at` and `undo` can still be cancelled. Not in the"
+        ' lane `critical`, and not where mail is delivered at once: `when="now"`,'
+        " `MAIL_SUPPRESS_SEND`.",
+        0.0,
+        ge=0,
+        le=86400,
+    )
     max_recipients: int = key(
         "MAILER_MAX_RECIPIENTS",
         "Maximum of recipients of a mail: to, cc and bcc together.",

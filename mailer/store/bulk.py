@@ -9,7 +9,7 @@ the sweep sums them up.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,15 @@ from mailer.message.bulk import BulkError, BulkProgress, BulkRecipient, BulkSend
 from mailer.message.events import BulkEvent, EventKind
 from mailer.policy import NO_TENANT
 from mailer.store import rows, turns
-from mailer.store.bulk_imports import GOES_ON, BulkImports
+from mailer.store.bulk_imports import GOES_ON
+from mailer.store.bulk_zones import (
+    NOTE_LEFT_IN_ZONE,
+    NOTE_NONE_HELD,
+    RELEASED_IN_ZONE,
+    RESET_ZONES,
+    ZONES,
+    BulkZones,
+)
 from mailer.store.collation import id_by_byte
 from mailer.store.moves import MOVED_AT_ONCE, NOTE_HELD_AGAIN
 from mailer.store.quotas import lock_quota, use_quota
@@ -45,7 +53,7 @@ OWN_PARTS = """
 SELECT delivery_id, own FROM mailer_bulk_recipient WHERE delivery_id {ids} AND own <> ''
 """
 # A release, or a cancellation, begins after released_to. It is set back whenever deliveries before
-# that place may be held again.
+# that place may be held again, that of a zone by RESET_ZONES.
 CHANGE_STATE = """
 UPDATE mailer_bulk SET state = :to, reason = :reason, released_to = 0
 WHERE id = :id AND state {leaving}
@@ -56,6 +64,12 @@ RETURNING id
 PAUSE_FAILING = """
 UPDATE mailer_bulk SET state = 'paused', reason = :reason, released_to = 0, max_failed_share = 1
 WHERE id = :id AND state = 'running'
+RETURNING id
+"""
+RESCHEDULE = """
+UPDATE mailer_bulk SET starts_at = :starts_at
+WHERE id = :id AND started_at IS NULL AND state {leaving}
+    AND COALESCE(expires_at, :starts_at + 1) > :starts_at
 RETURNING id
 """
 CANCEL_ABANDONED = f"""
@@ -86,6 +100,7 @@ JOIN mailer_delivery ON mailer_delivery.id = delivery_id
 WHERE bulk_id = :id AND delivery_id > :after
 ORDER BY delivery_id LIMIT :most
 """
+NEXT_IN_ZONE = NEXT.replace("WHERE bulk_id = :id", "WHERE bulk_id = :id AND time_zone = :time_zone")
 LOCK_IN_STATE = """
 SELECT released_to, tenant, lane FROM mailer_bulk
 WHERE id = :id AND state = :state AND (starts_at <= :now OR state = 'cancelled') {wait}
@@ -129,7 +144,8 @@ RETURNING state
 # --- progress ------------------------------------------------------------------------------------
 
 PROGRESS = """
-SELECT state, reason, rows_read, accepted, duplicates, refused, released, started_at, finished_at
+SELECT state, reason, rows_read, accepted, duplicates, refused, released, started_at, finished_at,
+    starts_at, expires_at, calendar
 FROM mailer_bulk WHERE id = :id
 """
 COUNTS = "SELECT status, SUM(number) FROM mailer_bulk_count WHERE bulk_id = :id GROUP BY status"
@@ -163,7 +179,7 @@ ORDER BY delivery_id LIMIT :most
 """
 
 
-class BulkSends(BulkImports):
+class BulkSends(BulkZones):
     """Bulk sends: the store's part that releases, decides and counts."""
 
     # --- loading ---------------------------------------------------------------------------------
@@ -247,14 +263,30 @@ class BulkSends(BulkImports):
     ) -> bool:
         """Move a bulk send out of one of these states. Return whether it was in one."""
         values = {"id": bulk_id, "to": str(to), "reason": reason}
-        return self._changes(CHANGE_STATE, {**values, "leaving": packed(map(str, leaving))})
+        values["leaving"] = packed(map(str, leaving))
+        return self._change_state(CHANGE_STATE, values)
 
     def pause_failing(self, bulk_id: str, reason: str) -> bool:
         """Pause a bulk send of which too much fails. After a resume, that is not asked again.
 
         Return whether it was running.
         """
-        return self._changes(PAUSE_FAILING, {"id": bulk_id, "reason": reason})
+        return self._change_state(PAUSE_FAILING, {"id": bulk_id, "reason": reason})
+
+    def _change_state(self, statement: str, values: Mapping[str, Any]) -> bool:
+        def change(transaction: Transaction) -> bool:
+            moved = transaction.execute(statement, values) != []
+            if moved:
+                transaction.execute(RESET_ZONES, {"id": values["id"]})
+            return moved
+
+        return self._transact(change)
+
+    def reschedule_if_not_started(self, bulk_id: str, starts_at: float) -> bool:
+        """Let a bulk send that has not started begin at another time, before it expires."""
+        waits = packed(str(state) for state in BulkState if not state.is_over)
+        values = {"id": bulk_id, "starts_at": starts_at, "leaving": waits}
+        return self._changes(RESCHEDULE, values)
 
     def cancel_if_without_key(self, bulk_id: str) -> bool:
         """Cancel a bulk send whose import stopped, unless a call with its key can go on."""
@@ -277,6 +309,17 @@ class BulkSends(BulkImports):
         """
         return self._leave_held(bulk_id, BulkState.RUNNING, RELEASE, now=now, most=most)
 
+    def release_held_in_zone(
+        self, bulk_id: str, time_zone: str, *, now: float, most: int
+    ) -> set[int] | None:
+        """Release the next deliveries in a time zone: held -> queued.
+
+        Return None if there is nothing to release.
+        """
+        return self._leave_held(
+            bulk_id, BulkState.RUNNING, RELEASE, now=now, most=most, time_zone=time_zone
+        )
+
     def cancel_held(self, bulk_id: str, *, now: float) -> set[int] | None:
         """Cancel the next deliveries of a cancelled bulk send: held -> cancelled.
 
@@ -287,7 +330,14 @@ class BulkSends(BulkImports):
         )
 
     def _leave_held(
-        self, bulk_id: str, state: BulkState, statement: str, *, now: float, most: int
+        self,
+        bulk_id: str,
+        state: BulkState,
+        statement: str,
+        *,
+        now: float,
+        most: int,
+        time_zone: str | None = None,
     ) -> set[int] | None:
         """Move the next deliveries that are held, if the bulk send is in this state."""
         is_release = state is BulkState.RUNNING
@@ -295,13 +345,22 @@ class BulkSends(BulkImports):
 
         def leave(transaction: Transaction) -> set[int] | None:
             values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now}
-            values["most"] = max(most, _LOOKED_AT)
+            values |= {"most": max(most, _LOOKED_AT), "time_zone": time_zone}
             # Locked first, so that nothing is held again behind the place that is looked at.
-            found = transaction.execute(LOCK_IN_STATE, values)
-            following = transaction.execute(NEXT, {**values, "after": found[0][0]}) if found else []
-            if not following:
+            locked = transaction.execute(LOCK_IN_STATE, values)
+            found = locked
+            if locked and time_zone is not None:
+                found = transaction.execute(RELEASED_IN_ZONE, values)
+            if not found:
                 return None
-            _released_to, tenant, lane = found[0]
+            _released_to, tenant, lane = locked[0]
+            following = transaction.execute(
+                NEXT if time_zone is None else NEXT_IN_ZONE, {**values, "after": found[0][0]}
+            )
+            if not following:
+                if time_zone is not None:
+                    transaction.execute(NOTE_NONE_HELD, values)
+                return None
             left = lock_quota(transaction, self._rules, tenant, now=now) if is_release else None
             if left == 0:
                 return None
@@ -309,6 +368,9 @@ class BulkSends(BulkImports):
             ids = held[: most if left is None else min(most, left)]
             left_to = following[-1][0] if ids == held else ids[-1]
             values |= {"ids": packed(ids), "left": len(ids), "left_to": left_to}
+            if time_zone is not None:
+                transaction.execute(NOTE_LEFT_IN_ZONE, values)
+                values["left_to"] = 0  # it says nothing of the other zones
             transaction.execute(NOTE_LEFT, values)
             if is_release:
                 values["places"] = self._places(transaction, ids, tenant, Lane(lane), now)
@@ -339,6 +401,7 @@ class BulkSends(BulkImports):
                 return set()
             held = self._moved(transaction, HOLD_AGAIN, values, kinds=None)
             transaction.execute(NOTE_HELD_AGAIN, {"id": bulk_id, "held": len(held)})
+            transaction.execute(RESET_ZONES, {"id": bulk_id})
             return held
 
         return self._transact(hold)
@@ -394,9 +457,11 @@ class BulkSends(BulkImports):
             found = transaction.execute(PROGRESS, values)
             counts = dict[str, int](transaction.execute(COUNTS, values))
             [(doubtful,)] = transaction.execute(DOUBTFUL, values)
+            has_calendar = bool(found) and found[0][-1] is not None
+            zones = transaction.execute(ZONES, values) if has_calendar else []
         if not found:
             raise _unknown(bulk_id)
-        return rows.bulk_progress(found[0], counts, doubtful, now)
+        return rows.bulk_progress(found[0], counts, doubtful, map(rows.bulk_zone, zones), now)
 
 
 def _unknown(bulk_id: str) -> UnknownMail:

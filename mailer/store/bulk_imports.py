@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mailer.message import Envelope, Keyed, Message, Status
 from mailer.message.bulk import BulkError, BulkState
+from mailer.message.calendar import Calendar
 from mailer.store import blobs, rows
 from mailer.store.mails import Mails
 from mailer.store.sql import insert_into, packed
@@ -16,7 +17,8 @@ from mailer.store.transactions import Transaction
 
 _COLUMNS = (
     "id state snapshot lane tenant max_failed_share is_complete rows_read rows_digest accepted"
-    " duplicates refused released released_to importer importer_until starts_at".split()
+    " duplicates refused released released_to importer importer_until starts_at expires_at"
+    " calendar".split()
 )
 INSERT_BULK = insert_into("mailer_bulk", _COLUMNS)
 #: An import is not over. A send that streams is running or paused meanwhile.
@@ -37,7 +39,12 @@ UPDATE mailer_bulk
 SET rows_read = rows_read + :rows, rows_digest = :digest, accepted = accepted + :accepted,
     duplicates = duplicates + :duplicates, refused = refused + :refused, importer_until = :until
 WHERE id = :id AND importer = :importer AND rows_read = :rows_before AND {GOES_ON}
-RETURNING id
+RETURNING calendar
+"""
+NOTE_ZONE = """
+INSERT INTO mailer_bulk_zone (bulk_id, time_zone, released_to, has_held, queued_to)
+VALUES (:id, :zone, 0, TRUE, 0)
+ON CONFLICT (bulk_id, time_zone) DO UPDATE SET has_held = TRUE
 """
 # OFFSET 0: the sequence is looked up once, not for each id, which takes five times as long.
 NEXT_IDS = """
@@ -58,9 +65,11 @@ UPDATE mailer_bulk SET reason = NULL
 WHERE id = :id AND state = 'importing' AND reason IS NOT NULL
 RETURNING id
 """
+# An undo window begins when all recipients are stored.
 END_IMPORT = """
 UPDATE mailer_bulk
 SET is_complete = (:state <> 'cancelled'), importer = NULL,
+    starts_at = CASE WHEN starts_at < :starts_at THEN :starts_at ELSE starts_at END,
     state = CASE
         WHEN :state = 'running' AND state = 'importing' AND reason IS NOT NULL THEN 'paused'
         WHEN :state = 'cancelled' OR state = 'importing' THEN :state
@@ -75,7 +84,7 @@ WHERE id = :id
 RETURNING id
 """
 _DELIVERY_COLUMNS = ("id", *rows.DELIVERY_COLUMNS)
-_RECIPIENT_COLUMNS = ("delivery_id", "bulk_id", "address", "row", "own")
+_RECIPIENT_COLUMNS = ("delivery_id", "bulk_id", "address", "row", "own", "time_zone")
 _ERROR_COLUMNS = ("bulk_id", "row", "address", "reason")
 
 
@@ -88,6 +97,8 @@ class NewBulk:
     snapshot: str
     state: BulkState
     max_failed_share: float
+    calendar: Calendar | None = None
+    undo: float = 0.0  #: seconds for which it can be taken back once it is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,7 @@ class NewRecipient:
     row: int
     own: str  #: the own part of the mail, as JSON
     size: int
+    time_zone: str | None = None  #: None: that of the calendar, if there is one
 
     @property
     def key(self) -> str:
@@ -142,6 +154,8 @@ class BulkImports(Mails):
             "importer": importer.name,
             "importer_until": importer.until,
             "starts_at": new.envelope.due_at,
+            "expires_at": new.envelope.expires_at,
+            "calendar": None if new.calendar is None else new.calendar.to_json(),
         }
 
         def insert(transaction: Transaction) -> Keyed | None:
@@ -184,10 +198,16 @@ class BulkImports(Mails):
                 "duplicates": len(chunk.recipients) - len(new),
                 "refused": len(chunk.errors),
             }
-            if not transaction.execute(NOTE_CHUNK, noted):
+            found = transaction.execute(NOTE_CHUNK, noted)
+            if not found:
                 return False
+            calendar = rows.calendar(found[0][0])  # that of the call that began it
+            if calendar is not None:
+                zones = {one.time_zone or calendar.time_zone for one in new}
+                noted_zones = [{"id": bulk_id, "zone": zone} for zone in sorted(zones)]
+                transaction.execute_many(NOTE_ZONE, noted_zones)
             ids = self._next_ids(transaction, len(new))
-            _insert(transaction, bulk_id, envelope, [*zip(ids, new, strict=True)])
+            _insert(transaction, bulk_id, envelope, calendar, [*zip(ids, new, strict=True)])
             errors = [(bulk_id, one.row, one.address, one.reason) for one in chunk.errors]
             transaction.insert_rows("mailer_bulk_error", _ERROR_COLUMNS, errors)
             return True
@@ -221,14 +241,26 @@ class BulkImports(Mails):
         return self._changes(RESUME_IMPORT, {"id": bulk_id})
 
     def end_import(
-        self, bulk_id: str, importer: Importer, to: BulkState, reason: str | None = None
+        self,
+        bulk_id: str,
+        importer: Importer,
+        to: BulkState,
+        reason: str | None = None,
+        *,
+        starts_at: float = 0.0,
     ) -> bool:
         """End an import. Return False if it was lost.
 
-        A paused one waits, as does one that needs a confirmation, paused or not. A cancelled one
-        leaves its idempotency key to another call.
+        The send starts at that time, or later. A paused one waits, as does one that needs a
+        confirmation, paused or not. A cancelled one leaves its idempotency key to another call.
         """
-        values = {"id": bulk_id, "importer": importer.name, "state": str(to), "reason": reason}
+        values = {
+            "id": bulk_id,
+            "importer": importer.name,
+            "state": str(to),
+            "reason": reason,
+            "starts_at": starts_at,
+        }
 
         def end(transaction: Transaction) -> bool:
             if not transaction.execute(END_IMPORT, values):
@@ -244,8 +276,10 @@ def _insert(
     transaction: Transaction,
     bulk_id: str,
     envelope: Envelope,
+    calendar: Calendar | None,
     new: Sequence[tuple[int, NewRecipient]],
 ) -> None:
+    default = None if calendar is None else calendar.time_zone
     shared = (
         str(Status.HELD),
         int(envelope.lane),
@@ -276,5 +310,8 @@ def _insert(
     transaction.insert_rows(
         "mailer_bulk_recipient",
         _RECIPIENT_COLUMNS,
-        [(number, bulk_id, one.key, one.row, one.own) for number, one in new],
+        [
+            (number, bulk_id, one.key, one.row, one.own, default and (one.time_zone or default))
+            for number, one in new
+        ],
     )

@@ -30,7 +30,8 @@ from mailer.message import (
     is_bulk_id,
     own_message_id,
 )
-from mailer.message.bulk import BulkProgress, BulkSend, BulkState
+from mailer.message.bulk import BulkProgress, BulkSend, BulkState, BulkZone, wait_of
+from mailer.message.calendar import Calendar
 from mailer.message.events import Event, EventKind
 from mailer.policy import Move
 from mailer.store.sql import DELIVERY_SELECTION
@@ -352,7 +353,8 @@ def pause(row: Row) -> tuple[str, Pause]:
 #: The columns that `bulk` reads.
 BULK_COLUMNS = (
     "id state reason is_complete rows_read rows_digest lane tenant max_failed_share accepted"
-    " released released_to importer_until starts_at started_at finished_at".split()
+    " released released_to importer_until starts_at expires_at calendar started_at"
+    " finished_at".split()
 )
 
 
@@ -362,6 +364,7 @@ def bulk(row: Row) -> BulkSend:
     values["state"] = _bulk_state(values["state"], values["reason"])
     values["is_complete"] = bool(values["is_complete"])
     values["lane"] = _LANES[values["lane"]]
+    values["calendar"] = calendar(values["calendar"])
     return BulkSend(**values)
 
 
@@ -371,9 +374,22 @@ def _bulk_state(state: str, reason: str | None) -> BulkState:
     return BulkState.PAUSED if is_paused else BulkState(state)
 
 
-def bulk_progress(row: Row, counts: Mapping[str, int], doubtful: int, now: float) -> BulkProgress:
-    """Return the progress of a bulk send, from a row of `bulk.PROGRESS` and its counts."""
-    state, reason, imported, accepted, duplicates, refused, released, started_at, ended_at = row
+def calendar(text: str | None) -> Calendar | None:
+    return None if text is None else Calendar.from_json(text)
+
+
+def bulk_zone(row: Row) -> BulkZone:
+    """Return a zone of a bulk send, from a row of `bulk_zones.ZONES`."""
+    time_zone, has_held, queued_to = row
+    return BulkZone(time_zone, bool(has_held), queued_to > 0)
+
+
+def bulk_progress(
+    row: Row, counts: Mapping[str, int], doubtful: int, zones: Iterable[BulkZone], now: float
+) -> BulkProgress:
+    """Return the progress of a bulk send, from a row of `bulk.PROGRESS`, its counts and zones."""
+    state, reason, imported, accepted, duplicates, refused, released, *times = row
+    started_at, ended_at, starts_at, expires_at, hours = times
     ends = {
         status: int(counts.get(status, 0))
         for status in ("sent", "failed", "cancelled", "expired", "suppressed")
@@ -385,10 +401,15 @@ def bulk_progress(row: Row, counts: Mapping[str, int], doubtful: int, now: float
     seconds = 0.0 if started_at is None else (ended_at or now) - started_at
     rate = ends["sent"] / seconds if seconds > 0 and ends["sent"] else None
     left = accepted - done - doubtful
-    ends_at = when(now + left / rate) if rate and left and state == BulkState.RUNNING else None
+    is_running = state == BulkState.RUNNING
+    waits = None
+    if is_running and held:
+        waits = wait_of(now, starts_at, expires_at, calendar(hours), zones)
+    ends_at = when(now + left / rate) if rate and left and is_running and not waits else None
     return BulkProgress(
         state=_bulk_state(state, reason),
-        reason=reason,
+        reason=waits.reason if waits else reason,
+        resumes_at=when(waits.until) if waits and waits.until is not None else None,
         imported=imported,
         accepted=accepted,
         duplicates=duplicates,

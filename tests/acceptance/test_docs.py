@@ -323,6 +323,7 @@ _BULK_STATES: dict[str, tuple[dict[str, Any], str | None]] = {
     "status": ({}, None),
     "pause": ({"send_at": timedelta(hours=1)}, None),
     "cancel": ({"send_at": timedelta(hours=1)}, None),
+    "reschedule": ({"send_at": timedelta(hours=1)}, None),
 }
 
 

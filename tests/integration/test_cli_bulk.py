@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 from flask import Flask
 
-from mailer import BulkState, Mailer, Status
+from mailer import BulkState, Calendar, Mailer, Status
 from mailer.errors import InvalidMail
 from mailer.intake.bulk_files import FileLines, read_csv, read_ndjson
 from mailer.intake.bulk_rows import UnreadableRow
@@ -28,6 +28,7 @@ from tests.shop import close, create_shop, rows, store_of
 TEMPLATES = {"mail/news.txt": "Hello {{ name }}!"}
 OPTIONS = ("--template", "mail/news", "--subject", "News for {{ name }}")
 LATER = ("--send-at", "2099-01-01 10:00")
+WAITS = "running: it waits for its time, until 2099-01-01 10:00:00 UTC"
 MUCH_LATER = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 TWO = "email,name\nada@example.com,Ada\nbob@example.com,Bob\n"
 
@@ -348,7 +349,7 @@ def test_the_status(send: Run, run: Run) -> None:
 
     assert run("status", bulk_id).output.splitlines() == [
         f"{bulk_id}  News for {{{{ name }}}}",
-        "running",
+        WAITS,
         "2 recipients, 0% done: 2 held",
         "4 rows: 1 duplicates, 1 refused",
     ]
@@ -381,7 +382,7 @@ def test_watching_ends_with_the_send(
     shown = run("status", "--watch", bulk_id).output
 
     assert looks == [1, 1, 1]
-    assert shown.count("running\n") == 1
+    assert shown.count(f"{WAITS}\n") == 1
     assert "cancelled: a mistake\n" in shown
 
 
@@ -400,7 +401,7 @@ def test_watching_on_a_terminal(app: Flask, send: Run, monkeypatch: pytest.Monke
     shown = app.test_cli_runner().invoke(args=words, color=True).output
 
     before, after = shown.split("\x1b[3A\x1b[J")  # up three lines, and clear to the end
-    assert before.splitlines()[1] == "running"
+    assert before.splitlines()[1] == WAITS
     assert len(before.splitlines()) == 1 + 3  # the subject stays
     assert after.startswith("cancelled: by hand\n")
 
@@ -435,6 +436,63 @@ def test_a_large_send_waits_to_be_confirmed(send: Run, run: Run) -> None:
     assert run("status", bulk_id).output.splitlines()[1].startswith("ready: 2 recipients")
     assert run("confirm", bulk_id).output == f"Bulk send {bulk_id} is confirmed.\n"
     assert "it is running" in refusal(run("confirm", bulk_id))
+
+
+def test_a_send_is_rescheduled(send: Run, run: Run) -> None:
+    """`reschedule` moves the begin of a send, and says so if it has begun."""
+    bulk_id = id_in(send(TWO, *LATER))
+    moved = run("reschedule", bulk_id, "2099-02-01 10:00")
+    assert moved.stdout == f"Bulk send {bulk_id} is rescheduled to 2099-02-01 10:00:00 UTC.\n"
+    assert (
+        "running: it waits for its time, until 2099-02-01 10:00:00 UTC"
+        in run("status", bulk_id).stdout
+    )
+
+    over = id_in(send(TWO))
+    assert "It can't be rescheduled: it has begun" in refusal(run("reschedule", over, "2099-02-01"))
+
+
+# --- hours ----------------------------------------------------------------------------------------
+
+
+def test_the_hours_of_a_send(app: Flask, send: Run) -> None:
+    """`--days`, `--hours` and `--time-zone` are the calendar, and the file may name other zones."""
+    rows = (
+        "email,name,time_zone\nada@example.com,Ada,Asia/Tokyo\n"
+        "bob@example.com,Bob,\neve@example.com,Eve,Mars/X\n"
+    )
+    sent = send(
+        rows, *LATER, "--days", "mon-fri", "--hours", "09:00-18:00", "--time-zone", "Europe/Berlin"
+    )
+
+    assert "2 accepted, 0 duplicates, 1 refused" in sent.stdout
+    assert "row 3  eve@example.com  time_zone: 'Mars/X': there is no such time zone" in sent.stdout
+    bulk = store_of(app).load_bulk(id_in(sent))
+    assert bulk.calendar == Calendar(days="mon-fri", hours="09:00-18:00", time_zone="Europe/Berlin")
+    zones = {zone.time_zone for zone in store_of(app).load_bulk_zones(bulk.id)}
+    assert zones == {"Asia/Tokyo", "Europe/Berlin"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--days", "mon-fri"], "--days and --hours go with --time-zone"),
+        (["--time-zone", "Europe/Berlin"], "--days and --hours go with --time-zone"),
+        (["--hours", "9-18", "--time-zone", "Europe/Berlin"], "calendar: hours: '9-18'"),
+        (["--hours", "09:00-18:00", "--time-zone", "Berlin"], "calendar: time_zone: 'Berlin'"),
+        (["--undo", "-1"], "undo: -1.0: give seconds"),
+    ],
+)
+def test_hours_that_can_not_be_used(send: Run, options: list[str], words: str) -> None:
+    """Hours without a zone, or that nobody understands, are refused."""
+    assert words in refusal(send(TWO, *options))
+
+
+def test_the_undo_window_of_a_send(app: Flask, send: Run) -> None:
+    """`--undo` is that of `send_bulk()`."""
+    bulk = store_of(app).load_bulk(id_in(send(TWO, "--undo", "600")))
+
+    assert bulk.starts_at > time.time() + 500
 
 
 @pytest.mark.parametrize(
@@ -635,6 +693,7 @@ def test_every_command_is_explained(run: Run) -> None:
 
     assert "FILE" in shown.splitlines()[0]
     assert [line.split()[0] for line in lines] == (
-        "cancel confirm errors list pause recipients resolve resume retry send status".split()
+        "cancel confirm errors list pause recipients reschedule resolve resume retry send"
+        " status".split()
     )
     assert all(len(line.split()) > 3 for line in lines)

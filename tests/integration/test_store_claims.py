@@ -1,7 +1,7 @@
 """Claims: the order of deliveries, and that no two workers get the same one."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from mailer.message import Delivery, Lane, OnDoubt, Status
 from mailer.store import Store
-from mailer.store.transactions import Row, Transaction
 from tests.mails import LATER, NOW, bring, claim, emptied, insert, record, row, table
+from tests.plans import plan_of
 from tests.services.processes import at_once
 
 
@@ -207,32 +207,6 @@ def test_rows_in_a_frozen_transaction_hold_up_nobody(
 
 
 # --- indexes ------------------------------------------------------------------------------------
-
-
-def plan_of(store: Store, ask: Callable[[Store], Any], table: str = "mailer_delivery") -> str:
-    """Return how the database would run these queries on a very large table."""
-    executed: list[tuple[str, Any]] = []
-    execute = Transaction.execute
-
-    def noting(self: Transaction, statement: str, values: Mapping[str, Any]) -> list[Row]:
-        executed.append((self._render(statement), values))
-        return execute(self, statement, values)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Transaction, "execute", noting)
-        ask(store)
-    with store.engine.connect() as connection:
-        explain = "EXPLAIN "
-        if connection.dialect.name == "sqlite":
-            explain = "EXPLAIN QUERY PLAN "
-        else:
-            connection.exec_driver_sql("SET enable_seqscan = off")
-        plans = [
-            connection.exec_driver_sql(explain + statement, parameters)
-            for statement, parameters in executed
-            if table in statement
-        ]
-        return "\n".join(str(line) for plan in plans for line in plan)
 
 
 #: Deliveries that a worker believes to hold.

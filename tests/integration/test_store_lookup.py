@@ -9,8 +9,8 @@ from mailer import Mailer, Receipt, Status, UnknownMail
 from mailer.schema import metadata
 from mailer.store import Filter
 from tests.integration.test_cli import failure, run_in
-from tests.integration.test_store_claims import plan_of
 from tests.mails import a_message, insert, table
+from tests.plans import plan_of
 from tests.shop import store_of
 
 ONE = "019fb1c3a0000000000000000000aaaa"

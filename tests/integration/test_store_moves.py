@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mailer import Calendar
 from mailer.message import TRANSITIONS, Delivery, OnDoubt, Outcome, Status, Verdict
 from mailer.message.bulk import BulkState
 from mailer.policy import Quota, RetryPolicy, TenantRules, next_move
@@ -106,6 +107,10 @@ def advance(
     return call
 
 
+def bring_with_calendar(store: Store, status: Status, **options: Any) -> Delivery:
+    return bulk_sends.bring(store, status, calendar=Calendar(time_zone="UTC"), **options)
+
+
 BULKS = {
     "release_held": Verb(
         [Status.QUEUED],
@@ -116,6 +121,18 @@ BULKS = {
         [Status.HELD],
         advance(BulkState.PAUSED, lambda store, bulk: store.hold_again(bulk)),
         bulk_sends.bring,
+    ),
+    "release_held_in_zone": Verb(
+        [Status.QUEUED],
+        lambda store, one, to: (
+            store.release_held_in_zone(one.mail_id, "UTC", now=NOW, most=1) or set()
+        ),
+        bring_with_calendar,
+    ),
+    "hold_again_in_zone": Verb(
+        [Status.HELD],
+        lambda store, one, to: store.hold_again_in_zone(one.mail_id, "UTC"),
+        bring_with_calendar,
     ),
     "cancel_held": Verb(
         [Status.CANCELLED],
@@ -162,7 +179,9 @@ def test_every_pair(store: Store, source: Status, target: Status) -> None:
     verbs = {**WORKERS, **OTHERS, **BULKS, **QUOTAS}
     for (name, verb), way in product(verbs.items(), ways):
         if target in verb.leads_to:
-            delivery = (way or verb.bring)(emptied(store), source, expires_at=NOW + 3600)
+            bring_bulk = bulk_sends.bring if name not in BULKS else verb.bring
+            bring_here = bring_bulk if way is bulk_sends.bring else way or verb.bring
+            delivery = bring_here(emptied(store), source, expires_at=NOW + 3600)
             moves = moved_by(store, partial(verb.call, store, delivery, target))
             assert moves in ({}, {delivery.id: (source, target)})
             movers |= {name} if moves else set()

@@ -31,6 +31,7 @@ from mailer import (
     BulkRecipient,
     BulkSample,
     BulkState,
+    Calendar,
     CommitLost,
     ConfigurationError,
     DeliveryStatus,
@@ -99,6 +100,7 @@ assert_type(receipt.id, str)
 assert_type(receipt.message_id, str)
 assert_type(receipt.recipients, tuple[str, ...])
 assert_type(receipt.is_new, bool)
+assert_type(receipt.due_at, datetime | None)
 assert_type(str(receipt), str)
 assert_type(send_email("ada@example.com", "Welcome", "mail/welcome", user="Ada", count=5), Receipt)
 assert_type(
@@ -187,6 +189,7 @@ queue.send_email(
     headers={"X-Campaign": "november", "Precedence": None},
     lane="critical",
     send_at=timedelta(hours=1),
+    undo=30,
     expires_at=datetime.now(UTC) + timedelta(days=1),
     on_doubt="hold",
     sensitive=True,
@@ -237,6 +240,11 @@ with engine.begin() as transaction, Session(engine) as session:
 # --- bulk sends ----------------------------------------------------------------------------------
 
 readers = [("ada@example.com", {"name": "Ada"})]
+office = Calendar(days="mon-fri", hours="09:00-18:00", time_zone="Europe/Berlin")
+assert_type(office.time_zone, str)
+assert_type(office.days, str)
+assert_type(office.hours, str)
+assert_type(office.is_open(datetime.now(UTC), "America/New_York"), bool)
 bulk = send_bulk("News", "mail/news", readers)
 assert_type(bulk, Bulk)
 assert_type(
@@ -262,6 +270,8 @@ assert_type(
         progress=lambda progress: print(progress.imported),
         require_confirmation_above=1000,
         max_failed_share=0.1,
+        undo=30,
+        calendar=office,
     ),
     Bulk,
 )
@@ -293,6 +303,7 @@ assert_type(bulk.pause("the prices are wrong"), bool)
 assert_type(bulk.resume(), bool)
 assert_type(bulk.confirm(), bool)
 assert_type(bulk.cancel("a mistake"), bool)
+assert_type(bulk.reschedule(timedelta(hours=2)), bool)
 assert_type(bulk.retry(to="ada@example.com"), int)
 assert_type(bulk.resolve("sent", to="ada@example.com"), int)
 assert_type(bulk.errors(), Iterator[BulkError])
@@ -302,6 +313,7 @@ assert_type(progress, BulkProgress)
 assert_type(progress.state, BulkState)
 assert_type(progress.state.is_over, bool)
 assert_type(progress.reason, str | None)
+assert_type(progress.resumes_at, datetime | None)
 assert_type(progress.imported, int)
 assert_type(progress.accepted, int)
 assert_type(progress.duplicates, int)
@@ -338,6 +350,7 @@ queue.enqueue(
     lane="bulk",
     send_at=timedelta(hours=1),
     expires_at=timedelta(days=1),
+    undo=timedelta(seconds=30),
     on_doubt=OnDoubt.RESEND,
     sensitive=False,
     tags={"news"},

@@ -28,7 +28,7 @@ from mailer import (
     testing,
 )
 from mailer.background import BackgroundFunction
-from mailer.message import addresses, attachments, events, new_id, states, statuses
+from mailer.message import addresses, attachments, calendar, events, new_id, states, statuses
 from mailer.schema import foreign
 from mailer.testing import mails, matching, outbox, relay, snapshots
 from mailer.web import inbox
@@ -49,7 +49,8 @@ MODULES: list[ModuleType] = [
         foreign,
         inbox,
     ),
-    *(addresses, attachments, events, states, statuses, mailer.bulk, mailer.message.bulk),
+    *(addresses, attachments, calendar, events, states, statuses),
+    *(mailer.bulk, mailer.message.bulk),
     *(testing, mails, matching, outbox, relay, snapshots),
 ]
 TEMPLATES = {

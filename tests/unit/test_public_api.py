@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[2]
 PUBLIC = set(
     """
     Mail Mailer send_bulk send_email
-    Address Attachment Lane Message OnDoubt
+    Address Attachment Calendar Lane Message OnDoubt
     Bulk BulkError BulkProgress BulkRecipient BulkSample BulkState
     DeliveryStatus MailStatus Receipt Rehearsal Status
     BadRow BrokerUnavailable CommitLost ConfigurationError InUseElsewhere

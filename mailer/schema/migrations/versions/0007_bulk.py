@@ -66,10 +66,22 @@ def upgrade() -> None:
         sa.Column("importer", sa.Text()),
         sa.Column("importer_until", TIME),
         sa.Column("starts_at", TIME, nullable=False),
+        sa.Column("expires_at", TIME),
+        sa.Column("calendar", sa.Text()),
         sa.Column("started_at", TIME),
         sa.Column("finished_at", TIME),
         sa.ForeignKeyConstraint(["id"], ["mailer_message.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "mailer_bulk_zone",
+        sa.Column("bulk_id", sa.Text(), nullable=False),
+        sa.Column("time_zone", sa.Text(), nullable=False),
+        sa.Column("released_to", sa.BigInteger(), nullable=False),
+        sa.Column("has_held", sa.Boolean(), nullable=False),
+        sa.Column("queued_to", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["bulk_id"], ["mailer_bulk.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("bulk_id", "time_zone"),
     )
     op.create_table(
         "mailer_bulk_recipient",
@@ -78,6 +90,7 @@ def upgrade() -> None:
         sa.Column("address", sa.Text(), nullable=False),
         sa.Column("row", sa.BigInteger(), nullable=False),
         sa.Column("own", sa.Text(), nullable=False),
+        sa.Column("time_zone", sa.Text()),
         sa.ForeignKeyConstraint(["delivery_id"], ["mailer_delivery.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("delivery_id"),
     )
@@ -85,6 +98,14 @@ def upgrade() -> None:
     op.create_index("mailer_bulk_recipient_once", "mailer_bulk_recipient", columns, unique=True)
     op.create_index(
         "mailer_bulk_recipient_in_order", "mailer_bulk_recipient", ["bulk_id", "delivery_id"]
+    )
+    named = sa.text("time_zone IS NOT NULL")
+    op.create_index(
+        "mailer_bulk_recipient_in_zone",
+        "mailer_bulk_recipient",
+        ["bulk_id", "time_zone", "delivery_id"],
+        sqlite_where=named,
+        postgresql_where=named,
     )
     op.create_table(
         "mailer_bulk_error",
@@ -113,7 +134,7 @@ def downgrade() -> None:
     op.execute("UPDATE mailer_version SET readable_from = '0004'")
     # An older worker can't render them, and does not know `held`.
     op.execute("DELETE FROM mailer_message WHERE id IN (SELECT id FROM mailer_bulk)")
-    for table in ("count", "error", "recipient"):
+    for table in ("count", "error", "recipient", "zone"):
         op.drop_table(f"mailer_bulk_{table}")
     op.drop_table("mailer_bulk")
     op.execute("UPDATE mailer_delivery SET status = 'queued' WHERE status = 'held'")
