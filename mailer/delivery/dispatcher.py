@@ -12,6 +12,7 @@ from logging import Logger
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.clearing import HeadOfQueue
 from mailer.delivery.flags import WorkerFlags
+from mailer.delivery.overtaking import Overtaking
 from mailer.delivery.pace import Pace
 from mailer.delivery.relay_state import RelayState
 from mailer.delivery.router import Availability, Plan, Router
@@ -112,16 +113,19 @@ class Dispatcher:
         is_full = len(claimed) == limit
         started = self._clock.monotonic()  # after the claim, however long that took
         plan = Plan({delivery.id for delivery in claimed})
+        overtaking = self._overtaking(available, context, token=claimed[0].token)
         try:
             self._router.assign(plan, claimed, available)
             self._services.store.release_if_in_hand(plan.waiting, token=claimed[0].token)
             if is_full and plan.has_sound_relay:
                 self._bell.ring()  # there is probably more, for another thread
-            shares = self._deliver_shares(plan, context, started)
+            shares = self._deliver_shares(plan, context, started, overtaking)
         except BaseException:
             with suppress(StoreUnavailable):  # then the black box is settled, or the lease ends
                 self._abandon(plan, token=claimed[0].token)
             raise
+        finally:
+            overtaking.end()
         ends = started + self._settings.batch_seconds
         is_cleared = is_full and self._clear_head(shares, plan, available, context, ends)
         return Progress(len(claimed), goes_on=bool(plan.shares) or is_cleared)
@@ -139,6 +143,13 @@ class Dispatcher:
             lanes=available.lanes,
             mails=context.mails,
         )
+
+    def _overtaking(
+        self, available: Availability, context: ThreadContext, *, token: str
+    ) -> Overtaking:
+        """Return the looks for more urgent mail: none if only certain mails are delivered."""
+        lanes = available.lanes if context.mails is None else []
+        return Overtaking(self._services, self._router, available, lanes=lanes, token=token)
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
         """Release deliveries that are in no share yet, and leave our probes to others."""
@@ -162,7 +173,9 @@ class Dispatcher:
 
     # --- shares ----------------------------------------------------------------------------------
 
-    def _deliver_shares(self, plan: Plan, context: ThreadContext, started: float) -> list[Share]:
+    def _deliver_shares(
+        self, plan: Plan, context: ThreadContext, started: float, overtaking: Overtaking
+    ) -> list[Share]:
         """Deliver share after share, urgent mail first.
 
         Relays that are probed come last, since a probe may take as long as a time-out.
@@ -178,12 +191,17 @@ class Dispatcher:
             ends = max(started + place * seconds, self._clock.monotonic() + seconds)
             deadline = Deadline(ends, late=ends + _LATE_PARTS * seconds)
             with context.domain_slots:
-                shares.append(self._deliver_share(name, plan, context, deadline))
+                shares.append(self._deliver_share(name, plan, context, deadline, overtaking))
         self._account(shares, started)
         return shares
 
     def _deliver_share(
-        self, name: str, plan: Plan, context: ThreadContext, deadline: Deadline
+        self,
+        name: str,
+        plan: Plan,
+        context: ThreadContext,
+        deadline: Deadline,
+        overtaking: Overtaking,
     ) -> Share:
         """Deliver one relay's share. If the relay can't be used, pause it."""
         state, breaker = self._router.states[name], self._router.breaker
@@ -191,7 +209,12 @@ class Dispatcher:
         has_slot = context.relay_slots.take_relay(name)  # it may have been lost at another relay
         is_probe, deliveries = probe is not None, plan.shares[name]
         share = Share(
-            self._services, context, state, deliveries, deadline=deadline, is_probe=is_probe
+            self._services,
+            context,
+            state,
+            deliveries,
+            deadline=deadline,
+            overtaking=None if is_probe else overtaking,
         )
         context.box.calling(name)
         if probe is not None and (probe := breaker.renew_probe(state.relay, probe)) is not None:

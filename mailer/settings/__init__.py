@@ -219,7 +219,8 @@ class Settings(RelaySettings):
     )
     batch_seconds: Seconds = key(
         "MAILER_BATCH_SECONDS",
-        "Approximate seconds for which a worker delivers before it looks for more urgent mail.",
+        "Approximate seconds for which a worker delivers what it has claimed at once. More urgent"
+        " mail overtakes the rest of it meanwhile.",
         1.0,
     )
     claim_lease: Seconds = key(

@@ -409,11 +409,11 @@ class Queue(Moves):
                 recalled += len(step)
         return recalled
 
-    def is_due(self, now: float) -> bool:
-        """Return whether mail is due that no person has paused."""
+    def is_due(self, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> bool:
+        """Return whether mail of these lanes is due that no person has paused."""
         with self._look() as transaction:
             return any(
-                transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in Lane
+                transaction.execute(IS_DUE, {"lane": lane, "now": now, "most": 1}) for lane in lanes
             )
 
     def next_due(self, now: float, *, before: float) -> float | None:
