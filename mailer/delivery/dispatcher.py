@@ -4,6 +4,7 @@
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mailer.delivery.services import Services, ThreadContext
 from mailer.delivery.share import Deadline, Share
 from mailer.errors import StoreUnavailable
 from mailer.logs import get_logger
-from mailer.message import Delivery, Pause
+from mailer.message import Delivery, Lane, Pause
 from mailer.message.ports import Bell
 from mailer.policy import batch_size
 from mailer.smtp import Relay
@@ -38,6 +39,7 @@ class Progress:
 
     claimed: int
     goes_on: bool  #: whether to claim the next batch at once
+    lanes: Collection[Lane] = ()  #: of the mail
 
 
 _NOTHING = Progress(0, goes_on=False)
@@ -71,9 +73,9 @@ class Dispatcher:
         """
         ends = self._clock.monotonic() + at_most
         with self._thread_context(avoided, mails) as context:
-            while self._deliver_batch(context).goes_on and not self.flags.is_stopped:
+            while (done := self._deliver_batch(context)).goes_on and not self.flags.is_stopped:
                 if self._clock.monotonic() > ends:
-                    self._bell.ring()
+                    self._bell.ring(lanes=done.lanes)
                     break
 
     def deliver_batch(self) -> Progress:
@@ -110,7 +112,7 @@ class Dispatcher:
         claimed = self._claim(limit, available, context)
         if not claimed:
             return _NOTHING
-        is_full = len(claimed) == limit
+        is_full, lanes = len(claimed) == limit, Counter(one.lane for one in claimed)
         started = self._clock.monotonic()  # after the claim, however long that took
         plan = Plan({delivery.id for delivery in claimed})
         overtaking = self._overtaking(available, context, token=claimed[0].token)
@@ -118,7 +120,8 @@ class Dispatcher:
             self._router.assign(plan, claimed, available)
             self._services.store.release_if_in_hand(plan.waiting, token=claimed[0].token)
             if is_full and plan.has_sound_relay:
-                self._bell.ring()  # there is probably more, for another thread
+                # There is probably more in the lane that fills it, for another thread.
+                self._bell.ring(lanes=[max(lanes, key=lanes.__getitem__)])
             shares = self._deliver_shares(plan, context, started, overtaking)
         except BaseException:
             with suppress(StoreUnavailable):  # then the black box is settled, or the lease ends
@@ -128,10 +131,14 @@ class Dispatcher:
             overtaking.end()
         ends = started + self._settings.batch_seconds
         is_cleared = is_full and self._clear_head(shares, plan, available, context, ends)
-        return Progress(len(claimed), goes_on=bool(plan.shares) or is_cleared)
+        return Progress(len(claimed), goes_on=bool(plan.shares) or is_cleared, lanes=[*lanes])
 
     def _claim(self, limit: int, available: Availability, context: ThreadContext) -> list[Delivery]:
-        """Claim due deliveries in the lanes that a free relay accepts."""
+        """Claim due deliveries in the lanes that we serve, and a free relay accepts.
+
+        Certain mails are delivered for their caller, whatever lanes the workers serve.
+        """
+        lanes = available.lanes if context.mails is not None else self._served(available)
         now, token = self._clock.time(), secrets.token_hex(8)
         context.box.claiming(token)
         until = now + self._settings.claim_lease
@@ -140,7 +147,7 @@ class Dispatcher:
             token=token,
             now=now,
             lease_until=until,
-            lanes=available.lanes,
+            lanes=lanes,
             mails=context.mails,
         )
 
@@ -148,8 +155,11 @@ class Dispatcher:
         self, available: Availability, context: ThreadContext, *, token: str
     ) -> Overtaking:
         """Return the looks for more urgent mail: none if only certain mails are delivered."""
-        lanes = available.lanes if context.mails is None else []
+        lanes = self._served(available) if context.mails is None else []
         return Overtaking(self._services, self._router, available, lanes=lanes, token=token)
+
+    def _served(self, available: Availability) -> list[Lane]:
+        return [lane for lane in available.lanes if lane in self._settings.served_lanes]
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
         """Release deliveries that are in no share yet, and leave our probes to others."""
@@ -183,6 +193,7 @@ class Dispatcher:
         names = sorted(
             plan.shares, key=lambda name: (name in plan.probes, plan.shares[name][0].lane)
         )
+        lanes = {one.lane for deliveries in plan.shares.values() for one in deliveries}
         seconds = self._settings.batch_seconds / max(1, len(names))
         shares = []
         for place, name in enumerate(names, start=1):
@@ -192,7 +203,7 @@ class Dispatcher:
             deadline = Deadline(ends, late=ends + _LATE_PARTS * seconds)
             with context.domain_slots:
                 shares.append(self._deliver_share(name, plan, context, deadline, overtaking))
-        self._account(shares, started)
+        self._account(shares, started, lanes)
         return shares
 
     def _deliver_share(
@@ -241,11 +252,11 @@ class Dispatcher:
                 state.relay.hang_up()  # relays count idle connections, too
                 context.relay_slots.release_relay(state.name)
 
-    def _account(self, shares: Sequence[Share], started: float) -> None:
+    def _account(self, shares: Sequence[Share], started: float, lanes: Collection[Lane]) -> None:
         """Learn how fast mail goes, and call another thread for released mail."""
         reports = [share.report for share in shares]
         if any(report.claimable_again for report in reports):
-            self._bell.ring()
+            self._bell.ring(lanes=lanes)
         tried, seconds = sum(report.tried for report in reports), self._clock.monotonic() - started
         # A relay that failed says nothing of mails.
         if tried and not any(report.failure for report in reports):

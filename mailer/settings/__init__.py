@@ -9,10 +9,12 @@ from pydantic import Field, ValidationError, field_validator
 from sqlalchemy import make_url
 
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.message import Address, check_text
+from mailer.message import Address, Lane, check_text
 from mailer.policy import RetryPolicy
 from mailer.settings import database
+from mailer.settings.broker import url_for_redis
 from mailer.settings.dkim import DkimKeys
+from mailer.settings.lanes import WorkerLanes
 from mailer.settings.messages import LOGINS, explain, origins
 from mailer.settings.namespace import check_namespace, namespace_of
 from mailer.settings.proxy import EnvironmentProxy, is_local
@@ -223,6 +225,11 @@ class Settings(RelaySettings):
         " mail overtakes the rest of it meanwhile.",
         1.0,
     )
+    worker_lanes: WorkerLanes = key(
+        "MAILER_WORKER_LANES",
+        "The only lanes that a worker serves, as in `critical,normal`. Unset: all.",
+        (),
+    )
     claim_lease: Seconds = key(
         "MAILER_CLAIM_LEASE",
         "Seconds after which another worker may claim a mail of a silent worker.",
@@ -374,7 +381,7 @@ class Settings(RelaySettings):
     def _usable_url(cls, value: str) -> str:
         try:
             usable = re.match("[a-z][a-z0-9+.-]*://", value) is not None
-            if usable and (url := _for_redis(value)):
+            if usable and (url := url_for_redis(value)):
                 # 6 MB, for those that have another broker or none
                 from redis import ConnectionPool  # noqa: PLC0415
 
@@ -409,7 +416,7 @@ class Settings(RelaySettings):
     @property
     def flag_url(self) -> str | None:
         """The Redis of the broker in the spelling of redis-py. None if there is no plain Redis."""
-        return _for_redis(self.redis_url)
+        return url_for_redis(self.redis_url)
 
     @property
     def installation(self) -> str:
@@ -420,6 +427,10 @@ class Settings(RelaySettings):
     def queue_name(self) -> str:
         """The default queue of a Celery app that Mailer makes."""
         return f"mailer-{self.installation}"
+
+    @property
+    def served_lanes(self) -> tuple[Lane, ...]:
+        return self.worker_lanes or tuple(Lane)
 
     @property
     def retry(self) -> RetryPolicy:
@@ -454,18 +465,6 @@ class Settings(RelaySettings):
     def transmit_lease(self) -> float:
         """The seconds after which a marked mail becomes doubtful: more than any relay can take."""
         return self.longest_delivery + 120.0
-
-
-def _for_redis(url: str) -> str | None:
-    """Translate a broker URL of Celery for redis-py. Return None if it is no single plain Redis."""
-    if ";" in url:
-        return None  # several brokers, for failover
-    url = re.sub(
-        r"\bssl_cert_reqs=CERT_(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", url
-    )
-    if url.startswith("redis+socket://"):
-        url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
-    return url if url.startswith(("redis://", "rediss://", "unix://")) else None
 
 
 def keys() -> dict[str, str]:

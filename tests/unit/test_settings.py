@@ -71,6 +71,7 @@ OWN_WORDS = {
     ),
     "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
+    "MAILER_WORKER_LANES": ("bulk, critical", (Lane.CRITICAL, Lane.BULK)),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
     "MAILER_DOMAIN_LIMITS": ('{"a.com": {"rate": "1/day"}}', {"a.com": DomainLimit(rate="1/day")}),
 }
