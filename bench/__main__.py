@@ -7,6 +7,7 @@
     busy        the same beside a worker that delivers as fast as it can
     latency     from the call to the relay, and the time of a call without Redis
     distance    mails a second to a relay that is 30 ms away
+    critical    the arrival of critical mail while bulk mail keeps every slot busy
     growth      the figures with a thousand mails in the queue, up to a million
 
 `contenders` lists the programs under test and starts them, `programs` has their code, and `sink`
@@ -20,7 +21,19 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import bulk, busy, delivery, distance, growth, latency, machine, queueing, report, safety
+from bench import (
+    bulk,
+    busy,
+    critical,
+    delivery,
+    distance,
+    growth,
+    latency,
+    machine,
+    queueing,
+    report,
+    safety,
+)
 from bench.contenders import Contender
 from bench.contenders.celery_flask_mail import CeleryFlaskMail
 from bench.contenders.flask_mail_alone import FlaskMailKept, FlaskMailLoop, FlaskMailThreads
@@ -39,6 +52,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "busy": busy.measure,
     "latency": latency.measure,
     "distance": distance.measure,
+    "critical": critical.measure,
     "growth": growth.measure,
 }
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from shutil import disk_usage
 from statistics import median
+from typing import Any
 
 from flask import Flask
 from flask_mail import Message
@@ -76,7 +77,7 @@ def _at(ours: Ours, depth: int) -> Callable[[Path], Depth]:
         with _services(ours, folder / "due") as place:
             app = create_app(place.env)
             with app.app_context():
-                _fill(depth)
+                fill(depth)
                 claim = median(_claims(app))
                 enqueue = Calls([_timed(make_message()) for _ in range(_ENQUEUED)])
             with Program(ours.worker(), place.folder / "worker.log", env=place.env) as worker:
@@ -88,7 +89,7 @@ def _at(ours: Ours, depth: int) -> Callable[[Path], Depth]:
             redis_bytes = used_memory(place.redis)
         with _services(ours, folder / "scheduled") as place:
             with create_app(place.env).app_context():
-                _fill(depth, send_at=_TOMORROW)
+                fill(depth, send_at=_TOMORROW)
             with Program(ours.worker(), place.folder / "worker.log", env=place.env) as worker:
                 arrivals = one_by_one(Line(place, worker), _ARRIVALS)
         return Depth(claim, enqueue, flow, arrivals, memory, redis_bytes)
@@ -109,14 +110,15 @@ def _require_disk(folder: Path, needed: int) -> None:
         raise Missing(f"{needed / 1e9:.1f} GB of disk needed, {free / 1e9:.1f} GB free")
 
 
-def _fill(depth: int, send_at: timedelta | None = None) -> None:
+def fill(depth: int, **options: Any) -> None:
+    """Queue mail to this many recipients, with options of `enqueue()`."""
     left = depth
     while left > 0:
         first, *others = _RECIPIENTS[:left]
         message = Message(
             mail.SUBJECT, [first], mail.TEXT, mail.HTML, sender=mail.SENDER, bcc=[*others]
         )
-        Mailer().enqueue(message, send_at=send_at)
+        Mailer().enqueue(message, **options)
         left -= 1 + len(others)
 
 

@@ -26,6 +26,7 @@ class Session(asyncio.Protocol):
         self._round_trip = round_trip
         self._on_the_way: deque[bytes] = deque()
         self._read = b""
+        self._recipient = b""
         self._in_data = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,24 +52,30 @@ class Session(asyncio.Protocol):
             return b""
         self._read = rest
         if self._in_data:
-            Session.received += 1
-            os.write(1, b"mesg=%d\r" % Session.received)
+            self.receive(self._recipient)
         verb = b"" if self._in_data else taken[:4].upper()
+        if verb == b"RCPT":
+            self._recipient = taken
         self._in_data = verb == b"DATA"
         return _REPLIES.get(verb, b"250 ok\r\n")
 
+    def receive(self, _recipient: bytes) -> None:
+        """Count a mail whose last byte has arrived."""
+        Session.received += 1
+        os.write(1, b"mesg=%d\r" % Session.received)
 
-async def serve(port: int, round_trip: float) -> None:
+
+async def serve(session: type[Session], port: int, round_trip: float) -> None:
     server = await asyncio.get_running_loop().create_server(
-        lambda: Session(round_trip), "127.0.0.1", port
+        lambda: session(round_trip), "127.0.0.1", port
     )
     await server.serve_forever()
 
 
-def main() -> None:
+def main(session: type[Session] = Session) -> None:
     # Time-outs of select are exact to the microsecond; epoll rounds them up to a millisecond.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
-    loop.run_until_complete(serve(int(sys.argv[1]), float(sys.argv[2])))
+    loop.run_until_complete(serve(session, int(sys.argv[1]), float(sys.argv[2])))
 
 
 if __name__ == "__main__":

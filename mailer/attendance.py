@@ -2,16 +2,17 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import Logger
 
 from mailer.errors import MailerError
 from mailer.forks import survive_forks
 from mailer.logs import addresses_shown, get_logger
+from mailer.message import Lane
 from mailer.message.ports import Clock
 from mailer.message.text import span
 from mailer.store import Store
-from mailer.store.workers import Due
+from mailer.store.workers import Due, Worker
 from mailer.threads import start_daemon
 
 #: A worker reports every so many seconds that it is there.
@@ -20,17 +21,28 @@ BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 _LOOK_SECONDS = 60.0
 _REMEDY = "Start one, with the same MAILER_DATABASE_URL as this process."
+_ONLY = " (those that are there have other lanes in MAILER_WORKER_LANES)"
 
 log: Logger = get_logger(__name__)
 
 
 def absence(store: Store, now: float) -> str | None:
-    """Return a sentence if mail is due and no worker is there, else None."""
+    """Return a sentence if mail is due that no worker delivers, else None."""
     seen_at = store.worker_seen_at(now)
-    if seen_at is not None and now - seen_at <= SILENT_SECONDS:
-        return None
-    due = store.due(now)
-    return f"{_mails(due)} due and {silence(seen_at, now)}." if due.mails else None
+    if seen_at is None or now - seen_at > SILENT_SECONDS:
+        due = store.due(now)
+        return f"{_mails(due)} due and {silence(seen_at, now)}." if due.mails else None
+    for lane in unserved_lanes(store.present_workers(now, silent=SILENT_SECONDS)):
+        if (due := store.due(now, [lane])).mails:
+            name = lane.name.lower()
+            return f"{_mails(due)} due in the lane {name}, which no worker serves{_ONLY}."
+    return None
+
+
+def unserved_lanes(present: Sequence[Worker]) -> list[Lane]:
+    """Return the lanes that none of these workers serves. No workers: nothing is known."""
+    served = {name for worker in present for name in worker.lanes.split(",")}
+    return [lane for lane in Lane if present and lane.name.lower() not in served]
 
 
 def silence(seen_at: float | None, now: float) -> str:

@@ -224,7 +224,7 @@ class MailOperations(ABC):
         return self._state().operations.resume(lane, relay=relay)
 
     def absence(self) -> str | None:
-        """Return a warning if mail is due and no worker is there, for a health check; else None.
+        """Return a warning if mail is due that no worker delivers, for a health check; else None.
 
         It reads "12 mails are due and no worker has been seen for 4 minutes.", for example.
 

@@ -105,7 +105,7 @@ class Operations:
         return self._store.tenants(self._clock.time())
 
     def absence(self) -> str | None:
-        """Return a sentence if mail is due and no worker is there, else None."""
+        """Return a sentence if mail is due that no worker delivers, else None."""
         if self._settings.mail_suppress_send:
             return None
         return absence(self._store, self._clock.time())

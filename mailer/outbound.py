@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from mailer.logs import addresses_shown
+from mailer.message import Lane
 from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
 from mailer.store import Store
@@ -84,7 +85,13 @@ class InlineBell:
     def __init__(self) -> None:
         self._thread = threading.local()
 
-    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
+    def ring(
+        self,
+        mails: Collection[str] = (),
+        *,
+        lanes: Collection[Lane] = (Lane.NORMAL,),
+        urge: bool = False,
+    ) -> bool:
         """Deliver these mails, as far as they are due. Return False if there are none."""
         if not mails:
             return False  # nobody hears that there is mail
@@ -113,5 +120,5 @@ class InlineBell:
         finally:
             self._thread.waiting = None
 
-    def answer(self) -> None:
+    def answer(self, queue: str = "") -> None:
         """Do nothing: nobody was called."""

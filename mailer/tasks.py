@@ -25,7 +25,7 @@ def send_email(self: Task[Any, None]) -> None:
     failure: Exception | None = None
     for outbound in installed(self.app):
         try:
-            _deliver(outbound)
+            _deliver(outbound, (self.request.delivery_info or {}).get("routing_key") or "")
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # noqa: BLE001 -- the other apps do not wait for it
@@ -34,9 +34,9 @@ def send_email(self: Task[Any, None]) -> None:
         raise failure
 
 
-def _deliver(outbound: Outbound) -> None:
+def _deliver(outbound: Outbound, queue: str) -> None:
     with outbound.context(), ending_delayed():
-        outbound.bell.answer()  # before the claim: mail that is committed later rings again
+        outbound.bell.answer(queue)  # before the claim: mail that is committed later rings again
         try:
             outbound.dispatcher.deliver(at_most=TASK_SECONDS)
         except StoreError as error:

@@ -34,6 +34,7 @@ _ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 _INSTALLED = "mailer_installed"
+_MADE_HERE = "made_by_mailer"
 _TASK_MASK = TaskMask(*TASKS)  # one for all apps
 
 
@@ -74,7 +75,13 @@ def make_celery(app: Flask, settings: Settings) -> Celery[Any]:
     )
     celery.steps["worker"].add("mailer.celery.consumer:PatientWorker")
     celery.set_default()
+    vars(celery)[_MADE_HERE] = True
     return celery
+
+
+def is_made_by_mailer(celery: Celery[Any]) -> bool:
+    """Return whether `make_celery` made this Celery app, not the application."""
+    return _MADE_HERE in vars(celery)
 
 
 def transport_options(connect: float, answer: float, health_check: float = 25) -> dict[str, Any]:

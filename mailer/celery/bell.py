@@ -1,8 +1,10 @@
-"""The doorbell: a ring is a task. While one is pending, only `urge` sends another."""
+"""The doorbell: a ring is a task. While one is pending in its queue, only `urge` sends another."""
 
 import math
 import threading
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
 from logging import Logger
 from typing import Any
 
@@ -12,12 +14,15 @@ import kombu.transport.redis  # noqa: F401
 import redis
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
+from kombu import Queue
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from mailer.celery.app import ONE_TRY, SEND
+from mailer.celery.lanes import queue_of
 from mailer.forks import notice_fork, survive_forks
 from mailer.logs import addresses_shown, get_logger
+from mailer.message import Lane
 from mailer.message.ports import Bell, Clock
 from mailer.settings import Settings
 from mailer.threads import start_daemon
@@ -38,6 +43,15 @@ _OWN_FLAG_SECONDS = 0.02
 log: Logger = get_logger(__name__)
 
 
+@dataclass(slots=True)
+class _Line:
+    """A queue of rings, which some lanes share, and its flag."""
+
+    queue: Queue | None  #: None: the one to which Celery routes the task
+    flag: "_SharedFlag | _OwnFlag"
+    urged_at: float = -math.inf
+
+
 class CeleryBell:
     """The bell that publishes a task for each ring.
 
@@ -56,55 +70,85 @@ class CeleryBell:
         self._clock = clock
         self._inline = inline
         self._shows_addresses = settings.log_addresses
-        self._flag = _flag(settings, clock)
+        self._flags = _Flags(settings, clock)
+        self._common = _Line(None, self._flags.make(""))
+        # The configuration of an application's own Celery app may change until the first ring.
+        self._lines: dict[Lane, _Line] = {}
         self._probe: threading.Thread | None = None
-        self._urged_at = -math.inf
         survive_forks(self)
 
-    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
-        """Call a worker. The mail is committed.
+    def ring(
+        self,
+        mails: Collection[str] = (),
+        *,
+        lanes: Collection[Lane] = (Lane.NORMAL,),
+        urge: bool = False,
+    ) -> bool:
+        """Call a worker for these lanes. The mail is committed.
 
         Return False if the broker does not answer or, with `urge`, if no ring is sent, since
         earlier ones are unanswered.
         """
         if self._inline is not None and self._is_eager:
-            return self._inline.ring(mails, urge=urge)
+            return self._inline.ring(mails, lanes=lanes, urge=urge)
         notice_fork()
         if self._broker_is_down:
             return False
         try:
-            return self._ring(urge)
+            return self._ring(lanes, urge=urge)
         except SoftTimeLimitExceeded:
             raise  # the limit of the task that queues the mail
         except Exception as error:  # noqa: BLE001 -- else the caller thinks that there is no mail
-            self._start_probe(error)
+            self._start_probe(error, lanes)
             return False
 
-    def answer(self) -> None:
-        """Clear the flag: the next process that has mail may ring."""
+    def answer(self, queue: str = "") -> None:
+        """Clear the flag of a queue: the next process that has mail may ring there."""
         if self._broker_is_down or self._is_eager:
             return
         try:
-            self._flag.clear()
+            self._line_of_queue(queue).flag.clear()
         except (redis.RedisError, OSError) as error:
-            self._start_probe(error)
+            self._start_probe(error, tuple(Lane))
 
     @property
     def _is_eager(self) -> bool:
         """True if tasks run in the calling thread. A test may set that at any time."""
         return bool(self._celery.conf.task_always_eager)
 
-    def _ring(self, urge: bool) -> bool:
-        is_first, now = self._flag.set(), self._clock.monotonic()
+    def _ring(self, lanes: Collection[Lane], *, urge: bool) -> bool:
+        """Ring once in each queue of these lanes."""
+        lines = {id(line): line for line in map(self._line, lanes)}
+        heard = [self._ring_in(line, urge=urge) for line in lines.values()]
+        return all(heard)
+
+    def _ring_in(self, line: _Line, *, urge: bool) -> bool:
+        is_first, now = line.flag.set(), self._clock.monotonic()
         if urge:
-            has_urged = now - self._urged_at < _UNANSWERED_SECONDS
-            if has_urged and not is_first and self._flag.age() >= _UNANSWERED_SECONDS:
+            has_urged = now - line.urged_at < _UNANSWERED_SECONDS
+            if has_urged and not is_first and line.flag.age() >= _UNANSWERED_SECONDS:
                 return False
-            self._urged_at = now
+            line.urged_at = now
         if urge or is_first:
-            policy: dict[str, Any] = {"retry": True, "retry_policy": dict(ONE_TRY)}
-            self._celery.send_task(SEND, ignore_result=True, **policy, **_NO_LIMITS)
+            options: dict[str, Any] = {"retry": True, "retry_policy": dict(ONE_TRY), **_NO_LIMITS}
+            if line.queue is not None:
+                options["queue"] = line.queue
+            self._celery.send_task(SEND, ignore_result=True, **options)
         return True
+
+    def _line(self, lane: Lane) -> _Line:
+        """Return the line of a lane. If two threads make it, the first one is used."""
+        if (line := self._lines.get(lane)) is None:
+            queue = queue_of(self._celery, lane)
+            made = self._common if queue is None else _Line(queue, self._flags.make(lane.name))
+            line = self._lines.setdefault(lane, made)
+        return line
+
+    def _line_of_queue(self, name: str) -> _Line:
+        for line in map(self._line, Lane):
+            if line.queue is not None and line.queue.name == name:
+                return line
+        return self._common
 
     # --- while the broker is down ----------------------------------------------------------------
 
@@ -116,22 +160,22 @@ class CeleryBell:
         """Forget the probe, a thread of the parent: the child's first ring tries the broker."""
         self._probe = None
 
-    def _start_probe(self, error: Exception) -> None:
+    def _start_probe(self, error: Exception, lanes: Collection[Lane]) -> None:
         """Let a thread try the broker, so that no other request waits for a time-out."""
         if not self._broker_is_down:  # two probes, of two threads that are here at once, do no harm
-            self._probe = start_daemon(self._ring_again, "mailer-bell")
+            self._probe = start_daemon(partial(self._ring_again, lanes), "mailer-bell")
             with addresses_shown(self._shows_addresses):
                 log.warning(
                     "The broker does not answer; mail is stored, and the sweep finds it: error=%s",
                     error,
                 )
 
-    def _ring_again(self) -> None:
+    def _ring_again(self, lanes: Collection[Lane]) -> None:
         """Ring until the broker answers."""
         while True:
             self._clock.sleep(_PAUSE_SECONDS)
             try:
-                self._ring(urge=True)
+                self._ring(lanes, urge=True)
             except Exception as error:  # noqa: BLE001 -- as in ring()
                 with addresses_shown(self._shows_addresses):
                     log.debug("The broker still does not answer: error=%s", error)
@@ -140,10 +184,25 @@ class CeleryBell:
                 return
 
 
-def _flag(settings: Settings, clock: Clock) -> "_SharedFlag | _OwnFlag":
-    if settings.flag_url is None:
-        return _OwnFlag(clock)
-    return _SharedFlag(settings.flag_url, f"mailer:{settings.installation}:ring")
+class _Flags:
+    """The flags of the queues. They share connections."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._clock = clock
+        self._name = f"mailer:{settings.installation}:ring"
+        self._pool: redis.ConnectionPool | None = None
+        if settings.flag_url is not None:
+            self._pool = redis.ConnectionPool.from_url(
+                settings.flag_url,
+                socket_connect_timeout=1,
+                socket_timeout=2,
+                retry=Retry(NoBackoff(), 0),
+            )
+
+    def make(self, queue: str) -> "_SharedFlag | _OwnFlag":
+        if self._pool is None:
+            return _OwnFlag(self._clock)
+        return _SharedFlag(self._pool, f"{self._name}:{queue.lower()}" if queue else self._name)
 
 
 class _SharedFlag:
@@ -153,14 +212,8 @@ class _SharedFlag:
     again.
     """
 
-    def __init__(self, url: str, name: str) -> None:
-        once = Retry(NoBackoff(), 0)
-        self._pool = redis.ConnectionPool.from_url(
-            url,
-            socket_connect_timeout=1,
-            socket_timeout=2,
-            retry=once,
-        )
+    def __init__(self, pool: redis.ConnectionPool, name: str) -> None:
+        self._pool = pool
         unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # of redis
         pack = unconnected.pack_command
         self._set = pack("SET", name, 1, "PX", _FLAG_MILLISECONDS, "NX")

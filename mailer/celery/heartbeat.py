@@ -74,7 +74,8 @@ class Heartbeat:
         self._store.beat(worker)
 
     def _serves(self, lane: Lane) -> bool:
-        return any(relay.accepts(lane) for relay in self._settings.relays)
+        is_carried = any(relay.accepts(lane) for relay in self._settings.relays)
+        return is_carried and lane in self._settings.served_lanes
 
 
 def _version() -> str:

@@ -15,8 +15,10 @@ from celery import bootsteps, signals
 
 from mailer.celery.app import PURGE, installed
 from mailer.celery.heartbeat import Heartbeat
+from mailer.celery.lanes import choose_queues
 from mailer.errors import StoreUnavailable
 from mailer.logs import addresses_shown, get_logger
+from mailer.message import Lane
 from mailer.outbound import Outbound
 from mailer.settings import database
 from mailer.signals import drain_outlets
@@ -106,9 +108,15 @@ class MaintenanceThread:
         self._steps.take("purge", self._purge)
 
     def _sweep(self) -> None:
-        if self._store.take_chore(SWEEP, now=self._clock.time(), every=_SWEEP_SECONDS):
+        """Sweep. If another worker does, have due mail delivered that it may not serve."""
+        now, lanes = self._clock.time(), self._outbound.settings.served_lanes
+        if self._store.take_chore(SWEEP, now=now, every=_SWEEP_SECONDS):
             self._maintenance.sweep()
             self._ring_in_time()
+        elif len(lanes) < len(Lane) and self._store.take_chore(
+            ".".join([SWEEP, *(lane.name.lower() for lane in lanes)]), now=now, every=_SWEEP_SECONDS
+        ):
+            self._maintenance.deliver_due(now, lanes)
 
     def _purge(self) -> None:
         """Purge for half a second: the sweep does not wait for the end of a long purge."""
@@ -149,7 +157,8 @@ class MaintenanceThread:
             due_at = self._store.next_due(now, before=now + left)
             if due_at is None or self._stopping.wait(max(_SHORTEST_WAIT_SECONDS, due_at - now)):
                 return
-            self._bell.ring()
+            now = clock.time()
+            self._bell.ring(lanes=[lane for lane in Lane if self._store.is_due(now, [lane])])
 
 
 # --- the worker ---------------------------------------------------------------------------------
@@ -165,6 +174,8 @@ class MailerStep(bootsteps.StartStopStep):
     requires: tuple[str, ...] = ("celery.worker.components:Pool",)
 
     def create(self, worker: Any) -> None:
+        served = [outbound.settings.served_lanes for outbound in installed(worker.app)]
+        choose_queues(worker.app, {lane for lanes in served for lane in lanes})
         threads = [MaintenanceThread(outbound, worker) for outbound in installed(worker.app)]
         heartbeats = [Heartbeat(outbound) for outbound in installed(worker.app)]
         self._parts: list[MaintenanceThread | Heartbeat] = [*threads, *heartbeats]

@@ -13,7 +13,7 @@ from mailer.attendance import BEAT_SECONDS, SILENT_SECONDS, absence, silence
 from mailer.cli.group import SHOWN, mail_group, operations, store
 from mailer.cli.pauses import show_pauses
 from mailer.cli.times import format_time
-from mailer.message import Status
+from mailer.message import Lane, Status
 from mailer.message.text import printable
 from mailer.settings import database
 from mailer.store import Outlook
@@ -72,8 +72,8 @@ def _show_workers() -> None:
                 f"Last delivery at {format_time(datetime.fromtimestamp(at, UTC))} by"
                 f" {printable(by.machine)} pid {by.pid}"
             )
-    elif said := absence(store(), now):
-        click.echo(said)
+    if absent := absence(store(), now):
+        click.echo(absent)
     elif (seen_at := store().worker_seen_at(now)) is not None and now - seen_at > SILENT_SECONDS:
         click.echo(f"{silence(seen_at, now).capitalize()}.")
     if objection := mailer.celery_check.objection():
@@ -81,10 +81,12 @@ def _show_workers() -> None:
 
 
 def _described(worker: Worker, now: float) -> str:
-    """Return the place of a worker, and its silence if that is longer than a beat may be late."""
+    """Return the place of a worker, the lanes of a dedicated one, and a silence that is long."""
     silent = now - worker.seen_at
     late = f" (silent for {silent:.0f} s)" if silent > 2 * BEAT_SECONDS else ""
-    return f"{printable(worker.machine)} pid {worker.pid}{late}"
+    is_dedicated = any(lane.name.lower() not in worker.lanes.split(",") for lane in Lane)
+    lanes = f" ({printable(worker.lanes.replace(',', ', '))})" if is_dedicated else ""
+    return f"{printable(worker.machine)} pid {worker.pid}{lanes}{late}"
 
 
 def _outlook(outlook: Outlook) -> Iterator[str]:

@@ -4,15 +4,18 @@
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from logging import Logger
 
 from mailer.delivery.budget import ByteBudget
 from mailer.delivery.clearing import HeadOfQueue
 from mailer.delivery.flags import WorkerFlags
 from mailer.delivery.hours import Hours
+from mailer.delivery.overtaking import Overtaking
 from mailer.delivery.pace import Pace
 from mailer.delivery.relay_state import RelayState
 from mailer.delivery.router import Availability, Plan, Router
@@ -20,7 +23,7 @@ from mailer.delivery.services import Services, ThreadContext
 from mailer.delivery.share import Deadline, Share
 from mailer.errors import StoreUnavailable
 from mailer.logs import get_logger
-from mailer.message import Delivery, Pause
+from mailer.message import Delivery, Lane, Pause
 from mailer.message.ports import Bell
 from mailer.policy import batch_size
 from mailer.smtp import Relay
@@ -38,6 +41,7 @@ class Progress:
 
     claimed: int
     goes_on: bool  #: whether to claim the next batch at once
+    lanes: Collection[Lane] = ()  #: of the mail
 
 
 _NOTHING = Progress(0, goes_on=False)
@@ -72,9 +76,9 @@ class Dispatcher:
         """
         ends = self._clock.monotonic() + at_most
         with self._thread_context(avoided, mails) as context:
-            while self._deliver_batch(context).goes_on and not self.flags.is_stopped:
+            while (done := self._deliver_batch(context)).goes_on and not self.flags.is_stopped:
                 if self._clock.monotonic() > ends:
-                    self._bell.ring()
+                    self._bell.ring(lanes=done.lanes)
                     break
 
     def deliver_batch(self) -> Progress:
@@ -111,28 +115,34 @@ class Dispatcher:
         claimed = self._claim(limit, available, context)
         if not claimed:
             return _NOTHING
-        is_full = len(claimed) == limit
+        is_full, lanes = len(claimed) == limit, Counter(one.lane for one in claimed)
         started = self._clock.monotonic()  # after the claim, however long that took
         plan = Plan({delivery.id for delivery in claimed})
+        overtaking = self._overtaking(available, context, token=claimed[0].token)
         try:
-            closed = self._outside_hours(claimed)
-            plan.waiting.update(closed)
-            assigned = [delivery for delivery in claimed if delivery.id not in closed]
-            self._router.assign(plan, assigned, available)
+            closed = self._assign(plan, claimed, available)
             self._services.store.release_if_in_hand(plan.waiting, token=claimed[0].token)
             if is_full and plan.has_sound_relay:
-                self._bell.ring()  # there is probably more, for another thread
-            shares = self._deliver_shares(plan, context, started)
+                # There is probably more in the lane that fills it, for another thread.
+                self._bell.ring(lanes=[max(lanes, key=lanes.__getitem__)])
+            shares = self._deliver_shares(plan, context, started, overtaking)
         except BaseException:
             with suppress(StoreUnavailable):  # then the black box is settled, or the lease ends
                 self._abandon(plan, token=claimed[0].token)
             raise
+        finally:
+            overtaking.end()
         ends = started + self._settings.batch_seconds
         is_cleared = is_full and self._clear_head(shares, plan, available, context, ends)
-        return Progress(len(claimed), goes_on=bool(plan.shares or closed) or is_cleared)
+        goes_on = bool(plan.shares or closed) or is_cleared
+        return Progress(len(claimed), goes_on=goes_on, lanes=[*lanes])
 
     def _claim(self, limit: int, available: Availability, context: ThreadContext) -> list[Delivery]:
-        """Claim due deliveries in the lanes that a free relay accepts."""
+        """Claim due deliveries in the lanes that we serve, and a free relay accepts.
+
+        Certain mails are delivered for their caller, whatever lanes the workers serve.
+        """
+        lanes = available.lanes if context.mails is not None else self._served(available)
         now, token = self._clock.time(), secrets.token_hex(8)
         if self._settings.tenant_rules.quotas:
             self._services.store.release_within_quotas(now)
@@ -143,15 +153,39 @@ class Dispatcher:
             token=token,
             now=now,
             lease_until=until,
-            lanes=available.lanes,
+            lanes=lanes,
             mails=context.mails,
         )
 
-    def _outside_hours(self, claimed: Sequence[Delivery]) -> dict[int, float]:
-        """Return until when mail of bulk sends waits whose hours are over."""
-        if self._settings.mail_suppress_send:
-            return {}
-        return self._hours.closed(claimed, self._clock.time())
+    def _assign(
+        self, plan: Plan, claimed: Sequence[Delivery], available: Availability
+    ) -> Mapping[int, float]:
+        """Assign mail to relays, but for bulk mail outside its hours. Return until when that waits.
+
+        Where mail goes to nobody, there are no hours.
+        """
+        closed: Mapping[int, float] = {}
+        if not self._settings.mail_suppress_send:
+            closed = self._hours.closed(claimed, self._clock.time())
+        plan.waiting.update(closed)
+        self._router.assign(plan, [one for one in claimed if one.id not in closed], available)
+        return closed
+
+    def _overtaking(
+        self, available: Availability, context: ThreadContext, *, token: str
+    ) -> Overtaking:
+        """Return the looks for more urgent mail: none if only certain mails are delivered."""
+        lanes = self._served(available) if context.mails is None else []
+        return Overtaking(
+            self._services,
+            partial(self._assign, available=available),
+            self._router.breaker,
+            lanes=lanes,
+            token=token,
+        )
+
+    def _served(self, available: Availability) -> list[Lane]:
+        return [lane for lane in available.lanes if lane in self._settings.served_lanes]
 
     def _abandon(self, plan: Plan, *, token: str) -> None:
         """Release deliveries that are in no share yet, and leave our probes to others."""
@@ -175,7 +209,9 @@ class Dispatcher:
 
     # --- shares ----------------------------------------------------------------------------------
 
-    def _deliver_shares(self, plan: Plan, context: ThreadContext, started: float) -> list[Share]:
+    def _deliver_shares(
+        self, plan: Plan, context: ThreadContext, started: float, overtaking: Overtaking
+    ) -> list[Share]:
         """Deliver share after share, urgent mail first.
 
         Relays that are probed come last, since a probe may take as long as a time-out.
@@ -183,6 +219,7 @@ class Dispatcher:
         names = sorted(
             plan.shares, key=lambda name: (name in plan.probes, plan.shares[name][0].lane)
         )
+        lanes = {one.lane for deliveries in plan.shares.values() for one in deliveries}
         seconds = self._settings.batch_seconds / max(1, len(names))
         shares = []
         for place, name in enumerate(names, start=1):
@@ -191,12 +228,17 @@ class Dispatcher:
             ends = max(started + place * seconds, self._clock.monotonic() + seconds)
             deadline = Deadline(ends, late=ends + _LATE_PARTS * seconds)
             with context.domain_slots:
-                shares.append(self._deliver_share(name, plan, context, deadline))
-        self._account(shares, started)
+                shares.append(self._deliver_share(name, plan, context, deadline, overtaking))
+        self._account(shares, started, lanes)
         return shares
 
     def _deliver_share(
-        self, name: str, plan: Plan, context: ThreadContext, deadline: Deadline
+        self,
+        name: str,
+        plan: Plan,
+        context: ThreadContext,
+        deadline: Deadline,
+        overtaking: Overtaking,
     ) -> Share:
         """Deliver one relay's share. If the relay can't be used, pause it."""
         state, breaker = self._router.states[name], self._router.breaker
@@ -204,7 +246,12 @@ class Dispatcher:
         has_slot = context.relay_slots.take_relay(name)  # it may have been lost at another relay
         is_probe, deliveries = probe is not None, plan.shares[name]
         share = Share(
-            self._services, context, state, deliveries, deadline=deadline, is_probe=is_probe
+            self._services,
+            context,
+            state,
+            deliveries,
+            deadline=deadline,
+            overtaking=None if is_probe else overtaking,
         )
         context.box.calling(name)
         if probe is not None and (probe := breaker.renew_probe(state.relay, probe)) is not None:
@@ -231,11 +278,11 @@ class Dispatcher:
                 state.relay.hang_up()  # relays count idle connections, too
                 context.relay_slots.release_relay(state.name)
 
-    def _account(self, shares: Sequence[Share], started: float) -> None:
+    def _account(self, shares: Sequence[Share], started: float, lanes: Collection[Lane]) -> None:
         """Learn how fast mail goes, and call another thread for released mail."""
         reports = [share.report for share in shares]
         if any(report.claimable_again for report in reports):
-            self._bell.ring()
+            self._bell.ring(lanes=lanes)
         tried, seconds = sum(report.tried for report in reports), self._clock.monotonic() - started
         # A relay that failed says nothing of mails.
         if tried and not any(report.failure for report in reports):

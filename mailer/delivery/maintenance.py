@@ -1,7 +1,7 @@
 """The chores that keep the promise: settle, sweep, purge."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from logging import Logger
@@ -12,7 +12,7 @@ from mailer.delivery.feeding import Feeder
 from mailer.delivery.services import Services
 from mailer.delivery.settling import settle
 from mailer.logs import get_logger
-from mailer.message import Pause
+from mailer.message import Lane, Pause
 from mailer.message.ports import Bell
 from mailer.steps import Steps
 
@@ -58,7 +58,7 @@ class Maintenance:
         take("bulk sends", self._feeder.advance, now)
         take("quotas", self._store.release_within_quotas, now)
         take("fair order", self._store.rank_due, now)
-        take("deliver", self._deliver_due, now)
+        take("deliver", self.deliver_due, now)
 
     def _doubt(self, now: float) -> None:
         resend_at = now + self._settings.doubt_resend_after
@@ -68,9 +68,10 @@ class Maintenance:
                 len(doubtful),
             )
 
-    def _deliver_due(self, now: float) -> None:
-        """Ring for due mail, and deliver it if no worker can hear that."""
-        if self._store.is_due(now) and not self._bell.ring(urge=True):
+    def deliver_due(self, now: float, lanes: Collection[Lane] = tuple(Lane)) -> None:
+        """Ring for due mail of these lanes, and deliver our own if no worker can hear that."""
+        due = [lane for lane in lanes if self._store.is_due(now, [lane])]
+        if due and not self._bell.ring(lanes=due, urge=True):
             self._dispatcher.deliver(at_most=_ALONE_SECONDS, avoided=self._stalled(now))
 
     def _stalled(self, now: float) -> dict[str, Pause]:

@@ -253,7 +253,7 @@ class Intake:
         bulk_id = BulkImport(self._store, self._clock, reader, new, bulk, earlier).run(recipients)
         # The sweep begins a send with hours.
         if bulk.calendar is None or self._settings.mail_suppress_send:
-            self._begin_bulk(bulk_id)
+            self._begin_bulk(bulk_id, new.envelope.lane)
         return bulk_id
 
     def rehearse_bulk(
@@ -309,12 +309,12 @@ class Intake:
         check_limits(message, size, (), self._settings)
         return message, snapshot, size
 
-    def _begin_bulk(self, bulk_id: str) -> None:
+    def _begin_bulk(self, bulk_id: str, lane: Lane) -> None:
         """Release the first mails at once. The sweep goes on, but in a test there is none."""
         with _suppressed("A bulk send is stored, and could not be begun; the sweep begins it"):
             now = self._clock.time()
             while self._store.release_held(bulk_id, now=now, most=_FIRST_OF_BULK):
-                self._ring_safely([bulk_id])
+                self._ring_safely([bulk_id], lane)
                 if not self._settings.mail_suppress_send:
                     return
             self._store.finish_bulk_if_done(bulk_id, now=now)
@@ -350,10 +350,10 @@ class Intake:
             accepted = Accepted(message, envelope, content)
             self._call_if_stored(lambda _mails: recorder(accepted), message.id, caller)
         if options.inline:
-            self._ring_safely([message.id], self._inline)
+            self._ring_safely([message.id], envelope.lane, self._inline)
         elif envelope.due_at <= now:
             is_for_workers = options.by_workers and not self._settings.mail_suppress_send
-            ring = self._call_workers if is_for_workers else self._ring_safely
+            ring = _Ring(self, envelope.lane, names_mails=not is_for_workers)
             self._call_if_stored(ring, message.id, caller)
         due_at = datetime.fromtimestamp(envelope.due_at, UTC)
         return Receipt(message.id, message.message_id, recipients, due_at=due_at)
@@ -365,17 +365,13 @@ class Intake:
         else:
             self._store.after_commit(caller, mail_id, call)
 
-    def _call_workers(self, _mails: Sequence[str]) -> None:
-        """Ring without naming a mail: no bell delivers it in the calling thread."""
-        self._ring_safely([])
-
-    def _ring_safely(self, mails: Sequence[str], bell: Bell | None = None) -> None:
+    def _ring_safely(self, mails: Sequence[str], lane: Lane, bell: Bell | None = None) -> None:
         """Raise nothing: the mail is stored, and a caller who is told otherwise queues it again."""
         with _suppressed(), addresses_shown(self._settings.log_addresses):
             with _suppressed(
                 "A mail was queued, and nobody could be told; the sweep of the workers finds it"
             ):
-                (bell or self.bell).ring(mails)
+                (bell or self.bell).ring(mails, lanes=(lane,))
             if self._watch is not None:
                 self._watch.notice()
 
@@ -402,6 +398,22 @@ class Intake:
         if self.ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """The ring for mails of a lane. Equal ones are one ring after a caller's commit.
+
+    If it does not name the mails, no bell delivers them in the calling thread.
+    """
+
+    intake: Intake
+    lane: Lane
+    names_mails: bool
+
+    def __call__(self, mails: Sequence[str]) -> None:
+        named = mails if self.names_mails else []
+        self.intake._ring_safely(named, self.lane)  # noqa: SLF001 -- part of the intake
 
 
 @contextmanager

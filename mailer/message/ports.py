@@ -6,21 +6,31 @@ from pathlib import Path
 from typing import Protocol
 
 from mailer.message.events import AnyEvent, EventKind
+from mailer.message.states import Lane
 
 
 class Bell(Protocol):
     """The doorbell of the workers. A ring may come late, twice or never: it only saves time."""
 
-    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
-        """Tell the workers that mail is due. Return False if no worker will hear it.
+    def ring(
+        self,
+        mails: Collection[str] = (),
+        *,
+        lanes: Collection[Lane] = (Lane.NORMAL,),
+        urge: bool = False,
+    ) -> bool:
+        """Tell the workers of these lanes that mail is due. Return False if some will not hear it.
 
         `mails` are the ids of the mails that the caller has just stored, if the ring is about
         these. A ring to workers never raises and never waits for long. With `urge`, ring even if
         the last ring was not answered: it may have been lost.
         """
 
-    def answer(self) -> None:
-        """Note that a worker is about to look for mail, so that the next ring is sent."""
+    def answer(self, queue: str = "") -> None:
+        """Note that a worker is about to look for mail, so that the next ring is sent.
+
+        `queue` is the queue of the broker in which the worker has found the ring.
+        """
 
 
 class Clock(Protocol):

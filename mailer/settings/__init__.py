@@ -10,10 +10,12 @@ from pydantic import Field, ValidationError, field_validator
 from sqlalchemy import make_url
 
 from mailer.errors import ConfigurationError, InvalidMail
-from mailer.message import MACHINE_HEADERS, Address, check_text
-from mailer.policy import RetryPolicy, TenantRules
+from mailer.message import MACHINE_HEADERS, Address, Lane, check_text
+from mailer.policy import TenantRules
 from mailer.settings import database
+from mailer.settings.broker import url_for_redis
 from mailer.settings.dkim import DkimKeys
+from mailer.settings.lanes import WorkerLanes
 from mailer.settings.machine_headers import MachineHeaders
 from mailer.settings.messages import LOGINS, explain, origins
 from mailer.settings.namespace import check_namespace, namespace_of
@@ -28,6 +30,7 @@ from mailer.settings.relay import (
     checked_rule,
     key,
 )
+from mailer.settings.retries import RetrySettings
 from mailer.settings.secret_keys import flask_keys, read_secret_keys
 from mailer.settings.spelling import check_keys
 from mailer.settings.structured import FromJson
@@ -39,10 +42,9 @@ __all__ = ["INBOX_PORT", "RelaySettings", "Settings", "keys"]
 EVERYBODY = "*"
 #: The port of `flask mail inbox`, the default in debug mode.
 INBOX_PORT = 1025
-_RETRY = RetryPolicy()  # the defaults of its fields
 
 
-class Settings(RelaySettings):
+class Settings(RetrySettings):
     """The settings of an app. The documentation is generated from the descriptions."""
 
     listed_relays: Annotated[tuple[ListedRelay, ...], Field(min_length=1), FromJson] = key(
@@ -189,55 +191,6 @@ class Settings(RelaySettings):
         " Precedence`, or `none`.",
         MACHINE_HEADERS,
     )
-    retry_first: Seconds = key(
-        "MAILER_RETRY_FIRST",
-        "Seconds before the first retry of a deferred mail.",
-        _RETRY.first,
-    )
-    retry_factor: float = key(
-        "MAILER_RETRY_FACTOR",
-        "Factor by which each wait is longer than the previous one.",
-        _RETRY.factor,
-        ge=1,
-        le=100,
-    )
-    retry_longest: Seconds = key(
-        "MAILER_RETRY_LONGEST", "Maximum of seconds between two tries.", _RETRY.longest
-    )
-    retry_jitter: float = key(
-        "MAILER_RETRY_JITTER",
-        "Random share by which a wait is longer or shorter.",
-        _RETRY.jitter,
-        ge=0,
-        le=0.9,
-    )
-    retry_attempts: int = key(
-        "MAILER_RETRY_ATTEMPTS",
-        "Number of tries after which a deferred mail fails.",
-        _RETRY.max_attempts,
-        ge=1,
-        le=1000,
-    )
-    retry_age: Seconds = key(
-        "MAILER_RETRY_AGE",
-        "Age in seconds at which a mail fails that was deferred, or whose relays were unreachable.",
-        _RETRY.max_age,
-    )
-    relay_rest: Seconds = key(
-        "MAILER_RELAY_REST",
-        "Seconds before an unusable relay is tried again; longer each time.",
-        _RETRY.relay_rest,
-    )
-    relay_rest_longest: Seconds = key(
-        "MAILER_RELAY_REST_LONGEST",
-        "Maximum of seconds between two tries of an unusable relay.",
-        _RETRY.relay_rest_longest,
-    )
-    doubt_resend_after: Seconds = key(
-        "MAILER_DOUBT_RESEND_AFTER",
-        "Seconds before a doubtful mail is sent once more.",
-        _RETRY.doubt_resend_after,
-    )
     allowed_recipients: tuple[Rule, ...] = key(
         "MAILER_ALLOWED_RECIPIENTS",
         "The only recipients of mail, as in `ada@example.com, example.org`: a domain includes its"
@@ -252,8 +205,14 @@ class Settings(RelaySettings):
     )
     batch_seconds: Seconds = key(
         "MAILER_BATCH_SECONDS",
-        "Approximate seconds for which a worker delivers before it looks for more urgent mail.",
+        "Approximate seconds for which a worker delivers what it has claimed at once. More urgent"
+        " mail overtakes the rest of it meanwhile.",
         1.0,
+    )
+    worker_lanes: WorkerLanes = key(
+        "MAILER_WORKER_LANES",
+        "The only lanes that a worker serves, as in `critical,normal`. Unset: all.",
+        (),
     )
     claim_lease: Seconds = key(
         "MAILER_CLAIM_LEASE",
@@ -406,7 +365,7 @@ class Settings(RelaySettings):
     def _usable_url(cls, value: str) -> str:
         try:
             usable = re.match("[a-z][a-z0-9+.-]*://", value) is not None
-            if usable and (url := _for_redis(value)):
+            if usable and (url := url_for_redis(value)):
                 # 6 MB, for those that have another broker or none
                 from redis import ConnectionPool  # noqa: PLC0415
 
@@ -441,7 +400,7 @@ class Settings(RelaySettings):
     @property
     def flag_url(self) -> str | None:
         """The Redis of the broker in the spelling of redis-py. None if there is no plain Redis."""
-        return _for_redis(self.redis_url)
+        return url_for_redis(self.redis_url)
 
     @property
     def installation(self) -> str:
@@ -454,18 +413,8 @@ class Settings(RelaySettings):
         return f"mailer-{self.installation}"
 
     @property
-    def retry(self) -> RetryPolicy:
-        return RetryPolicy(
-            first=self.retry_first,
-            factor=self.retry_factor,
-            longest=self.retry_longest,
-            jitter=self.retry_jitter,
-            max_attempts=self.retry_attempts,
-            max_age=self.retry_age,
-            doubt_resend_after=self.doubt_resend_after,
-            relay_rest=self.relay_rest,
-            relay_rest_longest=self.relay_rest_longest,
-        )
+    def served_lanes(self) -> tuple[Lane, ...]:
+        return self.worker_lanes or tuple(Lane)
 
     @cached_property
     def tenant_rules(self) -> TenantRules:
@@ -490,18 +439,6 @@ class Settings(RelaySettings):
     def transmit_lease(self) -> float:
         """The seconds after which a marked mail becomes doubtful: more than any relay can take."""
         return self.longest_delivery + 120.0
-
-
-def _for_redis(url: str) -> str | None:
-    """Translate a broker URL of Celery for redis-py. Return None if it is no single plain Redis."""
-    if ";" in url:
-        return None  # several brokers, for failover
-    url = re.sub(
-        r"\bssl_cert_reqs=CERT_(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", url
-    )
-    if url.startswith("redis+socket://"):
-        url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
-    return url if url.startswith(("redis://", "rediss://", "unix://")) else None
 
 
 def keys() -> dict[str, str]:

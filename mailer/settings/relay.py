@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from mailer.errors import InvalidAddress
 from mailer.message import Address, Lane
+from mailer.settings.lanes import lanes_by_name
 from mailer.settings.oauth import GivenOAuth
 from mailer.settings.proxy import NO_PROXY, EnvironmentProxy, checked_proxy, is_local
 from mailer.settings.rates import Rate
@@ -244,14 +245,7 @@ class RelaySettings(BaseModel):
     @field_validator("lanes", mode="before")
     @classmethod
     def _lanes_by_name(cls, value: Any) -> Any:
-        try:
-            return (
-                tuple(Lane[name.upper()] for name in value)
-                if isinstance(value, (list, tuple))
-                else value
-            )
-        except (KeyError, AttributeError):
-            raise ValueError("allowed: a list of 'critical', 'normal' and 'bulk'") from None
+        return lanes_by_name(value)
 
     @field_validator("senders", "domains")
     @classmethod

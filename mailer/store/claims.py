@@ -185,11 +185,11 @@ class Claims(Moves):
                     recalled += len(step)
         return recalled
 
-    def is_due(self, now: float) -> bool:
-        """Return whether mail is due that no person has paused."""
+    def is_due(self, now: float, lanes: Iterable[Lane] = tuple(Lane)) -> bool:
+        """Return whether mail of these lanes is due that no person has paused."""
         with self._look() as transaction:
             self._count_dead_rows(transaction)
-            return any(self._is_due_in(transaction, lane, now) for lane in Lane)
+            return any(self._is_due_in(transaction, lane, now) for lane in lanes)
 
     def _is_due_in(self, transaction: Transaction, lane: Lane, now: float) -> bool:
         with self._marks.of(("is due", lane)) as places:

@@ -4,17 +4,24 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from mailer.intake import Intake
+from mailer.message import Lane
 from mailer.message.ports import Bell
 
 
 class SilentBell:
     """A bell that nobody hears: mail waits until the test delivers it."""
 
-    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
+    def ring(
+        self,
+        mails: Collection[str] = (),
+        *,
+        lanes: Collection[Lane] = (Lane.NORMAL,),
+        urge: bool = False,
+    ) -> bool:
         """Call nobody."""
         return True
 
-    def answer(self) -> None:
+    def answer(self, queue: str = "") -> None:
         """Do nothing: nobody was called."""
 
 

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -22,6 +23,7 @@ from mailer import (
     ConfigurationError,
     InvalidArgument,
     InvalidMail,
+    Lane,
     Mail,
     Mailer,
     Message,
@@ -30,7 +32,9 @@ from mailer import (
     send_bulk,
     send_email,
 )
+from mailer.celery.lanes import choose_queues
 from mailer.store import engines
+from mailer.store.workers import Worker
 from mailer.testing import FakeRelay, Outbox
 from mailer.web.serving import serve_inbox
 from tests.services.databases import Databases
@@ -222,6 +226,33 @@ def test_no_worker(
         send_email(*MAIL, number=1)
     wait_until(lambda: "no worker" in caplog.text)
     told(caplog.text)
+
+
+@mistake("No worker serves a lane")
+def test_no_worker_for_a_lane(
+    make_shop: Callable[..., Flask],
+    told: Callable[[object], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first mail makes the process look for workers, and log that none serves the lane."""
+    app, now = make_shop(), time.time()
+    store = app.extensions["mailer"].store
+    row = Worker(
+        id="one", machine="web1", pid=7, version="1", lanes="critical", started_at=now, seen_at=now
+    )
+    store.beat(row)
+    with app.app_context():
+        send_email(*MAIL, number=1, lane="bulk")
+    wait_until(lambda: "no worker" in caplog.text)
+    told(caplog.text)
+
+
+@mistake("`MAILER_WORKER_LANES` with a Celery app of your own that has one queue")
+def test_a_dedicated_worker_without_a_queue(told: Callable[[object], None]) -> None:
+    """The worker does not start, and says what to declare."""
+    with pytest.raises(ConfigurationError) as error:
+        choose_queues(Celery("shop", set_as_current=False), {Lane.BULK})
+    told(error.value)
 
 
 @mistake("The worker does not import the module of a `@mailer.background` function")

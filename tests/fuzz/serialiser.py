@@ -12,7 +12,7 @@ from mailer.clock import SystemClock
 from mailer.content import Renderer
 from mailer.errors import InvalidMail
 from mailer.intake import Intake, Options
-from mailer.message import Envelope, Message
+from mailer.message import Envelope, Lane, Message
 from mailer.mime import WireMessage, compose
 from mailer.settings import Settings
 from mailer.smtp.envelope import Offers, envelope_of
@@ -42,10 +42,16 @@ class Shelf:
 
 
 class Silence:
-    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
+    def ring(
+        self,
+        mails: Collection[str] = (),
+        *,
+        lanes: Collection[Lane] = (Lane.NORMAL,),
+        urge: bool = False,
+    ) -> bool:
         return not urge
 
-    def answer(self) -> None:
+    def answer(self, queue: str = "") -> None:
         pass
 
 

@@ -34,13 +34,13 @@ mailer = Mailer()
 NOW = 1_700_000_000.0
 
 
-def worker(name: str = "one", seen_at: float = NOW) -> Worker:
+def worker(name: str = "one", seen_at: float = NOW, lanes: str = "critical,normal,bulk") -> Worker:
     return Worker(
         id=name,
         machine="host",
         pid=7,
         version="1",
-        lanes="normal",
+        lanes=lanes,
         started_at=seen_at - 5,
         seen_at=seen_at,
     )
@@ -85,6 +85,24 @@ def test_nothing_is_due(store: Store) -> None:
 
     insert(store, due_at=NOW - 1)
     store.pause(now=NOW, reason="by hand")
+    assert absence(store, NOW) is None
+
+
+def test_a_lane_that_nobody_serves(store: Store) -> None:
+    """Due mail is reported if the workers that are there serve other lanes only."""
+    insert(store, due_at=NOW - 1)
+    insert(store, lane=Lane.BULK, due_at=NOW + 900)
+    store.beat(worker("codes", lanes="critical"))
+    store.beat(worker("orders", lanes="critical,normal"))
+    assert absence(store, NOW) is None
+
+    insert(store, lane=Lane.BULK, due_at=NOW - 1)
+    assert absence(store, NOW) == (
+        "1 mail is due in the lane bulk, which no worker serves (those that are there have other"
+        " lanes in MAILER_WORKER_LANES)."
+    )
+
+    store.beat(worker("news", lanes="bulk"))
     assert absence(store, NOW) is None
 
 

@@ -76,6 +76,25 @@ def test_the_queue(shop: Flask, flask_mail: Flasks) -> None:
     ]
 
 
+ALL_LANES = "critical,normal,bulk"
+
+
+def test_the_queue_says_which_lanes_are_served(shop: Flask, flask_mail: Flasks) -> None:
+    """`queue` shows the lanes of a dedicated worker, and warns of mail in a lane without one."""
+    store, now = store_of(shop), time.time()
+    insert(store, due_at=now - 1)
+    one = Worker(
+        id="1", machine="web", pid=7, version="1", lanes="critical,bulk", started_at=0, seen_at=now
+    )
+    store.beat(one)
+
+    assert re.match(
+        r"1 worker seen, the last \d+ s ago: web pid 7 \(critical, bulk\)\n"
+        r"1 mail is due in the lane normal, which no worker serves ",
+        flask_mail("queue").output,
+    )
+
+
 def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
     """`queue` shows the workers and the last delivery, or warns that no worker is there."""
     store, now = store_of(shop), time.time()
@@ -85,7 +104,7 @@ def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
     )
 
     one = Worker(
-        id="1", machine="host", pid=7, version="1", lanes="bulk", started_at=now, seen_at=now
+        id="1", machine="host", pid=7, version="1", lanes=ALL_LANES, started_at=now, seen_at=now
     )
     store.beat(one)
     assert re.match(
@@ -103,7 +122,7 @@ def test_the_queue_says_who_delivers(shop: Flask, flask_mail: Flasks) -> None:
 def test_the_queue_says_who_is_silent(shop: Flask, flask_mail: Flasks) -> None:
     """A worker that was killed is shown for a minute, with the time of its silence."""
     store, now = store_of(shop), time.time()
-    one = Worker(id="", machine="web", pid=0, version="1", lanes="bulk", started_at=0, seen_at=0)
+    one = Worker(id="", machine="web", pid=0, version="1", lanes=ALL_LANES, started_at=0, seen_at=0)
     for silent in (70, 40, 5):
         store.beat(replace(one, id=f"{silent}", pid=silent, seen_at=now - silent))
 

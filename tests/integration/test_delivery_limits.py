@@ -726,31 +726,6 @@ def test_a_relay_that_takes_its_time(
     assert {row["status"] for row in table(store).values()} == {"sent", "queued"}
 
 
-def test_urgent_mail_is_in_the_next_batch(
-    store: Store, open_dispatcher: OpenDispatcher, sink: Sink, clock: Clock
-) -> None:
-    """Urgent mail is first in the next batch, however much bulk mail waits."""
-    dispatcher = open_dispatcher(entry(sink))
-    queue_heap(store, 1000, domain="example.com", lane=Lane.BULK, due_at=clock.time() - 3600)
-    take = sink.accept
-    urgent: list[str] = []
-
-    def take_and_queue(sender: str, recipients: list[str], raw: bytes) -> str:
-        if not urgent:
-            urgent.append(queue(store, "ada@example.com", lane=Lane.CRITICAL))
-        return take(sender, recipients, raw)
-
-    sink.accept = take_and_queue
-    dispatcher.deliver_batch()
-    assert copy_of(store, urgent[0]).status is Status.QUEUED
-    before = len(sink.messages)
-
-    dispatcher.deliver_batch()
-
-    assert copy_of(store, urgent[0]).status is Status.SENT
-    assert sink.messages[before].recipients == ("ada@example.com",)
-
-
 def test_a_relay_that_is_away_says_nothing_of_speed(
     store: Store,
     open_dispatcher: OpenDispatcher,

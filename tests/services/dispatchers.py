@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask
 
 from mailer.delivery import DeliveryParts, Dispatcher, Maintenance
-from mailer.message import DeliveryStatus, Pause
+from mailer.message import DeliveryStatus, Lane, Pause
 from mailer.outbound import Outbound
 from mailer.store import Store
 from tests.mails import insert, table
@@ -47,14 +47,24 @@ class Clock:
 class CountingBell:
     """A bell that counts its rings and wakes nobody. It fails while `works` is false."""
 
-    rings = 0
     works = True
 
-    def ring(self, mails: Collection[str] = (), *, urge: bool = False) -> bool:
+    def __init__(self) -> None:
+        self.rings = 0
+        self.lanes: list[Lane] = []
+
+    def ring(
+        self,
+        mails: Collection[str] = (),
+        *,
+        lanes: Collection[Lane] = (Lane.NORMAL,),
+        urge: bool = False,
+    ) -> bool:
         self.rings += 1
+        self.lanes += lanes
         return self.works
 
-    def answer(self) -> None:
+    def answer(self, queue: str = "") -> None:
         """Do nothing."""
 
 

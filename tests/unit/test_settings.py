@@ -72,6 +72,7 @@ OWN_WORDS = {
     "MAILER_MACHINE_HEADERS": ("precedence, Feedback-ID", ("Precedence", "Feedback-ID")),
     "MAILER_SECRET_KEYS": ("this year's, last year's", (b"this year's", b"last year's")),
     "MAILER_REDIRECT_TO": ("Me <me@example.com>", "me@example.com"),
+    "MAILER_WORKER_LANES": ("bulk, critical", (Lane.CRITICAL, Lane.BULK)),
     "MAILER_RELAY_RATE": ("14/second", "14/second"),
     "MAILER_TENANT_WEIGHTS": ('{"acme": 5, "*": 0.5}', {"acme": 5.0, "*": 0.5}),
     "MAILER_TENANT_QUOTAS": ('{"*": "100/minute; 5000/day"}', {"*": "100/minute; 5000/day"}),
