@@ -68,7 +68,7 @@ class RabbitServer:
         connection = Connection(self.url, connect_timeout=2)
         try:
             connection.connect()
-        except (OSError, *connection.connection_errors):
+        except connection.connection_errors:  # OSError is one of them
             return False
         connection.close()
         return True
