@@ -149,7 +149,9 @@ def _kb(of_bytes: float) -> str:
 def _check(measured: Measured) -> Iterator[str]:
     yield from _head("workers", "measured", "computed", "computed / measured", "saturates first")
     for title, site, value in points(measured):
-        flow = simulate(site, measured.costs(far=site.round_trip > 0, with_waits=True))
+        # Only those of one slot come one after the other.
+        costs = measured.costs(far=site.round_trip > 0, with_waits=site.slots == 1)
+        flow = simulate(site, costs)
         yield _row(
             title,
             f"{number(value)} mails/s",
@@ -220,7 +222,7 @@ def _busiest(flow: Flow) -> str:
 def _vacuum(measured: Measured) -> Iterator[str]:
     runs = {kind: measured.vacuum[kind] for kind in vacuum.RUNS if kind in measured.vacuum}
     first = next(iter(runs.values()))
-    lengths = ", ".join(f"{run['minutes']:g}" for run in runs.values())
+    lengths = " and ".join(f"{run['minutes']:g}" for run in runs.values())
     yield (
         f"Measured for {lengths} minutes, at {first['rate']} mails/s if the machine had time, with"
         f" {first['kept']:,} finished mails at the start and a load of"
