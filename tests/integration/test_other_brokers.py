@@ -35,6 +35,7 @@ def sentinel(redis_program: Path) -> Iterator[SentinelSet]:
         yield servers
 
 
+@pytest.mark.timeout(300)  # RabbitMQ starts twice, which takes half a minute on a busy machine
 def test_rabbitmq_carries_rings(
     rabbitmq: RabbitServer,
     config: dict[str, str],

@@ -47,7 +47,7 @@ class RabbitServer:
             self._process = subprocess.Popen(
                 [self._program], env=self._env, stdout=log, stderr=log, start_new_session=True
             )
-        wait_until(self._answers, timeout=90)
+        wait_until(self._answers, timeout=180)
 
     def stop(self) -> None:
         """Return when the process has ended. Stopping twice is allowed."""
