@@ -222,7 +222,7 @@ def _busiest(flow: Flow) -> str:
 def _vacuum(measured: Measured) -> Iterator[str]:
     runs = {kind: measured.vacuum[kind] for kind in vacuum.RUNS if kind in measured.vacuum}
     first = next(iter(runs.values()))
-    lengths = " and ".join(f"{run['minutes']:g}" for run in runs.values())
+    lengths = ", ".join(f"{run['minutes']:g}" for run in runs.values())
     yield (
         f"Measured for {lengths} minutes, at {first['rate']} mails/s if the machine had time, with"
         f" {first['kept']:,} finished mails at the start and a load of"
