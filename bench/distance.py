@@ -13,14 +13,14 @@ from bench.program import Program, free_port
 from bench.rounds import Rounds, alternate
 from bench.sink import Sink
 
-_ROUND_TRIP = 0.03
+ROUND_TRIP = 0.03
 _MANY = 32
 #: Shares of the mails of a round, so that each takes some seconds.
 _SMTPLIB_SHARE, _ONE_SHARE, _MANY_SHARE = 0.0015, 0.0075, 0.3
 _FEWEST = 5
 
 #: Mails a second with one round trip per mail on each connection.
-_ARITHMETIC = _MANY / _ROUND_TRIP
+_ARITHMETIC = _MANY / ROUND_TRIP
 
 _ONE_BOUND, _MANY_BOUND = (
     at_least(1.9, aim=3.5, of_ratio=True),
@@ -64,7 +64,7 @@ def measure(plan: Plan) -> Iterator[Section]:
         "with PIPELINING; ratio: one connection / smtplib,"
         f" {_MANY} connections / {_ARITHMETIC:,.0f} mails/s (one round trip per mail)"
     )
-    yield Section(f"A relay {1000 * _ROUND_TRIP:.0f} ms away", note, figures)
+    yield Section(f"A relay {1000 * ROUND_TRIP:.0f} ms away", note, figures)
 
 
 def _figure(
@@ -101,7 +101,7 @@ def _far_away(contender: Direct | Queue, mails: float) -> Callable[[Path], Round
 def running_relay(folder: Path) -> Iterator[Sink]:
     port = free_port()
     counter = folder / "relay.count"
-    command = [sys.executable, "-m", "bench.relay", str(port), str(_ROUND_TRIP)]
+    command = [sys.executable, "-m", "bench.relay", str(port), str(ROUND_TRIP)]
     with counter.open("wb") as file, Program(command, folder / "relay.log", stdout=file) as program:
         program.wait_for_port(port)
         with Sink(port, counter) as sink:

@@ -103,6 +103,10 @@ class Program:
         """Return the processor time of the processes that still run."""
         return sum(map(_cpu_seconds, self._pids()))
 
+    def waiting_seconds(self) -> float:
+        """Return the time for which its processes have waited for a processor."""
+        return sum(map(waiting_seconds, self._pids()))
+
     def _pids(self) -> set[int]:
         """Return the processes of its session, and their children in other sessions."""
         everybody = _processes()
@@ -138,6 +142,15 @@ def _cpu_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return 0.0
+
+
+def waiting_seconds(pid: int) -> float:
+    """Return the time for which the threads of a process have waited for a processor."""
+    waited = 0.0
+    with suppress(OSError):
+        for thread in os.scandir(f"/proc/{pid}/task"):
+            waited += int(Path(thread.path, "schedstat").read_text().split()[1]) / 1e9
+    return waited
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 30) -> T:

@@ -9,3 +9,5 @@ if poison.TAKEN_IF in os.environ:
     poison.take()
 
 celery = create_app({}).extensions["celery"]
+if master := os.environ.get("SENTINEL_MASTER"):
+    celery.conf.broker_transport_options["master_name"] = master

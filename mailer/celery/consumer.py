@@ -52,8 +52,9 @@ class PatientWorker(bootsteps.Step):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        options = transport_options(connect=2, answer=3, health_check=5)
-        worker.app.conf.broker_transport_options = options
+        conf, limits = worker.app.conf, transport_options(connect=2, answer=3, health_check=5)
+        # The application may have added others, such as the name of the master behind Sentinel.
+        conf.broker_transport_options = {**conf.broker_transport_options, **limits}
 
 
 class PatientConsumer(Consumer):
@@ -234,11 +235,11 @@ class _CarefulChannel(_Base):  # type: ignore[misc]  # see there
             state.maybe_shutdown()
         super().__init__(*args, **options)
 
-    def _connparams(self, **options: Any) -> Any:
+    def _connparams(self, *args: Any, **options: Any) -> Any:
         """Raise an error of the connection if it was given up: the worker then reconnects."""
         if self.connection is None or self.connection.client is None:
             raise redis.ConnectionError("the connection to the broker was given up")
-        return super()._connparams(**options)
+        return super()._connparams(*args, **options)
 
     def _brpop_read(self, **options: Any) -> Any:
         return self._guarded(super()._brpop_read, **options)
