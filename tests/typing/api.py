@@ -190,6 +190,7 @@ queue.send_email(
     lane="critical",
     send_at=timedelta(hours=1),
     undo=30,
+    tenant="acme",
     expires_at=datetime.now(UTC) + timedelta(days=1),
     on_doubt="hold",
     sensitive=True,
@@ -271,6 +272,7 @@ assert_type(
         require_confirmation_above=1000,
         max_failed_share=0.1,
         undo=30,
+        tenant="acme",
         calendar=office,
     ),
     Bulk,
@@ -351,6 +353,7 @@ queue.enqueue(
     send_at=timedelta(hours=1),
     expires_at=timedelta(days=1),
     undo=timedelta(seconds=30),
+    tenant="acme",
     on_doubt=OnDoubt.RESEND,
     sensitive=False,
     tags={"news"},
@@ -421,6 +424,7 @@ for delivery in status:
     assert_type(delivery.status, Status)
     assert_type(delivery.status.is_final, bool)
     assert_type(delivery.lane, Lane)
+    assert_type(delivery.tenant, str | None)
     assert_type(delivery.attempts, int)
     assert_type(delivery.due_at, datetime | None)
     assert_type(delivery.finished_at, datetime | None)
@@ -455,6 +459,7 @@ def note_failure(sender: Flask, event: Event) -> None:
     assert_type(event.recipient, str)
     assert_type(event.status, Status)
     assert_type(event.lane, Lane)
+    assert_type(event.tenant, str | None)
     assert_type(event.attempts, int)
     assert_type(event.tags, tuple[str, ...])
     assert_type(event.metadata, tuple[tuple[str, str], ...])
