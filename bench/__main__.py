@@ -3,7 +3,9 @@
     delivery    mails a second: queued first, then timed as they arrive
     safety      the processor time of the black box
     queueing    the time of a call that queues a mail
-    bulk        the rows a second of a bulk send's import
+    bulk        the rows a second of a bulk send's import, and the memory that it takes
+    personal    mails a second of a bulk send, which the workers render
+    recipients  a mailing, from the call to the last arrival
     busy        the same beside a worker that delivers as fast as it can
     latency     from the call to the relay, and the time of a call without Redis
     distance    mails a second to a relay that is 30 ms away
@@ -20,7 +22,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import bulk, busy, delivery, distance, growth, latency, machine, queueing, report, safety
+from bench import (
+    bulk,
+    busy,
+    delivery,
+    distance,
+    growth,
+    latency,
+    machine,
+    personal,
+    queueing,
+    recipients,
+    report,
+    safety,
+)
 from bench.contenders import Contender
 from bench.contenders.celery_flask_mail import CeleryFlaskMail
 from bench.contenders.flask_mail_alone import FlaskMailKept, FlaskMailLoop, FlaskMailThreads
@@ -36,6 +51,8 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "safety": safety.measure,
     "queueing": queueing.measure,
     "bulk": bulk.measure,
+    "personal": personal.measure,
+    "recipients": recipients.measure,
     "busy": busy.measure,
     "latency": latency.measure,
     "distance": distance.measure,
