@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from logging import Logger
 from typing import Any
 
@@ -115,6 +116,7 @@ class CeleryBell:
     def after_fork_in_child(self) -> None:
         """Forget the probe, a thread of the parent: the child's first ring tries the broker."""
         self._probe = None
+        self._flag.forget_connections()
 
     def _start_probe(self, error: Exception) -> None:
         """Let a thread try the broker, so that no other request waits for a time-out."""
@@ -149,18 +151,20 @@ def _flag(settings: Settings, clock: Clock) -> "_SharedFlag | _OwnFlag":
 class _SharedFlag:
     """A key in Redis that says "a ring is pending".
 
-    Its commands are packed once, since requests wait for them: the client's own take half as long
-    again.
+    Requests wait for it, so its commands are packed once, and its connections are its own: the
+    client's commands and pool take twice as long.
     """
 
     def __init__(self, url: str, name: str) -> None:
         once = Retry(NoBackoff(), 0)
-        self._pool = redis.ConnectionPool.from_url(
+        pool = redis.ConnectionPool.from_url(
             url,
             socket_connect_timeout=1,
             socket_timeout=2,
             retry=once,
         )
+        self._connect: Callable[[], Any] = partial(pool.connection_class, **pool.connection_kwargs)
+        self._idle: list[Any] = []  # connections
         unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # of redis
         pack = unconnected.pack_command
         self._set = pack("SET", name, 1, "PX", _FLAG_MILLISECONDS, "NX")
@@ -179,13 +183,33 @@ class _SharedFlag:
     def clear(self) -> None:
         self._ask(self._delete)
 
+    def forget_connections(self) -> None:
+        """Leave the connections to the parent of a forked process."""
+        self._idle = []
+
     def _ask(self, command: Any) -> Any:
-        connection: Any = self._pool.get_connection()
+        """Return the reply. Connect again if Redis has closed an idle connection."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return self._ask_over(self._connect(), command)
+        try:
+            return self._ask_over(connection, command)
+        except redis.ConnectionError:
+            self._idle.clear()
+            reply = self._ask_over(self._connect(), command)
+            # The first SET may have been done, so better ring twice than not at all.
+            return reply or command is self._set
+
+    def _ask_over(self, connection: Any, command: Any) -> Any:
         try:
             connection.send_packed_command(command)
-            return connection.read_response()
-        finally:
-            self._pool.release(connection)
+            reply = connection.read_response()
+        except BaseException:
+            connection.disconnect()  # the reply to this command must not answer the next one
+            raise
+        self._idle.append(connection)
+        return reply
 
 
 class _OwnFlag:
@@ -210,3 +234,6 @@ class _OwnFlag:
 
     def clear(self) -> None:
         self._set_at = 0.0
+
+    def forget_connections(self) -> None:
+        """Do nothing: it has none."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -114,3 +115,33 @@ def test_it_is_found_again(bell: CeleryBell, redis_server: RedisServer) -> None:
     redis_server.start()
 
     assert wait_until(bell.ring)
+
+
+def test_a_restart_of_redis_between_two_rings(bell: CeleryBell, redis_server: RedisServer) -> None:
+    """A call rings over a new connection if Redis has closed the one of the call before."""
+    assert bell.ring()
+    redis_server.stop()
+    redis_server.start()
+
+    assert bell.ring()
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert client.exists("mailer:tests:ring")
+
+
+def test_a_ring_that_redis_may_have_noted(bell: CeleryBell, client: redis.Redis) -> None:
+    """A ring whose connection is lost is sent again, also if a flag is found: it may be its own."""
+    assert bell.ring()
+    client.client_kill_filter(_type="normal", skipme=True)
+
+    assert bell.ring()
+
+    assert client.llen("mailer-tests") == 2
+
+
+def test_threads_ring_over_connections_of_their_own(bell: CeleryBell, client: redis.Redis) -> None:
+    """Calls at the same time never share a connection, and keep it for the next calls."""
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _number: bell.ring(), range(200)))
+
+    assert client.llen("mailer-tests") == 1
