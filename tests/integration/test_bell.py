@@ -1,6 +1,7 @@
 """The bell with a real Redis: which rings are sent, and what follows if nobody answers."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from mailer.celery.bell import CeleryBell
 from mailer.clock import SystemClock
 from tests.services.broker import RedisServer
 from tests.services.databases import sqlite_only
+from tests.services.processes import forked
 from tests.services.waiting import wait_until
 
 pytestmark = sqlite_only
@@ -145,3 +147,22 @@ def test_threads_ring_over_connections_of_their_own(bell: CeleryBell, client: re
         assert all(threads.map(lambda _number: bell.ring(), range(200)))
 
     assert client.llen("mailer-tests") == 1
+
+
+def test_a_child_has_connections_of_its_own(bell: CeleryBell, redis_server: RedisServer) -> None:
+    """A forked process rings over no connection of its parent, whose replies it would read."""
+
+    def connections() -> int:
+        with redis.Redis.from_url(redis_server.url) as client:
+            return len(client.client_list(_type="normal"))
+
+    def ring() -> None:
+        assert bell.ring()
+        assert connections() == before + 1
+
+    assert bell.ring()
+    before = connections()
+
+    _pid, code = os.waitpid(forked(ring), 0)
+
+    assert code == 0
