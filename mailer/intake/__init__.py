@@ -6,7 +6,7 @@ Whatever is wrong with a mail is said here, at the call, before anything is stor
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from logging import Logger
 
 import flask_mail
@@ -74,6 +74,8 @@ Addresses = AddressLike | Iterable[AddressLike] | None
 
 # So many mails of a bulk send are released by the call, before the sweep goes on.
 _FIRST_OF_BULK = 1000
+
+_SENDER = "sender"
 
 log: Logger = get_logger(__name__)
 
@@ -352,7 +354,9 @@ class Intake:
             raise MissingSender(
                 "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER."
             )
-        return Address.parse(sender, field="sender")
+        return (
+            _parse_sender(sender) if type(sender) is str else Address.parse(sender, field=_SENDER)
+        )
 
     def _addresses(self, given: Addresses, *, field: str) -> tuple[Address, ...]:
         return parse_addresses(given, field=field, most=self._settings.max_recipients)
@@ -369,6 +373,12 @@ class Intake:
         if self.ascii_attachments:
             attachments = [one.with_ascii_filename() for one in attachments]
         return tuple(attachments)
+
+
+@lru_cache(maxsize=256)
+def _parse_sender(sender: str) -> Address:
+    """Parse a sender once: most mails of an application have the same."""
+    return Address.parse(sender, field=_SENDER)
 
 
 @contextmanager
