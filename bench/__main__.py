@@ -3,7 +3,9 @@
     delivery    mails a second: queued first, then timed as they arrive
     safety      the processor time of the black box
     queueing    the time of a call that queues a mail
-    bulk        the rows a second of a bulk send's import
+    bulk        the rows a second of a bulk send's import, and the memory that it takes
+    personal    mails a second of a bulk send, which the workers render
+    recipients  a mailing, from the call to the last arrival
     busy        the same beside a worker that delivers as fast as it can
     latency     from the call to the relay, and the time of a call without Redis
     distance    mails a second to a relay that is 30 ms away
@@ -30,7 +32,9 @@ from bench import (
     growth,
     latency,
     machine,
+    personal,
     queueing,
+    recipients,
     report,
     safety,
 )
@@ -49,6 +53,8 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "safety": safety.measure,
     "queueing": queueing.measure,
     "bulk": bulk.measure,
+    "personal": personal.measure,
+    "recipients": recipients.measure,
     "busy": busy.measure,
     "latency": latency.measure,
     "distance": distance.measure,

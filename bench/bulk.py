@@ -1,4 +1,4 @@
-"""The import of a bulk send, beside the plainest way to write the same rows."""
+"""The import of a bulk send: its speed beside the plainest way to write its rows, its memory."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +11,22 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, insert, select
 
 from bench import mail
-from bench.contenders.ours import Ours
-from bench.figures import Figure, Section, at_least
+from bench.contenders import run_once
+from bench.contenders.ours import Ours, program
+from bench.figures import Figure, Section, at_least, at_most, ratio
 from bench.plan import Plan
 from bench.program import Failed
-from bench.programs.ours import ITEMS, create_app
+from bench.programs.ours import create_app, send_bulk
 from bench.rounds import Rounds, alternate
-from mailer import Mailer, schema
+from bench.sink import running_sink
+from mailer import schema
 from mailer.store import Store
 
 _BOUND = at_least(0.35, aim=0.6, of_ratio=True)
+_MEMORY_BOUND = at_most(1.2, aim=1, of_ratio=True)
 _ROWS_OF_A_COMMIT = 1000
+#: The memory is compared with that of an import with so many times fewer rows.
+_FEWER = 100
 #: What an import writes once, and what it writes for each row.
 _ONCE, _EACH = (schema.message, schema.bulk), (schema.delivery, schema.bulk_recipient)
 
@@ -36,12 +41,20 @@ class Import:
 
 
 def measure(plan: Plan) -> Iterator[Section]:
+    yield _speed(plan)
+    yield _memory(plan)
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def _speed(plan: Plan) -> Section:
     imports: dict[str, Callable[[Path], Import]] = {
         one.key: partial(_measure, one, plan.mails) for one in plan.ours
     }
     done = alternate("bulk", imports, plan.repeats)
     figures = [_figure(one, done[one.key]) for one in plan.ours]
-    yield Section(
+    return Section(
         "Import of a bulk send",
         f"rows a second; ratio: to executemany or COPY, {_ROWS_OF_A_COMMIT} rows a commit",
         figures,
@@ -88,25 +101,12 @@ def _import(url: str, rows: int) -> float:
     app = create_app({"MAILER_DATABASE_URL": url, "MAIL_DEFAULT_SENDER": mail.SENDER})
     with app.app_context():
         began = time.perf_counter()
-        bulk = Mailer().send_bulk(
-            mail.SUBJECT,
-            "mail/order",
-            _recipients(rows),
-            shared={"items": ITEMS},
-            send_at=timedelta(hours=1),
-        )
+        bulk = send_bulk(rows, send_at=timedelta(hours=1))
         seconds = time.perf_counter() - began
         if (accepted := bulk.progress().accepted) != rows:
             raise Failed(f"{accepted} of {rows} rows were accepted")
     app.extensions["mailer"].store.engine.dispose()
     return seconds
-
-
-def _recipients(rows: int) -> Iterator[tuple[str, dict[str, object]]]:
-    for number in range(rows):
-        link = f"https://shop.example.com/readers/{number}"
-        context = {"name": f"Reader {number}", "number": number, "link": link}
-        yield f"reader{number}@mail{number % 50}.example.com", context
 
 
 def _copy(source: Engine, target: Engine) -> float:
@@ -146,3 +146,43 @@ def _write(cursor: Any, table: Table, rows: Sequence[Any]) -> None:
     with cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def _memory(plan: Plan) -> Section:
+    many = max(plan.depths)
+    few = many // _FEWER
+    imports = {
+        f"{one.key}.{rows}": _imported(one, rows) for one in plan.ours for rows in (few, many)
+    }
+    done = alternate("bulk, memory", imports, repeats=1)
+    return Section(
+        "Memory of the importing process",
+        f"its peak; ratio: {many:,} / {few:,} recipients",
+        [_peak(one, done[f"{one.key}.{few}"], done[f"{one.key}.{many}"]) for one in plan.ours],
+    )
+
+
+def _imported(ours: Ours, rows: int) -> Callable[[Path], float]:
+    def measured(folder: Path) -> float:
+        """Return the peak in bytes."""
+        ours.require()
+        with running_sink(folder) as sink, ours.services(folder, sink) as place:
+            return run_once(program("send_bulk_later"), place, rows).peak
+
+    return measured
+
+
+def _peak(ours: Ours, few: Rounds[float], many: Rounds[float]) -> Figure:
+    peak = many.median(lambda peak: peak / 1e6)
+    return Figure(
+        key=f"bulk.memory.{ours.key.removeprefix('ours-')}",
+        title=f"send_bulk(): {ours.title}",
+        value=peak,
+        unit="MB",
+        ratio=ratio(peak, few.median(lambda peak: peak / 1e6)),
+        bound=_MEMORY_BOUND,
+        why_none=many.why_none or few.why_none,
+    )

@@ -1,4 +1,4 @@
-"""Time of `send_email()` beside a worker on the same machine that delivers as fast as it can."""
+"""Time of a call beside a worker on the same machine that delivers as fast as it can."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,39 +10,44 @@ from bench.plan import Plan
 from bench.rounds import Rounds, alternate
 
 _BOUND = at_most(3, aim=2, of_ratio=True)
+_METHODS = ("send_email", "enqueue")
 
 
 def measure(plan: Plan) -> Iterator[Section]:
     calls: dict[str, Callable[[Path], Calls]] = {}
-    for ours in plan.ours:
+    both = [(ours, method) for ours in plan.ours for method in _METHODS]
+    for ours, method in both:
         calls |= {
-            f"alone.{ours.key}": _alone(ours, plan.calls),
-            f"beside.{ours.key}": _beside(ours, plan.calls),
+            f"alone.{method}.{ours.key}": _alone(ours, method, plan.calls),
+            f"beside.{method}.{ours.key}": _beside(ours, method, plan.calls),
         }
     done = alternate("busy", calls, plan.repeats)
     figures = [
-        _figure(ours, done[f"alone.{ours.key}"], done[f"beside.{ours.key}"]) for ours in plan.ours
+        _figure(
+            ours, method, done[f"alone.{method}.{ours.key}"], done[f"beside.{method}.{ours.key}"]
+        )
+        for ours, method in both
     ]
     yield Section(
         "Beside a busy worker",
-        "median time of send_email(); ratio: with / without a busy worker",
+        "median time of the call; ratio: with / without a busy worker",
         figures,
     )
 
 
-def _alone(ours: Ours, mails: int) -> Callable[[Path], Calls]:
-    return lambda folder: ours.render_and_queue(folder, mails)
+def _alone(ours: Ours, method: str, mails: int) -> Callable[[Path], Calls]:
+    return lambda folder: ours.call(method, folder, mails)
 
 
-def _beside(ours: Ours, mails: int) -> Callable[[Path], Calls]:
-    return lambda folder: ours.render_beside_a_busy_worker(folder, mails)
+def _beside(ours: Ours, method: str, mails: int) -> Callable[[Path], Calls]:
+    return lambda folder: ours.call_beside_a_busy_worker(method, folder, mails)
 
 
-def _figure(ours: Ours, alone: Rounds[Calls], beside: Rounds[Calls]) -> Figure:
+def _figure(ours: Ours, method: str, alone: Rounds[Calls], beside: Rounds[Calls]) -> Figure:
     before, now = _p50(alone), _p50(beside)
     return Figure(
-        key=f"busy.{ours.key}",
-        title=f"{ours.title}: send_email()",
+        key=f"busy.{method}.{ours.key}",
+        title=f"{ours.title}: {method}()",
         value=now,
         unit="ms",
         ratio=ratio(now, before),

@@ -1,9 +1,10 @@
-"""The mail of all contenders: about 1 KB of text and 1 KB of html, to one recipient.
+"""The mails of all contenders: about 1 KB of text and 1 KB of html, to one recipient.
 
 Only the standard library is imported, since programs of other virtual environments use this module
 too.
 """
 
+from collections.abc import Iterator
 from email.message import EmailMessage
 from email.policy import SMTP
 
@@ -18,6 +19,18 @@ TEXT = "Dear Ada,\n\n" + 11 * _LINE + "\nYours, the shop\n"
 HTML = (
     f"<!doctype html>\n<html><body>\n<h1>Dear Ada</h1>\n<ul>\n{11 * _ITEM}</ul>\n</body></html>\n"
 )
+
+#: The personalised mail: its templates, and what all recipients have in common.
+TEMPLATE = "mail/order"
+ITEMS = ["One teapot of blue china, wrapped with care"] * 11
+
+
+def recipients(count: int) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the recipients of personalised mails, each with a context of its own."""
+    for number in range(count):
+        link = f"https://shop.example.com/readers/{number}"
+        context = {"name": f"Reader {number}", "number": number, "link": link}
+        yield f"reader{number}@mail{number % 50}.example.com", context
 
 
 def as_bytes() -> bytes:

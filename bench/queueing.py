@@ -1,6 +1,6 @@
 """Time of a call that hands over a mail, call by call."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from bench.contenders import Calls, Contender
@@ -15,6 +15,8 @@ _TITLES = {
     "enqueue.ours-postgres": "enqueue() of a ready message, PostgreSQL",
     "render.ours-sqlite": "send_email(): 2 templates, CSS inlined, SQLite",
     "render.ours-postgres": "send_email(): the same, PostgreSQL",
+    "raw.ours-sqlite": "raw INSERT of the two rows of enqueue(), SQLite",
+    "raw.ours-postgres": "raw INSERT of the two rows of enqueue(), PostgreSQL",
     _DELAY: "Celery + Flask-Mail: task.delay(), not on disk",
     "enqueue.flask-mail": "Flask-Mail: mail.send(), the whole delivery",
     "enqueue.flask-mail-threads": "Flask-Mail: start of a thread, not on disk",
@@ -23,11 +25,13 @@ _TITLES = {
 }
 _BOUNDS = {"render.ours-sqlite": at_most(3, aim=1), "render.ours-postgres": at_most(3, aim=1)}
 _ENQUEUE_TO_DELAY = at_most(1, aim=0.5, of_ratio=True)
+_ENQUEUE_TO_RAW = at_most(2, aim=1.5, of_ratio=True)
 
 
 def measure(plan: Plan) -> Iterator[Section]:
     calls = {f"enqueue.{one.key}": _enqueue(one, plan.calls) for one in plan.contenders}
     calls |= {f"render.{one.key}": _render(one, plan.calls) for one in plan.ours}
+    calls |= {f"raw.{one.key}": _insert(one, plan.calls) for one in plan.ours}
     done = alternate("queueing", {key: calls[key] for key in _TITLES if key in calls}, plan.repeats)
     ours, delay = _p50(done.get(_ENQUEUE)), _p50(done.get(_DELAY))
     figures = [_figure(key, rounds, ours) for key, rounds in done.items()]
@@ -39,6 +43,7 @@ def measure(plan: Plan) -> Iterator[Section]:
             _ENQUEUE_TO_DELAY,
         )
     )
+    figures += [_to_raw(one, done) for one in plan.ours]
     yield Section(
         "Time of a call in a request", "median; ratio: this line / enqueue() on SQLite", figures
     )
@@ -49,7 +54,22 @@ def _enqueue(contender: Contender, mails: int) -> Callable[[Path], Calls]:
 
 
 def _render(ours: Ours, mails: int) -> Callable[[Path], Calls]:
-    return lambda folder: ours.render_and_queue(folder, mails)
+    return lambda folder: ours.call("send_email", folder, mails)
+
+
+def _insert(ours: Ours, mails: int) -> Callable[[Path], Calls]:
+    return lambda folder: ours.insert(folder, mails)
+
+
+def _to_raw(ours: Ours, done: Mapping[str, Rounds[Calls]]) -> Figure:
+    database = ours.key.removeprefix("ours-")
+    enqueue, raw = _p50(done[f"enqueue.{ours.key}"]), _p50(done[f"raw.{ours.key}"])
+    return _ratio(
+        f"enqueue-to-raw.{database}",
+        f"enqueue() / raw INSERT of the same two rows, {ours.database}",
+        ratio(enqueue, raw),
+        _ENQUEUE_TO_RAW,
+    )
 
 
 def _p50(rounds: Rounds[Calls] | None) -> float | None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import redis
 
@@ -38,6 +38,15 @@ class Calls:
     @property
     def per_second(self) -> float:
         return len(self.times) / sum(self.times)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """One call that hands over all mails."""
+
+    began: float  # as time.perf_counter() of any process
+    seconds: float
+    peak: int  # of the resident memory of its process, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ class Direct(Contender):
     def deliver_to(self, sink: Sink, folder: Path, mails: int) -> Round:
         with producing(self.producer(), Place(folder, sink, sink.env), mails) as (program, result):
             flow = sink.wait_for(mails, check=program.check)
-            return Round(mails, flow, result())
+            return Round(mails, flow, Calls(result()))
 
     def hand_over(self, sink: Sink, folder: Path, mails: int) -> Calls:
         return run_producer(self.producer(), Place(folder, sink, sink.env), mails)
@@ -156,8 +165,8 @@ def python(module: str, *arguments: str) -> list[str]:
 @contextmanager
 def producing(
     command: Sequence[str], place: Place, mails: int
-) -> Iterator[tuple[Program, Callable[[], Calls]]]:
-    """Start the producer; the second value waits for its end and returns its calls."""
+) -> Iterator[tuple[Program, Callable[[], Any]]]:
+    """Start the producer; the second value waits for its end and returns what it has printed."""
     command = [str(mails) if word == "COUNT" else word for word in command]
     printed = place.folder / "producer.json"
     with (
@@ -165,16 +174,23 @@ def producing(
         Program(command, place.folder / "producer.log", env=place.env, stdout=stdout) as program,
     ):
 
-        def result() -> Calls:
+        def result() -> Any:
             program.wait(_LONGEST_QUEUEING)
-            return Calls(json.loads(printed.read_text()))
+            return json.loads(printed.read_text())
 
         yield program, result
 
 
 def run_producer(command: Sequence[str], place: Place, mails: int) -> Calls:
+    """Let a program hand over the mails, each with a call of its own."""
     with producing(command, place, mails) as (_, result):
-        return result()
+        return Calls(result())
+
+
+def run_once(command: Sequence[str], place: Place, mails: int) -> Once:
+    """Let a program hand over all mails with one call."""
+    with producing(command, place, mails) as (_, result):
+        return Once(**result())
 
 
 # --- Redis --------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ from pathlib import Path
 from bench.contenders import Place, Queue, python, running_redis
 from bench.sink import Sink
 
-_PROGRAM = "bench.programs.celery_flask_mail"
-
 
 class CeleryFlaskMail(Queue):
+    program = "bench.programs.celery_flask_mail"
     key = "celery-flask-mail"
     title = "Celery + Flask-Mail, a task per mail"
     share = 0.05
@@ -23,7 +22,7 @@ class CeleryFlaskMail(Queue):
             yield Place(folder, sink, {"BROKER_URL": broker_url, **sink.env}, redis)
 
     def producer(self) -> Sequence[str]:
-        return python(_PROGRAM)
+        return python(self.program)
 
     def worker(self) -> Sequence[str]:
         # The fastest pool here: threads and gevent are slower.
@@ -32,7 +31,7 @@ class CeleryFlaskMail(Queue):
             "-m",
             "celery",
             "-A",
-            f"{_PROGRAM}:celery",
+            f"{self.program}:celery",
             "worker",
             "--loglevel",
             "WARNING",

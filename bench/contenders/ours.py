@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from bench import mail
 from bench.contenders import Calls, Place, Queue, python, run_producer, running_redis
@@ -31,6 +32,8 @@ class WorkerOptions:
 
 
 class Ours(Queue):
+    database: ClassVar[str]
+
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
 
@@ -55,34 +58,46 @@ class Ours(Queue):
             yield Place(folder, sink, env, redis)
 
     def producer(self) -> Sequence[str]:
-        return python("bench.programs.ours", "enqueue")
+        return program("enqueue")
 
     def worker(self) -> Sequence[str]:
         return self._options.command()
 
-    def render_and_queue(self, folder: Path, mails: int) -> Calls:
-        """Queue through `send_email()`, which renders templates."""
+    def call(self, method: str, folder: Path, mails: int) -> Calls:
+        """Queue with `enqueue` or with `send_email`, which renders templates."""
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
-            return run_producer(python("bench.programs.ours", "send_email"), place, mails)
+            return run_producer(program(method), place, mails)
 
-    def render_beside_a_busy_worker(self, folder: Path, mails: int) -> Calls:
-        """Return how long `send_email()` takes while a worker delivers as fast as it can."""
+    def insert(self, folder: Path, mails: int) -> Calls:
+        """Write the rows of the mails with the driver alone."""
+        self.require()
+        with running_sink(folder) as sink, self.services(folder, sink) as place:
+            return run_producer(python("bench.programs.raw"), place, mails)
+
+    def call_beside_a_busy_worker(self, method: str, folder: Path, mails: int) -> Calls:
+        """Queue while a worker delivers as fast as it can."""
         self.require()
         with running_sink(folder) as sink, self.services(folder, sink) as place:
             # Each mail has many recipients, so that the worker has enough to do.
             much = max(20, mails // 20)
-            run_producer(python("bench.programs.ours", "enqueue_many"), place, much)
+            run_producer(program("enqueue_many"), place, much)
             with Program(self.worker(), folder / "worker.log", env=place.env) as worker:
                 sink.wait_for(1, check=worker.check, then_more=True)
-                calls = run_producer(python("bench.programs.ours", "send_email"), place, mails)
+                calls = run_producer(program(method), place, mails)
                 if sink.count >= much * RECIPIENTS:
                     raise Failed("the worker had delivered everything before the last call")
             return calls
 
 
+def program(method: str) -> Sequence[str]:
+    """Return the command of an application that queues with this method."""
+    return python("bench.programs.ours", method)
+
+
 class OursOnSqlite(Ours):
     key = "ours-sqlite"
+    database = "SQLite"
     title = "Mailer on SQLite, synchronous=FULL"
 
     def running_database(self, folder: Path) -> AbstractContextManager[str]:
@@ -91,6 +106,7 @@ class OursOnSqlite(Ours):
 
 class OursOnPostgres(Ours):
     key = "ours-postgres"
+    database = "PostgreSQL"
     title = "Mailer on PostgreSQL"
 
     def require(self) -> None:

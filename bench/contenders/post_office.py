@@ -37,6 +37,10 @@ class PostOffice(Queue):
     def worker(self) -> Sequence[str]:
         return self._program("deliver")
 
+    def mailing(self) -> Sequence[str]:
+        """Return the command that queues a personalised mail for each recipient."""
+        return [*self._program("COUNT"), "send_many"]
+
     def _program(self, argument: str) -> Sequence[str]:
         return [peers.python(), "-m", "bench.programs.post_office", argument]
 

@@ -1,16 +1,19 @@
-"""django-post_office in a Django of its own: `migrate`, `COUNT` to queue, `deliver`.
+"""django-post_office in a Django of its own: `migrate`, `COUNT` or `COUNT send_many`, `deliver`.
 
 Run it in the virtual environment of the peers.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import django
 from django.conf import settings
 from django.core.management import call_command
 
 from bench import mail, producer
+
+_TEMPLATES = Path(__file__).parents[1] / "templates"
 
 settings.configure(
     INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "post_office"],
@@ -47,8 +50,34 @@ def main() -> None:
             call_command("migrate", verbosity=0)
         case "deliver":
             call_command("send_queued_mail", processes=2, lockfile=os.environ["DATABASE_FILE"])
+        case count if sys.argv[2:] == ["send_many"]:
+            send_to_many(int(count))
         case _:
             queue()
+
+
+def send_to_many(count: int) -> None:
+    """Queue a mailing, whose mails are rendered when they are delivered."""
+    from post_office.mail import send_many  # noqa: PLC0415 -- Django wants its settings first
+    from post_office.models import EmailTemplate  # noqa: PLC0415
+
+    template = EmailTemplate.objects.create(
+        name="order",
+        subject=mail.SUBJECT,
+        content=(_TEMPLATES / f"{mail.TEMPLATE}.txt").read_text(),
+        html_content=(_TEMPLATES / f"{mail.TEMPLATE}.html").read_text(),
+    )
+    emails = (
+        {
+            "recipients": [address],
+            "sender": mail.SENDER,
+            "template": template,
+            "context": {**context, "items": mail.ITEMS},
+            "render_on_delivery": True,
+        }
+        for address, context in mail.recipients(count)
+    )
+    producer.run_once(lambda: send_many(emails))
 
 
 def queue() -> None:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from logging import Logger
@@ -159,6 +159,7 @@ class CeleryBell:
     def after_fork_in_child(self) -> None:
         """Forget the probe, a thread of the parent: the child's first ring tries the broker."""
         self._probe = None
+        self._flags.forget_connections()
 
     def _start_probe(self, error: Exception, lanes: Collection[Lane]) -> None:
         """Let a thread try the broker, so that no other request waits for a time-out."""
@@ -190,30 +191,66 @@ class _Flags:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._clock = clock
         self._name = f"mailer:{settings.installation}:ring"
-        self._pool: redis.ConnectionPool | None = None
-        if settings.flag_url is not None:
-            self._pool = redis.ConnectionPool.from_url(
-                settings.flag_url,
-                socket_connect_timeout=1,
-                socket_timeout=2,
-                retry=Retry(NoBackoff(), 0),
-            )
+        url = settings.flag_url
+        self._connections: _Connections | None = None if url is None else _Connections(url)
 
     def make(self, queue: str) -> "_SharedFlag | _OwnFlag":
-        if self._pool is None:
+        if self._connections is None:
             return _OwnFlag(self._clock)
-        return _SharedFlag(self._pool, f"{self._name}:{queue.lower()}" if queue else self._name)
+        name = f"{self._name}:{queue.lower()}" if queue else self._name
+        return _SharedFlag(self._connections, name)
+
+    def forget_connections(self) -> None:
+        """Leave the connections to the parent of a forked process."""
+        if self._connections is not None:
+            self._connections.forget()
+
+
+class _Connections:
+    """Connections to Redis. Requests wait for them: the client's own pool takes twice as long."""
+
+    def __init__(self, url: str) -> None:
+        once = Retry(NoBackoff(), 0)
+        pool = redis.ConnectionPool.from_url(
+            url, socket_connect_timeout=1, socket_timeout=2, retry=once
+        )
+        self._connect: Callable[[], Any] = partial(pool.connection_class, **pool.connection_kwargs)
+        self._idle: list[Any] = []
+
+    def forget(self) -> None:
+        self._idle = []
+
+    def ask(self, command: Any, *, if_repeated: Any = None) -> Any:
+        """Return the reply. Connect again if Redis has closed an idle connection.
+
+        Then, the command may have been done twice: return `if_repeated` if there is no reply.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return self._ask_over(self._connect(), command)
+        try:
+            return self._ask_over(connection, command)
+        except redis.ConnectionError:
+            self._idle.clear()
+            return self._ask_over(self._connect(), command) or if_repeated
+
+    def _ask_over(self, connection: Any, command: Any) -> Any:
+        try:
+            connection.send_packed_command(command)
+            reply = connection.read_response()
+        except BaseException:
+            connection.disconnect()  # the reply to this command must not answer the next one
+            raise
+        self._idle.append(connection)
+        return reply
 
 
 class _SharedFlag:
-    """A key in Redis that says "a ring is pending".
+    """A key in Redis that says "a ring is pending". Its commands are packed once."""
 
-    Its commands are packed once, since requests wait for them: the client's own take half as long
-    again.
-    """
-
-    def __init__(self, pool: redis.ConnectionPool, name: str) -> None:
-        self._pool = pool
+    def __init__(self, connections: _Connections, name: str) -> None:
+        self._connections = connections
         unconnected: Any = redis.Connection()  # type: ignore[no-untyped-call]  # of redis
         pack = unconnected.pack_command
         self._set = pack("SET", name, 1, "PX", _FLAG_MILLISECONDS, "NX")
@@ -221,24 +258,19 @@ class _SharedFlag:
         self._delete = pack("DEL", name)
 
     def set(self) -> bool:
-        """Set the flag. Return False if it was set already."""
-        return bool(self._ask(self._set))
+        """Set the flag. Return False if it was set already.
+
+        If that was asked twice, better ring twice than not at all.
+        """
+        return bool(self._connections.ask(self._set, if_repeated=True))
 
     def age(self) -> float:
         """Return the seconds since the flag was set."""
-        left = self._ask(self._time_left)
+        left = self._connections.ask(self._time_left)
         return (_FLAG_MILLISECONDS - left) / 1000 if left > 0 else 0.0
 
     def clear(self) -> None:
-        self._ask(self._delete)
-
-    def _ask(self, command: Any) -> Any:
-        connection: Any = self._pool.get_connection()
-        try:
-            connection.send_packed_command(command)
-            return connection.read_response()
-        finally:
-            self._pool.release(connection)
+        self._connections.ask(self._delete)
 
 
 class _OwnFlag:

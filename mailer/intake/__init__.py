@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from logging import Logger
 
 import flask_mail
@@ -84,6 +84,8 @@ Addresses = AddressLike | Iterable[AddressLike] | None
 
 # So many mails of a bulk send are released by the call, before the sweep goes on.
 _FIRST_OF_BULK = 1000
+
+_SENDER = "sender"
 
 log: Logger = get_logger(__name__)
 
@@ -381,7 +383,9 @@ class Intake:
             raise MissingSender(
                 "The mail has no sender: pass sender=…, or set MAIL_DEFAULT_SENDER."
             )
-        return Address.parse(sender, field="sender")
+        return (
+            _parse_sender(sender) if type(sender) is str else Address.parse(sender, field=_SENDER)
+        )
 
     def _addresses(self, given: Addresses, *, field: str) -> tuple[Address, ...]:
         return parse_addresses(given, field=field, most=self._settings.max_recipients)
@@ -414,6 +418,12 @@ class _Ring:
     def __call__(self, mails: Sequence[str]) -> None:
         named = mails if self.names_mails else []
         self.intake._ring_safely(named, self.lane)  # noqa: SLF001 -- part of the intake
+
+
+@lru_cache(maxsize=256)
+def _parse_sender(sender: str) -> Address:
+    """Parse a sender once: most mails of an application have the same."""
+    return Address.parse(sender, field=_SENDER)
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def parse_addresses(
     given: AddressLike | Iterable[AddressLike] | None, *, field: str, most: int | None = None
 ) -> tuple[Address, ...]:
     """Parse one address or many. Stop after as many as are allowed."""
-    if given is None:
+    if given is None or (type(given) is list and not given):
         return ()
     given = _evaluated(given)
     # One mailbox, as in Flask-Mail: ("Ada", "ada@example.com"). Two are ("ada@example.com",

@@ -44,13 +44,13 @@ class CallersTransaction:
         self._render = render
         self.events: list[AnyEvent] = []  #: to be published after the commit
 
-    @values_hidden()
+    @values_hidden
     def execute(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
         """Execute a statement. Return the rows that it finds or returns."""
         result = self._connection.exec_driver_sql(self._render(statement), dict(values))
         return [tuple(row) for row in result] if result.returns_rows else []
 
-    @values_hidden()
+    @values_hidden
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Execute a statement once for each row of values."""
         self._connection.exec_driver_sql(self._render(statement), [dict(row) for row in values])

@@ -7,7 +7,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import StatementError
@@ -17,30 +18,41 @@ from mailer.store.engines import begin_reading, begin_writing
 
 Row = tuple[Any, ...]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 # In seconds: a connection to a server that was restarted fails within that time, and is replaced. A
 # server that is silent for longer is not asked again.
 _AT_ONCE = 1.0
 
 
-@contextmanager
-def values_hidden() -> Iterator[None]:
-    """Remove the values of a statement from its error, which the application may log.
+def values_hidden(execute: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a method that executes a statement: remove the values from its errors.
 
-    SQLAlchemy adds the parameters to the message, and PostgreSQL adds the row. A mail may be
-    sensitive.
+    The application may log them. SQLAlchemy adds the parameters to the message, and PostgreSQL adds
+    the row. A mail may be sensitive.
     """
-    try:
-        yield
-    except Exception as error:
-        driver_error: Exception = getattr(error, "orig", None) or error
-        if first := getattr(getattr(driver_error, "diag", None), "message_primary", None):
-            kind = type(driver_error)
-            driver_error.args = (first,)
-            if driver_error is not error:
-                error.args = (f"({kind.__module__}.{kind.__name__}) {first}",)
-        if isinstance(error, StatementError):
-            error.hide_parameters = True
-        raise
+
+    @wraps(execute)
+    def hiding(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return execute(*args, **kwargs)
+        except Exception as error:
+            _hide_values(error)
+            raise
+
+    return hiding
+
+
+def _hide_values(error: Exception) -> None:
+    driver_error: Exception = getattr(error, "orig", None) or error
+    if first := getattr(getattr(driver_error, "diag", None), "message_primary", None):
+        kind = type(driver_error)
+        driver_error.args = (first,)
+        if driver_error is not error:
+            error.args = (f"({kind.__module__}.{kind.__name__}) {first}",)
+    if isinstance(error, StatementError):
+        error.hide_parameters = True
 
 
 class CommitUnanswered(Exception):
@@ -85,18 +97,18 @@ class Transaction:
         self._is_begun = True
         return self._cursor.fetchall() if self._cursor.description else []
 
-    @values_hidden()
+    @values_hidden
     def _execute(self, render_sql: str, values: Mapping[str, Any]) -> None:
         if self._limits and not self._is_begun:
             self._cursor.execute(self._limits)
         self._cursor.execute(render_sql, values)
 
-    @values_hidden()
+    @values_hidden
     def execute_many(self, statement: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Execute a statement once for each row of values."""
         self._cursor.executemany(self._render(statement), values)
 
-    @values_hidden()
+    @values_hidden
     def insert_rows(
         self, table: str, columns: Sequence[str], values: Sequence[tuple[Any, ...]]
     ) -> None:

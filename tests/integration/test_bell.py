@@ -1,7 +1,9 @@
 """The bell with a real Redis: which rings are sent, and what follows if nobody answers."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -11,6 +13,7 @@ from mailer.celery.bell import CeleryBell
 from mailer.clock import SystemClock
 from tests.services.broker import RedisServer
 from tests.services.databases import sqlite_only
+from tests.services.processes import forked
 from tests.services.waiting import wait_until
 
 pytestmark = sqlite_only
@@ -114,3 +117,52 @@ def test_it_is_found_again(bell: CeleryBell, redis_server: RedisServer) -> None:
     redis_server.start()
 
     assert wait_until(bell.ring)
+
+
+def test_a_restart_of_redis_between_two_rings(bell: CeleryBell, redis_server: RedisServer) -> None:
+    """A call rings over a new connection if Redis has closed the one of the call before."""
+    assert bell.ring()
+    redis_server.stop()
+    redis_server.start()
+
+    assert bell.ring()
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert client.exists("mailer:tests:ring")
+
+
+def test_a_ring_that_redis_may_have_noted(bell: CeleryBell, client: redis.Redis) -> None:
+    """A ring whose connection is lost is sent again, also if a flag is found: it may be its own."""
+    assert bell.ring()
+    client.client_kill_filter(_type="normal", skipme=True)
+
+    assert bell.ring()
+
+    assert client.llen("mailer-tests") == 2
+
+
+def test_threads_ring_over_connections_of_their_own(bell: CeleryBell, client: redis.Redis) -> None:
+    """Calls at the same time never share a connection, and keep it for the next calls."""
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _number: bell.ring(), range(200)))
+
+    assert client.llen("mailer-tests") == 1
+
+
+def test_a_child_has_connections_of_its_own(bell: CeleryBell, redis_server: RedisServer) -> None:
+    """A forked process rings over no connection of its parent, whose replies it would read."""
+
+    def connections() -> int:
+        with redis.Redis.from_url(redis_server.url) as client:
+            return len(client.client_list(_type="normal"))
+
+    def ring() -> None:
+        assert bell.ring()
+        assert connections() == before + 1
+
+    assert bell.ring()
+    before = connections()
+
+    _pid, code = os.waitpid(forked(ring), 0)
+
+    assert code == 0

@@ -480,6 +480,10 @@ def test_nothing_of_one_recipient_is_in_the_mail_of_another(app: Flask) -> None:
             "2 of%a &lt;x&gt;",
         ),
         ("{{ repeat('a', 2) }}{{ 'b'|repeat(3) }}", "aabbb"),
+        (
+            "{{ '&' }}{{ '<' }}{{ '>' }}{{ '\"' }}{{ \"'\" }}{{ 'a b' }}",
+            "&amp;&lt;&gt;&#34;&#39;a b",
+        ),
     ],
 )
 def test_it_renders_as_jinja_does(source: str, html: str, render: Render, app: Flask) -> None:
