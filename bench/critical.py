@@ -22,7 +22,7 @@ from bench.figures import Figure, Section, at_least, at_most, ratio
 from bench.growth import fill
 from bench.plan import Plan
 from bench.program import Failed, Program, free_port
-from bench.programs.ours import ITEMS, create_app
+from bench.programs.ours import create_app
 from bench.relay import Session, main
 from bench.rounds import Rounds, alternate
 from bench.sink import Sink
@@ -131,7 +131,7 @@ def _rate_alone(relay: Sink) -> float:
 
 def _arrival(app: Flask, place: Place, worker: Program, earlier: int) -> float:
     """Return the seconds from the call to the arrival of one critical mail."""
-    context = {"name": "Ada", "items": ITEMS}
+    context = {"name": "Ada", "items": mail.ITEMS}
     with app.app_context():
         began = time.monotonic()
         Mailer().send_email(
