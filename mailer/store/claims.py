@@ -64,19 +64,19 @@ RETURNING id
 """
 RECALLS = tuple(RECALL.replace("{part}", part) for part in ("{plain}", "{unranked}"))
 _IS_DUE_IN = """
-SELECT 1 FROM mailer_delivery
+SELECT due_at, rank FROM mailer_delivery
 WHERE {part} AND lane = :lane
     AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-LIMIT {most_unless_paused}
+ORDER BY {order} LIMIT {most_unless_paused}
 """
-_DUE_PARTS = (
-    "{plain} AND due_at >= :due_from AND due_at <= :now",
-    "{ranked} AND rank >= :rank_from",
-    "{unranked} AND due_at <= :now",
-)
+_DUE_PARTS = {
+    "{plain} AND due_at >= :due_from AND due_at <= :now": "due_at",
+    "{ranked} AND rank >= :rank_from": "rank",
+    "{unranked} AND due_at <= :now": "due_at",
+}
 IS_DUE = " UNION ALL ".join(
-    f"SELECT * FROM ({_IS_DUE_IN.replace('{part}', part)}) AS part_{place}"
-    for place, part in enumerate(_DUE_PARTS)
+    f"SELECT * FROM ({_IS_DUE_IN.replace('{part}', part).replace('{order}', order)}) AS by_{number}"
+    for number, (part, order) in enumerate(_DUE_PARTS.items())
 )
 NEXT_DUE = """
 SELECT MIN(due_at) FROM (
@@ -150,7 +150,10 @@ class Claims(Moves):
         with self._marks.of(("claim", values["lane"])) as places:
             starts = {"due_from": places.time, "rank_from": places.rank}
             found = transaction.execute(CLAIM, {**values, **starts})
-            places.reached(**rows.first_places(found, values["now"]))
+            # If it is full, there may be more of either kind.
+            now = None if len(found) == values["most"] else values["now"]
+            claimed = [rows.place(row) for row in found]
+            places.reached(**rows.first_places(claimed, if_none=now))
         return found
 
     def _count_dead_rows(self, transaction: Transaction) -> None:
@@ -196,8 +199,7 @@ class Claims(Moves):
             values: dict[str, Any] = {"lane": lane, "now": now, "most": 1}
             values |= {"due_from": places.time, "rank_from": places.rank}
             found = transaction.execute(IS_DUE, values)
-            if not found:
-                places.reached(time=now, rank=now)
+            places.reached(**rows.first_places(found, if_none=now))
         return bool(found)
 
     def next_due(self, now: float, *, before: float) -> float | None:

@@ -10,7 +10,7 @@ the mail of a long transaction is committed late.
 import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from mailer.store.transactions import Transaction
 
@@ -32,13 +32,14 @@ class Places:
 
     time: float = 0.0
     rank: float = 0.0
+    changes: dict[str, float] = field(default_factory=dict[str, float])
 
     def reached(self, *, time: float | None = None, rank: float | None = None) -> None:
         """Note the first time or rank that the statement has left in the index."""
         if time is not None:
-            self.time = time - _TIME_MARGIN
+            self.changes["time"] = time - _TIME_MARGIN
         if rank is not None:
-            self.rank = rank - _RANK_MARGIN
+            self.changes["rank"] = rank - _RANK_MARGIN
 
 
 class Marks:
@@ -62,10 +63,13 @@ class Marks:
     def of(self, statement: Hashable) -> Iterator[Places]:
         """Yield the places where a statement starts, which it moves to those it has reached."""
         began = time.monotonic()
+        last = self._places.get(statement, Places())
         goes_on = self._are_used and began < self._starts_over_at.get(statement, 0.0)
-        places = replace(self._places[statement]) if goes_on else Places()
+        places = Places(last.time, last.rank) if goes_on else Places()
         yield places
-        self._places[statement] = places
+        self._places[statement] = Places(
+            places.changes.get("time", last.time), places.changes.get("rank", last.rank)
+        )
         if not goes_on:
             ended = time.monotonic()
             self._starts_over_at[statement] = ended + (ended - began) / _SHARE

@@ -245,12 +245,16 @@ def _delivery(
     )
 
 
-def first_places(claimed: Sequence[Row], now: float) -> dict[str, float]:
-    """Return the first due time of claimed mail without a rank, if there is any, and the rank."""
-    times = [row[_DUE_AT] for row in claimed if row[_RANK] is None]
-    ranks = [row[_RANK] for row in claimed if row[_RANK] is not None]
-    first = {"rank": min(ranks, default=now)}
-    return first | {"time": min(times)} if times else first
+def place(row: Row) -> Row:
+    """Return the due time and the rank in a row of `sql.DELIVERY_SELECTION`."""
+    return row[_DUE_AT], row[_RANK]
+
+
+def first_places(places: Sequence[Row], *, if_none: float | None) -> dict[str, float | None]:
+    """Return the first due time of mail without a rank, and the first rank."""
+    times = [due_at for due_at, rank in places if rank is None]
+    ranks = [rank for _due_at, rank in places if rank is not None]
+    return {"time": min(times, default=if_none), "rank": min(ranks, default=if_none)}
 
 
 def _turn(row: Row) -> tuple[float, int]:

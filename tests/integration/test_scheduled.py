@@ -37,7 +37,9 @@ def schedule(store: Store, count: int) -> None:
         pytest.param(lambda store: store.next_due(NOW, before=NOW + 60), id="next"),
         pytest.param(lambda store: store.head(Lane.NORMAL, now=NOW, most=100), id="head"),
         pytest.param(lambda store: store.expire_overdue(NOW), id="overdue"),
-        pytest.param(lambda store: store.count_due(Lane.NORMAL, now=NOW, most=100), id="portions"),
+        pytest.param(
+            lambda store: store.count_due(Lane.NORMAL, "", now=NOW, most=100), id="portions"
+        ),
         pytest.param(
             lambda store: store.is_waiting(
                 [Lane.NORMAL], "example.com", now=NOW, until=NOW + 60, token="mine"
