@@ -10,6 +10,7 @@
     latency     from the call to the relay, and the time of a call without Redis
     distance    mails a second to a relay that is 30 ms away
     critical    the arrival of critical mail while bulk mail keeps every slot busy
+    tenants     a small tenant behind a large one, and claims beside much else
     growth      the figures with a thousand mails in the queue, up to a million
 
 `contenders` lists the programs under test and starts them, `programs` has their code, and `sink`
@@ -37,6 +38,7 @@ from bench import (
     recipients,
     report,
     safety,
+    tenants,
 )
 from bench.contenders import Contender
 from bench.contenders.celery_flask_mail import CeleryFlaskMail
@@ -59,6 +61,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Section]]] = {
     "latency": latency.measure,
     "distance": distance.measure,
     "critical": critical.measure,
+    "tenants": tenants.measure,
     "growth": growth.measure,
 }
 

@@ -28,7 +28,7 @@ from bench.rounds import Rounds, alternate
 from bench.sink import Sink
 from mailer import Mailer
 
-_RECIPIENT = "urgent@example.com"
+RECIPIENT = "urgent@example.com"
 _ROUND_TRIP = 0.05
 _SLOTS = 4
 _FEWEST = 10
@@ -43,7 +43,7 @@ class Relay(Session):
     """A relay that writes down when each critical mail arrives."""
 
     def receive(self, recipient: bytes) -> None:
-        if _RECIPIENT.encode() in recipient:
+        if RECIPIENT.encode() in recipient:
             os.write(2, b"%.6f\n" % time.monotonic())
         super().receive(recipient)
 
@@ -105,7 +105,7 @@ def _figures(ours: Ours, rounds: Rounds[Load]) -> Iterator[Figure]:
 def _measure(ours: Ours, depth: int, mails: int, folder: Path) -> Load:
     """Send a critical mail about once a second, while the slots are busy with bulk mail."""
     ours.require()
-    with _running_relay(folder) as relay, ours.services(folder, relay) as place:
+    with running_relay(folder, _ROUND_TRIP) as relay, ours.services(folder, relay) as place:
         app = create_app(place.env)
         with app.app_context():
             fill(depth, lane="bulk")
@@ -135,27 +135,32 @@ def _arrival(app: Flask, place: Place, worker: Program, earlier: int) -> float:
     with app.app_context():
         began = time.monotonic()
         Mailer().send_email(
-            _RECIPIENT,
+            RECIPIENT,
             mail.SUBJECT,
             "mail/order",
             sender=mail.SENDER,
             lane="critical",
             context=context,
         )
-    log = place.folder / "relay.log"
-    while len(arrived := log.read_text().split()) <= earlier:
+    return arrivals(place, worker, earlier + 1)[earlier] - began
+
+
+def arrivals(place: Place, worker: Program, count: int) -> list[float]:
+    """Return the times at which the mails to RECIPIENT arrived, as soon as there are this many."""
+    log, ends = place.folder / "relay.log", time.monotonic() + _LONGEST_WAIT
+    while len(arrived := log.read_text().split()) < count:
         worker.check()
-        if time.monotonic() - began > _LONGEST_WAIT:
-            raise Failed(f"a critical mail did not arrive: {worker.last_words()}")
+        if time.monotonic() > ends:
+            raise Failed(f"a mail did not arrive: {worker.last_words()}")
         time.sleep(_LOOK_EVERY)
-    return float(arrived[earlier]) - began
+    return [*map(float, arrived)]
 
 
 @contextmanager
-def _running_relay(folder: Path) -> Iterator[Sink]:
+def running_relay(folder: Path, round_trip: float) -> Iterator[Sink]:
     port = free_port()
     counter = folder / "relay.count"
-    command = [sys.executable, "-m", "bench.critical", str(port), str(_ROUND_TRIP)]
+    command = [sys.executable, "-m", "bench.critical", str(port), str(round_trip)]
     with counter.open("wb") as file, Program(command, folder / "relay.log", stdout=file) as program:
         program.wait_for_port(port)
         with Sink(port, counter) as sink:

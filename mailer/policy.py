@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mailer.errors import InvalidMail
-from mailer.message import Delivery, OnDoubt, Outcome, Phase, Status, Verdict
+from mailer.message import Delivery, Lane, OnDoubt, Outcome, Phase, Status, Verdict
 
 MAX_WINDOW = 20
 WINDOW_SECONDS = 0.05
@@ -317,6 +317,32 @@ def verdict_on(error: Exception) -> Verdict:
     limits and unexpected errors are not.
     """
     return Verdict.REFUSED if isinstance(error, FAULTS_OF_A_MAIL) else Verdict.DEFERRED
+
+
+# --- lanes ---------------------------------------------------------------------------------------
+
+#: The part of all claimed mail that is kept for each less urgent lane with due mail.
+_KEPT_FOR_A_LANE = 0.05
+
+
+class LaneShares:
+    """The mail of claims that is kept for less urgent lanes, so that none starves.
+
+    A part of a mail is owed until the next claim. Lanes begin with different debts, so that they
+    take turns in claims of one mail.
+    """
+
+    def __init__(self) -> None:
+        self._owed = {lane: lane / len(Lane) for lane in Lane}
+
+    def take(self, limit: int, lanes: Iterable[Lane]) -> dict[Lane, int]:
+        """Return how much of a claim is kept for each of these lanes, but the most urgent."""
+        kept = {}
+        for lane in sorted(lanes)[1:]:
+            owed = self._owed[lane] + limit * _KEPT_FOR_A_LANE
+            kept[lane] = int(owed)
+            self._owed[lane] = owed - kept[lane]
+        return kept
 
 
 # --- the fair order -----------------------------------------------------------------------------

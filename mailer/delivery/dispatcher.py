@@ -162,7 +162,7 @@ class Dispatcher:
     ) -> Mapping[int, float]:
         """Assign mail to relays, but for bulk mail outside its hours. Return until when that waits.
 
-        Where mail goes to nobody, there are no hours.
+        With MAIL_SUPPRESS_SEND, hours do not apply.
         """
         closed: Mapping[int, float] = {}
         if not self._settings.mail_suppress_send:

@@ -86,6 +86,11 @@ class Feeder:
         """Release the next deliveries, unless too much of the mail fails."""
         if self._pause_if_failing(bulk, progress) or not progress.held:
             return
+        if bulk.has_expired(now):
+            for _step in range(_STEPS):
+                if self._store.expire_held(bulk.id, now=now) is None:
+                    break
+            return
         if zones is None:
             self._release_up_to(share, partial(self._store.release_held, bulk.id, now=now))
             return
@@ -138,7 +143,6 @@ class Feeder:
 
 
 def _hours_of(bulk: BulkSend, now: float) -> Calendar | None:
-    """Return the hours that bind a send. Mail that has expired is released, to be over."""
-    if bulk.state is not BulkState.RUNNING or bulk.starts_at > now:
-        return None
-    return None if bulk.expires_at is not None and bulk.expires_at <= now else bulk.calendar
+    """Return the hours that bind a send. Of one that has expired, nothing is released any more."""
+    is_bound = bulk.state is BulkState.RUNNING and bulk.starts_at <= now
+    return bulk.calendar if is_bound and not bulk.has_expired(now) else None

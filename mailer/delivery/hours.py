@@ -74,8 +74,10 @@ class Hours:
 
     def _calendar(self, bulk_id: str) -> Calendar | None:
         """Return the calendar of a bulk send. Two threads may both load it."""
-        if bulk_id not in self._calendars:
-            self._calendars[bulk_id] = self._store.load_calendar(bulk_id)
-            while len(self._calendars) > _KEPT:
-                self._calendars.popitem(last=False)
-        return self._calendars.get(bulk_id)
+        try:
+            return self._calendars[bulk_id]
+        except KeyError:
+            self._calendars[bulk_id] = loaded = self._store.load_calendar(bulk_id)
+        while len(self._calendars) > _KEPT:
+            self._calendars.popitem(last=False)
+        return loaded

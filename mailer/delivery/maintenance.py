@@ -55,8 +55,9 @@ class Maintenance:
         take("doubt", self._doubt, now)
         take("resend", self._store.resend_doubtful, now)
         take("expire", self._store.expire_overdue, now)
-        take("bulk sends", self._feeder.advance, now)
+        # Before bulk sends, which would use up the quotas.
         take("quotas", self._store.release_within_quotas, now)
+        take("bulk sends", self._feeder.advance, now)
         take("fair order", self._store.rank_due, now)
         take("deliver", self.deliver_due, now)
 
@@ -111,6 +112,8 @@ class Maintenance:
             yield from self._each("purge own parts", self._erase_own_parts(now - days * _DAY))
             erase = partial(store.erase_finished, now - days * _DAY, now=now, most=_PURGED_AT_ONCE)
             yield from self._each("purge bodies", _from_where_it_ended(erase, ""))
+        quotas = iter(partial(store.purge_quotas, before), 0)
+        yield from self._each("purge quotas", quotas)
         blobs = partial(store.purge_blobs, now, most=_PURGED_AT_ONCE)
         yield from self._each("purge blobs", _from_where_it_ended(blobs, ""))
 

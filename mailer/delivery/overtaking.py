@@ -19,7 +19,8 @@ _URGENT_SECONDS = 0.25
 class Overtaking:
     """The looks for more urgent mail during one batch.
 
-    The mail is claimed with the token of the batch, so it shares its notes and its end.
+    The mail is claimed with the token of the batch, so that the black box of the batch and the release
+    at its end cover it.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class Overtaking:
 
     def _take(self, relay: str, claimed: list[Delivery]) -> list[Delivery]:
         """Return the mail that goes over this relay now, and leave the rest to the next batch."""
-        self._unassigned = {delivery.id for delivery in claimed}
-        plan = Plan(self._unassigned)
+        ids = {delivery.id for delivery in claimed}
+        self._unassigned |= ids
+        plan = Plan({*ids})
         self._assign(plan, claimed)
         for name, probe in plan.probes.items():
             self._breaker.leave_probe(name, probe)
@@ -80,7 +82,7 @@ class Overtaking:
         for deliveries in plan.shares.values():
             plan.waiting |= dict.fromkeys(delivery.id for delivery in deliveries)
         self._store.release_if_in_hand(plan.waiting, token=self._token)
-        self._unassigned = set()
+        self._unassigned -= ids
         if not ours:
             self._lanes = ()  # else each look would find it again
         return ours

@@ -169,6 +169,10 @@ class BulkSend:
     started_at: float | None
     finished_at: float | None
 
+    def has_expired(self, now: float) -> bool:
+        """Return whether its mail is too late to be of use."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 @dataclass(frozen=True, slots=True)
 class BulkZone:

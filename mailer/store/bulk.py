@@ -120,11 +120,21 @@ FROM {places}
 WHERE {among_places} AND COALESCE(status, '') = 'held'
 RETURNING mailer_delivery.id
 """
+EXPIRE_HELD = """
+UPDATE mailer_delivery SET status = 'expired', finished_at = :now
+WHERE id {ids} AND COALESCE(status, '') = 'held'
+RETURNING id
+"""
 CANCEL_HELD = """
 UPDATE mailer_delivery SET status = 'cancelled', finished_at = :now
 WHERE id {ids} AND COALESCE(status, '') = 'held'
 RETURNING id
 """
+_KINDS = {
+    RELEASE: EventKind.QUEUED,
+    CANCEL_HELD: EventKind.CANCELLED,
+    EXPIRE_HELD: EventKind.EXPIRED,
+}
 HOLD_AGAIN = """
 WITH queued AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -329,6 +339,15 @@ class BulkSends(BulkZones):
             bulk_id, BulkState.CANCELLED, CANCEL_HELD, now=now, most=MOVED_AT_ONCE
         )
 
+    def expire_held(self, bulk_id: str, *, now: float) -> set[int] | None:
+        """Expire the next deliveries of a running bulk send: held -> expired.
+
+        Return None if there is nothing to expire.
+        """
+        return self._leave_held(
+            bulk_id, BulkState.RUNNING, EXPIRE_HELD, now=now, most=MOVED_AT_ONCE
+        )
+
     def _leave_held(
         self,
         bulk_id: str,
@@ -340,8 +359,7 @@ class BulkSends(BulkZones):
         time_zone: str | None = None,
     ) -> set[int] | None:
         """Move the next deliveries that are held, if the bulk send is in this state."""
-        is_release = state is BulkState.RUNNING
-        kind = EventKind.QUEUED if is_release else EventKind.CANCELLED
+        is_release, kind = statement == RELEASE, _KINDS[statement]
 
         def leave(transaction: Transaction) -> set[int] | None:
             values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now}

@@ -91,8 +91,6 @@ WHERE NOT {paused}
 
 # A claim ranks more mail than it takes, so that what becomes due at once is soon in order.
 _RANKED_AT_ONCE = 2
-# A lane with due mail gets at least one part of this many of a claim, if the claim is so large.
-_PARTS_OF_A_CLAIM = 20
 
 
 class Claims(Moves):
@@ -117,7 +115,8 @@ class Claims(Moves):
         values: dict[str, Any] = {"now": now, "token": token, "lease_until": lease_until}
         if mails is not None:
             values["mails"] = packed(mails)
-        urgent_first, kept = sorted(lanes), limit // _PARTS_OF_A_CLAIM
+        urgent_first = sorted(lanes)
+        kept = self._lane_shares.take(limit, urgent_first)
 
         def claim(transaction: Transaction) -> list[Delivery]:
             if mails is None:
@@ -129,16 +128,15 @@ class Claims(Moves):
                 """Claim mail of a lane. Return whether it may have more."""
                 most = limit - kept_for_others - sum(map(len, claimed.values()))
                 if most <= 0:
-                    return False
+                    return True
                 found = claim_in(transaction, {**values, "lane": lane, "most": most})
                 claimed[lane] += rows.deliveries(found, token)
                 return len(found) == most
 
-            others = range(len(urgent_first) - 1, -1, -1)
             full = [
                 lane
-                for lane, less_urgent in zip(urgent_first, others, strict=True)
-                if take(lane, less_urgent * kept)
+                for lane in urgent_first
+                if take(lane, sum(part for other, part in kept.items() if other > lane))
             ]
             for lane in full:
                 take(lane, 0)
@@ -171,7 +169,7 @@ class Claims(Moves):
         """Return the first deliveries of a lane that are due, the longest due first."""
         with self._look() as transaction:
             found = transaction.execute(HEAD, {"lane": lane, "now": now, "most": most})
-        return rows.deliveries(found, token="")
+        return rows.deliveries(found, token="")[:most]
 
     def recall_queued(self, now: float, *, was: float, made_after: float = 0.0) -> int:
         """Make deliveries due now that were due by `was`, before the clock was set back.

@@ -18,7 +18,7 @@ from typing import Any
 from mailer.message import Status
 from mailer.message.events import AnyEvent, EventKind
 from mailer.message.ports import Outlet
-from mailer.policy import TenantRules
+from mailer.policy import LaneShares, TenantRules
 from mailer.store import erasing, rows
 from mailer.store.callers import CallersTransaction
 from mailer.store.database import Database
@@ -104,6 +104,7 @@ class Moves(Database):
         self._outlet: Outlet = outlet or Nobody()
         self._rules: TenantRules = rules or TenantRules()
         self._marks: Marks = Marks()
+        self._lane_shares: LaneShares = LaneShares()
 
     # The values of a move have `now` if it finishes deliveries or has an event.
 

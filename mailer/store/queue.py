@@ -139,6 +139,7 @@ WITH lapsed AS MATERIALIZED (
 UPDATE mailer_delivery
 SET status = 'doubtful',
     doubts = doubts + 1,
+    rank = NULL,
     lease_until = NULL,
     reply = 'the worker died or lost its connection before the reply was recorded',
     due_at = CASE WHEN on_doubt = 'resend' AND doubts = 0 THEN :resend_at END
@@ -164,7 +165,7 @@ ORDER BY expires_at LIMIT :most
 """
 OVERDUE_OF = """
 SELECT id, {private} FROM mailer_delivery
-WHERE mail_id {mails} AND COALESCE(status, '') = 'queued' AND expires_at <= :now
+WHERE mail_id {mails} AND {waiting} AND expires_at <= :now
 ORDER BY expires_at LIMIT :most
 """
 EXPIRE = """
@@ -314,7 +315,7 @@ class Queue(Claims):
         return self._transact(resend)
 
     def expire_overdue(self, now: float, mails: Collection[str] | None = None) -> set[int]:
-        """Expire deliveries after their `expires_at`, step by step: queued -> expired.
+        """Expire deliveries after their `expires_at`, step by step: queued or held -> expired.
 
         With `mails`, the ids of mails, expire those of no other mail.
         """

@@ -21,15 +21,26 @@ from mailer.store.transactions import Transaction
 _RELEASED_AT_ONCE = 1000
 
 # Step by step through the index, however much mail each tenant has.
-WAITING_TENANTS = """
+WAITING_TENANTS = (
+    """
 WITH RECURSIVE waiting (tenant) AS (
     SELECT MIN(tenant) FROM mailer_delivery WHERE {over_quota}
     UNION ALL
     SELECT (
         SELECT MIN(tenant) FROM mailer_delivery WHERE {over_quota} AND tenant > waiting.tenant)
     FROM waiting WHERE waiting.tenant IS NOT NULL)
-SELECT tenant FROM waiting WHERE tenant IS NOT NULL
+SELECT tenant FROM waiting WHERE tenant IS NOT NULL AND (
 """
+    + " OR ".join(
+        f"""EXISTS (
+    SELECT 1 FROM mailer_delivery
+    WHERE {{over_quota}} AND tenant = waiting.tenant AND lane = {lane:d} AND due_at <= :now
+        AND (expires_at IS NULL OR expires_at > :now))
+"""
+        for lane in Lane
+    )
+    + ")"
+)
 USED = """
 SELECT tenant, seconds, used FROM mailer_quota WHERE began_at + seconds > :now
 """
@@ -43,6 +54,9 @@ ON CONFLICT (tenant, seconds) DO UPDATE SET
         WHEN excluded.began_at > mailer_quota.began_at THEN excluded.began_at
         ELSE mailer_quota.began_at END
 RETURNING used
+"""
+FORGET = """
+DELETE FROM mailer_quota WHERE began_at + seconds < :before RETURNING tenant
 """
 USE = "UPDATE mailer_quota SET used = used + :number WHERE tenant = :tenant RETURNING used"
 OVER_QUOTA = """
@@ -88,7 +102,7 @@ class Quotas(Moves):
     def release_within_quotas(self, now: float) -> set[int]:
         """Release some mail of each tenant whose quotas are not used up: held -> queued."""
         with self._look() as transaction:
-            waiting = [tenant for (tenant,) in transaction.execute(WAITING_TENANTS, {})]
+            waiting = [tenant for (tenant,) in transaction.execute(WAITING_TENANTS, {"now": now})]
             used = transaction.execute(USED, {"now": now}) if waiting else []
         used_up = self._used_up({(tenant, seconds): number for tenant, seconds, number in used})
         released: set[int] = set()
@@ -96,6 +110,10 @@ class Quotas(Moves):
             if tenant not in used_up:
                 released |= self._transact(partial(self._release, tenant=tenant, now=now))
         return released
+
+    def purge_quotas(self, before: float) -> int:
+        """Forget quotas whose last period ended before a time. Return their number."""
+        return len(self._transact(lambda done: done.execute(FORGET, {"before": before})))
 
     def tenants(self, now: float) -> list[TenantStatus]:
         """Return the tenants that have mail waiting, or have sent mail under a quota."""

@@ -60,7 +60,7 @@ WHERE bulk_id = :id AND delivery_id > :after
 ORDER BY delivery_id LIMIT :most
 """
 ERASE_OWN_PARTS = """
-UPDATE mailer_bulk_recipient SET own = ''
+UPDATE mailer_bulk_recipient SET own = '', time_zone = NULL
 WHERE delivery_id {ids} AND own <> '' AND EXISTS (
     SELECT 1 FROM mailer_delivery
     WHERE id = delivery_id AND COALESCE(finished_at, :before + 1) <= :before)

@@ -251,7 +251,7 @@ def place(row: Row) -> Row:
 
 
 def first_places(places: Sequence[Row], *, if_none: float | None) -> dict[str, float | None]:
-    """Return the first due time of mail without a rank, and the first rank."""
+    """Return the earliest due time of mail without a rank, and the lowest rank."""
     times = [due_at for due_at, rank in places if rank is None]
     ranks = [rank for _due_at, rank in places if rank is not None]
     return {"time": min(times, default=if_none), "rank": min(ranks, default=if_none)}

@@ -22,12 +22,20 @@ LAST_SEEN = """
 SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
     (SELECT due_at FROM mailer_chore WHERE name = :sweep AND due_at <= :until)
 """
-COUNT_DUE = """
-SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
+_DUE_PARTS = ("{plain} AND due_at <= :now", "{ranked}", "{unranked} AND due_at <= :now")
+_DUE = " UNION ALL ".join(
+    f"""
+SELECT mail_id FROM (
     SELECT mail_id FROM mailer_delivery
-    WHERE status = 'queued' AND lane = :lane AND due_at <= :now
-        AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-    LIMIT {most_unless_paused}) AS counted
+    WHERE {part} AND lane = :lane
+        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
+    LIMIT {{most_unless_paused}}) AS part_{number}
+"""
+    for number, part in enumerate(_DUE_PARTS)
+)
+COUNT_DUE = f"""
+SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
+    SELECT mail_id FROM ({_DUE}) AS due LIMIT {{most_unless_paused}}) AS counted
 """
 # A date after :latest was written by a clock that ran ahead: it must not stop the chore until then.
 CHORE_IS_DONE = """

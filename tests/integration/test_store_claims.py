@@ -1,6 +1,7 @@
 """Claims: the order of deliveries, and that no two workers get the same one."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from mailer.message import Delivery, Lane, OnDoubt, Status
+from mailer.policy import LaneShares
 from mailer.store import Store
 from tests.mails import LATER, NOW, bring, claim, emptied, insert, record, row, table
 from tests.plans import plan_of
@@ -66,19 +68,27 @@ def test_scheduled_mail_waits_for_its_time(store: Store) -> None:
 
 
 def test_no_lane_starves(store: Store) -> None:
-    """Beside a lane that fills each claim, the less urgent lanes get a part; unused parts go back.
-
-    A small claim takes the most urgent mail only.
-    """
+    """Beside a lane that fills each claim, less urgent lanes get a part; unused parts go back."""
+    store._lane_shares = LaneShares()
     for lane, number in ((Lane.CRITICAL, 60), (Lane.NORMAL, 60), (Lane.BULK, 1)):
         for _ in range(number):
             insert(store, "ada@example.com", lane=lane)
 
-    assert [one.lane for one in claim(store, 10)] == [Lane.CRITICAL] * 10
     lanes = [one.lane for one in claim(store, 40)]
     assert lanes == [Lane.CRITICAL] * 37 + [Lane.NORMAL] * 2 + [Lane.BULK]
     lanes = [one.lane for one in claim(store, 40)]
-    assert lanes == [Lane.CRITICAL] * 13 + [Lane.NORMAL] * 27
+    assert lanes == [Lane.CRITICAL] * 23 + [Lane.NORMAL] * 17
+
+
+def test_no_lane_starves_if_claims_are_small(store: Store) -> None:
+    """Of twenty claims of one mail, each less urgent lane gets one."""
+    store._lane_shares = LaneShares()
+    for lane in Lane:
+        insert(store, *(f"{number}@example.com" for number in range(20)), lane=lane)
+
+    lanes = Counter(claimed.lane for _ in range(20) for claimed in claim(store, 1))
+
+    assert lanes == {Lane.CRITICAL: 18, Lane.NORMAL: 1, Lane.BULK: 1}
 
 
 def test_a_claim_of_mails_takes_no_others(store: Store) -> None:
@@ -238,6 +248,8 @@ def claim_of_mails(store: Store) -> list[Delivery]:
         pytest.param(claim, DUE, id="claim"),
         pytest.param(claim_of_mails, "ix_mailer_delivery_mail_id", id="claim of mails"),
         pytest.param(lambda store: store.is_due(NOW), DUE, id="is anything due"),
+        pytest.param(lambda store: store.due(NOW), DUE, id="due mails"),
+        pytest.param(lambda store: store.head(Lane.NORMAL, now=NOW, most=9), DUE, id="head"),
         pytest.param(lambda store: store.requeue_lapsed_claims(NOW), LEASED, id="lapsed claims"),
         pytest.param(
             lambda store: store.doubt_lapsed_transmissions(NOW, resend_at=LATER),

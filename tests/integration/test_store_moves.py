@@ -117,6 +117,11 @@ BULKS = {
         advance(BulkState.RUNNING, lambda store, bulk: store.release_held(bulk, now=NOW, most=1)),
         bulk_sends.bring,
     ),
+    "expire_held": Verb(
+        [Status.EXPIRED],
+        advance(BulkState.RUNNING, lambda store, bulk: store.expire_held(bulk, now=NOW)),
+        bulk_sends.bring,
+    ),
     "hold_again": Verb(
         [Status.HELD],
         advance(BulkState.PAUSED, lambda store, bulk: store.hold_again(bulk)),
