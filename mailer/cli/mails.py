@@ -173,6 +173,8 @@ def _when(delivery: DeliveryStatus) -> str:
     """Return the time of a delivery's end, or else that of its next try, in words."""
     if delivery.is_being_tried:
         return "being tried now"
+    if delivery.status is Status.HELD and delivery.due_at:
+        return f"for the quota of {printable(delivery.tenant or '')}"
     if (
         delivery.finished_at is None
         and delivery.due_at

@@ -91,6 +91,8 @@ class Feeder:
                 if self._store.expire_held(bulk.id, now=now) is None:
                     break
             return
+        # All that is queued, also what waits at a limit: a pause has to hold it again.
+        share = min(share, _WINDOW - progress.queued)
         if zones is None:
             self._release_up_to(share, partial(self._store.release_held, bulk.id, now=now))
             return

@@ -19,8 +19,8 @@ _URGENT_SECONDS = 0.25
 class Overtaking:
     """The looks for more urgent mail during one batch.
 
-    The mail is claimed with the token of the batch, so that the black box of the batch and the release
-    at its end cover it.
+    The mail is claimed with the token of the batch, so that the black box of the batch and the
+    release at its end cover it.
     """
 
     def __init__(

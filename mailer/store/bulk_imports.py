@@ -74,7 +74,10 @@ SET is_complete = (:state <> 'cancelled'), importer = NULL,
         WHEN :state = 'running' AND state = 'importing' AND reason IS NOT NULL THEN 'paused'
         WHEN :state = 'cancelled' OR state = 'importing' THEN :state
         ELSE state END,
-    reason = COALESCE(:reason, reason)
+    reason = CASE
+        WHEN state = 'importing' AND reason IS NOT NULL AND :state = 'ready'
+        THEN reason || '; ' || :reason
+        ELSE COALESCE(:reason, reason) END
 WHERE id = :id AND importer = :importer AND NOT is_complete
 RETURNING id
 """

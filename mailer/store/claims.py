@@ -62,7 +62,9 @@ UPDATE mailer_delivery SET due_at = :now
 WHERE id IN (SELECT id FROM early)
 RETURNING id
 """
-RECALLS = tuple(RECALL.replace("{part}", part) for part in ("{plain}", "{unranked}"))
+RECALLS = tuple(
+    RECALL.replace("{part}", part) for part in ("{plain}", "{unranked}", "{over_quota}")
+)
 _IS_DUE_IN = """
 SELECT due_at, rank FROM mailer_delivery
 WHERE {part} AND lane = :lane

@@ -144,7 +144,7 @@ class Decisions(Moves):
     def cancel_if_due_before(
         self, before: float, *, now: float, lanes: Iterable[Lane] = tuple(Lane)
     ) -> Iterator[set[int]]:
-        """Cancel deliveries that are due before a time, step by step: queued or held -> cancelled."""
+        """Cancel deliveries due before a time, step by step: queued or held -> cancelled."""
         for lane in lanes:
             values = {"lane": lane, "before": before, "now": now, "most": MOVED_AT_ONCE}
             kind = EventKind.CANCELLED

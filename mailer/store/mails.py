@@ -148,7 +148,10 @@ class Mails(Moves):
         tenant, now = envelope.tenant, message.created_at
         has_quota = bool(self._rules.quotas_of(tenant))
         ranks: Sequence[float | None] = [None] * len(envelope.recipients)
-        if tenant != NO_TENANT and not has_quota and envelope.due_at <= now:
+        # A caller's transaction reads nothing of others: in SERIALIZABLE, they would conflict. The
+        # claim ranks its mail.
+        is_own = isinstance(transaction, Transaction)
+        if is_own and tenant != NO_TENANT and not has_quota and envelope.due_at <= now:
             tenants = [tenant] * len(envelope.recipients)
             ranks = turns.next_ranks(transaction, self._rules, envelope.lane, tenants, now=now)
         status = Status.HELD if has_quota else Status.QUEUED

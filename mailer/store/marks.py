@@ -2,7 +2,7 @@
 
 While some transaction stays open, PostgreSQL keeps all versions of the rows that were delivered
 since, and a claim that starts at the beginning of its index reads past them: 10 ms for each 100,000
-mails. A mark is a hint: mail that was given back, or that is committed late, lies before it. So from
+mails. A mark is a hint: mail that was given back, or that is committed late, lies before it. From
 time to time, within a twentieth of the time, a statement starts at the beginning.
 
 Claims, the question whether mail is due, and lapsed leases use marks. The rank of a new mail of a

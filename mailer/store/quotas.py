@@ -19,6 +19,8 @@ from mailer.store.transactions import Transaction
 
 # More mail of a tenant is released by the next claim or sweep.
 _RELEASED_AT_ONCE = 1000
+# In seconds: a period that begins so much later than the next one was written by a wrong clock.
+_WRONG_CLOCK = 3600.0
 
 # Step by step through the index, however much mail each tenant has.
 WAITING_TENANTS = (
@@ -42,19 +44,23 @@ SELECT tenant FROM waiting WHERE tenant IS NOT NULL AND (
     + ")"
 )
 USED = """
-SELECT tenant, seconds, used FROM mailer_quota WHERE began_at + seconds > :now
+SELECT tenant, seconds, used FROM mailer_quota
+WHERE began_at + seconds > :now AND began_at <= :now + seconds + :wrong
 """
-# Locks the quota. If the clock was set back, the period stays the same.
+# Locks the quota. If the clock was set back, the period stays the same, unless a clock that was far
+# ahead has begun it.
 OPEN_PERIOD = """
 INSERT INTO mailer_quota (tenant, seconds, began_at, used)
 VALUES (:tenant, :seconds, :began_at, 0)
 ON CONFLICT (tenant, seconds) DO UPDATE SET
-    used = CASE WHEN excluded.began_at > mailer_quota.began_at THEN 0 ELSE mailer_quota.used END,
-    began_at = CASE
-        WHEN excluded.began_at > mailer_quota.began_at THEN excluded.began_at
-        ELSE mailer_quota.began_at END
+    used = CASE WHEN {another_period} THEN 0 ELSE mailer_quota.used END,
+    began_at = CASE WHEN {another_period} THEN excluded.began_at ELSE mailer_quota.began_at END
 RETURNING used
-"""
+""".replace(
+    "{another_period}",
+    "(excluded.began_at > mailer_quota.began_at"
+    " OR mailer_quota.began_at > excluded.began_at + :seconds + :wrong)",
+)
 FORGET = """
 DELETE FROM mailer_quota WHERE began_at + seconds < :before RETURNING tenant
 """
@@ -85,7 +91,12 @@ def lock_quota(
     """Lock the quotas of a tenant. Return what is left of them, or None if it has none."""
     left = []
     for quota in sorted(rules.quotas_of(tenant), key=lambda quota: quota.seconds):
-        values = {"tenant": tenant, "seconds": quota.seconds, "began_at": now - now % quota.seconds}
+        values = {
+            "tenant": tenant,
+            "seconds": quota.seconds,
+            "began_at": now - now % quota.seconds,
+            "wrong": _WRONG_CLOCK,
+        }
         [(used,)] = transaction.execute(OPEN_PERIOD, values)
         left.append(max(0, quota.amount - used))
     return min(left, default=None)
@@ -103,7 +114,7 @@ class Quotas(Moves):
         """Release some mail of each tenant whose quotas are not used up: held -> queued."""
         with self._look() as transaction:
             waiting = [tenant for (tenant,) in transaction.execute(WAITING_TENANTS, {"now": now})]
-            used = transaction.execute(USED, {"now": now}) if waiting else []
+            used = transaction.execute(USED, {"now": now, "wrong": _WRONG_CLOCK}) if waiting else []
         used_up = self._used_up({(tenant, seconds): number for tenant, seconds, number in used})
         released: set[int] = set()
         for tenant in waiting:
@@ -119,7 +130,7 @@ class Quotas(Moves):
         """Return the tenants that have mail waiting, or have sent mail under a quota."""
         with self._read() as transaction:
             waiting = transaction.execute(WAITING, {})
-            used = transaction.execute(USED, {"now": now})
+            used = transaction.execute(USED, {"now": now, "wrong": _WRONG_CLOCK})
         numbers = {(tenant, status): number for tenant, status, number in waiting}
         periods = {(tenant, seconds): number for tenant, seconds, number in used}
         names = {tenant for tenant, _status in numbers} | {tenant for tenant, _seconds in periods}
@@ -159,6 +170,8 @@ class Quotas(Moves):
         for lane in Lane:
             values: dict[str, Any] = {"tenant": tenant, "lane": lane, "now": now}
             found = transaction.execute(OVER_QUOTA, {**values, "most": most - len(released)})
+            if not found:
+                continue
             ids = [number for (number,) in found]
             ranks = turns.next_ranks(transaction, self._rules, lane, [tenant] * len(ids), now=now)
             places = packed(zip(ids, ranks, strict=True))

@@ -22,7 +22,13 @@ LAST_SEEN = """
 SELECT (SELECT MAX(seen_at) FROM mailer_worker WHERE seen_at <= :until),
     (SELECT due_at FROM mailer_chore WHERE name = :sweep AND due_at <= :until)
 """
-_DUE_PARTS = ("{plain} AND due_at <= :now", "{ranked}", "{unranked} AND due_at <= :now")
+# Mail of a tenant with a quota begins as held, and only workers release it.
+_DUE_PARTS = (
+    "{plain} AND due_at <= :now",
+    "{ranked}",
+    "{unranked} AND due_at <= :now",
+    "{over_quota} AND due_at <= :now",
+)
 _DUE = " UNION ALL ".join(
     f"""
 SELECT mail_id FROM (

@@ -11,6 +11,7 @@ from mailer.policy import Quota, TenantRules
 from mailer.store import Store
 from tests import bulk_sends
 from tests.mails import NOW, a_message, claim, emptied, insert, mark, record, table
+from tests.plans import executed
 
 DAY = 86_400
 
@@ -287,6 +288,65 @@ def test_a_clock_that_was_set_back_opens_no_new_period(store: Store) -> None:
     store.release_within_quotas(NOW)
 
     assert len(store.release_within_quotas(NOW - 600)) == 0
+
+
+def test_a_period_that_a_wrong_clock_has_begun_ends(store: Store) -> None:
+    """A clock that was a year ahead does not use up the quotas of that year."""
+    quota(store, tenant=(2, DAY))
+    year = 365 * DAY
+    queue(store, "tenant", 2, at=NOW + year)
+    store.release_within_quotas(NOW + year)
+    queue(store, "tenant", 3)
+
+    assert len(store.release_within_quotas(NOW)) == 2
+
+
+def test_mail_over_a_quota_is_recalled_as_well(store: Store) -> None:
+    """After the clock was set back, mail that was held for a quota gets due like other mail."""
+    quota(store, tenant=(2, 60))
+    queue(store, "tenant", 1, at=NOW + 7200)
+
+    assert store.recall_queued(NOW, was=NOW + 7201) == 1
+    assert len(store.release_within_quotas(NOW)) == 1
+
+
+def test_an_expired_bulk_send_uses_no_quota(store: Store) -> None:
+    """Mail of a bulk send that has expired is expired at once, and leaves the quota to others."""
+    quota(store, tenant=(2, DAY))
+    bulk = bulk_sends.make(store, 10, tenant="tenant", expires_at=NOW + 60)
+    queue(store, "tenant", 2)
+
+    assert len(store.expire_held(bulk.id, now=NOW + 60) or ()) == 10
+    assert store.bulk_progress(bulk.id, now=NOW + 60).expired == 10
+    assert len(store.release_within_quotas(NOW + 60)) == 2
+
+
+def test_single_mail_uses_a_quota_before_bulk_sends(store: Store) -> None:
+    """In a new period, a code that was held goes before the bulk send that used up the quota."""
+    quota(store, tenant=(2, DAY))
+    bulk = bulk_sends.make(store, 10, tenant="tenant")
+    store.release_held(bulk.id, now=NOW, most=10)
+    queue(store, "tenant", 1, lane=Lane.CRITICAL)
+    tomorrow = NOW + DAY
+
+    store.release_within_quotas(tomorrow)
+    store.release_held(bulk.id, now=tomorrow, most=10)
+
+    assert Counter(one.lane for one in claim(store, now=tomorrow)) == {
+        Lane.CRITICAL: 1,
+        Lane.BULK: 3,
+    }
+
+
+def test_scheduled_mail_of_many_tenants_costs_no_transaction(store: Store) -> None:
+    """Tenants whose mail is due later are not looked at one by one."""
+    store._rules = TenantRules(quotas={"*": (Quota(5, 60),)})
+    for number in range(20):
+        queue(store, f"tenant{number}", due_at=NOW + DAY)
+
+    statements = executed(store, lambda store: store.release_within_quotas(NOW))
+
+    assert not any("mailer_quota (" in statement for statement, _values in statements)
 
 
 def test_the_tenants_and_their_quotas_are_shown(store: Store) -> None:

@@ -40,7 +40,7 @@ def shop(open_shop: OpenShop, recorder: Recorder) -> Iterator[Flask]:
     """Yield an app whose mail goes to the recorder when the test delivers it."""
     app = open_shop(MAIL_SERVER=recorder.host, MAIL_PORT=str(recorder.port))
     app.jinja_loader.mapping["body.txt"] = app.jinja_loader.mapping["body.html"] = "{{ body|safe }}"  # type: ignore[union-attr]
-    app.extensions["mailer"].intake.bell.ring = lambda mails=(): True
+    app.extensions["mailer"].intake.bell.ring = lambda mails=(), *, lanes=(): True
     with app.app_context():
         yield app
         dispatcher_of(app).hang_up()

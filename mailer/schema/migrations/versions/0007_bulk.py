@@ -133,6 +133,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("UPDATE mailer_version SET readable_from = '0004'")
     # An older worker can't render them, and does not know `held`.
+    op.execute("DELETE FROM mailer_delivery WHERE mail_id IN (SELECT id FROM mailer_bulk)")
+    op.execute("DELETE FROM mailer_attachment WHERE mail_id IN (SELECT id FROM mailer_bulk)")
     op.execute("DELETE FROM mailer_message WHERE id IN (SELECT id FROM mailer_bulk)")
     for table in ("count", "error", "recipient", "zone"):
         op.drop_table(f"mailer_bulk_{table}")
