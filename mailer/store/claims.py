@@ -10,7 +10,7 @@ from typing import Any
 from mailer.message import Delivery, Lane, id_at
 from mailer.store import rows, turns
 from mailer.store.moves import MOVED_AT_ONCE, Moves
-from mailer.store.sql import packed
+from mailer.store.sql import packed, union_all
 from mailer.store.transactions import Row, Transaction
 
 # States are literals, not parameters: otherwise, the partial indexes would not be used.
@@ -44,14 +44,13 @@ WITH due AS MATERIALIZED (
         AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
     ORDER BY due_at LIMIT {{most_unless_paused}} {{lock}})
 {_CLAIM_DUE}"""
-HEAD = """
-SELECT * FROM (
-    SELECT {delivery} FROM mailer_delivery
-    WHERE {plain} AND lane = :lane AND due_at <= :now ORDER BY due_at LIMIT :most) AS plain
-UNION ALL SELECT * FROM (
-    SELECT {delivery} FROM mailer_delivery
-    WHERE {ranked} AND lane = :lane ORDER BY rank LIMIT :most) AS ranked
-"""
+HEAD = union_all(
+    f"""
+    SELECT {{delivery}} FROM mailer_delivery
+    WHERE {part} AND lane = :lane ORDER BY {order} LIMIT :most
+    """
+    for part, order in (("{plain} AND due_at <= :now", "due_at"), ("{ranked}", "rank"))
+)
 RECALL = """
 WITH early AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -65,20 +64,19 @@ RETURNING id
 RECALLS = tuple(
     RECALL.replace("{part}", part) for part in ("{plain}", "{unranked}", "{over_quota}")
 )
-_IS_DUE_IN = """
-SELECT due_at, rank FROM mailer_delivery
-WHERE {part} AND lane = :lane
-    AND (expires_at IS NULL OR expires_at > :now) {unless_paused}
-ORDER BY {order} LIMIT {most_unless_paused}
-"""
 _DUE_PARTS = {
     "{plain} AND due_at >= :due_from AND due_at <= :now": "due_at",
     "{ranked} AND rank >= :rank_from": "rank",
     "{unranked} AND due_at <= :now": "due_at",
 }
-IS_DUE = " UNION ALL ".join(
-    f"SELECT * FROM ({_IS_DUE_IN.replace('{part}', part).replace('{order}', order)}) AS by_{number}"
-    for number, (part, order) in enumerate(_DUE_PARTS.items())
+IS_DUE = union_all(
+    f"""
+    SELECT due_at, rank FROM mailer_delivery
+    WHERE {part} AND lane = :lane
+        AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
+    ORDER BY {order} LIMIT {{most_unless_paused}}
+    """
+    for part, order in _DUE_PARTS.items()
 )
 NEXT_DUE = """
 SELECT MIN(due_at) FROM (
@@ -89,7 +87,6 @@ SELECT MIN(due_at) FROM (
     WHERE {unranked} AND lane = :lane AND due_at > :now AND due_at <= :before) AS coming
 WHERE NOT {paused}
 """
-
 
 # A claim ranks more mail than it takes, so that what becomes due at once is soon in order.
 _RANKED_AT_ONCE = 2

@@ -8,7 +8,7 @@ from mailer.store import outlook
 from mailer.store.erasing import LOCK_MAILS
 from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, Moves
 from mailer.store.outlook import Outlook
-from mailer.store.sql import packed
+from mailer.store.sql import packed, union_all
 from mailer.store.transactions import Transaction
 
 _RESTING = """
@@ -46,14 +46,13 @@ WHERE id IN (SELECT id FROM resting)
 RETURNING id
 """
 _PARTS = ("{plain}", "{ranked}", "{unranked}", "{over_quota}")
-DUE_BEFORE = " UNION ALL ".join(
+DUE_BEFORE = union_all(
     f"""
-SELECT * FROM (
     SELECT id, {{private}} AS mail_id FROM mailer_delivery
     WHERE {part} AND lane = :lane AND due_at < :before
-    LIMIT :most) AS part_{place}
-"""
-    for place, part in enumerate(_PARTS)
+    LIMIT :most
+    """
+    for part in _PARTS
 )
 CANCEL = """
 WITH due AS MATERIALIZED (

@@ -85,6 +85,12 @@ def insert_into(table: str, columns: Iterable[str]) -> str:
     return f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{column}' for column in columns)})"
 
 
+def union_all(selects: Iterable[str]) -> str:
+    """Return one statement of several that each have an order, a limit or locks of their own."""
+    parts = (f"SELECT * FROM ({select}) AS part_{place}" for place, select in enumerate(selects))
+    return " UNION ALL ".join(parts)
+
+
 def packed(values: Iterable[Any]) -> str:
     """Return a list, or the rows of a table of values, as one parameter."""
     return json.dumps(list(values))

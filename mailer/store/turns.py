@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from mailer.message import Lane
 from mailer.policy import TenantRules, ranks
 from mailer.store.callers import CallersTransaction
-from mailer.store.sql import packed
+from mailer.store.sql import packed, union_all
 from mailer.store.transactions import Row, Transaction
 
 ENDS = """
@@ -32,22 +32,20 @@ SELECT
 FROM {flows}
 """
 # Mail that waited at a limit or for a relay has had its turn: it does not queue up again.
-UNRANKED = " UNION ALL ".join(
+UNRANKED = union_all(
     f"""
-SELECT * FROM (
     SELECT id, lane, tenant, attempts = 0 AND due_at > queued_at AS has_had_turn
     FROM mailer_delivery
     WHERE {{unranked}} AND lane = {lane:d} AND due_at <= :now
-    ORDER BY due_at LIMIT :most {{lock}}) AS of_lane_{lane:d}
-"""
+    ORDER BY due_at LIMIT :most {{lock}}
+    """
     for lane in Lane
 )
-IS_UNRANKED = " UNION ALL ".join(
+IS_UNRANKED = union_all(
     f"""
-SELECT * FROM (
     SELECT 1 FROM mailer_delivery
-    WHERE {{unranked}} AND lane = {lane:d} AND due_at <= :now LIMIT 1) AS of_lane_{lane:d}
-"""
+    WHERE {{unranked}} AND lane = {lane:d} AND due_at <= :now LIMIT 1
+    """
     for lane in Lane
 )
 RANK = """

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from mailer.message import Lane
 from mailer.store.database import Database
+from mailer.store.sql import union_all
 from mailer.store.transactions import Transaction
 
 BEAT = """
@@ -29,15 +30,14 @@ _DUE_PARTS = (
     "{unranked} AND due_at <= :now",
     "{over_quota} AND due_at <= :now",
 )
-_DUE = " UNION ALL ".join(
+_DUE = union_all(
     f"""
-SELECT mail_id FROM (
     SELECT mail_id FROM mailer_delivery
     WHERE {part} AND lane = :lane
         AND (expires_at IS NULL OR expires_at > :now) {{unless_paused}}
-    LIMIT {{most_unless_paused}}) AS part_{number}
-"""
-    for number, part in enumerate(_DUE_PARTS)
+    LIMIT {{most_unless_paused}}
+    """
+    for part in _DUE_PARTS
 )
 COUNT_DUE = f"""
 SELECT COUNT(*), COUNT(DISTINCT mail_id) FROM (
