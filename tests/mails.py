@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from mailer import schema
 from mailer.message import Address, Delivery, Envelope, Message, Outcome, Status, Verdict
-from mailer.policy import Move
+from mailer.policy import LaneShares, Move
 from mailer.store import Result, Store
+from mailer.store.marks import Marks
 
 NOW = 1_800_000_000.0
 LEASE = NOW + 300
@@ -154,6 +155,7 @@ def emptied(store: Store) -> Store:
     with store.engine.begin() as connection:
         for one in reversed(schema.metadata.sorted_tables):
             connection.execute(one.delete())
+    store._marks, store._lane_shares = Marks(), LaneShares()
     return store
 
 

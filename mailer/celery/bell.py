@@ -44,10 +44,10 @@ log: Logger = get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Line:
+class _RingQueue:
     """A queue of rings, which some lanes share, and its flag."""
 
-    queue: Queue | None  #: None: the one to which Celery routes the task
+    kombu: Queue | None  #: None: the queue to which Celery routes the task
     flag: "_SharedFlag | _OwnFlag"
     urged_at: float = -math.inf
 
@@ -71,9 +71,9 @@ class CeleryBell:
         self._inline = inline
         self._shows_addresses = settings.log_addresses
         self._flags = _Flags(settings, clock)
-        self._common = _Line(None, self._flags.make(""))
+        self._common = _RingQueue(None, self._flags.make(""))
         # The configuration of an application's own Celery app may change until the first ring.
-        self._lines: dict[Lane, _Line] = {}
+        self._queues: dict[Lane, _RingQueue] = {}
         self._probe: threading.Thread | None = None
         survive_forks(self)
 
@@ -107,7 +107,7 @@ class CeleryBell:
         if self._broker_is_down or self._is_eager:
             return
         try:
-            self._line_of_queue(queue).flag.clear()
+            self._queue_named(queue).flag.clear()
         except (redis.RedisError, OSError) as error:
             self._start_probe(error, tuple(Lane))
 
@@ -118,36 +118,36 @@ class CeleryBell:
 
     def _ring(self, lanes: Collection[Lane], *, urge: bool) -> bool:
         """Ring once in each queue of these lanes."""
-        lines = {id(line): line for line in map(self._line, lanes)}
-        heard = [self._ring_in(line, urge=urge) for line in lines.values()]
-        return all(heard)
+        queues = {id(queue): queue for queue in map(self._queue_for, lanes)}
+        rung = [self._ring_in(queue, urge=urge) for queue in queues.values()]
+        return all(rung)
 
-    def _ring_in(self, line: _Line, *, urge: bool) -> bool:
-        is_first, now = line.flag.set(), self._clock.monotonic()
+    def _ring_in(self, queue: _RingQueue, *, urge: bool) -> bool:
+        is_first, now = queue.flag.set(), self._clock.monotonic()
         if urge:
-            has_urged = now - line.urged_at < _UNANSWERED_SECONDS
-            if has_urged and not is_first and line.flag.age() >= _UNANSWERED_SECONDS:
+            has_urged = now - queue.urged_at < _UNANSWERED_SECONDS
+            if has_urged and not is_first and queue.flag.age() >= _UNANSWERED_SECONDS:
                 return False
-            line.urged_at = now
+            queue.urged_at = now
         if urge or is_first:
             options: dict[str, Any] = {"retry": True, "retry_policy": dict(ONE_TRY), **_NO_LIMITS}
-            if line.queue is not None:
-                options["queue"] = line.queue
+            if queue.kombu is not None:
+                options["queue"] = queue.kombu
             self._celery.send_task(SEND, ignore_result=True, **options)
         return True
 
-    def _line(self, lane: Lane) -> _Line:
-        """Return the line of a lane. If two threads make it, the first one is used."""
-        if (line := self._lines.get(lane)) is None:
+    def _queue_for(self, lane: Lane) -> _RingQueue:
+        """Return the queue of a lane. If two threads make it, the first one is used."""
+        if (found := self._queues.get(lane)) is None:
             queue = queue_of(self._celery, lane)
-            made = self._common if queue is None else _Line(queue, self._flags.make(lane.name))
-            line = self._lines.setdefault(lane, made)
-        return line
+            made = self._common if queue is None else _RingQueue(queue, self._flags.make(lane.name))
+            found = self._queues.setdefault(lane, made)
+        return found
 
-    def _line_of_queue(self, name: str) -> _Line:
-        for line in map(self._line, Lane):
-            if line.queue is not None and line.queue.name == name:
-                return line
+    def _queue_named(self, name: str) -> _RingQueue:
+        for queue in map(self._queue_for, Lane):
+            if queue.kombu is not None and queue.kombu.name == name:
+                return queue
         return self._common
 
     # --- while the broker is down ----------------------------------------------------------------

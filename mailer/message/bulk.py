@@ -185,7 +185,7 @@ class BulkZone:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a bulk send waits, and until when."""
+    """The reason why a bulk send waits, and the time until which it does."""
 
     reason: str
     until: float | None = None

@@ -27,7 +27,7 @@ _KNOWN = "Europe/London"  # every copy of the database has it
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Whether the hours of a zone are open at a time, and when that changes."""
+    """The state of a zone at a time: open or closed, and until when."""
 
     is_open: bool
     until: float | None = None  #: None: it never changes, or nobody knows

@@ -16,7 +16,7 @@ from mailer.settings import database
 from mailer.settings.broker import url_for_redis
 from mailer.settings.dkim import DkimKeys
 from mailer.settings.lanes import WorkerLanes
-from mailer.settings.machine_headers import MachineHeaders
+from mailer.settings.machine_headers import MachineHeaderNames
 from mailer.settings.messages import LOGINS, explain, origins
 from mailer.settings.namespace import check_namespace, namespace_of
 from mailer.settings.proxy import EnvironmentProxy, is_local
@@ -34,7 +34,7 @@ from mailer.settings.retries import RetrySettings
 from mailer.settings.secret_keys import flask_keys, read_secret_keys
 from mailer.settings.spelling import check_keys
 from mailer.settings.structured import FromJson
-from mailer.settings.tenants import Rates, Weights, read_quotas
+from mailer.settings.tenants import TenantQuotas, Weights, read_quotas
 
 __all__ = ["INBOX_PORT", "RelaySettings", "Settings", "keys"]
 
@@ -120,7 +120,7 @@ class Settings(RetrySettings):
         {},
         examples=['{"acme": 5, "*": 1}'],
     )
-    tenant_quotas: Rates = key(
+    tenant_quotas: TenantQuotas = key(
         "MAILER_TENANT_QUOTAS",
         "The mails that a tenant may send in a period, in the environment as JSON: what is over"
         " that is held until the next period. `*` is each tenant that is not named.",
@@ -185,7 +185,7 @@ class Settings(RetrySettings):
         "A prefix, followed by a space, for the subjects of `send_email`.",
         "",
     )
-    machine_headers: MachineHeaders = key(
+    machine_headers: MachineHeaderNames = key(
         "MAILER_MACHINE_HEADERS",
         "The headers that `send_email` and `send_bulk` add by themselves, as in `Auto-Submitted,"
         " Precedence`, or `none`.",

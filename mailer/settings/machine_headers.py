@@ -20,4 +20,4 @@ def _read(value: object) -> object:
     return tuple(_NAMES[name.lower()] for name in names)
 
 
-MachineHeaders = Annotated[tuple[str, ...], BeforeValidator(_read)]
+MachineHeaderNames = Annotated[tuple[str, ...], BeforeValidator(_read)]

@@ -21,7 +21,7 @@ def _checked_name(value: object) -> object:
 
 Name = Annotated[str, BeforeValidator(_checked_name)]
 Weights = Annotated[dict[Name, Weight], FromJson]
-Rates = Annotated[dict[Name, Rate], FromJson]
+TenantQuotas = Annotated[dict[Name, Rate], FromJson]
 
 
 def read_quotas(rates: Mapping[str, str]) -> dict[str, tuple[Quota, ...]]:

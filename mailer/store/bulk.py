@@ -29,7 +29,7 @@ from mailer.store.bulk_zones import (
     BulkZones,
 )
 from mailer.store.collation import id_by_byte
-from mailer.store.moves import MOVED_AT_ONCE, NOTE_HELD_AGAIN
+from mailer.store.moves import EVENT_OF, MOVED_AT_ONCE, NOTE_HELD_AGAIN
 from mailer.store.quotas import lock_quota, use_quota
 from mailer.store.sql import insert_into, packed
 from mailer.store.transactions import Transaction
@@ -120,21 +120,11 @@ FROM {places}
 WHERE {among_places} AND COALESCE(status, '') = 'held'
 RETURNING mailer_delivery.id
 """
-EXPIRE_HELD = """
-UPDATE mailer_delivery SET status = 'expired', finished_at = :now
+FINISH_HELD = """
+UPDATE mailer_delivery SET status = :to, finished_at = :now
 WHERE id {ids} AND COALESCE(status, '') = 'held'
 RETURNING id
 """
-CANCEL_HELD = """
-UPDATE mailer_delivery SET status = 'cancelled', finished_at = :now
-WHERE id {ids} AND COALESCE(status, '') = 'held'
-RETURNING id
-"""
-_KINDS = {
-    RELEASE: EventKind.QUEUED,
-    CANCEL_HELD: EventKind.CANCELLED,
-    EXPIRE_HELD: EventKind.EXPIRED,
-}
 HOLD_AGAIN = """
 WITH queued AS MATERIALIZED (
     SELECT id FROM mailer_delivery
@@ -317,7 +307,7 @@ class BulkSends(BulkZones):
 
         Return None if there is nothing to release.
         """
-        return self._leave_held(bulk_id, BulkState.RUNNING, RELEASE, now=now, most=most)
+        return self._leave_held(bulk_id, BulkState.RUNNING, Status.QUEUED, now=now, most=most)
 
     def release_held_in_zone(
         self, bulk_id: str, time_zone: str, *, now: float, most: int
@@ -327,7 +317,7 @@ class BulkSends(BulkZones):
         Return None if there is nothing to release.
         """
         return self._leave_held(
-            bulk_id, BulkState.RUNNING, RELEASE, now=now, most=most, time_zone=time_zone
+            bulk_id, BulkState.RUNNING, Status.QUEUED, now=now, most=most, time_zone=time_zone
         )
 
     def cancel_held(self, bulk_id: str, *, now: float) -> set[int] | None:
@@ -336,7 +326,7 @@ class BulkSends(BulkZones):
         Return None if there is nothing to cancel.
         """
         return self._leave_held(
-            bulk_id, BulkState.CANCELLED, CANCEL_HELD, now=now, most=MOVED_AT_ONCE
+            bulk_id, BulkState.CANCELLED, Status.CANCELLED, now=now, most=MOVED_AT_ONCE
         )
 
     def expire_held(self, bulk_id: str, *, now: float) -> set[int] | None:
@@ -345,24 +335,26 @@ class BulkSends(BulkZones):
         Return None if there is nothing to expire.
         """
         return self._leave_held(
-            bulk_id, BulkState.RUNNING, EXPIRE_HELD, now=now, most=MOVED_AT_ONCE
+            bulk_id, BulkState.RUNNING, Status.EXPIRED, now=now, most=MOVED_AT_ONCE
         )
 
     def _leave_held(
         self,
         bulk_id: str,
         state: BulkState,
-        statement: str,
+        to: Status,
         *,
         now: float,
         most: int,
         time_zone: str | None = None,
     ) -> set[int] | None:
         """Move the next deliveries that are held, if the bulk send is in this state."""
-        is_release, kind = statement == RELEASE, _KINDS[statement]
+        is_release = to is Status.QUEUED
+        statement = RELEASE if is_release else FINISH_HELD
+        kind = EventKind.QUEUED if is_release else EVENT_OF[to]
 
         def leave(transaction: Transaction) -> set[int] | None:
-            values: dict[str, Any] = {"id": bulk_id, "state": str(state), "now": now}
+            values: dict[str, Any] = {"id": bulk_id, "state": str(state), "to": str(to), "now": now}
             values |= {"most": max(most, _LOOKED_AT), "time_zone": time_zone}
             # Locked first, so that nothing is held again behind the place that is looked at.
             locked = transaction.execute(LOCK_IN_STATE, values)

@@ -144,13 +144,13 @@ class Claims(Moves):
         return self._transact(claim)
 
     def _claim_in_order(self, transaction: Transaction, values: Mapping[str, Any]) -> list[Row]:
-        with self._marks.of(("claim", values["lane"])) as places:
-            starts = {"due_from": places.time, "rank_from": places.rank}
+        with self._marks.of(("claim", values["lane"])) as (start, mark):
+            starts = {"due_from": start.time, "rank_from": start.rank}
             found = transaction.execute(CLAIM, {**values, **starts})
             # If it is full, there may be more of either kind.
             now = None if len(found) == values["most"] else values["now"]
             claimed = [rows.place(row) for row in found]
-            places.reached(**rows.first_places(claimed, if_none=now))
+            mark.reach(**rows.first_places(claimed, if_none=now))
         return found
 
     def _count_dead_rows(self, transaction: Transaction) -> None:
@@ -192,11 +192,11 @@ class Claims(Moves):
             return any(self._is_due_in(transaction, lane, now) for lane in lanes)
 
     def _is_due_in(self, transaction: Transaction, lane: Lane, now: float) -> bool:
-        with self._marks.of(("is due", lane)) as places:
+        with self._marks.of(("is due", lane)) as (start, mark):
             values: dict[str, Any] = {"lane": lane, "now": now, "most": 1}
-            values |= {"due_from": places.time, "rank_from": places.rank}
+            values |= {"due_from": start.time, "rank_from": start.rank}
             found = transaction.execute(IS_DUE, values)
-            places.reached(**rows.first_places(found, if_none=now))
+            mark.reach(**rows.first_places(found, if_none=now))
         return bool(found)
 
     def next_due(self, now: float, *, before: float) -> float | None:

@@ -12,7 +12,7 @@ tenant, and mail that becomes due and gets its rank, are looked up without.
 import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from mailer.store.transactions import Transaction
 
@@ -29,27 +29,29 @@ _SHARE = 0.05  # of the time, for statements that start at the beginning
 
 
 @dataclass(slots=True)
-class Places:
-    """The places where a statement starts: a time, and a rank."""
+class Mark:
+    """The place in an index where a statement starts: a time, and a rank."""
 
     time: float = 0.0
     rank: float = 0.0
-    changes: dict[str, float] = field(default_factory=dict[str, float])
+    starts_over_at: float = 0.0  #: on the monotonic clock
 
-    def reached(self, *, time: float | None = None, rank: float | None = None) -> None:
-        """Note the first time or rank that the statement has left in the index."""
+    def reach(self, *, time: float | None = None, rank: float | None = None) -> None:
+        """Move to the first time or rank that the statement has left in the index."""
         if time is not None:
-            self.changes["time"] = time - _TIME_MARGIN
+            self.time = time - _TIME_MARGIN
         if rank is not None:
-            self.changes["rank"] = rank - _RANK_MARGIN
+            self.rank = rank - _RANK_MARGIN
+
+
+_BEGINNING = Mark()
 
 
 class Marks:
     """The marks of one process, by statement. Threads share them: a lost change costs nothing."""
 
     def __init__(self) -> None:
-        self._places: dict[Hashable, Places] = {}
-        self._starts_over_at: dict[Hashable, float] = {}  # on the monotonic clock
+        self._marks: dict[Hashable, Mark] = {}
         self._counts_at = 0.0
         self._are_used = False
 
@@ -62,16 +64,11 @@ class Marks:
         self._are_used = dead > _MANY
 
     @contextmanager
-    def of(self, statement: Hashable) -> Iterator[Places]:
-        """Yield the places where a statement starts, which it moves to those it has reached."""
-        began = time.monotonic()
-        last = self._places.get(statement, Places())
-        goes_on = self._are_used and began < self._starts_over_at.get(statement, 0.0)
-        places = Places(last.time, last.rank) if goes_on else Places()
-        yield places
-        self._places[statement] = Places(
-            places.changes.get("time", last.time), places.changes.get("rank", last.rank)
-        )
+    def of(self, statement: Hashable) -> Iterator[tuple[Mark, Mark]]:
+        """Yield the place where a statement starts, and its mark, which it moves."""
+        mark, began = self._marks.setdefault(statement, Mark()), time.monotonic()
+        goes_on = self._are_used and began < mark.starts_over_at
+        yield (replace(mark) if goes_on else _BEGINNING), mark
         if not goes_on:
             ended = time.monotonic()
-            self._starts_over_at[statement] = ended + (ended - began) / _SHARE
+            mark.starts_over_at = ended + (ended - began) / _SHARE

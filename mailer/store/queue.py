@@ -284,18 +284,18 @@ class Queue(Claims):
 
     def requeue_lapsed_claims(self, now: float) -> set[int]:
         """Requeue deliveries whose worker is gone, and has not begun them: claimed -> queued."""
-        with self._marks.of("requeue") as places:
-            moved = self._move(REQUEUE_LAPSED, now=now, lapsed_from=places.time)
-            places.reached(time=now)
+        with self._marks.of("requeue") as (start, mark):
+            moved = self._move(REQUEUE_LAPSED, now=now, lapsed_from=start.time)
+            mark.reach(time=now)
         return moved
 
     def doubt_lapsed_transmissions(self, now: float, *, resend_at: float) -> set[int]:
         """Doubt deliveries whose worker is gone since it began them: transmitting -> doubtful."""
         values = {"now": now, "resend_at": resend_at}
-        with self._marks.of("doubt") as places:
-            values["lapsed_from"] = places.time
+        with self._marks.of("doubt") as (start, mark):
+            values["lapsed_from"] = start.time
             moved = self._move(DOUBT_LAPSED, kind=EventKind.DOUBTFUL, **values)
-            places.reached(time=now)
+            mark.reach(time=now)
         return moved
 
     def resend_doubtful(self, now: float, mails: Collection[str] | None = None) -> set[int]:

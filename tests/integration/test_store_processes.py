@@ -29,15 +29,7 @@ def recipients(store: Store) -> list[str]:
 
 def forked_unnoticed(work: Callable[[], object]) -> int:
     """Fork as C code does (uWSGI, for example), without running Python's hooks."""
-    pid: int = ctypes.PyDLL(None).fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
+    return forked(work, ctypes.PyDLL(None).fork)
 
 
 FORKS = pytest.mark.parametrize("fork", [forked, forked_unnoticed])

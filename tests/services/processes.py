@@ -23,9 +23,9 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([*_MAILER, *_CELERY])
 
 
-def forked(work: Callable[[], object]) -> int:
+def forked(work: Callable[[], object], fork: Callable[[], int] = os.fork) -> int:
     """Fork a child that does this work, which ends well if it raises nothing. Return its id."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
