@@ -51,17 +51,18 @@ SELECT id, message_id, subject, created_at, sensitive, erased_at,
 FROM mailer_message
 WHERE id {mails}
 """
+# + 0: with statistics of a small table, PostgreSQL would read all rows in the order of their ids.
 COPIES = """
 SELECT mail_id, id, recipient, status, lane, tenant, attempts, due_at, finished_at, reply, relay
 FROM mailer_delivery WHERE mail_id {mails}
-ORDER BY id
+ORDER BY id + 0
 """
 TRIES = """
 SELECT delivery_id, at, verdict, phase, mailer_attempt.reply, mailer_attempt.relay
 FROM mailer_attempt
 JOIN mailer_delivery ON mailer_delivery.id = delivery_id
 WHERE mail_id {mails}
-ORDER BY mailer_attempt.id
+ORDER BY mailer_attempt.id + 0
 """
 COUNT = """
 SELECT status, lane, COUNT(*), MIN(due_at) FROM mailer_delivery
